@@ -1,0 +1,45 @@
+# One obvious command for each habit.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+DEMO   ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps make an installation happen once, and again when what it installs changes.
+$(STAMPS)/demo: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo]'
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@mkdir -p $(STAMPS) && touch $@
+
+demo: $(STAMPS)/demo  ## train, profile, fit and run a multi-exit network on real digits
+	$(BIN)/eenet demo --out $(DEMO)
+
+test: $(STAMPS)/dev  ## the whole test suite
+	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+
+lint: $(STAMPS)/dev  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMPS)/dev  ## static types, strict
+	$(BIN)/mypy
+
+bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
+	$(BIN)/python benchmarks/resnet50.py
+	$(BIN)/python benchmarks/schedulers.py
+
+clean:  ## remove what the commands above made, the environment included
+	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,71 @@
+"""eenet: early exits that keep a budget.
+
+Names are loaded when first used, so that `import eenet` is quick and a scheduler can be used without a network.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AdaptiveModel": "eenet.runtime",
+    "AdaptiveOutput": "eenet.runtime",
+    "Decisions": "eenet.scheduler",
+    "EENet": "eenet.scheduler",
+    "EENetError": "eenet.errors",
+    "Entropy": "eenet.scheduler",
+    "ExitCosts": "eenet.costs",
+    "ExitRecords": "eenet.records",
+    "InfeasibleBudgetError": "eenet.errors",
+    "MaxProbability": "eenet.scheduler",
+    "MultiExitModel": "eenet.models",
+    "Patience": "eenet.scheduler",
+    "Scheduler": "eenet.scheduler",
+    "SearchedThresholds": "eenet.scheduler",
+    "StagedModel": "eenet.stages",
+    "Static": "eenet.scheduler",
+    "attach": "eenet.models",
+    "collect": "eenet.models",
+    "cut": "eenet.stages",
+    "load_scheduler": "eenet.scheduler",
+    "profile": "eenet.profiling",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - the keys are strings
+
+if TYPE_CHECKING:
+    from eenet.costs import ExitCosts as ExitCosts
+    from eenet.errors import EENetError as EENetError
+    from eenet.errors import InfeasibleBudgetError as InfeasibleBudgetError
+    from eenet.models import MultiExitModel as MultiExitModel
+    from eenet.models import attach as attach
+    from eenet.models import collect as collect
+    from eenet.profiling import profile as profile
+    from eenet.records import ExitRecords as ExitRecords
+    from eenet.runtime import AdaptiveModel as AdaptiveModel
+    from eenet.runtime import AdaptiveOutput as AdaptiveOutput
+    from eenet.scheduler import Decisions as Decisions
+    from eenet.scheduler import EENet as EENet
+    from eenet.scheduler import Entropy as Entropy
+    from eenet.scheduler import MaxProbability as MaxProbability
+    from eenet.scheduler import Patience as Patience
+    from eenet.scheduler import Scheduler as Scheduler
+    from eenet.scheduler import SearchedThresholds as SearchedThresholds
+    from eenet.scheduler import Static as Static
+    from eenet.scheduler import load_scheduler as load_scheduler
+    from eenet.stages import StagedModel as StagedModel
+    from eenet.stages import cut as cut
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'eenet' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,42 @@
+"""The exceptions of eenet: a small family, each also a subclass of what callers already catch."""
+
+from __future__ import annotations
+
+
+class EENetError(Exception):
+    """Base of every exception raised on purpose by eenet."""
+
+
+class InvalidInputError(EENetError, ValueError):
+    """A value from the caller is not usable; the message names it, what was expected and the way out."""
+
+
+class InfeasibleBudgetError(InvalidInputError):
+    """The budget cannot be met.
+
+    `smallest` is the smallest budget that can, in the unit of the costs.
+    """
+
+    def __init__(self, message: str, *, smallest: float) -> None:
+        super().__init__(message)
+        self.smallest = smallest
+
+
+class CutError(InvalidInputError):
+    """A network cannot be cut as asked; the message names the module and, where one is at fault, the tensor."""
+
+
+class FileFormatError(InvalidInputError):
+    """A file is damaged, of a newer schema, or of a format that eenet refuses to read."""
+
+
+class NotFittedError(EENetError, RuntimeError):
+    """A scheduler was used before `fit`."""
+
+
+class MissingExtraError(EENetError, ImportError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+class ReliabilityWarning(UserWarning):
+    """A result is usable but should be trusted less: a noisy measurement, a budget above the last exit."""

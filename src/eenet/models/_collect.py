@@ -1,0 +1,78 @@
+"""Running a multi-exit model over data to get records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eenet.errors import InvalidInputError
+from eenet.models._multi_exit import MultiExitModel
+from eenet.records import ExitRecords
+
+_LABEL_KEYS = ("labels", "label")
+
+
+def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
+    """The records of a model on the batches of a loader, in the loader's order.
+
+    A batch is (inputs, labels), a mapping with "labels", or inputs alone; inputs are a tensor, a tuple of arguments or
+    a mapping of keyword arguments. The model is run in inference mode and left as it was.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    logits: list[NDArray[np.float32]] = []
+    labels: list[NDArray[Any]] = []
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                args, kwargs, y = unpack(batch)
+                outputs = model(*_to(args, device), **_to(kwargs, device))
+                logits.append(torch.stack(outputs).float().cpu().numpy())
+                if y is not None:
+                    labels.append(np.asarray(y.cpu() if isinstance(y, Tensor) else y))
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not logits:
+        raise InvalidInputError("the loader gave no batch; expected at least one")
+    if labels and len(labels) != len(logits):
+        raise InvalidInputError(f"{len(labels)} of {len(logits)} batches have labels; give all of them labels, or none")
+    return ExitRecords.from_logits(np.concatenate(logits, axis=1), np.concatenate(labels) if labels else None)
+
+
+def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Positional arguments, keyword arguments and labels (or None) of one batch of a loader."""
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        kwargs = {name: value for name, value in batch.items() if name not in _LABEL_KEYS}
+        labels = next((batch[name] for name in _LABEL_KEYS if name in batch), None)
+        return (), kwargs, labels
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+    elif isinstance(batch, (tuple, list)) and len(batch) == 1:
+        inputs = batch[0]
+    else:
+        inputs = batch
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs), labels
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}, labels
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}, labels
+    raise InvalidInputError(
+        f"a batch holds {type(batch).__name__}; expected (inputs, labels), a mapping with 'labels', or inputs alone"
+    )
+
+
+def _to(values: Any, device: torch.device) -> Any:
+    if isinstance(values, dict):
+        return {name: _to(value, device) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_to(value, device) for value in values)
+    return values.to(device) if isinstance(values, Tensor) else values

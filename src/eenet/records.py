@@ -1,0 +1,192 @@
+"""ExitRecords: what N samples showed at K exits; the only thing a scheduler is fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eenet._files import read_arrays, write_arrays
+from eenet.errors import InvalidInputError
+from eenet.tasks import Evidence, softmax
+
+_SCHEMA = 1
+_SUM_TOLERANCE = 1e-3
+
+
+class ExitRecords:
+    """Evidence and utility of N samples at K exits with C classes.
+
+    `probabilities` (K, N, C) float32, a non-finite row stands for an output that was not finite; `predictions`
+    (K, N); `labels` (N,) or None; `utility` (K, N) in [0, 1], what stopping at each exit is worth, or None.
+    """
+
+    def __init__(
+        self,
+        probabilities: NDArray[np.float32],
+        predictions: NDArray[np.intp],
+        labels: NDArray[np.intp] | None,
+        utility: NDArray[np.float32] | None,
+    ) -> None:
+        self.probabilities = probabilities
+        self.predictions = predictions
+        self.labels = labels
+        self.utility = utility
+
+    @classmethod
+    def from_probabilities(cls, probabilities: ArrayLike, labels: ArrayLike | None = None) -> ExitRecords:
+        """Records of class probabilities (K, N, C) and labels (N,); without labels only costs can be replayed.
+
+        Raises `InvalidInputError` where a row is negative, not finite or does not sum to 1.
+        """
+        p = _float_array(probabilities, "probabilities")
+        if not np.isfinite(p).all():
+            k, n, c = np.argwhere(~np.isfinite(p))[0]
+            raise InvalidInputError(
+                f"probabilities[{k}, {n}, {c}] is {p[k, n, c]}: expected finite values; drop the sample, or use "
+                "from_logits, which lets a sample whose output is not finite go on to the last exit"
+            )
+        if (p < 0).any():
+            k, n, c = np.argwhere(p < 0)[0]
+            raise InvalidInputError(
+                f"probabilities[{k}, {n}, {c}] is {p[k, n, c]:.6g}, which is negative; for logits use from_logits"
+            )
+        sums = p.sum(axis=-1, dtype=np.float64)
+        if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
+            k, n = np.argwhere(np.abs(sums - 1) > _SUM_TOLERANCE)[0]
+            raise InvalidInputError(
+                f"probabilities[{k}, {n}] sums to {sums[k, n]:.6g}, expected 1 within {_SUM_TOLERANCE}; apply softmax, "
+                "or use from_logits"
+            )
+        normal = (p / sums[..., None]).astype(np.float32)
+        return cls._of(normal, normal.argmax(axis=-1), labels)
+
+    @classmethod
+    def from_logits(cls, logits: ArrayLike, labels: ArrayLike | None = None) -> ExitRecords:
+        """Records of logits (K, N, C) and labels (N,); NaN and infinities are allowed and kept as not finite."""
+        z = _float_array(logits, "logits")
+        return cls._of(softmax(z), z.argmax(axis=-1), labels)
+
+    @classmethod
+    def _of(
+        cls, probabilities: NDArray[np.float32], predictions: NDArray[np.intp], labels: ArrayLike | None
+    ) -> ExitRecords:
+        if labels is None:
+            return cls(probabilities, predictions, None, None)
+        y = _label_array(labels, samples=probabilities.shape[1], classes=probabilities.shape[2])
+        return cls(probabilities, predictions, y, (predictions == y).astype(np.float32))
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return self.probabilities.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.probabilities.shape[2]
+
+    def __len__(self) -> int:
+        return self.probabilities.shape[1]
+
+    def __repr__(self) -> str:
+        labelled = "labelled" if self.labels is not None else "unlabelled"
+        return f"ExitRecords({self.num_exits} exits, {len(self)} {labelled} samples, {self.num_classes} classes)"
+
+    @property
+    def accuracies(self) -> NDArray[np.float64]:
+        """Mean utility of each exit, (K,)."""
+        return self.require_utility().mean(axis=1, dtype=np.float64)
+
+    def require_utility(self) -> NDArray[np.float32]:
+        """The utility (K, N); raises `InvalidInputError` for records without labels."""
+        if self.utility is None:
+            raise InvalidInputError("these records have no labels: pass labels=... when making them")
+        return self.utility
+
+    def evidence(self, exit_index: int, rows: NDArray[np.intp], earlier: Sequence[Evidence] = ()) -> Evidence:
+        """The evidence of some samples at one exit, given their evidence at the exits before."""
+        return Evidence(self.probabilities[exit_index, rows], self.predictions[exit_index, rows], earlier)
+
+    def all_evidence(self) -> list[Evidence]:
+        """The evidence of every sample at every exit, K long."""
+        rows = np.arange(len(self))
+        trail: list[Evidence] = []
+        for k in range(self.num_exits):
+            trail.append(self.evidence(k, rows, tuple(trail)))
+        return trail
+
+    def subset(self, rows: ArrayLike) -> ExitRecords:
+        """The records of some samples, in the order of `rows`."""
+        index = np.asarray(rows, dtype=np.intp)
+        return ExitRecords(
+            np.ascontiguousarray(self.probabilities[:, index]),
+            self.predictions[:, index],
+            None if self.labels is None else self.labels[index],
+            None if self.utility is None else self.utility[:, index],
+        )
+
+    def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
+        """Two disjoint random parts, the first with `fraction` of the samples."""
+        first = round(len(self) * fraction)
+        if not 0 < first < len(self):
+            raise InvalidInputError(
+                f"fraction {fraction} of {len(self)} samples leaves one part empty; choose one between 0 and 1"
+            )
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.subset(np.sort(order[:first])), self.subset(np.sort(order[first:]))
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file, atomically."""
+        arrays: dict[str, NDArray[Any]] = {"probabilities": self.probabilities, "predictions": self.predictions}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        if self.utility is not None:
+            arrays["utility"] = self.utility
+        write_arrays(path, arrays, kind="records", schema=_SCHEMA, header={})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExitRecords:
+        """Read what `save` wrote."""
+        arrays, _ = read_arrays(path, kind="records", schema=_SCHEMA)
+        labels = arrays.get("labels")
+        return cls(
+            arrays["probabilities"],
+            arrays["predictions"].astype(np.intp),
+            None if labels is None else labels.astype(np.intp),
+            arrays.get("utility"),
+        )
+
+
+def _float_array(values: ArrayLike, name: str) -> NDArray[np.floating[Any]]:
+    array = np.asarray(values)
+    if array.dtype.kind != "f":
+        raise InvalidInputError(f"{name} have dtype {array.dtype}, expected a float dtype such as float32")
+    if array.ndim != 3:
+        raise InvalidInputError(f"{name} have shape {array.shape}, expected (exits, samples, classes)")
+    exits, samples, classes = array.shape
+    if exits < 2:
+        raise InvalidInputError(f"{name} have {exits} exit, expected at least 2: with one exit there is no choice")
+    if samples < 1:
+        raise InvalidInputError(f"{name} have 0 samples, expected at least 1")
+    if classes < 2:
+        raise InvalidInputError(
+            f"{name} have {classes} class, expected at least 2; give a binary output as (1 - p, p)"
+        )
+    return array
+
+
+def _label_array(labels: ArrayLike, *, samples: int, classes: int) -> NDArray[np.intp]:
+    y = np.asarray(labels)
+    if y.dtype.kind not in "iu":
+        raise InvalidInputError(f"labels have dtype {y.dtype}, expected integers: class numbers from 0")
+    if y.shape != (samples,):
+        raise InvalidInputError(f"labels have shape {y.shape}, expected ({samples},): one for each sample")
+    bad = (y < 0) | (y >= classes)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}")
+    return y.astype(np.intp)

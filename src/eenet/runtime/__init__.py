@@ -1,0 +1,5 @@
+"""Running a policy for real: samples leave at their exits, and deeper stages run only for the rest."""
+
+from eenet.runtime._adaptive import AdaptiveModel as AdaptiveModel
+from eenet.runtime._adaptive import AdaptiveOutput as AdaptiveOutput
+from eenet.runtime._adaptive import to_numpy as to_numpy

@@ -1,0 +1,101 @@
+"""Assignments: how many samples should leave at each exit, turned into thresholds on a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from eenet.costs import ExitCosts
+from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.records import ExitRecords
+from eenet.scheduler._learned import LearnedScore, LearningOptions
+from eenet.scheduler._policy import Score
+from eenet.scheduler._search import search_thresholds
+from eenet.scheduler._thresholds import ScoreTable, Thresholds, geometric_shares, tilted_shares, within
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Thresholds, and the mean cost per sample they were planned to have."""
+
+    thresholds: Thresholds
+    cost: float
+
+
+class Assignment(Protocol):
+    """Chooses the thresholds of a score on calibration records so that the mean cost stays within the budget."""
+
+    name: str
+
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+        """The plan for one budget, in the unit of the costs."""
+        ...
+
+
+@dataclass(frozen=True)
+class GeometricAssignment:
+    """p_k proportional to a power of k, the power chosen to meet the budget (MSDNet, and BranchyNet's successors)."""
+
+    name: str = "geometric"
+
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+        """The plan for one budget."""
+        thresholds = ScoreTable.of(score, records, costs).meet(budget, geometric_shares(len(costs)))
+        return Plan(thresholds, min(budget, costs[-1]))
+
+
+@dataclass(frozen=True)
+class SearchedAssignment:
+    """The thresholds with the highest calibration accuracy under the budget; needs labels."""
+
+    name: str = "searched"
+
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+        """The plan for one budget."""
+        table = ScoreTable.of(score, records, costs)
+        thresholds = search_thresholds(table, records.require_utility().astype(np.float64), budget)
+        return Plan(thresholds, table.mean_cost(thresholds))
+
+
+@dataclass(frozen=True)
+class LearnedAssignment:
+    """EENet's exit assignment: p_k is the mean of a learned softmax, tilted along the costs to meet the budget."""
+
+    options: LearningOptions = field(default_factory=LearningOptions)
+    name: str = "learned"
+
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+        """The plan for one budget."""
+        table = ScoreTable.of(score, records, costs)
+        if isinstance(score, LearnedScore) and score.shares is not None:
+            shares = score.shares
+        else:
+            from eenet.scheduler._training import train_shares  # brings in torch, which deciding does not need
+
+            shares = train_shares(table, records, costs, budget, self.options, seed)
+        return Plan(table.meet(budget, tilted_shares(shares, costs.values)), min(budget, costs[-1]))
+
+
+@dataclass(frozen=True)
+class StaticAssignment:
+    """Everybody leaves at one exit."""
+
+    exit_index: int
+    name: str = "static"
+
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+        """The plan; raises `InfeasibleBudgetError` when the exit costs more than the budget."""
+        k = self.exit_index
+        if not 0 <= k < len(costs):
+            raise InvalidInputError(f"Static({k}): there are exits 0 to {len(costs) - 1}")
+        if costs[k] > within(budget):
+            raise InfeasibleBudgetError(
+                f"Static({k}) costs {costs[k]:.6g} {costs.unit} per sample, the budget is {budget:.6g}; the smallest "
+                f"feasible budget is {costs[k]:.6g} {costs.unit}",
+                smallest=costs[k],
+            )
+        table = ScoreTable.of(score, records, costs)
+        shares = np.eye(len(costs))[k]
+        return Plan(table.for_shares(shares), costs[k])

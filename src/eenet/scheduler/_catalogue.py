@@ -1,0 +1,48 @@
+"""The schedulers by name: EENet and the methods it is compared with."""
+
+from __future__ import annotations
+
+from eenet.scheduler._assignments import GeometricAssignment, LearnedAssignment, SearchedAssignment, StaticAssignment
+from eenet.scheduler._learned import LearningOptions
+from eenet.scheduler._scheduler import Scheduler
+
+
+def EENet(*, seed: int = 0, options: LearningOptions | None = None) -> Scheduler:  # noqa: N802 - the method's name
+    """EENet: learned exit scores and a learned exit assignment (Ilhan et al., WACV 2024). Needs labels."""
+    options = options or LearningOptions()
+    return Scheduler("learned", LearnedAssignment(options), name="EENet", seed=seed, options=options)
+
+
+def MaxProbability() -> Scheduler:  # noqa: N802
+    """Max probability with a geometric exit distribution (MSDNet: Huang et al., ICLR 2018)."""
+    return Scheduler("max_prob", GeometricAssignment(), name="MaxProbability")
+
+
+def Entropy() -> Scheduler:  # noqa: N802
+    """Entropy with a geometric exit distribution (BranchyNet: Teerapittayanon et al., ICPR 2016)."""
+    return Scheduler("entropy", GeometricAssignment(), name="Entropy")
+
+
+def Patience() -> Scheduler:  # noqa: N802
+    """Agreement of successive exits, ties by max probability (PABEE: Zhou et al., NeurIPS 2020)."""
+    return Scheduler("patience", GeometricAssignment(), name="Patience")
+
+
+def SearchedThresholds(score: str = "max_prob", *, seed: int = 0) -> Scheduler:  # noqa: N802
+    """The thresholds on a score with the highest calibration accuracy under the budget. Needs labels."""
+    return Scheduler(score, SearchedAssignment(), name=f"SearchedThresholds({score})", seed=seed)
+
+
+def Static(exit_index: int) -> Scheduler:  # noqa: N802
+    """Everybody leaves at one exit, counted from 0; -1 is not taken: name the exit."""
+    return Scheduler("max_prob", StaticAssignment(exit_index), name=f"Static({exit_index})")
+
+
+SCHEDULERS = {
+    "eenet": EENet,
+    "max_prob": MaxProbability,
+    "entropy": Entropy,
+    "patience": Patience,
+    "searched": SearchedThresholds,
+}
+"""The makers of schedulers that take a budget, by the name the command line uses."""

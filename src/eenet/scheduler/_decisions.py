@@ -1,0 +1,74 @@
+"""Decisions: what a scheduler did with N samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.costs import ExitCosts
+from eenet.errors import InvalidInputError
+from eenet.records import ExitRecords
+from eenet.scheduler._policy import Floats, Ints, Route, ThresholdPolicy
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Where each of N samples left and what it predicted there.
+
+    `exits` (N,) from 0; `predictions` (N,); `utility` (N,) in [0, 1] or None without labels; `costs` of the K exits.
+    """
+
+    exits: Ints
+    predictions: Ints
+    utility: NDArray[np.float32] | None
+    costs: ExitCosts
+
+    @property
+    def accuracy(self) -> float:
+        """Mean utility; raises `InvalidInputError` for records without labels."""
+        if self.utility is None:
+            raise InvalidInputError("these records have no labels, so there is no accuracy; costs and exits are known")
+        return float(self.utility.mean(dtype=np.float64))
+
+    @property
+    def sample_costs(self) -> Floats:
+        """Cost of each sample, (N,), in the unit of the costs."""
+        return self.costs.values[self.exits]
+
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost per sample, in the unit of the costs."""
+        return float(np.bincount(self.exits, minlength=len(self.costs)) @ self.costs.values / len(self.exits))
+
+    @property
+    def exit_shares(self) -> Floats:
+        """The share of samples that left at each exit, (K,)."""
+        shares: Floats = np.bincount(self.exits, minlength=len(self.costs)) / len(self.exits)
+        return shares
+
+
+def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> Decisions:
+    """Send all records through a policy, as a runtime would."""
+    if records.num_exits != policy.num_exits:
+        raise InvalidInputError(
+            f"the scheduler was fitted for {policy.num_exits} exits, the records have {records.num_exits}; fit it again"
+        )
+    if records.num_classes != policy.num_classes:
+        raise InvalidInputError(
+            f"the scheduler was fitted for {policy.num_classes} classes, the records have {records.num_classes}; fit "
+            "it again"
+        )
+    costs.require_exits(records.num_exits)
+    route = Route(policy, len(records))
+    for k in range(policy.num_exits):
+        if len(route.running) == 0:
+            break
+        if policy.observes(k):
+            route.observe(records.evidence(k, route.running, route.earlier))
+        else:
+            route.skip()
+    samples = np.arange(len(records))
+    utility = None if records.utility is None else records.utility[route.exits, samples]
+    return Decisions(route.exits, records.predictions[route.exits, samples], utility, costs)

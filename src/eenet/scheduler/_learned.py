@@ -1,0 +1,97 @@
+"""The learned score of EENet, as it is used: a linear function of the evidence at each exit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.errors import FileFormatError
+from eenet.scheduler._policy import Floats, Trail
+from eenet.tasks import Evidence
+
+TIE_WEIGHT = 1e-3
+"""The log odds enter the ranking with this weight: samples that the linear score cannot tell apart, because their
+probabilities round to 1, stay in the order of their confidence. A difference of 0.02 in the score outweighs it."""
+
+NUM_CONFIDENCES = 3
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """How EENet learns: the weights of its loss, and how long and how often it tries.
+
+    `kl_weight` and `cost_weight` are the paper's a_KL and a_cost; `hidden_factor` is the width of the assignment's
+    hidden layer over its input; scores and assignment take turns of `turn` epochs for `epochs` epochs.
+    """
+
+    kl_weight: float = 1e-3
+    cost_weight: float = 1e-2
+    hidden_factor: float = 2.0
+    epochs: int = 300
+    turn: int = 10
+    score_rate: float = 3e-2
+    assignment_rate: float = 1e-2
+    weight_decay: float = 1e-4
+    restarts: int = 2
+
+
+def confidences(evidence: Evidence) -> Floats:
+    """The confidences a_k (n, 3): max p, 1 - normalised entropy, vote share. Source: EENet, section 3.2."""
+    return np.stack([evidence.max_probability, 1 - evidence.entropy, evidence.vote_share], axis=1)
+
+
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)) without overflow."""
+    y: Floats = np.exp(-np.logaddexp(0.0, -x))
+    return y
+
+
+@dataclass(frozen=True)
+class LearnedScore:
+    """EENet's exit scores: q_k = sigmoid(w_k . p_k + v_k . [a_k, q_1 .. q_{k-1}] + b_k).
+
+    `class_weights` (K-1, C), `evidence_weights` K-1 arrays (3 + k,), `biases` (K-1,). `shares` (K,) is the exit
+    assignment it was trained with, if it was.
+    """
+
+    class_weights: Floats
+    evidence_weights: Sequence[Floats]
+    biases: Floats
+    shares: Floats | None = None
+    name: str = "learned"
+    uses_history: bool = True
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,): the argument of the sigmoid, which orders samples as q_k does."""
+        k = trail.exit_index
+        evidence = trail.evidence[k]
+        history = [sigmoid(s) for s in trail.scores]
+        scalars = np.stack([*confidences(evidence).T, *history], axis=1)
+        # Products summed row by row, not a BLAS product: see tasks/_evidence.py.
+        by_class = (evidence.probabilities * self.class_weights[k]).sum(axis=1)
+        by_scalar = (scalars * self.evidence_weights[k]).sum(axis=1)
+        scores: Floats = by_class + by_scalar + self.biases[k] + TIE_WEIGHT * evidence.log_odds
+        return scores
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The weights, to be saved."""
+        arrays: dict[str, NDArray[Any]] = {"class_weights": self.class_weights, "biases": self.biases}
+        for k, weights in enumerate(self.evidence_weights):
+            arrays[f"evidence_weights.{k}"] = weights
+        if self.shares is not None:
+            arrays["shares"] = self.shares
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> LearnedScore:
+        """The score of what `to_arrays` gave."""
+        try:
+            exits = len(arrays["biases"])
+            weights = [np.ascontiguousarray(arrays[f"evidence_weights.{k}"]) for k in range(exits)]
+            return cls(np.ascontiguousarray(arrays["class_weights"]), weights, arrays["biases"], arrays.get("shares"))
+        except KeyError as error:
+            raise FileFormatError(f"a learned score needs {error.args[0]!r}; found {sorted(arrays)}") from error

@@ -1,0 +1,167 @@
+"""The decision: which samples leave at which exit.
+
+`ThresholdPolicy.leaves` is the one function that decides it. Replays, the runtimes and the server all reach it through
+`Route`, which also does the bookkeeping: every sample leaves at exactly one exit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.errors import InvalidInputError
+from eenet.tasks import Evidence
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.intp]
+
+
+class Trail:
+    """What a policy knows of n samples that are still running: their evidence and scores at the exits so far."""
+
+    def __init__(self, evidence: Sequence[Evidence] = (), scores: Sequence[Floats] = ()) -> None:
+        self.evidence = list(evidence)
+        self.scores = list(scores)
+
+    @property
+    def exit_index(self) -> int:
+        """The exit the samples are at, from 0."""
+        return len(self.evidence) - 1
+
+    @property
+    def finite(self) -> Bools:
+        """Which samples have had finite evidence all the way, (n,)."""
+        finite = self.evidence[0].finite
+        for evidence in self.evidence[1:]:
+            finite = finite & evidence.finite
+        return finite
+
+    def take(self, rows: Ints) -> Trail:
+        """The trail of some of the samples."""
+        taken: list[Evidence] = []
+        for evidence in self.evidence:
+            taken.append(evidence.take(rows, taken))
+        return Trail(taken, [scores[rows] for scores in self.scores])
+
+
+class Score(Protocol):
+    """How sure we are, at an exit, that stopping there is right. Higher is surer; finite wherever the evidence is."""
+
+    name: str
+    uses_history: bool
+    """Whether the score at an exit depends on the exits before it."""
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,) of the samples at the exit the trail has come to; each row independent of the others."""
+        ...
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """What was fitted, to be saved."""
+        ...
+
+
+def leaves_at(scores: Floats, finite: Bools, threshold: float, enabled: bool) -> Bools:
+    """Whether samples (n,) leave an exit: the rule itself, also used to try thresholds while fitting."""
+    if not enabled:
+        return np.zeros(len(scores), dtype=np.bool_)
+    leaving: Bools = (scores >= threshold) & finite
+    return leaving
+
+
+@dataclass(frozen=True)
+class ThresholdPolicy:
+    """Leave at the first exit that is on and whose score reaches its threshold; the last exit takes the rest.
+
+    `thresholds` and `enabled` are (K-1,); the threshold of an exit that is off is not looked at.
+    """
+
+    score: Score
+    thresholds: Floats
+    enabled: Bools
+    num_classes: int
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.thresholds) + 1
+
+    def observes(self, exit_index: int) -> bool:
+        """Whether the exit's output is looked at; if not, its head need not run."""
+        if exit_index == self.num_exits - 1:
+            return True
+        if self.score.uses_history:
+            return bool(self.enabled[exit_index:].any())
+        return bool(self.enabled[exit_index])
+
+    def leaves(self, trail: Trail) -> Bools:
+        """Whether each sample leaves at the exit it is at, (n,). Adds the exit's scores to the trail."""
+        k = trail.exit_index
+        if k == self.num_exits - 1:
+            return np.ones(len(trail.evidence[k]), dtype=np.bool_)
+        scores = self.score(trail)
+        trail.scores.append(scores)
+        return leaves_at(scores, trail.finite, self.thresholds[k], bool(self.enabled[k]))
+
+
+class Route:
+    """The way of n samples through the exits under a policy.
+
+    Call `observe` with the evidence of the running samples at each exit in turn, or `skip` where the policy does not
+    look, until `running` is empty. Then `exits` (n,) says where each left.
+    """
+
+    def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
+        self._policy = policy
+        self._trail = Trail()
+        self.running: Ints = np.arange(samples)
+        self.exits: Ints = np.full(samples, -1, dtype=np.intp)
+
+    @property
+    def exit_index(self) -> int:
+        """The exit that comes next, from 0."""
+        return self._trail.exit_index + 1
+
+    @property
+    def earlier(self) -> list[Evidence]:
+        """The evidence of the running samples at the exits so far."""
+        return self._trail.evidence
+
+    def observe(self, evidence: Evidence) -> tuple[Ints, Ints | None]:
+        """Let samples leave; return the positions, among those running until now, of who leaves and who stays.
+
+        The second is None when nobody leaves, so that the caller need not copy anything.
+        """
+        if len(evidence) != len(self.running):
+            raise InvalidInputError(f"evidence of {len(evidence)} samples, {len(self.running)} are running")
+        k = self.exit_index
+        self._trail.evidence.append(evidence)
+        leaves = self._policy.leaves(self._trail)
+        leaving = np.flatnonzero(leaves)
+        if len(leaving) == 0:
+            return leaving, None
+        self.exits[self.running[leaving]] = k
+        staying = np.flatnonzero(~leaves)
+        self.running = self.running[staying]
+        if len(staying):
+            self._trail = self._trail.take(staying)
+        return leaving, staying
+
+    def finish(self) -> None:
+        """The last exit: it takes everybody who is still there, whatever it says."""
+        self.exits[self.running] = self._policy.num_exits - 1
+        self.running = self.running[:0]
+
+    def skip(self) -> None:
+        """Pass an exit that the policy does not look at: nobody leaves."""
+        n = len(self.running)
+        blank = Evidence(
+            np.full((n, self._policy.num_classes), 1 / self._policy.num_classes, dtype=np.float32),
+            np.zeros(n, dtype=np.intp),
+        )
+        self._trail.evidence.append(blank)
+        self._trail.scores.append(np.zeros(n))

@@ -1,0 +1,77 @@
+"""The confidence scores of the early-exit literature.
+
+Each is taken on a scale that does not saturate where the network is sure. Order is all that thresholds use, so the
+policies are those of the papers, while samples whose probability rounds to 1 keep apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.scheduler._policy import Floats, Trail
+from eenet.tasks import LOG_ODDS_LIMIT
+
+_STREAK_STEP = 256.0  # above the whole range of the log odds, so that the streak always decides first
+assert _STREAK_STEP > 2 * LOG_ODDS_LIMIT
+
+
+@dataclass(frozen=True)
+class MaxProbabilityScore:
+    """The largest class probability, as log odds (MSDNet: Huang et al., ICLR 2018)."""
+
+    name: str = "max_prob"
+    uses_history: bool = False
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,)."""
+        return trail.evidence[-1].log_odds
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Nothing is fitted."""
+        return {}
+
+
+@dataclass(frozen=True)
+class EntropyScore:
+    """The entropy of the class probabilities, low is sure, as -log (BranchyNet: Teerapittayanon et al., ICPR 2016)."""
+
+    name: str = "entropy"
+    uses_history: bool = False
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,)."""
+        scores: Floats = -np.log(np.maximum(trail.evidence[-1].entropy, 1e-40))
+        return scores
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Nothing is fitted."""
+        return {}
+
+
+@dataclass(frozen=True)
+class PatienceScore:
+    """For how many exits in a row the prediction has been the same (PABEE: Zhou et al., NeurIPS 2020).
+
+    The counts are few, so equal counts are ordered by max probability: any budget can be met without dice.
+    """
+
+    name: str = "patience"
+    uses_history: bool = True
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,)."""
+        evidence = trail.evidence[-1]
+        scores: Floats = evidence.streak * _STREAK_STEP + evidence.log_odds
+        return scores
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Nothing is fitted."""
+        return {}
+
+
+PLAIN_SCORES = {score.name: score for score in (MaxProbabilityScore(), EntropyScore(), PatienceScore())}
+"""The scores that need no fitting, by name."""

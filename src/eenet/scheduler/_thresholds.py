@@ -1,0 +1,211 @@
+"""Thresholds on calibration scores: how many leave at each exit, and the budget met to the last sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.costs import ExitCosts
+from eenet.errors import InfeasibleBudgetError
+from eenet.records import ExitRecords
+from eenet.scheduler._policy import Bools, Floats, Ints, Score, Trail, leaves_at
+
+RESOLUTION = 1e-5
+"""Scores closer than this are one tie: the same network rounds a log-odds score by up to about as much when its batch
+size or back end changes, and no threshold is ever put between two samples that rounding could swap."""
+
+_MARGIN = 1e-3  # how far below the lowest calibration score the threshold lies where everybody leaves
+_BISECTIONS = 80
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """One threshold for each exit but the last, (K-1,), and whether the exit is on."""
+
+    values: Floats
+    enabled: Bools
+
+
+class ScoreTable:
+    """The scores of N calibration samples at the K-1 early exits, with the costs of all K exits."""
+
+    def __init__(self, scores: Floats, finite: Bools, costs: ExitCosts) -> None:
+        self.scores = scores
+        self.finite = finite
+        self.costs = costs.values
+        self.unit = costs.unit
+        self._order = np.argsort(-scores, axis=1, kind="stable")
+
+    @classmethod
+    def of(cls, score: Score, records: ExitRecords, costs: ExitCosts) -> ScoreTable:
+        """The table of one score on all records."""
+        trail = Trail()
+        finite = []
+        for evidence in records.all_evidence()[:-1]:
+            trail.evidence.append(evidence)
+            trail.scores.append(score(trail))
+            finite.append(trail.finite)
+        return cls(np.stack(trail.scores), np.stack(finite), costs)
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        return self.scores.shape[1]
+
+    @property
+    def early(self) -> int:
+        """K-1, the exits that decide."""
+        return self.scores.shape[0]
+
+    def exits(self, thresholds: Thresholds, *, start: int = 0) -> Ints:
+        """Where each sample leaves, (N,), when all of them enter at exit `start`."""
+        exits = np.full(self.samples, self.early, dtype=np.intp)
+        for k in reversed(range(start, self.early)):
+            leaving = leaves_at(self.scores[k], self.finite[k], thresholds.values[k], bool(thresholds.enabled[k]))
+            exits[leaving] = k
+        return exits
+
+    def mean_cost(self, thresholds: Thresholds) -> float:
+        """Mean cost per sample under the thresholds."""
+        counts = np.bincount(self.exits(thresholds), minlength=self.early + 1)
+        return float(counts @ self.costs / self.samples)
+
+    def ranked(self, k: int, alive: Bools) -> Ints:
+        """The samples that are still there and may leave at exit k, the surest first."""
+        order = self._order[k]
+        return order[(alive & self.finite[k])[order]]
+
+    def cuts(self, k: int, ranked: Ints) -> Ints:
+        """The numbers of leavers that a threshold at exit k can realise without parting a tie, ascending."""
+        if len(ranked) == 0:
+            return np.zeros(1, dtype=np.intp)
+        gaps = -np.diff(self.scores[k, ranked])
+        return np.concatenate([[0], np.flatnonzero(gaps > RESOLUTION) + 1, [len(ranked)]]).astype(np.intp)
+
+    def threshold(self, k: int, ranked: Ints, leavers: int) -> tuple[float, bool]:
+        """The threshold midway between the last who leaves and the first who stays, and whether the exit is on."""
+        if leavers == 0:
+            return 0.0, False
+        last = self.scores[k, ranked[leavers - 1]]
+        if leavers == len(ranked):
+            return float(last - _MARGIN), True
+        return float((last + self.scores[k, ranked[leavers]]) / 2), True
+
+    def recentred(self, thresholds: Thresholds) -> Thresholds:
+        """The same decisions on these samples, each threshold midway between its two neighbours."""
+        values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
+        alive = np.ones(self.samples, dtype=np.bool_)
+        for k in range(self.early):
+            ranked = self.ranked(k, alive)
+            leaving = leaves_at(self.scores[k], self.finite[k], thresholds.values[k], bool(thresholds.enabled[k]))
+            values[k], enabled[k] = self.threshold(k, ranked, int(leaving[ranked].sum()))
+            alive &= ~leaving
+        return Thresholds(values, enabled)
+
+    def for_shares(self, shares: Floats) -> Thresholds:
+        """Thresholds by which about N p_k samples leave at exit k: the best of those that are still there.
+
+        `shares` p is (K,). Source: EENet, section 3.3; MSDNet's dynamic evaluation does the same.
+        """
+        values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
+        alive = np.ones(self.samples, dtype=np.bool_)
+        for k in range(self.early):
+            ranked = self.ranked(k, alive)
+            cuts = self.cuts(k, ranked)
+            wanted = round(self.samples * float(shares[k]))
+            leavers = int(cuts[np.argmin(np.abs(cuts - wanted))])
+            values[k], enabled[k] = self.threshold(k, ranked, leavers)
+            alive[ranked[:leavers]] = False
+        return Thresholds(values, enabled)
+
+    def cheapest(self) -> Thresholds:
+        """Everybody who may leave does so at the first exit."""
+        return self.for_shares(np.eye(self.early + 1)[0])
+
+    def require_feasible(self, budget: float) -> None:
+        """Raise `InfeasibleBudgetError` when even leaving as early as possible costs more than the budget."""
+        smallest = self.mean_cost(self.cheapest())
+        if smallest > within(budget):
+            stuck = int((~self.finite[0]).sum())
+            raise InfeasibleBudgetError(
+                f"budget {budget:.6g} {self.unit} cannot be met: {stuck} of {self.samples} samples have an output that "
+                f"is not finite and go on to the last exit; the smallest feasible budget is {smallest:.6g} {self.unit}",
+                smallest=smallest,
+            )
+
+    def meet(self, budget: float, shares: Callable[[float], Floats]) -> Thresholds:
+        """The thresholds of a family of shares that spend the budget: never more, and less by at most one sample.
+
+        `shares(a)` gives p (K,) and moves samples to later exits as `a` grows from -50 to 50. Samples that no score
+        can tell apart are never parted, so a larger remainder is left where they are many.
+        """
+        self.require_feasible(budget)
+        best = self.cheapest()
+        low, high = -50.0, 50.0
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            thresholds = self.for_shares(shares(middle))
+            if self.mean_cost(thresholds) <= within(budget):
+                low, best = middle, thresholds
+            else:
+                high = middle
+        return self.spend_rest(best, budget)
+
+    def spend_rest(self, thresholds: Thresholds, budget: float) -> Thresholds:
+        """Raise thresholds, the last exit's first, as far as the budget allows; the mean cost never falls."""
+        for k in reversed(range(self.early)):
+            thresholds = self._raise_one(k, thresholds, budget)
+        return self.recentred(thresholds)
+
+    def alive(self, thresholds: Thresholds, k: int) -> Bools:
+        """Which samples come as far as exit k, (N,)."""
+        enabled = thresholds.enabled.copy()
+        enabled[k:] = False
+        reached: Bools = self.exits(Thresholds(thresholds.values, enabled)) == self.early
+        return reached
+
+    def _raise_one(self, k: int, thresholds: Thresholds, budget: float) -> Thresholds:
+        ranked = self.ranked(k, self.alive(thresholds, k))
+        now = leaves_at(self.scores[k], self.finite[k], thresholds.values[k], bool(thresholds.enabled[k]))
+        leaving_now = int(now[ranked].sum())
+        later = self.costs[self.exits(thresholds, start=k + 1)[ranked]]
+        # The cost against everybody going on, when the first m leave here, for every m at once.
+        change = np.concatenate([[0.0], np.cumsum(self.costs[k] - later)])
+        spare = (within(budget) - self.mean_cost(thresholds)) * self.samples
+        cuts = self.cuts(k, ranked)
+        cuts = cuts[(cuts <= leaving_now) & (change[cuts] - change[leaving_now] <= spare)]
+        if len(cuts) == 0:
+            return thresholds
+        values, enabled = thresholds.values.copy(), thresholds.enabled.copy()
+        values[k], enabled[k] = self.threshold(k, ranked, int(cuts[0]))
+        return Thresholds(values, enabled)
+
+
+def within(budget: float) -> float:
+    """The budget with the rounding of a sum of N costs allowed for."""
+    return budget * (1 + 1e-12)
+
+
+def geometric_shares(exits: int) -> Callable[[float], NDArray[np.float64]]:
+    """MSDNet's family of shares: p_k proportional to exp(a k)."""
+
+    def shares(a: float) -> NDArray[np.float64]:
+        p = np.exp(a * np.arange(exits) - max(a * (exits - 1), 0.0))
+        return p / p.sum()
+
+    return shares
+
+
+def tilted_shares(base: Floats, costs: Floats) -> Callable[[float], NDArray[np.float64]]:
+    """The shares p_k exp(a c_k / c_K), normalised: from any shares to any mean cost."""
+    logs = np.log(np.maximum(base, 1e-12))
+
+    def shares(a: float) -> NDArray[np.float64]:
+        z = logs + a * 4 * costs / (costs[-1] - costs[0])
+        p = np.exp(z - z.max())
+        return p / p.sum()
+
+    return shares

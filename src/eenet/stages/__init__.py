@@ -1,0 +1,10 @@
+"""Any network, cut at named modules into stages whose interface is the tuple of live tensors."""
+
+from __future__ import annotations
+
+from eenet.stages._stage import LiveTensor as LiveTensor
+from eenet.stages._stage import Stage as Stage
+from eenet.stages._staged import StagedModel as StagedModel
+from eenet.stages._staged import cut as cut
+
+__all__ = ["LiveTensor", "Stage", "StagedModel", "cut"]

@@ -1,0 +1,223 @@
+"""Capture: torch.export of a model, with a marker in the graph where each named module ends."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import traceback
+import types
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from eenet.errors import CutError, InvalidInputError
+from eenet.stages._example import InputForm
+
+# Recurrent layers rebuild their list of weights while traced; torch.export puts it back as it was, and warns.
+_EXPORT_NOISE = (r"The tensor attributes? .*_flat_weights.* assigned during export",)
+
+
+# The marker is an operator of its own, so that it survives tracing at its exact place among in-place operators, which a
+# module's name in the metadata of the nodes would not tell. It leaves the graph again in the split.
+@torch.library.custom_op("eenet::mark_exit", mutates_args=())
+def _mark_exit(x: Tensor, index: int) -> Tensor:  # noqa: ARG001 (read from the graph)
+    return x.clone()
+
+
+@_mark_exit.register_fake
+def _(x: Tensor, index: int) -> Tensor:  # noqa: ARG001
+    # Same strides as x: tracing must not take another branch because of the marker.
+    return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
+
+
+def is_marker(node: fx.Node) -> bool:
+    """Whether a node marks where a named module ends."""
+    return node.op == "call_function" and node.target is torch.ops.eenet.mark_exit.default
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A traced model: its graph with one marker per name of `at`, in order, and the structure of its outputs."""
+
+    graph_module: fx.GraphModule
+    at: tuple[str, ...]
+    out_spec: pytree.TreeSpec
+
+
+def modules_to_cut(model: nn.Module, at: Sequence[str]) -> dict[str, nn.Module]:
+    """The modules named in `at`; raises CutError for a name that does not exist or comes twice."""
+    if isinstance(at, str):
+        raise InvalidInputError(f"`at` is the string {at!r}, expected a sequence of module names, such as [{at!r}]")
+    known = dict(model.named_modules(remove_duplicate=False))
+    found: dict[str, nn.Module] = {}
+    for name in at:
+        if not isinstance(name, str) or not name or name not in known:
+            near = difflib.get_close_matches(str(name), [key for key in known if key], n=4, cutoff=0.4)
+            hint = f"; did you mean {', '.join(repr(key) for key in near)}?" if near else ""
+            raise CutError(f"cannot cut at {name!r}: the model has no module of that name{hint}")
+        if name in found:
+            raise CutError(f"cannot cut at {name!r} twice: each module of `at` ends one stage; remove the repeat")
+        for other, module in found.items():
+            if module is known[name]:
+                raise CutError(f"cannot cut at {name!r}: it is the same module as {other!r}, which `at` names already")
+        found[name] = known[name]
+    return found
+
+
+def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
+    """Trace `model` in its present mode; leaves the model as it was. Raises CutError, which names the module."""
+    modules = modules_to_cut(model, at)
+    calls = dict.fromkeys(modules, 0)
+    failed: dict[str, str] = {}
+    handles = [
+        module.register_forward_hook(_marking_hook(name, index, calls, failed))
+        for index, (name, module) in enumerate(modules.items())
+    ]
+    try:
+        program = _export(model, form)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, count in calls.items():
+        if count == 0:
+            container = isinstance(modules[name], (nn.ModuleList, nn.ModuleDict))
+            hint = "it only holds other modules: name one of those" if container else "it is not on the path"
+            raise CutError(f"cannot cut at {name!r}: the forward pass never calls it; {hint}")
+        if count > 1:
+            raise CutError(
+                f"cannot cut at {name!r}: the forward pass calls it {count} times, so it ends at no single place; "
+                "name a module that is called once"
+            )
+        if name in failed:
+            raise CutError(f"cannot cut at {name!r}: its output is {failed[name]}, which holds no tensor")
+    graph_module = program.module()
+    if not isinstance(graph_module, fx.GraphModule):
+        raise CutError("torch.export gave no graph module; this version of torch is not supported")
+    _check_markers(graph_module, tuple(modules))
+    return Capture(graph_module, tuple(modules), _out_spec(graph_module))
+
+
+def _out_spec(graph_module: fx.GraphModule) -> pytree.TreeSpec:
+    spec = graph_module._out_spec
+    if not isinstance(spec, pytree.TreeSpec):
+        raise CutError("torch.export did not say how the model's outputs are nested; cannot rebuild them")
+    return spec
+
+
+def _marking_hook(name: str, index: int, calls: dict[str, int], failed: dict[str, str]) -> Any:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        calls[name] += 1
+        if isinstance(output, Tensor):
+            return torch.ops.eenet.mark_exit(output, index)
+        # The first tensor is the feature; for Hugging Face outputs that is `last_hidden_state`.
+        leaves, spec = pytree.tree_flatten(output)
+        for position, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor):
+                leaves[position] = torch.ops.eenet.mark_exit(leaf, index)
+                return pytree.tree_unflatten(leaves, spec)
+        failed[name] = f"a {type(output).__name__}"
+        return output
+
+    return hook
+
+
+def same_place(first: str, second: str) -> CutError:
+    """The error for two modules with nothing between their ends."""
+    return CutError(
+        f"cannot cut at both {first!r} and {second!r}: they end at the same place, with no operation between them; "
+        "keep one of the two"
+    )
+
+
+def _check_markers(graph_module: fx.GraphModule, names: tuple[str, ...]) -> None:
+    """Each module's marker is in the graph, and in the order of `names`."""
+    markers = [node for node in graph_module.graph.nodes if is_marker(node)]
+    for node in markers:
+        inner = node.args[0]
+        if isinstance(inner, fx.Node) and is_marker(inner):
+            raise same_place(*(names[index] for index in (inner.args[1], node.args[1]) if isinstance(index, int)))
+    seen = [node.args[1] for node in markers]
+    for index, name in enumerate(names):
+        if index not in seen:
+            raise CutError(
+                f"cannot cut at {name!r}: nothing that the model returns depends on it, so it is not on the path"
+            )
+    for position, index in enumerate(seen):
+        if index != position:
+            assert isinstance(index, int)
+            raise CutError(
+                f"cannot cut at {names[position]!r} before {names[index]!r}: the forward pass ends {names[index]!r} "
+                f"first; give `at` in the order {[names[i] for i in seen if isinstance(i, int)]}"
+            )
+
+
+def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
+    shapes = pytree.tree_map(
+        lambda leaf: _dynamic_dims(leaf, form) if isinstance(leaf, Tensor) else None, (form.args, form.kwargs)
+    )
+    dynamic_shapes = _by_argument_name(model, shapes)
+    try:
+        # Outside any no_grad of the caller: the graph must hold the model's own switches of gradient mode, no others.
+        with _quiet(), torch.enable_grad():
+            return torch.export.export(model, form.args, form.kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    # What tracing a model can raise: torch's own errors are RuntimeErrors; the rest comes from the model's code.
+    except (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
+        where = _innermost_module(model, error)
+        place = f" in module {where!r}" if where else ""
+        raise CutError(f"torch.export cannot trace the model{place}: {_last_line(error)}") from error
+
+
+def _dynamic_dims(tensor: Tensor, form: InputForm) -> dict[int, Any]:
+    dims = [0, *(dim for dim in form.dynamic if dim < tensor.ndim)]
+    return dict.fromkeys(dims, torch.export.Dim.DYNAMIC)
+
+
+def _by_argument_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
+    """`dynamic_shapes` in the form torch.export wants: by the names of the arguments of `forward`."""
+    args, kwargs = shapes
+    try:
+        return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise InvalidInputError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+
+
+def _innermost_module(model: nn.Module, error: BaseException) -> str | None:
+    """The deepest module that was running when tracing failed, as far as the traceback tells."""
+    names = {id(module): name for name, module in model.named_modules()}
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for link in reversed(chain):
+        found: str | None = None
+        for frame, _ in traceback.walk_tb(link.__traceback__):
+            found = _module_of(frame, names) or found
+        if found:
+            return found
+    return None
+
+
+def _module_of(frame: types.FrameType, names: dict[int, str]) -> str | None:
+    owner = frame.f_locals.get("self")
+    return names.get(id(owner)) if isinstance(owner, nn.Module) else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch.export warns about itself; the model's own warnings stay."""
+    with warnings.catch_warnings():
+        for message in _EXPORT_NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        yield

@@ -1,0 +1,201 @@
+"""The self-check of a cut: staged against whole at batch 1, at another batch, and compacted at every boundary."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from eenet.errors import CutError
+from eenet.stages._binding import device_of
+from eenet.stages._compact import compact
+from eenet.stages._example import InputForm
+from eenet.stages._split import Split
+
+_BATCH = 3
+_SURVIVORS = (2, 0)
+_SEED = 0
+
+
+def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
+    """Compare stages and model in inference; raises CutError that names the first stage whose result differs."""
+    inputs = _inputs(form, _BATCH)
+    with _undisturbed(backbone):
+        for batch in (1, _BATCH):
+            rows = tuple(tensor[:batch] for tensor in inputs)
+            _compare_runs(backbone, at, split, form, rows, f"at batch size {batch}")
+        if form.dynamic:
+            _check_shorter(backbone, at, split, form, inputs)
+        expected, _ = _whole(backbone, at, split, form, inputs)
+        index = torch.tensor(_SURVIVORS, device=inputs[0].device)
+        batched = [live.batch_dim for live in split.stages[-1].outputs]
+        wanted = compact(tuple(expected), index, batched)
+        live = inputs
+        for boundary, stage in enumerate(split.stages[:-1]):
+            outputs = split.run(live, boundary, boundary)
+            live = tuple(outputs[i] for i in stage.passed)
+            following = split.stages[boundary + 1]
+            survivors = compact(live, index, [tensor.batch_dim for tensor in following.inputs])
+            got = _run_stages(split, survivors, boundary + 1, f"with survivors selected after {stage.name!r}")
+            for number, (one, other) in enumerate(zip(wanted, got, strict=True)):
+                # An output that mixes samples cannot be selected from; equal at the whole batch is all it promises.
+                if batched[number] is not None or not _mentions_batch(split, number):
+                    _compare(
+                        one,
+                        other,
+                        f"cannot cut at {stage.name!r}: samples {list(_SURVIVORS)} of {_BATCH}, selected after it, "
+                        f"give another output {split.stages[-1].outputs[number].name!r} than in the whole batch",
+                        "the layers after it mix the samples of a batch, or a constant depends on them",
+                    )
+
+
+def check_training(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
+    """Compare stages and model in training mode, same seed, on one batch; leaves running statistics as they were."""
+    with _undisturbed(backbone):
+        _compare_runs(backbone, at, split, form, _inputs(form, _BATCH), "in training mode")
+
+
+def _compare_runs(
+    backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...], when: str
+) -> None:
+    expected, features = _whole(backbone, at, split, form, inputs)
+    live = inputs
+    torch.manual_seed(_SEED)
+    for number, stage in enumerate(split.stages):
+        try:
+            outputs = stage(*live)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            raise CutError(f"stage {stage.name!r} fails {when}: {error}") from error
+        if stage.feature_index is not None:
+            got = outputs[stage.feature_index]
+            _compare(features[number], got, f"the feature at {stage.name!r} differs from the model's {when}")
+            live = tuple(outputs[i] for i in stage.passed)
+    for tensor, one, other in zip(split.stages[-1].outputs, expected, outputs, strict=True):
+        _compare(one, other, f"the output {tensor.name!r} of the last stage differs from the model's {when}")
+
+
+def _check_shorter(
+    backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...]
+) -> None:
+    """Also at another size of the dynamic dimensions, unless the model itself refuses that size."""
+    shorter = inputs
+    for dim in form.dynamic:
+        shorter = tuple(t.narrow(dim, 0, t.shape[dim] - 1) if dim < t.ndim else t for t in shorter)
+    try:
+        _whole(backbone, at, split, form, shorter)
+    except CutError:
+        return
+    names = ", ".join(f"{name} one less" for name in form.dynamic.values())
+    _compare_runs(backbone, at, split, form, shorter, f"with {names}")
+
+
+def _whole(
+    backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors that the model returns, in the order of the last stage's outputs, and its features."""
+    features: list[Tensor] = []
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        first = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
+        # A copy: a later in-place operator of the model would change it.
+        features.append(first.clone())
+
+    # As in a stage, the caller's tensors stay as they are even if the model works in place.
+    args, kwargs = form.with_tensors([tensor.clone() for tensor in inputs])
+    handles = [backbone.get_submodule(name).register_forward_hook(keep) for name in at]
+    try:
+        torch.manual_seed(_SEED)
+        output = backbone(*args, **kwargs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise CutError(f"the model itself fails at batch size {inputs[0].shape[0]}: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    leaves, spec = pytree.tree_flatten(output)
+    if spec != split.out_spec:
+        raise CutError(f"the model returns {spec}, but {split.out_spec} while it is traced; it cannot be cut")
+    found: dict[int, Tensor] = {}
+    for leaf, place in zip(leaves, split.leaves, strict=True):
+        if isinstance(place, int):
+            found.setdefault(place, leaf)
+    return [found[place] for place in range(len(found))], features
+
+
+def _run_stages(split: Split, live: tuple[Tensor, ...], first: int, when: str) -> tuple[Tensor, ...]:
+    try:
+        torch.manual_seed(_SEED)
+        return split.run(live, first)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise CutError(f"the stages from {split.stages[first].name!r} on fail {when}: {error}") from error
+
+
+def _mentions_batch(split: Split, number: int) -> bool:
+    return any("batch" in str(size) for size in split.stages[-1].outputs[number].shape)
+
+
+def _compare(expected: Tensor, got: Tensor, what: str, why: str = "") -> None:
+    reason = f"; {why}" if why else "; the network has a step that tracing does not see"
+    if expected.shape != got.shape or expected.dtype != got.dtype:
+        raise CutError(
+            f"{what}: {got.dtype} of shape {tuple(got.shape)}, expected {expected.dtype} of shape "
+            f"{tuple(expected.shape)}{reason}"
+        )
+    if not expected.is_floating_point():
+        if not torch.equal(expected, got):
+            raise CutError(f"{what}{reason}")
+        return
+    # Where the model itself gives inf or NaN, the stages must give the same; the tolerance is for the finite rest.
+    finite = expected.isfinite()
+    same = torch.equal(expected[~finite].nan_to_num(), got[~finite].nan_to_num()) and bool(got[finite].isfinite().all())
+    reference = expected[finite].double()
+    error = (got[finite].double() - reference).abs().max().item() if reference.numel() else 0.0
+    scale = reference.abs().max().item() if reference.numel() else 0.0
+    if not same or error > 1e-5 + _relative_tolerance(expected) * scale:
+        raise CutError(f"{what} by {error:.2e} at a scale of {scale:.2e}{reason}")
+
+
+def _relative_tolerance(tensor: Tensor) -> float:
+    if tensor.dtype in (torch.float16, torch.bfloat16):
+        return 5e-2
+    # A GPU may compute float32 in TF32, and choose another algorithm at another batch size.
+    return 1e-2 if tensor.device.type == "cuda" else 1e-4
+
+
+def _inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
+    """`batch` samples around the example: floats with noise, integers and booleans as permuted rows."""
+    generator = torch.Generator().manual_seed(_SEED)
+    found = []
+    for tensor in form.tensors():
+        rows = [_row(tensor, index) for index in range(batch)]
+        stacked = torch.stack(rows)
+        if tensor.is_floating_point():
+            spread = tensor.float().std(correction=0).item() or 1.0
+            noise = torch.randn(stacked.shape, generator=generator) * (0.5 * spread)
+            stacked = (stacked + noise.to(stacked.device)).to(tensor.dtype)
+        found.append(stacked)
+    return tuple(found)
+
+
+def _row(tensor: Tensor, index: int) -> Tensor:
+    """A row of the example; one that was there already is rolled, which keeps tokens and masks valid together."""
+    row = tensor[index % tensor.shape[0]]
+    seen = any(torch.equal(row, tensor[before % tensor.shape[0]]) for before in range(index))
+    return row.roll(index, 0) if seen and row.ndim and not tensor.is_floating_point() else row
+
+
+@contextlib.contextmanager
+def _undisturbed(backbone: nn.Module) -> Iterator[None]:
+    """Without gradients; generators and buffers are put back afterwards."""
+    device = device_of(backbone)
+    on_gpu = device is not None and device.type == "cuda"
+    buffers = [(buffer, buffer.clone()) for buffer in backbone.buffers()]
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad():
+        try:
+            yield
+        finally:
+            for buffer, before in buffers:
+                buffer.copy_(before)

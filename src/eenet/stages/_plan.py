@@ -1,0 +1,217 @@
+"""The plan of a split: which operation belongs to which stage, and which values cross each boundary."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from eenet.errors import CutError
+from eenet.stages._capture import Capture, is_marker, same_place
+from eenet.stages._symbols import Symbols, is_size, source_of_size
+
+_ASSERTS = ("_assert", "sym_constrain", "_guards_fn")
+
+# `batch_norm` updates its running statistics although its schema does not say so.
+_HIDDEN_EFFECTS = ("aten::batch_norm", "aten::instance_norm")
+
+
+class Plan:
+    """The stages of a capture as lists of nodes; `live_in[k]` are the tensors that stage k needs from before it."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+        self.count = len(capture.at) + 1
+        nodes = list(capture.graph_module.graph.nodes)
+        self.order = {node: position for position, node in enumerate(nodes)}
+        self._same: dict[fx.Node, fx.Node] = {}
+        self.stage_of: dict[fx.Node, int] = {}
+        self.features: list[fx.Node] = []
+        self.bodies: list[list[fx.Node]] = [[] for _ in range(self.count)]
+        self.inputs = [node for node in nodes if node.op == "placeholder" and _is_tensor(node)]
+        self.symbols = Symbols(self.inputs)
+        self._place(nodes)
+        self.returned: list[Any] = list(_returned(nodes[-1]))
+        self._check_returned()
+        self.live_in: list[list[fx.Node]] = [[] for _ in range(self.count)]
+        self._find_live()
+
+    def resolve(self, node: fx.Node) -> fx.Node:
+        """The node that stands for the same tensor object: markers and in-place operators return their input."""
+        while node in self._same:
+            node = self._same[node]
+        return node
+
+    def stage_name(self, index: int) -> str:
+        """The module that a stage ends at."""
+        if index < 0:
+            return "input"
+        return self.capture.at[index] if index < len(self.capture.at) else "output"
+
+    def uses(self, node: fx.Node) -> list[fx.Node]:
+        """The values a node reads, each once, in order."""
+        return list(dict.fromkeys(self.resolve(arg) for arg in node.all_input_nodes))
+
+    def returned_nodes(self) -> list[fx.Node]:
+        """The tensors that the model returns, each once, in order."""
+        return list(dict.fromkeys(value for value in self.returned if isinstance(value, fx.Node)))
+
+    def describe(self, node: fx.Node) -> str:
+        """A live tensor, for a message: its name, its shape, and the module that made it."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        made = f", made in {stack[-1][0]!r}" if stack and isinstance(stack[-1], tuple) and stack[-1][0] else ""
+        shape = ", ".join(str(size) for size in self.symbols.shape(node))
+        return f"{node.name!r} of shape ({shape}){made}"
+
+    def _place(self, nodes: list[fx.Node]) -> None:
+        stage = 0
+        for node in nodes:
+            if is_marker(node):
+                inner = node.args[0]
+                assert isinstance(inner, fx.Node)
+                self._same[node] = inner
+                self.features.append(self.resolve(inner))
+                stage += 1
+            elif node.op == "placeholder":
+                self.stage_of[node] = -1
+            elif node.op == "call_function" and not _is_assert(node):
+                # A list never crosses a boundary: its items are taken where it is made.
+                producer = node.args[0] if node.target is operator.getitem else None
+                at = self.stage_of.get(producer, stage) if isinstance(producer, fx.Node) else stage
+                self.stage_of[node] = max(at, 0)
+                self.bodies[max(at, 0)].append(node)
+                inner = _returns_its_input(node)
+                if inner is not None:
+                    self._same[node] = inner
+            elif node.op not in ("get_attr", "output") and not _is_assert(node):
+                raise CutError(f"cannot split the graph: unexpected node {node.format_node()}")
+
+    def _check_returned(self) -> None:
+        for position, value in enumerate(self.returned):
+            if not isinstance(value, fx.Node):
+                continue
+            value = self.resolve(value)
+            if not _is_tensor(value):
+                raise CutError(
+                    f"cannot cut a model whose output number {position} is the size {value.name!r}, not a tensor; "
+                    "wrap the model so that it returns tensors"
+                )
+            self.returned[position] = value
+
+    def _find_live(self) -> None:
+        needed: dict[fx.Node, None] = dict.fromkeys(self.returned_nodes())
+        for stage in reversed(range(self.count)):
+            if stage < self.count - 1:
+                needed[self.features[stage]] = None
+            sizes = self._drop_dead(stage, needed)
+            if stage == 0:
+                # Every tensor input comes in, used or not: the flattened inputs are the first stage's live tensors.
+                self.live_in[0] = list(self.inputs)
+                return
+            needed = {node: None for node in needed if node.op != "get_attr" and self.stage_of[node] != stage}
+            self._carry_sizes(stage, sizes, needed)
+            self.live_in[stage] = sorted(needed, key=self.order.__getitem__)
+
+    def _drop_dead(self, stage: int, needed: dict[fx.Node, None]) -> list[fx.Node]:
+        """Drop what nothing uses; adds what the stage reads to `needed`, returns the sizes it reads from before it."""
+        kept: list[fx.Node] = []
+        sizes: list[fx.Node] = []
+        wanted = set(needed)
+        for node in reversed(self.bodies[stage]):
+            if node not in wanted and not _has_effect(node):
+                continue
+            kept.append(node)
+            for used in self.uses(node):
+                wanted.add(used)
+                if used.op == "get_attr" or self.stage_of[used] == stage:
+                    continue
+                if is_size(used):
+                    sizes.append(used)
+                elif _is_tensor(used):
+                    needed[used] = None
+                elif used.op != "placeholder":
+                    raise CutError(
+                        f"cannot cut at {self.stage_name(stage - 1)!r}: {used.name!r}, which is neither a tensor nor a "
+                        "size, would cross the boundary; cut elsewhere"
+                    )
+        self.bodies[stage] = kept[::-1]
+        if not any(not is_size(node) and node.target is not operator.getitem for node in kept):
+            self._refuse_empty(stage)
+        return sizes
+
+    def _refuse_empty(self, stage: int) -> None:
+        if self.count == 1:
+            return
+        if stage == self.count - 1:
+            raise CutError(
+                f"cannot cut at {self.stage_name(stage - 1)!r}: nothing comes after it, so the last stage would be "
+                "empty; leave it out, the last stage ends there anyway"
+            )
+        if stage == 0:
+            raise CutError(f"cannot cut at {self.stage_name(0)!r}: no operation comes before its end")
+        raise same_place(self.stage_name(stage - 1), self.stage_name(stage))
+
+    def _carry_sizes(self, stage: int, sizes: Iterable[fx.Node], needed: dict[fx.Node, None]) -> None:
+        """Make sure that every size a stage needs can be read from a tensor that comes in."""
+        for size in sizes:
+            for leaf in self.symbols.leaves(size, self.stage_name(stage - 1)):
+                tensor = self.resolve(source_of_size(leaf))
+                if tensor.op != "get_attr" and self.symbols.provider(leaf, tensor, needed) is None:
+                    needed[tensor] = None
+
+
+def mutated(node: fx.Node) -> list[fx.Node]:
+    """The arguments that an operator changes in place."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    found: list[fx.Node] = []
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        found += [
+            item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, fx.Node)
+        ]
+    return found
+
+
+def _returns_its_input(node: fx.Node) -> fx.Node | None:
+    changed = mutated(node)
+    if len(changed) != 1 or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    returns = node.target._schema.returns
+    if len(returns) != 1 or returns[0].alias_info is None or not returns[0].alias_info.is_write:
+        return None
+    before, after = changed[0].meta.get("val"), node.meta.get("val")
+    # `unsqueeze_` and its like change the shape that later nodes see; those keep a node of their own.
+    if isinstance(before, Tensor) and isinstance(after, Tensor) and str(before.shape) == str(after.shape):
+        return changed[0]
+    return None
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def _is_assert(node: fx.Node) -> bool:
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.startswith(_ASSERTS) or node.target is torch._check
+
+
+def _has_effect(node: fx.Node) -> bool:
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    schema = node.target._schema
+    # A random operator moves the generator even if its result is unused.
+    random = torch.Tag.nondeterministic_seeded in node.target.tags
+    return schema.is_mutable or random or not schema.returns or schema.name in _HIDDEN_EFFECTS
+
+
+def _returned(output: fx.Node) -> tuple[Any, ...]:
+    values = output.args[0]
+    return tuple(values) if isinstance(values, (tuple, list)) else (values,)

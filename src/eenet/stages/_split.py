@@ -1,0 +1,197 @@
+"""Split: one graph module per stage, from the plan of a capture."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from eenet.errors import CutError
+from eenet.stages._alias import tensors_to_copy
+from eenet.stages._binding import set_attribute
+from eenet.stages._capture import Capture
+from eenet.stages._plan import Plan
+from eenet.stages._stage import LiveTensor, Stage
+from eenet.stages._symbols import is_size, source_of_size
+
+_KEPT_META = ("nn_module_stack", "stack_trace")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The stages of a model in one mode, and how the last one's tensors become the model's output.
+
+    `constants` are tensors of the graph that the model does not own; `leaves` says for each leaf of the output which
+    tensor of the last stage it is, or else its value.
+    """
+
+    stages: tuple[Stage, ...]
+    constants: dict[str, Tensor]
+    leaves: tuple[int | _Fixed, ...]
+    out_spec: pytree.TreeSpec
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Split:
+        # The structure of the outputs never changes, and torch warns when one is copied.
+        stages, constants = copy.deepcopy(self.stages, memo), copy.deepcopy(self.constants, memo)
+        return Split(stages, constants, self.leaves, self.out_spec)
+
+    def run(self, live: tuple[Tensor, ...], first: int = 0, last: int | None = None) -> tuple[Tensor, ...]:
+        """Run stages `first` to `last` (by default to the end): the outputs of the last one run."""
+        stop = len(self.stages) if last is None else last + 1
+        for index in range(first, stop):
+            stage = self.stages[index]
+            outputs = stage(*live)
+            if index + 1 < stop:
+                live = outputs if len(stage.passed) == len(outputs) else tuple([outputs[i] for i in stage.passed])
+        return outputs
+
+    def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
+        """The model's output from the tensors of the last stage."""
+        leaves = [leaf.value if isinstance(leaf, _Fixed) else tensors[leaf] for leaf in self.leaves]
+        return pytree.tree_unflatten(leaves, self.out_spec)
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """A leaf of the output that is no tensor, such as None or a number."""
+
+    value: Any
+
+
+def split(capture: Capture, dynamic: dict[int, str]) -> Split:
+    """The stages of a capture. Raises CutError, naming module and tensor, where a live tensor cannot be compacted."""
+    plan = Plan(capture)
+    plan.symbols.name_dynamic(plan.inputs, dynamic)
+    copies = tensors_to_copy(plan)
+    builder = _Builder(plan)
+    stages = tuple(builder.stage(index, copies[index]) for index in range(plan.count))
+    returned = plan.returned_nodes()
+    leaves = tuple(returned.index(leaf) if isinstance(leaf, fx.Node) else _Fixed(leaf) for leaf in plan.returned)
+    return Split(stages, builder.constants, leaves, capture.out_spec)
+
+
+class _Builder:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._source = plan.capture.graph_module
+        self.constants: dict[str, Tensor] = {}
+
+    def stage(self, index: int, copies: set[fx.Node]) -> Stage:
+        plan = self._plan
+        incoming = plan.live_in[index]
+        last = index == plan.count - 1
+        outgoing = plan.returned_nodes() if last else list(plan.live_in[index + 1])
+        feature = None if last else plan.features[index]
+        passed = tuple(range(len(outgoing))) if not last else ()
+        if feature is not None and feature not in outgoing:
+            outgoing.append(feature)
+        if feature is not None and not plan.symbols.batch_dims(feature) and not plan.symbols.mixed_dims(feature):
+            raise CutError(
+                f"cannot cut at {plan.stage_name(index)!r}: its output {plan.describe(feature)} has no dimension of "
+                "the batch size, so it does not belong to single samples"
+            )
+        module = self._graph_module(index, incoming, outgoing, copies)
+        return Stage(
+            module,
+            name=plan.stage_name(index),
+            inputs=tuple(self._live(node, plan.stage_name(index - 1)) for node in incoming),
+            outputs=tuple(self._live(node, None if last else plan.stage_name(index)) for node in outgoing),
+            feature_index=None if feature is None else outgoing.index(feature),
+            passed=passed,
+        )
+
+    def _live(self, node: fx.Node, boundary: str | None) -> LiveTensor:
+        """How a tensor crosses `boundary`; None for the model's own outputs, which need no single batch dimension."""
+        symbols = self._plan.symbols
+        dims, mixed = symbols.batch_dims(node), symbols.mixed_dims(node)
+        if boundary is not None and (mixed or len(dims) > 1):
+            what = (
+                f"a dimension {mixed[0]} that mixes the samples with something else"
+                if mixed
+                else f"{len(dims)} dimensions of the batch size, so samples in it depend on each other"
+            )
+            raise CutError(
+                f"cannot cut at {boundary!r}: the live tensor {self._plan.describe(node)} has {what}; survivors cannot "
+                "be selected from it. Cut at the end of an enclosing block instead"
+            )
+        batch_dim = dims[0] if len(dims) == 1 and not mixed else None
+        return LiveTensor(node.name, symbols.shape(node), node.meta["val"].dtype, batch_dim)
+
+    def _graph_module(
+        self, index: int, incoming: list[fx.Node], outgoing: list[fx.Node], copies: set[fx.Node]
+    ) -> fx.GraphModule:
+        graph = fx.Graph()
+        attributes: dict[str, Any] = {}
+        env: dict[fx.Node, fx.Node] = {}
+        for node in incoming:
+            env[node] = graph.placeholder(node.name)
+        for node in incoming:
+            if node in copies:
+                env[node] = graph.call_function(torch.ops.aten.clone.default, (env[node],))
+
+        def lookup(node: fx.Node) -> Any:
+            node = self._plan.resolve(node)
+            if node in env:
+                return env[node]
+            if node.op == "get_attr":
+                name = str(node.target)
+                attributes[name] = self._attribute(name)
+                env[node] = graph.create_node("get_attr", name, name=node.name)
+            elif node.op == "placeholder":
+                return node.meta["val"]  # A setting such as a flag or None: fixed when the model was cut.
+            else:
+                return self._rebuild(node, graph, env, incoming, lookup)
+            return env[node]
+
+        for node in self._plan.bodies[index]:
+            copied = graph.node_copy(node, lookup)
+            # The traced values hold on to the whole tracing session, and would be copied along with the model.
+            copied.meta = {key: node.meta[key] for key in _KEPT_META if key in node.meta}
+            if self._plan.resolve(node) is node:
+                env[node] = copied
+        graph.output(tuple(lookup(node) for node in outgoing))
+        graph.lint()
+        return _assemble(graph, attributes, self._plan.stage_name(index))
+
+    def _rebuild(
+        self,
+        node: fx.Node,
+        graph: fx.Graph,
+        env: dict[fx.Node, fx.Node],
+        incoming: list[fx.Node],
+        lookup: Callable[[fx.Node], Any],
+    ) -> Any:
+        """A size from before the stage, computed again from what came in: after compaction it is smaller."""
+        value = node.meta.get("val")
+        if isinstance(value, (int, float, bool)):
+            return value
+        assert is_size(node), f"{node.name} is used before it is made"
+        if node.target is torch.ops.aten.sym_size.int:
+            found = self._plan.symbols.provider(node, self._plan.resolve(source_of_size(node)), incoming)
+            assert found is not None, f"no live tensor has the size {node.name}"
+            tensor, dim = found
+            env[node] = graph.call_function(torch.ops.aten.sym_size.int, (env[tensor], dim))
+        else:
+            env[node] = graph.node_copy(node, lookup)
+            env[node].meta = {}
+        return env[node]
+
+    def _attribute(self, name: str) -> Any:
+        value: Any = self._source
+        for part in name.split("."):
+            value = getattr(value, part)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            self.constants[name] = value
+        return value
+
+
+def _assemble(graph: fx.Graph, attributes: dict[str, Any], name: str) -> fx.GraphModule:
+    root = nn.Module()
+    for target, value in attributes.items():
+        set_attribute(root, target, value)
+    return fx.GraphModule(root, graph, class_name=f"Stage_{name.replace('.', '_')}")

@@ -1,0 +1,182 @@
+"""`cut` and `StagedModel`: a model together with the stages it was cut into."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet.errors import CutError, InvalidInputError
+from eenet.stages._binding import bind, device_of, dtype_of, move_constants
+from eenet.stages._capture import capture, modules_to_cut
+from eenet.stages._check import check_inference, check_training
+from eenet.stages._compact import compact
+from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._split import Split, split
+from eenet.stages._stage import Stage
+
+
+def cut(
+    model: nn.Module,
+    at: Sequence[str],
+    example: Example,
+    *,
+    dynamic: Mapping[int, str] | None = None,
+    check: bool = True,
+) -> StagedModel:
+    """Cut a network at the ends of the named modules into `len(at) + 1` stages that share its weights.
+
+    `example` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; every tensor in it has the
+    batch on dimension 0. `dynamic` names further dimensions whose size may change, such as `{1: "sequence"}`. With
+    `check`, the stages are compared with the model at three batches, and with survivors selected at each boundary.
+    The model is left as it was. Raises CutError, which names the module and where one is at fault the tensor, and
+    InvalidInputError for an example that cannot be used.
+    """
+    modules_to_cut(model, at)
+    # The example is kept for later traces, so it must not become an inference tensor, which tracing cannot use.
+    with torch.inference_mode(mode=False):
+        form = form_of(example, dynamic)
+    staged = StagedModel(model, tuple(at), form, check=check)
+    _ = staged.inference_stages
+    return staged
+
+
+class StagedModel(nn.Module):
+    """A model cut into stages; calling it gives what calling the model gives. Made by `cut`.
+
+    The model is the submodule `backbone`, whose parameters the stages use. There is one list of stages for inference
+    and one for training, traced when first used. After a change of the backbone's tensors that did not go through this
+    module (`staged.backbone.to(...)`), call `rebind`.
+    """
+
+    backbone: nn.Module
+
+    def __init__(self, backbone: nn.Module, at: tuple[str, ...], form: InputForm, *, check: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.training = backbone.training
+        self.at = at
+        self._form = form
+        self._check = check
+        self._modes = list(backbone.modules())
+        self._splits: dict[tuple[bool, ...], Split] = {}
+        self._device = device_of(backbone)
+        self._dtype = dtype_of(backbone)
+        self.register_load_state_dict_post_hook(_rebind_after_load)  # type: ignore[no-untyped-call]
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the current mode (inference or training); raises CutError if it cannot be traced."""
+        return self._current().stages
+
+    @property
+    def inference_stages(self) -> tuple[Stage, ...]:
+        """The stages for inference, whatever the mode; raises CutError as `stages` does."""
+        return self._split_for((False,) * len(self._modes)).stages
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives for these arguments, computed stage by stage."""
+        live = self._form.flatten(args, kwargs)
+        current = self._current()
+        return current.unflatten(current.run(live))
+
+    def flatten_inputs(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        """The live tensors of the first stage; raises InvalidInputError where the arguments differ from the example."""
+        return self._form.flatten(args, kwargs)
+
+    def unflatten_output(self, tensors: tuple[Tensor, ...]) -> Any:
+        """The model's output structure (tensor, tuple, mapping) from the tensors that the last stage gives."""
+        return self._current().unflatten(tensors)
+
+    def compact(self, live: tuple[Tensor, ...], index: Tensor, stage_index: int) -> tuple[Tensor, ...]:
+        """The samples `index` (int64, in any order) of a stage's live input tensors; constants stay as they are."""
+        return compact(live, index, [tensor.batch_dim for tensor in self.stages[stage_index].inputs])
+
+    def batch_size_of(self, live: tuple[Tensor, ...], stage_index: int = 0) -> int:
+        """The number of samples in the live input tensors of a stage."""
+        for tensor, described in zip(live, self.stages[stage_index].inputs, strict=True):
+            if described.batch_dim is not None:
+                return tensor.shape[described.batch_dim]
+        raise InvalidInputError(f"no input of stage {stage_index} has a batch dimension")
+
+    def rebind(self) -> None:
+        """Make the stages use the backbone's present parameters, buffers and device.
+
+        After a change of dtype the stages are traced anew when next used, since tracing fixes the dtype of masks.
+        """
+        device, dtype = device_of(self.backbone), dtype_of(self.backbone)
+        if device != self._device or dtype != self._dtype:
+            with torch.inference_mode(mode=False):
+                self._form = self._form.moved(device, self._dtype, dtype)
+        if dtype != self._dtype:
+            self._splits.clear()
+        for made in self._splits.values():
+            if device is not None and self._device is not None and device != self._device:
+                for name, constant in made.constants.items():
+                    made.constants[name] = constant.to(device)
+                for stage in made.stages:
+                    move_constants(stage.module, self._device, device)
+            for stage in made.stages:
+                bind(stage.module, self.backbone, made.constants)
+        self._device, self._dtype = device, dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StagedModel:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.rebind()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # A deep copy of a stage loses which of its buffers are persistent.
+        self.rebind()
+
+    def _current(self) -> Split:
+        # By the modes of all modules, so that a batch norm frozen inside a training network is respected.
+        return self._split_for(tuple([module.training for module in self._modes]))
+
+    def _split_for(self, flags: tuple[bool, ...]) -> Split:
+        found = self._splits.get(flags)
+        if found is None:
+            found = self._splits[flags] = self._trace(flags)
+        return found
+
+    def _trace(self, flags: tuple[bool, ...]) -> Split:
+        training = any(flags)
+        with self._in_mode(flags), torch.inference_mode(mode=False):
+            try:
+                made = split(capture(self.backbone, self.at, self._form), self._form.dynamic)
+                for stage in made.stages:
+                    bind(stage.module, self.backbone, made.constants)
+                if self._check:
+                    run_check = check_training if training else check_inference
+                    run_check(self.backbone, self.at, made, self._form)
+            except CutError as error:
+                if not training:
+                    raise
+                raise CutError(f"in training mode: {error}; call eval() to use the stages for inference") from error
+        return made
+
+    @contextlib.contextmanager
+    def _in_mode(self, flags: tuple[bool, ...]) -> Iterator[None]:
+        before = [module.training for module in self._modes]
+        try:
+            # Not through train(), which a model may override to do more than set its mode.
+            for module, flag in zip(self._modes, flags, strict=True):
+                module.training = flag
+            yield
+        finally:
+            for module, flag in zip(self._modes, before, strict=True):
+                module.training = flag
+
+    def extra_repr(self) -> str:
+        """The modules that the stages end at."""
+        return f"at={list(self.at)}"
+
+
+def _rebind_after_load(module: nn.Module, _incompatible_keys: Any) -> None:
+    # load_state_dict(assign=True) puts other tensors in place of the ones that the stages hold.
+    if isinstance(module, StagedModel):
+        module.rebind()

@@ -1,0 +1,5 @@
+"""What an exit's output means: the evidence a scheduler sees of it and the utility of stopping there."""
+
+from eenet.tasks._evidence import LOG_ODDS_LIMIT as LOG_ODDS_LIMIT
+from eenet.tasks._evidence import Evidence as Evidence
+from eenet.tasks._evidence import softmax as softmax

@@ -1,0 +1,116 @@
+"""The evidence of n samples at one exit.
+
+Everything here works row by row: a sample's numbers never depend on who shares its batch, down to the last bit.
+That is what lets a replay over all records and a run over a compacted batch agree. It rules out BLAS products
+(their summation order depends on the shape) and strided reductions; `sum` along the last axis of a contiguous
+array is safe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.intp]
+
+LOG_ODDS_LIMIT = 103.0
+"""The log of the smallest positive float32: log odds are clipped here, so a probability of 0 or 1 stays finite."""
+
+_TINY = float(np.exp(-LOG_ODDS_LIMIT))
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Class probabilities (n, C) of logits (n, C); a row with NaN or +inf, or with nothing but -inf, becomes NaN."""
+    z = np.ascontiguousarray(logits, dtype=np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        e: NDArray[np.float32] = np.exp(z - z.max(axis=-1, keepdims=True))
+        e /= e.sum(axis=-1, keepdims=True)
+    return e
+
+
+class Evidence:
+    """What is known of n samples at one exit, computed when first asked for.
+
+    `probabilities` (n, C) float32; `predictions` (n,); `earlier` is the evidence of the same n samples at the exits
+    before. A row that is not finite has `finite` False and counts as uniform everywhere else.
+    """
+
+    def __init__(
+        self, probabilities: NDArray[np.float32], predictions: Ints, earlier: Sequence[Evidence] = ()
+    ) -> None:
+        finite = np.isfinite(probabilities.sum(axis=-1))
+        if not finite.all():
+            probabilities = np.where(finite[:, None], probabilities, np.float32(1 / probabilities.shape[1]))
+        self.finite: Bools = finite
+        self.probabilities = probabilities
+        self.predictions = predictions
+        self._earlier = tuple(earlier)
+
+    @classmethod
+    def from_logits(cls, logits: NDArray[np.floating], earlier: Sequence[Evidence] = ()) -> Evidence:
+        """Evidence of logits (n, C)."""
+        return cls(softmax(logits), logits.argmax(axis=-1), earlier)
+
+    def __len__(self) -> int:
+        return len(self.finite)
+
+    def take(self, rows: Ints, earlier: Sequence[Evidence]) -> Evidence:
+        """The evidence of some rows; `earlier` is the earlier evidence, already taken."""
+        taken = Evidence.__new__(Evidence)
+        taken._earlier = tuple(earlier)
+        for name, value in self.__dict__.items():
+            if name != "_earlier":
+                taken.__dict__[name] = value[rows]
+        return taken
+
+    @cached_property
+    def max_probability(self) -> Floats:
+        """The largest class probability, (n,)."""
+        return self.probabilities.max(axis=-1).astype(np.float64)
+
+    @cached_property
+    def _others(self) -> NDArray[np.float64]:
+        # Summing the other classes keeps what 1 - max(p) loses: float32 has no numbers between 1 - 6e-8 and 1.
+        others = self.probabilities.astype(np.float64)
+        np.put_along_axis(others, self.probabilities.argmax(axis=-1)[:, None], 0.0, axis=-1)
+        return others
+
+    @cached_property
+    def log_odds(self) -> Floats:
+        """log(max p / (1 - max p)), (n,): orders samples as max p does, without saturating at 1."""
+        rest = np.maximum(self._others.sum(axis=-1), _TINY)
+        odds: Floats = np.log(self.max_probability) - np.log(rest)
+        return np.minimum(odds, LOG_ODDS_LIMIT)
+
+    @cached_property
+    def entropy(self) -> Floats:
+        """Entropy divided by log C, (n,), in [0, 1]; exact also where max p rounds to 1."""
+        others = self._others
+        terms = others * np.log(np.maximum(others, _TINY))
+        rest = np.minimum(others.sum(axis=-1), 1 - 1e-9)
+        nats: Floats = -terms.sum(axis=-1) - self.max_probability * np.log1p(-rest)
+        return np.clip(nats / math.log(self.probabilities.shape[1]), 0.0, 1.0)
+
+    @cached_property
+    def vote_share(self) -> Floats:
+        """The largest share of the exits so far that predict one class, (n,)."""
+        votes = np.stack([e.predictions for e in (*self._earlier, self)])
+        same = votes[:, None, :] == votes[None, :, :]
+        share: Floats = same.sum(axis=0).max(axis=0) / len(votes)
+        return share
+
+    @cached_property
+    def streak(self) -> Ints:
+        """For how many exits in a row, this one included, the prediction has been the same, (n,)."""
+        length = np.ones(len(self), dtype=np.intp)
+        unbroken = np.ones(len(self), dtype=np.bool_)
+        for earlier in reversed(self._earlier):
+            unbroken &= earlier.predictions == self.predictions
+            length += unbroken
+        return length
