@@ -305,6 +305,17 @@ def test_a_string_for_at_is_refused() -> None:
         cut(small(), "layer1", images(2))
 
 
+def test_a_module_inside_a_no_grad_block_is_refused_by_name() -> None:
+    def forward(net: Chain, x: Tensor) -> Any:
+        with torch.no_grad():
+            y = net.b(net.a(x))
+        return net.c(y)
+
+    model = Chain(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 4), d=nn.Linear(4, 4)).eval()
+    with pytest.raises(CutError, match=r"'a'.*no_grad"):
+        cut(model, ["a"], torch.randn(2, 4))
+
+
 def test_windows_across_a_boundary_are_refused_by_module_and_tensor() -> None:
     def forward(net: Chain, x: Tensor) -> Any:
         return net.b(net.a(x.reshape(-1, 4))).reshape(x.shape[0], -1)
@@ -375,6 +386,7 @@ def test_a_fixed_batch_size_is_refused() -> None:
         ((1, 2), "holds no tensor"),
         (3, "expected a tensor"),
         ({"y": torch.randn(2, 4)}, "does not fit"),
+        ((torch.randn(2, 4), torch.randn(2, 4), torch.randn(2, 4)), "does not fit"),
     ],
 )
 def test_examples_that_cannot_be_used_are_refused(example: object, message: str) -> None:
@@ -396,7 +408,7 @@ def test_dynamic_dimensions_are_checked() -> None:
 
 def test_calls_that_differ_from_the_example_are_refused() -> None:
     staged = cut(small(), ["layer1"], images(2))
-    with pytest.raises(InvalidInputError, match=r"'argument 0' has shape \(2, 3, 9, 9\), expected \(any, 3, 8, 8\)"):
+    with pytest.raises(InvalidInputError, match=r"'x' has shape \(2, 3, 9, 9\), expected \(any, 3, 8, 8\)"):
         staged(images(2, size=9))
     with pytest.raises(InvalidInputError, match="int64"):
         staged(torch.zeros(2, 3, 8, 8, dtype=torch.int64))
@@ -408,6 +420,25 @@ def test_calls_that_differ_from_the_example_are_refused() -> None:
         staged([images(2)])
     with pytest.raises(InvalidInputError, match=r"shape \(\)"):
         staged(torch.tensor(1.0))
+
+
+def test_inputs_that_a_forward_takes_by_any_name_or_number() -> None:
+    class Loose(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, *xs: Tensor, **options: Any) -> Any:
+            return self.b(self.a(xs[0] if xs else options["first"])) * (2 if options.get("twice") else 1)
+
+    model = Loose().eval()
+    x = torch.randn(3, 4)
+    staged = cut(model, ["a"], (torch.randn(2, 4), torch.randn(2, 1)))
+    torch.testing.assert_close(staged(x, x[:, :1]), model(x, x[:, :1]))
+    assert [live.name for live in staged.stages[0].inputs] == ["xs_0", "xs_1"]
+    staged = cut(model, ["a"], {"twice": True, "first": torch.randn(2, 4), "nothing": None})
+    torch.testing.assert_close(staged(first=x, twice=True, nothing=None), model(first=x, twice=True))
+    assert [live.name for live in staged.stages[0].inputs] == ["first"]
 
 
 def test_settings_in_the_example_are_fixed() -> None:

@@ -32,7 +32,7 @@ _HOMES = {
     "profile": "eenet.profiling",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - the keys are strings
+__all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
     from eenet.costs import ExitCosts as ExitCosts

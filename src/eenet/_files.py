@@ -84,13 +84,15 @@ def read_arrays(path: str | Path, *, kind: str, schema: int) -> tuple[dict[str, 
     if found != f"eenet.{kind}":
         raise FileFormatError(f"{str(source)!r} holds {found or 'no eenet data'!r}, expected 'eenet.{kind}'")
     version = metadata.get("schema", "")
-    if not version.isdigit() or int(version) > schema:
+    if not version.isdecimal() or int(version) > schema:
         raise FileFormatError(
             f"{str(source)!r} has schema {version!r}, this eenet reads up to {schema}: upgrade eenet to read it"
         )
     try:
         header = json.loads(metadata["header"])
-    except (KeyError, json.JSONDecodeError) as error:
+        if not isinstance(header, dict):
+            raise TypeError("not a mapping")
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise FileFormatError(f"{str(source)!r} has a damaged header ({error}); write the file again") from error
     return arrays, header
 
@@ -105,11 +107,11 @@ def existing_file(path: str | Path) -> Path:
 
 
 def refuse_pickle(source: Path) -> None:
-    """Raise `FileFormatError` when the file starts like a pickle, a torch.save archive or gzip."""
+    """Raise `FileFormatError` when the file starts like a pickle, gzip, or the zip that torch.save writes."""
     with source.open("rb") as handle:
         start = handle.read(4)
     if start.startswith(_PICKLE_STARTS):
         raise FileFormatError(
-            f"{str(source)!r} looks like a pickle or a torch.save archive: loading one can run code, so eenet refuses; "
-            "save it with eenet's own .save()"
+            f"{str(source)!r} looks like a pickle or an archive such as torch.save writes: loading one can run "
+            "code, so eenet refuses; save it with eenet's own .save()"
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.models import MultiExitModel, feature_of
+from eenet.models import MultiExitModel, feature_of, inferring
 from eenet.runtime import to_numpy
 from eenet.scheduler import Scheduler, Trail
 from eenet.tasks import Evidence
@@ -122,12 +122,11 @@ def measure(
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise InvalidInputError(f"batch sizes {list(batch_sizes)}: expected at least one, each 1 or more")
-    model.eval()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tables: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     spreads: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     parts = []
-    with torch.inference_mode():
+    with inferring(model):
         flops = _count_flops(model, example)
         for size in batch_sizes:
             steps = _steps(model, model.staged.flatten_inputs(*_args(example), **_kwargs(example)), size, scheduler)
@@ -251,7 +250,8 @@ def _time_rounds(steps: list[tuple[Step, ...]], device: torch.device, seconds: f
 
     for _ in range(3):
         one_round()
-    walls, cpus = [], []
+    walls: list[list[list[float]]] = []
+    cpus: list[list[list[float]]] = []
     start = time.perf_counter()
     while len(walls) < _MIN_ROUNDS or (time.perf_counter() - start < seconds and len(walls) < _MAX_ROUNDS):
         wall, cpu = one_round()

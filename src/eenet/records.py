@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eenet._files import read_arrays, write_arrays
-from eenet.errors import InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError
 from eenet.tasks import Evidence, softmax
 
 _SCHEMA = 1
@@ -54,20 +54,23 @@ class ExitRecords:
             raise InvalidInputError(
                 f"probabilities[{k}, {n}, {c}] is {p[k, n, c]:.6g}, which is negative; for logits use from_logits"
             )
-        sums = p.sum(axis=-1, dtype=np.float64)
+        exact = np.ascontiguousarray(p, dtype=np.float64)
+        sums = exact.sum(axis=-1)
         if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
             k, n = np.argwhere(np.abs(sums - 1) > _SUM_TOLERANCE)[0]
             raise InvalidInputError(
                 f"probabilities[{k}, {n}] sums to {sums[k, n]:.6g}, expected 1 within {_SUM_TOLERANCE}; apply softmax, "
                 "or use from_logits"
             )
-        normal = (p / sums[..., None]).astype(np.float32)
+        normal = (exact / sums[..., None]).astype(np.float32)
         return cls._of(normal, normal.argmax(axis=-1), labels)
 
     @classmethod
     def from_logits(cls, logits: ArrayLike, labels: ArrayLike | None = None) -> ExitRecords:
         """Records of logits (K, N, C) and labels (N,); NaN and infinities are allowed and kept as not finite."""
         z = _float_array(logits, "logits")
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for a network that runs in float32
+            z = np.ascontiguousarray(z, dtype=np.float32)
         return cls._of(softmax(z), z.argmax(axis=-1), labels)
 
     @classmethod
@@ -82,15 +85,15 @@ class ExitRecords:
     @property
     def num_exits(self) -> int:
         """K."""
-        return self.probabilities.shape[0]
+        return int(self.probabilities.shape[0])
 
     @property
     def num_classes(self) -> int:
         """C."""
-        return self.probabilities.shape[2]
+        return int(self.probabilities.shape[2])
 
     def __len__(self) -> int:
-        return self.probabilities.shape[1]
+        return int(self.probabilities.shape[1])
 
     def __repr__(self) -> str:
         labelled = "labelled" if self.labels is not None else "unlabelled"
@@ -99,7 +102,8 @@ class ExitRecords:
     @property
     def accuracies(self) -> NDArray[np.float64]:
         """Mean utility of each exit, (K,)."""
-        return self.require_utility().mean(axis=1, dtype=np.float64)
+        means: NDArray[np.float64] = self.require_utility().mean(axis=1, dtype=np.float64)
+        return means
 
     def require_utility(self) -> NDArray[np.float32]:
         """The utility (K, N); raises `InvalidInputError` for records without labels."""
@@ -120,8 +124,16 @@ class ExitRecords:
         return trail
 
     def subset(self, rows: ArrayLike) -> ExitRecords:
-        """The records of some samples, in the order of `rows`."""
-        index = np.asarray(rows, dtype=np.intp)
+        """The records of some samples, in the order of `rows`: their numbers, or one true or false for each."""
+        given = np.asarray(rows)
+        if given.dtype.kind == "b" and given.shape == (len(self),):
+            given = np.flatnonzero(given)
+        if given.dtype.kind not in "iu" or given.ndim != 1 or len(given) == 0:
+            raise InvalidInputError(
+                f"rows have dtype {given.dtype} and shape {given.shape}, expected at least one sample number, or a "
+                f"mask of {len(self)} with at least one true"
+            )
+        index = given.astype(np.intp)
         return ExitRecords(
             np.ascontiguousarray(self.probabilities[:, index]),
             self.predictions[:, index],
@@ -131,7 +143,7 @@ class ExitRecords:
 
     def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
         """Two disjoint random parts, the first with `fraction` of the samples."""
-        first = round(len(self) * fraction)
+        first = round(len(self) * fraction) if np.isfinite(fraction) else 0
         if not 0 < first < len(self):
             raise InvalidInputError(
                 f"fraction {fraction} of {len(self)} samples leaves one part empty; choose one between 0 and 1"
@@ -153,6 +165,13 @@ class ExitRecords:
         """Read what `save` wrote."""
         arrays, _ = read_arrays(path, kind="records", schema=_SCHEMA)
         labels = arrays.get("labels")
+        shapes = {name: array.shape for name, array in arrays.items()}
+        whole = shapes.get("probabilities", ())
+        expected = {"probabilities": whole, "predictions": whole[:2], "utility": whole[:2], "labels": whole[1:2]}
+        if len(whole) != 3 or "predictions" not in shapes or any(shapes[n] != expected.get(n) for n in shapes):
+            raise FileFormatError(
+                f"{str(path)!r} holds arrays of shapes {shapes}, which are no records; save them again"
+            )
         return cls(
             arrays["probabilities"],
             arrays["predictions"].astype(np.intp),
@@ -173,9 +192,7 @@ def _float_array(values: ArrayLike, name: str) -> NDArray[np.floating[Any]]:
     if samples < 1:
         raise InvalidInputError(f"{name} have 0 samples, expected at least 1")
     if classes < 2:
-        raise InvalidInputError(
-            f"{name} have {classes} class, expected at least 2; give a binary output as (1 - p, p)"
-        )
+        raise InvalidInputError(f"{name} have {classes} class, expected at least 2; give a binary output as (1 - p, p)")
     return array
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
+from numbers import Real
 
 from eenet.costs._costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
@@ -12,7 +13,9 @@ from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWa
 Budget = float | str
 """A number in the unit of the costs, "60%" of the last exit's cost, or a number with its unit such as "3.5ms"."""
 
-_TEXT = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf)\s*(%|[A-Za-z][A-Za-z_]*)?\s*", re.IGNORECASE)
+_TEXT = re.compile(
+    r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf)\s*(%|[a-z][a-z_]*)?\s*", re.IGNORECASE | re.ASCII
+)
 
 
 def parse_budget(budget: Budget, costs: ExitCosts) -> float:
@@ -22,8 +25,10 @@ def parse_budget(budget: Budget, costs: ExitCosts) -> float:
     (`ReliabilityWarning`) above the last exit's, where every policy fits.
     """
     value = _number(budget, costs)
-    if math.isnan(value) or value <= 0:
-        raise InvalidInputError(f"budget {budget!r} is not a positive number; try '60%' or {costs[-1] * 0.6:.4g}")
+    if not math.isfinite(value) or value <= 0:
+        raise InvalidInputError(
+            f"budget {budget!r} is not a positive, finite number; try '60%' or {costs[-1] * 0.6:.4g}"
+        )
     if value < costs[0] * (1 - 1e-12):
         raise InfeasibleBudgetError(
             f"budget {budget!r} is {value:.6g} {costs.unit}, below the first exit's cost: the smallest feasible budget "
@@ -37,10 +42,10 @@ def parse_budget(budget: Budget, costs: ExitCosts) -> float:
             ReliabilityWarning,
             stacklevel=3,
         )
-    return value
+    return max(value, costs[0])
 
 
-def _number(budget: Budget, costs: ExitCosts) -> float:
+def _number(budget: object, costs: ExitCosts) -> float:
     remedy = f"give a number in {costs.unit}, '60%', or '{costs[-1] * 0.6:.4g}{costs.unit}'"
     if isinstance(budget, str):
         match = _TEXT.fullmatch(budget)
@@ -54,9 +59,7 @@ def _number(budget: Budget, costs: ExitCosts) -> float:
         if unit.lower() != costs.unit.lower():
             raise InvalidInputError(f"budget {budget!r} is in {unit!r}, the costs are in {costs.unit!r}; {remedy}")
         return number
-    try:
-        if isinstance(budget, bool):
-            raise TypeError
-        return float(budget)
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"budget {budget!r} is not a number; {remedy}") from error
+    # A bool is a Real in Python, numpy's is not: neither is a budget.
+    if isinstance(budget, bool) or not isinstance(budget, Real):
+        raise InvalidInputError(f"budget {budget!r} is not a number; {remedy}")
+    return float(budget)

@@ -57,11 +57,14 @@ class ExitCosts:
             )
         if not isinstance(unit, str) or not _UNIT.fullmatch(unit):
             raise InvalidInputError(f"unit {unit!r} is not a word; use 'ms', 'cpu_ms', 'flops' or one of your own")
+        spreads = None if spread is None else np.asarray(spread, dtype=np.float64)
+        if spreads is not None and spreads.shape != array.shape:
+            raise InvalidInputError(f"spread has shape {spreads.shape}, expected {array.shape}: one for each exit")
         array.setflags(write=False)
         object.__setattr__(self, "values", array)
         object.__setattr__(self, "unit", unit)
         object.__setattr__(self, "batch_size", batch_size)
-        object.__setattr__(self, "spread", None if spread is None else np.asarray(spread, dtype=np.float64))
+        object.__setattr__(self, "spread", spreads)
         object.__setattr__(self, "device", dict(device or {}))
         object.__setattr__(self, "includes", tuple(includes))
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.errors import InvalidInputError
+from eenet.models._modes import inferring
 from eenet.models._multi_exit import MultiExitModel
 from eenet.records import ExitRecords
 
@@ -26,19 +27,13 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     logits: list[NDArray[np.float32]] = []
     labels: list[NDArray[Any]] = []
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for batch in loader:
-                args, kwargs, y = unpack(batch)
-                outputs = model(*_to(args, device), **_to(kwargs, device))
-                logits.append(torch.stack(outputs).float().cpu().numpy())
-                if y is not None:
-                    labels.append(np.asarray(y.cpu() if isinstance(y, Tensor) else y))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with inferring(model):
+        for batch in loader:
+            args, kwargs, y = unpack(batch)
+            outputs = model(*_to(args, device), **_to(kwargs, device))
+            logits.append(torch.stack(outputs).float().cpu().numpy())
+            if y is not None:
+                labels.append(np.asarray(y.cpu() if isinstance(y, Tensor) else y))
     if not logits:
         raise InvalidInputError("the loader gave no batch; expected at least one")
     if labels and len(labels) != len(logits):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from eenet.errors import InvalidInputError
 from eenet.models._heads import head_for
+from eenet.models._modes import inferring
 from eenet.models._outputs import logits_in
-from eenet.stages import StagedModel, cut
 from eenet.stages import Stage as Stage
+from eenet.stages import StagedModel, cut
 
 
 class MultiExitModel(nn.Module):
@@ -97,19 +98,19 @@ def attach(
             heads.append(head_for(stage.name, stage.outputs[stage.feature_index].shape, num_classes))
     reference = next(iter(backbone.parameters()), torch.empty(0))
     model = MultiExitModel(staged, [h.to(reference.device, reference.dtype) for h in heads], num_classes)
-    _dry_run(model, example)
-    model.train(backbone.training)
+    model.training = backbone.training
+    model.heads.train(backbone.training)
+    with inferring(model):
+        _dry_run(model, example)
     return model
 
 
 def _dry_run(model: MultiExitModel, example: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> None:
     """Run the example once, so that what does not fit is refused here and not in the middle of training."""
-    model.eval()
-    with torch.no_grad():
-        if isinstance(example, Mapping):
-            outputs = model(**example)
-        else:
-            outputs = model(*(example if isinstance(example, tuple) else (example,)))
+    if isinstance(example, Mapping):
+        outputs = model(**example)
+    else:
+        outputs = model(*(example if isinstance(example, tuple) else (example,)))
     for name, logits in zip(model.exit_names, outputs, strict=True):
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] != model.num_classes:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

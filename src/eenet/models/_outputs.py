@@ -23,7 +23,7 @@ def logits_in(output: Any, num_classes: int) -> Tensor:
         found = fitting[0] if len(fitting) == 1 else None
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
-    if not _fits(found, num_classes):
+    if not isinstance(found, Tensor) or not _fits(found, num_classes):
         raise InvalidInputError(
             f"the network returns {_describe(output)}, in which there is not one tensor of logits of shape (batch, "
             f"{num_classes}); wrap the network so that it returns them, or correct num_classes"

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, feature_of
 from eenet.scheduler import Route, Scheduler
 from eenet.tasks import Evidence
+
+Ints = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class AdaptiveModel:
         policy = scheduler.policy
         if policy.num_exits != model.num_exits or policy.num_classes != model.num_classes:
             raise InvalidInputError(
-                f"the scheduler was fitted for {policy.num_exits} exits and {policy.num_classes} classes, the model has "
-                f"{model.num_exits} exits and {model.num_classes} classes; fit it on records of this model"
+                f"the scheduler was fitted for {policy.num_exits} exits and {policy.num_classes} classes, the model "
+                f"has {model.num_exits} exits and {model.num_classes} classes; fit it on records of this model"
             )
         self.model = model.eval()
         self.scheduler = scheduler
@@ -53,49 +56,57 @@ class AdaptiveModel:
         if samples == 0:
             return AdaptiveOutput(live[0].new_empty((0, model.num_classes), dtype=torch.float32), torch.empty(0).long())
         route = Route(self._policy, samples)
-        answers: Tensor | None = None
+        answers = _Answers(samples, model.num_classes)
         stages = model.staged.inference_stages
-        for k, stage in enumerate(stages):
+        for k, stage in enumerate(stages[:-1]):
             outputs = stage(*live)
-            last = k == model.num_exits - 1
-            if not last and not self._observed[k]:
+            live = tuple([outputs[i] for i in stage.passed])
+            if not self._observed[k]:
                 route.skip()
-                live = tuple([outputs[i] for i in stage.passed])
                 continue
-            logits = model.final_logits(outputs) if last else model.heads[k](feature_of(stage, outputs))
-            before = route.running
-            if last:
-                route.finish()
-                leaving, staying = None, None
-            else:
-                # The one synchronisation of an exit: its logits come to the host, where the decision is made.
-                leaving, staying = route.observe(Evidence.from_logits(to_numpy(logits), route.earlier))
-                if staying is None:
-                    live = tuple([outputs[i] for i in stage.passed])
-                    continue
-            if answers is None and len(before) == samples and not len(route.running):
-                answers = logits  # everybody left at one exit: nothing to put in order
+            logits = model.heads[k](feature_of(stage, outputs))
+            running = route.running
+            # The one synchronisation of an exit: its logits come to the host, where the decision is made.
+            leaving, staying = route.observe(Evidence.from_logits(to_numpy(logits), route.earlier))
+            if staying is None:
+                continue
+            answers.put(running[leaving], logits, leaving)
+            if len(staying) == 0:
                 break
-            if answers is None:
-                answers = logits.new_empty((samples, model.num_classes))
-            if leaving is None:
-                answers.index_copy_(0, _index(before, logits), logits)
-            else:
-                gone = logits.index_select(0, _index(leaving, logits))
-                answers.index_copy_(0, _index(before[leaving], logits), gone)
-            if not len(route.running):
-                break
-            assert staying is not None
-            passed = tuple([outputs[i] for i in stage.passed])
-            live = model.staged.compact(passed, _index(staying, logits), k + 1)
-        assert answers is not None
-        return AdaptiveOutput(answers, torch.from_numpy(route.exits))
+            live = model.staged.compact(live, _index(staying, logits), k + 1)
+        else:
+            logits = model.final_logits(stages[-1](*live))
+            answers.put(route.running, logits)
+            route.finish()
+        return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
 
 
-def to_numpy(logits: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+class _Answers:
+    """The logits (N, C) of a batch, filled as samples leave."""
+
+    logits: Tensor
+
+    def __init__(self, samples: int, classes: int) -> None:
+        self._shape = (samples, classes)
+        self._begun = False
+
+    def put(self, samples: Ints, logits: Tensor, rows: Ints | None = None) -> None:
+        """The answers to `samples` are these rows of `logits`, or all of them."""
+        if len(samples) == self._shape[0]:  # everybody left at one exit: nothing to put in order
+            self.logits = logits
+            return
+        if not self._begun:
+            self.logits = logits.new_empty(self._shape)
+            self._begun = True
+        if rows is not None:
+            logits = logits.index_select(0, _index(rows, logits))
+        self.logits.index_copy_(0, _index(samples, logits), logits)
+
+
+def to_numpy(logits: Tensor) -> NDArray[np.float32]:
     """Logits on the host, as float32."""
     return logits.float().cpu().numpy()
 
 
-def _index(rows: np.ndarray[Any, np.dtype[np.intp]], like: Tensor) -> Tensor:
+def _index(rows: Ints, like: Tensor) -> Tensor:
     return torch.from_numpy(rows).to(like.device, non_blocking=True)

@@ -27,7 +27,10 @@ class Plan:
 class Assignment(Protocol):
     """Chooses the thresholds of a score on calibration records so that the mean cost stays within the budget."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        ...
 
     def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
         """The plan for one budget, in the unit of the costs."""
@@ -40,7 +43,7 @@ class GeometricAssignment:
 
     name: str = "geometric"
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
         thresholds = ScoreTable.of(score, records, costs).meet(budget, geometric_shares(len(costs)))
         return Plan(thresholds, min(budget, costs[-1]))
@@ -52,7 +55,7 @@ class SearchedAssignment:
 
     name: str = "searched"
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
         table = ScoreTable.of(score, records, costs)
         thresholds = search_thresholds(table, records.require_utility().astype(np.float64), budget)
@@ -80,22 +83,23 @@ class LearnedAssignment:
 
 @dataclass(frozen=True)
 class StaticAssignment:
-    """Everybody leaves at one exit."""
+    """Everybody leaves at one exit; goes with the score "constant", which keeps nobody back."""
 
     exit_index: int
     name: str = "static"
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan; raises `InfeasibleBudgetError` when the exit costs more than the budget."""
         k = self.exit_index
         if not 0 <= k < len(costs):
             raise InvalidInputError(f"Static({k}): there are exits 0 to {len(costs) - 1}")
-        if costs[k] > within(budget):
-            raise InfeasibleBudgetError(
-                f"Static({k}) costs {costs[k]:.6g} {costs.unit} per sample, the budget is {budget:.6g}; the smallest "
-                f"feasible budget is {costs[k]:.6g} {costs.unit}",
-                smallest=costs[k],
-            )
         table = ScoreTable.of(score, records, costs)
-        shares = np.eye(len(costs))[k]
-        return Plan(table.for_shares(shares), costs[k])
+        thresholds = table.for_shares(np.eye(len(costs))[k])
+        cost = table.mean_cost(thresholds)  # above costs[k] where evidence is not finite
+        if cost > within(budget):
+            raise InfeasibleBudgetError(
+                f"Static({k}) costs {cost:.6g} {costs.unit} per sample, the budget is {budget:.6g}; the smallest "
+                f"feasible budget is {cost:.6g} {costs.unit}",
+                smallest=cost,
+            )
+        return Plan(thresholds, cost)

@@ -35,7 +35,7 @@ def SearchedThresholds(score: str = "max_prob", *, seed: int = 0) -> Scheduler: 
 
 def Static(exit_index: int) -> Scheduler:  # noqa: N802
     """Everybody leaves at one exit, counted from 0; -1 is not taken: name the exit."""
-    return Scheduler("max_prob", StaticAssignment(exit_index), name=f"Static({exit_index})")
+    return Scheduler("constant", StaticAssignment(exit_index), name=f"Static({exit_index})")
 
 
 SCHEDULERS = {

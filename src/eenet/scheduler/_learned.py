@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.errors import FileFormatError
+from eenet.errors import FileFormatError, InvalidInputError
 from eenet.scheduler._policy import Floats, Trail
 from eenet.tasks import Evidence
 
@@ -37,6 +38,16 @@ class LearningOptions:
     assignment_rate: float = 1e-2
     weight_decay: float = 1e-4
     restarts: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_factor", "epochs", "turn", "score_rate", "assignment_rate", "restarts"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise InvalidInputError(f"LearningOptions({name}={value!r}): expected a number above 0")
+        for name in ("kl_weight", "cost_weight", "weight_decay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise InvalidInputError(f"LearningOptions({name}={value!r}): expected a number, 0 or more")
 
 
 def confidences(evidence: Evidence) -> Floats:
@@ -90,8 +101,14 @@ class LearnedScore:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> LearnedScore:
         """The score of what `to_arrays` gave."""
         try:
-            exits = len(arrays["biases"])
-            weights = [np.ascontiguousarray(arrays[f"evidence_weights.{k}"]) for k in range(exits)]
-            return cls(np.ascontiguousarray(arrays["class_weights"]), weights, arrays["biases"], arrays.get("shares"))
+            biases, class_weights = arrays["biases"], arrays["class_weights"]
+            weights = [arrays[f"evidence_weights.{k}"] for k in range(len(biases))]
         except KeyError as error:
             raise FileFormatError(f"a learned score needs {error.args[0]!r}; found {sorted(arrays)}") from error
+        widths = [(NUM_CONFIDENCES + k,) for k in range(len(biases))]
+        if len(class_weights) != len(biases) or [w.shape for w in weights] != widths:
+            raise FileFormatError(
+                f"a learned score of {len(biases)} exits needs as many class weights and evidence weights of shapes "
+                f"{widths}; found {len(class_weights)} and {[w.shape for w in weights]}"
+            )
+        return cls(class_weights, weights, biases, arrays.get("shares"))

@@ -52,9 +52,15 @@ class Trail:
 class Score(Protocol):
     """How sure we are, at an exit, that stopping there is right. Higher is surer; finite wherever the evidence is."""
 
-    name: str
-    uses_history: bool
-    """Whether the score at an exit depends on the exits before it."""
+    @property
+    def name(self) -> str:
+        """What it is called in files and messages."""
+        ...
+
+    @property
+    def uses_history(self) -> bool:
+        """Whether the score at an exit depends on the exits before it."""
+        ...
 
     def __call__(self, trail: Trail) -> Floats:
         """Scores (n,) of the samples at the exit the trail has come to; each row independent of the others."""

@@ -151,7 +151,7 @@ def load_scheduler(path: str | Path) -> Scheduler:
         numbers, name = dict(header["numbers"]), str(header["name"])
     except KeyError as error:
         raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
-    if not (len(policy.thresholds) == len(policy.enabled) == len(costs) - 1):
+    if not (policy.thresholds.shape == policy.enabled.shape == (len(costs) - 1,)):
         raise FileFormatError(
             f"{str(path)!r} has {len(policy.thresholds)} thresholds for {len(costs)} exits; save the scheduler again"
         )

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.scheduler._policy import Floats, Trail
+from eenet.scheduler._policy import Floats, Score, Trail
 from eenet.tasks import LOG_ODDS_LIMIT
 
 _STREAK_STEP = 256.0  # above the whole range of the log odds, so that the streak always decides first
@@ -73,5 +73,23 @@ class PatienceScore:
         return {}
 
 
-PLAIN_SCORES = {score.name: score for score in (MaxProbabilityScore(), EntropyScore(), PatienceScore())}
+@dataclass(frozen=True)
+class ConstantScore:
+    """The same for everybody: for policies that look at no evidence."""
+
+    name: str = "constant"
+    uses_history: bool = False
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,)."""
+        return np.zeros(len(trail.evidence[-1]))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Nothing is fitted."""
+        return {}
+
+
+PLAIN_SCORES: dict[str, Score] = {
+    score.name: score for score in (MaxProbabilityScore(), EntropyScore(), PatienceScore(), ConstantScore())
+}
 """The scores that need no fitting, by name."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError
@@ -18,7 +17,7 @@ RESOLUTION = 1e-5
 size or back end changes, and no threshold is ever put between two samples that rounding could swap."""
 
 _MARGIN = 1e-3  # how far below the lowest calibration score the threshold lies where everybody leaves
-_BISECTIONS = 80
+_BISECTIONS = 60
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,11 @@ class ScoreTable:
 
     @classmethod
     def of(cls, score: Score, records: ExitRecords, costs: ExitCosts) -> ScoreTable:
-        """The table of one score on all records."""
+        """The table of one score on all records.
+
+        A sample counts as not finite from the first exit where it is not, also where that exit will be off and its
+        output not looked at: then the run is cheaper than the plan, never dearer.
+        """
         trail = Trail()
         finite = []
         for evidence in records.all_evidence()[:-1]:
@@ -53,12 +56,12 @@ class ScoreTable:
     @property
     def samples(self) -> int:
         """N."""
-        return self.scores.shape[1]
+        return int(self.scores.shape[1])
 
     @property
     def early(self) -> int:
         """K-1, the exits that decide."""
-        return self.scores.shape[0]
+        return int(self.scores.shape[0])
 
     def exits(self, thresholds: Thresholds, *, start: int = 0) -> Ints:
         """Where each sample leaves, (N,), when all of them enter at exit `start`."""
@@ -76,7 +79,8 @@ class ScoreTable:
     def ranked(self, k: int, alive: Bools) -> Ints:
         """The samples that are still there and may leave at exit k, the surest first."""
         order = self._order[k]
-        return order[(alive & self.finite[k])[order]]
+        ranked: Ints = order[(alive & self.finite[k])[order]]
+        return ranked
 
     def cuts(self, k: int, ranked: Ints) -> Ints:
         """The numbers of leavers that a threshold at exit k can realise without parting a tie, ascending."""
@@ -189,23 +193,25 @@ def within(budget: float) -> float:
     return budget * (1 + 1e-12)
 
 
-def geometric_shares(exits: int) -> Callable[[float], NDArray[np.float64]]:
+def geometric_shares(exits: int) -> Callable[[float], Floats]:
     """MSDNet's family of shares: p_k proportional to exp(a k)."""
 
-    def shares(a: float) -> NDArray[np.float64]:
-        p = np.exp(a * np.arange(exits) - max(a * (exits - 1), 0.0))
-        return p / p.sum()
+    def shares(a: float) -> Floats:
+        p: Floats = np.exp(a * np.arange(exits) - max(a * (exits - 1), 0.0))
+        p /= p.sum()
+        return p
 
     return shares
 
 
-def tilted_shares(base: Floats, costs: Floats) -> Callable[[float], NDArray[np.float64]]:
+def tilted_shares(base: Floats, costs: Floats) -> Callable[[float], Floats]:
     """The shares p_k exp(a c_k / c_K), normalised: from any shares to any mean cost."""
     logs = np.log(np.maximum(base, 1e-12))
 
-    def shares(a: float) -> NDArray[np.float64]:
+    def shares(a: float) -> Floats:
         z = logs + a * 4 * costs / (costs[-1] - costs[0])
-        p = np.exp(z - z.max())
-        return p / p.sum()
+        p: Floats = np.exp(z - z.max())
+        p /= p.sum()
+        return p
 
     return shares

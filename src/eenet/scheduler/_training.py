@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional
 
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
@@ -34,9 +36,9 @@ class _Scores:
 
     def __init__(self, data: _Evidence) -> None:
         k, c = data.exits, data.classes
-        self.class_weights = torch.zeros(k, c, requires_grad=True)
-        self.evidence_weights = [torch.zeros(NUM_CONFIDENCES + j, requires_grad=True) for j in range(k)]
-        self.biases = torch.zeros(k, requires_grad=True)
+        self.class_weights = _zeros(k, c)
+        self.evidence_weights = [_zeros(NUM_CONFIDENCES + j) for j in range(k)]
+        self.biases = _zeros(k)
         with torch.no_grad():
             for weights in self.evidence_weights:
                 weights[:NUM_CONFIDENCES] = torch.tensor([2.0, 1.0, 1.0])
@@ -81,9 +83,9 @@ class _Assignment:
             width = data.classes + NUM_CONFIDENCES + k
             hidden = max(1, round(hidden_factor * width))
             scale = 1 / math.sqrt(width)
-            first = (torch.rand(width, hidden, generator=generator) * 2 - 1).mul_(scale).requires_grad_()
-            bias = (torch.rand(hidden, generator=generator) * 2 - 1).mul_(scale).requires_grad_()
-            second = (torch.rand(hidden, generator=generator) * 2 - 1).div_(math.sqrt(hidden)).requires_grad_()
+            first = _uniform((width, hidden), scale, generator)
+            bias = _uniform((hidden,), scale, generator)
+            second = _uniform((hidden,), 1 / math.sqrt(hidden), generator)
             self._layers.append((first, bias, second))
 
     def parameters(self) -> list[Tensor]:
@@ -101,16 +103,17 @@ def train_scores(
     records: ExitRecords, costs: ExitCosts, budget: float, options: LearningOptions, seed: int
 ) -> LearnedScore:
     """Learn scores and assignment together; of all turns of all restarts, the best on the records is kept."""
-    data = _Evidence(records)
     best: LearnedScore | None = None
     best_value = -math.inf
-    for restart in range(options.restarts):
-        for scores, shares in _turns(data, costs, budget, options, seed + restart):
-            candidate = scores.frozen(shares)
-            value = _value(candidate, records, costs, budget)
-            if value > best_value:
-                best, best_value = candidate, value
-    assert best is not None, "options.epochs and options.restarts are at least 1"
+    with _learning():
+        data = _Evidence(records)
+        for restart in range(options.restarts):
+            for scores, shares in _turns(data, costs, budget, options, seed + restart):
+                candidate = scores.frozen(shares)
+                value = _value(candidate, records, costs, budget)
+                if value > best_value:
+                    best, best_value = candidate, value
+    assert best is not None, "there is at least one restart, and one turn in it"
     return best
 
 
@@ -118,37 +121,45 @@ def train_shares(
     table: ScoreTable, records: ExitRecords, costs: ExitCosts, budget: float, options: LearningOptions, seed: int
 ) -> Floats:
     """Learn the assignment alone for given scores: the shares p_k = mean_n r_nk, (K,)."""
-    data = _Evidence(records)
     # Any score becomes a target in [0, 1] by its rank; the last exit, which needs no score, counts as sure.
     ranks = table.scores.argsort(axis=1).argsort(axis=1) / max(1, table.samples - 1)
-    q = torch.from_numpy(np.concatenate([ranks, np.ones((1, table.samples))])).float()
-    assignment = _Assignment(data, options.hidden_factor, _start(costs, budget), _generator(seed))
-    optimiser = torch.optim.Adam(assignment.parameters(), lr=options.assignment_rate)
-    for _ in range(max(1, options.epochs // 2)):
-        _step(optimiser, _assignment_loss(assignment(data, q), q, costs, budget, options))
-    return _mean_shares(assignment(data, q))
+    with _learning():
+        data = _Evidence(records)
+        q = torch.from_numpy(np.concatenate([ranks, np.ones((1, table.samples))])).float()
+        assignment = _Assignment(data, options.hidden_factor, _start(costs, budget), _generator(seed))
+        optimiser = torch.optim.Adam(assignment.parameters(), lr=options.assignment_rate)
+        for _ in range(max(1, options.epochs // 2)):
+            _step(optimiser, _assignment_loss(assignment(data, q), q, costs, budget, options))
+        return _mean_shares(assignment(data, q))
 
 
-def _turns(  # type: ignore[no-untyped-def]
+@contextmanager
+def _learning() -> Iterator[None]:
+    """Gradients are on, also when the caller has switched them off."""
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        yield
+
+
+def _turns(
     data: _Evidence, costs: ExitCosts, budget: float, options: LearningOptions, seed: int
-):
+) -> Iterator[tuple[_Scores, Floats]]:
+    """Scores and shares after every third turn and the last."""
     scores = _Scores(data)
     assignment = _Assignment(data, options.hidden_factor, _start(costs, budget), _generator(seed))
-    score_optimiser = torch.optim.AdamW(
-        scores.parameters(), lr=options.score_rate, weight_decay=options.weight_decay
-    )
+    score_optimiser = torch.optim.AdamW(scores.parameters(), lr=options.score_rate, weight_decay=options.weight_decay)
     assignment_optimiser = torch.optim.Adam(assignment.parameters(), lr=options.assignment_rate)
-    for turn in range(max(1, options.epochs // (2 * options.turn))):
+    turns = max(1, options.epochs // (2 * options.turn))
+    for turn in range(turns):
         with torch.no_grad():
             r = assignment(data, torch.sigmoid(scores(data)))
         for _ in range(options.turn):
-            losses = F.binary_cross_entropy_with_logits(scores(data), data.worth, reduction="none")
+            losses = functional.binary_cross_entropy_with_logits(scores(data), data.worth, reduction="none")
             _step(score_optimiser, (losses * r).sum() / data.samples)
         with torch.no_grad():
             q = torch.sigmoid(scores(data))
         for _ in range(options.turn):
             _step(assignment_optimiser, _assignment_loss(assignment(data, q), q, costs, budget, options))
-        if turn % 3 == 2 or turn == options.epochs // (2 * options.turn) - 1:
+        if turn % 3 == 2 or turn == turns - 1:
             yield scores, _mean_shares(assignment(data, q))
 
 
@@ -179,11 +190,21 @@ def _start(costs: ExitCosts, budget: float) -> Floats:
 
 def _mean_shares(r: Tensor) -> Floats:
     shares: NDArray[np.float64] = r.detach().double().mean(dim=1).numpy()
-    return shares / shares.sum()
+    shares /= shares.sum()
+    return shares
+
+
+def _zeros(*shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device="cpu", requires_grad=True)
+
+
+def _uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:
+    values = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return ((values * 2 - 1) * limit).requires_grad_()
 
 
 def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    return torch.Generator("cpu").manual_seed(seed)
 
 
 def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import inspect
+import re
 import traceback
 import types
 import warnings
@@ -100,7 +100,15 @@ def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
     if not isinstance(graph_module, fx.GraphModule):
         raise CutError("torch.export gave no graph module; this version of torch is not supported")
     _check_markers(graph_module, tuple(modules))
+    _name_inputs(graph_module, form)
     return Capture(graph_module, tuple(modules), _out_spec(graph_module))
+
+
+def _name_inputs(graph_module: fx.GraphModule, form: InputForm) -> None:
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    names = [name for name, is_tensor in zip(form.names, form.is_tensor, strict=True) if is_tensor]
+    for node, name in zip(placeholders, names, strict=True):
+        node._rename(re.sub(r"\W+", "_", name).strip("_"))
 
 
 def _out_spec(graph_module: fx.GraphModule) -> pytree.TreeSpec:
@@ -143,7 +151,19 @@ def _check_markers(graph_module: fx.GraphModule, names: tuple[str, ...]) -> None
         if isinstance(inner, fx.Node) and is_marker(inner):
             raise same_place(*(names[index] for index in (inner.args[1], node.args[1]) if isinstance(index, int)))
     seen = [node.args[1] for node in markers]
+    inside = {
+        node.args[1]
+        for module in graph_module.modules()
+        if isinstance(module, fx.GraphModule) and module is not graph_module
+        for node in module.graph.nodes
+        if is_marker(node)
+    }
     for index, name in enumerate(names):
+        if index in inside:
+            raise CutError(
+                f"cannot cut at {name!r}: it runs inside a block such as torch.no_grad() or autocast, which is traced "
+                "as one operation; cut before or after the block"
+            )
         if index not in seen:
             raise CutError(
                 f"cannot cut at {name!r}: nothing that the model returns depends on it, so it is not on the path"
@@ -158,14 +178,12 @@ def _check_markers(graph_module: fx.GraphModule, names: tuple[str, ...]) -> None
 
 
 def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
-    shapes = pytree.tree_map(
-        lambda leaf: _dynamic_dims(leaf, form) if isinstance(leaf, Tensor) else None, (form.args, form.kwargs)
-    )
-    dynamic_shapes = _by_argument_name(model, shapes)
+    tensors = form.tensors()
+    shapes = {"tensors": tuple(_dynamic_dims(tensor, form) for tensor in tensors)}
     try:
         # Outside any no_grad of the caller: the graph must hold the model's own switches of gradient mode, no others.
         with _quiet(), torch.enable_grad():
-            return torch.export.export(model, form.args, form.kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            return torch.export.export(_FlatCall(model, form), tensors, dynamic_shapes=shapes, strict=False)
     # What tracing a model can raise: torch's own errors are RuntimeErrors; the rest comes from the model's code.
     except (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
         where = _innermost_module(model, error)
@@ -173,18 +191,31 @@ def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
         raise CutError(f"torch.export cannot trace the model{place}: {_last_line(error)}") from error
 
 
+class _FlatCall(nn.Module):
+    """A model as a function of its tensor inputs alone.
+
+    torch.export loses count of nested inputs, of settings and of what a forward takes as `**kwargs` (all of Hugging
+    Face) when it matches them to dynamic shapes; a flat row of tensors it handles.
+    """
+
+    def __init__(self, model: nn.Module, form: InputForm) -> None:
+        super().__init__()
+        self.network = model
+        self._form = form
+
+    def forward(self, *tensors: Tensor) -> Any:
+        args, kwargs = self._form.with_tensors(tensors)
+        return self.network(*args, **kwargs)
+
+
+def original_name(name: str) -> str:
+    """The name in the model of what is traced under `name`."""
+    return name.removeprefix("network.")
+
+
 def _dynamic_dims(tensor: Tensor, form: InputForm) -> dict[int, Any]:
     dims = [0, *(dim for dim in form.dynamic if dim < tensor.ndim)]
     return dict.fromkeys(dims, torch.export.Dim.DYNAMIC)
-
-
-def _by_argument_name(model: nn.Module, shapes: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
-    """`dynamic_shapes` in the form torch.export wants: by the names of the arguments of `forward`."""
-    args, kwargs = shapes
-    try:
-        return dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise InvalidInputError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
 
 
 def _last_line(error: BaseException) -> str:

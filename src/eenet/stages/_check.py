@@ -39,7 +39,7 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
             outputs = split.run(live, boundary, boundary)
             live = tuple(outputs[i] for i in stage.passed)
             following = split.stages[boundary + 1]
-            survivors = compact(live, index, [tensor.batch_dim for tensor in following.inputs])
+            survivors = compact(live, index, following.batch_dims)
             got = _run_stages(split, survivors, boundary + 1, f"with survivors selected after {stage.name!r}")
             for number, (one, other) in enumerate(zip(wanted, got, strict=True)):
                 # An output that mixes samples cannot be selected from; equal at the whole batch is all it promises.
@@ -109,7 +109,8 @@ def _whole(
     handles = [backbone.get_submodule(name).register_forward_hook(keep) for name in at]
     try:
         torch.manual_seed(_SEED)
-        output = backbone(*args, **kwargs)
+        with _buffers_kept(backbone):
+            output = backbone(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise CutError(f"the model itself fails at batch size {inputs[0].shape[0]}: {error}") from error
     finally:
@@ -189,13 +190,20 @@ def _row(tensor: Tensor, index: int) -> Tensor:
 
 @contextlib.contextmanager
 def _undisturbed(backbone: nn.Module) -> Iterator[None]:
-    """Without gradients; generators and buffers are put back afterwards."""
+    """Without gradients; the generators are put back afterwards."""
     device = device_of(backbone)
     on_gpu = device is not None and device.type == "cuda"
-    buffers = [(buffer, buffer.clone()) for buffer in backbone.buffers()]
-    with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad():
-        try:
-            yield
-        finally:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+    with torch.random.fork_rng(devices=[device] if on_gpu else []), torch.no_grad(), _buffers_kept(backbone):
+        yield
+
+
+@contextlib.contextmanager
+def _buffers_kept(backbone: nn.Module) -> Iterator[None]:
+    """Put the buffers back afterwards: in training every run updates running statistics, and may start from them."""
+    training = any(module.training for module in backbone.modules())
+    before = [(buffer, buffer.clone()) for buffer in backbone.buffers()] if training else []
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)

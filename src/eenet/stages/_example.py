@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from eenet.errors import InvalidInputError
 
@@ -33,7 +34,9 @@ class _Expected:
 class InputForm:
     """The structure of a model's inputs; flattens calls into tensors and refuses those that do not fit."""
 
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Mapping[int, str]) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Mapping[int, str], positional: Sequence[str]
+    ) -> None:
         self.args = args
         self.kwargs = kwargs
         self.dynamic = dict(dynamic)
@@ -42,7 +45,8 @@ class InputForm:
         # Nearly every model takes plain tensors; then flattening a call needs no pytree walk.
         plain = [*args, *kwargs.values()]
         self._plain = len(plain) == len(self.leaves) and all(a is b for a, b in zip(plain, self.leaves, strict=True))
-        self.names = _leaf_names((args, kwargs))
+        self._positional = tuple(positional)
+        self.names = _leaf_names(args, kwargs, positional)
         self.is_tensor = tuple(isinstance(leaf, Tensor) for leaf in self.leaves)
         self._all_tensors = all(self.is_tensor)
         self._expected = tuple(
@@ -73,7 +77,7 @@ class InputForm:
             for tensor in self.tensors()
         ]
         args, kwargs = self.with_tensors(tensors)
-        return InputForm(args, kwargs, self.dynamic)
+        return InputForm(args, kwargs, self.dynamic, self._positional)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The tensors of a call, in order; raises InvalidInputError where they differ from the example."""
@@ -148,8 +152,8 @@ class InputForm:
         )
 
 
-def form_of(example: Example, dynamic: Mapping[int, str] | None) -> InputForm:
-    """The input form of an example: a tensor, a tuple of positional arguments, or a mapping of keyword arguments.
+def form_of(model: nn.Module, example: Example, dynamic: Mapping[int, str] | None) -> InputForm:
+    """The form of a model's inputs, from an example: a tensor, a tuple of arguments, or a mapping of keyword arguments.
 
     Batch 1 is doubled, since torch.export treats a size of 1 as fixed. Raises InvalidInputError for inputs that no cut
     can use.
@@ -172,10 +176,10 @@ def form_of(example: Example, dynamic: Mapping[int, str] | None) -> InputForm:
     dynamic = dict(dynamic or {})
     _check_dynamic(dynamic)
     leaves, spec = pytree.tree_flatten((args, kwargs))
-    names = _leaf_names((args, kwargs))
-    _check_leaves(names, leaves, dynamic)
+    positional = _positional_names(model, args, kwargs)
+    _check_leaves(_leaf_names(args, kwargs, positional), leaves, dynamic)
     new_args, new_kwargs = pytree.tree_unflatten([_rows(leaf) for leaf in leaves], spec)
-    return InputForm(tuple(new_args), dict(new_kwargs), dynamic)
+    return InputForm(tuple(new_args), dict(new_kwargs), dynamic, positional)
 
 
 def _check_dynamic(dynamic: Mapping[int, str]) -> None:
@@ -241,10 +245,25 @@ def _kind(dtype: torch.dtype) -> str:
     return "boolean" if dtype == torch.bool else "integer"
 
 
-def _leaf_names(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[str, ...]:
-    """What messages call each leaf: `argument 0`, `argument 1[0]` by position, the name for keywords."""
-    args, kwargs = inputs
-    roots = [*((f"argument {position}", value) for position, value in enumerate(args)), *kwargs.items()]
+def _positional_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    """The names of the model's positional arguments; raises InvalidInputError where the model takes no such call."""
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InvalidInputError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
+    names: list[str] = []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}[{position}]" for position in range(len(args) - len(names))]
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            names.append(parameter.name)
+    return names[: len(args)]
+
+
+def _leaf_names(args: tuple[Any, ...], kwargs: dict[str, Any], positional: Sequence[str]) -> tuple[str, ...]:
+    """What messages call each leaf: the name of its argument, and its place in it where that is nested."""
+    roots = [*zip(positional, args, strict=True), *kwargs.items()]
     return tuple(
         name + pytree.keystr(path) for name, value in roots for path, _ in pytree.tree_flatten_with_path(value)[0]
     )

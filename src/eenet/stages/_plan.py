@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from eenet.errors import CutError
-from eenet.stages._capture import Capture, is_marker, same_place
+from eenet.stages._capture import Capture, is_marker, original_name, same_place
 from eenet.stages._symbols import Symbols, is_size, source_of_size
 
 _ASSERTS = ("_assert", "sym_constrain", "_guards_fn")
@@ -62,7 +62,8 @@ class Plan:
     def describe(self, node: fx.Node) -> str:
         """A live tensor, for a message: its name, its shape, and the module that made it."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
-        made = f", made in {stack[-1][0]!r}" if stack and isinstance(stack[-1], tuple) and stack[-1][0] else ""
+        module = original_name(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""
+        made = f", made in {module!r}" if module else ""
         shape = ", ".join(str(size) for size in self.symbols.shape(node))
         return f"{node.name!r} of shape ({shape}){made}"
 

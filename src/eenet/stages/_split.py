@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from eenet.errors import CutError
 from eenet.stages._alias import tensors_to_copy
 from eenet.stages._binding import set_attribute
-from eenet.stages._capture import Capture
+from eenet.stages._capture import Capture, original_name
 from eenet.stages._plan import Plan
 from eenet.stages._stage import LiveTensor, Stage
 from eenet.stages._symbols import is_size, source_of_size
@@ -139,11 +139,9 @@ class _Builder:
             if node in env:
                 return env[node]
             if node.op == "get_attr":
-                name = str(node.target)
-                attributes[name] = self._attribute(name)
+                name = original_name(str(node.target))
+                attributes[name] = self._attribute(str(node.target), name)
                 env[node] = graph.create_node("get_attr", name, name=node.name)
-            elif node.op == "placeholder":
-                return node.meta["val"]  # A setting such as a flag or None: fixed when the model was cut.
             else:
                 return self._rebuild(node, graph, env, incoming, lookup)
             return env[node]
@@ -181,9 +179,9 @@ class _Builder:
             env[node].meta = {}
         return env[node]
 
-    def _attribute(self, name: str) -> Any:
+    def _attribute(self, target: str, name: str) -> Any:
         value: Any = self._source
-        for part in name.split("."):
+        for part in target.split("."):
             value = getattr(value, part)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             self.constants[name] = value

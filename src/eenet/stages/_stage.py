@@ -25,11 +25,12 @@ class LiveTensor:
 class Stage:
     """One piece of a cut network; call it with its live input tensors, get the tuple of its output tensors.
 
-    `module` is the graph, `name` the module it ends at ("output" for the last), `feature_index` the output that is the
-    feature at its end (None for the last), `passed` the outputs that are the next stage's inputs, in their order.
+    `module` is the graph, `inputs` and `outputs` describe its live tensors, `batch_dims` are those of the inputs.
+    `name` is the module it ends at ("output" for the last), `feature_index` the output that is the feature at its end
+    (None for the last), `passed` the outputs that are the next stage's inputs, in their order.
     """
 
-    __slots__ = ("feature_index", "inputs", "module", "name", "outputs", "passed")
+    __slots__ = ("batch_dims", "feature_index", "inputs", "module", "name", "outputs", "passed")
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Stage:
         self.module = module
         self.name = name
         self.inputs = inputs
+        self.batch_dims = tuple(live.batch_dim for live in inputs)
         self.outputs = outputs
         self.feature_index = feature_index
         self.passed = passed

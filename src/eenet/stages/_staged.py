@@ -38,7 +38,7 @@ def cut(
     modules_to_cut(model, at)
     # The example is kept for later traces, so it must not become an inference tensor, which tracing cannot use.
     with torch.inference_mode(mode=False):
-        form = form_of(example, dynamic)
+        form = form_of(model, example, dynamic)
     staged = StagedModel(model, tuple(at), form, check=check)
     _ = staged.inference_stages
     return staged
@@ -62,6 +62,7 @@ class StagedModel(nn.Module):
         self._form = form
         self._check = check
         self._modes = list(backbone.modules())
+        self._all_off = (False,) * len(self._modes)
         self._splits: dict[tuple[bool, ...], Split] = {}
         self._device = device_of(backbone)
         self._dtype = dtype_of(backbone)
@@ -75,7 +76,7 @@ class StagedModel(nn.Module):
     @property
     def inference_stages(self) -> tuple[Stage, ...]:
         """The stages for inference, whatever the mode; raises CutError as `stages` does."""
-        return self._split_for((False,) * len(self._modes)).stages
+        return self._split_for(self._all_off).stages
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives for these arguments, computed stage by stage."""
@@ -89,17 +90,18 @@ class StagedModel(nn.Module):
 
     def unflatten_output(self, tensors: tuple[Tensor, ...]) -> Any:
         """The model's output structure (tensor, tuple, mapping) from the tensors that the last stage gives."""
-        return self._current().unflatten(tensors)
+        return self._current_or_inference().unflatten(tensors)
 
     def compact(self, live: tuple[Tensor, ...], index: Tensor, stage_index: int) -> tuple[Tensor, ...]:
         """The samples `index` (int64, in any order) of a stage's live input tensors; constants stay as they are."""
-        return compact(live, index, [tensor.batch_dim for tensor in self.stages[stage_index].inputs])
+        return compact(live, index, self._current_or_inference().stages[stage_index].batch_dims)
 
     def batch_size_of(self, live: tuple[Tensor, ...], stage_index: int = 0) -> int:
         """The number of samples in the live input tensors of a stage."""
-        for tensor, described in zip(live, self.stages[stage_index].inputs, strict=True):
-            if described.batch_dim is not None:
-                return tensor.shape[described.batch_dim]
+        dims = self._current_or_inference().stages[stage_index].batch_dims
+        for tensor, dim in zip(live, dims, strict=True):
+            if dim is not None:
+                return tensor.shape[dim]
         raise InvalidInputError(f"no input of stage {stage_index} has a batch dimension")
 
     def rebind(self) -> None:
@@ -136,6 +138,10 @@ class StagedModel(nn.Module):
     def _current(self) -> Split:
         # By the modes of all modules, so that a batch norm frozen inside a training network is respected.
         return self._split_for(tuple([module.training for module in self._modes]))
+
+    def _current_or_inference(self) -> Split:
+        # Asking every module for its mode takes longer than compacting; what is eval() as a whole is taken at its word.
+        return self._current() if self.training else self._split_for(self._all_off)
 
     def _split_for(self, flags: tuple[bool, ...]) -> Split:
         found = self._splits.get(flags)

@@ -27,8 +27,8 @@ _TINY = float(np.exp(-LOG_ODDS_LIMIT))
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """Class probabilities (n, C) of logits (n, C); a row with NaN or +inf, or with nothing but -inf, becomes NaN."""
-    z = np.ascontiguousarray(logits, dtype=np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
+        z = np.ascontiguousarray(logits, dtype=np.float32)
         e: NDArray[np.float32] = np.exp(z - z.max(axis=-1, keepdims=True))
         e /= e.sum(axis=-1, keepdims=True)
     return e
@@ -41,9 +41,9 @@ class Evidence:
     before. A row that is not finite has `finite` False and counts as uniform everywhere else.
     """
 
-    def __init__(
-        self, probabilities: NDArray[np.float32], predictions: Ints, earlier: Sequence[Evidence] = ()
-    ) -> None:
+    def __init__(self, probabilities: NDArray[np.float32], predictions: Ints, earlier: Sequence[Evidence] = ()) -> None:
+        # Rows must be contiguous: over another layout numpy sums in an order that depends on the batch.
+        probabilities = np.ascontiguousarray(probabilities)
         finite = np.isfinite(probabilities.sum(axis=-1))
         if not finite.all():
             probabilities = np.where(finite[:, None], probabilities, np.float32(1 / probabilities.shape[1]))
@@ -72,7 +72,8 @@ class Evidence:
     @cached_property
     def max_probability(self) -> Floats:
         """The largest class probability, (n,)."""
-        return self.probabilities.max(axis=-1).astype(np.float64)
+        largest: Floats = self.probabilities.max(axis=-1).astype(np.float64)
+        return largest
 
     @cached_property
     def _others(self) -> NDArray[np.float64]:

@@ -1,0 +1,37 @@
+"""What all tests share: fixed seeds, one thread, hypothesis settings, and the material beside the repository."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+SEED = 20240104
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test starts from the same random state."""
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - libraries under test may use the global state
+    torch.manual_seed(SEED)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of material shared beside the repository: `../shared`, or where EENET_SHARED says."""
+    folder = Path(os.environ.get("EENET_SHARED", Path(__file__).parents[2] / "shared"))
+    if not folder.is_dir():
+        pytest.skip("needs the shared material: no ../shared beside the repository, and EENET_SHARED is not set")
+    return folder

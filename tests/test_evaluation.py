@@ -1,0 +1,251 @@
+"""Bounds against brute force, and the comparison of schedulers on fresh data."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from eenet import ExitCosts, ExitRecords, InfeasibleBudgetError, MaxProbability, Patience, Scheduler, Static
+from eenet.errors import InvalidInputError
+from eenet.evaluation import Comparison, compare, oracle, random_mixture
+
+COSTS = ExitCosts([1.0, 2.5, 4.0])
+
+
+def _records(samples: int, *, exits: int = 3, classes: int = 4, seed: int = 0) -> ExitRecords:
+    """Records whose exits are better the deeper, and surer where they are right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(classes, size=samples)
+    easy = rng.normal(size=samples)
+    logits = rng.normal(size=(exits, samples, classes))
+    for k in range(exits):
+        logits[k, np.arange(samples), labels] += 1.2 * (k + 1) + 1.5 * easy
+    return ExitRecords.from_logits(logits.astype(np.float32), labels)
+
+
+def _with_utility(utility: NDArray[Any]) -> ExitRecords:
+    exits, samples = utility.shape
+    probabilities = np.full((exits, samples, 2), 0.5, dtype=np.float32)
+    predictions = np.zeros((exits, samples), dtype=np.intp)
+    return ExitRecords(probabilities, predictions, np.zeros(samples, dtype=np.intp), utility.astype(np.float32))
+
+
+def _best_by_hand(records: ExitRecords, costs: ExitCosts, budget: float) -> float:
+    utility = records.require_utility().astype(np.float64)
+    best = -1.0
+    for choice in itertools.product(range(len(costs)), repeat=len(records)):
+        if costs.values[list(choice)].mean() <= budget * (1 + 1e-9):
+            best = max(best, float(utility[list(choice), range(len(records))].mean()))
+    return best
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("budget", [1.0, 1.2, 1.9, 2.5, 3.1, 4.0])
+def test_oracle_is_the_best_of_all_choices(seed: int, budget: float) -> None:
+    records = _records(7, seed=seed)
+    found = oracle(records, COSTS, budget)
+    assert found.accuracy == pytest.approx(_best_by_hand(records, COSTS, budget))
+    assert found.cost <= budget * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("budget", [1.3, 2.2, 3.3])
+def test_oracle_of_fractional_utility_is_within_one_gain_of_the_best(seed: int, budget: float) -> None:
+    records = _with_utility(np.random.default_rng(seed).random((3, 7)))
+    found = oracle(records, COSTS, budget)
+    best = _best_by_hand(records, COSTS, budget)
+    assert best - 1 / 7 < found.accuracy <= best + 1e-6
+    assert found.cost <= budget * (1 + 1e-9)
+
+
+def test_oracle_spends_no_more_than_it_needs() -> None:
+    records = _with_utility(np.array([[1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 1, 0]]))
+    found = oracle(records, COSTS, 4.0)
+    assert found.accuracy == 0.75
+    assert found.cost == pytest.approx((1 + 2.5 + 1 + 1) / 4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget", [1.0, 1.4, 2.5, 2.9, 3.7, 4.0])
+def test_random_mixture_is_the_best_of_all_shares(seed: int, budget: float) -> None:
+    # Accuracies in any order: a deeper exit may be worse.
+    records = _with_utility(np.random.default_rng(seed).random((3, 5)))
+    found = random_mixture(records, COSTS, budget)
+    grid = np.linspace(0, 1, 301)
+    first, second = np.meshgrid(grid, grid)
+    shares = np.stack([first, second, 1 - first - second])
+    cost = np.tensordot(COSTS.values, shares, 1)
+    accuracy = np.tensordot(records.accuracies, shares, 1)
+    allowed = (shares[2] >= -1e-9) & (cost <= budget + 1e-9)
+    best = float(accuracy[allowed].max())
+    assert best - 1e-6 <= found.accuracy <= best + 5e-3
+    assert found.cost <= budget
+
+
+def test_random_mixture_does_not_pay_for_a_worse_exit() -> None:
+    records = _with_utility(np.array([[0, 0], [1, 1], [0, 1]]))
+    found = random_mixture(records, COSTS, 3.9)
+    assert (found.accuracy, found.cost) == (1.0, 2.5)
+
+
+@pytest.mark.parametrize("bound", [oracle, random_mixture])
+def test_bounds_refuse_a_budget_below_the_first_exit(bound: Any) -> None:
+    with pytest.raises(InfeasibleBudgetError, match="smallest feasible budget is 1 ms"):
+        bound(_records(5), COSTS, 0.5)
+
+
+@pytest.mark.parametrize("bound", [oracle, random_mixture])
+def test_bounds_need_labels_and_matching_costs(bound: Any) -> None:
+    records = _records(5)
+    with pytest.raises(InvalidInputError, match="costs are for 3 exits"):
+        bound(_records(5, exits=2), COSTS, 2.0)
+    with pytest.raises(InvalidInputError, match="no labels"):
+        bound(ExitRecords.from_probabilities(records.probabilities), COSTS, 2.0)
+
+
+def test_bounds_enclose_schedulers() -> None:
+    records = _records(400)
+    for budget in (1.3, 2.0, 3.0):
+        decisions = MaxProbability().fit(records, COSTS, budget).replay(records)
+        assert random_mixture(records, COSTS, budget).accuracy < decisions.accuracy
+        assert decisions.accuracy <= oracle(records, COSTS, budget).accuracy
+
+
+def _timeless(comparison: Comparison) -> dict[str, Any]:
+    found = comparison.to_dict()
+    for row in found["rows"]:
+        assert (row["fit_seconds"] is None) == (row["reason"] is not None)
+        del row["fit_seconds"]
+    return found
+
+
+def test_compare_is_deterministic_and_its_seed_matters() -> None:
+    records = _records(300)
+    schedulers = {"max_prob": MaxProbability, "patience": Patience}
+    first, again, other = (
+        _timeless(compare(records, COSTS, schedulers, [1.5, 2.5], resplits=2, seed=seed)) for seed in (3, 3, 4)
+    )
+    assert first == again
+    assert first != other
+    assert json.loads(json.dumps(first, allow_nan=False)) == first
+
+
+def test_compare_reports_all_costs_apart_and_tells_of_progress() -> None:
+    told: list[tuple[int, int]] = []
+    found = compare(
+        _records(300),
+        COSTS,
+        {"max_prob": MaxProbability},
+        [1.5, 2.5],
+        resplits=3,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(i + 1, 6) for i in range(6)]
+    assert [(row.resplit, row.budget) for row in found.rows] == list(itertools.product(range(3), (1.5, 2.5)))
+    for row in found.rows:
+        assert row.planned_cost == row.budget
+        assert row.calibration_cost is not None
+        assert row.calibration_cost <= row.budget
+        assert row.held_out_cost is not None
+        assert row.held_out_cost != row.calibration_cost
+        assert row.accuracy is not None
+    assert len(found.bounds) == 6
+    assert all(bound.random_mixture < bound.oracle for bound in found.bounds)
+
+
+def test_an_infeasible_budget_is_a_row_with_a_reason() -> None:
+    schedulers = {"max_prob": MaxProbability, "middle": lambda: Static(1)}
+    found = compare(_records(200), COSTS, schedulers, [0.5, 2.0, 3.0], resplits=1)
+    reasons = {(row.scheduler, row.budget): row.reason for row in found.rows}
+    assert "below the first exit's cost" in str(reasons["max_prob", 0.5])
+    assert "Static(1) costs 2.5" in str(reasons["middle", 2.0])
+    assert reasons["max_prob", 2.0] is None
+    assert reasons["middle", 3.0] is None
+    missing = next(row for row in found.rows if row.reason)
+    assert (missing.accuracy, missing.held_out_cost, missing.fit_seconds) == (None, None, None)
+    text = found.to_text()
+    assert "below the first exit's cost" in text
+    assert "Static(1) costs 2.5" in text
+    found.to_dict()
+
+
+class _Scaled(Scheduler):
+    """A scheduler that spends more, or less, than the budget it is given."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__("max_prob", MaxProbability()._assignment or pytest.fail("no assignment"), name="scaled")
+        self.factor = factor
+
+    def fit(self, records: ExitRecords, costs: ExitCosts, budget: Any = None) -> _Scaled:
+        return super().fit(records, costs, float(budget) * self.factor)
+
+
+@pytest.mark.parametrize("factor", [0.93, 1.07])
+def test_spending_more_is_no_advantage_at_equal_cost(factor: float) -> None:
+    budgets = np.linspace(1.2, 3.4, 9)
+    found = compare(
+        _records(3000), COSTS, {"max_prob": MaxProbability, "scaled": lambda: _Scaled(factor)}, budgets, resplits=3
+    )
+    by_scheduler = {
+        name: np.mean([row.accuracy for row in found.rows if row.scheduler == name and row.accuracy is not None])
+        for name in found.schedulers
+    }
+    apparent = by_scheduler["scaled"] - by_scheduler["max_prob"]
+    assert (apparent > 0.01) if factor > 1 else (apparent < -0.01)
+    overall = next(d for d in found.differences("max_prob") if d.scheduler == "scaled" and d.budget is None)
+    assert abs(overall.mean) < 0.003
+    assert overall.standard_error is not None
+    assert overall.standard_error < 0.003
+
+
+def test_a_scheduler_does_not_differ_from_itself() -> None:
+    schedulers = {"one": MaxProbability, "same": MaxProbability}
+    found = compare(_records(300), COSTS, schedulers, [1.5, 2.0, 3.0], resplits=3)
+    differences = found.differences("one")
+    assert {d.budget for d in differences} == {1.5, 2.0, 3.0, None}
+    assert all(d.mean == pytest.approx(0) and d.standard_error == pytest.approx(0) for d in differences)
+
+
+def test_standard_error_allows_for_overlapping_resplits() -> None:
+    schedulers = {"max_prob": MaxProbability, "patience": Patience}
+    found = compare(_records(300), COSTS, schedulers, [2.0], resplits=4, fraction=0.5)
+    curves = [found.curve("max_prob", r) for r in range(4)]
+    values = [
+        (row.accuracy or 0) - np.interp(row.held_out_cost or 0, *curves[row.resplit])
+        for row in found.rows
+        if row.scheduler == "patience"
+    ]
+    difference = next(d for d in found.differences("max_prob") if d.scheduler == "patience" and d.budget == 2.0)
+    assert difference.mean == pytest.approx(np.mean(values))
+    assert difference.standard_error == pytest.approx(np.sqrt((1 / 4 + 1) * np.var(values, ddof=1)))
+    single = compare(_records(300), COSTS, schedulers, [2.0], resplits=1).differences("max_prob")
+    assert all(d.standard_error is None for d in single)
+
+
+def test_to_text_has_a_line_for_everything_compared() -> None:
+    schedulers = {"max_prob": MaxProbability, "patience": Patience}
+    text = compare(_records(300), COSTS, schedulers, [1.5, 2.0], resplits=2).to_text(reference="patience")
+    for name in ("max_prob", "patience", "oracle", "best random mixture", "difference to patience"):
+        assert name in text
+
+
+def test_compare_refuses_what_it_cannot_compare() -> None:
+    records = _records(50)
+    with pytest.raises(InvalidInputError, match="0 schedulers"):
+        compare(records, COSTS, {}, [2.0])
+    with pytest.raises(InvalidInputError, match="0 budgets"):
+        compare(records, COSTS, {"max_prob": MaxProbability}, [])
+    with pytest.raises(InvalidInputError, match="0 resplits"):
+        compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=0)
+    with pytest.raises(InvalidInputError, match="repeat"):
+        compare(records, COSTS, {"max_prob": MaxProbability}, [2.0, 2.0])
+    with pytest.raises(InvalidInputError, match="no labels"):
+        unlabelled = ExitRecords.from_probabilities(records.probabilities)
+        compare(unlabelled, COSTS, {"max_prob": MaxProbability}, [2.0])
+    with pytest.raises(InvalidInputError, match="nobody"):
+        compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=1).differences("nobody")
