@@ -141,12 +141,12 @@ def test_compare_reports_all_costs_apart_and_tells_of_progress() -> None:
         _records(300),
         COSTS,
         {"max_prob": MaxProbability},
-        [1.5, 2.5],
+        [1.5, 2.2],
         resplits=3,
         progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(i + 1, 6) for i in range(6)]
-    assert [(row.resplit, row.budget) for row in found.rows] == list(itertools.product(range(3), (1.5, 2.5)))
+    assert [(row.resplit, row.budget) for row in found.rows] == list(itertools.product(range(3), (1.5, 2.2)))
     for row in found.rows:
         assert row.planned_cost == row.budget
         assert row.calibration_cost is not None
@@ -187,7 +187,7 @@ class _Scaled(Scheduler):
 
 @pytest.mark.parametrize("factor", [0.93, 1.07])
 def test_spending_more_is_no_advantage_at_equal_cost(factor: float) -> None:
-    budgets = np.linspace(1.2, 3.4, 9)
+    budgets = np.linspace(1.2, 3.4, 9).tolist()
     found = compare(
         _records(3000), COSTS, {"max_prob": MaxProbability, "scaled": lambda: _Scaled(factor)}, budgets, resplits=3
     )
@@ -244,8 +244,8 @@ def test_compare_refuses_what_it_cannot_compare() -> None:
         compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=0)
     with pytest.raises(InvalidInputError, match="repeat"):
         compare(records, COSTS, {"max_prob": MaxProbability}, [2.0, 2.0])
+    unlabelled = ExitRecords.from_probabilities(records.probabilities)
     with pytest.raises(InvalidInputError, match="no labels"):
-        unlabelled = ExitRecords.from_probabilities(records.probabilities)
         compare(unlabelled, COSTS, {"max_prob": MaxProbability}, [2.0])
     with pytest.raises(InvalidInputError, match="nobody"):
         compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=1).differences("nobody")

@@ -1,0 +1,234 @@
+"""What early exit costs and saves at run time: ResNet-50 at 224 px with exits after layer1, layer2 and layer3.
+
+Weights are random and 40/30/20/10 % of the images are made to leave at the four exits, by thresholds set on their own
+scores; so times are real and accuracy means nothing. For each batch size all variants take turns, batch by batch in
+a new random order, in one run:
+
+plain     the network itself, without exits
+mix       AdaptiveModel with the 40/30/20/10 % policy
+ideal     the mix's stages and heads alone, each timed by itself on exactly the survivors that the mix leaves it, with
+          no decisions, no compaction and no putting in order
+nobody    AdaptiveModel where every head runs, every decision is made, and nobody leaves
+static    AdaptiveModel with all early exits off: no head runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _machine import describe, machine, progress_bar
+from _torchvision import resnet50
+from numpy.typing import NDArray
+from torch import Tensor
+
+import eenet
+from eenet.models import feature_of
+from eenet.scheduler import Plan, Score
+from eenet.scheduler._thresholds import ScoreTable, Thresholds
+
+SHARES = (0.4, 0.3, 0.2, 0.1)
+POOLS = {1: 10, 8: 40, 32: 64}
+"""Images per batch size: enough that the shares come out, whole batches."""
+
+VARIANTS = ("plain", "mix", "ideal", "nobody", "static")
+RATIOS = (
+    ("mix / ideal", "mix", "ideal", "at most 1.10"),
+    ("nobody / plain", "nobody", "plain", "at most 1.05"),
+    ("static / plain", "static", "plain", ""),
+    ("plain / mix (speed)", "plain", "mix", "at least 1.5 at batch 8"),
+)
+MIN_ROUNDS = 5
+
+Clock = tuple[float, float]  # wall and CPU seconds
+
+
+@dataclass(frozen=True)
+class FixedShares:
+    """An assignment that lets given shares of the calibration samples leave at each exit, whatever the budget."""
+
+    shares: Sequence[float]
+    name: str = "fixed"
+
+    def fit(self, score: Score, records: eenet.ExitRecords, costs: eenet.ExitCosts, budget: float, seed: int) -> Plan:
+        table = ScoreTable.of(score, records, costs)
+        if self.shares[-1] < 1:
+            return self._plan(table, table.for_shares(np.array(self.shares)))
+        # Nobody leaves early, but every exit is on: the thresholds are above all scores.
+        above = table.scores.max(axis=1) + 1e3
+        return self._plan(table, Thresholds(above, np.ones(table.early, dtype=np.bool_)))
+
+    def _plan(self, table: ScoreTable, thresholds: Thresholds) -> Plan:
+        return Plan(thresholds, table.mean_cost(thresholds))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the tables, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="about how long to measure each batch size")
+    parser.add_argument("--threads", type=int, help="threads for torch (default: torch's own choice)")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", choices=sorted(POOLS), default=sorted(POOLS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found = machine()
+    print(describe(found))
+    print(f"ResNet-50, 224 px, exits {SHARES} asked for, about {options.seconds:g} s for each batch size\n", flush=True)
+
+    torch.manual_seed(0)
+    network = resnet50()
+    images = _images(max(POOLS[size] for size in options.batch_sizes))
+    model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=1000, example=images[:2]).eval()
+    results = []
+    for size in options.batch_sizes:
+        results.append(_measure(network, model, images[: POOLS[size]], size, options.seconds))
+        print(_table(results[-1]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"machine": found, "results": results}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _images(count: int) -> Tensor:
+    # Noise of different contrast, so that even random heads tell the images apart.
+    generator = torch.Generator().manual_seed(0)
+    contrast = torch.rand(count, 1, 1, 1, generator=generator) + 0.5
+    return torch.randn(count, 3, 224, 224, generator=generator) * contrast
+
+
+def _measure(
+    network: torch.nn.Module, model: eenet.MultiExitModel, images: Tensor, size: int, seconds: float
+) -> dict[str, Any]:
+    batches = list(images.split(size))
+    records = eenet.collect(model, [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in batches])
+    mix = _scheduler(records, SHARES)
+    runners = {
+        "mix": eenet.AdaptiveModel(model, mix),
+        "nobody": eenet.AdaptiveModel(model, _scheduler(records, (0, 0, 0, 1))),
+        "static": eenet.AdaptiveModel(model, eenet.Static(3).fit(records, _PLACEHOLDER)),
+    }
+    expected = mix.replay(records).exits
+    took = np.concatenate([runners["mix"](batch).exits.numpy() for batch in batches])
+    if (took != expected).any():
+        raise RuntimeError(f"{int((took != expected).sum())} of {len(took)} images left elsewhere than in the replay")
+    per_batch = [took[start : start + size] for start in range(0, len(took), size)]
+
+    def run(variant: str, index: int) -> Clock:
+        if variant == "plain":
+            return _timed(network, batches[index])
+        if variant == "ideal":
+            return _ideal(model, batches[index], per_batch[index])
+        return _timed(runners[variant], batches[index])
+
+    rng = np.random.default_rng(0)
+    rounds: list[NDArray[np.float64]] = []
+    with torch.inference_mode(), progress_bar() as bar:
+        for variant in VARIANTS:  # warm-up
+            run(variant, 0)
+        task = bar.add_task(f"batch {size}: rounds", total=None)
+        start = time.perf_counter()
+        while len(rounds) < MIN_ROUNDS or time.perf_counter() - start < seconds:
+            spent = np.zeros((len(VARIANTS), 2))
+            for index in range(len(batches)):
+                for variant in rng.permutation(len(VARIANTS)):
+                    spent[variant] += run(VARIANTS[variant], index)
+            rounds.append(spent)
+            bar.update(task, advance=1)
+    return _summary(np.array(rounds), size, len(images), np.bincount(took, minlength=4) / len(took))
+
+
+_PLACEHOLDER = eenet.ExitCosts([1, 2, 3, 4], unit="stages")  # the forced policies do not look at costs
+
+
+def _scheduler(records: eenet.ExitRecords, shares: Sequence[float]) -> eenet.Scheduler:
+    scheduler = eenet.Scheduler("max_prob", FixedShares(shares), name="synthetic")
+    return scheduler.fit(records, _PLACEHOLDER, budget="100%")
+
+
+def _timed(function: Callable[..., Any], *args: Any) -> Clock:
+    cpu, wall = time.process_time(), time.perf_counter()
+    function(*args)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _ideal(model: eenet.MultiExitModel, batch: Tensor, exits: NDArray[np.intp]) -> Clock:
+    """The sum of the stages' and heads' own times at the number of survivors."""
+    total = np.zeros(2)
+    live: tuple[Tensor, ...] = (batch,)
+    stages = model.staged.inference_stages
+    for k, stage in enumerate(stages):
+        results: list[Any] = []
+        total += _timed(lambda stage=stage, live=live, out=results: out.append(stage(*live)))
+        outputs = results[0]
+        if k == len(stages) - 1:
+            break
+        total += _timed(model.heads[k], feature_of(stage, outputs))
+        running = exits[exits >= k]
+        staying = np.flatnonzero(running > k)
+        if len(staying) == 0:
+            break
+        live = tuple([outputs[i] for i in stage.passed])
+        if len(staying) < len(running):
+            live = model.staged.compact(live, torch.from_numpy(staying), k + 1)
+    return float(total[0]), float(total[1])
+
+
+def _summary(rounds: NDArray[np.float64], size: int, images: int, shares: NDArray[np.float64]) -> dict[str, Any]:
+    """`rounds` is (rounds, variants, wall and CPU) seconds for all images."""
+    per_image = rounds / images * 1000
+    found: dict[str, Any] = {
+        "batch_size": size,
+        "images": images,
+        "rounds": len(rounds),
+        "exit_shares": shares.tolist(),
+        "ms_per_image": {},
+        "ratios": {},
+    }
+    for i, variant in enumerate(VARIANTS):
+        found["ms_per_image"][variant] = {clock: _spread(per_image[:, i, c]) for c, clock in enumerate(("wall", "cpu"))}
+    for name, over, under, target in RATIOS:
+        a, b = rounds[:, VARIANTS.index(over)], rounds[:, VARIANTS.index(under)]
+        found["ratios"][name] = {clock: _spread(a[:, c] / b[:, c]) for c, clock in enumerate(("wall", "cpu"))}
+        found["ratios"][name] |= {
+            "of_minima": {clock: float(a[:, c].min() / b[:, c].min()) for c, clock in enumerate(("wall", "cpu"))},
+            "target": target,
+        }
+    return found
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": float(middle), "lower_quartile": float(low), "upper_quartile": float(high)}
+
+
+def _table(result: dict[str, Any]) -> str:
+    shares = "/".join(f"{100 * share:.0f}" for share in result["exit_shares"])
+    lines = [
+        f"batch {result['batch_size']}: {result['images']} images, exits {shares} %, {result['rounds']} rounds; "
+        "median (quartiles)",
+        f"  {'ms per image':<22}{'wall':>24}{'CPU':>24}",
+    ]
+    for variant, clocks in result["ms_per_image"].items():
+        lines.append(f"  {variant:<22}{_cell(clocks['wall'], 1):>24}{_cell(clocks['cpu'], 1):>24}")
+    lines.append(f"  {'ratio, round by round':<22}{'wall':>24}{'CPU':>24}{'of the minima, CPU':>20}  target")
+    for name, ratio in result["ratios"].items():
+        cells = f"{_cell(ratio['wall'], 3):>24}{_cell(ratio['cpu'], 3):>24}{ratio['of_minima']['cpu']:>20.3f}"
+        lines.append(f"  {name:<22}{cells}  {ratio['target']}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _cell(spread: dict[str, float], digits: int) -> str:
+    low, middle, high = (f"{spread[k]:.{digits}f}" for k in ("lower_quartile", "median", "upper_quartile"))
+    return f"{middle} ({low}-{high})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

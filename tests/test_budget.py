@@ -1,0 +1,121 @@
+"""Budgets: how they are written, and what is said about those that cannot be."""
+
+from __future__ import annotations
+
+import decimal
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import eenet
+from eenet.costs import ExitCosts, parse_budget
+from eenet.errors import EENetError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.testing import toy_costs, toy_records
+
+COSTS = ExitCosts([2.0, 4.0, 5.0], unit="ms")
+
+
+@pytest.mark.parametrize(
+    ("budget", "value"),
+    [
+        (3.5, 3.5),
+        (3, 3.0),
+        (np.float32(3.5), 3.5),
+        (np.int64(4), 4.0),
+        ("3.5ms", 3.5),
+        (" 3.5 MS ", 3.5),
+        ("+3.5ms", 3.5),
+        ("35e-1ms", 3.5),
+        ("60%", 3.0),
+        ("60 %", 3.0),
+        ("100%", 5.0),
+        ("40%", 2.0),
+        (2.0, 2.0),
+        (5.0, 5.0),
+    ],
+)
+def test_good_budgets(budget: Any, value: float) -> None:
+    assert parse_budget(budget, COSTS) == pytest.approx(value, rel=1e-12)
+
+
+NO_NUMBER = r"is not a number; give a number in ms, '60%', or '3ms'"
+NOT_POSITIVE = r"is not a positive, finite number; try '60%' or 3"
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (float("nan"), "budget nan " + NOT_POSITIVE),
+        (float("inf"), "budget inf " + NOT_POSITIVE),
+        (0, "budget 0 " + NOT_POSITIVE),
+        (-3.5, "budget -3.5 " + NOT_POSITIVE),
+        ("-60%", "budget '-60%' " + NOT_POSITIVE),
+        ("0ms", NOT_POSITIVE),
+        ("nan%", NOT_POSITIVE),
+        ("nan ms", NOT_POSITIVE),
+        ("1e999ms", NOT_POSITIVE),
+        ("3.5s", r"budget '3.5s' is in 's', the costs are in 'ms'; give a number in ms, '60%', or '3ms'"),
+        ("3.5flops", r"is in 'flops', the costs are in 'ms'"),
+        ("60", r"budget '60' is text without a unit; give a number in ms, '60%', or '3ms'"),
+        ("", r"budget '' cannot be read; give"),
+        ("fast", r"budget 'fast' cannot be read; give a number in ms"),
+        ("60%%", r"cannot be read"),
+        ("3,5ms", r"cannot be read"),
+        ("0x3ms", r"cannot be read|is in"),
+        ("\u0663ms", r"cannot be read"),
+        (True, "budget True " + NO_NUMBER),
+        (np.True_, NO_NUMBER),
+        (None, "budget None " + NO_NUMBER),
+        (b"3", NO_NUMBER),
+        ([3.0], NO_NUMBER),
+        (3j, NO_NUMBER),
+        (decimal.Decimal(3), NO_NUMBER),
+    ],
+)
+def test_bad_budgets(budget: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        parse_budget(budget, COSTS)
+
+
+def test_a_scheduler_that_spends_needs_a_budget() -> None:
+    with pytest.raises(InvalidInputError, match=r"fit needs a budget, such as budget='60%' or 1.8"):
+        eenet.MaxProbability().fit(toy_records(samples=10), toy_costs())
+
+
+@pytest.mark.parametrize("budget", [1.99, "39%", "1.5ms", 1e-9])
+def test_below_the_first_exit_names_the_smallest_feasible(budget: Any) -> None:
+    with pytest.raises(InfeasibleBudgetError, match=r"below the first exit's cost: the smallest feasible budget is 2 ms") as e:
+        parse_budget(budget, COSTS)
+    assert e.value.smallest == 2.0
+    assert isinstance(e.value, EENetError)
+    assert isinstance(e.value, ValueError)
+
+
+def test_above_the_last_exit_says_so_and_works() -> None:
+    records = toy_records(samples=50)
+    with pytest.warns(ReliabilityWarning, match=r"budget 7.5 is above the last exit's cost of 3 ms: all of it cannot"):
+        fitted = eenet.MaxProbability().fit(records, toy_costs(), 7.5)
+    assert fitted.budget == 7.5
+    assert (fitted.planned_cost, fitted.calibration_cost) == (3.0, 3.0)
+    assert (fitted.replay(records).exits == 2).all()
+
+
+@given(fraction=st.floats(0, 1), first=st.floats(1e-6, 1e12), gap=st.floats(1e-6, 1e3))
+def test_a_feasible_number_is_taken_as_it_is(fraction: float, first: float, gap: float) -> None:
+    costs = ExitCosts([first, first * (1 + gap)])
+    budget = min(first + fraction * (costs[-1] - first), costs[-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_budget(budget, costs) == budget
+
+
+def test_rounding_below_the_first_exit_is_forgiven() -> None:
+    costs = ExitCosts([0.1 + 0.2, 1.0])
+    records = toy_records(samples=20, exits=2)
+    fitted = eenet.MaxProbability().fit(records, costs, 0.3 * (1 - 1e-13))
+    assert fitted.budget == costs[0]
+    assert (fitted.replay(records).exits == 0).all()

@@ -1,0 +1,81 @@
+"""ExitCosts: what is accepted, what is refused and how, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eenet import ExitCosts, ExitRecords, MaxProbability
+from eenet.errors import InvalidInputError
+from eenet.testing import toy_records
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, 3.0, 3.0], r"\[1.0, 3.0, 3.0\] must increase: exit 2 costs 3 after 3; give cumulative costs .*, and drop"),
+        ([1.0, 3.0, 2.0], r"must increase: exit 2 costs 2 after 3"),
+        ([-1.0, 2.0], r"costs \[-1.0, 2.0\] must be finite and above 0"),
+        ([0.0, 2.0], r"must be finite and above 0"),
+        ([1.0, np.nan], r"costs \[1.0, nan\] must be finite"),
+        ([1.0, np.inf], r"must be finite"),
+        ([1.0], r"costs \[1.0\] have 1 exits, expected at least 2"),
+        ([], r"have 0 exits"),
+        ([[1.0, 2.0]], r"expected a list of numbers, one for each exit"),
+        (["1", "2"], r"costs are \['1', '2'\], expected a list of numbers"),
+        ([1.0, None], r"expected a list of numbers"),
+        (3.0, r"costs are 3.0, expected a list of numbers"),
+        ([True, False], r"expected a list of numbers"),
+    ],
+)
+def test_bad_costs_are_refused(values: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        ExitCosts(values)
+
+
+@pytest.mark.parametrize("unit", ["", "%", "3ms", "m s", None, 5])
+def test_a_unit_is_a_word(unit: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"is not a word; use 'ms', 'cpu_ms', 'flops' or one of your own"):
+        ExitCosts([1, 2], unit=unit)
+
+
+def test_one_spread_for_each_exit() -> None:
+    with pytest.raises(InvalidInputError, match=r"spread has shape \(3,\), expected \(2,\): one for each exit"):
+        ExitCosts([1, 2], spread=[0.1, 0.1, 0.1])
+
+
+def test_one_cost_for_each_exit() -> None:
+    with pytest.raises(InvalidInputError, match=r"costs are for 2 exits, the records or the model have 3; give one"):
+        MaxProbability().fit(toy_records(samples=10, exits=3), ExitCosts([1, 2]), "60%")
+    fitted = MaxProbability().fit(toy_records(samples=10, exits=3), ExitCosts([1, 2, 3]), "60%")
+    with pytest.raises(InvalidInputError, match=r"costs are for 4 exits"):
+        fitted.replay(toy_records(samples=10, exits=3), ExitCosts([1, 2, 3, 4]))
+
+
+def test_integers_arrays_and_records_of_any_kind_are_taken() -> None:
+    costs = ExitCosts(np.array([10, 20, 40], dtype=np.int32), unit="flops")
+    assert (len(costs), costs[1], costs[-1], costs.unit) == (3, 20.0, 40.0, "flops")
+    assert repr(costs) == "ExitCosts([10, 20, 40], unit='flops')"
+    assert isinstance(toy_records(samples=3), ExitRecords)
+
+
+def test_values_are_a_copy_that_cannot_be_written() -> None:
+    given = np.array([1.0, 2.0])
+    costs = ExitCosts(given)
+    given[0] = 5
+    assert costs[0] == 1
+    with pytest.raises(ValueError, match="read-only"):
+        costs.values[0] = 5
+
+
+def test_a_description_in_json_reads_back_equal() -> None:
+    costs = ExitCosts([1.5, 2.5], "cpu_ms", batch_size=8, spread=[0.1, 0.2], device={"cpu": "x"}, includes=("heads",))
+    again = ExitCosts.from_dict(json.loads(json.dumps(costs.to_dict())))
+    assert again == costs
+    assert again != ExitCosts([1.5, 2.5], "ms")
+    assert again != [1.5, 2.5]
+    with pytest.raises(InvalidInputError, match=r"costs need 'unit'; found \['values'\]"):
+        ExitCosts.from_dict({"values": [1, 2]})

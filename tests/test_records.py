@@ -1,0 +1,166 @@
+"""ExitRecords: what is accepted, what is refused and how, and what comes back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eenet import ExitRecords
+from eenet.errors import InvalidInputError
+from eenet.testing import toy_logits, toy_records
+
+
+def good() -> tuple[Any, Any]:
+    """Probabilities (2, 4, 3) and labels (4,)."""
+    rng = np.random.default_rng(0)
+    return rng.dirichlet(np.ones(3), size=(2, 4)), np.array([0, 1, 2, 1])
+
+
+def spoilt(value: float) -> Any:
+    probs, _ = good()
+    probs[1, 2, 0] = value
+    return probs
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        (spoilt(-0.25), r"probabilities\[1, 2, 0\] is -0.25, which is negative; for logits use from_logits"),
+        (spoilt(0.9999), r"probabilities\[1, 2\] sums to 1\.\d+, expected 1 within 0.001; apply softmax, or use from_l"),
+        (spoilt(np.nan), r"probabilities\[1, 2, 0\] is nan: expected finite values; drop the sample, or use from_logi"),
+        (spoilt(np.inf), r"probabilities\[1, 2, 0\] is inf: expected finite"),
+        (good()[0][0], r"probabilities have shape \(4, 3\), expected \(exits, samples, classes\)"),
+        (good()[0][None], r"probabilities have shape \(1, 2, 4, 3\), expected \(exits"),
+        (np.ones((2, 4, 3), dtype=int), r"probabilities have dtype int64, expected a float dtype such as float32"),
+        (np.ones((2, 4, 3), dtype=complex), r"probabilities have dtype complex128, expected a float"),
+        (np.full((2, 4, 3), "x"), r"probabilities have dtype <U1, expected a float"),
+        (good()[0][:1], r"probabilities have 1 exit, expected at least 2: with one exit there is no choice"),
+        (np.ones((2, 4, 1)), r"probabilities have 1 class, expected at least 2; give a binary output as \(1 - p, p\)"),
+        (good()[0][:, :0], r"probabilities have 0 samples, expected at least 1"),
+    ],
+)
+def test_bad_probabilities_are_refused(probs: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        ExitRecords.from_probabilities(probs)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1, 3, 1], r"labels\[2\] is 3, expected 0 to 2"),
+        ([0, -1, 2, 1], r"labels\[1\] is -1, expected 0 to 2"),
+        ([0.0, 1.0, 2.0, 1.0], r"labels have dtype float64, expected integers: class numbers from 0"),
+        ([True, False, True, True], r"labels have dtype bool, expected integers"),
+        ([0, 1, 2], r"labels have shape \(3,\), expected \(4,\): one for each sample"),
+        ([[0, 1, 2, 1]], r"labels have shape \(1, 4\), expected \(4,\)"),
+    ],
+)
+def test_bad_labels_are_refused(labels: Any, message: str) -> None:
+    probs, _ = good()
+    for make in (ExitRecords.from_probabilities, ExitRecords.from_logits):
+        with pytest.raises(InvalidInputError, match=message):
+            make(probs, labels)
+
+
+def test_bad_logits_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"logits have 1 exit"):
+        ExitRecords.from_logits(np.zeros((1, 4, 3)))
+    with pytest.raises(InvalidInputError, match=r"logits have dtype int64"):
+        ExitRecords.from_logits(np.zeros((2, 4, 3), dtype=int))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_every_float_type_gives_normalised_float32(dtype: Any) -> None:
+    probs, labels = good()
+    records = ExitRecords.from_probabilities(probs.astype(dtype), labels)
+    assert records.probabilities.dtype == np.float32
+    np.testing.assert_allclose(records.probabilities, probs, atol=1e-3)
+    np.testing.assert_allclose(records.probabilities.sum(axis=-1), 1, atol=1e-6)
+    np.testing.assert_array_equal(records.predictions, probs.argmax(axis=-1))
+
+
+def test_logits_count_as_float32_as_in_a_network() -> None:
+    # In float64 class 1 is larger; in float32, which networks give and a runtime sees, they tie and class 0 is first.
+    logits = np.tile([1.0, 1.0 + 1e-12, 0.0], (2, 1, 1))
+    assert (ExitRecords.from_logits(logits).predictions == 0).all()
+    assert np.isnan(ExitRecords.from_logits(logits * 1e39).probabilities).all()
+
+
+def test_records_of_probabilities_do_not_depend_on_the_batch_or_the_layout() -> None:
+    probs = toy_records(samples=50, classes=1000).probabilities.astype(np.float64)
+    whole = ExitRecords.from_probabilities(probs)
+    for layout in (np.asfortranarray(probs), probs.transpose(2, 1, 0).copy().transpose(2, 1, 0)):
+        np.testing.assert_array_equal(ExitRecords.from_probabilities(layout).probabilities, whole.probabilities)
+    for n in range(50):
+        alone = ExitRecords.from_probabilities(probs[:, n : n + 1].astype(np.float32))
+        np.testing.assert_array_equal(alone.probabilities, ExitRecords.from_probabilities(
+            probs.astype(np.float32)).probabilities[:, n : n + 1])
+
+
+def test_logits_that_are_not_finite_are_kept_as_such() -> None:
+    logits, labels = toy_logits(samples=100, nonfinite=0.2)
+    records = ExitRecords.from_logits(logits, labels)
+    broken = ~np.isfinite(logits).all(axis=-1)
+    np.testing.assert_array_equal(np.isnan(records.probabilities).any(axis=-1), broken)
+    np.testing.assert_array_equal(~records.all_evidence()[1].finite, broken[1])
+
+
+def test_sizes_accuracy_and_description() -> None:
+    records = toy_records(samples=40, exits=4, classes=3)
+    assert (len(records), records.num_exits, records.num_classes) == (40, 4, 3)
+    assert records.labels is not None
+    np.testing.assert_allclose(records.accuracies, (records.predictions == records.labels).mean(axis=1))
+    assert repr(records) == "ExitRecords(4 exits, 40 labelled samples, 3 classes)"
+
+
+def test_without_labels_there_is_no_accuracy() -> None:
+    records = ExitRecords.from_probabilities(good()[0])
+    assert "unlabelled" in repr(records)
+    with pytest.raises(InvalidInputError, match=r"have no labels: pass labels=\.\.\. when making them"):
+        _ = records.accuracies
+
+
+def test_a_subset_by_numbers_or_by_mask() -> None:
+    records = toy_records(samples=20)
+    mask = np.arange(20) % 3 == 0
+    by_mask, by_number = records.subset(mask), records.subset(np.flatnonzero(mask))
+    np.testing.assert_array_equal(by_mask.probabilities, by_number.probabilities)
+    np.testing.assert_array_equal(by_mask.probabilities, records.probabilities[:, ::3])
+    assert by_mask.labels is not None
+    assert records.labels is not None
+    np.testing.assert_array_equal(by_mask.labels, records.labels[::3])
+    for rows in ([], [0.5], np.zeros(20, dtype=bool), np.ones(19, dtype=bool), [[1]]):
+        with pytest.raises(InvalidInputError, match=r"rows have dtype .*expected at least one sample number, or a mask"):
+            records.subset(rows)
+
+
+def test_a_split_is_disjoint_complete_and_the_same_for_a_seed() -> None:
+    probs = toy_records(samples=31).probabilities
+    marked = ExitRecords.from_probabilities(probs)
+    first, second = marked.split(0.3, seed=4)
+    assert (len(first), len(second)) == (9, 22)
+    together = np.concatenate([first.probabilities[0], second.probabilities[0]])
+    np.testing.assert_array_equal(np.unique(together, axis=0), np.unique(marked.probabilities[0], axis=0))
+    np.testing.assert_array_equal(first.probabilities, marked.split(0.3, seed=4)[0].probabilities)
+    assert not np.array_equal(first.probabilities, marked.split(0.3, seed=5)[0].probabilities)
+    for fraction in (0.0, 1.0, -1.0, 2.0, float("nan")):
+        with pytest.raises(InvalidInputError, match=rf"fraction {re.escape(str(fraction))} of 31 samples leaves one par"):
+            marked.split(fraction, seed=0)
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_save_and_load(tmp_path: Path, labelled: bool) -> None:
+    logits, labels = toy_logits(samples=30, nonfinite=0.1)
+    records = ExitRecords.from_logits(logits, labels if labelled else None)
+    path = tmp_path / "new" / "records.safetensors"
+    records.save(path)
+    loaded = ExitRecords.load(path)
+    np.testing.assert_array_equal(loaded.probabilities, records.probabilities)
+    np.testing.assert_array_equal(loaded.predictions, records.predictions)
+    assert (loaded.labels is not None) == (loaded.utility is not None) == labelled
+    if labelled:
+        np.testing.assert_array_equal(loaded.accuracies, records.accuracies)

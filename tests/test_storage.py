@@ -1,0 +1,193 @@
+"""Files: whole or not at all, of a known schema, and never able to run code."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import eenet
+from eenet import ExitRecords
+from eenet._files import atomic_path, read_arrays, write_arrays, write_json
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.testing import toy_costs, toy_records
+
+LOADERS: list[Callable[[Path], Any]] = [eenet.load_scheduler, ExitRecords.load]
+
+
+def saved(folder: Path, loader: Callable[[Path], Any]) -> Path:
+    path = folder / "file.safetensors"
+    records = toy_records(samples=30)
+    if loader is eenet.load_scheduler:
+        eenet.MaxProbability().fit(records, toy_costs(), "60%").save(path)
+    else:
+        records.save(path)
+    return path
+
+
+@pytest.fixture(params=LOADERS, ids=["scheduler", "records"])
+def loader(request: pytest.FixtureRequest) -> Callable[[Path], Any]:
+    chosen: Callable[[Path], Any] = request.param
+    return chosen
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.99])
+def test_a_truncated_file(tmp_path: Path, loader: Callable[[Path], Any], keep: float) -> None:
+    path = saved(tmp_path, loader)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(FileFormatError, match=r"file.safetensors' is not a whole safetensors file .*may be truncated: w"):
+        loader(path)
+
+
+class Evil:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_refused_and_not_run(tmp_path: Path, loader: Callable[[Path], Any], protocol: int) -> None:
+    path, trace = tmp_path / "file.safetensors", tmp_path / "trace"
+    path.write_bytes(pickle.dumps(Evil(trace), protocol=protocol))
+    with pytest.raises(FileFormatError, match=r"looks like a pickle|is not a whole safetensors file"):
+        loader(path)
+    assert not trace.exists()
+
+
+def test_a_torch_save_archive_is_refused(tmp_path: Path, loader: Callable[[Path], Any]) -> None:
+    path = tmp_path / "file.pt"
+    torch.save({"thresholds": torch.zeros(2)}, path)
+    with pytest.raises(FileFormatError, match=r"looks like a pickle or an archive such as torch.save writes: .*refuses"):
+        loader(path)
+
+
+def test_a_foreign_safetensors_file(tmp_path: Path, loader: Callable[[Path], Any]) -> None:
+    path = tmp_path / "file.safetensors"
+    save_file({"weights": np.zeros(3)}, path)
+    with pytest.raises(FileFormatError, match=r"holds 'no eenet data', expected 'eenet\.(scheduler|records)'"):
+        loader(path)
+
+
+def test_the_other_kind_of_file(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match=r"holds 'eenet.records', expected 'eenet.scheduler'"):
+        eenet.load_scheduler(saved(tmp_path, ExitRecords.load))
+    with pytest.raises(FileFormatError, match=r"holds 'eenet.scheduler', expected 'eenet.records'"):
+        ExitRecords.load(saved(tmp_path, eenet.load_scheduler))
+
+
+@pytest.mark.parametrize("schema", ["2", "99", "", "-1", "1.0", "\u00b2"])
+def test_a_newer_or_unknown_schema(tmp_path: Path, loader: Callable[[Path], Any], schema: str) -> None:
+    path = tmp_path / "file.safetensors"
+    for kind in ("scheduler", "records"):
+        metadata = {"format": f"eenet.{kind}", "schema": schema, "header": "{}"}
+        save_file({"weights": np.zeros(3)}, path, metadata=metadata)
+        with pytest.raises(FileFormatError, match=r"has schema '.*', this eenet reads up to 1: upgrade|expected 'eenet"):
+            loader(path)
+
+
+@pytest.mark.parametrize("header", [None, "{", "[]", "3"])
+def test_a_damaged_header(tmp_path: Path, header: str | None) -> None:
+    path = tmp_path / "file.safetensors"
+    metadata = {"format": "eenet.thing", "schema": "1"} | ({} if header is None else {"header": header})
+    save_file({"weights": np.zeros(3)}, path, metadata=metadata)
+    with pytest.raises(FileFormatError, match=r"has a damaged header"):
+        read_arrays(path, kind="thing", schema=1)
+
+
+def test_files_that_lack_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    write_arrays(path, {"thresholds": np.zeros(2)}, kind="scheduler", schema=1, header={"score": "max_prob"})
+    with pytest.raises(FileFormatError, match=r"file.safetensors' lacks 'enabled'; save the scheduler again"):
+        eenet.load_scheduler(path)
+    write_arrays(path, {}, kind="scheduler", schema=1, header={"score": "telepathy"})
+    with pytest.raises(FileFormatError, match=r"score 'telepathy' is not known to this eenet; upgrade it"):
+        eenet.load_scheduler(path)
+    write_arrays(path, {}, kind="scheduler", schema=1, header={"score": "learned"})
+    with pytest.raises(FileFormatError, match=r"a learned score needs 'biases'"):
+        eenet.load_scheduler(path)
+    shapes: list[dict[str, tuple[int, ...]]] = [
+        {},
+        {"probabilities": (2, 4, 3)},
+        {"probabilities": (2, 4), "predictions": (2, 4)},
+        {"probabilities": (2, 4, 3), "predictions": (2, 5)},
+        {"probabilities": (2, 4, 3), "predictions": (2, 4), "labels": (3,)},
+        {"probabilities": (2, 4, 3), "predictions": (2, 4), "surprise": (3,)},
+    ]
+    for shape in shapes:
+        write_arrays(path, {n: np.zeros(s) for n, s in shape.items()}, kind="records", schema=1, header={})
+        with pytest.raises(FileFormatError, match=r"holds arrays of shapes .*no records; save them again"):
+            ExitRecords.load(path)
+
+
+def test_thresholds_and_costs_must_fit_together(tmp_path: Path) -> None:
+    path = saved(tmp_path, eenet.load_scheduler)
+    arrays, header = read_arrays(path, kind="scheduler", schema=1)
+    header["costs"]["values"] = [1.0, 2.0]
+    write_arrays(path, arrays, kind="scheduler", schema=1, header=header)
+    with pytest.raises(FileFormatError, match=r"has 2 thresholds for 2 exits; save the scheduler again"):
+        eenet.load_scheduler(path)
+
+
+def test_what_is_not_there_cannot_be_read(tmp_path: Path, loader: Callable[[Path], Any]) -> None:
+    with pytest.raises(InvalidInputError, match=r"cannot read '.*nowhere': it is not there; give the path of a file"):
+        loader(tmp_path / "nowhere")
+    with pytest.raises(InvalidInputError, match=r"it is a folder; give the path of a file"):
+        loader(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    target = tmp_path / "file" / "scheduler.safetensors"
+    fitted = eenet.MaxProbability().fit(toy_records(samples=20), toy_costs(), "60%")
+    with pytest.raises(InvalidInputError, match=r"cannot write '.*scheduler.safetensors': .*; choose a folder that exist"):
+        fitted.save(target)
+    with pytest.raises(InvalidInputError, match=r"cannot write .*; choose a folder that exists and is writable"):
+        toy_records(samples=20).save(target)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "target").mkdir()
+    with pytest.raises(InvalidInputError, match=r"cannot write '.*target': .*; choose the path of a file, not of a fold"):
+        toy_records(samples=20).save(tmp_path / "target")
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+
+
+def test_nothing_is_left_half_written(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def interrupted() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        interrupted()
+    assert path.read_text() == "old"
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"value": float("nan")})
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_new_files_have_the_usual_mode(tmp_path: Path) -> None:
+    ordinary, ours = tmp_path / "ordinary", tmp_path / "deeper" / "ours"
+    ordinary.write_text("")
+    write_json(ours, {"a": [1, 2]})
+    assert stat.S_IMODE(ours.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
+    assert json.loads(ours.read_text()) == {"a": [1, 2]}
