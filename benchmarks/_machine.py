@@ -34,7 +34,8 @@ def describe(found: dict[str, Any]) -> str:
     busy = found.get("load_before")
     shared = "" if busy is None else f"; load {busy} before the start" + (" (not idle)" if busy > 0.5 else "")
     return (
-        f"{found['processor']} ({found['machine']}), {found['cores']} cores, {found['threads']} threads in use{shared}\n"
+        f"{found['processor']} ({found['machine']}), {found['cores']} cores, torch threads: {found['threads']}"
+        f"{shared}\n"
         f"eenet {found['eenet']}, torch {found['torch']}, torchvision {found['torchvision']}, "
         f"numpy {found['numpy']}, Python {found['python']}, {found['system']}"
     )

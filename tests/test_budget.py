@@ -88,7 +88,8 @@ def test_a_scheduler_that_spends_needs_a_budget() -> None:
 
 @pytest.mark.parametrize("budget", [1.99, "39%", "1.5ms", 1e-9])
 def test_below_the_first_exit_names_the_smallest_feasible(budget: Any) -> None:
-    with pytest.raises(InfeasibleBudgetError, match=r"below the first exit's cost: the smallest feasible budget is 2 ms") as e:
+    message = r"below the first exit's cost: the smallest feasible budget is 2 ms"
+    with pytest.raises(InfeasibleBudgetError, match=message) as e:
         parse_budget(budget, COSTS)
     assert e.value.smallest == 2.0
     assert isinstance(e.value, EENetError)

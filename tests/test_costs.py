@@ -16,7 +16,7 @@ from eenet.testing import toy_records
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1.0, 3.0, 3.0], r"\[1.0, 3.0, 3.0\] must increase: exit 2 costs 3 after 3; give cumulative costs .*, and drop"),
+        ([1.0, 3.0, 3.0], r"\[1.0, 3.0, 3.0\] must increase: exit 2 costs 3 after 3; give cumulative costs"),
         ([1.0, 3.0, 2.0], r"must increase: exit 2 costs 2 after 3"),
         ([-1.0, 2.0], r"costs \[-1.0, 2.0\] must be finite and above 0"),
         ([0.0, 2.0], r"must be finite and above 0"),

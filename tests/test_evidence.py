@@ -24,7 +24,7 @@ def learned(exits: int, classes: int, seed: int = 0) -> LearnedScore:
     rng = np.random.default_rng(seed)
     return LearnedScore(
         rng.normal(size=(exits - 1, classes)),
-        [rng.normal(size=3 + k) for k in range(exits - 1)],
+        [rng.normal(size=4 + k) for k in range(exits - 1)],
         rng.normal(size=exits - 1),
     )
 

@@ -129,7 +129,7 @@ def test_wrong_heads_classes_and_examples_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="1 heads for 2 exits"):
         eenet.attach(SmallConvNet(), ["first", "second"], 5, X, heads=[ConvHead(8, 5)])
     with pytest.raises(
-        InvalidInputError, match=r"head at 'second' gives \(4, 7\), expected .*\(batch, 5\)"
+        InvalidInputError, match=r"head at 'second' gives \(3, 7\) for 3 samples, expected .*\(batch, 5\)"
     ):
         eenet.attach(SmallConvNet(), ["first", "second"], 5, X, heads=[ConvHead(8, 5), ConvHead(16, 7)])
     with pytest.raises(InvalidInputError, match="num_classes is 1"):

@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / "eenet"
 
 FLOORS = [
     {"errors"},
-    {"_files"},
+    {"_files", "_extras"},
     {"tasks"},
     {"records", "costs"},
     {"scheduler", "stages"},

@@ -30,8 +30,8 @@ def spoilt(value: float) -> Any:
     ("probs", "message"),
     [
         (spoilt(-0.25), r"probabilities\[1, 2, 0\] is -0.25, which is negative; for logits use from_logits"),
-        (spoilt(0.9999), r"probabilities\[1, 2\] sums to 1\.\d+, expected 1 within 0.001; apply softmax, or use from_l"),
-        (spoilt(np.nan), r"probabilities\[1, 2, 0\] is nan: expected finite values; drop the sample, or use from_logi"),
+        (spoilt(0.9999), r"probabilities\[1, 2\] sums to 1\.\d+, expected 1 within 0.001; apply softmax, or"),
+        (spoilt(np.nan), r"probabilities\[1, 2, 0\] is nan: expected finite values; drop the sample, or use from"),
         (spoilt(np.inf), r"probabilities\[1, 2, 0\] is inf: expected finite"),
         (good()[0][0], r"probabilities have shape \(4, 3\), expected \(exits, samples, classes\)"),
         (good()[0][None], r"probabilities have shape \(1, 2, 4, 3\), expected \(exits"),
@@ -97,14 +97,15 @@ def test_records_of_probabilities_do_not_depend_on_the_batch_or_the_layout() -> 
         np.testing.assert_array_equal(ExitRecords.from_probabilities(layout).probabilities, whole.probabilities)
     for n in range(50):
         alone = ExitRecords.from_probabilities(probs[:, n : n + 1].astype(np.float32))
-        np.testing.assert_array_equal(alone.probabilities, ExitRecords.from_probabilities(
-            probs.astype(np.float32)).probabilities[:, n : n + 1])
+        np.testing.assert_array_equal(
+            alone.probabilities, ExitRecords.from_probabilities(probs.astype(np.float32)).probabilities[:, n : n + 1]
+        )
 
 
 def test_logits_that_are_not_finite_are_kept_as_such() -> None:
     logits, labels = toy_logits(samples=100, nonfinite=0.2)
     records = ExitRecords.from_logits(logits, labels)
-    broken = ~np.isfinite(logits).all(axis=-1)
+    broken = np.asarray((~np.isfinite(logits)).any(axis=-1))
     np.testing.assert_array_equal(np.isnan(records.probabilities).any(axis=-1), broken)
     np.testing.assert_array_equal(~records.all_evidence()[1].finite, broken[1])
 
@@ -134,7 +135,7 @@ def test_a_subset_by_numbers_or_by_mask() -> None:
     assert records.labels is not None
     np.testing.assert_array_equal(by_mask.labels, records.labels[::3])
     for rows in ([], [0.5], np.zeros(20, dtype=bool), np.ones(19, dtype=bool), [[1]]):
-        with pytest.raises(InvalidInputError, match=r"rows have dtype .*expected at least one sample number, or a mask"):
+        with pytest.raises(InvalidInputError, match=r"rows have dtype .*expected at least one sample number"):
             records.subset(rows)
 
 
@@ -148,7 +149,7 @@ def test_a_split_is_disjoint_complete_and_the_same_for_a_seed() -> None:
     np.testing.assert_array_equal(first.probabilities, marked.split(0.3, seed=4)[0].probabilities)
     assert not np.array_equal(first.probabilities, marked.split(0.3, seed=5)[0].probabilities)
     for fraction in (0.0, 1.0, -1.0, 2.0, float("nan")):
-        with pytest.raises(InvalidInputError, match=rf"fraction {re.escape(str(fraction))} of 31 samples leaves one par"):
+        with pytest.raises(InvalidInputError, match=rf"fraction {re.escape(str(fraction))} of 31 samples leaves one"):
             marked.split(fraction, seed=0)
 
 

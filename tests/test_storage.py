@@ -44,7 +44,7 @@ def test_a_truncated_file(tmp_path: Path, loader: Callable[[Path], Any], keep: f
     path = saved(tmp_path, loader)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(FileFormatError, match=r"file.safetensors' is not a whole safetensors file .*may be truncated: w"):
+    with pytest.raises(FileFormatError, match=r"file.safetensors' is not a whole safetensors file .*may be truncated"):
         loader(path)
 
 
@@ -70,14 +70,14 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, loader: Callable[[Path]
 def test_a_torch_save_archive_is_refused(tmp_path: Path, loader: Callable[[Path], Any]) -> None:
     path = tmp_path / "file.pt"
     torch.save({"thresholds": torch.zeros(2)}, path)
-    with pytest.raises(FileFormatError, match=r"looks like a pickle or an archive such as torch.save writes: .*refuses"):
+    with pytest.raises(FileFormatError, match=r"looks like a pickle or an archive such as torch.save writes"):
         loader(path)
 
 
 def test_a_foreign_safetensors_file(tmp_path: Path, loader: Callable[[Path], Any]) -> None:
     path = tmp_path / "file.safetensors"
     save_file({"weights": np.zeros(3)}, path)
-    with pytest.raises(FileFormatError, match=r"holds 'no eenet data', expected 'eenet\.(scheduler|records)'"):
+    with pytest.raises(FileFormatError, match=r"holds 'no eenet data', expected 'eenet"):
         loader(path)
 
 
@@ -94,7 +94,7 @@ def test_a_newer_or_unknown_schema(tmp_path: Path, loader: Callable[[Path], Any]
     for kind in ("scheduler", "records"):
         metadata = {"format": f"eenet.{kind}", "schema": schema, "header": "{}"}
         save_file({"weights": np.zeros(3)}, path, metadata=metadata)
-        with pytest.raises(FileFormatError, match=r"has schema '.*', this eenet reads up to 1: upgrade|expected 'eenet"):
+        with pytest.raises(FileFormatError, match=r"has schema '.*', this eenet reads up to 1: upgrade|expected"):
             loader(path)
 
 
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     target = tmp_path / "file" / "scheduler.safetensors"
     fitted = eenet.MaxProbability().fit(toy_records(samples=20), toy_costs(), "60%")
-    with pytest.raises(InvalidInputError, match=r"cannot write '.*scheduler.safetensors': .*; choose a folder that exist"):
+    with pytest.raises(InvalidInputError, match=r"cannot write '.*scheduler.safetensors': .*; choose a folder"):
         fitted.save(target)
     with pytest.raises(InvalidInputError, match=r"cannot write .*; choose a folder that exists and is writable"):
         toy_records(samples=20).save(target)
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "target").mkdir()
-    with pytest.raises(InvalidInputError, match=r"cannot write '.*target': .*; choose the path of a file, not of a fold"):
+    with pytest.raises(InvalidInputError, match=r"cannot write '.*target': .*; choose the path of a file, "):
         toy_records(samples=20).save(tmp_path / "target")
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
 

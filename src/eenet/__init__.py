@@ -23,11 +23,14 @@ _HOMES = {
     "Patience": "eenet.scheduler",
     "Scheduler": "eenet.scheduler",
     "SearchedThresholds": "eenet.scheduler",
+    "Source": "eenet.models",
     "StagedModel": "eenet.stages",
     "Static": "eenet.scheduler",
     "attach": "eenet.models",
+    "build_network": "eenet.models",
     "collect": "eenet.models",
     "cut": "eenet.stages",
+    "describe": "eenet.models",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
 }
@@ -39,8 +42,11 @@ if TYPE_CHECKING:
     from eenet.errors import EENetError as EENetError
     from eenet.errors import InfeasibleBudgetError as InfeasibleBudgetError
     from eenet.models import MultiExitModel as MultiExitModel
+    from eenet.models import Source as Source
     from eenet.models import attach as attach
+    from eenet.models import build_network as build_network
     from eenet.models import collect as collect
+    from eenet.models import describe as describe
     from eenet.profiling import profile as profile
     from eenet.records import ExitRecords as ExitRecords
     from eenet.runtime import AdaptiveModel as AdaptiveModel

@@ -5,19 +5,58 @@ A head adds to the cost of every sample that passes it, so the defaults shrink t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import inspect
+import math
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eenet.errors import InvalidInputError
+from eenet.stages import LiveTensor
+
+HeadClass = TypeVar("HeadClass", bound=type[nn.Module])
+
+HEADS: dict[str, type[nn.Module]] = {}
+"""The heads that a saved model can be rebuilt with, by the name of their class."""
 
 
+def rebuildable(head: HeadClass) -> HeadClass:
+    """Class decorator: a head keeps the arguments it was made with as `options`, and can be made again by its name."""
+    init: Any = head.__init__
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def keeping(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs).arguments
+        self.options = {name: value for name, value in bound.items() if name != "self"}
+
+    head.__init__ = keeping  # type: ignore[method-assign]
+    HEADS[head.__name__] = head
+    return head
+
+
+@rebuildable
 class ConvHead(nn.Module):
-    """Classify a feature map (N, D, H, W): pool to at most `grid` x `grid`, 3x3 convolution, pool, linear layer."""
+    """Classify a feature map (N, D, H, W): pool to at most `grid` x `grid`, 3x3 convolution, pool, linear layer.
 
-    def __init__(self, channels: int, num_classes: int, *, hidden: int | None = None, grid: int = 7) -> None:
+    With `channels_last` the feature is (N, H, W, D), as in Swin transformers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        hidden: int | None = None,
+        grid: int = 7,
+        channels_last: bool = False,
+    ) -> None:
         super().__init__()
         hidden = hidden or min(max(channels, 32), 128)
+        self.channels_last = channels_last
         self.grid = grid
         self.shrink = nn.AdaptiveAvgPool2d(grid)
         self.conv = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
@@ -28,17 +67,103 @@ class ConvHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
+        if self.channels_last:
+            feature = feature.permute(0, 3, 1, 2)
         if feature.shape[-1] > self.grid or feature.shape[-2] > self.grid:
             feature = self.shrink(feature)
         logits: Tensor = self.fc(self.pool(self.act(self.norm(self.conv(feature)))).flatten(1))
         return logits
 
 
-class TokenHead(nn.Module):
-    """Classify a token sequence (N, T, D) by its first token, as BERT's pooler does: padding never reaches it."""
+@rebuildable
+class StackedConvHead(nn.Module):
+    """Classify a feature map (N, D, H, W) as the code of the EENet paper does: `depth` 3x3 convolutions, pool, linear.
 
-    def __init__(self, width: int, num_classes: int, *, dropout: float = 0.1) -> None:
+    The convolutions are D / reduction wide: reduction 4 for bottlenecks and dense layers, 1 for basic blocks.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, reduction: int = 4, depth: int = 3) -> None:
         super().__init__()
+        width = channels // reduction
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            conv = nn.Conv2d(width if index else channels, width, 3, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+        self.convs = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        logits: Tensor = self.fc(self.pool(self.convs(feature)).flatten(1))
+        return logits
+
+
+@rebuildable
+class SegmentationHead(nn.Module):
+    """Classify every pixel of an image from a feature map (N, D, h, w), where the image is `stride` times as large.
+
+    With `size` instead, the image is (height, width), whatever that is of the feature.
+
+    The feature itself says where things are; what is around them is computed at a quarter of its resolution, where it
+    costs little, and the mean over the image goes in as well (as in LR-ASPP; Howard et al., ICCV 2019).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        stride: int | None = None,
+        size: tuple[int, int] | None = None,
+        hidden: int = 64,
+    ) -> None:
+        super().__init__()
+        if (stride is None) == (size is None):
+            raise InvalidInputError(f"stride is {stride} and size is {size}; expected one of the two")
+        self.stride = stride
+        self.size = None if size is None else tuple(size)
+        self.detail = nn.Sequential(nn.Conv2d(channels, hidden, 1, bias=False), nn.BatchNorm2d(hidden))
+        self.context = nn.Sequential(
+            nn.AvgPool2d(4, ceil_mode=True, count_include_pad=False),
+            nn.Conv2d(channels, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(),
+            nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2, bias=False),
+            nn.BatchNorm2d(hidden),
+        )
+        # No batch norm: it has one value per image and channel, too few to normalise.
+        self.image = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, hidden, 1))
+        self.classify = nn.Conv2d(hidden, num_classes, 1)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits (N, num_classes, stride * h, stride * w), or of `size`."""
+        context = F.interpolate(self.context(feature), size=feature.shape[-2:], mode="bilinear", align_corners=False)
+        logits: Tensor = self.classify(F.relu(self.detail(feature) + context + self.image(feature)))
+        if self.size is not None:
+            return F.interpolate(logits, size=self.size, mode="bilinear", align_corners=False)
+        return F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
+
+
+def mean_of_tokens(tokens: Tensor) -> Tensor:
+    """The mean (N, D) of the tokens (N, T, D) of each sample, without those that are zero in all of D: padding."""
+    kept = (tokens != 0).any(-1, keepdim=True)
+    return tokens.sum(1) / kept.sum(1).clamp(min=1)
+
+
+@rebuildable
+class TokenHead(nn.Module):
+    """Classify a token sequence (N, T, D) by its first token, as BERT's pooler does: padding never reaches it.
+
+    With `pool="mean"`, by the mean of the tokens. A head does not see the attention mask, so a network for padded text
+    must then give zeros for padding, as `eenet.models.bert` with `pooling="mean"` does; images have no padding.
+    """
+
+    def __init__(self, width: int, num_classes: int, *, dropout: float = 0.1, pool: str = "first") -> None:
+        super().__init__()
+        if pool not in ("first", "mean"):
+            raise InvalidInputError(f"pool is {pool!r}, expected 'first' or 'mean'")
+        self.pool = pool
         self.dense = nn.Linear(width, width)
         self.act = nn.Tanh()
         self.dropout = nn.Dropout(dropout)
@@ -46,10 +171,12 @@ class TokenHead(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
-        logits: Tensor = self.fc(self.dropout(self.act(self.dense(feature[:, 0]))))
+        pooled = mean_of_tokens(feature) if self.pool == "mean" else feature[:, 0]
+        logits: Tensor = self.fc(self.dropout(self.act(self.dense(pooled))))
         return logits
 
 
+@rebuildable
 class VectorHead(nn.Module):
     """Classify a feature vector (N, D): one hidden layer."""
 
@@ -66,14 +193,58 @@ class VectorHead(nn.Module):
         return logits
 
 
-def head_for(name: str, shape: Sequence[int | str], num_classes: int) -> nn.Module:
-    """The default head for the feature at the end of module `name`; `shape` has "batch" and other symbols by name."""
-    width = {2: shape[-1], 3: shape[-1], 4: shape[1] if len(shape) == 4 else None}.get(len(shape))
-    if not isinstance(width, int):
-        raise InvalidInputError(
-            f"module {name!r} gives a feature of shape {tuple(shape)}; default heads know (batch, features), (batch, "
-            "tokens, features) and (batch, channels, height, width): pass heads=[...] with modules of your own"
-        )
-    if len(shape) == 4:
-        return ConvHead(width, num_classes)
-    return TokenHead(width, num_classes) if len(shape) == 3 else VectorHead(width, num_classes)
+def head_for(
+    name: str,
+    feature: LiveTensor,
+    num_classes: int,
+    *,
+    image: tuple[int, int] | None = None,
+    dense: tuple[int, int] | None = None,
+) -> nn.Module:
+    """The default head for the feature at the end of module `name`.
+
+    `image` is the height and width of the network's input, where that is an image; `dense` is that of its output,
+    where that has a class for every pixel. Raises InvalidInputError for a feature that no default head fits.
+    """
+    shape = batch_first(feature)
+    channels_last = len(shape) == 4 and _is_channels_last(shape, image)
+    width = shape[1] if len(shape) == 4 and not channels_last else shape[-1]
+    if isinstance(width, int):
+        if dense is not None:
+            if len(shape) == 4 and not channels_last:
+                return SegmentationHead(width, num_classes, size=dense)
+        elif len(shape) == 4:
+            return ConvHead(width, num_classes, channels_last=channels_last)
+        elif len(shape) == 3:
+            return TokenHead(width, num_classes, pool="first" if image is None else "mean")
+        elif len(shape) == 2:
+            return VectorHead(width, num_classes)
+    known = (
+        "(batch, channels, height, width) for an output that has a class for every pixel"
+        if dense is not None
+        else "(batch, features), (batch, tokens, features), (batch, channels, height, width) and (batch, height, "
+        "width, channels)"
+    )
+    raise InvalidInputError(
+        f"module {name!r} gives a feature of shape {shape}; default heads know {known}: pass heads=[...] with modules "
+        "of your own"
+    )
+
+
+def batch_first(feature: LiveTensor) -> tuple[int | str, ...]:
+    """The shape of a feature as a head sees it: with the batch on dimension 0."""
+    shape = list(feature.shape)
+    if feature.batch_dim is not None:
+        shape.insert(0, shape.pop(feature.batch_dim))
+    return tuple(shape)
+
+
+def _is_channels_last(shape: tuple[int | str, ...], image: tuple[int, int] | None) -> bool:
+    """Whether a map is (batch, height, width, channels): its sides have the ratio of those of the image."""
+    _, first, second, third = shape
+    if not isinstance(first, int):  # a size that may change is no number of channels
+        return isinstance(third, int)
+    if image is None or not isinstance(second, int) or not isinstance(third, int):
+        return False
+    wanted = math.log(image[0] / image[1])
+    return abs(math.log(first / second) - wanted) < abs(math.log(second / third) - wanted) - 1e-6

@@ -9,30 +9,37 @@ from torch import Tensor
 
 from eenet.errors import InvalidInputError
 
+_KEYS = ("logits", "out")
 
-def logits_in(output: Any, num_classes: int) -> Tensor:
-    """The logits (N, num_classes) in a network's output: a tensor, a mapping with "logits", or a tuple with one.
 
-    Raises `InvalidInputError`, saying what was found, where that is not clear.
+def logits_in(output: Any, num_classes: int | None = None) -> Tensor:
+    """The logits in a network's output: a tensor, a mapping with "logits" or "out", or a tuple with one such tensor.
+
+    They are (N, num_classes), or (N, num_classes, H, W) where every pixel has a class; without `num_classes` of any
+    number of classes. Raises `InvalidInputError`, saying what was found, where that is not clear.
     """
-    found = output
+    found: Any = output
     if isinstance(output, Mapping):
-        found = output.get("logits")
+        found = next((output[key] for key in _KEYS if key in output), None)
     elif isinstance(output, (tuple, list)):
         fitting = [t for t in output if _fits(t, num_classes)]
         found = fitting[0] if len(fitting) == 1 else None
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
     if not isinstance(found, Tensor) or not _fits(found, num_classes):
+        classes = "classes" if num_classes is None else num_classes
         raise InvalidInputError(
             f"the network returns {_describe(output)}, in which there is not one tensor of logits of shape (batch, "
-            f"{num_classes}); wrap the network so that it returns them, or correct num_classes"
+            f"{classes}), or (batch, {classes}, height, width); wrap the network so that it returns them, or correct "
+            "num_classes"
         )
     return found
 
 
-def _fits(value: Any, num_classes: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == num_classes
+def _fits(value: Any, num_classes: int | None) -> bool:
+    if not isinstance(value, Tensor) or value.ndim not in (2, 4) or not value.is_floating_point():
+        return False
+    return value.shape[1] >= 2 if num_classes is None else value.shape[1] == num_classes
 
 
 def _describe(value: Any) -> str:

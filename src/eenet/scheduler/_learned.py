@@ -18,7 +18,9 @@ TIE_WEIGHT = 1e-3
 """The log odds enter the ranking with this weight: samples that the linear score cannot tell apart, because their
 probabilities round to 1, stay in the order of their confidence. A difference of 0.02 in the score outweighs it."""
 
-NUM_CONFIDENCES = 3
+NUM_CONFIDENCES = 4
+LOG_ODDS_SCALE = 0.1
+"""Brings the log odds to the size of the other confidences."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class LearningOptions:
     hidden_factor: float = 2.0
     epochs: int = 300
     turn: int = 10
-    score_rate: float = 3e-2
+    score_rate: float = 0.1
     assignment_rate: float = 1e-2
     weight_decay: float = 1e-4
     restarts: int = 2
@@ -51,8 +53,13 @@ class LearningOptions:
 
 
 def confidences(evidence: Evidence) -> Floats:
-    """The confidences a_k (n, 3): max p, 1 - normalised entropy, vote share. Source: EENet, section 3.2."""
-    return np.stack([evidence.max_probability, 1 - evidence.entropy, evidence.vote_share], axis=1)
+    """The confidences a_k (n, 4): max p, 1 - normalised entropy, vote share, scaled log odds.
+
+    Source: EENet, section 3.2, which has the first three. All three saturate where a network is overconfident, and a
+    linear score of them can then no longer tell the sure from the less sure; the log odds can.
+    """
+    sure = LOG_ODDS_SCALE * evidence.log_odds
+    return np.stack([evidence.max_probability, 1 - evidence.entropy, evidence.vote_share, sure], axis=1)
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -65,7 +72,7 @@ def sigmoid(x: Floats) -> Floats:
 class LearnedScore:
     """EENet's exit scores: q_k = sigmoid(w_k . p_k + v_k . [a_k, q_1 .. q_{k-1}] + b_k).
 
-    `class_weights` (K-1, C), `evidence_weights` K-1 arrays (3 + k,), `biases` (K-1,). `shares` (K,) is the exit
+    `class_weights` (K-1, C), `evidence_weights` K-1 arrays (4 + k,), `biases` (K-1,). `shares` (K,) is the exit
     assignment it was trained with, if it was.
     """
 

@@ -20,7 +20,7 @@ from eenet.scheduler._thresholds import ScoreTable, tilted_shares
 
 
 class _Evidence:
-    """The records as tensors: probabilities (K, N, C), confidences (K, N, 3), what each exit is worth (K, N)."""
+    """The records as tensors: probabilities (K, N, C), confidences (K, N, 4), what each exit is worth (K, N)."""
 
     def __init__(self, records: ExitRecords) -> None:
         trail = records.all_evidence()
@@ -41,7 +41,7 @@ class _Scores:
         self.biases = _zeros(k)
         with torch.no_grad():
             for weights in self.evidence_weights:
-                weights[:NUM_CONFIDENCES] = torch.tensor([2.0, 1.0, 1.0])
+                weights[:NUM_CONFIDENCES] = torch.tensor([2.0, 1.0, 1.0, 1.0])
             self.biases -= 2.0
 
     def parameters(self) -> list[Tensor]:

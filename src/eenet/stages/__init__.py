@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from eenet.stages._places import Place as Place
+from eenet.stages._places import places as places
 from eenet.stages._stage import LiveTensor as LiveTensor
 from eenet.stages._stage import Stage as Stage
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut
 
-__all__ = ["LiveTensor", "Stage", "StagedModel", "cut"]
+__all__ = ["LiveTensor", "Place", "Stage", "StagedModel", "cut", "places"]

@@ -8,7 +8,7 @@ import re
 import traceback
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,7 @@ def modules_to_cut(model: nn.Module, at: Sequence[str]) -> dict[str, nn.Module]:
 def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
     """Trace `model` in its present mode; leaves the model as it was. Raises CutError, which names the module."""
     modules = modules_to_cut(model, at)
-    calls = dict.fromkeys(modules, 0)
-    failed: dict[str, str] = {}
-    handles = [
-        module.register_forward_hook(_marking_hook(name, index, calls, failed))
-        for index, (name, module) in enumerate(modules.items())
-    ]
-    try:
-        program = _export(model, form)
-    finally:
-        for handle in handles:
-            handle.remove()
+    graph_module, calls, failed = capture_with_markers(model, modules, form)
     for name, count in calls.items():
         if count == 0:
             container = isinstance(modules[name], (nn.ModuleList, nn.ModuleDict))
@@ -96,12 +86,33 @@ def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
             )
         if name in failed:
             raise CutError(f"cannot cut at {name!r}: its output is {failed[name]}, which holds no tensor")
-    graph_module = program.module()
-    if not isinstance(graph_module, fx.GraphModule):
-        raise CutError("torch.export gave no graph module; this version of torch is not supported")
     _check_markers(graph_module, tuple(modules))
     _name_inputs(graph_module, form)
     return Capture(graph_module, tuple(modules), _out_spec(graph_module))
+
+
+def capture_with_markers(
+    model: nn.Module, modules: Mapping[str, nn.Module], form: InputForm
+) -> tuple[fx.GraphModule, dict[str, int], dict[str, str]]:
+    """Trace `model` with a marker where each of `modules` ends; its second argument is the module's position.
+
+    Also gives how often each module was called, and for those whose output holds no tensor what it is.
+    """
+    calls = dict.fromkeys(modules, 0)
+    failed: dict[str, str] = {}
+    handles = [
+        module.register_forward_hook(_marking_hook(name, index, calls, failed))
+        for index, (name, module) in enumerate(modules.items())
+    ]
+    try:
+        program = _export(model, form)
+    finally:
+        for handle in handles:
+            handle.remove()
+    graph_module = program.module()
+    if not isinstance(graph_module, fx.GraphModule):
+        raise CutError("torch.export gave no graph module; this version of torch is not supported")
+    return graph_module, calls, failed
 
 
 def _name_inputs(graph_module: fx.GraphModule, form: InputForm) -> None:

@@ -23,8 +23,8 @@ _SEED = 0
 
 def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
     """Compare stages and model in inference; raises CutError that names the first stage whose result differs."""
-    inputs = _inputs(form, _BATCH)
-    with _undisturbed(backbone):
+    inputs = sample_inputs(form, _BATCH)
+    with undisturbed(backbone):
         for batch in (1, _BATCH):
             rows = tuple(tensor[:batch] for tensor in inputs)
             _compare_runs(backbone, at, split, form, rows, f"at batch size {batch}")
@@ -55,8 +55,25 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
 
 def check_training(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
     """Compare stages and model in training mode, same seed, on one batch; leaves running statistics as they were."""
-    with _undisturbed(backbone):
-        _compare_runs(backbone, at, split, form, _inputs(form, _BATCH), "in training mode")
+    with undisturbed(backbone):
+        _compare_runs(backbone, at, split, form, sample_inputs(form, _BATCH), "in training mode")
+
+
+def check_reference(reference: nn.Module, split: Split, form: InputForm) -> None:
+    """Compare stages written by hand with the network they were taken from; raises CutError that names the output."""
+    inputs = sample_inputs(form, _BATCH)
+    with undisturbed(reference):
+        for batch in (1, _BATCH):
+            rows = tuple(tensor[:batch] for tensor in inputs)
+            got = _run_stages(split, rows, 0, f"at batch size {batch}")
+            expected, _ = _whole(reference, (), split, form, rows)
+            for tensor, one, other in zip(split.stages[-1].outputs, expected, got, strict=True):
+                _compare(
+                    one,
+                    other,
+                    f"the output {tensor.name!r} of the stages differs from the reference's at batch size {batch}",
+                    "the stages leave out or repeat something that the reference does",
+                )
 
 
 def _compare_runs(
@@ -166,7 +183,7 @@ def _relative_tolerance(tensor: Tensor) -> float:
     return 1e-2 if tensor.device.type == "cuda" else 1e-4
 
 
-def _inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
+def sample_inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
     """`batch` samples around the example: floats with noise, integers and booleans as permuted rows."""
     generator = torch.Generator().manual_seed(_SEED)
     found = []
@@ -189,7 +206,7 @@ def _row(tensor: Tensor, index: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _undisturbed(backbone: nn.Module) -> Iterator[None]:
+def undisturbed(backbone: nn.Module) -> Iterator[None]:
     """Without gradients; the generators are put back afterwards."""
     device = device_of(backbone)
     on_gpu = device is not None and device.type == "cuda"

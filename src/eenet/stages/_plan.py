@@ -34,7 +34,7 @@ class Plan:
         self.inputs = [node for node in nodes if node.op == "placeholder" and _is_tensor(node)]
         self.symbols = Symbols(self.inputs)
         self._place(nodes)
-        self.returned: list[Any] = list(_returned(nodes[-1]))
+        self.returned: list[Any] = list(returned_values(nodes[-1]))
         self._check_returned()
         self.live_in: list[list[fx.Node]] = [[] for _ in range(self.count)]
         self._find_live()
@@ -78,16 +78,16 @@ class Plan:
                 stage += 1
             elif node.op == "placeholder":
                 self.stage_of[node] = -1
-            elif node.op == "call_function" and not _is_assert(node):
+            elif node.op == "call_function" and not is_assert(node):
                 # A list never crosses a boundary: its items are taken where it is made.
                 producer = node.args[0] if node.target is operator.getitem else None
                 at = self.stage_of.get(producer, stage) if isinstance(producer, fx.Node) else stage
                 self.stage_of[node] = max(at, 0)
                 self.bodies[max(at, 0)].append(node)
-                inner = _returns_its_input(node)
+                inner = returns_its_input(node)
                 if inner is not None:
                     self._same[node] = inner
-            elif node.op not in ("get_attr", "output") and not _is_assert(node):
+            elif node.op not in ("get_attr", "output") and not is_assert(node):
                 raise CutError(f"cannot split the graph: unexpected node {node.format_node()}")
 
     def _check_returned(self) -> None:
@@ -179,7 +179,8 @@ def mutated(node: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _returns_its_input(node: fx.Node) -> fx.Node | None:
+def returns_its_input(node: fx.Node) -> fx.Node | None:
+    """The argument that an in-place operator changes and returns; None for other operators."""
     changed = mutated(node)
     if len(changed) != 1 or not isinstance(node.target, torch._ops.OpOverload):
         return None
@@ -197,7 +198,8 @@ def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
 
 
-def _is_assert(node: fx.Node) -> bool:
+def is_assert(node: fx.Node) -> bool:
+    """Whether a node only checks sizes; stages leave those out."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.startswith(_ASSERTS) or node.target is torch._check
 
@@ -213,6 +215,7 @@ def _has_effect(node: fx.Node) -> bool:
     return schema.is_mutable or random or not schema.returns or schema.name in _HIDDEN_EFFECTS
 
 
-def _returned(output: fx.Node) -> tuple[Any, ...]:
+def returned_values(output: fx.Node) -> tuple[Any, ...]:
+    """The leaves of the graph's output."""
     values = output.args[0]
     return tuple(values) if isinstance(values, (tuple, list)) else (values,)

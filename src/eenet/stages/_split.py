@@ -32,7 +32,7 @@ class Split:
 
     stages: tuple[Stage, ...]
     constants: dict[str, Tensor]
-    leaves: tuple[int | _Fixed, ...]
+    leaves: tuple[int | Fixed, ...]
     out_spec: pytree.TreeSpec
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Split:
@@ -52,12 +52,12 @@ class Split:
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:
         """The model's output from the tensors of the last stage."""
-        leaves = [leaf.value if isinstance(leaf, _Fixed) else tensors[leaf] for leaf in self.leaves]
+        leaves = [leaf.value if isinstance(leaf, Fixed) else tensors[leaf] for leaf in self.leaves]
         return pytree.tree_unflatten(leaves, self.out_spec)
 
 
 @dataclass(frozen=True)
-class _Fixed:
+class Fixed:
     """A leaf of the output that is no tensor, such as None or a number."""
 
     value: Any
@@ -71,7 +71,7 @@ def split(capture: Capture, dynamic: dict[int, str]) -> Split:
     builder = _Builder(plan)
     stages = tuple(builder.stage(index, copies[index]) for index in range(plan.count))
     returned = plan.returned_nodes()
-    leaves = tuple(returned.index(leaf) if isinstance(leaf, fx.Node) else _Fixed(leaf) for leaf in plan.returned)
+    leaves = tuple(returned.index(leaf) if isinstance(leaf, fx.Node) else Fixed(leaf) for leaf in plan.returned)
     return Split(stages, builder.constants, leaves, capture.out_spec)
 
 

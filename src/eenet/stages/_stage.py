@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,17 @@ class LiveTensor:
 class Stage:
     """One piece of a cut network; call it with its live input tensors, get the tuple of its output tensors.
 
-    `module` is the graph, `inputs` and `outputs` describe its live tensors, `batch_dims` are those of the inputs.
-    `name` is the module it ends at ("output" for the last), `feature_index` the output that is the feature at its end
-    (None for the last), `passed` the outputs that are the next stage's inputs, in their order.
+    `module` is what runs, a graph or a module of the caller's; `inputs` and `outputs` describe its live tensors,
+    `batch_dims` are those of the inputs. `name` is the module it ends at ("output" for the last), `feature_index` the
+    output that is the feature at its end (None for the last), `passed` the outputs that are the next stage's inputs, in
+    their order.
     """
 
     __slots__ = ("batch_dims", "feature_index", "inputs", "module", "name", "outputs", "passed")
 
     def __init__(
         self,
-        module: fx.GraphModule,
+        module: nn.Module,
         *,
         name: str,
         inputs: tuple[LiveTensor, ...],

@@ -1,4 +1,4 @@
-"""`cut` and `StagedModel`: a model together with the stages it was cut into."""
+"""`cut` and `StagedModel`: a model together with the stages it was cut into, by tracing or by hand."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import bind, device_of, dtype_of, move_constants
 from eenet.stages._capture import capture, modules_to_cut
-from eenet.stages._check import check_inference, check_training
+from eenet.stages._check import check_inference, check_reference, check_training
 from eenet.stages._compact import compact
 from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
 from eenet.stages._stage import Stage
 
@@ -45,7 +46,7 @@ def cut(
 
 
 class StagedModel(nn.Module):
-    """A model cut into stages; calling it gives what calling the model gives. Made by `cut`.
+    """A model cut into stages; calling it gives what calling the model gives. Made by `cut` or `from_stages`.
 
     The model is the submodule `backbone`, whose parameters the stages use. There is one list of stages for inference
     and one for training, traced when first used. After a change of the backbone's tensors that did not go through this
@@ -67,6 +68,58 @@ class StagedModel(nn.Module):
         self._device = device_of(backbone)
         self._dtype = dtype_of(backbone)
         self.register_load_state_dict_post_hook(_rebind_after_load)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_stages(
+        cls,
+        stages: Sequence[nn.Module] | Mapping[str, nn.Module],
+        example: Example,
+        *,
+        dynamic: Mapping[int, str] | None = None,
+        reference: nn.Module | None = None,
+        check: bool = True,
+    ) -> StagedModel:
+        """Stages written by hand, for a network that `cut` cannot trace; used and checked as those of `cut` are.
+
+        Each of `stages` (a list, or a mapping that names them) returns a tensor or a tuple of tensors, which the next
+        one is called with; the first tensor is the feature that an exit looks at. The last one returns what a network
+        returns. `example` and `dynamic` are those of `cut`. Where the samples lie in each tensor is found by running
+        the stages at two batch sizes. With `check`, they are run with survivors selected at each boundary, and compared
+        with `reference`, the network they were taken from, where it is given. Raises CutError, which names the stage
+        and the tensor, and InvalidInputError for stages or an example that cannot be used.
+        """
+        sequence = StageSequence(named_stages(stages))
+        names = [name for name, _ in sequence.named_children()]
+        sequence.training = any(module.training for module in sequence.children())
+        with torch.inference_mode(mode=False):
+            form = form_of(next(sequence.children()), example, dynamic)
+        staged = cls(sequence, tuple(names[:-1]), form, check=check)
+        made = staged._split_for(staged._all_off)
+        if reference is not None:
+            modes = [(module, module.training) for module in reference.modules()]
+            try:
+                for module, _ in modes:
+                    module.training = False
+                check_reference(reference, made, form)
+            finally:
+                for module, training in modes:
+                    module.training = training
+        return staged
+
+    @property
+    def example(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments `(args, kwargs)` of a call that the stages were made with, at most three samples of them."""
+        return self._form.args, dict(self._form.kwargs)
+
+    @property
+    def dynamic(self) -> dict[int, str]:
+        """The dimensions besides the batch whose size may change, by name."""
+        return dict(self._form.dynamic)
+
+    @property
+    def traced(self) -> bool:
+        """Whether the stages are graphs made by `cut`, rather than modules written by hand."""
+        return not isinstance(self.backbone, StageSequence)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -119,10 +172,10 @@ class StagedModel(nn.Module):
             if device is not None and self._device is not None and device != self._device:
                 for name, constant in made.constants.items():
                     made.constants[name] = constant.to(device)
-                for stage in made.stages:
-                    move_constants(stage.module, self._device, device)
-            for stage in made.stages:
-                bind(stage.module, self.backbone, made.constants)
+                for module in _graphs(made):
+                    move_constants(module, self._device, device)
+            for module in _graphs(made):
+                bind(module, self.backbone, made.constants)
         self._device, self._dtype = device, dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StagedModel:
@@ -153,9 +206,12 @@ class StagedModel(nn.Module):
         training = any(flags)
         with self._in_mode(flags), torch.inference_mode(mode=False):
             try:
-                made = split(capture(self.backbone, self.at, self._form), self._form.dynamic)
-                for stage in made.stages:
-                    bind(stage.module, self.backbone, made.constants)
+                if isinstance(self.backbone, StageSequence):
+                    made = sequence_split(self.backbone, self._form)
+                else:
+                    made = split(capture(self.backbone, self.at, self._form), self._form.dynamic)
+                for module in _graphs(made):
+                    bind(module, self.backbone, made.constants)
                 if self._check:
                     run_check = check_training if training else check_inference
                     run_check(self.backbone, self.at, made, self._form)
@@ -180,6 +236,11 @@ class StagedModel(nn.Module):
     def extra_repr(self) -> str:
         """The modules that the stages end at."""
         return f"at={list(self.at)}"
+
+
+def _graphs(made: Split) -> Iterator[fx.GraphModule]:
+    """The stages that are graphs; those written by hand hold their parameters themselves."""
+    return (stage.module for stage in made.stages if isinstance(stage.module, fx.GraphModule))
 
 
 def _rebind_after_load(module: nn.Module, _incompatible_keys: Any) -> None:

@@ -1,0 +1,5 @@
+"""`python -m eenet`: the command line."""
+
+from eenet.cli import main
+
+main()

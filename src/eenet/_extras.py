@@ -1,0 +1,51 @@
+"""Importing what an optional extra brings, with an error that names the extra."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from eenet.errors import MissingExtraError
+
+_operators: list[Any] = []
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module of an optional dependency; raises `MissingExtraError` with the command that installs it."""
+    package = module.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtraError(f"this needs {package}, which is not installed: pip install 'eenet[{extra}]'")
+    with warnings.catch_warnings():
+        # What a library says of itself while it loads is not about the caller's work.
+        warnings.simplefilter("ignore")
+        if package in ("torchvision", "timm", "transformers"):
+            _mend_torchvision()
+        return importlib.import_module(module)
+
+
+def _mend_torchvision() -> None:
+    """Make torchvision importable where its compiled operators are missing.
+
+    torchvision 0.28 beside the CPU build of torch 2.13 fails for two operators that are only used in detection, and
+    takes timm and transformers, which import it, down with it.
+    """
+    if importlib.util.find_spec("torchvision") is None or _operators:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        # The operators are gone when nothing refers to the library.
+        _operators.append(library)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]  # what the failed import left behind

@@ -1,0 +1,110 @@
+"""The application: its commands, and how errors, warnings and an interruption are shown."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from eenet.cli._console import show_error, show_warning
+from eenet.cli._demo import demo
+from eenet.cli._evaluate import evaluate
+from eenet.cli._fit import fit
+from eenet.cli._profile import profile
+from eenet.cli._version import version
+from eenet.errors import EENetError, ReliabilityWarning
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+_HELP = """
+Early exits that keep a budget: learned exit schedulers for multi-exit neural networks.
+
+Start with `eenet demo`. With predictions of your own network, from whatever framework, the scheduler can be used alone:
+`fit` learns which sample may stop at which exit so that the mean cost stays within a budget, `evaluate` shows what that
+gives on fresh data.
+
+Examples:
+
+    eenet fit predictions.npz --prefix val_ --budget 60% --out sched.safetensors
+    eenet evaluate predictions.npz --prefix test_ --scheduler sched.safetensors
+
+Errors are one line and exit code 2; `--debug` shows the traceback.
+"""
+
+
+class _Group(TyperGroup):
+    """Turns the errors eenet raises on purpose into one line, and takes `--debug` anywhere on the line."""
+
+    def main(self, args: Any = None, **extra: Any) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        options = words[: words.index("--")] if "--" in words else words
+        if "--debug" in options:
+            words.remove("--debug")
+            words.insert(0, "--debug")
+        return super().main(args=words, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        debug = bool(ctx.params.get("debug"))
+        with warnings.catch_warnings():
+            _show_reliability_warnings()
+            try:
+                return super().invoke(ctx)
+            except EENetError as error:
+                if debug:
+                    raise
+                show_error(str(error))
+                raise typer.Exit(USAGE_ERROR) from error
+            except OSError as error:
+                # A closed pipe is the reader's choice, and typer ends quietly then.
+                if debug or error.errno == errno.EPIPE:
+                    raise
+                show_error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+                raise typer.Exit(USAGE_ERROR) from error
+            except KeyboardInterrupt as error:
+                show_error("stopped; what is on disk is whole, nothing was half written")
+                raise typer.Exit(INTERRUPTED) from error
+
+
+def _show_reliability_warnings() -> None:
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, ReliabilityWarning):
+            show_warning(str(message))
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
+    warnings.simplefilter("always", ReliabilityWarning)
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="eenet",
+    help=_HELP,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - read from the context
+) -> None:
+    """Options of every command; the help text of the application itself is `_HELP`."""
+
+
+for command in (demo, profile, fit, evaluate, version):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line on `sys.argv`."""
+    app()

@@ -1,0 +1,42 @@
+"""What the user sees: tables on standard output, everything about the run on standard error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+_FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown
+
+
+def output() -> Console:
+    """The console for results; made anew each time, so that a redirected standard output is respected."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
+
+
+def side() -> Console:
+    """The console for progress and notes."""
+    return Console(stderr=True, highlight=False)
+
+
+def show_error(message: str) -> None:
+    """One red line on standard error."""
+    _line("error: ", message, "bold red")
+
+
+def show_warning(message: str) -> None:
+    """One yellow line on standard error."""
+    _line("warning: ", message, "yellow")
+
+
+def _line(word: str, message: str, style: str) -> None:
+    side().print(Text(word + " ".join(message.split()), style=style), soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """The machine-readable result, alone on standard output."""
+    typer.echo(json.dumps(value, indent=1, allow_nan=False))

@@ -1,0 +1,127 @@
+"""`eenet fit`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eenet.cli._console import output, print_json
+from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.costs import ExitCosts
+    from eenet.records import ExitRecords
+    from eenet.scheduler import Scheduler
+
+
+def fit(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors")],
+    budget: Annotated[str, typer.Option(help="Mean cost per sample: 60% of the last exit's, or like 3.5ms.")],
+    costs: Annotated[
+        str | None,
+        typer.Option(help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json."),
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="eenet, max_prob, entropy, patience or searched.")] = "eenet",
+    prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the methods that learn or search.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Where to save the scheduler (.safetensors).")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Fit an exit scheduler to a network's predictions, from whatever framework.
+
+    PREDICTIONS holds 'probs' (or 'probabilities') or 'logits', of shape (exits, samples, classes), and 'labels', of
+    shape (samples,): what a multi-exit network says of held-out data at each exit. It may hold 'costs' too. Files of
+    eenet's ExitRecords.save are read as well.
+
+    Examples:
+
+        eenet fit predictions.npz --costs 2.3,4.1,4.9 --unit ms --budget 60% --out scheduler.safetensors
+
+        eenet fit predictions.npz --prefix val_ --budget 3.5ms --method max_prob --json
+
+        eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
+    """
+    from eenet.cli._inputs import read_costs, read_predictions
+
+    scheduler = _scheduler(method, seed)
+    records, in_file = read_predictions(predictions, prefix)
+    table = read_costs(costs, unit, batch_size, in_file)
+    scheduler.fit(records, table, budget=_with_unit(budget, table))
+    if out is not None:
+        scheduler.save(out)
+    found = _result(scheduler, method, records, out)
+    if json_output:
+        print_json(found)
+    else:
+        _show(found)
+
+
+def _scheduler(method: str, seed: int) -> Scheduler:
+    from eenet.scheduler import SCHEDULERS, EENet, SearchedThresholds
+
+    if method not in SCHEDULERS:
+        near = difflib.get_close_matches(method.lower(), SCHEDULERS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidInputError(f"--method {method!r} is not known; {hint}choose from {', '.join(SCHEDULERS)}")
+    if method == "eenet":
+        return EENet(seed=seed)
+    return SearchedThresholds(seed=seed) if method == "searched" else SCHEDULERS[method]()
+
+
+def _with_unit(budget: str, costs: ExitCosts) -> str:
+    if re.fullmatch(r"\s*[\d.]+\s*", budget):
+        number = budget.strip()
+        raise InvalidInputError(f"--budget {number} has no unit; give --budget {number}% or --budget {number}{costs.unit}")
+    return budget
+
+
+def _result(scheduler: Scheduler, method: str, records: ExitRecords, out: Path | None) -> dict[str, Any]:
+    policy = scheduler.policy
+    decisions = scheduler.replay(records)
+    pairs = zip(policy.thresholds.tolist(), policy.enabled.tolist(), strict=True)
+    return {
+        "schema": 1,
+        "method": method,
+        "unit": scheduler.costs.unit,
+        "costs": scheduler.costs.to_dict(),
+        "budget": scheduler.budget,
+        "planned_cost": scheduler.planned_cost,
+        "calibration_cost": scheduler.calibration_cost,
+        "calibration_accuracy": None if records.labels is None else decisions.accuracy,
+        "calibration_samples": len(records),
+        "exit_shares": decisions.exit_shares.tolist(),
+        "score": policy.score.name,
+        "thresholds": [threshold if enabled else None for threshold, enabled in pairs],
+        "out": None if out is None else str(out),
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console, unit = output(), found["unit"]
+    console.print(f"[bold]{found['method']}[/bold] fitted to {found['calibration_samples']} calibration samples")
+    console.print(f"budget           {found['budget']:.6g} {unit} per sample")
+    console.print(f"planned cost     {found['planned_cost']:.6g} {unit}")
+    console.print(f"calibration cost {found['calibration_cost']:.6g} {unit}")
+    if found["calibration_accuracy"] is not None:
+        console.print(f"calibration accuracy {found['calibration_accuracy']:.2%}")
+    table = Table("exit", f"cost ({unit})", "share", f"threshold ({found['score']} score)")
+    last = len(found["exit_shares"]) - 1
+    for k, share in enumerate(found["exit_shares"]):
+        threshold = None if k == last else found["thresholds"][k]
+        shown = "takes the rest" if k == last else "off" if threshold is None else f"{threshold:.4f}"
+        table.add_row(str(k + 1), f"{found['costs']['values'][k]:.6g}", f"{share:.1%}", shown)
+    console.print(table)
+    if found["out"] is None:
+        console.print("not saved: give --out scheduler.safetensors to keep it")
+    else:
+        console.print(f"saved to {found['out']}", soft_wrap=True)

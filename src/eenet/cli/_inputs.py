@@ -1,0 +1,182 @@
+"""Reading predictions and costs that other programs wrote; nothing read here can run code."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet._files import existing_file, refuse_pickle
+from eenet.errors import FileFormatError, InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.costs import ExitCosts
+    from eenet.records import ExitRecords
+
+PROBABILITIES = ("probs", "probabilities")
+LOGITS = "logits"
+LABELS = "labels"
+COSTS = "costs"
+
+Array = NDArray[Any]
+
+
+def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array | None]:
+    """Records of a predictions file, and the costs in it if there are any.
+
+    The file is `.npz` or `.safetensors` with `probs`, `probabilities` or `logits` (exits, samples, classes) and `labels`
+    (samples,), their names after `prefix`; or what `ExitRecords.save` wrote.
+    """
+    from eenet.records import ExitRecords
+
+    source = existing_file(path)
+    if source.suffix == ".npz":
+        names, read = _npz(source)
+    elif source.suffix == ".safetensors":
+        refuse_pickle(source)
+        if _safetensors_format(source) == "eenet.records":
+            if prefix:
+                raise InvalidInputError(
+                    f"{str(source)!r} holds one set of eenet records, whose names have no prefix: leave out --prefix "
+                    f"{prefix}"
+                )
+            return ExitRecords.load(source), None
+        names, read = _safetensors(source)
+    else:
+        raise InvalidInputError(
+            f"{str(source)!r} ends in {source.suffix or 'nothing'!r}; predictions are read from .npz or .safetensors"
+        )
+    outputs = [prefix + name for name in (*PROBABILITIES, LOGITS) if prefix + name in names]
+    if len(outputs) != 1:
+        raise InvalidInputError(_wrong_arrays(source, names, prefix, outputs))
+    labels = read(prefix + LABELS) if prefix + LABELS in names else None
+    make = ExitRecords.from_logits if outputs[0] == prefix + LOGITS else ExitRecords.from_probabilities
+    costs = next((read(name) for name in (prefix + COSTS, COSTS) if name in names), None)
+    return make(read(outputs[0]), labels), costs
+
+
+def _wrong_arrays(source: Path, names: list[str], prefix: str, outputs: list[str]) -> str:
+    found = ", ".join(repr(name) for name in sorted(names)) or "nothing"
+    if outputs:
+        return f"{str(source)!r} holds {' and '.join(outputs)}, expected one of them; remove the other"
+    prefixes = sorted(
+        {n.removesuffix(end) for n in names for end in (*PROBABILITIES, LOGITS) if n.endswith(end) and n != end}
+    )
+    hint = f"; try --prefix {' or --prefix '.join(prefixes)}" if prefixes else ""
+    wanted = ", ".join(repr(prefix + name) for name in PROBABILITIES)
+    return f"{str(source)!r} lacks {wanted} or {prefix + LOGITS!r}; it holds {found}{hint}"
+
+
+def _npz(source: Path) -> tuple[list[str], Callable[[str], Array]]:
+    if not zipfile.is_zipfile(source):
+        raise FileFormatError(
+            f"{str(source)!r} is not a whole .npz file; it may be truncated: write it again with numpy.savez"
+        )
+    with np.load(source, allow_pickle=False) as archive:
+        names = list(archive.files)
+
+    def read(name: str) -> Array:
+        try:
+            with np.load(source, allow_pickle=False) as archive:
+                array: Array = archive[name]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise FileFormatError(
+                f"{name!r} in {str(source)!r} cannot be read ({error}); write plain arrays of numbers: eenet reads no "
+                "pickled objects, which can run code"
+            ) from error
+        return array
+
+    return names, read
+
+
+def _safetensors_format(source: Path) -> str | None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(source), framework="numpy") as handle:
+            return (handle.metadata() or {}).get("format")
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{str(source)!r} is not a whole safetensors file ({error}); it may be truncated: write it again"
+        ) from error
+
+
+def _safetensors(source: Path) -> tuple[list[str], Callable[[str], Array]]:
+    from safetensors import safe_open
+
+    with safe_open(str(source), framework="numpy") as handle:
+        names = list(handle.keys())
+
+    def read(name: str) -> Array:
+        try:
+            with safe_open(str(source), framework="numpy") as handle:
+                array: Array = handle.get_tensor(name)
+        except (TypeError, AttributeError) as error:
+            # numpy has no bfloat16 or float8.
+            raise FileFormatError(
+                f"{name!r} in {str(source)!r} has a dtype that numpy does not know ({error}); write it as float32"
+            ) from error
+        return array
+
+    return names, read
+
+
+def read_costs(text: str | None, unit: str | None, batch_size: int | None, in_file: Array | None) -> ExitCosts:
+    """Costs from `--costs`, a list of numbers or a JSON file, or else those in the predictions file."""
+    from eenet.costs import ExitCosts
+
+    if text is None:
+        if in_file is None:
+            raise InvalidInputError(
+                "there are no costs: the predictions file holds no 'costs'; give --costs 2.3,4.1,4.9 (the whole way to "
+                "each exit), or --costs FILE with what 'eenet profile --json' printed"
+            )
+        return ExitCosts(in_file, unit or "ms")
+    if text.endswith(".json"):
+        return _costs_of_json(existing_file(text), unit, batch_size)
+    try:
+        values = [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise InvalidInputError(
+            f"--costs {text!r} cannot be read ({error}); give numbers with commas such as 2.3,4.1,4.9, or a .json file"
+        ) from error
+    return ExitCosts(values, unit or "ms", batch_size=batch_size)
+
+
+def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> ExitCosts:
+    from eenet.costs import ExitCosts
+
+    try:
+        data = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{str(source)!r} is not JSON ({error}); write it with eenet profile --json") from error
+    if isinstance(data, dict) and "values" in data:
+        costs = ExitCosts.from_dict(data)
+        if unit is not None and unit != costs.unit:
+            raise InvalidInputError(f"the costs in {str(source)!r} are in {costs.unit!r}, not in {unit!r}")
+        return costs
+    try:
+        tables, sizes, spreads = data["costs"], list(data["batch_sizes"]), data["spreads"]
+        device, includes = data.get("device"), tuple(data.get("includes", ()))
+        unit = unit or "ms"
+        if unit not in tables:
+            raise InvalidInputError(f"{str(source)!r} has no costs in {unit!r}; there are {sorted(tables)}")
+        size = sizes[0] if batch_size is None and len(sizes) == 1 else batch_size
+        if size not in sizes:
+            chosen = "no --batch-size" if batch_size is None else f"--batch-size {batch_size}"
+            raise InvalidInputError(
+                f"{str(source)!r} has costs at batch sizes {sizes}, {chosen} was given; choose one of them"
+            )
+        row = sizes.index(size)
+        return ExitCosts(
+            tables[unit][row], unit, batch_size=size, spread=spreads[unit][row], device=device, includes=includes
+        )
+    except (KeyError, TypeError, IndexError) as error:
+        raise FileFormatError(
+            f"{str(source)!r} is not what eenet profile --json prints ({error!r} is missing or wrong)"
+        ) from error

@@ -1,0 +1,37 @@
+"""`eenet version`."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from eenet import __version__
+from eenet.cli._console import output, print_json
+
+_LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "mlxtend")
+
+
+def version(json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """Show the versions of eenet, Python and the libraries it uses.
+
+    Example:
+
+        eenet version --json
+    """
+    found = {"eenet": __version__, "python": platform.python_version()}
+    found |= {name: _installed(name) for name in _LIBRARIES}
+    if json_output:
+        print_json(found)
+        return
+    for name, number in found.items():
+        output().print(f"{name} {number or 'not installed'}")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

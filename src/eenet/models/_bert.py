@@ -1,0 +1,128 @@
+"""BERT (Devlin et al., NAACL 2019) for text classification, on Hugging Face's implementation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from eenet._extras import require
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.models._heads import TokenHead, mean_of_tokens
+
+Pooling = Literal["first", "mean"]
+
+_MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+
+
+def bert(
+    num_classes: int = 2,
+    *,
+    checkpoint: str | Path | None = None,
+    pooling: Pooling = "first",
+    **config: Any,
+) -> nn.Module:
+    """A `BertForSequenceClassification`: from a checkpoint's folder or, without one, BERT-base with random weights.
+
+    It takes `input_ids` and `attention_mask` (N, T) as keywords. `checkpoint` holds config.json and safetensors, of a
+    classifier or of an encoder alone, whose classifier then starts at random. `config` are settings of `BertConfig`,
+    such as `num_hidden_layers`. With `pooling="mean"` sentences are judged by the mean of their tokens, not by the
+    first: every layer then gives zeros for padding, which no other token sees. Raises `MissingExtraError` without
+    transformers, `InvalidInputError` or `FileFormatError` for a folder that holds no such checkpoint.
+    """
+    if pooling not in ("first", "mean"):
+        raise InvalidInputError(f"pooling is {pooling!r}, expected 'first' or 'mean'")
+    transformers = require("transformers", "train")
+    # Transformers loads its parts when they are first named.
+    require("transformers.models.bert.modeling_bert", "train")
+    classifier = transformers.BertForSequenceClassification
+    if checkpoint is None:
+        model: Any = classifier(transformers.BertConfig(num_labels=num_classes, **config))
+    else:
+        folder = _checked(checkpoint)
+        # Weights in safetensors only: loading a pickle can run code.
+        model = classifier.from_pretrained(
+            str(folder), num_labels=num_classes, local_files_only=True, use_safetensors=True, **config
+        )
+    # From-pretrained models come in evaluation mode and fresh ones in training mode.
+    model.train()
+    if pooling == "mean":
+        model.bert.pooler = _MeanPooler(model.bert.pooler.dense)
+        for layer in model.bert.encoder.layer:
+            layer.register_forward_hook(_zero_padding, with_kwargs=True)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def minilm(
+    num_classes: int = 2, *, checkpoint: str | Path | None = None, pooling: Pooling = "mean", **config: Any
+) -> nn.Module:
+    """The 6-layer MiniLM (Wang et al., NeurIPS 2020), 384 wide, as `bert`; `checkpoint` may be of all-MiniLM-L6-v2.
+
+    The published weights are those of a sentence encoder that takes the mean of its tokens, hence the default.
+    """
+    if checkpoint is None:
+        config = {**_MINILM, **config}
+    return bert(num_classes, checkpoint=checkpoint, pooling=pooling, **config)
+
+
+def bert_exits(after: Sequence[int]) -> tuple[str, ...]:
+    """The names of the modules that end the given encoder layers, counted from 1."""
+    return tuple([f"bert.encoder.layer.{layer - 1}" for layer in after])
+
+
+def bert_heads(model: nn.Module, num_classes: int, exits: int) -> list[nn.Module]:
+    """New heads for early exits of a network that `bert` made, which pool as it does."""
+    settings: Any = model.config
+    mean = any(isinstance(module, _MeanPooler) for module in model.modules())
+    return [TokenHead(settings.hidden_size, num_classes, pool="mean" if mean else "first") for _ in range(exits)]
+
+
+class _MeanPooler(nn.Module):
+    """BERT's pooler, on the mean of the tokens; its parameters have the same names."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__()
+        self.dense = dense
+        self.activation = nn.Tanh()
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        pooled: Tensor = self.activation(self.dense(mean_of_tokens(hidden_states)))
+        return pooled
+
+
+def _zero_padding(_layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+    """Set padding to zero in what a layer gives, by the mask (N, 1, T or 1, T) that the layer was given."""
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    if mask is None:  # where no token is padding, Hugging Face leaves the mask out
+        return output
+    row = mask[:, 0, 0, :]
+    # A mask says what to keep, or is what to add to the scores: zero for what is kept.
+    kept = row >= 0 if row.dtype.is_floating_point else row
+    if isinstance(output, Tensor):
+        return output * kept.unsqueeze(-1)
+    return (output[0] * kept.unsqueeze(-1), *output[1:])
+
+
+def _checked(checkpoint: str | Path) -> Path:
+    folder = Path(checkpoint)
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
+        holds = f"it holds {', '.join(found[:8]) or 'nothing'}" if folder.is_dir() else "there is no such folder"
+        raise InvalidInputError(
+            f"cannot load a BERT checkpoint from {str(folder)!r}: expected a folder with config.json and "
+            f"model.safetensors, and {holds}"
+        )
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise FileFormatError(f"{str(folder / 'config.json')!r} is damaged ({error}); get the file again") from error
+    if kind != "bert":
+        raise FileFormatError(
+            f"{str(folder)!r} holds a network of type {kind!r}, expected 'bert'; for other networks build the model "
+            "with transformers and give it to eenet.attach"
+        )
+    return folder

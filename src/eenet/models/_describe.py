@@ -1,0 +1,157 @@
+"""A table of a model's stages: what crosses between them, what they hold, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet.models._modes import inferring
+from eenet.models._multi_exit import MultiExitModel, feature_of
+from eenet.stages import LiveTensor, StagedModel
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage: `live` are the tensors it is called with, parameters are counted where they are used first.
+
+    FLOPs are those of one sample, two for each multiply-add; `share` is that of the stage and its head in the whole.
+    """
+
+    name: str
+    live: tuple[str, ...]
+    parameters: int
+    flops: int
+    head: str | None
+    head_parameters: int
+    head_flops: int
+    share: float
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, one string for each column of the table."""
+        head = (self.head, _short(self.head_parameters), _short(self.head_flops)) if self.head else ("-", "-", "-")
+        live = ", ".join(self.live)
+        return (self.name, live, _short(self.parameters), _short(self.flops), *head, f"{self.share:.1%}")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What `describe` found; print it, or take `rows` and the totals."""
+
+    network: str
+    rows: tuple[StageRow, ...]
+    unused_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, heads included."""
+        return sum(row.parameters + row.head_parameters for row in self.rows) + self.unused_parameters
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of one sample that reaches the last exit, heads included."""
+        return sum(row.flops + row.head_flops for row in self.rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {
+            "network": self.network,
+            "stages": [asdict(row) | {"live": list(row.live)} for row in self.rows],
+            "parameters": self.parameters,
+            "unused_parameters": self.unused_parameters,
+            "flops": self.flops,
+        }
+
+    def to_text(self) -> str:
+        """A table for the terminal."""
+        header = ("stage", "live tensors", "parameters", "FLOPs", "head", "parameters", "FLOPs", "share")
+        table = [header, *(row.cells() for row in self.rows)]
+        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
+        left = (0, 1, 4)
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column in left else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        ]
+        lines.insert(1, "-" * max(map(len, lines)))
+        unused = f", {_short(self.unused_parameters)} of them not used" if self.unused_parameters else ""
+        lines.append(
+            f"{self.network}: {len(self.rows)} stages, {_short(self.parameters)} parameters{unused}, "
+            f"{_short(self.flops)} FLOPs per sample"
+        )
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def describe(model: MultiExitModel | StagedModel) -> Description:
+    """The stages of a model, for inference: live tensors, parameters, FLOPs, the cost of the heads, shares of the cost.
+
+    FLOPs are counted by running the example that the model was cut with; a model on another device is run there.
+    """
+    staged = model.staged if isinstance(model, MultiExitModel) else model
+    heads: list[nn.Module | None] = [*model.heads, None] if isinstance(model, MultiExitModel) else []
+    heads = heads or [None] * (len(staged.at) + 1)
+    args, kwargs = staged.example
+    seen: set[int] = set()
+    measured = []
+    with inferring(model):
+        live = staged.flatten_inputs(*args, **kwargs)
+        live = staged.compact(live, torch.zeros(1, dtype=torch.long, device=live[0].device), 0)
+        for stage, head in zip(staged.inference_stages, heads, strict=True):
+            flops, outputs = _counted(stage, *live)
+            head_flops = _counted(head, feature_of(stage, outputs))[0] if head is not None else 0
+            own, of_head = _new_parameters(stage.module, seen), _new_parameters(head, seen)
+            measured.append((stage, head, own, flops, of_head, head_flops))
+            live = tuple(outputs[i] for i in stage.passed)
+    total = max(sum(flops + head_flops for _, _, _, flops, _, head_flops in measured), 1)
+    rows = tuple(
+        StageRow(
+            stage.name,
+            tuple(_live(one) for one in stage.inputs),
+            own,
+            flops,
+            None if head is None else type(head).__name__,
+            of_head,
+            head_flops,
+            (flops + head_flops) / total,
+        )
+        for stage, head, own, flops, of_head, head_flops in measured
+    )
+    unused = _new_parameters(staged.backbone, seen)
+    return Description(type(staged.backbone).__name__, rows, unused)
+
+
+def _counted(function: Callable[..., Any], *args: Tensor) -> tuple[int, Any]:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        result = function(*args)
+    return int(counter.get_total_flops()), result
+
+
+def _new_parameters(module: nn.Module | None, seen: set[int]) -> int:
+    """The number of values in the parameters that no stage before has used."""
+    count = 0
+    for parameter in module.parameters() if module is not None else ():
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            count += parameter.numel()
+    return count
+
+
+def _live(live: LiveTensor) -> str:
+    return f"{live.name} {'x'.join(str(size) for size in live.shape) or 'scalar'}"
+
+
+def _short(count: int) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if count >= limit:
+            return f"{count / (1e3 if unit == 'k' else limit):.4g} {unit}"
+    return str(count)

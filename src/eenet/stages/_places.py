@@ -1,0 +1,195 @@
+"""Places: where a network could be cut, what each place costs to reach, and how much would cross the boundary."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from eenet.errors import CutError, InvalidInputError
+from eenet.stages._capture import capture_with_markers, is_marker
+from eenet.stages._check import undisturbed
+from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._plan import is_assert, returned_values, returns_its_input
+from eenet.stages._symbols import Symbols, is_size
+
+COSTS = ("flops", "ms")
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """The end of a module that a network can be cut at.
+
+    `share` is the share of the network's cost that comes before it, `elements` the number of values per sample that
+    would cross a boundary here, in `tensors` live tensors.
+    """
+
+    name: str
+    share: float
+    elements: int
+    tensors: int
+
+
+def places(
+    model: nn.Module,
+    example: Example,
+    *,
+    dynamic: Mapping[int, str] | None = None,
+    cost: str = "flops",
+) -> list[Place]:
+    """The ends of modules that a network can be cut at, in order; of those that end together the outermost.
+
+    A module is left out that is called more than once, or whose end is no place for a cut: the samples do not lie along
+    one dimension of every live tensor. `cost` is "flops", counted, or "ms", measured on the example. Raises CutError
+    for a network that cannot be traced.
+    """
+    if cost not in COSTS:
+        raise InvalidInputError(f"cost is {cost!r}, expected one of {list(COSTS)}")
+    with torch.inference_mode(mode=False):
+        form = form_of(model, example, dynamic)
+        modes = [(module, module.training) for module in model.modules()]
+        modules = {name: module for name, module in model.named_modules() if name}
+        try:
+            for module, _ in modes:
+                module.training = False
+            with undisturbed(model):
+                graph_module, calls, _ = capture_with_markers(model, modules, form)
+                found = _Ends(graph_module, list(modules), calls)
+                shares, shapes = _costs(graph_module, form, cost)
+        finally:
+            for module, training in modes:
+                module.training = training
+    return found.places(shares, shapes)
+
+
+class _Ends:
+    """The markers of a graph, by the place they stand at, and the tensors that live there."""
+
+    def __init__(self, graph_module: fx.GraphModule, names: list[str], calls: Mapping[str, int]) -> None:
+        nodes = list(graph_module.graph.nodes)
+        self._symbols = Symbols(node for node in nodes if node.op == "placeholder" and _is_tensor(node))
+        self._order: dict[fx.Node, int] = {}
+        self._same: dict[fx.Node, fx.Node] = {}
+        self._last_use: dict[fx.Node, int] = {}
+        self._groups: list[list[tuple[str, fx.Node]]] = [[]]
+        for position, node in enumerate(nodes):
+            # The items of a list belong to the operator that makes the list.
+            producer = node.args[0] if node.target is operator.getitem else None
+            self._order[node] = self._order[producer] if isinstance(producer, fx.Node) else position
+            if is_marker(node):
+                inner, index = node.args
+                assert isinstance(inner, fx.Node)
+                assert isinstance(index, int)
+                self._same[node] = inner
+                if calls[names[index]] == 1:
+                    self._groups[-1].append((names[index], node))
+                continue
+            if node.op == "output" or (node.op == "call_function" and not is_size(node) and not is_assert(node)):
+                returned = returned_values(node) if node.op == "output" else node.all_input_nodes
+                for used in returned:
+                    if isinstance(used, fx.Node):
+                        self._last_use[self._resolve(used)] = position
+                if node.target is not operator.getitem and self._groups[-1]:
+                    self._groups.append([])
+            kept = returns_its_input(node) if node.op == "call_function" else None
+            if kept is not None:
+                self._same[node] = kept
+        self._tensors = [n for n in nodes if n not in self._same and n.op != "get_attr" and _is_tensor(n)]
+
+    def places(self, shares: Mapping[fx.Node, float], shapes: Mapping[fx.Node, tuple[int, ...]]) -> list[Place]:
+        """The places that can be cut at, in order."""
+        found = []
+        for group in self._groups:
+            # The outermost: its name says most, and what it returns is what the rest of the network is built on.
+            for name, marker in sorted(group, key=lambda end: end[0].count(".")):
+                place = self._place(name, marker, shares[marker], shapes)
+                if place is not None:
+                    found.append(place)
+                    break
+        return found
+
+    def _place(
+        self, name: str, marker: fx.Node, share: float, shapes: Mapping[fx.Node, tuple[int, ...]]
+    ) -> Place | None:
+        position, feature = self._order[marker], self._resolve(marker)
+        live = [
+            tensor
+            for tensor in self._tensors
+            if self._order[tensor] < position and (tensor is feature or self._last_use.get(tensor, -1) > position)
+        ]
+        elements = 0
+        for tensor in live:
+            dims = self._symbols.batch_dims(tensor)
+            if len(dims) > 1 or self._symbols.mixed_dims(tensor) or (tensor is feature and not dims):
+                return None
+            if dims:
+                shape = shapes[tensor]
+                elements += int(np.prod(shape)) // shape[dims[0]]
+        if not feature.meta["val"].is_floating_point() or not 0 < share < 1:
+            return None
+        return Place(name, share, elements, len(live))
+
+    def _resolve(self, node: fx.Node) -> fx.Node:
+        while node in self._same:
+            node = self._same[node]
+        return node
+
+
+def _costs(
+    graph_module: fx.GraphModule, form: InputForm, cost: str
+) -> tuple[dict[fx.Node, float], dict[fx.Node, tuple[int, ...]]]:
+    """The share of the cost that comes before each marker, and the shape of each tensor for the example."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if cost == "flops":
+        with FlopCounterMode(display=False) as counter:
+            run = _Run(graph_module, counter.get_total_flops)
+            run.run(*form.tensors(), enable_io_processing=False)
+        marks = np.array([*run.marks.values(), counter.get_total_flops()], dtype=np.float64)
+    else:
+        rounds: list[NDArray[np.float64]] = []
+        for _ in range(_ROUNDS + 1):
+            start = time.perf_counter()
+            run = _Run(graph_module, time.perf_counter)
+            run.run(*form.tensors(), enable_io_processing=False)
+            rounds.append(np.array([*run.marks.values(), time.perf_counter()]) - start)
+        # The first round warms up; steps are compared, since a slow round delays all that comes after.
+        steps = np.median(np.diff(rounds[1:], axis=1, prepend=0.0), axis=0)
+        marks = steps.cumsum()
+    if marks[-1] <= 0:
+        raise CutError("no operation of the network has a counted cost; name the modules to exit at")
+    return dict(zip(run.marks, (marks[:-1] / marks[-1]).tolist(), strict=True)), run.shapes
+
+
+class _Run(fx.Interpreter):
+    """A run of the graph that reads a meter at every marker."""
+
+    def __init__(self, graph_module: fx.GraphModule, meter: Any) -> None:
+        super().__init__(graph_module)
+        self._meter = meter
+        self.marks: dict[fx.Node, float] = {}
+        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if is_marker(n):
+            self.marks[n] = self._meter()
+            return self.env[n.args[0]]  # type: ignore[index]
+        if n.op in ("call_function", "call_module") and is_assert(n):
+            return None
+        value = super().run_node(n)
+        if isinstance(value, Tensor):
+            self.shapes[n] = tuple(value.shape)
+        return value
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)

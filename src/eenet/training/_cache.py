@@ -1,0 +1,325 @@
+"""The features at the exits, computed once and kept on disk, so that heads train without running the backbone.
+
+A folder per state of the backbone and of the data, named by a hash of both. In it one `.npy` per early exit, one for
+the last exit's logits and one for the labels, in the order of the data; they are read as memory maps. The file
+`complete.json` is written last: a folder without it is not a cache, whatever else is in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import torch.utils._pytree as pytree
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from eenet._files import write_json
+from eenet.errors import InvalidInputError
+from eenet.models import ConvHead, MultiExitModel, TokenHead, feature_of, inferring
+from eenet.models._collect import unpack
+from eenet.training._errors import OutOfSpaceError
+from eenet.training._task import targets_of
+
+_MARKER = "complete.json"
+_SCHEMA = 1
+_SPARE = 64 * 2**20
+"""Bytes to be left free on the disk."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+Array = NDArray[Any]
+Parts = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """What heads train on: `features` of the K-1 early exits, (N, ...) each; `logits` (N, C) of the last; `targets`."""
+
+    features: tuple[Array, ...]
+    logits: Array
+    targets: Array
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def rows(self, index: Array) -> tuple[list[Tensor], Tensor]:
+        """The features and the last exit's logits of some samples, float32, and their targets."""
+        found = [torch.from_numpy(np.asarray(part[index])).float() for part in (*self.features, self.logits)]
+        return found, torch.from_numpy(np.asarray(self.targets[index]))
+
+
+def cached_features(
+    model: MultiExitModel,
+    loader: Any,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    announce: Callable[[str], None],
+    advance: Callable[[int, int], None],
+) -> CachedFeatures:
+    """The features of a loader's data, from `folder` where it has them, else computed and kept there.
+
+    Each sample is read once, in the order of the data set, with the loader's own transform: augmentation is frozen
+    as well. `announce` is told the size before anything is written, `advance` the samples done and their number.
+    Raises `OutOfSpaceError`, leaving nothing behind, where the disk is too small or fills up.
+    """
+    batches, samples = _each_once(loader)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    source = _Source(model, batches, device)
+    first = source.peek()
+    reducers = [_reducer(head, feature) for head, feature in zip(model.heads, first.features, strict=True)]
+    parts = _parts(first, reducers, dtype)
+    path = folder / _key(model, samples, parts, first.inputs)
+    if not _is_complete(path):
+        needed = sum(samples * math.prod(shape) * kind.itemsize for shape, kind in parts.values())
+        _check_room(path, needed)
+        announce(f"caching features of {samples} samples at {len(reducers)} exits: {_size(needed)} in {str(path)!r}")
+        shutil.rmtree(path, ignore_errors=True)  # half of what a killed run wrote
+        try:
+            path.mkdir(parents=True)
+            _write(path, parts, source, reducers, samples, advance)
+        except OSError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            if error.errno in _NO_ROOM:
+                raise OutOfSpaceError(
+                    f"the disk filled up while features were cached in {str(path)!r}, which needs {_size(needed)}: "
+                    "nothing of it is left; make room, choose another `out`, or cache_dtype='float16'"
+                ) from error
+            raise
+        except (InvalidInputError, KeyboardInterrupt):
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+    return _open(path, len(reducers))
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    inputs: list[Tensor]
+    features: list[Tensor]
+    logits: Tensor
+    targets: Tensor
+
+
+class _Source:
+    """The features of one batch after the other; the first can be looked at before."""
+
+    def __init__(self, model: MultiExitModel, batches: Iterable[Any], device: torch.device) -> None:
+        self.model = model
+        self.device = device
+        self._batches = iter(batches)
+        self._first: _Outputs | None = None
+
+    def peek(self) -> _Outputs:
+        for batch in self._batches:
+            self._first = self._run(batch)
+            return self._first
+        raise InvalidInputError("the loader gave no batch; expected at least one")
+
+    def __iter__(self) -> Iterator[_Outputs]:
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield first
+        for batch in self._batches:
+            yield self._run(batch)
+
+    def _run(self, batch: Any) -> _Outputs:
+        args, kwargs, labels = unpack(batch)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(self.device), (args, kwargs))
+        model = self.model
+        with inferring(model):
+            live = inputs = model.staged.flatten_inputs(*args, **kwargs)
+            stages = model.staged.stages
+            features = []
+            for stage in stages[:-1]:
+                outputs = stage(*live)
+                features.append(feature_of(stage, outputs))
+                live = tuple([outputs[i] for i in stage.passed])
+            logits = model.final_logits(stages[-1](*live))
+        return _Outputs(list(inputs), features, logits, targets_of(labels, torch.device("cpu")))
+
+
+def _each_once(loader: Any) -> tuple[Iterable[Any], int]:
+    """Batches that hold each of a loader's samples once, in the order of the data set, and the number of samples."""
+    if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        # Through the sampler, which may leave out a part that is held out on purpose.
+        if loader.batch_sampler is not None and loader.batch_size is None:
+            index = sorted(i for rows in loader.batch_sampler for i in rows)
+        else:
+            index = sorted(loader.sampler)
+        dataset: Dataset[Any] = loader.dataset
+        if not isinstance(dataset, Sized) or index != list(range(len(dataset))):
+            dataset = Subset(dataset, index)
+        ordered = DataLoader(
+            dataset,
+            batch_size=batch_size_of(loader),
+            shuffle=False,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=loader.worker_init_fn,
+        )
+        return ordered, len(index)
+    if isinstance(loader, Sequence):
+        counts = [len(targets_of(unpack(batch)[2], torch.device("cpu"))) for batch in loader]
+        return loader, sum(counts)
+    raise InvalidInputError(
+        f"freeze_backbone needs data of known length, got a {type(loader).__name__}; give a DataLoader of a data set "
+        "with a length, or a list of batches"
+    )
+
+
+def batch_size_of(loader: Any) -> int:
+    """The number of samples in a full batch of a loader or of a list of batches."""
+    size = getattr(loader, "batch_size", None)
+    if size is None:
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    if size is None:
+        for batch in loader:
+            return len(targets_of(unpack(batch)[2], torch.device("cpu")))
+    return int(size or 1)
+
+
+def _reducer(head: nn.Module, feature: Tensor) -> Callable[[Tensor], Tensor]:
+    """What the default heads do to a feature before anything that learns: the rest need not be kept.
+
+    Taken only where the head gives the same for the reduced feature.
+    """
+    reduced: Callable[[Tensor], Tensor] = _whole
+    if isinstance(head, ConvHead) and max(feature.shape[-2:]) > head.grid:
+        reduced = head.shrink
+    elif isinstance(head, TokenHead) and feature.shape[1] > 1:
+        reduced = _first_token
+    with inferring(head):
+        same = reduced is _whole or torch.allclose(head(reduced(feature)), head(feature), rtol=1e-5, atol=1e-6)
+    return reduced if same else _whole
+
+
+def _whole(feature: Tensor) -> Tensor:
+    return feature
+
+
+def _first_token(feature: Tensor) -> Tensor:
+    return feature[:, :1]
+
+
+def _key(model: MultiExitModel, samples: int, parts: Parts, inputs: Sequence[Tensor]) -> str:
+    """A hash of all that the files depend on, of the data its length and first batch."""
+    kinds = {name: [list(shape), str(kind)] for name, (shape, kind) in parts.items()}
+    heads = [type(head).__name__ for head in model.heads]  # what they reduce features by
+    found = hashlib.sha256(json.dumps([_SCHEMA, samples, model.exit_names, kinds, heads]).encode())
+    for name, tensor in model.backbone.state_dict().items():
+        found.update(name.encode())
+        found.update(_bytes(tensor))
+    for tensor in inputs:
+        found.update(_bytes(tensor))
+    return found.hexdigest()[:16]
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    raw: bytes = flat.view(torch.uint8).numpy().tobytes()
+    return str((tensor.dtype, tuple(tensor.shape))).encode() + raw
+
+
+def _parts(first: _Outputs, reducers: Sequence[Callable[[Tensor], Tensor]], dtype: str) -> Parts:
+    """The shape of one sample and the dtype of each file."""
+    kind = np.dtype(dtype)
+    found = {
+        f"exit{k}": (tuple(reduce(feature[:1]).shape[1:]), kind)
+        for k, (reduce, feature) in enumerate(zip(reducers, first.features, strict=True))
+    }
+    found["logits"] = (tuple(first.logits.shape[1:]), np.dtype("float32"))
+    found["targets"] = (tuple(first.targets.shape[1:]), first.targets.numpy().dtype)
+    return found
+
+
+def _check_room(path: Path, needed: int) -> None:
+    existing = next(parent for parent in (path, *path.parents) if parent.is_dir())
+    free = shutil.disk_usage(existing).free
+    if needed + _SPARE > free:
+        raise OutOfSpaceError(
+            f"caching the features needs {_size(needed)} in {str(path)!r}, where {_size(free)} are free; make room, "
+            "choose another `out`, use cache_dtype='float16', or train without freeze_backbone"
+        )
+
+
+def _write(
+    path: Path,
+    parts: Parts,
+    source: _Source,
+    reducers: Sequence[Callable[[Tensor], Tensor]],
+    samples: int,
+    advance: Callable[[int, int], None],
+) -> None:
+    # Written as ordinary files: a full disk is an error there, while in a memory map it kills the process.
+    with ExitStack() as stack:
+        files = {}
+        for name, (shape, kind) in parts.items():
+            files[name] = stack.enter_context((path / f"{name}.npy").open("wb"))
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": (samples, *shape)}
+            np.lib.format.write_array_header_2_0(files[name], header)
+        done = 0
+        for outputs in source:
+            tensors = {
+                f"exit{k}": reduce(feature)
+                for k, (reduce, feature) in enumerate(zip(reducers, outputs.features, strict=True))
+            }
+            tensors |= {"logits": outputs.logits, "targets": outputs.targets}
+            for name, tensor in tensors.items():
+                _append(files[name], name, tensor, *parts[name])
+            done += len(outputs.targets)
+            advance(min(done, samples), samples)
+        if done != samples:
+            raise InvalidInputError(f"the loader gave {done} samples, expected {samples}; its length is not right")
+    sizes = {f"{name}.npy": (path / f"{name}.npy").stat().st_size for name in parts}
+    write_json(path / _MARKER, {"schema": _SCHEMA, "samples": samples, "files": sizes})
+
+
+def _append(file: BinaryIO, name: str, tensor: Tensor, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
+    if tuple(tensor.shape[1:]) != shape:
+        raise InvalidInputError(
+            f"the feature {name!r} has shape {tuple(tensor.shape[1:])} in one batch and {shape} in another; pad all "
+            "inputs to one size to cache features"
+        )
+    values = tensor.cpu() if kind.kind != "f" else tensor.float().cpu()
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(values.numpy().astype(kind, copy=False))
+    if kind == np.float16 and not np.isfinite(array).all() and bool(values.isfinite().all()):
+        raise InvalidInputError(f"the feature {name!r} exceeds the range of float16; use cache_dtype='float32'")
+    file.write(array.data)
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether all files are there in full: the marker is written after them."""
+    if not (path / _MARKER).is_file():
+        return False
+    files: dict[str, int] = json.loads((path / _MARKER).read_text(encoding="utf-8"))["files"]
+    return all((path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items())
+
+
+def _open(path: Path, exits: int) -> CachedFeatures:
+    # allow_pickle=False is the default; said here because nothing on disk may run code.
+    def mapped(name: str) -> Array:
+        found: Array = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return found
+
+    return CachedFeatures(tuple(mapped(f"exit{k}") for k in range(exits)), mapped("logits"), mapped("targets"))
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"

@@ -1,0 +1,187 @@
+"""Checkpoints: tensors in safetensors, everything else as JSON in the same file's header. Nothing on disk runs code.
+
+Lightning's own checkpoints are pickles, so they are not used. One file holds one state of the run; it is written
+beside the old one, brought to disk, and then takes its place in one step. A process killed at any moment leaves
+either the old checkpoint or the new one, never half of one and never two halves of different ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet._files import atomic_path, existing_file, refuse_pickle
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.training._errors import OutOfSpaceError
+
+_FORMAT = "eenet.checkpoint"
+_SCHEMA = 1
+_SHOWN = 5
+_MODEL, _OPTIMISER = "model.", "optimiser."
+
+
+def save_checkpoint(
+    path: Path, model: nn.Module, header: Mapping[str, Any], optimiser: torch.optim.Optimizer | None = None
+) -> None:
+    """Write the weights, and where given the optimiser's state, with a JSON-ready header; atomically."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    numbers: dict[str, dict[str, Any]] = {}
+    if optimiser is not None:
+        for index, state in optimiser.state_dict()["state"].items():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{_OPTIMISER}{index}.{name}"] = value
+                else:
+                    numbers.setdefault(str(index), {})[name] = value
+    text = json.dumps({**header, "optimiser_numbers": numbers}, allow_nan=False)
+    metadata = {"format": _FORMAT, "schema": str(_SCHEMA), "header": text}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(_separate(tensors), str(temporary), metadata=metadata)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+        except (OSError, SafetensorError) as error:
+            raise OutOfSpaceError(
+                f"cannot write the checkpoint {str(path)!r}: {error}; the one before it, if any, is kept: make room "
+                "and resume"
+            ) from error
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint's weights into `model`; gives its header.
+
+    Raises `FileFormatError` for a file that is no checkpoint, and `InvalidInputError`, which lists the first names
+    that do not match, for a checkpoint of another architecture. The model is then left as it was.
+    """
+    tensors, header = _read(path)
+    _load_weights(model, path, tensors)
+    return header
+
+
+def restore(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> dict[str, Any]:
+    """Load weights and the optimiser's state; gives the header."""
+    tensors, header = _read(path)
+    _load_weights(model, path, tensors)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in header["optimiser_numbers"].items()}
+    for key, tensor in tensors.items():
+        if key.startswith(_OPTIMISER):
+            index, name = key[len(_OPTIMISER) :].split(".", 1)
+            if int(index) >= len(parameters):
+                raise InvalidInputError(
+                    f"{str(path)!r} holds the optimiser's state of {int(index) + 1} parameters, the model has "
+                    f"{len(parameters)} that learn; freeze the same ones as in the run to be resumed"
+                )
+            state.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], tensor)
+    whole = optimiser.state_dict()
+    whole["state"] = state
+    optimiser.load_state_dict(whole)
+    return header
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header of a checkpoint alone."""
+    return _open(path, tensors=False)[1]
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left half-written beside a checkpoint."""
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        left.unlink(missing_ok=True)
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """The name of the first weight or buffer that holds NaN or an infinity."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            return name
+    return None
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return _open(path, tensors=True)
+
+
+def _open(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
+    source = existing_file(path)
+    refuse_pickle(source)
+    try:
+        with safe_open(str(source), framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            names = handle.keys() if tensors else []
+            found = {name: handle.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{str(source)!r} is not a whole safetensors file ({error}); delete it and start the run anew"
+        ) from error
+    if metadata.get("format") != _FORMAT:
+        raise FileFormatError(f"{str(source)!r} holds {metadata.get('format') or 'no eenet data'!r}, not {_FORMAT!r}")
+    version = metadata.get("schema", "")
+    if not version.isdecimal() or int(version) > _SCHEMA:
+        raise FileFormatError(
+            f"{str(source)!r} has schema {version!r}, this eenet reads up to {_SCHEMA}: upgrade eenet to read it"
+        )
+    try:
+        header = json.loads(metadata["header"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise FileFormatError(f"{str(source)!r} has a damaged header ({error})") from error
+    return found, dict(header)
+
+
+def _load_weights(model: nn.Module, path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    theirs = {name[len(_MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(_MODEL)}
+    mine = model.state_dict()
+    shapes = [
+        f"{name} {tuple(theirs[name].shape)} instead of {tuple(mine[name].shape)}"
+        for name in mine
+        if name in theirs and theirs[name].shape != mine[name].shape
+    ]
+    faults = [
+        _listed("it lacks", [name for name in mine if name not in theirs]),
+        _listed("it has, and the model has not,", [name for name in theirs if name not in mine]),
+        _listed("of other shapes are", shapes),
+    ]
+    if any(faults):
+        raise InvalidInputError(
+            f"{str(path)!r} is a checkpoint of another architecture: {'; '.join(filter(None, faults))}; build the "
+            "model as it was for that run"
+        )
+    model.load_state_dict(theirs)
+
+
+def _listed(what: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{what} {', '.join(names[:_SHOWN])}{more}"
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the host, no two of which share memory: safetensors writes no others."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        on_host = tensor.detach().cpu().contiguous()
+        if on_host.untyped_storage().nbytes() != on_host.nbytes or on_host.data_ptr() in seen:
+            on_host = on_host.clone(memory_format=torch.contiguous_format)
+        seen.add(on_host.data_ptr())
+        found[name] = on_host
+    return found
+
+
+def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` with the memory layout of its parameter: another one could round differently."""
+    if tensor.shape != parameter.shape:
+        return tensor
+    return torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)

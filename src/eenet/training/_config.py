@@ -1,0 +1,211 @@
+"""TrainConfig: every setting of a training run, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from typing_extensions import Self
+
+from eenet.errors import InvalidInputError
+from eenet.training._gradients import SCALINGS
+from eenet.training._weights import WEIGHTINGS
+
+OPTIMISERS = ("sgd", "adamw")
+SCHEDULES = ("constant", "multistep", "cosine", "linear")
+PRECISIONS = ("32", "bf16", "16")
+CACHE_DTYPES = ("float32", "float16")
+
+# What may differ when a run is resumed: it changes what is shown, not what is computed.
+_PRESENTATION = ("progress", "tensorboard")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of a training run. Raises `InvalidInputError`, which names the field, for a value out of range.
+
+    epochs                 passes over the training data
+    optimiser              "sgd" (with `momentum`, `nesterov`) or "adamw" (with `betas`)
+    learning_rate          of the backbone, the network's own last layers included
+    head_learning_rate     of the early exit heads; None for that of the backbone
+    weight_decay           L2 (SGD) or decoupled (AdamW)
+    decay_vectors          False exempts biases and the weights of norms from weight decay
+    schedule               "constant"; "multistep": times `decay` at each of `milestones` (shares of the training);
+                           "cosine" and "linear": down to 0 at the end
+    warmup_epochs          linear warm-up from 0 before the schedule
+    loss_weights           of the exits: a name in `eenet.training.WEIGHTINGS`, or K numbers
+    distillation_weight    of KL(last exit || early exit) at `temperature`; 0 is off
+    distillation_part      the share of the training, its end, in which the early exits are distilled
+    teacher_weight         of KL(teacher || exit) for every exit, throughout; needs `train(..., teacher=)`
+    gradient_scaling       between exits and backbone: "none", "equilibrium", or a number from 0 to 1 that multiplies
+                           what early exit heads send into the backbone
+    precision              "32", "bf16" or "16": the latter two are mixed, weights stay in float32
+    accumulate             batches whose gradients make one optimiser step
+    gradient_clip          largest norm of the gradient; None is off
+    accelerator, devices, strategy   as for `lightning.fabric.Fabric`
+    patience               epochs without a better mean accuracy over the exits before stopping; None is off
+    budgets                how many budgets the frontier is measured at
+    freeze_backbone        cache the features at the exits and train the early exit heads alone
+    cache_dtype            "float32" or "float16", in which features are cached
+    seed                   of everything random
+    tensorboard, progress  whether to write TensorBoard logs, and to show a progress bar
+    """
+
+    epochs: int = 10
+    optimiser: str = "sgd"
+    learning_rate: float = 0.1
+    head_learning_rate: float | None = None
+    momentum: float = 0.9
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4
+    decay_vectors: bool = True
+    schedule: str = "multistep"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.1
+    warmup_epochs: float = 0.0
+    loss_weights: str | tuple[float, ...] = "linear"
+    distillation_weight: float = 0.01
+    distillation_part: float = 0.25
+    temperature: float = 3.0
+    teacher_weight: float = 0.0
+    gradient_scaling: str | float = "none"
+    precision: str = "32"
+    accumulate: int = 1
+    gradient_clip: float | None = None
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    patience: int | None = None
+    budgets: int = 3
+    freeze_backbone: bool = False
+    cache_dtype: str = "float32"
+    seed: int = 0
+    tensorboard: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("nesterov", "decay_vectors", "freeze_backbone", "tensorboard", "progress"):
+            self._boolean(name)
+        for name, least in (("epochs", 1), ("accumulate", 1), ("budgets", 1), ("seed", 0)):
+            self._whole(name, least)
+        if self.patience is not None:
+            self._whole("patience", 1)
+        for name, among in (
+            ("optimiser", OPTIMISERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("cache_dtype", CACHE_DTYPES),
+        ):
+            self._choice(name, among)
+        for name in ("learning_rate", "temperature"):
+            self._number(name, 0, math.inf, low_open=True)
+        for name in ("head_learning_rate", "gradient_clip"):
+            if getattr(self, name) is not None:
+                self._number(name, 0, math.inf, low_open=True)
+        for name in ("weight_decay", "distillation_weight", "teacher_weight"):
+            self._number(name, 0, math.inf)
+        self._number("momentum", 0, 1, high_open=True)
+        self._number("decay", 0, 1, low_open=True)
+        self._number("distillation_part", 0, 1)
+        self._number("warmup_epochs", 0, self.epochs, high_open=True)
+        self._numbers("betas", 0, 1, count=2)
+        self._numbers("milestones", 0, 1)
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise self._wrong("milestones", "shares of the training in ascending order, such as (0.5, 0.75)")
+        self._check_loss_weights()
+        if isinstance(self.gradient_scaling, str):
+            self._choice("gradient_scaling", SCALINGS, "or a number from 0 to 1")
+        else:
+            self._number("gradient_scaling", 0, 1)
+        if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
+            raise self._wrong("nesterov", "False unless optimiser is 'sgd' with a momentum above 0")
+        if not isinstance(self.devices, (int, str)) or isinstance(self.devices, bool) or self.devices in (0, ""):
+            raise self._wrong("devices", "a number of devices, 'auto', or a list in text such as '0,1'")
+        for name in ("accelerator", "strategy"):
+            if not isinstance(getattr(self, name), str):
+                raise self._wrong(name, "a word that Lightning Fabric knows, such as 'auto'")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """A config from a mapping such as a YAML file gives; raises `InvalidInputError` for an unknown key."""
+        known = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(repr(name) for name in near)}?" if near else f"known are {known}"
+                raise InvalidInputError(f"training settings have no {key!r}; {hint}")
+        # JSON and YAML have lists for tuples.
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**found)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping, read back by `from_dict`."""
+        found = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """Where two configs would compute differently, as "name: this instead of other"."""
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [
+            f"{name}: {mine[name]!r} instead of {theirs[name]!r}"
+            for name in mine
+            if name not in _PRESENTATION and mine[name] != theirs[name]
+        ]
+
+    def _wrong(self, name: str, expected: str) -> InvalidInputError:
+        return InvalidInputError(f"{name} is {getattr(self, name)!r}, expected {expected}")
+
+    def _boolean(self, name: str) -> None:
+        if not isinstance(getattr(self, name), bool):
+            raise self._wrong(name, "True or False")
+
+    def _whole(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+            raise self._wrong(name, f"a whole number of at least {least}")
+
+    def _choice(self, name: str, among: Sequence[str], otherwise: str = "") -> None:
+        value = getattr(self, name)
+        if value not in among:
+            near = difflib.get_close_matches(str(value), among, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise self._wrong(name, f"one of {list(among)}{' ' + otherwise if otherwise else ''}{hint}")
+
+    def _number(self, name: str, low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> None:
+        if not _within(getattr(self, name), low, high, low_open=low_open, high_open=high_open):
+            top = "" if high == math.inf else f" and {'below' if high_open else 'at most'} {high:g}"
+            raise self._wrong(name, f"a number {'above' if low_open else 'of at least'} {low:g}{top}")
+
+    def _numbers(self, name: str, low: float, high: float, *, count: int | None = None) -> None:
+        values = getattr(self, name)
+        fits = isinstance(values, tuple) and (count is None or len(values) == count)
+        if not fits or not all(_within(value, low, high, low_open=True, high_open=True) for value in values):
+            many = "a tuple of numbers" if count is None else f"{count} numbers"
+            raise self._wrong(name, f"{many} between {low:g} and {high:g}")
+
+    def _check_loss_weights(self) -> None:
+        if isinstance(self.loss_weights, str):
+            self._choice("loss_weights", tuple(WEIGHTINGS), "or one number for each exit")
+            return
+        values = self.loss_weights
+        if (
+            not isinstance(values, tuple)
+            or not all(_within(value, 0, math.inf) for value in values)
+            or not any(value > 0 for value in values)
+        ):
+            raise self._wrong("loss_weights", f"one of {list(WEIGHTINGS)}, or a number of at least 0 for each exit")
+
+
+def _within(value: Any, low: float, high: float, *, low_open: bool = False, high_open: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    number = float(value)
+    above = number > low if low_open else number >= low
+    below = number < high if high_open or high == math.inf else number <= high
+    return above and below

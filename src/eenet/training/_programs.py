@@ -1,0 +1,179 @@
+"""What an epoch runs over: batches through the whole model, or cached features through the early exit heads alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from eenet.errors import InvalidInputError
+from eenet.models import MultiExitModel, inferring
+from eenet.models._collect import unpack
+from eenet.records import ExitRecords
+from eenet.training._cache import CachedFeatures, batch_size_of, cached_features
+from eenet.training._config import TrainConfig
+from eenet.training._gradients import ScaledExits
+from eenet.training._report import Display
+from eenet.training._seeds import mixed
+from eenet.training._task import TrainingTask, targets_of
+
+Batch = tuple[tuple[Any, ...], dict[str, Any], Tensor]
+"""Positional and keyword arguments of a program's module, and the targets, all on the device."""
+
+
+class Program(Protocol):
+    """`module` gives the logits of all exits for the arguments of a batch; `batches` is how many an epoch has."""
+
+    module: nn.Module
+    batches: int
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch; the module is left in training mode."""
+        ...
+
+    def evaluate(self, task: TrainingTask) -> ExitRecords:
+        """The records of the validation data with the present weights."""
+        ...
+
+
+class JointProgram:
+    """All exits and the backbone together."""
+
+    def __init__(
+        self, fabric: Any, model: MultiExitModel, train_loader: Any, validation_loader: Any, config: TrainConfig
+    ) -> None:
+        self.module: nn.Module = ScaledExits(model, config.gradient_scaling)
+        self._fabric = fabric
+        self._model = model
+        self._validation = validation_loader
+        self._loader = train_loader
+        if fabric.world_size > 1:
+            self._loader = fabric.setup_dataloaders(train_loader, move_to_device=False)
+        self.batches = _length(self._loader)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The loader's batches, in the order that the epoch's seeds give."""
+        self._model.train()
+        if self._fabric.world_size > 1:
+            # Lightning orders the samples by its own count of epochs, which starts from 0 again in a resumed run.
+            self._loader._num_iter_calls = epoch
+        else:
+            _tell_epoch(self._loader, epoch)
+        for batch in self._loader:
+            args, kwargs, labels = unpack(batch)
+            args, kwargs = self._fabric.to_device((args, kwargs))
+            yield args, kwargs, targets_of(labels, self._fabric.device)
+
+    def evaluate(self, task: TrainingTask) -> ExitRecords:
+        """Records of the validation loader."""
+        with inferring(self._model):
+            return task.records(self._outputs())
+
+    def _outputs(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for batch in self._validation:
+            args, kwargs, labels = unpack(batch)
+            args, kwargs = self._fabric.to_device((args, kwargs))
+            with self._fabric.autocast():
+                logits = self._model(*args, **kwargs)
+            yield [z.float() for z in logits], targets_of(labels, self._fabric.device)
+
+
+class CachedHeads(nn.Module):
+    """The early exit heads on cached features; the last exit's logits are cached too and pass through."""
+
+    def __init__(self, heads: nn.ModuleList) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        """Logits of every exit for K-1 features and the last exit's logits."""
+        *features, last = tensors
+        return [*(head(feature) for head, feature in zip(self.heads, features, strict=True)), last]
+
+
+class FrozenProgram:
+    """The early exit heads alone, on features that are computed once (`freeze_backbone`)."""
+
+    def __init__(
+        self,
+        fabric: Any,
+        model: MultiExitModel,
+        train_loader: Any,
+        validation_loader: Any,
+        config: TrainConfig,
+        folder: Path,
+        display: Display,
+    ) -> None:
+        self.module: nn.Module = CachedHeads(model.heads)
+        self._fabric = fabric
+        self._seed = config.seed
+        self._batch_size = batch_size_of(train_loader)
+
+        def cached(loader: Any, what: str) -> CachedFeatures:
+            return cached_features(
+                model,
+                loader,
+                folder,
+                dtype=config.cache_dtype,
+                announce=display.say,
+                advance=display.task(f"features of the {what} data"),
+            )
+
+        if not fabric.is_global_zero:
+            fabric.barrier()  # the first process writes, the others find what it wrote
+        self._train = cached(train_loader, "training")
+        self._validation = cached(validation_loader, "validation")
+        if fabric.is_global_zero:
+            fabric.barrier()
+        self._each = len(self._train) // fabric.world_size  # the same for all, so that none waits for another
+        self.batches = max(self._each // self._batch_size + (self._each % self._batch_size > 1), 1)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Batches of shuffled samples; one that would have a single sample is left out, for batch norm's sake."""
+        self.module.train()
+        generator = torch.Generator().manual_seed(mixed(self._seed, epoch))
+        order = torch.randperm(len(self._train), generator=generator).numpy()
+        order = order[self._fabric.global_rank :: self._fabric.world_size][: self._each]
+        for batch in range(self.batches):
+            # Sorted, so that the disk is read in one direction; within a batch the order does not matter.
+            rows = np.sort(order[batch * self._batch_size : (batch + 1) * self._batch_size])
+            tensors, targets = self._fabric.to_device(self._train.rows(rows))
+            yield tuple(tensors), {}, targets
+
+    def evaluate(self, task: TrainingTask) -> ExitRecords:
+        """Records of the cached validation data."""
+        with inferring(self.module):
+            return task.records(self._outputs())
+
+    def _outputs(self) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for start in range(0, len(self._validation), self._batch_size):
+            rows = np.arange(start, min(start + self._batch_size, len(self._validation)))
+            tensors, targets = self._fabric.to_device(self._validation.rows(rows))
+            with self._fabric.autocast():
+                logits = self.module(*tensors)
+            yield [z.float() for z in logits], targets
+
+
+def _length(loader: Any) -> int:
+    try:
+        count = len(loader)
+    except TypeError as error:
+        raise InvalidInputError(
+            "train_loader has no length, which the learning rate's schedule needs; give a DataLoader over a data set "
+            "with a length"
+        ) from error
+    if count == 0:
+        raise InvalidInputError("train_loader has no batches: the data set is empty, or smaller than a dropped batch")
+    return count
+
+
+def _tell_epoch(loader: Any, epoch: int) -> None:
+    """Tell samplers that order samples by the epoch which one it is."""
+    for name in ("sampler", "batch_sampler"):
+        tell = getattr(getattr(loader, name, None), "set_epoch", None)
+        if callable(tell):
+            tell(epoch)

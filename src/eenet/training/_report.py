@@ -1,0 +1,160 @@
+"""What a run tells: a report per epoch, a CSV of them, TensorBoard, and a progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from eenet._files import atomic_path
+from eenet.costs import ExitCosts
+
+_KEPT = 0.98  # of the running accuracy of the bar, per batch
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch. Accuracies are mean utilities, 0 to 1; `loss` is the joint loss, mean over its batches.
+
+    `exit_losses`, `train_accuracies`, `accuracies` (validation) have one number for each of the K exits; `mean` is the
+    mean of `accuracies`. `frontier` has the accuracy at each of `budgets`, `frontier_costs` the realised cost there,
+    in the unit of the costs; `score` is the mean of `frontier`.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: float
+    loss: float
+    exit_losses: tuple[float, ...]
+    train_accuracies: tuple[float, ...]
+    accuracies: tuple[float, ...]
+    mean: float
+    budgets: tuple[float, ...]
+    frontier: tuple[float, ...]
+    frontier_costs: tuple[float, ...]
+    score: float
+    seconds: float
+    images_per_second: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready mapping, read back by `from_dict`."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochReport:
+        """A report from what `to_dict` gave."""
+        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**found)
+
+    def row(self) -> dict[str, float]:
+        """One number per column; exits and budgets count from 1."""
+        found: dict[str, float] = {}
+        for key, value in asdict(self).items():
+            if not isinstance(value, tuple):
+                found[key] = value
+                continue
+            for index, number in enumerate(value):
+                found[f"{key}_{index + 1}"] = number
+        return found
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run. The model holds the weights of `best`, the report of the epoch with the highest score.
+
+    `best_checkpoint` has these weights, `last_checkpoint` those of the last epoch and the optimiser's state;
+    `stopped_early` says whether patience ran out; `costs` is what the frontier was measured with.
+    """
+
+    history: tuple[EpochReport, ...]
+    best: EpochReport
+    best_checkpoint: Path
+    last_checkpoint: Path
+    stopped_early: bool
+    costs: ExitCosts
+
+
+def write_history(path: Path, history: Sequence[EpochReport]) -> None:
+    """Write the reports as CSV, the whole file anew: it then always agrees with the checkpoint."""
+    rows = [report.row() for report in history]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+class Display:
+    """A progress bar on standard error, and one line for each epoch; silent unless `shown`."""
+
+    def __init__(self, exit_names: Sequence[str], epochs: int, *, shown: bool) -> None:
+        self._names = exit_names
+        self._epochs = epochs
+        self._shown = shown
+        self._running: list[float] = []
+        self._console = Console(stderr=True, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[exits]}"),
+            console=self._console,
+            transient=True,
+            disable=not shown,
+        )
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self._shown:
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def task(self, what: str) -> Callable[[int, int], None]:
+        """A bar of its own; tell it what is done and of how much."""
+        number = self._bar.add_task(what, total=None, exits="")
+
+        def advance(done: int, total: int) -> None:
+            self._bar.update(number, completed=done, total=total, visible=done < total)
+
+        return advance
+
+    def epoch(self, epoch: int, batches: int) -> Callable[[Sequence[float]], None]:
+        """A bar for one epoch; tell it each exit's accuracy on the batch that is done."""
+        number = self._bar.add_task(f"epoch {epoch + 1}/{self._epochs}", total=batches, exits="")
+        self._running = []
+
+        def advance(accuracies: Sequence[float]) -> None:
+            before = self._running or accuracies
+            self._running = [_KEPT * old + (1 - _KEPT) * new for old, new in zip(before, accuracies, strict=True)]
+            self._bar.update(number, advance=1, exits=self._percent(self._running))
+            if self._bar.tasks[number].finished:
+                self._bar.update(number, visible=False)
+
+        return advance
+
+    def report(self, report: EpochReport, *, best: bool) -> None:
+        """Print one epoch's line."""
+        self.say(
+            f"epoch {report.epoch + 1}/{self._epochs}  loss {report.loss:.4f}  exits {self._percent(report.accuracies)}"
+            f"  at {len(report.frontier)} budgets {self._percent(report.frontier, named=False)}"
+            f"  mean {report.score:.2%}{' (best)' if best else ''}  {report.images_per_second:.0f} images/s"
+        )
+
+    def _percent(self, values: Sequence[float], *, named: bool = True) -> str:
+        names = self._names if named else [""] * len(values)
+        return "  ".join(f"{name} {value:.1%}".strip() for name, value in zip(names, values, strict=True))

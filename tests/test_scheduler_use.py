@@ -1,0 +1,199 @@
+"""Schedulers in the hand: fitted once, the same for a seed, saved and loaded, and used without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import eenet
+from eenet.costs import ExitCosts
+from eenet.errors import InvalidInputError, NotFittedError
+from eenet.records import ExitRecords
+from eenet.scheduler import (
+    SCHEDULERS,
+    GeometricAssignment,
+    LearnedAssignment,
+    LearnedScore,
+    LearningOptions,
+    Route,
+    Scheduler,
+    SearchedAssignment,
+    Static,
+)
+from eenet.tasks import Evidence
+from eenet.testing import toy_costs, toy_logits, toy_records
+
+QUICK = LearningOptions(epochs=40, restarts=1)
+MAKERS: dict[str, Callable[[], Scheduler]] = {
+    "EENet": lambda: eenet.EENet(options=QUICK),
+    "MaxProbability": eenet.MaxProbability,
+    "Entropy": eenet.Entropy,
+    "Patience": eenet.Patience,
+    "SearchedThresholds": eenet.SearchedThresholds,
+    "Static": lambda: Static(1),
+    "learned score, geometric": lambda: Scheduler("learned", GeometricAssignment(), name="a", options=QUICK),
+    "learned score, searched": lambda: Scheduler("learned", SearchedAssignment(), name="b", options=QUICK),
+    "entropy, learned shares": lambda: Scheduler("entropy", LearnedAssignment(QUICK), name="c"),
+}
+EACH = pytest.mark.parametrize("make", MAKERS.values(), ids=list(MAKERS))
+
+
+@EACH
+def test_the_same_seed_gives_the_same_thresholds(make: Callable[[], Scheduler]) -> None:
+    records = toy_records(samples=300)
+    first, second = make().fit(records, toy_costs(), 2.0), make().fit(records, toy_costs(), 2.0)
+    np.testing.assert_array_equal(first.policy.thresholds, second.policy.thresholds)
+    np.testing.assert_array_equal(first.policy.enabled, second.policy.enabled)
+    assert (first.planned_cost, first.calibration_cost) == (second.planned_cost, second.calibration_cost)
+
+
+@EACH
+def test_a_loaded_scheduler_decides_the_same(make: Callable[[], Scheduler], tmp_path: Path) -> None:
+    calibration, fresh = toy_records(samples=300), toy_records(samples=500, seed=1, nonfinite=0.05)
+    costs = ExitCosts([1.0, 2.0, 3.0], "cpu_ms", batch_size=4, device={"cpu": "toy"}, includes=("heads",))
+    scheduler = make().fit(calibration, costs, 2.0)
+    path = tmp_path / "scheduler.safetensors"
+    scheduler.save(path)
+    loaded = eenet.load_scheduler(path)
+    np.testing.assert_array_equal(loaded.replay(fresh).exits, scheduler.replay(fresh).exits)
+    np.testing.assert_array_equal(loaded.policy.thresholds, scheduler.policy.thresholds)
+    assert loaded.costs == costs
+    assert (loaded.budget, loaded.planned_cost, loaded.calibration_cost) == (
+        scheduler.budget,
+        scheduler.planned_cost,
+        scheduler.calibration_cost,
+    )
+    assert repr(loaded) == repr(scheduler)
+    loaded.save(path)
+    np.testing.assert_array_equal(eenet.load_scheduler(path).replay(fresh).exits, scheduler.replay(fresh).exits)
+    with pytest.raises(InvalidInputError, match=r"was loaded from a file and cannot be fitted again; make a new one"):
+        loaded.fit(calibration, costs, 2.0)
+
+
+def test_deciding_after_loading_needs_no_torch(tmp_path: Path) -> None:
+    records = toy_records(samples=200)
+    scheduler = eenet.EENet(options=QUICK).fit(records, toy_costs(), 2.0)
+    scheduler.save(tmp_path / "scheduler")
+    records.save(tmp_path / "records")
+    program = (
+        "import sys, eenet\n"
+        f"scheduler = eenet.load_scheduler({str(tmp_path / 'scheduler')!r})\n"
+        f"records = eenet.ExitRecords.load({str(tmp_path / 'records')!r})\n"
+        "print(''.join(map(str, scheduler.replay(records).exits)))\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "".join(map(str, scheduler.replay(records).exits))
+
+
+def test_plain_schedulers_are_fitted_without_torch() -> None:
+    program = (
+        "import sys, eenet\n"
+        "from eenet.testing import toy_costs, toy_records\n"
+        "for make in (eenet.MaxProbability, eenet.Entropy, eenet.Patience, eenet.SearchedThresholds):\n"
+        "    make().fit(toy_records(samples=50), toy_costs(), '60%')\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_eenet_is_quick_and_brings_nothing_along() -> None:
+    program = (
+        "import sys, time\n"
+        "start = time.perf_counter()\n"
+        "import eenet\n"
+        "print(time.perf_counter() - start)\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'transformers', 'typer', 'rich', 'matplotlib', 'onnxruntime',\n"
+        "         'ray', 'lightning', 'mlxtend', 'sklearn', 'scipy', 'pandas', 'hypothesis', 'pytest'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.3
+
+
+@EACH
+def test_before_fit_there_is_nothing_to_use(make: Callable[[], Scheduler], tmp_path: Path) -> None:
+    scheduler = make()
+    assert repr(scheduler).endswith("(not fitted)")
+    uses: list[Callable[[], object]] = [
+        lambda: scheduler.policy,
+        lambda: scheduler.costs,
+        lambda: scheduler.budget,
+        lambda: scheduler.calibration_cost,
+        lambda: scheduler.replay(toy_records(samples=5)),
+        lambda: scheduler.save(tmp_path / "x"),
+    ]
+    for use in uses:
+        with pytest.raises(NotFittedError, match=r"is not fitted: call fit"):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_fit_leaves_the_fitted_scheduler_as_it_was() -> None:
+    records = toy_records(samples=100)
+    scheduler = eenet.MaxProbability().fit(records, toy_costs(), 2.0)
+    before = scheduler.policy
+    with pytest.raises(InvalidInputError):
+        scheduler.fit(records, toy_costs(), 0.5)
+    assert scheduler.policy is before
+    assert scheduler.budget == 2.0
+
+
+@EACH
+def test_records_of_other_exits_or_classes_are_refused(make: Callable[[], Scheduler]) -> None:
+    scheduler = make().fit(toy_records(samples=60), toy_costs(), 2.0)
+    with pytest.raises(InvalidInputError, match=r"was fitted for 3 exits, the records have 4; fit it again"):
+        scheduler.replay(toy_records(samples=10, exits=4))
+    with pytest.raises(InvalidInputError, match=r"was fitted for 5 classes, the records have 7; fit it again"):
+        scheduler.replay(toy_records(samples=10, classes=7))
+
+
+def test_a_route_refuses_evidence_of_another_number_of_samples() -> None:
+    policy = eenet.MaxProbability().fit(toy_records(samples=60), toy_costs(), 2.0).policy
+    with pytest.raises(InvalidInputError, match=r"evidence of 3 samples, 4 are running"):
+        Route(policy, 4).observe(Evidence.from_logits(toy_logits(samples=3)[0][0]))
+
+
+def test_without_labels_costs_are_known_and_accuracy_is_not() -> None:
+    logits, labels = toy_logits(samples=80)
+    labelled, unlabelled = ExitRecords.from_logits(logits, labels), ExitRecords.from_logits(logits)
+    scheduler = eenet.MaxProbability().fit(unlabelled, toy_costs(), 2.0)
+    np.testing.assert_array_equal(scheduler.replay(unlabelled).exits, scheduler.replay(labelled).exits)
+    with pytest.raises(InvalidInputError, match=r"have no labels, so there is no accuracy; costs and"):
+        _ = scheduler.replay(unlabelled).accuracy
+    with pytest.raises(InvalidInputError, match=r"have no labels: pass labels=\.\.\. when making them"):
+        eenet.EENet(options=QUICK).fit(unlabelled, toy_costs(), 2.0)
+
+
+def test_the_last_exit_is_always_on_and_exits_are_off_by_a_flag() -> None:
+    records = toy_records(samples=100)
+    scheduler = eenet.MaxProbability().fit(records, toy_costs(), 3.0)
+    assert not scheduler.policy.enabled.any()
+    assert np.isfinite(scheduler.policy.thresholds).all()
+    sure = np.zeros((3, 4, 5), dtype=np.float32)
+    sure[:, :, 0] = 1e30
+    assert (scheduler.replay(ExitRecords.from_logits(sure)).exits == 2).all()
+    assert [scheduler.policy.observes(k) for k in range(3)] == [False, False, True]
+
+
+def test_the_catalogue_holds_the_schedulers_that_take_a_budget() -> None:
+    assert sorted(SCHEDULERS) == ["eenet", "entropy", "max_prob", "patience", "searched"]
+    assert all(isinstance(make(), Scheduler) for make in SCHEDULERS.values())
+
+
+def test_a_fitted_score_can_be_used_with_another_assignment() -> None:
+    records = toy_records(samples=300)
+    score = eenet.EENet(options=QUICK).fit(records, toy_costs(), 2.0).policy.score
+    assert isinstance(score, LearnedScore)
+    for assignment in (GeometricAssignment(), SearchedAssignment(), LearnedAssignment()):
+        scheduler = Scheduler(score, assignment, name="mine").fit(records, toy_costs(), 1.7)
+        assert scheduler.calibration_cost <= 1.7
+        assert scheduler.policy.score is score
