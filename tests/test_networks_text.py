@@ -14,7 +14,8 @@ from torch import Tensor
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError, MissingExtraError
-from eenet.models import MODELS, bert, bert_exits, bert_heads, minilm, multi_exit
+from eenet.models import MODELS, bert, bert_exits, bert_heads, build, minilm, multi_exit
+from eenet.models._sources import source_of
 from networks_counts import macs, on_meta, params
 from torchvision_shim import import_or_skip
 
@@ -123,6 +124,19 @@ def test_a_checkpoint_is_loaded(tmp_path: Path, pooling: Pooling) -> None:
     inputs = batch([3, 7], 9)
     with torch.inference_mode():
         torch.testing.assert_close(net.eval()(**inputs).logits, saved.eval()(**inputs).logits)
+
+
+def test_a_checkpoint_decides_the_architecture_that_is_remembered(tmp_path: Path) -> None:
+    saved: Any = bert(3, **TINY)
+    saved.save_pretrained(tmp_path)
+    net: Any = build("bert-base", num_classes=3, checkpoint=tmp_path, pooling="mean")
+    source = source_of(net)
+    assert source is not None
+    again: Any = build(source.name.removeprefix("eenet:"), **json.loads(json.dumps(dict(source.options))))
+    again.load_state_dict(net.state_dict())
+    inputs = batch([3, 7], 9)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval()(**inputs).logits, net.eval()(**inputs).logits)
 
 
 def test_wrong_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class TestResNet56:
         net = on_meta(resnet56, bottleneck=True)
         with torch.device("meta"):
             heads = net.make_heads()
-        # EENet, WACV 2024, table 1: 0.94 M parameters with three exits.
+        # Ilhan et al., WACV 2024: 0.94 M parameters with three exits; heads as in the code of that paper.
         assert params(net, *heads) == 939_438
         assert net.exit_names == ("layers.0", "layers.1")
         assert macs(net, image(32, 32)) == pytest.approx(127.3e6, rel=1e-3)

@@ -1,9 +1,9 @@
-"""Cutting the networks people use: torchvision, timm and Hugging Face."""
+"""Cutting the networks people use: torchvision, timm and Hugging Face; the table of them in the docs."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from eenet.stages import StagedModel, cut
-from stages_toys import warm
 from torchvision_shim import import_or_skip
+from zoo import DOCS, NETWORKS, Inputs, row, tokens, written_rows
 
 
 @pytest.fixture(autouse=True)
@@ -20,68 +20,53 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def assert_survivors_agree(staged: StagedModel, model: nn.Module, index: list[int], **inputs: Tensor) -> None:
-    """Run with survivors selected after each boundary in turn, against the same rows of the whole batch."""
+def first_tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else next(iter(output.values()))
+
+
+def assert_survivors_agree(
+    staged: StagedModel, whole: Any, live: tuple[Tensor, ...], index: list[int], tolerance: float = 1e-4
+) -> None:
+    """Run with survivors selected after each boundary in turn, against the same samples of the whole batch."""
+    expected = first_tensor(whole)[index]
     with torch.no_grad():
-        whole = model(*inputs.values()) if set(inputs) == {"x"} else model(**inputs)
-        plain = staged.flatten_inputs(*inputs.values()) if set(inputs) == {"x"} else staged.flatten_inputs(**inputs)
-        logits = whole if isinstance(whole, Tensor) else next(iter(whole.values()))
         for boundary in range(1, len(staged.stages)):
-            live = plain
+            passing = live
             for number, stage in enumerate(staged.stages):
                 if number == boundary:
-                    live = staged.compact(live, torch.tensor(index), number)
-                out = stage(*live)
-                live = tuple(out[i] for i in stage.passed)
-            torch.testing.assert_close(out[0], logits[index], rtol=1e-4, atol=1e-4)
+                    passing = staged.compact(passing, torch.tensor(index), number)
+                    assert staged.batch_size_of(passing, number) == len(index)
+                out = stage(*passing)
+                passing = tuple(out[i] for i in stage.passed)
+            torch.testing.assert_close(out[0], expected, rtol=tolerance, atol=tolerance)
 
 
-VISION: dict[str, tuple[Callable[[Any], nn.Module], list[str]]] = {
-    "resnet18": (lambda tv: tv.resnet18(num_classes=10), ["layer1", "layer2.0", "layer3"]),
-    "resnet18 inside a block": (lambda tv: tv.resnet18(num_classes=10), ["layer1.0.bn1", "layer1.0.conv2"]),
-    "resnet50": (lambda tv: tv.resnet50(num_classes=10), ["layer1", "layer2", "layer3"]),
-    "densenet121": (
-        lambda tv: tv.densenet121(num_classes=10),
-        ["features.denseblock1", "features.denseblock2.denselayer3", "features.transition2"],
-    ),
-    "mobilenet_v3_large": (lambda tv: tv.mobilenet_v3_large(num_classes=10), ["features.4", "features.8"]),
-    "efficientnet_b0": (lambda tv: tv.efficientnet_b0(num_classes=10), ["features.3", "features.5"]),
-    "regnet_y_400mf": (
-        lambda tv: tv.regnet_y_400mf(num_classes=10),
-        ["trunk_output.block1", "trunk_output.block3"],
-    ),
-    "vit": (
-        lambda tv: tv.VisionTransformer(64, 16, 3, 4, 48, 96, num_classes=10),
-        ["encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"],
-    ),
-    "swin_t": (lambda tv: tv.swin_t(num_classes=10), ["features.1.0.attn", "features.3.0", "features.5.2"]),
-    "convnext_tiny": (lambda tv: tv.convnext_tiny(num_classes=10), ["features.1", "features.3"]),
-    "deeplabv3_resnet50": (
-        lambda tv: tv.segmentation.deeplabv3_resnet50(
-            weights=None, weights_backbone=None, num_classes=5, aux_loss=True
-        ),
-        ["backbone.layer1", "backbone.layer2"],
-    ),
-    "lraspp_mobilenet_v3_large": (
-        lambda tv: tv.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5),
-        ["backbone.4", "backbone.7"],
-    ),
-}
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_cut_and_given_exits(name: str) -> None:
+    network = NETWORKS[name]
+    model = network.attach()
+    backbone, staged = model.backbone, model.staged
+    assert len(staged.stages) == len(network.at) + 1
+    for batch in (1, 4):
+        inputs = network.inputs(batch)
+        with torch.no_grad():
+            whole, got = network.call(backbone, inputs), network.call(staged, inputs)
+            exits = network.call(model, inputs)
+        assert type(got) is type(whole)
+        torch.testing.assert_close(first_tensor(got), first_tensor(whole), rtol=1e-4, atol=1e-4)
+        assert {logits.shape for logits in exits} == {first_tensor(whole).shape}
+        assert exits[0].shape[:2] == (batch, network.num_classes)
+        torch.testing.assert_close(exits[-1], first_tensor(whole), rtol=1e-4, atol=1e-4)
+    live = network.call(staged.flatten_inputs, inputs)
+    assert_survivors_agree(staged, whole, live, [2, 0, 3])
+    assert row(network, model) in written_rows(), (
+        f"the row of {name!r} in {DOCS.name} is not what this test found; write the table again: python tests/zoo.py"
+    )
 
 
-@pytest.mark.parametrize("name", VISION)
-def test_torchvision(name: str) -> None:
-    models = import_or_skip("torchvision.models")
-    build, at = VISION[name]
-    model = build(models).eval()
-    warm(model)
-    staged = cut(model, at, torch.randn(1, 3, 64, 64), check=False)
-    x = torch.randn(3, 3, 64, 64)
-    with torch.no_grad():
-        got, expected = staged(x), model(x)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    assert type(got) is type(expected)
-    assert_survivors_agree(staged, model, [2, 0], x=x)
+def test_the_table_in_the_docs_has_these_networks_and_no_others() -> None:
+    names = [line.split("|")[1].strip() for line in written_rows()]
+    assert names == list(NETWORKS), "write the table again: python tests/zoo.py"
 
 
 def test_resnet18_trains_as_without_stages() -> None:
@@ -102,88 +87,33 @@ def test_resnet18_trains_as_without_stages() -> None:
         torch.testing.assert_close(other, one)
 
 
-TIMM = {
-    "resnet50": ({}, ["layer1", "layer2"]),
-    "convnext_tiny": ({}, ["stages.0", "stages.1"]),
-    "vit_small_patch16_224": ({"img_size": 64, "depth": 4}, ["blocks.0", "blocks.2"]),
-    "mixer_s16_224": ({"img_size": 64}, ["blocks.0", "blocks.2"]),
-}
-
-
-@pytest.mark.parametrize("name", TIMM)
-def test_timm(name: str) -> None:
-    import_or_skip("torchvision")
-    timm = import_or_skip("timm")
-    settings, at = TIMM[name]
-    model = timm.create_model(name, num_classes=10, **settings).eval()
-    staged = cut(model, at, torch.randn(1, 3, 64, 64), check=False)
-    assert_survivors_agree(staged, model, [2, 0], x=torch.randn(3, 3, 64, 64))
-
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
-    "vocab_size": 100,
-    "num_labels": 3,
-    "max_position_embeddings": 40,
-}
-SMALL_DISTIL = {
-    "dim": 32,
-    "n_layers": 3,
-    "n_heads": 4,
-    "hidden_dim": 64,
-    "vocab_size": 100,
-    "num_labels": 3,
-    "max_position_embeddings": 40,
-}
-TEXT: dict[str, tuple[str, dict[str, int], list[str]]] = {
-    "Bert": ("BertForSequenceClassification", SMALL, ["bert.encoder.layer.0", "bert.encoder.layer.1"]),
-    "Roberta": ("RobertaForSequenceClassification", SMALL, ["roberta.encoder.layer.0", "roberta.encoder.layer.1"]),
-    "DistilBert": (
-        "DistilBertForSequenceClassification",
-        SMALL_DISTIL,
-        ["distilbert.transformer.layer.0", "distilbert.transformer.layer.1"],
-    ),
-}
-
-
-def text_model(name: str, attention: str) -> tuple[nn.Module, list[str]]:
-    import_or_skip("torchvision")
-    transformers = import_or_skip("transformers")
-    classifier, settings, at = TEXT[name]
+def text_model(name: str, attention: str = "sdpa") -> tuple[nn.Module, list[str]]:
+    network = NETWORKS[f"Hugging Face {name}"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = getattr(transformers, f"{name}Config")(**settings, attn_implementation=attention)
-        return getattr(transformers, classifier)(config).eval(), at
+        model: Any = network.build().eval()
+        model.set_attn_implementation(attention)
+    return model, list(network.at)
 
 
-def tokens(batch: int, length: int) -> dict[str, Tensor]:
-    mask = torch.ones(batch, length, dtype=torch.long)
-    mask[-1, length // 2 :] = 0
-    return {"input_ids": torch.randint(5, 90, (batch, length)), "attention_mask": mask}
-
-
-@pytest.mark.parametrize("dynamic", [None, {1: "sequence"}], ids=["fixed", "dynamic"])
 @pytest.mark.parametrize(
     ("name", "attention"), [("Bert", "sdpa"), ("Bert", "eager"), ("Roberta", "sdpa"), ("DistilBert", "sdpa")]
 )
-def test_text_with_a_mask(name: str, dynamic: Mapping[int, str] | None, attention: str) -> None:
+def test_texts_of_any_length(name: str, attention: str) -> None:
     model, at = text_model(name, attention)
+    dynamic: Mapping[int, str] = {1: "sequence"}
     staged = cut(model, at, tokens(2, 12), dynamic=dynamic)
-    for batch, length in ((1, 12), (4, 12), *(((3, 9), (2, 20)) if dynamic else ())):
-        batch_tokens = tokens(batch, length)
-        got, expected = staged(**batch_tokens), model(**batch_tokens)
-        assert type(got) is type(expected)
+    for batch, length in ((1, 12), (4, 12), (3, 9), (2, 20)):
+        inputs: Inputs = tokens(batch, length)
+        got, expected = staged(**inputs), model(**inputs)
         torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-5)
-    assert_survivors_agree(staged, model, [3, 1], **tokens(4, 12))
-    shapes = {live.shape for live in staged.stages[1].inputs}
-    assert ("batch", "sequence" if dynamic else 12, 32) in shapes
+    inputs = tokens(4, 12)
+    assert_survivors_agree(staged, model(**inputs), staged.flatten_inputs(**inputs), [3, 1])
+    assert ("batch", "sequence", 32) in {live.shape for live in staged.stages[1].inputs}
 
 
 def test_the_mask_changes_the_result() -> None:
-    model, at = text_model("Bert", "sdpa")
+    model, at = text_model("Bert")
     staged = cut(model, at, tokens(2, 12), check=False)
     padded = tokens(2, 12)
     other = padded["input_ids"].clone()

@@ -141,9 +141,7 @@ NETWORKS = {
         _torchvision("mobilenet_v3_large", "features.4", "features.8"),
         _torchvision("efficientnet_b0", "features.3", "features.5"),
         _torchvision("regnet_y_400mf", "trunk_output.block1", "trunk_output.block3"),
-        _torchvision(
-            "vit_b_16", "encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_7", image_size=64
-        ),
+        _torchvision("vit_b_16", "encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_7", image_size=64),
         _torchvision("swin_t", "features.1.0.attn", "features.3", "features.5.2"),
         _torchvision("convnext_tiny", "features.1", "features.3"),
         _torchvision("deeplabv3_resnet50", "backbone.layer1", "backbone.layer2", aux_loss=True),
@@ -154,7 +152,11 @@ NETWORKS = {
         _timm("mixer_s16_224", "blocks.1", "blocks.4", img_size=64),
         _hugging_face("Bert", "Bert", _SMALL, "bert.encoder.layer.0", "bert.encoder.layer.1"),
         _hugging_face(
-            "DistilBert", "DistilBert", _SMALL_DISTIL, "distilbert.transformer.layer.0", "distilbert.transformer.layer.1"
+            "DistilBert",
+            "DistilBert",
+            _SMALL_DISTIL,
+            "distilbert.transformer.layer.0",
+            "distilbert.transformer.layer.1",
         ),
         _hugging_face("Roberta", "Roberta", _SMALL, "roberta.encoder.layer.0", "roberta.encoder.layer.1"),
         _hugging_face("MiniLM-L6-H384", "Bert", _MINILM, "bert.encoder.layer.1", "bert.encoder.layer.3"),
@@ -192,7 +194,7 @@ def write() -> None:
     """Cut every network and put the table of them into the docs."""
     rows = []
     for network in NETWORKS.values():
-        rows.append(row(network, network.attach()))  # noqa: PERF401 (told as it goes)
+        rows.append(row(network, network.attach()))
         print(rows[-1], file=sys.stderr)
     text = DOCS.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]

@@ -64,7 +64,27 @@ if TYPE_CHECKING:
     from eenet.stages import cut as cut
 
 
+_ROOMS = {
+    "costs",
+    "data",
+    "errors",
+    "evaluation",
+    "models",
+    "profiling",
+    "records",
+    "report",
+    "runtime",
+    "scheduler",
+    "stages",
+    "tasks",
+    "testing",
+    "training",
+}
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"eenet.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'eenet' has no attribute {name!r}")

@@ -24,7 +24,7 @@ def require(module: str, extra: str) -> ModuleType:
     with warnings.catch_warnings():
         # What a library says of itself while it loads is not about the caller's work.
         warnings.simplefilter("ignore")
-        if package in ("torchvision", "timm", "transformers"):
+        if package in ("torchvision", "timm", "transformers", "torchmetrics", "lightning"):
             _mend_torchvision()
         return importlib.import_module(module)
 

@@ -25,7 +25,7 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, feature_of, inferring
 from eenet.runtime import to_numpy
 from eenet.scheduler import Scheduler, Trail
-from eenet.tasks import Evidence
+from eenet.tasks import Task
 
 UNITS = ("ms", "cpu_ms", "flops")
 TRUSTED_SPREAD = 0.25
@@ -188,7 +188,7 @@ def _steps(
     rows = torch.arange(size, device=inputs[0].device) % model.staged.batch_size_of(inputs)
     live = model.staged.compact(inputs, rows, 0)
     steps: list[tuple[Step, ...]] = []
-    trail = Trail()
+    trail, task = Trail(), model.task
     stages = model.staged.inference_stages
     for k, stage in enumerate(stages):
         outputs = stage(*live)
@@ -200,15 +200,15 @@ def _steps(
         timed: tuple[Step, ...] = (run_stage, _bound(head, feature))
         if scheduler is not None:
             logits = head(feature)
-            timed = (*timed, _scheduler_step(scheduler, k, logits, Trail(trail.evidence, trail.scores)))
-            trail.evidence.append(Evidence.from_logits(to_numpy(logits), trail.evidence))
+            timed = (*timed, _scheduler_step(scheduler, task, k, logits, Trail(trail.evidence, trail.scores)))
+            trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), trail.evidence))
             scheduler.policy.leaves(trail)
         steps.append(timed)
         live = tuple([outputs[i] for i in stage.passed])
     return steps
 
 
-def _scheduler_step(scheduler: Scheduler, k: int, logits: Tensor, before: Trail) -> Step:
+def _scheduler_step(scheduler: Scheduler, task: Task, k: int, logits: Tensor, before: Trail) -> Step:
     """What a runtime does at an exit between the head and the compaction."""
     policy = scheduler.policy
     if not policy.observes(k):
@@ -216,7 +216,7 @@ def _scheduler_step(scheduler: Scheduler, k: int, logits: Tensor, before: Trail)
 
     def step() -> None:
         trail = Trail(before.evidence, before.scores)
-        trail.evidence.append(Evidence.from_logits(to_numpy(logits), before.evidence))
+        trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), before.evidence))
         np.flatnonzero(policy.leaves(trail))
 
     return step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from eenet._files import read_arrays, write_arrays
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.tasks import Evidence, softmax
+from eenet.tasks import POOLED, Evidence, softmax
 
 _SCHEMA = 1
+_POOLED = "pooled."
 _SUM_TOLERANCE = 1e-3
 
 
@@ -21,7 +22,9 @@ class ExitRecords:
     """Evidence and utility of N samples at K exits with C classes.
 
     `probabilities` (K, N, C) float32, a non-finite row stands for an output that was not finite; `predictions`
-    (K, N); `labels` (N,) or None; `utility` (K, N) in [0, 1], what stopping at each exit is worth, or None.
+    (K, N); `labels` (N,) or None; `utility` (K, N) in [0, 1], what stopping at each exit is worth, or None. For samples
+    with many predictions each, such as images with a class per pixel, `pooled` has (K, N) means by name (see
+    `eenet.tasks.POOLED`) and `pixel_counts` (K, N, C, 3) the pixels that are right, predicted and labelled.
     """
 
     def __init__(
@@ -30,11 +33,16 @@ class ExitRecords:
         predictions: NDArray[np.intp],
         labels: NDArray[np.intp] | None,
         utility: NDArray[np.float32] | None,
+        *,
+        pooled: Mapping[str, NDArray[np.float64]] | None = None,
+        pixel_counts: NDArray[np.int64] | None = None,
     ) -> None:
         self.probabilities = probabilities
         self.predictions = predictions
         self.labels = labels
         self.utility = utility
+        self.pooled = dict(pooled or {})
+        self.pixel_counts = pixel_counts
 
     @classmethod
     def from_probabilities(cls, probabilities: ArrayLike, labels: ArrayLike | None = None) -> ExitRecords:
@@ -72,6 +80,29 @@ class ExitRecords:
         with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for a network that runs in float32
             z = np.ascontiguousarray(z, dtype=np.float32)
         return cls._of(softmax(z), z.argmax(axis=-1), labels)
+
+    @classmethod
+    def from_evidence(
+        cls,
+        batches: Sequence[Sequence[Evidence]],
+        *,
+        utility: NDArray[np.float32] | None = None,
+        pixel_counts: NDArray[np.int64] | None = None,
+    ) -> ExitRecords:
+        """Records of pooled evidence: for each batch that of its K exits, in order, with the utility (K, N).
+
+        A task makes such evidence; see `eenet.tasks.Segmentation`.
+        """
+
+        def joined(name: str) -> NDArray[Any]:
+            exits = range(len(batches[0]))
+            return np.stack([np.concatenate([getattr(batch[k], name) for batch in batches]) for k in exits])
+
+        probabilities = joined("probabilities")
+        probabilities[~joined("finite")] = np.nan
+        pooled = {name: joined(name).astype(np.float64) for name in POOLED}
+        predictions = joined("predictions")
+        return cls(probabilities, predictions, None, utility, pooled=pooled, pixel_counts=pixel_counts)
 
     @classmethod
     def _of(
@@ -113,6 +144,9 @@ class ExitRecords:
 
     def evidence(self, exit_index: int, rows: NDArray[np.intp], earlier: Sequence[Evidence] = ()) -> Evidence:
         """The evidence of some samples at one exit, given their evidence at the exits before."""
+        if self.pooled:
+            quantities = {name: values[exit_index, rows] for name, values in self.pooled.items()}
+            return Evidence.pooled(self.probabilities[exit_index, rows], **quantities)
         return Evidence(self.probabilities[exit_index, rows], self.predictions[exit_index, rows], earlier)
 
     def all_evidence(self) -> list[Evidence]:
@@ -139,6 +173,8 @@ class ExitRecords:
             self.predictions[:, index],
             None if self.labels is None else self.labels[index],
             None if self.utility is None else self.utility[:, index],
+            pooled={name: values[:, index] for name, values in self.pooled.items()},
+            pixel_counts=None if self.pixel_counts is None else self.pixel_counts[:, index],
         )
 
     def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
@@ -158,6 +194,9 @@ class ExitRecords:
             arrays["labels"] = self.labels
         if self.utility is not None:
             arrays["utility"] = self.utility
+        if self.pixel_counts is not None:
+            arrays["pixel_counts"] = self.pixel_counts
+        arrays |= {f"{_POOLED}{name}": values for name, values in self.pooled.items()}
         write_arrays(path, arrays, kind="records", schema=_SCHEMA, header={})
 
     @classmethod
@@ -168,6 +207,7 @@ class ExitRecords:
         shapes = {name: array.shape for name, array in arrays.items()}
         whole = shapes.get("probabilities", ())
         expected = {"probabilities": whole, "predictions": whole[:2], "utility": whole[:2], "labels": whole[1:2]}
+        expected |= {f"{_POOLED}{name}": whole[:2] for name in POOLED} | {"pixel_counts": (*whole, 3)}
         if len(whole) != 3 or "predictions" not in shapes or any(shapes[n] != expected.get(n) for n in shapes):
             raise FileFormatError(
                 f"{str(path)!r} holds arrays of shapes {shapes}, which are no records; save them again"
@@ -177,6 +217,8 @@ class ExitRecords:
             arrays["predictions"].astype(np.intp),
             None if labels is None else labels.astype(np.intp),
             arrays.get("utility"),
+            pooled={name: arrays[f"{_POOLED}{name}"] for name in POOLED if f"{_POOLED}{name}" in arrays},
+            pixel_counts=arrays.get("pixel_counts"),
         )
 
 

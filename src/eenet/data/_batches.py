@@ -51,8 +51,10 @@ class ShuffledBatches:
         return -(-(full + bool(rest and not self.drop_last)) // self.shard[1])
 
     def __iter__(self) -> Iterator[list[int]]:
+        # A generator, so that the epoch counts when the first batch is drawn: torch's loader with worker processes
+        # makes one iterator more than it uses.
         epoch, self.epoch = self.epoch, self.epoch + 1
-        return iter(_share(self._batches(epoch), self.shard))
+        yield from _share(self._batches(epoch), self.shard)
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         order = np.arange(self.samples)
@@ -191,4 +193,5 @@ class _WithEpoch:
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         epoch = self.batches.epoch
-        return ((epoch, indices) for indices in self.batches)
+        for indices in self.batches:
+            yield epoch, indices

@@ -31,7 +31,7 @@ def spread(samples: int, limit: int | None) -> NDArray[np.int64]:
     """At most `limit` positions, evenly spaced: files come sorted by class, so the first ones would be of one class."""
     if limit is None or limit >= samples:
         return np.arange(samples)
-    return np.arange(limit) * samples // limit
+    return (2 * np.arange(limit) + 1) * samples // (2 * limit)
 
 
 def find_corrupt(read: Callable[[int], object], names: Sequence[str]) -> list[tuple[int, CorruptSample]]:

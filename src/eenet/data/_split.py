@@ -192,8 +192,9 @@ def _sizes(amounts: Mapping[str, Amount], samples: int, source: str) -> dict[str
         raise InvalidInputError(
             f"{' and '.join(rest)} both take the rest of {source!r}; give all but one of them an amount"
         )
+    # Rounded down, so that shares below 1 in sum leave something; 0.29 of 100 is 28.999... in binary, and means 29.
     sizes = {
-        part: max(1, round(amount * samples)) if isinstance(amount, float) else amount
+        part: max(1, int(amount * samples + 1e-9)) if isinstance(amount, float) else amount
         for part, amount in amounts.items()
         if amount is not None
     }

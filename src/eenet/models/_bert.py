@@ -18,6 +18,22 @@ Pooling = Literal["first", "mean"]
 _MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 
 
+_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+
+
 def bert(
     num_classes: int = 2,
     *,
@@ -77,8 +93,17 @@ def bert_exits(after: Sequence[int]) -> tuple[str, ...]:
 def bert_heads(model: nn.Module, num_classes: int, exits: int) -> list[nn.Module]:
     """New heads for early exits of a network that `bert` made, which pool as it does."""
     settings: Any = model.config
-    mean = any(isinstance(module, _MeanPooler) for module in model.modules())
-    return [TokenHead(settings.hidden_size, num_classes, pool="mean" if mean else "first") for _ in range(exits)]
+    return [TokenHead(settings.hidden_size, num_classes, pool=_pooling(model)) for _ in range(exits)]
+
+
+def bert_options(model: nn.Module) -> dict[str, Any]:
+    """The options of `bert` that make a network of this architecture again, with random weights."""
+    settings: Any = model.config
+    return {"pooling": _pooling(model)} | {name: getattr(settings, name) for name in _SETTINGS}
+
+
+def _pooling(model: nn.Module) -> Pooling:
+    return "mean" if any(isinstance(module, _MeanPooler) for module in model.modules()) else "first"
 
 
 class _MeanPooler(nn.Module):

@@ -14,6 +14,7 @@ from eenet.errors import InvalidInputError
 from eenet.models._modes import inferring
 from eenet.models._multi_exit import MultiExitModel
 from eenet.records import ExitRecords
+from eenet.tasks import Evidence, Segmentation
 
 _LABEL_KEYS = ("labels", "label")
 
@@ -25,6 +26,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     a mapping of keyword arguments. The model is run in inference mode and left as it was.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if isinstance(model.task, Segmentation):
+        return _collect_images(model, model.task, loader, device)
     logits: list[NDArray[np.float32]] = []
     labels: list[NDArray[Any]] = []
     with inferring(model):
@@ -39,6 +42,38 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     if labels and len(labels) != len(logits):
         raise InvalidInputError(f"{len(labels)} of {len(logits)} batches have labels; give all of them labels, or none")
     return ExitRecords.from_logits(np.concatenate(logits, axis=1), np.concatenate(labels) if labels else None)
+
+
+def _collect_images(
+    model: MultiExitModel, task: Segmentation, loader: Iterable[Any], device: torch.device
+) -> ExitRecords:
+    """Records of images with a class per pixel: pooled batch by batch, since their logits would not fit in memory."""
+    batches: list[list[Evidence]] = []
+    counts: list[NDArray[np.int64]] = []
+    with inferring(model):
+        for batch in loader:
+            args, kwargs, y = unpack(batch)
+            outputs = model(*_to(args, device), **_to(kwargs, device))
+            trail: list[Evidence] = []
+            for logits in outputs:
+                trail.append(task.evidence(task.shown(logits).float().cpu().numpy(), trail))
+            batches.append(trail)
+            if y is not None:
+                labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+                maps = [logits.argmax(dim=1).cpu().numpy() for logits in outputs]
+                counts.append(np.stack([task.pixel_counts(m, labels, model.num_classes) for m in maps]))
+    if not batches:
+        raise InvalidInputError("the loader gave no batch; expected at least one")
+    if not counts:
+        return ExitRecords.from_evidence(batches)
+    if len(counts) != len(batches):
+        raise InvalidInputError(
+            f"{len(counts)} of {len(batches)} batches have labels; give all of them labels, or none"
+        )
+    whole = np.concatenate(counts, axis=1)
+    return ExitRecords.from_evidence(
+        batches, utility=np.stack([task.utility_of(exit_counts) for exit_counts in whole]), pixel_counts=whole
+    )
 
 
 def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

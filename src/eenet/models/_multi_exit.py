@@ -18,6 +18,7 @@ from eenet.models._sources import Source, source_of
 from eenet.stages import Stage as Stage
 from eenet.stages import StagedModel, cut
 from eenet.stages._example import Example
+from eenet.tasks import Classification, Segmentation, Task
 
 
 class MultiExitModel(nn.Module):
@@ -29,13 +30,22 @@ class MultiExitModel(nn.Module):
     """
 
     def __init__(
-        self, staged: StagedModel, heads: Sequence[nn.Module], num_classes: int, *, source: Source | None = None
+        self,
+        staged: StagedModel,
+        heads: Sequence[nn.Module],
+        num_classes: int,
+        *,
+        source: Source | None = None,
+        task: Task | None = None,
+        answer_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.staged = staged
         self.heads = nn.ModuleList(heads)
         self.num_classes = num_classes
         self.source = source
+        self.task: Task = task or Classification()
+        self.answer_shape = answer_shape or (num_classes,)
 
     @property
     def num_exits(self) -> int:
@@ -113,6 +123,7 @@ def attach(
     heads: Sequence[nn.Module] | None = None,
     dynamic: Mapping[int, str] | None = None,
     source: str | Source | None = None,
+    task: Task | None = None,
 ) -> MultiExitModel:
     """Give a network exits at the ends of the named modules; the network's weights are shared, not copied.
 
@@ -126,6 +137,9 @@ def attach(
     default head is made for the feature: vectors (N, D), tokens (N, T, D), maps (N, D, H, W) or (N, H, W, D), and maps
     for a network that gives every pixel a class. `dynamic` names further dimensions whose size may change, such as
     `{1: "sequence"}`. `source` says how the network can be built again, such as "torchvision:resnet18".
+
+    `task` says what the logits mean, where not `eenet.tasks.Classification()` or, for a class per pixel,
+    `Segmentation()`.
 
     Raises `CutError` where the network cannot be cut there, `InvalidInputError` where outputs or heads do not fit.
     """
@@ -156,7 +170,13 @@ def attach(
     reference = next((p for p in staged.parameters() if p.is_floating_point()), torch.empty(0))
     known = Source.parse(source) if isinstance(source, str) else source or source_of(staged.backbone)
     heads = [head.to(reference.device, reference.dtype) for head in heads]
-    model = MultiExitModel(staged, heads, num_classes, source=known)
+    dense = logits.ndim == 4
+    if task is not None and isinstance(task, Segmentation) != dense:
+        raise InvalidInputError(
+            f"the task is {task.name}, but the network gives logits of shape {tuple(logits.shape)}; leave task out"
+        )
+    task = task or (Segmentation() if dense else Classification())
+    model = MultiExitModel(staged, heads, num_classes, source=known, task=task, answer_shape=tuple(logits.shape[1:]))
     model.training = staged.training
     model.heads.train(staged.training)
     with inferring(model):

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from eenet.errors import InvalidInputError
-from eenet.models._bert import bert, bert_exits, bert_heads, minilm
+from eenet.models._bert import bert, bert_exits, bert_heads, bert_options, minilm
 from eenet.models._densenet import densenet121
 from eenet.models._hrnet import hrnet
 from eenet.models._msdnet import msdnet35, msdnet_cifar
 from eenet.models._multi_exit import MultiExitModel, attach
 from eenet.models._resnet import resnet56
+from eenet.models._sources import Source, remember
+
+# Where weights come from is no part of an architecture.
+_WEIGHTS = ("weights", "checkpoint")
 
 Example = Tensor | dict[str, Tensor]
 
@@ -35,7 +39,8 @@ class ModelSpec:
 
     `build` makes the backbone from `num_classes=` and further options; `num_classes` is what it has by default;
     `exits(backbone)` are the modules where its early exits stand and `heads(backbone, num_classes)` new heads for them;
-    `example()` is an input it takes, whose size the stages are then made for, but for the `dynamic` dimensions.
+    `example()` is an input it takes, whose size the stages are then made for, but for the `dynamic` dimensions;
+    `settings(backbone)` are options that a checkpoint decided, for building the network again without it.
     """
 
     build: Callable[..., nn.Module]
@@ -44,6 +49,7 @@ class ModelSpec:
     heads: Callable[[Any, int], list[nn.Module]]
     example: Callable[[], Example]
     dynamic: Mapping[int, str] | None = None
+    settings: Callable[[Any], dict[str, Any]] | None = None
 
 
 def _own_exits(backbone: _WithExits) -> tuple[str, ...]:
@@ -72,7 +78,7 @@ def _own(build: Callable[..., nn.Module], num_classes: int, height: int, width: 
 def _text(build: Callable[..., nn.Module], after: Sequence[int]) -> ModelSpec:
     names = bert_exits(after)
     heads = partial(bert_heads, exits=len(names))
-    return ModelSpec(build, 2, lambda _: names, heads, _sentences, {1: "sequence"})
+    return ModelSpec(build, 2, lambda _: names, heads, _sentences, {1: "sequence"}, bert_options)
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -101,9 +107,18 @@ def spec(name: str) -> ModelSpec:
 
 
 def build(name: str, *, num_classes: int | None = None, **options: Any) -> nn.Module:
-    """A network of the paper by name, without exits; `options` are those of its function, such as `weights`."""
+    """A network of the paper by name, without exits; `options` are those of its function, such as `weights`.
+
+    It remembers how it was built, so that a model made of it can be saved whole. Raises `InvalidInputError` for a name
+    that is not in `MODELS`.
+    """
     found = spec(name)
-    return found.build(num_classes=num_classes or found.num_classes, **options)
+    classes = found.num_classes if num_classes is None else num_classes
+    network = found.build(num_classes=classes, **options)
+    kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
+    if found.settings is not None:
+        kept |= found.settings(network)
+    return remember(network, Source(f"eenet:{name}", {"num_classes": classes, **kept}))
 
 
 def multi_exit(
@@ -115,7 +130,7 @@ def multi_exit(
     length. `options` are those of the network's function. Raises `InvalidInputError` for an unknown name.
     """
     found = spec(name)
-    classes = num_classes or found.num_classes
+    classes = found.num_classes if num_classes is None else num_classes
     backbone = build(name, num_classes=classes, **options)
     return attach(
         backbone,

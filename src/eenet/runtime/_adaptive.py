@@ -13,14 +13,16 @@ from torch import Tensor
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, feature_of
 from eenet.scheduler import Route, Scheduler
-from eenet.tasks import Evidence
 
 Ints = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class AdaptiveOutput:
-    """Answers in the order of the input: `logits` (N, C) of the exit each sample left at; `exits` (N,) from 0."""
+    """Answers in the order of the input.
+
+    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at; `exits` (N,) from 0.
+    """
 
     logits: Tensor
     exits: Tensor
@@ -54,9 +56,9 @@ class AdaptiveModel:
         live = model.staged.flatten_inputs(*args, **kwargs)
         samples = model.staged.batch_size_of(live)
         if samples == 0:
-            return AdaptiveOutput(live[0].new_empty((0, model.num_classes), dtype=torch.float32), torch.empty(0).long())
+            return AdaptiveOutput(torch.empty((0, *model.answer_shape), device=live[0].device), torch.empty(0).long())
         route = Route(self._policy, samples)
-        answers = _Answers(samples, model.num_classes)
+        answers = _Answers(samples)
         stages = model.staged.inference_stages
         for k, stage in enumerate(stages[:-1]):
             outputs = stage(*live)
@@ -67,7 +69,7 @@ class AdaptiveModel:
             logits = model.heads[k](feature_of(stage, outputs))
             running = route.running
             # The one synchronisation of an exit: its logits come to the host, where the decision is made.
-            leaving, staying = route.observe(Evidence.from_logits(to_numpy(logits), route.earlier))
+            leaving, staying = route.observe(model.task.evidence(to_numpy(model.task.shown(logits)), route.earlier))
             if staying is None:
                 continue
             answers.put(running[leaving], logits, leaving)
@@ -86,17 +88,17 @@ class _Answers:
 
     logits: Tensor
 
-    def __init__(self, samples: int, classes: int) -> None:
-        self._shape = (samples, classes)
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
         self._begun = False
 
     def put(self, samples: Ints, logits: Tensor, rows: Ints | None = None) -> None:
         """The answers to `samples` are these rows of `logits`, or all of them."""
-        if len(samples) == self._shape[0]:  # everybody left at one exit: nothing to put in order
+        if len(samples) == self._samples:  # everybody left at one exit: nothing to put in order
             self.logits = logits
             return
         if not self._begun:
-            self.logits = logits.new_empty(self._shape)
+            self.logits = logits.new_empty((self._samples, *logits.shape[1:]))
             self._begun = True
         if rows is not None:
             logits = logits.index_select(0, _index(rows, logits))

@@ -11,6 +11,7 @@ from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
 from eenet.scheduler._policy import Floats, Ints, Route, ThresholdPolicy
+from eenet.tasks import mean_iou
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class Decisions:
     predictions: Ints
     utility: NDArray[np.float32] | None
     costs: ExitCosts
+    pixel_counts: NDArray[np.int64] | None = None
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean intersection over union of the classes; raises `InvalidInputError` where there are no pixels."""
+        if self.pixel_counts is None:
+            raise InvalidInputError("these records have no pixel counts: only segmentation with labels has a mean IoU")
+        return mean_iou(self.pixel_counts)
 
     @property
     def accuracy(self) -> float:
@@ -71,4 +80,5 @@ def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> D
             route.skip()
     samples = np.arange(len(records))
     utility = None if records.utility is None else records.utility[route.exits, samples]
-    return Decisions(route.exits, records.predictions[route.exits, samples], utility, costs)
+    counts = None if records.pixel_counts is None else records.pixel_counts[route.exits, samples]
+    return Decisions(route.exits, records.predictions[route.exits, samples], utility, costs, counts)

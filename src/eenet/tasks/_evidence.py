@@ -11,9 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+POOLED = ("max_probability", "log_odds", "entropy", "vote_share", "streak")
+"""What is a mean over the parts of a sample, where it has many, and cannot be computed from its probabilities."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -57,6 +61,20 @@ class Evidence:
         """Evidence of logits (n, C)."""
         return cls(softmax(logits), logits.argmax(axis=-1), earlier)
 
+    @classmethod
+    def pooled(cls, probabilities: NDArray[np.float32], **quantities: NDArray[Any]) -> Evidence:
+        """Evidence of samples that hold many predictions, such as images: all quantities are means over those.
+
+        `probabilities` (n, C) and each of `quantities`, by the name it has here, (n, ...). They are kept in place of
+        what would be computed from the probabilities.
+        """
+        evidence = cls(probabilities, probabilities.argmax(axis=-1))
+        for name, values in quantities.items():
+            if not evidence.finite.all() and values.dtype.kind == "f":
+                values = np.where(evidence.finite, values, 0.0)
+            evidence.__dict__[name] = values
+        return evidence
+
     def __len__(self) -> int:
         return len(self.finite)
 
@@ -68,6 +86,11 @@ class Evidence:
             if name != "_earlier":
                 taken.__dict__[name] = value[rows]
         return taken
+
+    @cached_property
+    def label_map(self) -> NDArray[np.int32]:
+        """The prediction for each part of a sample, (n, parts); for a class per sample, (n, 1)."""
+        return self.predictions[:, None].astype(np.int32)
 
     @cached_property
     def max_probability(self) -> Floats:
@@ -107,7 +130,7 @@ class Evidence:
         return share
 
     @cached_property
-    def streak(self) -> Ints:
+    def streak(self) -> Ints | Floats:
         """For how many exits in a row, this one included, the prediction has been the same, (n,)."""
         length = np.ones(len(self), dtype=np.intp)
         unbroken = np.ones(len(self), dtype=np.bool_)

@@ -1,0 +1,103 @@
+"""What caching features saves: images per second of joint training and of training the heads alone.
+
+ResNet-56 for 32 x 32 images with two early exits, on random images in memory, so that reading data costs nothing and
+all that is compared is training. The two take turns: in each round the features are cached anew, the heads train on
+them for some epochs, then everything trains jointly for one. Evaluation is not counted. Aim: at least 5 times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import eenet
+from _machine import describe, machine, progress_bar
+from eenet.models import CifarResNet
+from eenet.training import TrainConfig, train
+
+AIM = 5.0
+HEAD_EPOCHS = 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the table, and write JSON where asked; fails below the aim."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=768, help="training images in an epoch")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="threads for torch (default: torch's own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    options = parser.parse_args(argv)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    found: dict[str, Any] = {"machine": machine(), "images": options.images, "batch_size": options.batch_size}
+    print(describe(found["machine"]))
+    found |= measure(options.images, options.batch_size, options.rounds)
+    show(found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0 if found["ratio"] >= AIM else 1
+
+
+def measure(images: int, batch_size: int, rounds: int) -> dict[str, Any]:
+    """Images per second of both, each epoch by itself, and the time that caching takes."""
+    torch.manual_seed(0)
+    model = eenet.attach(
+        CifarResNet([9, 9, 9]), exits=["layers.0", "layers.1"], num_classes=10, example=torch.randn(2, 3, 32, 32)
+    )
+    loader = DataLoader(_random_images(images), batch_size, shuffle=True)
+    validation = DataLoader(_random_images(2 * batch_size), batch_size)
+    rates: dict[str, list[float]] = {"joint": [], "heads": []}
+    caching: list[float] = []
+    with progress_bar() as bar, tempfile.TemporaryDirectory() as folder:
+        task = bar.add_task("rounds", total=rounds)
+        for number in range(rounds):
+            for kind, epochs in (("heads", HEAD_EPOCHS), ("joint", 1)):
+                config = TrainConfig(
+                    epochs=epochs,
+                    learning_rate=0.01,
+                    freeze_backbone=kind == "heads",
+                    accelerator="cpu",
+                    tensorboard=False,
+                    progress=False,
+                )
+                start = time.perf_counter()
+                result = train(model, loader, validation, config=config, out=Path(folder) / f"{kind}{number}")
+                seconds = time.perf_counter() - start
+                rates[kind] += [report.images_per_second for report in result.history]
+                if kind == "heads":
+                    caching.append(seconds - sum(report.seconds for report in result.history))
+            bar.advance(task)
+    ratio = statistics.median(rates["heads"]) / statistics.median(rates["joint"])
+    return {"images_per_second": rates, "overhead_seconds": caching, "ratio": ratio}
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print one row per kind of training."""
+    print(f"{'training':<10}{'images/s':>10}{'lowest':>10}{'highest':>10}")
+    for kind, rates in found["images_per_second"].items():
+        print(f"{kind:<10}{statistics.median(rates):>10.0f}{min(rates):>10.0f}{max(rates):>10.0f}")
+    print(f"heads / joint: {found['ratio']:.1f} (aim: at least {AIM:g})")
+    overhead = statistics.median(found["overhead_seconds"])
+    print(f"caching, evaluation and checkpoints of a run of the heads: {overhead:.1f} s")
+
+
+def _random_images(count: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(count)
+    return TensorDataset(
+        torch.randn(count, 3, 32, 32, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

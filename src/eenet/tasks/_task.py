@@ -1,0 +1,158 @@
+"""Tasks: what the logits of an exit mean, for the scheduler and for the score.
+
+A task works on host arrays, so that every back end computes the same evidence. `shown` says which part of an exit's
+logits it needs there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.errors import InvalidInputError
+from eenet.tasks._evidence import LOG_ODDS_LIMIT, Evidence, softmax
+
+Array = TypeVar("Array")
+
+_TINY = float(np.exp(-LOG_ODDS_LIMIT))
+
+
+class Task(Protocol):
+    """What the logits (N, C, ...) of an exit mean."""
+
+    @property
+    def name(self) -> str:
+        """The field's word for the task."""
+        ...
+
+    def shown(self, logits: Array) -> Array:
+        """The part of the logits that the scheduler looks at; of a tensor or an array."""
+        ...
+
+    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
+        """The evidence in that part, given the evidence of the same samples at the exits before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One class for each sample: logits (N, C)."""
+
+    name: str = "classification"
+
+    def shown(self, logits: Array) -> Array:
+        """All of the logits."""
+        return logits
+
+    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
+        """Evidence of logits (n, C)."""
+        return Evidence.from_logits(shown, earlier)
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """One class for each pixel: logits (N, C, H, W), labels (N, H, W).
+
+    The evidence of an image is pooled over the pixels of every `stride`-th row and column: the mean class
+    probabilities, mean max probability, mean entropy, and the share of exits so far that agree with this one. An
+    image's `utility` is its "pixel_accuracy" or its "mean_iou", the mean over the classes in its labels. Pixels
+    labelled `ignore_index` do not count.
+    """
+
+    stride: int = 4
+    ignore_index: int = 255
+    utility: str = "pixel_accuracy"
+    name: str = "segmentation"
+
+    def __post_init__(self) -> None:
+        if self.stride < 1:
+            raise InvalidInputError(f"stride is {self.stride}, expected 1 or more")
+        if self.utility not in ("pixel_accuracy", "mean_iou"):
+            raise InvalidInputError(f"utility is {self.utility!r}, expected 'pixel_accuracy' or 'mean_iou'")
+
+    def shown(self, logits: Array) -> Array:
+        """Every `stride`-th row and column of the logits."""
+        maps: Any = logits
+        part: Array = maps[:, :, :: self.stride, :: self.stride]
+        return part
+
+    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
+        """Evidence of logits (n, C, h, w), pooled over the pixels."""
+        n, classes = shown.shape[:2]
+        pixels = np.ascontiguousarray(shown.reshape(n, classes, -1).transpose(0, 2, 1))
+        with np.errstate(invalid="ignore"):
+            p = softmax(pixels)
+            labels = pixels.argmax(axis=2).astype(np.int32)
+            top = p.max(axis=2)
+            # As in `Evidence`: the other classes summed, since 1 - max(p) is 0 where max(p) rounds to 1.
+            np.put_along_axis(p, labels[:, :, None], 0.0, axis=2)
+            rest = p.sum(axis=2, dtype=np.float64).mean(axis=1)
+            terms = p * np.log(np.maximum(p, np.float32(1e-38)))
+            nats = -terms.sum(axis=2, dtype=np.float64) - top * np.log(np.maximum(top, np.float32(1e-38)))
+            np.put_along_axis(p, labels[:, :, None], top[:, :, None], axis=2)
+            agreeing, unbroken, streak = np.ones(labels.shape), np.ones(labels.shape, dtype=np.bool_), 1.0
+            for before in reversed(earlier):
+                same = before.label_map == labels
+                agreeing += same
+                unbroken &= same
+                streak = streak + unbroken.mean(axis=1)
+            odds = np.log1p(-np.minimum(rest, 1 - _TINY)) - np.log(np.maximum(rest, _TINY))
+            return Evidence.pooled(
+                p.mean(axis=1, dtype=np.float64).astype(np.float32),
+                max_probability=top.mean(axis=1, dtype=np.float64),
+                log_odds=np.minimum(odds, LOG_ODDS_LIMIT),
+                entropy=nats.mean(axis=1) / np.log(classes),
+                vote_share=agreeing.mean(axis=1) / (len(earlier) + 1),
+                streak=np.broadcast_to(streak, n).astype(np.float64),
+                label_map=labels,
+            )
+
+    def pixel_counts(self, predictions: NDArray[Any], labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
+        """For each image and class the pixels that are right, predicted and labelled: (N, C, 3).
+
+        `predictions` and `labels` are (N, H, W) class numbers. Raises `InvalidInputError` for a label outside the
+        classes that is not `ignore_index`.
+        """
+        if predictions.shape != labels.shape:
+            raise InvalidInputError(
+                f"labels have shape {labels.shape}, the predictions {predictions.shape}; expected one label for a pixel"
+            )
+        counted = labels != self.ignore_index
+        bad = counted & ((labels < 0) | (labels >= classes))
+        if bad.any():
+            raise InvalidInputError(
+                f"a pixel is labelled {labels[bad][0]}, expected 0 to {classes - 1} or ignore_index={self.ignore_index}"
+            )
+        image = np.broadcast_to(np.arange(len(labels))[:, None, None], labels.shape)[counted]
+        truth, said = labels[counted].astype(np.intp), predictions[counted].astype(np.intp)
+
+        def per_class(classes_of: NDArray[np.intp], where: NDArray[np.intp]) -> NDArray[np.int64]:
+            flat = np.bincount(where * classes + classes_of, minlength=len(labels) * classes)
+            return flat.reshape(len(labels), classes)
+
+        right = truth == said
+        return np.stack(
+            [per_class(truth[right], image[right]), per_class(said, image), per_class(truth, image)], axis=2
+        )
+
+    def utility_of(self, pixel_counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What each image's answer is worth, (N,) in [0, 1], from its pixel counts (N, C, 3)."""
+        right, said, truth = np.moveaxis(pixel_counts, 2, 0)
+        if self.utility == "pixel_accuracy":
+            accuracy: NDArray[np.float64] = right.sum(axis=1) / np.maximum(truth.sum(axis=1), 1)
+            return accuracy.astype(np.float32)
+        present = truth > 0
+        iou = right / np.maximum(said + truth - right, 1)
+        mean: NDArray[np.float64] = (iou * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+        return mean.astype(np.float32)
+
+
+def mean_iou(pixel_counts: NDArray[np.int64]) -> float:
+    """Mean over the classes that are labelled anywhere of intersection over union, from counts (N, C, 3)."""
+    right, said, truth = pixel_counts.sum(axis=0).T
+    present = truth > 0
+    return float((right[present] / (said + truth - right)[present]).mean())

@@ -1,0 +1,188 @@
+"""Semantic segmentation: pooled evidence, utility and metrics, and the same scheduler code."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import eenet
+from eenet._extras import require
+from eenet.errors import InvalidInputError
+from eenet.tasks import Segmentation, mean_iou
+
+CLASSES = 4
+
+
+class DenseNet(nn.Module):
+    """Two groups of convolutions and a classifier for every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.ReLU())
+        self.classify = nn.Conv2d(8, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.classify(self.second(self.first(x)))
+        return F.interpolate(maps, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+@lru_cache(maxsize=1)
+def dense_model() -> eenet.MultiExitModel:
+    torch.manual_seed(0)
+    net = DenseNet()
+    with torch.no_grad():
+        net.classify.weight.mul_(30)
+    return eenet.attach(net.eval(), ["first", "second"], CLASSES, torch.randn(2, 3, 16, 24)).eval()
+
+
+def scenes(samples: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 3, 16, 24, generator=generator)
+    y = torch.randint(CLASSES, (samples, 16, 24), generator=generator)
+    y[torch.rand(y.shape, generator=generator) < 0.1] = 255
+    return x, y
+
+
+def records_of(samples: int = 60, seed: int = 0) -> eenet.ExitRecords:
+    x, y = scenes(samples, seed)
+    return eenet.collect(dense_model(), [(x[i : i + 7], y[i : i + 7]) for i in range(0, samples, 7)])
+
+
+def test_evidence_is_the_mean_over_pixels() -> None:
+    rng = np.random.default_rng(0)
+    logits = [rng.standard_normal((3, CLASSES, 8, 12)).astype(np.float32) * 3 for _ in range(3)]
+    task = Segmentation(stride=1)
+    trail: list[eenet.tasks.Evidence] = []
+    for z in logits:
+        trail.append(task.evidence(z, trail))
+    for k, evidence in enumerate(trail):
+        p = torch.softmax(torch.from_numpy(logits[k]).double(), 1)
+        np.testing.assert_allclose(evidence.probabilities, p.mean((2, 3)), rtol=1e-5)
+        np.testing.assert_allclose(evidence.max_probability, p.amax(1).mean((1, 2)), rtol=1e-5)
+        entropy = -(p * p.log()).sum(1).mean((1, 2)) / np.log(CLASSES)
+        np.testing.assert_allclose(evidence.entropy, entropy, rtol=1e-4)
+        here = logits[k].argmax(1)
+        share = np.mean([logits[j].argmax(1) == here for j in range(k + 1)], axis=0).mean((1, 2))
+        np.testing.assert_allclose(evidence.vote_share, share)
+        assert evidence.finite.all()
+
+
+def test_evidence_of_saturated_and_non_finite_images() -> None:
+    logits = np.zeros((3, CLASSES, 4, 4), dtype=np.float32)
+    logits[0, 1] = 1e4
+    logits[1, 2, 0, 0] = np.nan
+    evidence = Segmentation(stride=1).evidence(logits, [])
+    assert evidence.finite.tolist() == [True, False, True]
+    for name in eenet.tasks.POOLED:
+        assert np.isfinite(getattr(evidence, name)).all(), name
+    assert evidence.entropy[0] == pytest.approx(0.0, abs=1e-9)
+    assert evidence.entropy[2] == pytest.approx(1.0)
+    assert evidence.log_odds[0] > 50
+
+
+def test_stride_looks_at_a_part_of_the_pixels_alone() -> None:
+    logits = torch.zeros(1, CLASSES, 8, 8)
+    shown = Segmentation(stride=4).shown(logits)
+    assert shown.shape == (1, CLASSES, 2, 2)
+    with pytest.raises(InvalidInputError, match="stride is 0"):
+        Segmentation(stride=0)
+    with pytest.raises(InvalidInputError, match=r"utility is 'iou'.*mean_iou"):
+        Segmentation(utility="iou")
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    batch_size=st.integers(1, 33),
+    name=st.sampled_from(["MaxProbability", "Entropy", "Patience", "SearchedThresholds", "EENet"]),
+    budget=st.floats(1.05, 2.95),
+)
+def test_adaptive_model_takes_the_exits_that_replay_does(seed: int, batch_size: int, name: str, budget: float) -> None:
+    x, y = scenes(40, seed)
+    model = dense_model()
+    records = eenet.collect(model, [(x[:25], y[:25]), (x[25:], y[25:])])
+    options = eenet.scheduler.LearningOptions(epochs=20, restarts=1)
+    maker = eenet.EENet(options=options) if name == "EENet" else getattr(eenet, name)()
+    scheduler = maker.fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=budget)
+    decisions = scheduler.replay(records)
+    assert decisions.mean_cost <= budget * (1 + 1e-9)
+    fast = eenet.AdaptiveModel(model, scheduler)
+    outputs = [fast(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+    exits = torch.cat([o.exits for o in outputs])
+    np.testing.assert_array_equal(exits.numpy(), decisions.exits)
+    with torch.inference_mode():
+        logits = torch.stack(model(x))
+    expected = logits[exits, torch.arange(len(x))]
+    torch.testing.assert_close(torch.cat([o.logits for o in outputs]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_empty_batch_gives_empty_maps() -> None:
+    scheduler = eenet.MaxProbability().fit(records_of(), eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+    out = eenet.AdaptiveModel(dense_model(), scheduler)(torch.randn(0, 3, 16, 24))
+    assert out.logits.shape == (0, CLASSES, 16, 24)
+
+
+def reference(model: eenet.MultiExitModel, x: Tensor) -> NDArray[np.intp]:
+    with torch.inference_mode():
+        return torch.stack(model(x)).argmax(2).numpy()
+
+
+def test_metrics_are_those_of_torchmetrics() -> None:
+    classification = require("torchmetrics.functional.classification", "train")
+    x, y = scenes(20)
+    model = dense_model()
+    records = eenet.collect(model, [(x, y)])
+    maps = torch.from_numpy(reference(model, x))
+    for k in range(3):
+        decisions = eenet.Static(k).fit(records, eenet.ExitCosts([1.0, 2.0, 3.0])).replay(records)
+        kept = y != 255
+        iou = classification.multiclass_jaccard_index(maps[k][kept], y[kept], CLASSES)
+        assert decisions.mean_iou == pytest.approx(float(iou), abs=1e-6)
+        each = [float((maps[k][n] == y[n])[kept[n]].float().mean()) for n in range(len(x))]
+        assert decisions.accuracy == pytest.approx(np.mean(each), abs=1e-6)
+
+
+def test_an_image_can_be_worth_its_mean_iou() -> None:
+    task = Segmentation(utility="mean_iou")
+    predictions = np.array([[[0, 0], [1, 1]]])
+    labels = np.array([[[0, 1], [1, 255]]])
+    counts = task.pixel_counts(predictions, labels, CLASSES)
+    assert counts[0, :2].tolist() == [[1, 2, 1], [1, 1, 2]]
+    assert task.utility_of(counts).tolist() == pytest.approx([0.5])
+    assert mean_iou(counts) == pytest.approx(0.5)
+
+
+def test_records_of_images_round_trip_and_split(tmp_path: Path) -> None:
+    records = records_of()
+    records.save(tmp_path / "records.safetensors")
+    again = eenet.ExitRecords.load(tmp_path / "records.safetensors")
+    scheduler = eenet.Patience().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+    decisions = scheduler.replay(records)
+    np.testing.assert_array_equal(scheduler.replay(again).exits, decisions.exits)
+    assert scheduler.replay(again).mean_iou == decisions.mean_iou
+    rows = np.array([5, 3, 40])
+    np.testing.assert_array_equal(scheduler.replay(records.subset(rows)).exits, decisions.exits[rows])
+
+
+def test_wrong_labels_and_tasks_are_refused() -> None:
+    x, y = scenes(4)
+    with pytest.raises(InvalidInputError, match="a pixel is labelled 9, expected 0 to 3 or ignore_index=255"):
+        eenet.collect(dense_model(), [(x, torch.full_like(y, 9))])
+    with pytest.raises(InvalidInputError, match="labels have shape"):
+        eenet.collect(dense_model(), [(x, y[:, :8])])
+    with pytest.raises(InvalidInputError, match="the task is classification, but the network gives logits"):
+        eenet.attach(DenseNet().eval(), ["first"], CLASSES, x, task=eenet.tasks.Classification())
+    unlabelled = eenet.collect(dense_model(), [x])
+    scheduler = eenet.MaxProbability().fit(unlabelled, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+    with pytest.raises(InvalidInputError, match="no pixel counts"):
+        _ = scheduler.replay(unlabelled).mean_iou
