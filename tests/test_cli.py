@@ -344,9 +344,7 @@ class TestProfile:
         assert found["costs"]["batch_size"] == 3
 
     def test_scheduler_steps_are_counted_where_asked(self, here: Path) -> None:
-        scheduler = eenet.MaxProbability().fit(
-            toy_records(exits=2, classes=10), eenet.ExitCosts([1, 2]), budget="80%"
-        )
+        scheduler = eenet.MaxProbability().fit(toy_records(exits=2, classes=10), eenet.ExitCosts([1, 2]), budget="80%")
         scheduler.save(here / "scheduler.safetensors")
         found = self.profile("cli_toy_networks:alone", "--scheduler", here / "scheduler.safetensors")
         assert "scheduler" in found["includes"]

@@ -15,7 +15,9 @@ from eenet.cli._console import output
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for everything the demo makes.")] = Path("demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the weights and the schedulers.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads for torch; 0: one or torch's choice, what is faster.")
+    ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes; accuracy means nothing.")] = False,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train even if OUT holds a trained model.")] = False,
 ) -> None:
@@ -35,9 +37,9 @@ def demo(
     from eenet.demo import quick as quick_settings
     from eenet.demo import run_demo, standard
 
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
     settings = quick_settings(seed) if quick else standard(seed)
-    run_demo(settings, out, console=output(), retrain=retrain, command=shlex.join(["eenet", *sys.argv[1:]]))
+    run_demo(settings, out, console=output(), threads=threads, retrain=retrain, command=_command())
+
+
+def _command() -> str:
+    return shlex.join(["eenet", *sys.argv[1:]])

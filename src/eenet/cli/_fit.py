@@ -79,7 +79,9 @@ def _scheduler(method: str, seed: int) -> Scheduler:
 def _with_unit(budget: str, costs: ExitCosts) -> str:
     if re.fullmatch(r"\s*[\d.]+\s*", budget):
         number = budget.strip()
-        raise InvalidInputError(f"--budget {number} has no unit; give --budget {number}% or --budget {number}{costs.unit}")
+        raise InvalidInputError(
+            f"--budget {number} has no unit; give --budget {number}% or --budget {number}{costs.unit}"
+        )
     return budget
 
 

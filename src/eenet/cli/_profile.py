@@ -27,7 +27,9 @@ def profile(
     seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 2.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable; what eenet fit --costs reads.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Machine-readable; what eenet fit --costs reads.")
+    ] = False,
 ) -> None:
     """Measure what each exit of a network costs on this machine.
 
@@ -170,4 +172,6 @@ def _show(data: dict[str, Any]) -> None:
     console = output()
     console.print(table)
     device = data["device"]
-    console.print(f"{device['processor']}, {device['threads']} threads, torch {device['torch']}; {', '.join(data['includes'])}")
+    console.print(
+        f"{device['processor']}, {device['threads']} threads, torch {device['torch']}; {', '.join(data['includes'])}"
+    )
