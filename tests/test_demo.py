@@ -123,7 +123,7 @@ class TestRun:
         np.testing.assert_allclose(records.probabilities, saved.probabilities, atol=1e-5)
 
     def test_later_steps_run_alone_as_it_says(self, made: tuple[Path, str], tmp_path: Path) -> None:
-        folder, printed = made
+        _, printed = made
         out = tmp_path / "scheduler.safetensors"
         lines = [line.split()[1:] for line in printed.splitlines() if line.startswith("  eenet ")]
         assert [words[0] for words in lines] == ["profile", "fit", "evaluate"]
@@ -227,7 +227,7 @@ class TestParts:
 
             return answer
 
-        batches = torch.zeros(7, 2).split(3)
+        batches = torch.split(torch.zeros(7, 2), 3)
         runs = {"fast": run("fast", 10), "slow": run("slow", 20_000)}
         timings = time_in_turns(runs, batches, rounds=3, seed=0, progress=lambda _: None)
         assert len(calls) == 2 * (1 + 3 * 3)

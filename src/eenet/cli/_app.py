@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sys
 import warnings
 from typing import Annotated, Any
 
@@ -40,13 +39,12 @@ Errors are one line and exit code 2; `--debug` shows the traceback.
 class _Group(TyperGroup):
     """Turns the errors eenet raises on purpose into one line, and takes `--debug` anywhere on the line."""
 
-    def main(self, args: Any = None, **extra: Any) -> Any:
-        words = list(sys.argv[1:] if args is None else args)
-        options = words[: words.index("--")] if "--" in words else words
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options = args[: args.index("--")] if "--" in args else args
         if "--debug" in options:
-            words.remove("--debug")
-            words.insert(0, "--debug")
-        return super().main(args=words, **extra)
+            at = options.index("--debug")
+            args = ["--debug", *args[:at], *args[at + 1 :]]
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         debug = bool(ctx.params.get("debug"))
@@ -96,7 +94,7 @@ app = typer.Typer(
 
 @app.callback()
 def common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - read from the context
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every command; the help text of the application itself is `_HELP`."""
 

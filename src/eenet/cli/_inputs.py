@@ -29,8 +29,8 @@ Array = NDArray[Any]
 def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array | None]:
     """Records of a predictions file, and the costs in it if there are any.
 
-    The file is `.npz` or `.safetensors` with `probs`, `probabilities` or `logits` (exits, samples, classes) and `labels`
-    (samples,), their names after `prefix`; or what `ExitRecords.save` wrote.
+    The file is `.npz` or `.safetensors` with `probs`, `probabilities` or `logits` (exits, samples, classes) and
+    `labels` (samples,), their names after `prefix`; or what `ExitRecords.save` wrote.
     """
     from eenet.records import ExitRecords
 

@@ -21,7 +21,7 @@ def version(json_output: Annotated[bool, typer.Option("--json", help="Machine-re
 
         eenet version --json
     """
-    found = {"eenet": __version__, "python": platform.python_version()}
+    found: dict[str, str | None] = {"eenet": __version__, "python": platform.python_version()}
     found |= {name: _installed(name) for name in _LIBRARIES}
     if json_output:
         print_json(found)

@@ -1,0 +1,14 @@
+"""The demo: a multi-exit network trained, measured, scheduled and run on real digits, in one command."""
+
+from eenet.demo._costs import shared_costs as shared_costs
+from eenet.demo._data import split_indices as split_indices
+from eenet.demo._model import example_input as example_input
+from eenet.demo._model import load_model as load_model
+from eenet.demo._run import run_demo as run_demo
+from eenet.demo._settings import DemoSettings as DemoSettings
+from eenet.demo._settings import NetworkSettings as NetworkSettings
+from eenet.demo._settings import TrainingSettings as TrainingSettings
+from eenet.demo._settings import quick as quick
+from eenet.demo._settings import standard as standard
+from eenet.demo._timing import time_in_turns as time_in_turns
+from eenet.demo._training import joint_loss as joint_loss

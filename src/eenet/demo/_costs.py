@@ -1,0 +1,58 @@
+"""The cost tables of the demo: what each exit costs at several batch sizes, and in a batch whose samples part ways."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eenet.costs import ExitCosts
+from eenet.models import MultiExitModel
+from eenet.profiling import UNITS, StageProfile, measure
+from eenet.scheduler import Scheduler
+
+_TURNS = 4
+
+
+def profile_in_turns(
+    model: MultiExitModel, example: Any, *, batch_sizes: Sequence[int], scheduler: Scheduler, seconds: float
+) -> StageProfile:
+    """Profile every batch size several times in turns, and take medians: the sizes are going to be compared."""
+    turns = [
+        measure(model, example, batch_sizes=batch_sizes, scheduler=scheduler, seconds=seconds / _TURNS)
+        for _ in range(_TURNS)
+    ]
+    first = turns[0]
+    return StageProfile(
+        first.batch_sizes,
+        {unit: np.median([turn.tables[unit] for turn in turns], axis=0) for unit in UNITS},
+        {unit: np.median([turn.spreads[unit] for turn in turns], axis=0) for unit in UNITS},
+        np.median([turn.parts_ms for turn in turns], axis=0),
+        first.device,
+        first.includes,
+    )
+
+
+def shared_costs(profile: StageProfile, batch_size: int, survivors: int) -> ExitCosts:
+    """What a sample that leaves at each exit adds to the time of its batch, in ms.
+
+    A stage takes a fixed time and a time for each sample in it: a line through the times at `survivors` and at
+    `batch_size` samples. When samples leave, the fixed part stays, as long as one sample goes on, so the batch pays it
+    and leaving saves only the rest. The mean of these costs over the samples of a batch is then the batch's time
+    divided by its size, and the cost of the last exit is the same as in the profile.
+    """
+    full, fewer = (np.diff(profile.costs("ms", size).values, prepend=0.0) * size for size in (batch_size, survivors))
+    each = (full - fewer) / (batch_size - survivors)
+    # Noise could make the line's start negative, or its slope; at least half of a full batch's time is the samples'.
+    each = np.clip(each, 0.5 * full / batch_size, full / batch_size)
+    fixed = full - batch_size * each
+    at = profile.costs("ms", batch_size)
+    return ExitCosts(
+        fixed.sum() / batch_size + each.cumsum(),
+        "ms",
+        batch_size=batch_size,
+        spread=at.spread,
+        device=at.device,
+        includes=(*at.includes, "the fixed part of all stages"),
+    )
