@@ -110,7 +110,7 @@ class TestFit:
         assert fit(predictions, "--method", "max_prob", "--costs", path)["budget"] == pytest.approx(2.4)
 
     def test_costs_of_a_profile(self, predictions: Path, tmp_path: Path) -> None:
-        tables = {"ms": [[1, 2, 3], [1, 2, 4]], "flops": [[5, 6, 7]] * 2}
+        tables = {"ms": [[1, 2, 3], [1, 2, 4]], "flops": [[2, 5, 7]] * 2}
         profile = {"batch_sizes": [1, 32], "costs": tables, "spreads": {unit: [[0.0] * 3] * 2 for unit in tables}}
         path = tmp_path / "profile.json"
         path.write_text(json.dumps(profile))

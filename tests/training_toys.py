@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,11 +44,18 @@ class CornerNet(nn.Module):
         return logits
 
 
-def corner_model(seed: int = 0, classes: int = CLASSES, width: int = 6) -> eenet.MultiExitModel:
-    """The network with three exits, its weights those of a seed."""
+@cache
+def _traced(seed: int, width: int) -> eenet.MultiExitModel:
     torch.manual_seed(seed)
-    net = CornerNet(classes, width)
-    return eenet.attach(net, exits=["first", "second"], num_classes=classes, example=torch.randn(2, 3, 8, 8))
+    net = CornerNet(width=width)
+    model = eenet.attach(net, exits=["first", "second"], num_classes=CLASSES, example=torch.randn(2, 3, 8, 8))
+    _ = model.train().staged.stages  # the trace for training, which copies then have too
+    return model
+
+
+def corner_model(seed: int = 0, width: int = 6) -> eenet.MultiExitModel:
+    """The network with three exits in training mode, its weights those of a seed; a copy, so that it is made fast."""
+    return copy.deepcopy(_traced(seed, width))
 
 
 class Augmented(Dataset[tuple[Tensor, int]]):

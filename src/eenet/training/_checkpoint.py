@@ -149,7 +149,7 @@ def _load_weights(model: nn.Module, path: str | Path, tensors: Mapping[str, Tens
     ]
     faults = [
         _listed("it lacks", [name for name in mine if name not in theirs]),
-        _listed("it has, and the model has not,", [name for name in theirs if name not in mine]),
+        _listed("it has besides", [name for name in theirs if name not in mine]),
         _listed("of other shapes are", shapes),
     ]
     if any(faults):
