@@ -32,7 +32,7 @@ HEAD_EPOCHS = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the table, and write JSON where asked; fails below the aim."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=768, help="training images in an epoch")
+    parser.add_argument("--images", type=int, default=512, help="training images in an epoch")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="threads for torch (default: torch's own choice)")

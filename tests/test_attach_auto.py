@@ -45,7 +45,7 @@ def test_exits_stand_at_the_ends_of_blocks_at_equal_cost(exits: int) -> None:
 
 def test_places_say_what_they_cost_and_what_would_cross() -> None:
     found = {place.name: place for place in places(blocks(2).eval(), torch.randn(2, 8))}
-    assert list(found) == ["0.first", "0", "1.first", "1"]  # "0" ends where "0.second" and the sum do
+    assert list(found) == ["0.first", "0.second", "0", "1.first", "1.second", "1"]
     assert found["0.first"].elements == 8 + 32
     assert found["0.first"].tensors == 2
     assert (found["0"].elements, found["0"].tensors) == (8, 1)

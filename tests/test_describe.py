@@ -19,7 +19,7 @@ def test_the_numbers_are_those_of_the_network() -> None:
     model = eenet.attach(SmallConvNet(), ["first", "second"], 5, X)
     found = eenet.describe(model)
     assert [row.name for row in found.rows] == ["first", "second", "output"]
-    assert [row.live for row in found.rows][0] == ("x batchx3x8x8",)
+    assert found.rows[0].live == ("x batchx3x8x8",)
     assert found.rows[1].live[0].endswith("batchx8x8x8")
     # 3x3 convolutions without bias, and the two vectors of each batch norm.
     assert [row.parameters for row in found.rows] == [216 + 16, 1152 + 32, 2304 + 32 + 85]

@@ -12,7 +12,7 @@ from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.report import Curve, Point, write_cost_figure
 
 CURVES = [
-    Curve("EENet", [Point(0.3, 0.93, low=0.28, high=0.33), Point(0.5, 0.97)]),
+    Curve("EENet", [Point(0.3, 0.93, spread=0.02), Point(0.5, 0.97)]),
     Curve("MaxProbability", [Point(0.31, 0.92), Point(0.52, 0.965)]),
 ]
 EXITS = [Point(0.2, 0.9, "exit 1"), Point(0.6, 0.95, "exit 2"), Point(1.0, 0.97, "exit 3")]

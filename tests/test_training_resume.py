@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 import training_killed
+import training_on_two
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.training import TrainConfig, TrainResult, load_checkpoint, train
 from training_toys import assert_same_weights, corner_model, loaders, weights_of
@@ -120,11 +122,11 @@ def test_a_run_leaves_the_generators_as_they_were(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(11)
     train_loader, validation = loaders(64, generator=generator)
     model = corner_model().eval()
-    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), generator.get_state())  # type: ignore[index, union-attr] # noqa: NPY002
+    before = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), generator.get_state())  # type: ignore[index] # noqa: NPY002
     train(
         model, train_loader, validation, config=TrainConfig(epochs=1, progress=False, accelerator="cpu"), out=tmp_path
     )
-    after = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), generator.get_state())  # type: ignore[index, union-attr] # noqa: NPY002
+    after = (torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate(), generator.get_state())  # type: ignore[index] # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1:3] == after[1:3]
     assert torch.equal(before[3], after[3])
@@ -140,3 +142,17 @@ def test_the_seed_decides(tmp_path: Path) -> None:
         found.append(weights_of(model))
     assert_same_weights(found[0], found[1])
     assert any(not torch.equal(tensor, found[2][name]) for name, tensor in found[0].items())
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    script = Path(training_on_two.__file__)
+    paths = [str(script.parent), *sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = Counter(tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("FOUND"))
+    assert list(found.values()) == [2, 2], "both processes end with the same, jointly and with the heads alone"
+    # 4 batches of 32 for two processes, two of which make a step, and two epochs.
+    assert sorted(line[:2] for line in found) == [("False", "2"), ("True", "2")]
+    assert (tmp_path / "False" / "best.safetensors").is_file()

@@ -64,12 +64,12 @@ def run(out: Path, where: str = "never", *, resume: bool = True) -> tuple[dict[s
 def _kill_at_the_sync_number(deadly: int) -> None:
     sync, seen = os.fsync, 0
 
-    def counted(handle: int) -> None:
+    def counted(fd: Any) -> None:
         nonlocal seen
         seen += 1
         if seen == deadly:
             os.kill(os.getpid(), signal.SIGKILL)
-        sync(handle)
+        sync(fd)
 
     os.fsync = counted
 

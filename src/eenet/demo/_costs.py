@@ -37,19 +37,23 @@ def profile_in_turns(
 def shared_costs(profile: StageProfile, batch_size: int, survivors: int) -> ExitCosts:
     """What a sample that leaves at each exit adds to the time of its batch, in ms.
 
-    A stage takes a fixed time and a time for each sample in it: a line through the times at `survivors` and at
+    A stage takes a fixed time and a time for each sample in it: a line through its times at `survivors` and at
     `batch_size` samples. When samples leave, the fixed part stays, as long as one sample goes on, so the batch pays it
     and leaving saves only the rest. The mean of these costs over the samples of a batch is then the batch's time
     divided by its size, and the cost of the last exit is the same as in the profile.
+
+    How large the fixed part is, is read from processor time: it compares two batch sizes that were not measured at the
+    same moment, and another program that runs meanwhile takes wall time from one of them.
     """
-    full, fewer = (np.diff(profile.costs("ms", size).values, prepend=0.0) * size for size in (batch_size, survivors))
-    each = (full - fewer) / (batch_size - survivors)
+    full, fewer = (
+        np.diff(profile.costs("cpu_ms", size).values, prepend=0.0) * size for size in (batch_size, survivors)
+    )
     # Noise could make the line's start negative, or its slope; at least half of a full batch's time is the samples'.
-    each = np.clip(each, 0.5 * full / batch_size, full / batch_size)
-    fixed = full - batch_size * each
+    fixed_share = np.clip(1 - (full - fewer) / (batch_size - survivors) * batch_size / full, 0.0, 0.5)
     at = profile.costs("ms", batch_size)
+    stages = np.diff(at.values, prepend=0.0)
     return ExitCosts(
-        fixed.sum() / batch_size + each.cumsum(),
+        (stages * fixed_share).sum() + (stages * (1 - fixed_share)).cumsum(),
         "ms",
         batch_size=batch_size,
         spread=at.spread,

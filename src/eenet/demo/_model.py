@@ -14,7 +14,7 @@ from eenet._files import existing_file, read_arrays, write_arrays, write_json
 from eenet.demo._data import IMAGE_SHAPE
 from eenet.demo._settings import NetworkSettings, TrainingSettings
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.models import CifarResNet, MultiExitModel, attach
+from eenet.models import CifarResNet, ConvHead, MultiExitModel, attach
 
 NUM_CLASSES = 10
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
@@ -27,7 +27,9 @@ def build(network: NetworkSettings, seed: int) -> MultiExitModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = CifarResNet(network.blocks, widths=network.widths, num_classes=NUM_CLASSES, channels=IMAGE_SHAPE[0])
-        return attach(backbone, list(network.exits), NUM_CLASSES, example=example_input())
+        # Lean heads: what they take, every sample that passes them pays.
+        heads = [ConvHead(width, NUM_CLASSES, hidden=network.head_width) for width in network.widths[:-1]]
+        return attach(backbone, network.exits, NUM_CLASSES, example=example_input(), heads=heads)
 
 
 def example_input(samples: int = 4) -> Tensor:

@@ -22,8 +22,8 @@ class Row:
     kind: Literal["plain", "exit", "policy"]
     name: str
     accuracy: float
-    wall: dict[int, dict[str, float]]
-    speed_up: dict[int, dict[str, float]]
+    wall: dict[int, dict[str, Any]]
+    speed_up: dict[int, dict[str, Any]]
     percent: int | None = None
     budget: float | None = None
     planned: float | None = None
@@ -105,7 +105,7 @@ class Results:
         error = 100 * math.sqrt(self.plain.accuracy * (1 - self.plain.accuracy) / self.samples)
         return (
             f"EENet at a 60 % budget: {speed['times']:.2f} times as fast as the plain network at batch {size} "
-            f"({speed['low']:.2f} to {speed['high']:.2f} over the rounds), accuracy "
+            f"(rounds: {', '.join(f'{times:.2f}' for times in speed['rounds'])}), accuracy "
             f"{100 * (row.accuracy - self.plain.accuracy):+.1f} points (one standard error of an accuracy: "
             f"{error:.1f} points)."
         )

@@ -311,7 +311,7 @@ def _draw(results: Results, path: Path) -> None:
 
     def point(row: Row, label: str = "") -> Point:
         wall = row.wall[size]
-        return Point(wall["ms"], row.accuracy, label, wall["ms_low"], wall["ms_high"])
+        return Point(wall["ms"], row.accuracy, label, wall["ms"] * wall["spread"])
 
     names = dict.fromkeys(row.name for row in results.policies)
     write_cost_figure(
@@ -320,7 +320,7 @@ def _draw(results: Results, path: Path) -> None:
         [point(row, row.name.removesuffix(" only")) for row in results.rows if row.kind == "exit"],
         point(results.plain),
         title="Early exit on MNIST digits: accuracy against measured time",
-        cost_label=f"measured wall-clock time (ms per sample, batch {size}; lines: fastest to slowest round)",
+        cost_label=f"measured wall-clock time (ms per sample, batch {size}; bars: half the range of the rounds)",
         samples=results.samples,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 from rich.table import Table
 
@@ -55,6 +56,5 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _timing(wall: dict[str, float]) -> str:
-    spread = (wall["ms_high"] - wall["ms_low"]) / 2 / wall["ms"]
-    return f"{wall['ms']:.2f} [dim]±{spread:.0%}[/dim]"
+def _timing(wall: dict[str, Any]) -> str:
+    return f"{wall['ms']:.2f} [dim]±{wall['spread']:.0%}[/dim]"

@@ -25,24 +25,26 @@ class Timings:
     cpu: NDArray[np.float64]
     outputs: dict[str, list[Any]] = field(repr=False)
 
-    def per_sample(self, name: str) -> dict[str, float]:
-        """Milliseconds per sample: each batch's median over the rounds, and the rounds' fastest and slowest mean."""
-        wall = self.wall[self.names.index(name)]
-        cpu = self.cpu[self.names.index(name)]
-        totals = wall.sum(axis=1) / self.samples
+    def per_sample(self, name: str) -> dict[str, Any]:
+        """Milliseconds per sample: `ms` and `cpu_ms` from each batch's median over the rounds; `rounds` each round's.
+
+        `spread` is half the range of the rounds, relative to `ms`.
+        """
+        wall, cpu = (times[self.names.index(name)] / self.samples for times in (self.wall, self.cpu))
+        rounds = wall.sum(axis=1)
+        typical = float(np.median(wall, axis=0).sum())
         return {
-            "ms": float(np.median(wall, axis=0).sum() / self.samples),
-            "ms_low": float(totals.min()),
-            "ms_high": float(totals.max()),
-            "cpu_ms": float(np.median(cpu, axis=0).sum() / self.samples),
+            "ms": typical,
+            "spread": float((rounds.max() - rounds.min()) / 2 / typical),
+            "rounds": rounds.tolist(),
+            "cpu_ms": float(np.median(cpu, axis=0).sum()),
         }
 
-    def speed_up(self, name: str, reference: str) -> dict[str, float]:
-        """How many times as fast as `reference`; low and high over the rounds, each compared within itself."""
+    def speed_up(self, name: str, reference: str) -> dict[str, Any]:
+        """How many `times` as fast as `reference`; `rounds` the same of each round, compared within itself."""
         mine, other = (self.wall[self.names.index(n)] for n in (name, reference))
-        rounds = other.sum(axis=1) / mine.sum(axis=1)
         typical = np.median(other, axis=0).sum() / np.median(mine, axis=0).sum()
-        return {"times": float(typical), "low": float(rounds.min()), "high": float(rounds.max())}
+        return {"times": float(typical), "rounds": (other.sum(axis=1) / mine.sum(axis=1)).tolist()}
 
 
 def time_in_turns(

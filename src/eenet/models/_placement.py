@@ -42,7 +42,8 @@ def choose(candidates: Sequence[Place], exits: int) -> list[str]:
         following: list[tuple[float, tuple[int, ...]]] = []
         for index, place in enumerate(candidates):
             price = abs(place.share - target) * exits + _ANOTHER_TENSOR * (place.tensors - 1)
-            price += _DOUBLED * math.log2(max(place.elements, 1) / max(min(near, default=place.elements), 1))
+            narrowest = max(min(near, default=place.elements), 1)
+            price += _DOUBLED * math.log2(max(place.elements / narrowest, 1))
             before = [
                 (total, chosen)
                 for total, chosen in best

@@ -25,13 +25,12 @@ _GREY = "#6b6b6b"
 
 @dataclass(frozen=True)
 class Point:
-    """A measured cost per sample and an accuracy in [0, 1]; `low` and `high` are the range of the cost if known."""
+    """A measured cost per sample, an accuracy in [0, 1], and how far the cost may be off, if known."""
 
     cost: float
     accuracy: float
     label: str = ""
-    low: float | None = None
-    high: float | None = None
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +160,11 @@ def _draw(axes: Any, curve: Curve, colour: str, marker: str, size: float) -> Non
         zorder=3,
     )
     for point in points:
-        if point.low is not None and point.high is not None:
-            axes.plot(
-                [point.low, point.high], [100 * point.accuracy] * 2, color=colour, linewidth=1, alpha=0.5, zorder=2.5
-            )
+        axes.plot(
+            [point.cost - point.spread, point.cost + point.spread],
+            [100 * point.accuracy] * 2,
+            color=colour,
+            linewidth=1,
+            alpha=0.6,
+            zorder=2.5,
+        )

@@ -23,3 +23,5 @@ from eenet.scheduler._policy import ThresholdPolicy as ThresholdPolicy
 from eenet.scheduler._policy import Trail as Trail
 from eenet.scheduler._scheduler import Scheduler as Scheduler
 from eenet.scheduler._scheduler import load_scheduler as load_scheduler
+from eenet.scheduler._thresholds import ScoreTable as ScoreTable
+from eenet.scheduler._thresholds import Thresholds as Thresholds

@@ -81,6 +81,7 @@ class _Ends:
         self._same: dict[fx.Node, fx.Node] = {}
         self._last_use: dict[fx.Node, int] = {}
         self._groups: list[list[tuple[str, fx.Node]]] = [[]]
+        self._last_operator = -1
         for position, node in enumerate(nodes):
             # The items of a list belong to the operator that makes the list.
             producer = node.args[0] if node.target is operator.getitem else None
@@ -98,8 +99,10 @@ class _Ends:
                 for used in returned:
                     if isinstance(used, fx.Node):
                         self._last_use[self._resolve(used)] = position
-                if node.target is not operator.getitem and self._groups[-1]:
-                    self._groups.append([])
+                if node.target is not operator.getitem and node.op != "output":
+                    self._last_operator = position
+                    if self._groups[-1]:
+                        self._groups.append([])
             kept = returns_its_input(node) if node.op == "call_function" else None
             if kept is not None:
                 self._same[node] = kept
@@ -108,19 +111,25 @@ class _Ends:
     def places(self, shares: Mapping[fx.Node, float], shapes: Mapping[fx.Node, tuple[int, ...]]) -> list[Place]:
         """The places that can be cut at, in order."""
         found = []
+        earlier: set[fx.Node] = set()
         for group in self._groups:
+            marked = {marker: _marked(marker) for _, marker in group}
             # The outermost: its name says most, and what it returns is what the rest of the network is built on.
             for name, marker in sorted(group, key=lambda end: end[0].count(".")):
-                place = self._place(name, marker, shares[marker], shapes)
+                # A module that hands on what another one ended with is no place of its own.
+                place = self._place(name, marker, shares[marker], shapes) if marked[marker] not in earlier else None
                 if place is not None:
                     found.append(place)
                     break
+            earlier.update(marked.values())
         return found
 
     def _place(
         self, name: str, marker: fx.Node, share: float, shapes: Mapping[fx.Node, tuple[int, ...]]
     ) -> Place | None:
         position, feature = self._order[marker], self._resolve(marker)
+        if position > self._last_operator:
+            return None
         live = [
             tensor
             for tensor in self._tensors
@@ -189,6 +198,15 @@ class _Run(fx.Interpreter):
         if isinstance(value, Tensor):
             self.shapes[n] = tuple(value.shape)
         return value
+
+
+def _marked(marker: fx.Node) -> fx.Node:
+    """The tensor that a marker stands at, past other markers."""
+    while is_marker(marker):
+        inner = marker.args[0]
+        assert isinstance(inner, fx.Node)
+        marker = inner
+    return marker
 
 
 def _is_tensor(node: fx.Node) -> bool:
