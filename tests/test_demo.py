@@ -266,15 +266,21 @@ class TestParts:
             table: list[float] = ((fixed + each * size).cumsum() / size).tolist()
             return table
 
-        costs = shared_costs(self.profile(whole(8), whole(32)), 32, 8)
+        costs = shared_costs([self.profile(whole(8), whole(32))], 32, 8)
         exits = np.repeat([0, 1, 2], [12, 9, 11])
         reached = np.array([32, 20, 11])
         assert costs.values[exits].sum() == pytest.approx((fixed + each * reached).sum())
         assert costs[2] == pytest.approx(whole(32)[-1])
 
+    def test_one_disturbed_turn_does_not_change_the_shared_costs(self) -> None:
+        quiet = self.profile([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+        disturbed = self.profile([9.0, 14.0, 19.0], [1.0, 2.0, 3.0])
+        alone = shared_costs([quiet], 32, 8)
+        assert shared_costs([quiet, disturbed, quiet], 32, 8).values == pytest.approx(alone.values)
+
     def test_shared_costs_stay_usable_when_the_measurement_is_noise(self) -> None:
         for small, full in (([9.0, 9.5, 9.6], [1.0, 2.0, 3.0]), ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])):
-            costs = shared_costs(self.profile(small, full), 32, 8)
+            costs = shared_costs([self.profile(small, full)], 32, 8)
             assert costs[2] == pytest.approx(3.0)
             assert costs[0] < costs[1] < costs[2]
 

@@ -137,7 +137,7 @@ def test_wrong_heads_classes_and_examples_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="batch"):
         eenet.attach(SmallConvNet(), ["first"], 5, X[:0])
     with pytest.raises((CutError, InvalidInputError)):
-        eenet.attach(SmallConvNet(), ["first"], 5, "not a tensor")  # type: ignore[arg-type]
+        eenet.attach(SmallConvNet(), ["first"], 5, "not a tensor")
 
 
 def test_an_example_of_batch_size_one_is_enough() -> None:

@@ -186,3 +186,16 @@ def test_wrong_labels_and_tasks_are_refused() -> None:
     scheduler = eenet.MaxProbability().fit(unlabelled, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
     with pytest.raises(InvalidInputError, match="no pixel counts"):
         _ = scheduler.replay(unlabelled).mean_iou
+
+
+def test_a_saved_network_keeps_its_task(tmp_path: Path) -> None:
+    task = Segmentation(stride=2, utility="mean_iou")
+    x = torch.randn(1, 3, 32, 32)
+    network = eenet.build_network("eenet:hrnet-w18-small-v1", num_classes=3)
+    model = eenet.attach(network.eval(), ["stage1"], 3, x, task=task)
+    model.save_pretrained(tmp_path / "model")
+    again = eenet.MultiExitModel.from_pretrained(tmp_path / "model")
+    assert again.task == task
+    assert again.answer_shape == (3, 32, 32)
+    for a, b in zip(model.eval()(x), again(x), strict=True):
+        torch.testing.assert_close(a, b)

@@ -349,3 +349,19 @@ def test_batch_norm_statistics_become_those_of_the_data() -> None:
     assert_same_weights(after, weights_of(model))
     with pytest.raises(InvalidInputError, match="batches is 0"):
         reestimate_batch_norm(model, batches, 0)
+
+
+def test_progress_shows_every_exit_and_is_silent_when_not_wanted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(corner_model(), *loaders(64), config=replace(QUICK, progress=True), out=tmp_path / "shown")
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if line.startswith("epoch 2/2  loss")]
+    for word in ("first", "second", "output", "% ", "at 3 budgets", "mean", "images/s"):
+        assert word in line
+    config = replace(QUICK, progress=True, freeze_backbone=True)
+    train(corner_model(), *loaders(64), config=config, out=tmp_path / "frozen")
+    assert "caching features of 64 samples at 2 exits: " in capsys.readouterr().err
+    train(corner_model(), *loaders(64), config=QUICK, out=tmp_path / "silent")
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""

@@ -6,35 +6,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet.costs import ExitCosts
 from eenet.models import MultiExitModel
-from eenet.profiling import UNITS, StageProfile, measure
+from eenet.profiling import StageProfile, measure
 from eenet.scheduler import Scheduler
 
-_TURNS = 4
+_TURNS = 8
 
 
 def profile_in_turns(
     model: MultiExitModel, example: Any, *, batch_sizes: Sequence[int], scheduler: Scheduler, seconds: float
-) -> StageProfile:
-    """Profile every batch size several times in turns, and take medians: the sizes are going to be compared."""
-    turns = [
+) -> list[StageProfile]:
+    """Profile every batch size in short turns, about `seconds` each in all: the sizes are going to be compared."""
+    return [
         measure(model, example, batch_sizes=batch_sizes, scheduler=scheduler, seconds=seconds / _TURNS)
         for _ in range(_TURNS)
     ]
+
+
+def typical(turns: Sequence[StageProfile]) -> StageProfile:
+    """The medians over the turns."""
     first = turns[0]
     return StageProfile(
         first.batch_sizes,
-        {unit: np.median([turn.tables[unit] for turn in turns], axis=0) for unit in UNITS},
-        {unit: np.median([turn.spreads[unit] for turn in turns], axis=0) for unit in UNITS},
+        {unit: np.median([turn.tables[unit] for turn in turns], axis=0) for unit in first.tables},
+        {unit: np.median([turn.spreads[unit] for turn in turns], axis=0) for unit in first.tables},
         np.median([turn.parts_ms for turn in turns], axis=0),
         first.device,
         first.includes,
     )
 
 
-def shared_costs(profile: StageProfile, batch_size: int, survivors: int) -> ExitCosts:
+def shared_costs(turns: Sequence[StageProfile], batch_size: int, survivors: int) -> ExitCosts:
     """What a sample that leaves at each exit adds to the time of its batch, in ms.
 
     A stage takes a fixed time and a time for each sample in it: a line through its times at `survivors` and at
@@ -42,15 +47,13 @@ def shared_costs(profile: StageProfile, batch_size: int, survivors: int) -> Exit
     and leaving saves only the rest. The mean of these costs over the samples of a batch is then the batch's time
     divided by its size, and the cost of the last exit is the same as in the profile.
 
-    How large the fixed part is, is read from processor time: it compares two batch sizes that were not measured at the
-    same moment, and another program that runs meanwhile takes wall time from one of them.
+    How large the fixed part is, is read from processor time and compared within each turn: another program that runs
+    meanwhile takes wall time from one batch size and not from the other.
     """
-    full, fewer = (
-        np.diff(profile.costs("cpu_ms", size).values, prepend=0.0) * size for size in (batch_size, survivors)
-    )
+    shares = [1 - _slope(turn, batch_size, survivors) for turn in turns]
     # Noise could make the line's start negative, or its slope; at least half of a full batch's time is the samples'.
-    fixed_share = np.clip(1 - (full - fewer) / (batch_size - survivors) * batch_size / full, 0.0, 0.5)
-    at = profile.costs("ms", batch_size)
+    fixed_share = np.clip(np.median(shares, axis=0), 0.0, 0.5)
+    at = typical(turns).costs("ms", batch_size)
     stages = np.diff(at.values, prepend=0.0)
     return ExitCosts(
         (stages * fixed_share).sum() + (stages * (1 - fixed_share)).cumsum(),
@@ -60,3 +63,11 @@ def shared_costs(profile: StageProfile, batch_size: int, survivors: int) -> Exit
         device=at.device,
         includes=(*at.includes, "the fixed part of all stages"),
     )
+
+
+def _slope(turn: StageProfile, batch_size: int, survivors: int) -> NDArray[np.float64]:
+    """The part of each stage's time in a full batch that goes with the number of its samples, (K,)."""
+    table = turn.tables["cpu_ms"]
+    full, fewer = (np.diff(table[turn.batch_sizes.index(n)] * n, prepend=0.0) for n in (batch_size, survivors))
+    slope: NDArray[np.float64] = (full - fewer) / full * batch_size / (batch_size - survivors)
+    return slope

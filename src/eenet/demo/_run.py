@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from eenet import __version__
 from eenet._files import write_json
 from eenet.costs import ExitCosts
-from eenet.demo._costs import profile_in_turns, shared_costs
+from eenet.demo._costs import profile_in_turns, shared_costs, typical
 from eenet.demo._data import Digits, load_digits, split
 from eenet.demo._model import build, example_input, load_model, save_model, saved_settings
 from eenet.demo._results import Results, Row
@@ -187,15 +187,16 @@ def _costs(
     scheduler = EENet(seed=settings.training.seed, options=options).fit(calibration, flops, budget="60%")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReliabilityWarning)
-        found = profile_in_turns(
+        turns = profile_in_turns(
             model,
             example,
             batch_sizes=(1, settings.survivors, settings.batch_size),
             scheduler=scheduler,
             seconds=settings.profile_seconds,
         )
+        found = typical(turns)
         costs = _Costs(
-            found.costs("ms", settings.batch_size), shared_costs(found, settings.batch_size, settings.survivors)
+            found.costs("ms", settings.batch_size), shared_costs(turns, settings.batch_size, settings.survivors)
         )
     write_json(out / "profile.json", {"exits": list(model.exit_names), **found.to_dict()})
     write_json(out / "costs.json", costs.shared.to_dict())

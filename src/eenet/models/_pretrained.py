@@ -23,6 +23,7 @@ from eenet.models._multi_exit import MultiExitModel, attach
 from eenet.models._outputs import logits_in
 from eenet.models._sources import Source, rebuild
 from eenet.models._weights import load_weights
+from eenet.tasks import Task, describe_task, task_from
 
 DESCRIPTION, WEIGHTS, EXAMPLE = "model.json", "model.safetensors", "example.safetensors"
 FORMAT, SCHEMA = "eenet.multi_exit_model", 1
@@ -57,6 +58,7 @@ def save_pretrained(model: MultiExitModel, folder: str | Path) -> None:
         "dynamic": {str(dim): name for dim, name in model.staged.dynamic.items()},
         "inputs": inputs,
         "heads": [_head(head) for head in model.heads],
+        "task": describe_task(model.task),
         "dtype": _dtype_name(model.backbone),
     }
     with _atomic_folder(Path(folder)) as temporary:
@@ -106,6 +108,7 @@ def from_pretrained(
             heads=made,
             dynamic={int(dim): name for dim, name in found["dynamic"].items()},
             source=source,
+            task=_task(found["task"], root),
         )
     except CutError as error:
         raise FileFormatError(
@@ -114,6 +117,13 @@ def from_pretrained(
         ) from error
     load_weights(model, root / WEIGHTS, rename=_name_in_model)
     return model.eval()
+
+
+def _task(found: dict[str, Any], root: Path) -> Task:
+    try:
+        return task_from(found)
+    except InvalidInputError as error:
+        raise FileFormatError(f"{str(root)!r} is of a task that cannot be made here: {error}") from error
 
 
 def _name_in_model(name: str) -> str:
@@ -240,7 +250,7 @@ def _problem(found: dict[str, Any]) -> str | None:
     """What of a description is not as `save_pretrained` writes it."""
     kinds: dict[str, type] = {
         "source": dict, "exits": list, "num_classes": int, "dynamic": dict, "inputs": dict, "heads": list,
-        "dtype": str, "sha256": dict,
+        "task": dict, "dtype": str, "sha256": dict,
     }  # fmt: skip
     for key, kind in kinds.items():
         if not isinstance(found.get(key), kind):

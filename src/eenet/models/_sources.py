@@ -73,6 +73,9 @@ def build_network(name: str, **options: Any) -> nn.Module:
     """
     source = Source(Source.parse(name).name, options)
     network = _build(source)
+    noted = getattr(network, "_eenet_source", None)
+    if isinstance(noted, Source):
+        return network  # one of our own, which knows better: options that came from a checkpoint are noted too
     kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
     if source.registry == "hf":
         kept = _hf_options(network)

@@ -6,8 +6,8 @@ logits it needs there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -149,6 +149,29 @@ class Segmentation:
         iou = right / np.maximum(said + truth - right, 1)
         mean: NDArray[np.float64] = (iou * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
         return mean.astype(np.float32)
+
+
+_TASKS: dict[str, type[Classification] | type[Segmentation]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+}
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    """A JSON-ready description of a task, read back by `task_from`."""
+    if not isinstance(task, (Classification, Segmentation)):
+        raise InvalidInputError(f"the task {task.name!r} is not one of {sorted(_TASKS)}, so it cannot be written down")
+    return asdict(task)
+
+
+def task_from(description: Mapping[str, Any]) -> Task:
+    """The task of what `describe_task` gave; raises `InvalidInputError` for any other."""
+    made = _TASKS.get(description.get("name", ""))
+    options = {name: value for name, value in description.items() if name != "name"}
+    known = {f.name for f in fields(made)} if made else set()
+    if made is None or not set(options) <= known:
+        raise InvalidInputError(f"{dict(description)} describes no task; expected the name one of {sorted(_TASKS)}")
+    return made(**options)
 
 
 def mean_iou(pixel_counts: NDArray[np.int64]) -> float:

@@ -1,0 +1,365 @@
+"""One run: its epochs, and its state, all of which is in the checkpoint after each of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet.costs import ExitCosts
+from eenet.errors import InvalidInputError, MissingExtraError
+from eenet.models import MultiExitModel
+from eenet.models._collect import unpack
+from eenet.models._outputs import logits_in
+from eenet.profiling import profile
+from eenet.training._checkpoint import (
+    first_not_finite,
+    load_checkpoint,
+    read_header,
+    remove_leftovers,
+    restore,
+    save_checkpoint,
+)
+from eenet.training._config import TrainConfig
+from eenet.training._errors import TrainingDivergedError
+from eenet.training._frontier import two_fold_frontier
+from eenet.training._loss import JointLoss
+from eenet.training._optim import make_optimiser, rate_factor, set_rate
+from eenet.training._programs import FrozenProgram, JointProgram, Program
+from eenet.training._report import Display, EpochReport, TrainResult, write_history
+from eenet.training._seeds import EpochSeeds
+from eenet.training._task import TrainingTask
+from eenet.training._weights import Moment, exit_weights
+
+LAST, BEST, HISTORY, LOGS, FEATURES = "last.safetensors", "best.safetensors", "metrics.csv", "tensorboard", "features"
+
+
+@dataclass
+class _State:
+    """Where a run is: all of it is in the checkpoint."""
+
+    history: list[EpochReport] = field(default_factory=list)
+    step: int = 0
+
+    @property
+    def epoch(self) -> int:
+        return len(self.history)
+
+    @property
+    def best(self) -> EpochReport:
+        return max(self.history, key=lambda report: (report.score, -report.epoch))
+
+    def stale(self) -> int:
+        """The epochs since the mean accuracy over the exits was last improved."""
+        means = [report.mean for report in self.history]
+        return len(means) - 1 - means.index(max(means)) if means else 0
+
+
+class Run:
+    """One call of `train`: `prepare`, `epochs`, `finish`."""
+
+    def __init__(
+        self,
+        fabric: Any,
+        model: MultiExitModel,
+        config: TrainConfig,
+        folder: Path,
+        task: TrainingTask,
+        display: Display,
+        teacher: nn.Module | None,
+    ) -> None:
+        self.fabric = fabric
+        self.model = model
+        self.config = config
+        self.folder = folder
+        self.task = task
+        self.display = display
+        self.teacher = None if teacher is None else fabric.to_device(teacher).eval()
+        self.loss = JointLoss(task, config.temperature, config.teacher_weight)
+        self.state = _State()
+        self.logger: Any = None
+
+    def prepare(self, train_loader: Any, validation_loader: Any, costs: ExitCosts | None, *, resume: bool) -> None:
+        """Find out what there is to resume, count costs, make optimiser and program."""
+        self.optimiser = make_optimiser(self.model, self.config)
+        header = self._resume() if resume and (self.folder / LAST).is_file() else None
+        # Weights first, the cache after: features are those of the weights that the run goes on with.
+        self.program: Program
+        if self.config.freeze_backbone:
+            self.program = FrozenProgram(
+                self.fabric,
+                self.model,
+                train_loader,
+                validation_loader,
+                self.config,
+                self.folder / FEATURES,
+                self.display,
+            )
+        else:
+            self.program = JointProgram(self.fabric, self.model, train_loader, validation_loader, self.config)
+            # Traced here, outside of mixed precision, which a trace would fix.
+            self.model.train()
+            _ = self.model.staged.stages
+        if header is not None and header["batches"] != self.program.batches:
+            raise InvalidInputError(
+                f"the run in {str(self.folder)!r} had {header['batches']} batches in an epoch, train_loader has "
+                f"{self.program.batches}; resume with the same data and batch size, or choose another `out`"
+            )
+        self.costs = costs if costs is not None else self._counted(validation_loader)
+        self.costs.require_exits(self.model.num_exits)
+        if not isinstance(self.config.loss_weights, str):
+            exit_weights(self.config.loss_weights, self._moment(0, 1))
+        self.module, self.wrapped = self.fabric.setup(self.program.module, self.optimiser)
+        if self.fabric.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in (LAST, BEST, HISTORY):
+                remove_leftovers(self.folder / name)
+            if self.config.tensorboard:
+                self.logger = _tensorboard(self.folder, self.state.epoch)
+
+    def epochs(self, seeds: EpochSeeds) -> None:
+        """Run the epochs that are left."""
+        while not self.finished():
+            epoch = self.state.epoch
+            seeds.start(epoch)
+            trained = self._train_epoch(epoch)
+            bad = first_not_finite(self.model)
+            if bad is not None:
+                raise TrainingDivergedError(
+                    f"after epoch {epoch + 1} the weight {bad!r} is not finite; {self._last_good()}",
+                    step=self.state.step - 1,
+                    exit_name=None,
+                )
+            report = self._evaluate(epoch, trained)
+            self.state.history.append(report)
+            self._save(report)
+
+    def finished(self) -> bool:
+        """Whether all epochs are done, or patience has run out."""
+        return self.state.epoch >= self.config.epochs or self._out_of_patience()
+
+    def finish(self) -> TrainResult:
+        """Load the best weights and give the result."""
+        self.fabric.barrier()
+        if self.logger is not None:
+            self.logger.finalize("success")
+        best = self.state.best
+        load_checkpoint(self.model, self.folder / BEST)
+        return TrainResult(
+            history=tuple(self.state.history),
+            best=best,
+            best_checkpoint=self.folder / BEST,
+            last_checkpoint=self.folder / LAST,
+            stopped_early=self.state.epoch < self.config.epochs,
+            costs=self.costs,
+        )
+
+    def _out_of_patience(self) -> bool:
+        return self.config.patience is not None and self.state.stale() >= self.config.patience
+
+    def _train_epoch(self, epoch: int) -> _Trained:
+        program, config = self.program, self.config
+        weights = exit_weights(config.loss_weights, self._moment(epoch, config.epochs))
+        distillation_starts = round(self._steps * (1 - config.distillation_part))
+        advance = self.display.epoch(epoch, program.batches)
+        trained = _Trained(self.model.num_exits)
+        self.optimiser.zero_grad()
+        start = time.perf_counter()
+        for index, (args, kwargs, targets) in enumerate(program.epoch(epoch)):
+            # The last group of an epoch may be smaller than the others.
+            first = index - index % config.accumulate
+            group = min(config.accumulate, program.batches - first)
+            complete = index - first + 1 == group
+            if index == first:
+                trained.rate = set_rate(self.optimiser, rate_factor(config, self.state.step, self._steps))
+            with self.fabric.no_backward_sync(self.module, enabled=not complete):
+                logits = self.module(*args, **kwargs)
+                self.task.check(logits[-1], targets)
+                distil = config.distillation_weight if self.state.step >= distillation_starts else 0.0
+                loss, losses = self.loss(
+                    logits,
+                    targets,
+                    weights,
+                    distillation_weight=distil,
+                    teacher=self._teach(args, kwargs),
+                )
+                self._check_finite(loss, losses, epoch, index)
+                self.fabric.backward(loss / group)
+            if complete:
+                if config.gradient_clip is not None:
+                    self.fabric.clip_gradients(
+                        self.module, self.wrapped, max_norm=config.gradient_clip, error_if_nonfinite=False
+                    )
+                self.wrapped.step()
+                self.optimiser.zero_grad()
+                self.state.step += 1
+            with torch.no_grad():
+                utilities = torch.stack([self.task.utility(z, targets).mean() for z in logits])
+            advance(trained.add(loss, losses, utilities, len(targets) * self.fabric.world_size))
+        trained.seconds = time.perf_counter() - start
+        if trained.batches != program.batches:
+            raise InvalidInputError(
+                f"train_loader gave {trained.batches} batches, its length said {program.batches}; correct its length"
+            )
+        return trained
+
+    @property
+    def _steps(self) -> int:
+        """The optimiser steps of the whole run."""
+        return self.config.epochs * -(-self.program.batches // self.config.accumulate)
+
+    def _moment(self, epoch: int, epochs: int) -> Moment:
+        history = self.state.history
+        relative = [float(c) for c in self.costs.values / self.costs[-1]]
+        losses = history[-1].exit_losses if history else ()
+        return Moment(self.model.num_exits, epoch / epochs, relative, losses)
+
+    def _teach(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), self.fabric.autocast():
+            output = self.teacher(*args, **kwargs)
+        if isinstance(self.teacher, MultiExitModel):
+            output = output[-1]
+        return logits_in(output, self.model.num_classes).float()
+
+    def _check_finite(self, loss: Tensor, losses: Tensor, epoch: int, batch: int) -> None:
+        finite = torch.isfinite(torch.cat([losses.float(), loss.detach().float().reshape(1)]))
+        everywhere = finite.all().float()
+        if self.fabric.world_size > 1:
+            # All processes stop together; one that went on alone would wait for the others for ever.
+            everywhere = self.fabric.all_reduce(everywhere, reduce_op="min")
+        if bool(everywhere):
+            return
+        bad = torch.nonzero(~finite).flatten().tolist()
+        name = next((self.model.exit_names[k] for k in bad if k < len(losses)), None)
+        what = f"the loss of exit {name!r} is {float(losses[bad[0]])}" if name else "the joint loss is not finite"
+        raise TrainingDivergedError(
+            f"{what} at step {self.state.step} (epoch {epoch + 1}, batch {batch + 1}); {self._last_good()}",
+            step=self.state.step,
+            exit_name=name,
+        )
+
+    def _last_good(self) -> str:
+        kept = "no epoch was finished before"
+        if self.state.epoch:
+            kept = f"{str(self.folder / LAST)!r} is of the last good epoch, number {self.state.epoch}"
+        return f"{kept}; use a smaller learning_rate, a warm-up, gradient_clip, or precision='32'"
+
+    def _evaluate(self, epoch: int, trained: _Trained) -> EpochReport:
+        # One process evaluates, so that the records are those of all the data, each sample once.
+        report = None
+        if self.fabric.is_global_zero:
+            records = self.program.evaluate(self.task)
+            found = two_fold_frontier(records, self.costs, self.config.budgets, seed=self.config.seed)
+            accuracies = tuple(float(a) for a in records.accuracies)
+            report = EpochReport(
+                epoch=epoch,
+                step=self.state.step,
+                learning_rate=trained.rate,
+                loss=float(trained.loss / trained.batches),
+                exit_losses=tuple((trained.losses / trained.batches).tolist()),
+                train_accuracies=tuple((trained.utilities / trained.batches).tolist()),
+                accuracies=accuracies,
+                mean=sum(accuracies) / len(accuracies),
+                budgets=found.budgets,
+                frontier=found.accuracies,
+                frontier_costs=found.costs,
+                score=found.mean,
+                seconds=trained.seconds,
+                images_per_second=trained.samples / max(trained.seconds, 1e-9),
+            )
+        shared: EpochReport = self.fabric.broadcast(report)
+        return shared
+
+    def _save(self, report: EpochReport) -> None:
+        best = self.state.best is report
+        if self.fabric.is_global_zero:
+            header = {
+                "config": self.config.to_dict(),
+                "task": self.task.name,
+                "exits": list(self.model.exit_names),
+                "num_classes": self.model.num_classes,
+                "batches": self.program.batches,
+                "step": self.state.step,
+                "history": [past.to_dict() for past in self.state.history],
+                "precision": self.fabric.strategy.precision.state_dict(),
+            }
+            # The best first: a run that is killed between the two repeats the epoch and writes the same best again.
+            if best:
+                save_checkpoint(self.folder / BEST, self.model, header)
+            save_checkpoint(self.folder / LAST, self.model, header, self.optimiser)
+            write_history(self.folder / HISTORY, self.state.history)
+            if self.logger is not None:
+                self.logger.log_metrics(report.row(), step=report.epoch + 1)
+        self.display.report(report, best=best)
+        self.fabric.barrier()
+
+    def _resume(self) -> dict[str, Any]:
+        path = self.folder / LAST
+        header = read_header(path)
+        changed = self.config.differences(TrainConfig.from_dict(header["config"]))
+        if header["task"] != self.task.name:
+            changed.append(f"task: {self.task.name!r} instead of {header['task']!r}")
+        if changed:
+            raise InvalidInputError(
+                f"the run in {str(self.folder)!r} has other settings ({'; '.join(changed)}); resume with the same, or "
+                "choose another `out`"
+            )
+        restore(self.model, self.optimiser, path)
+        self.state.history = [EpochReport.from_dict(past) for past in header["history"]]
+        self.state.step = header["step"]
+        self.fabric.strategy.precision.load_state_dict(header["precision"])
+        if self.fabric.is_global_zero:
+            write_history(self.folder / HISTORY, self.state.history)
+        self.display.say(f"resuming after epoch {self.state.epoch} of {self.config.epochs}")
+        return header
+
+    def _counted(self, loader: Iterable[Any]) -> ExitCosts:
+        """FLOPs per sample: the same on every machine, so that the same checkpoint is chosen."""
+        for batch in loader:
+            args, kwargs, _ = unpack(batch)
+            args, kwargs = self.fabric.to_device((args, kwargs))
+            return profile(self.model, kwargs or args, unit="flops", seconds=0.0)
+        raise InvalidInputError("the validation loader gave no batch; expected at least one")
+
+
+class _Trained:
+    """Sums over the batches of an epoch."""
+
+    def __init__(self, exits: int) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64)
+        self.losses = torch.zeros(exits, dtype=torch.float64)
+        self.utilities = torch.zeros(exits, dtype=torch.float64)
+        self.batches = 0
+        self.samples = 0
+        self.rate = 0.0
+        self.seconds = 0.0
+
+    def add(self, loss: Tensor, losses: Tensor, utilities: Tensor, samples: int) -> list[float]:
+        """Count one batch; gives its utilities."""
+        self.loss += loss.detach().cpu().double()
+        self.losses += losses.cpu().double()
+        self.utilities += utilities.cpu().double()
+        self.batches += 1
+        self.samples += samples
+        found: list[float] = utilities.tolist()
+        return found
+
+
+def _tensorboard(folder: Path, epochs: int) -> Any:
+    from lightning_fabric.loggers.tensorboard import TensorBoardLogger
+
+    try:
+        # What a killed run logged after its last finished epoch is hidden.
+        return TensorBoardLogger(folder, name=LOGS, version="", purge_step=epochs + 1 if epochs else None)
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "TensorBoard logs need tensorboard, which is not installed: pip install 'eenet[train]', or set "
+            "tensorboard=False"
+        ) from error
