@@ -33,6 +33,7 @@ _HOMES = {
     "describe": "eenet.models",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
+    "train": "eenet.training",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from eenet.scheduler import load_scheduler as load_scheduler
     from eenet.stages import StagedModel as StagedModel
     from eenet.stages import cut as cut
+    from eenet.training import train as train
 
 
 _ROOMS = {
