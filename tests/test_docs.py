@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from torchvision_shim import define_missing_operators
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def blocks(page: str) -> dict[str, list[str]]:
@@ -40,3 +43,23 @@ def test_bring_your_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "model.safetensors",
         "example.safetensors",
     }
+
+
+@pytest.mark.filterwarnings("ignore:the costs at batch size")  # a test machine may be busy
+def test_the_code_in_the_readme_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(code) == 1
+    network = torch.nn.Sequential(
+        OrderedDict(
+            layer1=torch.nn.Conv2d(3, 8, 3, 2),
+            layer2=torch.nn.Conv2d(8, 8, 3, 2),
+            pool=torch.nn.AdaptiveAvgPool2d(1),
+            flat=torch.nn.Flatten(),
+            top=torch.nn.Linear(8, 10),
+        )
+    ).eval()
+    x, y = torch.randn(60, 3, 16, 16), torch.arange(60) % 10
+    names: dict[str, Any] = {"network": network, "x": x[:4], "calibration_loader": [(x, y)], "test_loader": [(x, y)]}
+    exec(compile(code[0], "README.md", "exec"), names)
+    assert names["out"].logits.shape == (4, 10)

@@ -14,6 +14,8 @@ from eenet.cli._demo import demo
 from eenet.cli._evaluate import evaluate
 from eenet.cli._fit import fit
 from eenet.cli._profile import profile
+from eenet.cli._reproduce import reproduce
+from eenet.cli._train import train
 from eenet.cli._version import version
 from eenet.errors import EENetError, ReliabilityWarning
 
@@ -99,7 +101,7 @@ def common(
     """Options of every command; the help text of the application itself is `_HELP`."""
 
 
-for command in (demo, profile, fit, evaluate, version):
+for command in (demo, train, reproduce, profile, fit, evaluate, version):
     app.command()(command)
 
 

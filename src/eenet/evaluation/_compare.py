@@ -73,6 +73,8 @@ class Comparison:
     """For each resplit the held-out accuracy of the first and of the last exit."""
     costs: ExitCosts
     fraction: float
+    bootstrap: bool = False
+    """Whether the held-out samples are bootstrap samples of records that nothing is fitted on."""
 
     @property
     def schedulers(self) -> tuple[str, ...]:
@@ -111,7 +113,8 @@ class Comparison:
         really had: the reference's own `curve`, straight between its points. Differences are then averaged over the
         resplits, as pairs. Resplits share samples, so their differences are not independent; the variance of the mean
         is therefore taken as (1/R + held-out / calibration) times the sample variance. Source: Nadeau and Bengio,
-        "Inference for the Generalization Error", Machine Learning 52 (2003), section 5.
+        "Inference for the Generalization Error", Machine Learning 52 (2003), section 5. With bootstrap samples it is
+        (1/R + 1) times: what varies from one to the next varies as much from the records to the population.
         """
         if reference not in self.schedulers:
             raise InvalidInputError(f"reference {reference!r} was not compared; choose from {list(self.schedulers)}")
@@ -139,7 +142,7 @@ class Comparison:
             return []
         error = None
         if len(values) > 1:
-            inflation = 1 / len(values) + (1 - self.fraction) / self.fraction
+            inflation = 1 / len(values) + (1.0 if self.bootstrap else (1 - self.fraction) / self.fraction)
             error = math.sqrt(inflation * statistics.variance(values))
         return [Difference(name, budget, statistics.fmean(values), error, len(values))]
 
@@ -151,6 +154,7 @@ class Comparison:
             "unit": self.costs.unit,
             "costs": self.costs.to_dict(),
             "fraction": self.fraction,
+            "bootstrap": self.bootstrap,
             "reference": reference,
             "rows": [asdict(row) for row in self.rows],
             "bounds": [asdict(bound) for bound in self.bounds],
@@ -208,18 +212,23 @@ def compare(
     resplits: int = 5,
     fraction: float = 2 / 3,
     seed: int = 0,
+    held_out: ExitRecords | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Fit each scheduler to each budget on random parts of the records and try it on the rest.
 
     `schedulers` maps a name to what makes an unfitted scheduler; `budgets` are per sample in the unit of `costs`.
     `resplits` times the records are divided into `fraction` for calibration and the rest held out, the same for all
-    schedulers. A budget that cannot be met becomes a row with a reason. `progress` is told how many fits of how many
+    schedulers. With `held_out`, nothing of which is ever fitted on, the rest is left alone, and each resplit is judged on
+    a bootstrap sample of those records. A budget that cannot be met becomes a row with a reason. `progress` is told how many fits of how many
     are done. The same seed gives the same rows, fit times apart. Raises `InvalidInputError` for records without labels,
     or without a scheduler, budget or resplit.
     """
     costs.require_exits(records.num_exits)
     records.require_utility()
+    if held_out is not None:
+        costs.require_exits(held_out.num_exits)
+        held_out.require_utility()
     if not schedulers or not len(budgets) or resplits < 1:
         raise InvalidInputError(
             f"{len(schedulers)} schedulers, {len(budgets)} budgets, {resplits} resplits: expected at least one of each"
@@ -232,15 +241,18 @@ def compare(
     ends: list[tuple[float, float]] = []
     total = resplits * len(schedulers) * len(amounts)
     for resplit in range(resplits):
-        calibration, held_out = records.split(fraction, seed=seed + resplit)
-        ends.append((float(held_out.accuracies[0]), float(held_out.accuracies[-1])))
-        bounds += _bound_rows(held_out, costs, amounts, resplit)
+        calibration, fresh = records.split(fraction, seed=seed + resplit)
+        if held_out is not None:
+            draws = np.random.default_rng([seed, resplit]).integers(0, len(held_out), len(held_out))
+            fresh = held_out.subset(np.sort(draws))
+        ends.append((float(fresh.accuracies[0]), float(fresh.accuracies[-1])))
+        bounds += _bound_rows(fresh, costs, amounts, resplit)
         for name, make in schedulers.items():
             for budget in amounts:
-                rows.append(_one(name, make, budget, resplit, calibration, held_out, costs))
+                rows.append(_one(name, make, budget, resplit, calibration, fresh, costs))
                 if progress is not None:
                     progress(len(rows), total)
-    return Comparison(tuple(rows), tuple(bounds), tuple(ends), costs, fraction)
+    return Comparison(tuple(rows), tuple(bounds), tuple(ends), costs, fraction, held_out is not None)
 
 
 def _one(

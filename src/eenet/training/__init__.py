@@ -10,6 +10,7 @@ from eenet.training._frontier import frontier as frontier
 from eenet.training._frontier import two_fold_frontier as two_fold_frontier
 from eenet.training._report import EpochReport as EpochReport
 from eenet.training._report import TrainResult as TrainResult
+from eenet.training._segmentation import SegmentationTask as SegmentationTask
 from eenet.training._task import ClassificationTask as ClassificationTask
 from eenet.training._task import TrainingTask as TrainingTask
 from eenet.training._train import train as train
