@@ -31,10 +31,8 @@ from torch import Tensor
 
 import eenet
 from _machine import describe, machine, progress_bar
-from _torchvision import resnet50
 from eenet.models import feature_of
-from eenet.scheduler import Plan, Score
-from eenet.scheduler._thresholds import ScoreTable, Thresholds
+from eenet.scheduler import Plan, Score, ScoreTable, Thresholds
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
 POOLS = {1: 10, 8: 40, 32: 64}
@@ -94,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"ResNet-50, 224 px, exits {SHARES} asked for, about {options.seconds:g} s for each batch size\n", flush=True)
 
     torch.manual_seed(0)
-    network = resnet50()
+    network = eenet.build_network("torchvision:resnet50").eval()
     images = _images(max(POOLS[size] for size in options.batch_sizes))
     model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=1000, example=images[:2]).eval()
     results = []

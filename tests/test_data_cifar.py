@@ -14,7 +14,7 @@ import torch
 import data_files as files
 from eenet.data import ImageArray, class_sizes, load
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 
 LABELS = [3, 0, 9, 1, 3, 7, 2, 8, 5, 6]
 

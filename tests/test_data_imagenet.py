@@ -12,7 +12,7 @@ import torch
 import data_files as files
 from eenet.data import ImageFolder, load
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 
 TRAIN = {"n01440764": 3, "n01443537": 4, "n01484850": 2}
 

@@ -11,7 +11,7 @@ import torch
 import data_files as files
 from eenet.data import TextCollator, Texts, class_sizes, load, loader
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 
 SENTENCES = ["a good film", 'it said "bad " and meant it', "good", "bad film", ""]
 LABELS = [1, 0, 1, 0, 0]

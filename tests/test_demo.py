@@ -19,7 +19,16 @@ from typer.testing import CliRunner
 
 import eenet
 from eenet.cli import app
-from eenet.demo import joint_loss, load_model, shared_costs, split_indices, standard, time_in_turns
+from eenet.demo import (
+    by_processor_time,
+    fastest,
+    joint_loss,
+    load_model,
+    shared_costs,
+    split_indices,
+    standard,
+    time_in_turns,
+)
 from eenet.errors import FileFormatError, InvalidInputError, MissingExtraError
 from eenet.profiling import StageProfile
 
@@ -266,21 +275,28 @@ class TestParts:
             table: list[float] = ((fixed + each * size).cumsum() / size).tolist()
             return table
 
-        costs = shared_costs([self.profile(whole(8), whole(32))], 32, 8)
+        costs = shared_costs(self.profile(whole(8), whole(32)), 32, 8)
         exits = np.repeat([0, 1, 2], [12, 9, 11])
         reached = np.array([32, 20, 11])
         assert costs.values[exits].sum() == pytest.approx((fixed + each * reached).sum())
         assert costs[2] == pytest.approx(whole(32)[-1])
 
-    def test_one_disturbed_turn_does_not_change_the_shared_costs(self) -> None:
-        quiet = self.profile([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
-        disturbed = self.profile([9.0, 14.0, 19.0], [1.0, 2.0, 3.0])
-        alone = shared_costs([quiet], 32, 8)
-        assert shared_costs([quiet, disturbed, quiet], 32, 8).values == pytest.approx(alone.values)
+    def test_disturbed_turns_of_a_profile_do_not_count(self) -> None:
+        quiet, disturbed = [2.0, 4.0, 6.0], [2.5, 4.5, 9.0]
+        found = fastest([self.profile(quiet, disturbed), self.profile(disturbed, quiet)])
+        assert found.tables["ms"].tolist() == [quiet, quiet]
+
+    def test_processor_time_gives_the_proportions_and_wall_time_the_scale(self) -> None:
+        wall, cpu = np.array([[1.0, 2.0, 9.0], [2.0, 3.0, 8.0]]), np.array([[2.0, 4.0, 6.0], [1.0, 2.0, 4.0]])
+        spreads = {"ms": np.ones((2, 3)), "cpu_ms": np.zeros((2, 3))}
+        measured = StageProfile((8, 32), {"ms": wall, "cpu_ms": cpu}, spreads, np.zeros((2, 3, 3)))
+        found = by_processor_time(measured)
+        assert found.tables["ms"].tolist() == [[4.0, 8.0, 12.0], [2.0, 4.0, 8.0]]
+        assert found.spreads["ms"].max() == 0
 
     def test_shared_costs_stay_usable_when_the_measurement_is_noise(self) -> None:
         for small, full in (([9.0, 9.5, 9.6], [1.0, 2.0, 3.0]), ([0.1, 0.2, 0.3], [1.0, 2.0, 3.0])):
-            costs = shared_costs([self.profile(small, full)], 32, 8)
+            costs = shared_costs(self.profile(small, full), 32, 8)
             assert costs[2] == pytest.approx(3.0)
             assert costs[0] < costs[1] < costs[2]
 

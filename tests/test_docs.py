@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from torchvision_shim import define_missing_operators
+from optional import import_or_skip
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -28,8 +28,7 @@ def blocks(page: str) -> dict[str, list[str]]:
 
 def test_bring_your_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("torchvision", "timm", "transformers"):
-        define_missing_operators()
-        pytest.importorskip(library, reason=f"{library} is not installed", exc_type=ImportError)
+        import_or_skip(library)
     monkeypatch.chdir(tmp_path)
     sections = blocks("networks.md")
     assert list(sections) == ["torchvision", "timm", "Hugging Face", "Where tracing fails"]

@@ -14,7 +14,7 @@ from eenet.errors import InvalidInputError
 from eenet.models import MODELS, build, multi_exit
 from eenet.models._sources import rebuild, source_of
 from networks_counts import on_meta
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 
 EXITS = {
     "resnet56": 3,

@@ -17,7 +17,7 @@ from eenet.errors import FileFormatError, InvalidInputError, MissingExtraError
 from eenet.models import MODELS, bert, bert_exits, bert_heads, build, minilm, multi_exit
 from eenet.models._sources import source_of
 from networks_counts import macs, on_meta, params
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 
 Pooling = Literal["first", "mean"]
 

@@ -14,7 +14,7 @@ import eenet
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.models import CifarResNet, DenseNet, MSDNet, StackedConvHead, hrnet, load_published, resnet56
 from networks_counts import counts_per_exit, image, macs, on_meta, params
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 
 
 class TestResNet56:

@@ -15,6 +15,7 @@ import eenet
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.models import ConvHead
 from networks import SmallConvNet
+from optional import import_or_skip
 from zoo import images, tokens
 
 X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -83,7 +84,7 @@ def test_networks_that_have_a_name(
 ) -> None:
     library = {"timm": "timm", "hf": "transformers"}
     for name in ("torchvision", *library.values()):
-        pytest.importorskip(name, reason=f"{name} is not installed", exc_type=ImportError)
+        import_or_skip(name)
     example = inputs(2)
     text = "input_ids" in example
     given = example if text else tuple(example.values())
@@ -101,7 +102,7 @@ def test_networks_that_have_a_name(
 
 
 def test_a_model_of_hugging_face_says_itself_how_it_is_built(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed", exc_type=ImportError)
+    transformers = import_or_skip("transformers")
     net = transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL_BERT))
     model = eenet.attach(net.eval(), ["bert.encoder.layer.0"], example=tokens(2)).eval()
     model.save_pretrained(tmp_path)
@@ -215,7 +216,7 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["torchvision:resnet1", "timm:nothing", "hf:BertConfig", "hf:os", "nowhere:make"])
 def test_names_that_nothing_is_known_by_are_refused(name: str) -> None:
     for library in ("torchvision", "timm", "transformers"):
-        pytest.importorskip(library, reason=f"{library} is not installed", exc_type=ImportError)
+        import_or_skip(library)
     with pytest.raises(InvalidInputError, match=r"no network|cannot import"):
         eenet.build_network(name)
 

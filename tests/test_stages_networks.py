@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet.stages import StagedModel, cut
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 from zoo import DOCS, NETWORKS, Inputs, row, tokens, written_rows
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.stages import LiveTensor
-from torchvision_shim import import_or_skip
+from optional import import_or_skip
 
 DOCS = Path(__file__).parents[1] / "docs" / "networks.md"
 BEGIN, END = "<!-- networks: begin -->", "<!-- networks: end -->"

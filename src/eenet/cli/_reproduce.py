@@ -19,7 +19,8 @@ DataRoot = Annotated[Path | None, typer.Option(help="The folder that holds the d
 Checkpoint = Annotated[Path | None, typer.Option(help="Texts: the folder of an encoder and its tokenizer.")]
 Weights = Annotated[Path | None, typer.Option(help="Published weights to start from, in safetensors.")]
 Changes = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as train.epochs=5; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field, as train.epochs=5; repeatable."),
 ]
 Threads = Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing data and checkpoints from Hugging Face.")]

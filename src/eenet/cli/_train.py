@@ -42,7 +42,9 @@ def train(
     threads: Threads = 0,
     download: Download = False,
     skip_corrupt: SkipCorrupt = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the report of each epoch, machine-readable.")] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print the report of each epoch, machine-readable.")
+    ] = False,
 ) -> None:
     """Train all exits of a recipe's network: its data and train steps alone.
 

@@ -1,5 +1,7 @@
 """The demo: a multi-exit network trained, measured, scheduled and run on real digits, in one command."""
 
+from eenet.demo._costs import by_processor_time as by_processor_time
+from eenet.demo._costs import fastest as fastest
 from eenet.demo._costs import shared_costs as shared_costs
 from eenet.demo._data import split_indices as split_indices
 from eenet.demo._model import example_input as example_input

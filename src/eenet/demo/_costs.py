@@ -6,68 +6,86 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eenet.costs import ExitCosts
 from eenet.models import MultiExitModel
 from eenet.profiling import StageProfile, measure
 from eenet.scheduler import Scheduler
 
-_TURNS = 8
+_TURNS = 10
 
 
 def profile_in_turns(
     model: MultiExitModel, example: Any, *, batch_sizes: Sequence[int], scheduler: Scheduler, seconds: float
-) -> list[StageProfile]:
-    """Profile every batch size in short turns, about `seconds` each in all: the sizes are going to be compared."""
-    return [
-        measure(model, example, batch_sizes=batch_sizes, scheduler=scheduler, seconds=seconds / _TURNS)
-        for _ in range(_TURNS)
-    ]
+) -> StageProfile:
+    """Profile every batch size in short turns, about `seconds` each in all, and take each number from its fastest turn.
+
+    Exits and batch sizes are going to be compared, so none may be measured while another program takes the processor's
+    time, and others not: what disturbs a turn only ever makes it slower.
+    """
+    return fastest(
+        [
+            measure(model, example, batch_sizes=batch_sizes, scheduler=scheduler, seconds=seconds / _TURNS)
+            for _ in range(_TURNS)
+        ]
+    )
 
 
-def typical(turns: Sequence[StageProfile]) -> StageProfile:
-    """The medians over the turns."""
+def fastest(turns: Sequence[StageProfile]) -> StageProfile:
+    """The smallest of each number over several profiles; the spread is the usual one within a profile."""
     first = turns[0]
     return StageProfile(
         first.batch_sizes,
-        {unit: np.median([turn.tables[unit] for turn in turns], axis=0) for unit in first.tables},
+        {unit: np.min([turn.tables[unit] for turn in turns], axis=0) for unit in first.tables},
         {unit: np.median([turn.spreads[unit] for turn in turns], axis=0) for unit in first.tables},
-        np.median([turn.parts_ms for turn in turns], axis=0),
+        np.min([turn.parts_ms for turn in turns], axis=0),
         first.device,
         first.includes,
     )
 
 
-def shared_costs(turns: Sequence[StageProfile], batch_size: int, survivors: int) -> ExitCosts:
+def disturbance(profile: StageProfile) -> float:
+    """The largest relative spread of the wall times."""
+    return float(profile.spreads["ms"].max())
+
+
+def by_processor_time(profile: StageProfile) -> StageProfile:
+    """The profile with wall times that are processor times times one factor, which leaves the dearest as it was.
+
+    Where other programs want the processor too, a long stage is interrupted and a short one is not, so their wall times
+    do not compare; processor time does not run while another program has the processor.
+    """
+    wall, cpu = profile.tables["ms"], profile.tables["cpu_ms"]
+    return StageProfile(
+        profile.batch_sizes,
+        {**profile.tables, "ms": cpu * (wall[-1, -1] / cpu[-1, -1])},
+        {**profile.spreads, "ms": profile.spreads["cpu_ms"]},
+        profile.parts_ms,
+        profile.device,
+        profile.includes,
+    )
+
+
+def shared_costs(profile: StageProfile, batch_size: int, survivors: int) -> ExitCosts:
     """What a sample that leaves at each exit adds to the time of its batch, in ms.
 
     A stage takes a fixed time and a time for each sample in it: a line through its times at `survivors` and at
     `batch_size` samples. When samples leave, the fixed part stays, as long as one sample goes on, so the batch pays it
     and leaving saves only the rest. The mean of these costs over the samples of a batch is then the batch's time
     divided by its size, and the cost of the last exit is the same as in the profile.
-
-    How large the fixed part is, is read from processor time and compared within each turn: another program that runs
-    meanwhile takes wall time from one batch size and not from the other.
     """
-    shares = [1 - _slope(turn, batch_size, survivors) for turn in turns]
+    at = profile.costs("ms", batch_size)
+    full = np.diff(at.values, prepend=0.0) * batch_size
+    fewer = np.diff(profile.costs("ms", survivors).values, prepend=0.0) * survivors
+    each = (full - fewer) / (batch_size - survivors)
     # Noise could make the line's start negative, or its slope; at least half of a full batch's time is the samples'.
-    fixed_share = np.clip(np.median(shares, axis=0), 0.0, 0.5)
-    at = typical(turns).costs("ms", batch_size)
-    stages = np.diff(at.values, prepend=0.0)
+    each = np.clip(each, 0.5 * full / batch_size, full / batch_size)
+    fixed = full - batch_size * each
     return ExitCosts(
-        (stages * fixed_share).sum() + (stages * (1 - fixed_share)).cumsum(),
+        fixed.sum() / batch_size + each.cumsum(),
         "ms",
         batch_size=batch_size,
         spread=at.spread,
         device=at.device,
         includes=(*at.includes, "the fixed part of all stages"),
     )
-
-
-def _slope(turn: StageProfile, batch_size: int, survivors: int) -> NDArray[np.float64]:
-    """The part of each stage's time in a full batch that goes with the number of its samples, (K,)."""
-    table = turn.tables["cpu_ms"]
-    full, fewer = (np.diff(table[turn.batch_sizes.index(n)] * n, prepend=0.0) for n in (batch_size, survivors))
-    slope: NDArray[np.float64] = (full - fewer) / full * batch_size / (batch_size - survivors)
-    return slope

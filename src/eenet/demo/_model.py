@@ -28,7 +28,10 @@ def build(network: NetworkSettings, seed: int) -> MultiExitModel:
         torch.manual_seed(seed)
         backbone = CifarResNet(network.blocks, widths=network.widths, num_classes=NUM_CLASSES, channels=IMAGE_SHAPE[0])
         # Lean heads: what they take, every sample that passes them pays.
-        heads = [ConvHead(width, NUM_CLASSES, hidden=network.head_width) for width in network.widths[:-1]]
+        heads = [
+            ConvHead(width, NUM_CLASSES, hidden=network.head_width, grid=network.head_grid)
+            for width in network.widths[:-1]
+        ]
         return attach(backbone, network.exits, NUM_CLASSES, example=example_input(), heads=heads)
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from eenet import __version__
 from eenet._files import write_json
 from eenet.costs import ExitCosts
-from eenet.demo._costs import profile_in_turns, shared_costs, typical
+from eenet.demo._costs import by_processor_time, disturbance, profile_in_turns, shared_costs
 from eenet.demo._data import Digits, load_digits, split
 from eenet.demo._model import build, example_input, load_model, save_model, saved_settings
 from eenet.demo._results import Results, Row
@@ -29,7 +30,7 @@ from eenet.demo._timing import Run, Timings, time_in_turns
 from eenet.demo._training import train
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.models import MultiExitModel, collect
-from eenet.profiling import fingerprint, measure
+from eenet.profiling import TRUSTED_SPREAD, fingerprint, measure
 from eenet.records import ExitRecords
 from eenet.report import Curve, Point, require_matplotlib, write_cost_figure
 from eenet.runtime import AdaptiveModel, AdaptiveOutput
@@ -185,28 +186,36 @@ def _costs(
     flops = measure(model, example, batch_sizes=(1,), seconds=0).costs("flops")
     options = LearningOptions(epochs=20, restarts=1)
     scheduler = EENet(seed=settings.training.seed, options=options).fit(calibration, flops, budget="60%")
+    found = measured = profile_in_turns(
+        model,
+        example,
+        batch_sizes=(1, settings.survivors, settings.batch_size),
+        scheduler=scheduler,
+        seconds=settings.profile_seconds,
+    )
+    notes = []
+    if disturbance(measured) > TRUSTED_SPREAD:
+        found = by_processor_time(measured)
+        notes.append(
+            f"Other programs disturbed the measurement of the costs: wall times varied by {disturbance(measured):.0%}. "
+            "The proportions of the cost table are therefore those of processor time; on a quiet machine they are "
+            "those of wall time."
+        )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReliabilityWarning)
-        turns = profile_in_turns(
-            model,
-            example,
-            batch_sizes=(1, settings.survivors, settings.batch_size),
-            scheduler=scheduler,
-            seconds=settings.profile_seconds,
-        )
-        found = typical(turns)
         costs = _Costs(
-            found.costs("ms", settings.batch_size), shared_costs(turns, settings.batch_size, settings.survivors)
+            found.costs("ms", settings.batch_size), shared_costs(found, settings.batch_size, settings.survivors)
         )
-    write_json(out / "profile.json", {"exits": list(model.exit_names), **found.to_dict()})
+    notes += [f"Take the cost table with care: {warning.message}." for warning in caught]
+    write_json(out / "profile.json", {"exits": list(model.exit_names), **measured.to_dict()})
     write_json(out / "costs.json", costs.shared.to_dict())
     for size, table in zip(found.batch_sizes, found.tables["ms"], strict=True):
         _print_costs(console, f"batch {size}", table)
     _print_costs(console, f"batch {settings.batch_size}, samples parting ways", costs.shared.values)
-    return costs, list(dict.fromkeys(f"{w.message}." for w in caught))
+    return costs, list(dict.fromkeys(notes))
 
 
-def _print_costs(console: Console, what: str, table: np.ndarray) -> None:
+def _print_costs(console: Console, what: str, table: NDArray[np.float64]) -> None:
     shown = ", ".join(f"{value:.3f} ({value / table[-1]:.0%})" for value in table)
     console.print(f"  {what}: {shown} ms per sample", highlight=False)
 
@@ -302,7 +311,7 @@ def _key(title: str, percent: int | None) -> str:
     return title if percent is None else f"{title} {percent}%"
 
 
-def _answers(outputs: Sequence[AdaptiveOutput]) -> tuple[np.ndarray, np.ndarray]:
+def _answers(outputs: Sequence[AdaptiveOutput]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     logits = torch.cat([output.logits for output in outputs]).numpy()
     return logits, torch.cat([output.exits for output in outputs]).numpy()
 
@@ -317,7 +326,18 @@ def _draw(results: Results, path: Path) -> None:
     names = dict.fromkeys(row.name for row in results.policies)
     write_cost_figure(
         path,
-        [Curve(name, [point(row) for row in results.policies if row.name == name]) for name in names],
+        [
+            # The budgets are written beside one curve only: the others' points lie close to its.
+            Curve(
+                name,
+                [
+                    point(row, f"budget {row.percent} %" if name == "EENet" else "")
+                    for row in results.policies
+                    if row.name == name
+                ],
+            )
+            for name in names
+        ],
         [point(row, row.name.removesuffix(" only")) for row in results.rows if row.kind == "exit"],
         point(results.plain),
         title="Early exit on MNIST digits: accuracy against measured time",

@@ -13,6 +13,7 @@ class NetworkSettings:
     blocks: tuple[int, ...] = (1, 1, 3)
     widths: tuple[int, ...] = (16, 64, 128)
     head_width: int = 32
+    head_grid: int = 4
 
     @property
     def exits(self) -> list[str]:
@@ -22,7 +23,7 @@ class NetworkSettings:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> NetworkSettings:
         """What `asdict` and JSON made of it."""
-        return cls(tuple(data["blocks"]), tuple(data["widths"]), int(data["head_width"]))
+        return cls(tuple(data["blocks"]), tuple(data["widths"]), int(data["head_width"]), int(data["head_grid"]))
 
 
 @dataclass(frozen=True)

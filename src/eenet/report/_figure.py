@@ -25,7 +25,7 @@ _GREY = "#6b6b6b"
 
 @dataclass(frozen=True)
 class Point:
-    """A measured cost per sample, an accuracy in [0, 1], and how far the cost may be off, if known."""
+    """A measured cost per sample, an accuracy in [0, 1], a label beside it, and how far the cost may be off."""
 
     cost: float
     accuracy: float
@@ -71,7 +71,7 @@ def write_cost_figure(
         marker="s",
         markersize=6,
         linewidth=1,
-        label="everybody at one exit",
+        label="one exit for all (dotted: mixed at random)",
         zorder=2,
     )
     for point in exits:
@@ -101,7 +101,8 @@ def write_cost_figure(
     axes.set_title(title, loc="left", fontsize=12)
     axes.set_xlabel(cost_label)
     axes.set_ylabel("test accuracy (%)")
-    axes.set_xlim(left=0)
+    dearest = max(p.cost + p.spread for p in (plain, *exits, *(p for curve in curves for p in curve.points)))
+    axes.set_xlim(0, 1.12 * dearest)  # room for the label of the last exit
     axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -167,4 +168,13 @@ def _draw(axes: Any, curve: Curve, colour: str, marker: str, size: float) -> Non
             linewidth=1,
             alpha=0.6,
             zorder=2.5,
+        )
+        axes.annotate(
+            point.label,
+            (point.cost, 100 * point.accuracy),
+            xytext=(0, 11),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=colour,
         )
