@@ -175,9 +175,10 @@ class TestRun:
 
     def test_folder_that_cannot_be_written_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        done = demo(tmp_path / "file" / "demo", code=2)
-        assert done.stderr.startswith("error: cannot write")
-        assert len(done.stderr.splitlines()) == 1
+        result = CliRunner().invoke(app, ["demo", "--quick", "--out", str(tmp_path / "file" / "demo")])
+        assert result.exit_code == 2
+        assert result.stderr.startswith("error: cannot write")
+        assert len(result.stderr.splitlines()) == 1
 
 
 class TestModelOnDisk:

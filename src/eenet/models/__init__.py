@@ -4,6 +4,7 @@ from eenet.models._bert import bert as bert
 from eenet.models._bert import bert_exits as bert_exits
 from eenet.models._bert import bert_heads as bert_heads
 from eenet.models._bert import minilm as minilm
+from eenet.models._collect import ImageRecords as ImageRecords
 from eenet.models._collect import collect as collect
 from eenet.models._densenet import DenseNet as DenseNet
 from eenet.models._densenet import densenet121 as densenet121
@@ -11,6 +12,7 @@ from eenet.models._describe import Description as Description
 from eenet.models._describe import StageRow as StageRow
 from eenet.models._describe import describe as describe
 from eenet.models._heads import ConvHead as ConvHead
+from eenet.models._heads import DownsamplingHead as DownsamplingHead
 from eenet.models._heads import SegmentationHead as SegmentationHead
 from eenet.models._heads import StackedConvHead as StackedConvHead
 from eenet.models._heads import TokenHead as TokenHead

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,54 +26,59 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     a mapping of keyword arguments. The model is run in inference mode and left as it was.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if isinstance(model.task, Segmentation):
-        return _collect_images(model, model.task, loader, device)
+    images = ImageRecords(model.task) if isinstance(model.task, Segmentation) else None
     logits: list[NDArray[np.float32]] = []
     labels: list[NDArray[Any]] = []
     with inferring(model):
         for batch in loader:
             args, kwargs, y = unpack(batch)
             outputs = model(*_to(args, device), **_to(kwargs, device))
+            if images is not None:
+                images.add(outputs, y)
+                continue
             logits.append(torch.stack(outputs).float().cpu().numpy())
             if y is not None:
                 labels.append(np.asarray(y.cpu() if isinstance(y, Tensor) else y))
-    if not logits:
-        raise InvalidInputError("the loader gave no batch; expected at least one")
-    if labels and len(labels) != len(logits):
-        raise InvalidInputError(f"{len(labels)} of {len(logits)} batches have labels; give all of them labels, or none")
+    if images is not None:
+        return images.records()
+    _require_batches(len(logits), len(labels))
     return ExitRecords.from_logits(np.concatenate(logits, axis=1), np.concatenate(labels) if labels else None)
 
 
-def _collect_images(
-    model: MultiExitModel, task: Segmentation, loader: Iterable[Any], device: torch.device
-) -> ExitRecords:
-    """Records of images with a class per pixel: pooled batch by batch, since their logits would not fit in memory."""
-    batches: list[list[Evidence]] = []
-    counts: list[NDArray[np.int64]] = []
-    with inferring(model):
-        for batch in loader:
-            args, kwargs, y = unpack(batch)
-            outputs = model(*_to(args, device), **_to(kwargs, device))
-            trail: list[Evidence] = []
-            for logits in outputs:
-                trail.append(task.evidence(task.shown(logits).float().cpu().numpy(), trail))
-            batches.append(trail)
-            if y is not None:
-                labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
-                maps = [logits.argmax(dim=1).cpu().numpy() for logits in outputs]
-                counts.append(np.stack([task.pixel_counts(m, labels, model.num_classes) for m in maps]))
+class ImageRecords:
+    """Gathers the records of images with a class per pixel, batch by batch: their logits would not fit in memory."""
+
+    def __init__(self, task: Segmentation) -> None:
+        self._task = task
+        self._batches: list[list[Evidence]] = []
+        self._counts: list[NDArray[np.int64]] = []
+
+    def add(self, outputs: Sequence[Tensor], labels: Tensor | NDArray[Any] | None) -> None:
+        """One batch: the logits (N, C, H, W) of the K exits, and labels (N, H, W) or None."""
+        trail: list[Evidence] = []
+        for logits in outputs:
+            trail.append(self._task.evidence(self._task.shown(logits).float().cpu().numpy(), trail))
+        self._batches.append(trail)
+        if labels is not None:
+            y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+            maps = [logits.argmax(dim=1).cpu().numpy() for logits in outputs]
+            self._counts.append(np.stack([self._task.pixel_counts(m, y, outputs[0].shape[1]) for m in maps]))
+
+    def records(self) -> ExitRecords:
+        """The records of all batches; raises `InvalidInputError` without any, or where only some had labels."""
+        _require_batches(len(self._batches), len(self._counts))
+        if not self._counts:
+            return ExitRecords.from_evidence(self._batches)
+        counts = np.concatenate(self._counts, axis=1)
+        utility = np.stack([self._task.utility_of(of_exit) for of_exit in counts])
+        return ExitRecords.from_evidence(self._batches, utility=utility, pixel_counts=counts)
+
+
+def _require_batches(batches: int, labelled: int) -> None:
     if not batches:
         raise InvalidInputError("the loader gave no batch; expected at least one")
-    if not counts:
-        return ExitRecords.from_evidence(batches)
-    if len(counts) != len(batches):
-        raise InvalidInputError(
-            f"{len(counts)} of {len(batches)} batches have labels; give all of them labels, or none"
-        )
-    whole = np.concatenate(counts, axis=1)
-    return ExitRecords.from_evidence(
-        batches, utility=np.stack([task.utility_of(exit_counts) for exit_counts in whole]), pixel_counts=whole
-    )
+    if labelled not in (0, batches):
+        raise InvalidInputError(f"{labelled} of {batches} batches have labels; give all of them labels, or none")
 
 
 def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:

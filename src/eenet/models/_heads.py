@@ -106,6 +106,33 @@ class StackedConvHead(nn.Module):
 
 
 @rebuildable
+class DownsamplingHead(nn.Module):
+    """Classify a feature map (N, D, H, W) as the rest of a small network would: convolve, pool, linear layer.
+
+    `depth` 3x3 convolutions, of which the first two halve the map and double the channels: for early exits of narrow
+    networks, where the feature is large and says little by itself.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, depth: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for index in range(depth):
+            halve = index < 2
+            outputs = 2 * channels if halve else channels
+            conv = nn.Conv2d(channels, outputs, 3, stride=2 if halve else 1, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
+            channels = outputs
+        self.convs = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        logits: Tensor = self.fc(self.pool(self.convs(feature)).flatten(1))
+        return logits
+
+
+@rebuildable
 class SegmentationHead(nn.Module):
     """Classify every pixel of an image from a feature map (N, D, h, w), where the image is `stride` times as large.
 

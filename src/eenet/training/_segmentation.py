@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from eenet.errors import InvalidInputError
+from eenet.models import ImageRecords
 from eenet.records import ExitRecords
-from eenet.tasks import Evidence, Segmentation
+from eenet.tasks import Segmentation
 
 
 class SegmentationTask:
@@ -60,21 +60,9 @@ class SegmentationTask:
 
     def records(self, outputs: Iterable[tuple[Sequence[Tensor], Tensor]]) -> ExitRecords:
         """Records of evidence pooled over the pixels, with pixel counts."""
-        batches: list[list[Evidence]] = []
-        counts = []
+        found = ImageRecords(self.task)
         with torch.no_grad():
             for logits, targets in outputs:
                 self.check(logits[-1], targets)
-                labels = targets.cpu().numpy()
-                trail: list[Evidence] = []
-                per_exit = []
-                for z in logits:
-                    trail.append(self.task.evidence(self.task.shown(z).float().cpu().numpy(), trail))
-                    per_exit.append(self.task.pixel_counts(z.argmax(dim=1).cpu().numpy(), labels, z.shape[1]))
-                batches.append(trail)
-                counts.append(np.stack(per_exit))
-        if not batches:
-            raise InvalidInputError("the validation loader gave no batch; expected at least one")
-        whole = np.concatenate(counts, axis=1)
-        utility = np.stack([self.task.utility_of(exit_counts) for exit_counts in whole])
-        return ExitRecords.from_evidence(batches, utility=utility, pixel_counts=whole)
+                found.add(logits, targets)
+        return found.records()
