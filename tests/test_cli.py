@@ -352,7 +352,7 @@ class TestProfile:
     @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
     def test_table_for_people(self, here: Path) -> None:
         shown = run("profile", "cli_toy_networks:alone", "--batch-sizes", "1,3", "--seconds", 0.05).stdout
-        for word in ("wall ms", "CPU ms", "MFLOPs", "spread", "layers.0", "output", "threads"):
+        for word in ("wall ms", "CPU ms", "MFLOPs", "spread", "layers.0", "output", "thread"):
             assert word in shown
 
     @pytest.mark.parametrize(

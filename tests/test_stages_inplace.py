@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from eenet.errors import CutError
 from eenet.stages import StagedModel, cut
@@ -140,6 +140,7 @@ def test_inside_a_stage_the_work_stays_in_place() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 4), nn.ReLU(inplace=True)).eval()
     staged = cut(model, ["1"], torch.randn(2, 4))
     for stage in staged.stages:
+        assert isinstance(stage.module, fx.GraphModule)
         targets = [str(node.target) for node in stage.module.graph.nodes]
         assert "aten.relu_.default" in targets
         assert "aten.clone.default" not in targets

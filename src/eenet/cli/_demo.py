@@ -23,7 +23,7 @@ def demo(
 ) -> None:
     """Train, measure, schedule and run a multi-exit network on real digits.
 
-    Trains a small residual network with four exits on 3,000 MNIST digits, measures what each exit costs on this
+    Trains a small residual network with three exits on 3,000 MNIST digits, measures what each exit costs on this
     machine, fits every scheduler at several budgets on 1,000 further digits and runs them for real on the last 1,000,
     in turns with the plain network. Prints one table, draws report.png, and leaves in OUT all that the other commands
     need. Takes about two minutes on two cores.

@@ -171,7 +171,8 @@ def _show(data: dict[str, Any]) -> None:
             )
     console = output()
     console.print(table)
-    device = data["device"]
+    device, threads = data["device"], data["device"]["threads"]
     console.print(
-        f"{device['processor']}, {device['threads']} threads, torch {device['torch']}; {', '.join(data['includes'])}"
+        f"{device['processor']}, {threads} thread{'' if threads == 1 else 's'}, torch {device['torch']}; counted: "
+        f"{', '.join(data['includes'])}"
     )

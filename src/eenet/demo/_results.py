@@ -125,11 +125,13 @@ class Results:
         size = self.costs.batch_size
         assert size is not None
         gaps = [row.wall[size]["ms"] / row.held_out - 1 for row in self.policies if row.held_out]
-        if not gaps:
+        last = [row for row in self.rows if row.kind == "exit"][-1]
+        if not gaps or not last.held_out:
             return None
         return (
             f"Measured time at batch {size} against held-out cost: {min(gaps):+.0%} to {max(gaps):+.0%} over the "
-            "policies."
+            f"policies, {last.wall[size]['ms'] / last.held_out - 1:+.0%} for {last.name}, which shows how much the pace "
+            "of the machine has changed since the costs were measured."
         )
 
     def _losses(self) -> str | None:

@@ -219,10 +219,10 @@ def compare(
 
     `schedulers` maps a name to what makes an unfitted scheduler; `budgets` are per sample in the unit of `costs`.
     `resplits` times the records are divided into `fraction` for calibration and the rest held out, the same for all
-    schedulers. With `held_out`, nothing of which is ever fitted on, the rest is left alone, and each resplit is judged on
-    a bootstrap sample of those records. A budget that cannot be met becomes a row with a reason. `progress` is told how many fits of how many
-    are done. The same seed gives the same rows, fit times apart. Raises `InvalidInputError` for records without labels,
-    or without a scheduler, budget or resplit.
+    schedulers. With `held_out`, which nothing is ever fitted on, the rest is not used, and each resplit is judged on a
+    bootstrap sample of those records. A budget that cannot be met becomes a row with a reason. `progress` is told how
+    many fits of how many are done. The same seed gives the same rows, fit times apart. Raises `InvalidInputError` for
+    records without labels, or without a scheduler, budget or resplit.
     """
     costs.require_exits(records.num_exits)
     records.require_utility()

@@ -55,7 +55,9 @@ def _find(name: str) -> Path:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InvalidInputError(f"there is no recipe {name!r}; {hint}choose from {', '.join(known)}, or give a YAML file")
+        raise InvalidInputError(
+            f"there is no recipe {name!r}; {hint}choose from {', '.join(known)}, or give a YAML file"
+        )
     return recipe_folder() / f"{name}.yaml"
 
 

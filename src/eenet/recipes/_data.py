@@ -66,8 +66,8 @@ class RecipeData:
             count = wanted if isinstance(wanted, int) else max(2, int(wanted * len(whole)))
             if not 2 <= count < len(whole):
                 raise InvalidInputError(
-                    f"data.validation is {wanted}, of the {len(whole)} samples of the training part; take at least 2 and "
-                    "leave some"
+                    f"data.validation is {wanted}, of the {len(whole)} samples of the training part; take at least 2 "
+                    "and leave some"
                 )
             order = np.random.default_rng([self._recipe.seed, count]).permutation(len(whole))
             parts["validation"] = Subset(whole, np.sort(order[:count]), part="validation", augmentable=False)
@@ -118,9 +118,7 @@ class RecipeData:
         settings = self._recipe.train
         if frozen:
             return _Batches(self.part(name), settings.evaluation_batch_size, self._padded())
-        return loader(
-            self.part(name), settings.evaluation_batch_size, collate=self.collate, workers=settings.workers
-        )
+        return loader(self.part(name), settings.evaluation_batch_size, collate=self.collate, workers=settings.workers)
 
     def _padded(self) -> Any:
         """Cached features need texts of one length."""

@@ -48,8 +48,8 @@ def _from_hub(name: str, *, download: bool) -> str:
     except (OSError, hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
-            f"the checkpoint {name!r} of Hugging Face is not on this machine ({reason}); give --download where there is "
-            "a network, or --checkpoint FOLDER with its config.json, model.safetensors and tokenizer"
+            f"the checkpoint {name!r} of Hugging Face is not on this machine ({reason}); give --download where there "
+            "is a network, or --checkpoint FOLDER with its config.json, model.safetensors and tokenizer"
         ) from error
 
 
@@ -72,7 +72,9 @@ def make_network(
         try:
             backbone = build(settings.name, num_classes=classes, **options)
         except TypeError as error:
-            raise InvalidInputError(f"the network {settings.name!r} does not take model.options {options}: {error}") from error
+            raise InvalidInputError(
+                f"the network {settings.name!r} does not take model.options {options}: {error}"
+            ) from error
         heads = found.heads(backbone, classes) if settings.heads is None else _heads(settings.heads, backbone, classes)
     for name in settings.freeze:
         try:
@@ -84,9 +86,7 @@ def make_network(
             ) from error
         for parameter in module.parameters():
             parameter.requires_grad = False
-    return attach(
-        backbone, found.exits(backbone), classes, data.example(), heads=heads, dynamic=found.dynamic
-    )
+    return attach(backbone, found.exits(backbone), classes, data.example(), heads=heads, dynamic=found.dynamic)
 
 
 def _heads(settings: HeadSettings, backbone: Any, classes: int) -> list[torch.nn.Module]:
@@ -99,4 +99,6 @@ def _heads(settings: HeadSettings, backbone: Any, classes: int) -> list[torch.nn
     try:
         return [kind(width, classes, **settings.options) for width in widths]
     except TypeError as error:
-        raise InvalidInputError(f"{settings.kind} does not take model.heads.options {settings.options}: {error}") from error
+        raise InvalidInputError(
+            f"{settings.kind} does not take model.heads.options {settings.options}: {error}"
+        ) from error

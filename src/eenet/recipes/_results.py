@@ -6,10 +6,12 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet import __version__
 from eenet._files import write_json
@@ -69,8 +71,8 @@ def write_predictions(out: Path, calibration: ExitRecords, test: ExitRecords) ->
 
 
 def _bytes(records: ExitRecords) -> int:
-    arrays = [records.probabilities, records.predictions, records.labels, records.utility, records.pixel_counts]
-    return sum(array.nbytes for array in [*arrays, *records.pooled.values()] if array is not None)
+    arrays: list[NDArray[Any] | None] = [records.probabilities, records.predictions, records.labels, records.utility]
+    return sum(array.nbytes for array in [*arrays, records.pixel_counts, *records.pooled.values()] if array is not None)
 
 
 def write_results(
@@ -113,7 +115,7 @@ def write_results(
                 resplits=settings.resplits,
                 fraction=_FRACTION,
                 seed=recipe.seed,
-                progress=lambda done, _all, before=before: progress(before + done, total),
+                progress=partial(_shifted, progress, before, total),
             )
         )
         done_before += settings.resplits * len(methods) * len(budgets)
@@ -143,13 +145,15 @@ def write_results(
     return metrics
 
 
+def _shifted(progress: Callable[[int, int], None], before: int, total: int, done: int, _total: int) -> None:
+    progress(before + done, total)
+
+
 def _feasible(budget: str, costs: ExitCosts) -> bool:
     return float(budget.removesuffix("%")) / 100 * costs[-1] >= costs[0]
 
 
-def _exits(
-    names: list[str], costs: ExitCosts, calibration: ExitRecords, test: ExitRecords
-) -> list[dict[str, Any]]:
+def _exits(names: list[str], costs: ExitCosts, calibration: ExitRecords, test: ExitRecords) -> list[dict[str, Any]]:
     found = []
     for k, name in enumerate(names):
         row: dict[str, Any] = {
@@ -164,9 +168,7 @@ def _exits(
     return found
 
 
-def _fitted(
-    out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRecords
-) -> list[dict[str, Any]]:
+def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRecords) -> list[dict[str, Any]]:
     """What each saved scheduler does on the test part."""
     found = []
     for budget in budgets:
@@ -211,9 +213,9 @@ def readme(metrics: Mapping[str, Any]) -> str:
         "",
         f"{device['processor']}, {device['threads']} thread(s) of {device['processors']} processors, torch "
         f"{device['torch']}, eenet {metrics['eenet']}, seed {metrics['seed']}; {_duration(seconds)} in all, "
-        f"{_duration(training['seconds'])} of it training ({len(training['history'])} epochs, the best by its frontier is "
-        f"number {training['best_epoch']}). {samples['train']:,} samples were trained on, {samples['validation']:,} chose "
-        f"the checkpoint, {samples['calibration']:,} calibrated the schedulers, {samples['test']:,} judged them.",
+        f"{_duration(training['seconds'])} of it training ({len(training['history'])} epochs, the best by its frontier "
+        f"is number {training['best_epoch']}). {samples['train']:,} samples were trained on, {samples['validation']:,} "
+        f"chose the checkpoint, {samples['calibration']:,} calibrated the schedulers, {samples['test']:,} judged them.",
         "",
         "## Exits",
         "",
@@ -222,7 +224,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
     last = metrics["exits"][-1]["cost"]
     rows = []
     for exit_ in metrics["exits"]:
-        cells = [exit_["name"], f"{exit_['cost']:.3f}", f"{exit_['cost'] / last:.0%}"]
+        cells = [exit_["name"], f"{exit_['cost']:.4g}", f"{exit_['cost'] / last:.0%}"]
         cells += [_percent(exit_["calibration_accuracy"]), _percent(exit_["test_accuracy"])]
         rows.append(cells + ([_percent(exit_["test_mean_iou"])] if images else []))
     lines += _table(head, rows)
@@ -244,7 +246,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
             rows.append([row["budget"], name, "cannot be met", *[""] * (len(head) - 3)])
             continue
         limit = float(row["budget"].removesuffix("%")) / 100 * last
-        cells = [row["budget"], name, f"{row['test_cost']:.3f}", f"{row['test_cost'] / limit:.1%}"]
+        cells = [row["budget"], name, f"{row['test_cost']:.4g}", f"{row['test_cost'] / limit:.1%}"]
         cells.append(_percent(row["test_accuracy"]))
         cells += [_percent(row["test_mean_iou"])] if images else []
         cells += [_percent(row["random_mixture"]), _percent(row["oracle"])]
@@ -252,8 +254,8 @@ def readme(metrics: Mapping[str, Any]) -> str:
     lines += _table(head, rows)
     lines += [
         "",
-        "`random mixture` is the best that exits drawn by lot give at the cost that was really spent, `oracle` what knowing "
-        "the labels would.",
+        "`random mixture` is the best that exits drawn by lot give at the cost that was really spent, `oracle` what "
+        "knowing the labels would.",
     ]
     for key, title in (
         ("comparison", f"Resplits at the measured costs ({unit})"),
@@ -285,8 +287,8 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
         for budget in budgets
     ]
     lines = [
-        f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of the calibration "
-        "part and judged on a bootstrap sample of the test part, the same for all. Accuracy in %, mean over these:",
+        f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of "
+        "calibration part and judged on a bootstrap sample of the test part, the same for all. Accuracy in %, mean over these:",
         "",
     ]
     rows = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from eenet.recipes._results import (
 from eenet.recipes._schema import Recipe
 from eenet.recipes._smoke import DATASETS, write_smoke_files
 from eenet.records import ExitRecords
-from eenet.training import SegmentationTask, load_checkpoint, reestimate_batch_norm, train
+from eenet.training import SegmentationTask, reestimate_batch_norm, train
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
 WORK = "work"
@@ -182,12 +183,10 @@ class _Run:
         begun = (folder / "last.safetensors").is_file()
         if begun and not self.place.resume:
             raise InvalidInputError(
-                f"{str(self.out)!r} holds a training that is not finished; --resume goes on with it, --from train starts "
-                "anew"
+                f"{str(self.out)!r} holds a training that is not finished; --resume goes on with it, --from train "
+                "starts anew"
             )
-        model = make_network(
-            recipe, data, self._root, checkpoint=self._checkpoint, weights=self.place.weights
-        )
+        model = make_network(recipe, data, self._root, checkpoint=self._checkpoint, weights=self.place.weights)
         frozen = recipe.config.freeze_backbone
         if recipe.train.batch_norm_batches and not begun:
             self._say(f"  re-estimating batch norms on {recipe.train.batch_norm_batches} batches")
@@ -220,7 +219,7 @@ class _Run:
             for name, file in (("calibration", CALIBRATION), ("test", TEST)):
                 loader = data.held_out(name)
                 task = bar.add_task(f"  {name} part", total=len(loader))
-                records = collect(model, _told(loader, lambda task=task: bar.advance(task)))
+                records = collect(model, _told(loader, partial(bar.advance, task)))
                 records.save(self.work / file)
                 found[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
         return found

@@ -55,7 +55,7 @@ def _images(rng: np.random.Generator, labels: NDArray[np.int64], classes: int, h
 
 def _encoded(image: Any, kind: str) -> bytes:
     buffer = io.BytesIO()
-    require("PIL.Image", "train").fromarray(image).save(buffer, kind)  # type: ignore[attr-defined]
+    require("PIL.Image", "train").fromarray(image).save(buffer, kind)
     return buffer.getvalue()
 
 
