@@ -109,8 +109,10 @@ def existing_file(path: str | Path) -> Path:
 def refuse_pickle(source: Path) -> None:
     """Raise `FileFormatError` when the file starts like a pickle, gzip, or the zip that torch.save writes."""
     with source.open("rb") as handle:
-        start = handle.read(4)
-    if start.startswith(_PICKLE_STARTS):
+        start = handle.read(9)
+    # A safetensors file starts with the length of its header, whose bytes may happen to be those of a pickle (a header
+    # of 640 bytes: 80 02), and then the header itself, a JSON object.
+    if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
         raise FileFormatError(
             f"{str(source)!r} looks like a pickle or an archive such as torch.save writes: loading one can run "
             "code, so eenet refuses; save it with eenet's own .save()"
