@@ -10,7 +10,7 @@ Check = Callable[[Any], Any]
 
 
 class RefusedError(ValueError):
-    """A value that a check refuses; `expected` says what it takes."""
+    """A value that a check refuses; the field says what was expected."""
 
 
 def text(value: Any) -> str:

@@ -287,8 +287,9 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
         for budget in budgets
     ]
     lines = [
-        f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of "
-        "calibration part and judged on a bootstrap sample of the test part, the same for all. Accuracy in %, mean over these:",
+        f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of the "
+        "calibration part and judged on a bootstrap sample of the test part, the same for all. Accuracy in %, mean over "
+        "these:",
         "",
     ]
     rows = []

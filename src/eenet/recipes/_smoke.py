@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from eenet._extras import require
@@ -158,7 +159,9 @@ def _write_weights(path: Path) -> None:
     """Random weights of a ResNet-56, under the published names."""
     from safetensors.torch import save_file
 
-    tensors = resnet56().state_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tensors = resnet56().state_dict()
     published = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
@@ -182,7 +185,9 @@ def _write_checkpoint(folder: Path, layers: int) -> Path:
         max_position_embeddings=64,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    transformers.BertModel(config).save_pretrained(str(folder))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.BertModel(config).save_pretrained(str(folder))
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(words) + "\n", encoding="utf-8")
     transformers.BertTokenizer.from_pretrained(str(folder), local_files_only=True).save_pretrained(str(folder))
