@@ -23,6 +23,7 @@ ROOMS = (
     "evaluation",
     "training",
     "data",
+    "recipes",
     "report",
     "errors",
     "testing",

@@ -280,6 +280,15 @@ class TestEvaluate:
         assert 1 <= found["held_out_cost"] <= 3
         assert "no labels" in run("evaluate", tmp_path / "a.npz", "--scheduler", scheduler).stdout
 
+    def test_utility_without_labels_is_shown(self, scheduler: Path, tmp_path: Path) -> None:
+        # As records of images with a class per pixel have it: no label, but what each answer was worth.
+        records = toy_records(samples=50)
+        worth = np.full((3, 50), 0.25, dtype=np.float32)
+        eenet.ExitRecords(records.probabilities, records.predictions, None, worth).save(tmp_path / "a.safetensors")
+        found = json.loads(run("evaluate", tmp_path / "a.safetensors", "--scheduler", scheduler, "--json").stdout)
+        assert (found["accuracy"], found["accuracy_error"]) == (0.25, 0.0)
+        assert len(found["comparison"]) == 5
+
     def test_scheduler_for_another_number_of_exits(self, scheduler: Path, tmp_path: Path) -> None:
         toy_records(exits=4).save(tmp_path / "a.safetensors")
         message = refused("evaluate", tmp_path / "a.safetensors", "--scheduler", scheduler)

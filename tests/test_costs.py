@@ -79,3 +79,9 @@ def test_a_description_in_json_reads_back_equal() -> None:
     assert again != [1.5, 2.5]
     with pytest.raises(InvalidInputError, match=r"costs need 'unit'; found \['values'\]"):
         ExitCosts.from_dict({"values": [1, 2]})
+
+
+def test_costs_within_costs_are_refused() -> None:
+    nested: Any = [1, [2, 3]]
+    with pytest.raises(InvalidInputError, match=r"costs are \[1, \[2, 3\]\], expected a list of numbers, one for each"):
+        ExitCosts(nested)

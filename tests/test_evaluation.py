@@ -174,6 +174,14 @@ def test_an_infeasible_budget_is_a_row_with_a_reason() -> None:
     found.to_dict()
 
 
+def test_a_scheduler_that_meets_no_budget_is_shown_all_the_same() -> None:
+    text = compare(
+        _records(200), COSTS, {"all": MaxProbability, "last": lambda: Static(2)}, [2.0], resplits=1
+    ).to_text()
+    row = next(line for line in text.splitlines() if line.startswith("last"))
+    assert row.split() == ["last", "-", "-", "-"]
+
+
 class _Scaled(Scheduler):
     """A scheduler that spends more, or less, than the budget it is given."""
 
@@ -249,3 +257,39 @@ def test_compare_refuses_what_it_cannot_compare() -> None:
         compare(unlabelled, COSTS, {"max_prob": MaxProbability}, [2.0])
     with pytest.raises(InvalidInputError, match="nobody"):
         compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=1).differences("nobody")
+
+
+def test_nothing_is_fitted_on_records_that_are_held_out() -> None:
+    calibration, fresh = _records(300), _records(200, seed=1)
+    makers = {"max": MaxProbability, "first": lambda: Static(0)}
+    found = compare(calibration, COSTS, makers, [2.0, 3.0], resplits=4, held_out=fresh)
+    assert found.bootstrap
+    assert not compare(calibration, COSTS, makers, [2.0]).bootstrap
+    # Labels of the held-out records change what is found, but no decision.
+    assert fresh.labels is not None
+    other = ExitRecords(fresh.probabilities, fresh.predictions, fresh.labels, np.zeros_like(fresh.require_utility()))
+    blind = compare(calibration, COSTS, makers, [2.0, 3.0], resplits=4, held_out=other)
+    assert [row.held_out_cost for row in blind.rows] == [row.held_out_cost for row in found.rows]
+    assert all(row.accuracy == 0 for row in blind.rows)
+    # Bootstrap samples differ, about the accuracy of all of the records.
+    ends = [first for first, _ in found.ends]
+    assert len(set(ends)) > 1
+    assert np.mean(ends) == pytest.approx(fresh.accuracies[0], abs=0.05)
+
+
+def test_the_error_of_bootstrap_differences_does_not_vanish_with_more_of_them() -> None:
+    calibration, fresh = _records(300), _records(200, seed=1)
+    makers = {"max": MaxProbability, "patience": Patience}
+
+    def error(resplits: int) -> float:
+        found = compare(calibration, COSTS, makers, [2.0], resplits=resplits, held_out=fresh)
+        value = next(d.standard_error for d in found.differences("max") if d.scheduler == "patience")
+        assert value is not None
+        return value
+
+    assert error(40) > 0.6 * error(8) > 0
+
+
+def test_held_out_records_of_another_network_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="costs are for 3 exits"):
+        compare(_records(60), COSTS, {"max": MaxProbability}, [2.0], held_out=_records(60, exits=4))

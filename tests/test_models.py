@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import CutError, InvalidInputError
-from eenet.models import CifarResNet, ConvHead, TokenHead, VectorHead
+from eenet.models import CifarResNet, ConvHead, DownsamplingHead, TokenHead, VectorHead
 from networks import SmallConvNet, conv_model
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -229,6 +229,15 @@ def test_collect_reads_the_usual_batches() -> None:
         assert eenet.collect(by_name, [batch]).labels is not None
 
 
+def test_collect_refuses_labels_that_do_not_fit_their_batch() -> None:
+    x, y = torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.long)
+    # Six labels in all, but the fourth would go to the wrong sample.
+    with pytest.raises(InvalidInputError, match=r"a batch of 3 samples has labels of shape \(4,\); expected one label"):
+        eenet.collect(conv_model(0), [(x[:3], y[:4]), (x[3:], y[4:])])
+    with pytest.raises(InvalidInputError, match=r"a batch of 6 samples has labels of shape \(\)"):
+        eenet.collect(conv_model(0), [(x, torch.tensor(1))])
+
+
 def test_collect_refuses_what_it_cannot_read() -> None:
     model = conv_model(2)
     x, y = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
@@ -241,3 +250,12 @@ def test_collect_refuses_what_it_cannot_read() -> None:
     bad: Mapping[str, Any] = {"labels": y}
     with pytest.raises((InvalidInputError, TypeError)):
         eenet.collect(model, [bad])
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4])
+def test_a_downsampling_head_narrows_the_map_and_widens_it_in_channels(depth: int) -> None:
+    head = DownsamplingHead(8, 5, depth=depth).eval()
+    assert head(torch.randn(2, 8, 16, 24)).shape == (2, 5)
+    assert head.fc.in_features == 8 * 2 ** min(depth, 2)
+    with pytest.raises(RuntimeError, match="expected input"):
+        head(torch.randn(2, 4, 16, 24))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import eenet
 from eenet import profiling
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import CifarResNet
+from eenet.testing import toy_costs, toy_records
 from networks import conv_model
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -76,6 +78,8 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     assert (found.parts_ms[:, :2] > 0).all()
     np.testing.assert_allclose(found.tables["ms"], found.parts_ms.sum(axis=2).cumsum(axis=1))
     assert found.costs("ms", 4) == found.costs("ms", 4)
+    assert found.costs("ms", 4).includes == ("stages", "heads", "scheduler")
+    assert found.costs("flops", 4).includes == ("stages", "heads")
     assert set(found.to_dict()) == {"batch_sizes", "costs", "spreads", "parts_ms", "device", "includes"}
 
 
@@ -109,6 +113,18 @@ def test_wrong_units_and_batch_sizes_are_refused() -> None:
         eenet.profile(model, X, unit="seconds")
     with pytest.raises(InvalidInputError, match="batch sizes \\[0\\]"):
         eenet.profile(model, X, batch_size=0)
+    half: Any = 1.5
+    with pytest.raises(InvalidInputError, match=r"batch sizes \[1.5\]: expected at least one, each a whole"):
+        eenet.profile(model, X, batch_size=half)
+    with pytest.raises(InvalidInputError, match="example has batch size 0; give at least one sample"):
+        eenet.profile(model, X[:0])
     found = profiling.measure(model, X, batch_sizes=(1,), seconds=0.01)
     with pytest.raises(InvalidInputError, match="batch size 8 was not measured"):
         found.costs("ms", 8)
+
+
+def test_a_scheduler_of_other_exits_is_refused() -> None:
+    for exits in (2, 4):
+        other = eenet.MaxProbability().fit(toy_records(samples=40, exits=exits), toy_costs(exits), "100%")
+        with pytest.raises(InvalidInputError, match=f"fitted for {exits} exits and 5 classes, the model has 3 exits"):
+            eenet.profile(conv_model(0), X, scheduler=other, seconds=0.01)

@@ -23,7 +23,7 @@ from eenet.errors import FileFormatError, InvalidInputError
 from eenet.recipes import STEPS, Place, Recipe, load_recipe, readme, recipe_folder, recipe_names, reference, reproduce
 
 for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
-    pytest.importorskip(library, reason=f"{library} is not installed", exc_type=ImportError)
+    pytest.importorskip(library, reason=f"{library} is not installed")
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "recipes.md"
@@ -183,6 +183,7 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert [row["name"] for row in metrics["exits"]] == ["layers.0", "layers.1", "output"]
     assert metrics["machine"]["threads"] == 1
     assert metrics["command"].startswith("eenet ")
+    assert metrics["machine"]["processors"] >= 1
     methods = {"eenet", "max_prob", "entropy", "patience", "searched"}
     assert {row["method"] for row in metrics["schedulers"]} == methods
     for key in ("comparison", "published"):
@@ -234,6 +235,14 @@ def test_other_settings_are_refused_and_from_makes_steps_anew(finished: Path) ->
     assert not (finished / "schedulers" / "eenet-75.safetensors").exists()
     assert (finished / "work" / "model" / "model.safetensors").stat().st_mtime_ns == weights
     run(*smoke, "--from", "fit")  # as the other tests expect it
+
+
+def test_the_command_in_the_results_is_that_of_a_new_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["reproduce", "cifar10-resnet56-shared", "--smoke", "--out", str(finished)]
+    monkeypatch.setattr(sys, "argv", ["eenet", *words, "--resume", "--from", "evaluate"])
+    run(*words, "--resume", "--from", "evaluate")
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["command"] == " ".join(["eenet", *words])
 
 
 def test_a_damaged_marker_is_named(finished: Path) -> None:

@@ -12,7 +12,7 @@ import eenet
 from eenet.recipes import Place, load_recipe, recipe_names, reproduce
 
 for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
-    pytest.importorskip(library, reason=f"{library} is not installed", exc_type=ImportError)
+    pytest.importorskip(library, reason=f"{library} is not installed")
 
 EXITS = {
     "resnet56": 3,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from eenet import ExitRecords
 from eenet.errors import InvalidInputError
@@ -110,6 +111,20 @@ def test_logits_that_are_not_finite_are_kept_as_such() -> None:
     np.testing.assert_array_equal(~records.all_evidence()[1].finite, broken[1])
 
 
+def test_what_cannot_be_an_array_is_refused() -> None:
+    probs, labels = good()
+    ragged: Any = [probs[0].tolist(), probs[1, :3].tolist()]
+    mixed: Any = [0, [1], 2, 1]
+    with pytest.raises(InvalidInputError, match=r"probabilities are a list that cannot be made an array .*one length"):
+        ExitRecords.from_probabilities(ragged, labels)
+    with pytest.raises(InvalidInputError, match=r"labels are a list that cannot be made an array"):
+        ExitRecords.from_probabilities(probs, mixed)
+    fresh: Any = torch.zeros(2, 4, 3, requires_grad=True)
+    for logits in (fresh, list(fresh), torch.zeros(2, 4, 3, dtype=torch.bfloat16)):
+        with pytest.raises(InvalidInputError, match=r"logits are a .*give tensor\.detach\(\)\.cpu\(\)"):
+            ExitRecords.from_logits(logits, labels)
+
+
 def test_sizes_accuracy_and_description() -> None:
     records = toy_records(samples=40, exits=4, classes=3)
     assert (len(records), records.num_exits, records.num_classes) == (40, 4, 3)
@@ -137,6 +152,12 @@ def test_a_subset_by_numbers_or_by_mask() -> None:
     for rows in ([], [0.5], np.zeros(20, dtype=bool), np.ones(19, dtype=bool), [[1]]):
         with pytest.raises(InvalidInputError, match=r"rows have dtype .*expected at least one sample number"):
             records.subset(rows)
+
+
+def test_a_subset_of_samples_that_are_not_there_is_refused() -> None:
+    for row in (20, -21):
+        with pytest.raises(InvalidInputError, match=f"rows hold {row}, expected sample numbers from 0 to 19"):
+            toy_records(samples=20).subset([0, row])
 
 
 def test_a_split_is_disjoint_complete_and_the_same_for_a_seed() -> None:

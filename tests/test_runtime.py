@@ -12,7 +12,7 @@ from torch import Tensor
 
 import eenet
 from eenet.errors import InvalidInputError
-from networks import conv_model, table_model
+from networks import SmallConvNet, conv_model, table_model
 
 MAKERS = {
     "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, restarts=1)),
@@ -209,6 +209,18 @@ def test_a_scheduler_of_other_exits_or_classes_is_refused_by_name() -> None:
             InvalidInputError, match=f"fitted for {exits} exits and {classes} classes, the model has 3 exits and 5"
         ):
             eenet.AdaptiveModel(conv_model(0), scheduler)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_empty_batch_has_the_answers_of_a_full_one_but_none_of_them(dtype: torch.dtype) -> None:
+    x = torch.randn(16, 3, 8, 8, dtype=dtype)
+    model = eenet.attach(SmallConvNet().eval().to(dtype), ["second"], 5, x)
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    fast = eenet.AdaptiveModel(model, scheduler)
+    full, empty = fast(x), fast(x[:0])
+    assert (empty.logits.shape, empty.exits.shape) == ((0, 5), (0,))
+    assert (empty.logits.dtype, empty.exits.dtype) == (dtype, full.exits.dtype)
+    assert full.logits.dtype == dtype
 
 
 def test_an_unfitted_scheduler_is_refused() -> None:

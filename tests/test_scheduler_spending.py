@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -293,8 +294,9 @@ def test_static_keeps_to_the_budget() -> None:
     broken = toy_records(samples=50, nonfinite=0.5)
     with pytest.raises(InfeasibleBudgetError, match=r"Static\(0\) costs 1\.\d+ ms per sample"):
         Static(0).fit(broken, toy_costs(), 1.0)
-    for k in (-1, 3):
-        with pytest.raises(eenet.EENetError, match=rf"Static\({k}\): there are exits 0 to 2"):
+    wrong: list[Any] = [-1, 3, 1.5, "1", True, None]
+    for k in wrong:
+        with pytest.raises(eenet.EENetError, match=rf"Static\({k!r}\): expected the number of an exit, 0 to 2"):
             Static(k).fit(records, toy_costs())
 
 

@@ -150,9 +150,9 @@ def test_a_failed_fit_leaves_the_fitted_scheduler_as_it_was() -> None:
 @EACH
 def test_records_of_other_exits_or_classes_are_refused(make: Callable[[], Scheduler]) -> None:
     scheduler = make().fit(toy_records(samples=60), toy_costs(), 2.0)
-    with pytest.raises(InvalidInputError, match=r"was fitted for 3 exits, the records have 4; fit it again"):
+    with pytest.raises(InvalidInputError, match=r"fitted for 3 exits and 5 classes, the records have 4 exits and 5"):
         scheduler.replay(toy_records(samples=10, exits=4))
-    with pytest.raises(InvalidInputError, match=r"was fitted for 5 classes, the records have 7; fit it again"):
+    with pytest.raises(InvalidInputError, match=r"the records have 3 exits and 7 classes; fit it on"):
         scheduler.replay(toy_records(samples=10, classes=7))
 
 

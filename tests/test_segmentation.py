@@ -196,6 +196,5 @@ def test_a_saved_network_keeps_its_task(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     again = eenet.MultiExitModel.from_pretrained(tmp_path / "model")
     assert again.task == task
-    assert again.answer_shape == (3, 32, 32)
     for a, b in zip(model.eval()(x), again(x), strict=True):
         torch.testing.assert_close(a, b)

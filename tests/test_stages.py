@@ -369,6 +369,10 @@ def test_a_trace_that_fails_names_the_module_and_the_cause() -> None:
     with pytest.raises(CutError, match=r"cannot trace the model in module '1'") as caught:
         cut(model, ["0"], torch.randn(2, 4))
     assert caught.value.__cause__ is not None
+    said = str(caught.value)
+    assert "Could not guard on data-dependent expression" in said
+    assert "return x if x.sum() > 0 else -x" in said
+    assert said.endswith("change that step, or write the stages by hand with StagedModel.from_stages")
 
 
 def test_a_fixed_batch_size_is_refused() -> None:

@@ -132,6 +132,15 @@ def test_files_that_lack_a_part(tmp_path: Path) -> None:
             ExitRecords.load(path)
 
 
+@pytest.mark.parametrize(("part", "value"), [("costs", None), ("costs", [1, 2]), ("numbers", 3), ("score", ["a"])])
+def test_a_scheduler_whose_header_holds_other_things(tmp_path: Path, part: str, value: Any) -> None:
+    path = saved(tmp_path, eenet.load_scheduler)
+    arrays, header = read_arrays(path, kind="scheduler", schema=1)
+    write_arrays(path, arrays, kind="scheduler", schema=1, header=header | {part: value})
+    with pytest.raises(FileFormatError, match=r"has a damaged header .*; save the scheduler again"):
+        eenet.load_scheduler(path)
+
+
 def test_thresholds_and_costs_must_fit_together(tmp_path: Path) -> None:
     path = saved(tmp_path, eenet.load_scheduler)
     arrays, header = read_arrays(path, kind="scheduler", schema=1)

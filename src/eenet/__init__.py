@@ -73,6 +73,7 @@ _ROOMS = {
     "evaluation",
     "models",
     "profiling",
+    "recipes",
     "records",
     "report",
     "runtime",

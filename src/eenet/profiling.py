@@ -71,7 +71,8 @@ class StageProfile:
             batch_size=batch_size,
             spread=spread,
             device=self.device,
-            includes=self.includes,
+            # A scheduler's step is a few dozen operations on the host: it takes time, but has no counted FLOPs.
+            includes=tuple(part for part in self.includes if unit != "flops" or part != "scheduler"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,16 +121,21 @@ def measure(
     Milliseconds are medians over interleaved rounds after a warm-up; FLOPs are counted on the stages themselves, two
     for each multiply-add.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise InvalidInputError(f"batch sizes {list(batch_sizes)}: expected at least one, each 1 or more")
+    if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
+        raise InvalidInputError(f"batch sizes {list(batch_sizes)}: expected at least one, each a whole number from 1")
+    if scheduler is not None:
+        scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
+    inputs = model.staged.flatten_inputs(*_args(example), **_kwargs(example))
+    if model.staged.batch_size_of(inputs) == 0:
+        raise InvalidInputError("the example has batch size 0; give at least one sample, which is repeated as needed")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     tables: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     spreads: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     parts = []
     with inferring(model):
-        flops = _count_flops(model, example)
+        flops = _count_flops(model, inputs)
         for size in batch_sizes:
-            steps = _steps(model, model.staged.flatten_inputs(*_args(example), **_kwargs(example)), size, scheduler)
+            steps = _steps(model, inputs, size, scheduler)
             wall, cpu = _time_rounds(steps, device, seconds)
             for unit, rounds in (("ms", wall), ("cpu_ms", cpu)):
                 cumulative = rounds.sum(axis=2).cumsum(axis=1) / size
@@ -265,11 +271,10 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _count_flops(model: MultiExitModel, example: Any) -> Floats:
+def _count_flops(model: MultiExitModel, inputs: tuple[Tensor, ...]) -> Floats:
     """Cumulative FLOPs per sample of each exit, (K,), heads included."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    inputs = model.staged.flatten_inputs(*_args(example), **_kwargs(example))
     counts = []
     for parts in _steps(model, inputs, 1, None):
         with FlopCounterMode(display=False) as counter:

@@ -168,6 +168,9 @@ class ExitRecords:
                 f"mask of {len(self)} with at least one true"
             )
         index = given.astype(np.intp)
+        outside = index[(index < -len(self)) | (index >= len(self))]
+        if len(outside):
+            raise InvalidInputError(f"rows hold {outside[0]}, expected sample numbers from 0 to {len(self) - 1}")
         return ExitRecords(
             np.ascontiguousarray(self.probabilities[:, index]),
             self.predictions[:, index],
@@ -222,8 +225,19 @@ class ExitRecords:
         )
 
 
+def _array(values: ArrayLike, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    # Rows of different lengths; tensors with gradients, on a GPU, or of a dtype that numpy lacks.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{name} are a {type(values).__name__} that cannot be made an array ({error}); expected numbers in rows of "
+            "one length; of a tensor give tensor.detach().cpu(), of bfloat16 its float() as well"
+        ) from error
+
+
 def _float_array(values: ArrayLike, name: str) -> NDArray[np.floating[Any]]:
-    array = np.asarray(values)
+    array = _array(values, name)
     if array.dtype.kind != "f":
         raise InvalidInputError(f"{name} have dtype {array.dtype}, expected a float dtype such as float32")
     if array.ndim != 3:
@@ -239,7 +253,7 @@ def _float_array(values: ArrayLike, name: str) -> NDArray[np.floating[Any]]:
 
 
 def _label_array(labels: ArrayLike, *, samples: int, classes: int) -> NDArray[np.intp]:
-    y = np.asarray(labels)
+    y = _array(labels, "labels")
     if y.dtype.kind not in "iu":
         raise InvalidInputError(f"labels have dtype {y.dtype}, expected integers: class numbers from 0")
     if y.shape != (samples,):

@@ -66,10 +66,10 @@ def _result(scheduler: Scheduler, records: ExitRecords) -> dict[str, Any]:
         "accuracy_error": None,
         "comparison": [],
     }
-    if records.labels is None:
+    if decisions.utility is None:
         return found
-    accuracy = decisions.accuracy
-    found["accuracy"], found["accuracy_error"] = accuracy, math.sqrt(accuracy * (1 - accuracy) / samples)
+    found["accuracy"] = decisions.accuracy
+    found["accuracy_error"] = float(decisions.utility.std(dtype="float64") / math.sqrt(samples))
     rows = [(f"exit {k + 1} only", costs[k], float(a)) for k, a in enumerate(records.accuracies)]
     for name, bound in (
         ("best random mixture of exits", random_mixture(records, costs, decisions.mean_cost)),
@@ -90,7 +90,7 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"planned cost     {found['planned_cost']:.6g} {unit}")
     console.print(f"calibration cost {found['calibration_cost']:.6g} {unit}")
     over = found["overspend"]
-    against = f"[red]{over:.1%} over the budget[/red]" if over > 0 else f"{-over:.1%} under the budget"
+    against = f"[red]{over:.1%} over the budget[/red]" if over > 0 else f"{abs(over):.1%} under the budget"
     console.print(
         f"held-out cost    {found['held_out_cost']:.6g} {unit} (standard error {found['held_out_cost_error']:.2g}), "
         f"{against}"

@@ -97,7 +97,7 @@ def _result(scheduler: Scheduler, method: str, records: ExitRecords, out: Path |
         "budget": scheduler.budget,
         "planned_cost": scheduler.planned_cost,
         "calibration_cost": scheduler.calibration_cost,
-        "calibration_accuracy": None if records.labels is None else decisions.accuracy,
+        "calibration_accuracy": None if decisions.utility is None else decisions.accuracy,
         "calibration_samples": len(records),
         "exit_shares": decisions.exit_shares.tolist(),
         "score": policy.score.name,

@@ -28,6 +28,9 @@ SkipCorrupt = Annotated[
     bool, typer.Option("--skip-corrupt", help="Leave out files that cannot be read, which are counted and named.")
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Prove the recipe on tiny data that is made up; under a minute.")]
+StartFrom = Annotated[
+    str | None, typer.Option("--from", metavar="STEP", help="Make this step and those after it anew.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")]
 
 
@@ -36,9 +39,7 @@ def reproduce(
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the results; results/RECIPE.")] = None,
     resume: Resume = False,
-    start_from: Annotated[
-        str | None, typer.Option("--from", metavar="STEP", help="Make this step and those after it anew.")
-    ] = None,
+    start_from: StartFrom = None,
     smoke: Smoke = False,
     list_recipes: Annotated[bool, typer.Option("--list", help="Show the recipes and end.")] = False,
     checkpoint: Checkpoint = None,
@@ -111,8 +112,18 @@ def make_place(
         download=download,
         on_corrupt="skip" if skip_corrupt else "refuse",
         threads=threads,
-        command=shlex.join(["eenet", *sys.argv[1:]]),
+        command=_command(sys.argv[1:]),
     )
+
+
+def _command(words: list[str]) -> str:
+    """The command that gives the same results in a new folder: without what only says where to go on."""
+    kept: list[str] = []
+    for number, word in enumerate(words):
+        follows = number > 0 and words[number - 1] == "--from"
+        if word not in ("--resume", "--from") and not word.startswith("--from=") and not follows:
+            kept.append(word)
+    return shlex.join(["eenet", *kept])
 
 
 def _show_recipes(*, json_output: bool) -> None:

@@ -16,6 +16,7 @@ from eenet.cli._reproduce import (
     Resume,
     SkipCorrupt,
     Smoke,
+    StartFrom,
     Threads,
     Weights,
     make_place,
@@ -27,6 +28,7 @@ def train(
     data_root: DataRoot = None,
     out: Annotated[Path | None, typer.Option(help="The folder of the run; results/RECIPE.")] = None,
     resume: Resume = False,
+    start_from: StartFrom = None,
     freeze_backbone: Annotated[
         bool, typer.Option("--freeze-backbone", help="Train the early exit heads alone, on cached features.")
     ] = False,
@@ -70,7 +72,7 @@ def train(
     found = load_recipe(recipe, changes=[*(changes or ()), *given], smoke=smoke)
     folder = out or Path("results") / (f"{found.name}-smoke" if smoke else found.name)
     place = make_place(
-        folder, data_root, checkpoint, weights, resume=resume, start_from=None, smoke=smoke, threads=threads,
+        folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
     result = run(found, place, console=side(), steps=("data", "train"))

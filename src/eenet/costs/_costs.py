@@ -41,7 +41,10 @@ class ExitCosts:
         device: Mapping[str, Any] | None = None,
         includes: tuple[str, ...] = (),
     ) -> None:
-        array = np.asarray(values)
+        try:
+            array = np.asarray(values)
+        except (ValueError, TypeError, RuntimeError):  # lists within the list; tensors with gradients or on a GPU
+            array = np.empty(0, dtype=np.object_)
         if array.ndim != 1 or array.dtype.kind not in "fiu":
             raise InvalidInputError(f"costs are {values!r}, expected a list of numbers, one for each exit")
         array = array.astype(np.float64)

@@ -130,8 +130,8 @@ class Results:
             return None
         return (
             f"Measured time at batch {size} against held-out cost: {min(gaps):+.0%} to {max(gaps):+.0%} over the "
-            f"policies, {last.wall[size]['ms'] / last.held_out - 1:+.0%} for {last.name}, which shows how much the pace "
-            "of the machine has changed since the costs were measured."
+            f"policies, {last.wall[size]['ms'] / last.held_out - 1:+.0%} for {last.name}, which shows how far the "
+            "pace of the machine has changed since the costs were measured."
         )
 
     def _losses(self) -> str | None:

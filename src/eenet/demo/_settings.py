@@ -56,10 +56,10 @@ class DemoSettings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     budgets: tuple[int, ...] = (40, 60, 80)
     batch_size: int = 32
-    survivors: int = 16
+    survivors: int = 8
     profile_seconds: float = 2.0
     rounds: int = 3
-    single_samples: int = 200
+    single_samples: int = 100
     learning_epochs: int = 300
 
 

@@ -182,9 +182,11 @@ class Comparison:
                 elif row.held_out_cost is not None and row.fit_seconds is not None:
                     ratios.append(row.held_out_cost / row.budget)
                     seconds.append(row.fit_seconds)
-            extra = [f"{statistics.fmean(ratios):.3f} {max(ratios):.3f}", f"{statistics.median(seconds):.2f}"]
+            extra = ["-", "-"]
+            if ratios:
+                extra = [f"{statistics.fmean(ratios):.3f} {max(ratios):.3f}", f"{statistics.median(seconds):.2f}"]
             cells = [_percent(r.accuracy for r in rows if r.budget == budget) for budget in self.budgets]
-            lines.append(_line(name, cells, extra if ratios else ["-", "-"], width))
+            lines.append(_line(name, cells, extra, width))
         for name, attribute in (("oracle", "oracle"), ("best random mixture", "random_mixture")):
             cells = [
                 _percent(getattr(bound, attribute) for bound in self.bounds if bound.budget == budget)

@@ -38,11 +38,21 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
                 continue
             logits.append(torch.stack(outputs).float().cpu().numpy())
             if y is not None:
-                labels.append(np.asarray(y.cpu() if isinstance(y, Tensor) else y))
+                labels.append(_labels_of(y, len(outputs[0])))
     if images is not None:
         return images.records()
     _require_batches(len(logits), len(labels))
     return ExitRecords.from_logits(np.concatenate(logits, axis=1), np.concatenate(labels) if labels else None)
+
+
+def _labels_of(y: Any, samples: int) -> NDArray[Any]:
+    found = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+    # Batch by batch: one label too many here and one too few there would shift all of those between.
+    if found.shape[:1] != (samples,):
+        raise InvalidInputError(
+            f"a batch of {samples} samples has labels of shape {found.shape}; expected one label for each sample"
+        )
+    return found
 
 
 class ImageRecords:

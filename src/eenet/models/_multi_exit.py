@@ -15,9 +15,7 @@ from eenet.models._modes import inferring
 from eenet.models._outputs import logits_in
 from eenet.models._placement import place_exits
 from eenet.models._sources import Source, source_of
-from eenet.stages import Stage as Stage
-from eenet.stages import StagedModel, cut
-from eenet.stages._example import Example
+from eenet.stages import Example, Stage, StagedModel, cut
 from eenet.tasks import Classification, Segmentation, Task
 
 
@@ -37,7 +35,6 @@ class MultiExitModel(nn.Module):
         *,
         source: Source | None = None,
         task: Task | None = None,
-        answer_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         self.staged = staged
@@ -45,7 +42,6 @@ class MultiExitModel(nn.Module):
         self.num_classes = num_classes
         self.source = source
         self.task: Task = task or Classification()
-        self.answer_shape = answer_shape or (num_classes,)
 
     @property
     def num_exits(self) -> int:
@@ -176,7 +172,7 @@ def attach(
             f"the task is {task.name}, but the network gives logits of shape {tuple(logits.shape)}; leave task out"
         )
     task = task or (Segmentation() if dense else Classification())
-    model = MultiExitModel(staged, heads, num_classes, source=known, task=task, answer_shape=tuple(logits.shape[1:]))
+    model = MultiExitModel(staged, heads, num_classes, source=known, task=task)
     model.training = staged.training
     model.heads.train(staged.training)
     with inferring(model):

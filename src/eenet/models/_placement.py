@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from eenet.errors import InvalidInputError
-from eenet.stages import Place, places
-from eenet.stages._example import Example
+from eenet.stages import Example, Place, places
 
 # What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
 _DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25

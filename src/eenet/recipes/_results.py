@@ -288,8 +288,8 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
     ]
     lines = [
         f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of the "
-        "calibration part and judged on a bootstrap sample of the test part, the same for all. Accuracy in %, mean over "
-        "these:",
+        "calibration part and judged on a bootstrap sample of the test part, the same for all. Accuracy in %, the mean "
+        "of these:",
         "",
     ]
     rows = []

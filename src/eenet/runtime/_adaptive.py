@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, feature_of
 from eenet.scheduler import Route, Scheduler
+from eenet.stages import Stage
 
 Ints = NDArray[np.intp]
 
@@ -21,7 +21,9 @@ Ints = NDArray[np.intp]
 class AdaptiveOutput:
     """Answers in the order of the input.
 
-    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at; `exits` (N,) from 0.
+    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at; `exits` (N,) from 0,
+    int64, on the CPU. The logits are an inference tensor: `clone()` it before changing it in place or using it with
+    gradients.
     """
 
     logits: Tensor
@@ -37,11 +39,7 @@ class AdaptiveModel:
 
     def __init__(self, model: MultiExitModel, scheduler: Scheduler) -> None:
         policy = scheduler.policy
-        if policy.num_exits != model.num_exits or policy.num_classes != model.num_classes:
-            raise InvalidInputError(
-                f"the scheduler was fitted for {policy.num_exits} exits and {policy.num_classes} classes, the model "
-                f"has {model.num_exits} exits and {model.num_classes} classes; fit it on records of this model"
-            )
+        policy.require(model.num_exits, model.num_classes, "the model has")
         self.model = model.eval()
         self.scheduler = scheduler
         self._policy = policy
@@ -55,11 +53,12 @@ class AdaptiveModel:
             model.eval()
         live = model.staged.flatten_inputs(*args, **kwargs)
         samples = model.staged.batch_size_of(live)
+        stages = model.staged.inference_stages
         if samples == 0:
-            return AdaptiveOutput(torch.empty((0, *model.answer_shape), device=live[0].device), torch.empty(0).long())
+            nothing = model.final_logits(_empty_outputs(stages[-1], live[0].device))
+            return AdaptiveOutput(nothing, torch.empty(0, dtype=torch.int64))
         route = Route(self._policy, samples)
         answers = _Answers(samples)
-        stages = model.staged.inference_stages
         for k, stage in enumerate(stages[:-1]):
             outputs = stage(*live)
             live = tuple([outputs[i] for i in stage.passed])
@@ -108,6 +107,14 @@ class _Answers:
 def to_numpy(logits: Tensor) -> NDArray[np.float32]:
     """Logits on the host, as float32."""
     return logits.float().cpu().numpy()
+
+
+def _empty_outputs(stage: Stage, device: torch.device) -> tuple[Tensor, ...]:
+    """What a stage gives for no samples at all; not run, since not every network can run on an empty batch."""
+    shapes = [[size if isinstance(size, int) else 0 for size in live.shape] for live in stage.outputs]
+    return tuple(
+        torch.empty(shape, dtype=live.dtype, device=device) for shape, live in zip(shapes, stage.outputs, strict=True)
+    )
 
 
 def _index(rows: Ints, like: Tensor) -> Tensor:

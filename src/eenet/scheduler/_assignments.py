@@ -91,8 +91,8 @@ class StaticAssignment:
     def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan; raises `InfeasibleBudgetError` when the exit costs more than the budget."""
         k = self.exit_index
-        if not 0 <= k < len(costs):
-            raise InvalidInputError(f"Static({k}): there are exits 0 to {len(costs) - 1}")
+        if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 0 <= k < len(costs):
+            raise InvalidInputError(f"Static({k!r}): expected the number of an exit, 0 to {len(costs) - 1}")
         table = ScoreTable.of(score, records, costs)
         thresholds = table.for_shares(np.eye(len(costs))[k])
         cost = table.mean_cost(thresholds)  # above costs[k] where evidence is not finite

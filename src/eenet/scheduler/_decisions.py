@@ -60,15 +60,7 @@ class Decisions:
 
 def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> Decisions:
     """Send all records through a policy, as a runtime would."""
-    if records.num_exits != policy.num_exits:
-        raise InvalidInputError(
-            f"the scheduler was fitted for {policy.num_exits} exits, the records have {records.num_exits}; fit it again"
-        )
-    if records.num_classes != policy.num_classes:
-        raise InvalidInputError(
-            f"the scheduler was fitted for {policy.num_classes} classes, the records have {records.num_classes}; fit "
-            "it again"
-        )
+    policy.require(records.num_exits, records.num_classes, "the records have")
     costs.require_exits(records.num_exits)
     route = Route(policy, len(records))
     for k in range(policy.num_exits):

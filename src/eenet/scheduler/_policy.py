@@ -96,6 +96,14 @@ class ThresholdPolicy:
         """K."""
         return len(self.thresholds) + 1
 
+    def require(self, exits: int, classes: int, whose: str) -> None:
+        """Raise `InvalidInputError` unless it is for so many exits and classes; `whose`: "the model has"."""
+        if (exits, classes) != (self.num_exits, self.num_classes):
+            raise InvalidInputError(
+                f"the scheduler was fitted for {self.num_exits} exits and {self.num_classes} classes, {whose} {exits} "
+                f"exits and {classes} classes; fit it on records of this network"
+            )
+
     def observes(self, exit_index: int) -> bool:
         """Whether the exit's output is looked at; if not, its head need not run."""
         if exit_index == self.num_exits - 1:

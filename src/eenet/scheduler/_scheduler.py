@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from eenet._files import read_arrays, write_arrays
-from eenet.costs import ExitCosts, parse_budget
-from eenet.costs._budget import Budget
+from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError, NotFittedError
 from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Assignment
@@ -151,6 +150,8 @@ def load_scheduler(path: str | Path) -> Scheduler:
         numbers, name = dict(header["numbers"]), str(header["name"])
     except KeyError as error:
         raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
+    except TypeError as error:
+        raise FileFormatError(f"{str(path)!r} has a damaged header ({error}); save the scheduler again") from error
     if not (policy.thresholds.shape == policy.enabled.shape == (len(costs) - 1,)):
         raise FileFormatError(
             f"{str(path)!r} has {len(policy.thresholds)} thresholds for {len(costs)} exits; save the scheduler again"

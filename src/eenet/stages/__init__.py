@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eenet.stages._example import Example as Example
 from eenet.stages._places import Place as Place
 from eenet.stages._places import places as places
 from eenet.stages._stage import LiveTensor as LiveTensor
@@ -9,4 +10,4 @@ from eenet.stages._stage import Stage as Stage
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut
 
-__all__ = ["LiveTensor", "Place", "Stage", "StagedModel", "cut", "places"]
+__all__ = ["Example", "LiveTensor", "Place", "Stage", "StagedModel", "cut", "places"]

@@ -199,7 +199,10 @@ def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
     except (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
         where = _innermost_module(model, error)
         place = f" in module {where!r}" if where else ""
-        raise CutError(f"torch.export cannot trace the model{place}: {_last_line(error)}") from error
+        raise CutError(
+            f"torch.export cannot trace the model{place}: {_reason(error)}; change that step, or write the stages by "
+            "hand with StagedModel.from_stages"
+        ) from error
 
 
 class _FlatCall(nn.Module):
@@ -229,9 +232,14 @@ def _dynamic_dims(tensor: Tensor, form: InputForm) -> dict[int, Any]:
     return dict.fromkeys(dims, torch.export.Dim.DYNAMIC)
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"
+def _reason(error: BaseException) -> str:
+    """What went wrong and at which line of the model, without torch's advice on how to debug it."""
+    text = str(error).partition("The error above occurred")[0]
+    what, _, line = text.partition("The following call raised this error:")
+    lines = [found.strip() for found in what.splitlines() if found.strip()]
+    # Torch's own errors say what happened first; where the model's code raised, its message is one line.
+    said = " ".join(lines[:2]) or "no message"
+    return f"{type(error).__name__}: {said}" + (f" ({' '.join(line.split())})" if line.strip() else "")
 
 
 def _innermost_module(model: nn.Module, error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from eenet.errors import CutError, InvalidInputError
 from eenet.stages._capture import capture_with_markers, is_marker
 from eenet.stages._check import undisturbed
 from eenet.stages._example import Example, InputForm, form_of
-from eenet.stages._plan import is_assert, returned_values, returns_its_input
+from eenet.stages._plan import is_assert, is_tensor, returned_values, returns_its_input
 from eenet.stages._symbols import Symbols, is_size
 
 COSTS = ("flops", "ms")
@@ -76,7 +76,7 @@ class _Ends:
 
     def __init__(self, graph_module: fx.GraphModule, names: list[str], calls: Mapping[str, int]) -> None:
         nodes = list(graph_module.graph.nodes)
-        self._symbols = Symbols(node for node in nodes if node.op == "placeholder" and _is_tensor(node))
+        self._symbols = Symbols(node for node in nodes if node.op == "placeholder" and is_tensor(node))
         self._order: dict[fx.Node, int] = {}
         self._same: dict[fx.Node, fx.Node] = {}
         self._last_use: dict[fx.Node, int] = {}
@@ -106,7 +106,7 @@ class _Ends:
             kept = returns_its_input(node) if node.op == "call_function" else None
             if kept is not None:
                 self._same[node] = kept
-        self._tensors = [n for n in nodes if n not in self._same and n.op != "get_attr" and _is_tensor(n)]
+        self._tensors = [n for n in nodes if n not in self._same and n.op != "get_attr" and is_tensor(n)]
 
     def places(self, shares: Mapping[fx.Node, float], shapes: Mapping[fx.Node, tuple[int, ...]]) -> list[Place]:
         """The places that can be cut at, in order."""
@@ -207,7 +207,3 @@ def _marked(marker: fx.Node) -> fx.Node:
         assert isinstance(inner, fx.Node)
         marker = inner
     return marker
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)

@@ -31,7 +31,7 @@ class Plan:
         self.stage_of: dict[fx.Node, int] = {}
         self.features: list[fx.Node] = []
         self.bodies: list[list[fx.Node]] = [[] for _ in range(self.count)]
-        self.inputs = [node for node in nodes if node.op == "placeholder" and _is_tensor(node)]
+        self.inputs = [node for node in nodes if node.op == "placeholder" and is_tensor(node)]
         self.symbols = Symbols(self.inputs)
         self._place(nodes)
         self.returned: list[Any] = list(returned_values(nodes[-1]))
@@ -95,7 +95,7 @@ class Plan:
             if not isinstance(value, fx.Node):
                 continue
             value = self.resolve(value)
-            if not _is_tensor(value):
+            if not is_tensor(value):
                 raise CutError(
                     f"cannot cut a model whose output number {position} is the size {value.name!r}, not a tensor; "
                     "wrap the model so that it returns tensors"
@@ -131,7 +131,7 @@ class Plan:
                     continue
                 if is_size(used):
                     sizes.append(used)
-                elif _is_tensor(used):
+                elif is_tensor(used):
                     needed[used] = None
                 elif used.op != "placeholder":
                     raise CutError(
@@ -194,7 +194,8 @@ def returns_its_input(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def _is_tensor(node: fx.Node) -> bool:
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node's value is a tensor, rather than a size or a list."""
     return isinstance(node.meta.get("val"), Tensor)
 
 
