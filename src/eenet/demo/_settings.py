@@ -56,7 +56,7 @@ class DemoSettings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     budgets: tuple[int, ...] = (40, 60, 80)
     batch_size: int = 32
-    survivors: int = 8
+    survivors: int = 16
     profile_seconds: float = 2.0
     rounds: int = 3
     single_samples: int = 100
