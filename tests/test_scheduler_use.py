@@ -197,3 +197,11 @@ def test_a_fitted_score_can_be_used_with_another_assignment() -> None:
         scheduler = Scheduler(score, assignment, name="mine").fit(records, toy_costs(), 1.7)
         assert scheduler.calibration_cost <= 1.7
         assert scheduler.policy.score is score
+
+
+def test_records_and_costs_of_another_type_are_refused_with_the_way_out() -> None:
+    records = toy_records()
+    with pytest.raises(InvalidInputError, match=r"costs are a list, expected ExitCosts: write ExitCosts"):
+        eenet.MaxProbability().fit(records, [1.0, 2.0, 3.0], budget=2.0)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="records are a ndarray, expected ExitRecords"):
+        eenet.MaxProbability().fit(records.probabilities, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)  # type: ignore[arg-type]

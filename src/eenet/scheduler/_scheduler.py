@@ -57,6 +57,14 @@ class Scheduler:
         `budget` is a number in the unit of the costs, "60%" of the last exit's cost, or like "3.5ms". Raises
         `InfeasibleBudgetError` when it cannot be met, naming the smallest that can.
         """
+        if not isinstance(records, ExitRecords):
+            raise InvalidInputError(
+                f"records are a {type(records).__name__}, expected ExitRecords: see ExitRecords.from_probabilities"
+            )
+        if not isinstance(costs, ExitCosts):
+            raise InvalidInputError(
+                f"costs are a {type(costs).__name__}, expected ExitCosts: write ExitCosts([...], unit='ms')"
+            )
         costs.require_exits(records.num_exits)
         if self._assignment is None:
             raise InvalidInputError(f"{self!r} was loaded from a file and cannot be fitted again; make a new one")
