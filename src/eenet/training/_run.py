@@ -72,11 +72,13 @@ class Run:
         task: TrainingTask,
         display: Display,
         teacher: nn.Module | None,
+        features: Path,
     ) -> None:
         self.fabric = fabric
         self.model = model
         self.config = config
         self.folder = folder
+        self.features = features
         self.task = task
         self.display = display
         self.teacher = None if teacher is None else fabric.to_device(teacher).eval()
@@ -97,7 +99,7 @@ class Run:
                 train_loader,
                 validation_loader,
                 self.config,
-                self.folder / FEATURES,
+                self.features,
                 self.display,
             )
         else:
