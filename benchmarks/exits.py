@@ -37,7 +37,7 @@ from eenet.data import Subset, load, loader, three_way_split
 from eenet.errors import InvalidInputError
 from eenet.models import ConvHead, MultiExitModel, resnet56
 from eenet.recipes import load_recipe
-from eenet.training import load_checkpoint, reestimate_batch_norm, train
+from eenet.training import TrainResult, load_checkpoint, reestimate_batch_norm, train
 
 RECIPE = "cifar10-resnet56-shared"
 BUDGETS = (0.5, 0.65, 0.8)
@@ -166,7 +166,7 @@ class Study:
         """Train a variant, or go on with it, and judge it."""
         start, cpu = time.perf_counter(), time.process_time()
         folder = self._folder(variant, seed)
-        model = self._with_heads(variant, seed) if variant.heads else self._jointly(variant, seed)
+        model, trained = self._with_heads(variant, seed) if variant.heads else self._jointly(variant, seed)
         taken = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
         records = eenet.collect(model, self.loader(self.judged, 0))
         costs = eenet.profile(model, self.example, unit="flops", seconds=0.0)
@@ -178,10 +178,11 @@ class Study:
             **found,
             **taken,
             "exits": records.accuracies.tolist(),
+            "validation": list(trained.best.accuracies),
             "costs": (costs.values / self.plain).tolist(),
         }
 
-    def _with_heads(self, variant: Variant, seed: int) -> MultiExitModel:
+    def _with_heads(self, variant: Variant, seed: int) -> tuple[MultiExitModel, TrainResult]:
         """New heads, trained on cached features."""
         assert variant.heads is not None
         self.staged.backbone.load_state_dict(self.published)
@@ -194,7 +195,7 @@ class Study:
             seed=seed,
             **variant.settings,
         )
-        train(
+        trained = train(
             model,
             self.loader(self.images.with_transform("eval"), seed),
             self.loader(self.validation, seed),
@@ -203,9 +204,9 @@ class Study:
             resume=True,
             features=self.work / "features",
         )
-        return model
+        return model, trained
 
-    def _jointly(self, variant: Variant, seed: int) -> MultiExitModel:
+    def _jointly(self, variant: Variant, seed: int) -> tuple[MultiExitModel, TrainResult]:
         """The trained heads of `BASE` and the backbone, trained together."""
         base = next(v for v in VARIANTS if v.name == BASE)
         assert base.heads is not None
@@ -224,7 +225,7 @@ class Study:
             seed=seed,
             **variant.settings,
         )
-        train(
+        trained = train(
             model,
             self.loader(self.images, seed, shuffle=True),
             self.loader(self.validation, seed),
@@ -233,7 +234,7 @@ class Study:
             resume=True,
             teacher=self.teacher if config.teacher_weight else None,
         )
-        return model
+        return model, trained
 
     def _folder(self, variant: Variant, seed: int) -> Path:
         return self.work / variant.name / f"run{seed}"

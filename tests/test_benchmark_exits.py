@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def test_it_runs_on_tiny_data_and_goes_on_where_it_stopped(
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "Judged on 40 images of the published test file" in text
     assert "not trained jointly" in text
+    assert re.search(r"\(the last one, as published, has [\d.]+ % there and [\d.]+ % here\)", text)
     assert len(list((out / "work" / "features").iterdir())) == 2, "all heads share the features of one pass"
     assert not list((out / "work").rglob("last.safetensors"))
 
