@@ -27,8 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from eenet._files import write_json
 from eenet.errors import InvalidInputError
-from eenet.models import ConvHead, MultiExitModel, TokenHead, feature_of, inferring
-from eenet.models._collect import unpack
+from eenet.models import ConvHead, MultiExitModel, TokenHead, feature_of, inferring, unpack
 from eenet.training._errors import OutOfSpaceError
 from eenet.training._task import targets_of
 

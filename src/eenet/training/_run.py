@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
-from eenet.models import MultiExitModel
-from eenet.models._collect import unpack
-from eenet.models._outputs import logits_in
+from eenet.models import MultiExitModel, logits_in, unpack
 from eenet.profiling import profile
 from eenet.training._checkpoint import (
     first_not_finite,

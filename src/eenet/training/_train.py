@@ -18,6 +18,7 @@ from torch import nn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.models import MultiExitModel
+from eenet.stages import modes_kept
 from eenet.training._config import TrainConfig
 from eenet.training._optim import frozen
 from eenet.training._report import Display, TrainResult
@@ -68,9 +69,9 @@ def train(
     shown = config.progress and fabric.is_global_zero
     warn_of_persistent_workers(train_loader)
     stopped = frozen(model.backbone.parameters()) if config.freeze_backbone else []
-    modes = [(module, module.training) for module in model.modules()]
     try:
         with (
+            modes_kept(model),
             Display(model.exit_names, config.epochs, shown=shown) as display,
             seeding(config.seed, fabric.global_rank, train_loader) as seeds,
         ):
@@ -84,8 +85,6 @@ def train(
     finally:
         for parameter in stopped:
             parameter.requires_grad = True
-        for module, training in modes:
-            module.training = training
 
 
 def _check_arguments(
