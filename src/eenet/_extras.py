@@ -9,8 +9,6 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from eenet.errors import MissingExtraError
 
 _operators: list[Any] = []
@@ -42,6 +40,8 @@ def _mend_torchvision() -> None:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
+        import torch
+
         library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
