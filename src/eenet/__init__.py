@@ -31,6 +31,7 @@ _HOMES = {
     "collect": "eenet.models",
     "cut": "eenet.stages",
     "describe": "eenet.models",
+    "export": "eenet.runtime",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
     "train": "eenet.training",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from eenet.records import ExitRecords as ExitRecords
     from eenet.runtime import AdaptiveModel as AdaptiveModel
     from eenet.runtime import AdaptiveOutput as AdaptiveOutput
+    from eenet.runtime import export as export
     from eenet.scheduler import Decisions as Decisions
     from eenet.scheduler import EENet as EENet
     from eenet.scheduler import Entropy as Entropy
@@ -72,6 +74,7 @@ _ROOMS = {
     "errors",
     "evaluation",
     "models",
+    "preprocessing",
     "profiling",
     "recipes",
     "records",

@@ -1,7 +1,7 @@
 """Reading safetensors with numpy alone: an exported bundle must be read where only numpy and a runtime are installed.
 
-The format: eight bytes, little-endian, with the length of a JSON header; the header, which maps names to dtype, shape and
-the span of bytes; the bytes. What is written is written by the safetensors library.
+The format: eight bytes, little-endian, with the length of a JSON header; the header, which maps names to dtype, shape
+and the span of bytes; the bytes. Writing is left to the safetensors library.
 """
 
 from __future__ import annotations

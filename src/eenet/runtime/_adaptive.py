@@ -55,7 +55,7 @@ class AdaptiveModel:
         samples = model.staged.batch_size_of(live)
         stages = model.staged.inference_stages
         if samples == 0:
-            nothing = model.final_logits(_empty_outputs(stages[-1], live[0].device))
+            nothing = model.final_logits(empty_outputs(stages[-1], live[0].device))
             return AdaptiveOutput(nothing, torch.empty(0, dtype=torch.int64))
         route = Route(self._policy, samples)
         answers = _Answers(samples)
@@ -109,7 +109,7 @@ def to_numpy(logits: Tensor) -> NDArray[np.float32]:
     return logits.float().cpu().numpy()
 
 
-def _empty_outputs(stage: Stage, device: torch.device) -> tuple[Tensor, ...]:
+def empty_outputs(stage: Stage, device: torch.device) -> tuple[Tensor, ...]:
     """What a stage gives for no samples at all; not run, since not every network can run on an empty batch."""
     shapes = [[size if isinstance(size, int) else 0 for size in live.shape] for live in stage.outputs]
     return tuple(
