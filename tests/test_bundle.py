@@ -88,9 +88,7 @@ def test_a_text_bundle_runs_at_other_lengths_than_it_was_exported_with(exported:
 
 @settings(max_examples=20, deadline=None)
 @given(rows=st.lists(st.integers(0, 39), min_size=1, max_size=12), cut=st.integers(0, 12))
-def test_take_and_join_select_and_merge_the_samples_at_every_boundary(
-    exported: Any, rows: list[int], cut: int
-) -> None:
+def test_take_and_join_select_and_merge_the_samples_at_every_boundary(exported: Any, rows: list[int], cut: int) -> None:
     case, folder = exported("bert")
     backend = eenet.runtime.onnx.load(folder, threads=1).backend
     whole = backend.enter(case.arrays)
@@ -122,8 +120,16 @@ def test_a_head_that_is_not_observed_does_not_run(exported: Any) -> None:
     case, folder = exported("convolutions")
     backend = eenet.runtime.onnx.load(folder, threads=1).backend
     calls: list[int] = []
-    for k, head in enumerate(backend._heads):  # type: ignore[attr-defined]
-        backend._heads[k] = lambda arrays, head=head, k=k: calls.append(k) or head(arrays)  # type: ignore[attr-defined]
+
+    def counted(k: int, head: Any) -> Any:
+        def run(arrays: Any) -> Any:
+            calls.append(k)
+            return head(arrays)
+
+        return run
+
+    heads: list[Any] = backend._heads  # type: ignore[attr-defined]
+    heads[:] = [counted(k, head) for k, head in enumerate(heads)]
     live = backend.enter(case.arrays)
     live, logits = backend.run(0, live, observe=False)
     assert logits is None
@@ -195,10 +201,10 @@ def test_another_runtime_gives_the_same(exported: Any) -> None:
     x = case.arrays["x"][:3]
     backend = eenet.runtime.onnx.load(folder, threads=1).backend
     live, logits = backend.run(0, backend.enter(x), observe=True)
-    (passed,) = reference.ReferenceEvaluator(str(folder / "stages/0.onnx")).run(None, {_input(folder / "stages/0.onnx"): x})
-    (said,) = reference.ReferenceEvaluator(str(folder / "heads/0.onnx")).run(
-        None, {_input(folder / "heads/0.onnx"): passed}
-    )
+    assert logits is not None
+    stage, head = folder / "stages/0.onnx", folder / "heads/0.onnx"
+    (passed,) = reference.ReferenceEvaluator(str(stage)).run(None, {_input(stage): x})
+    (said,) = reference.ReferenceEvaluator(str(head)).run(None, {_input(head): passed})
     np.testing.assert_allclose(live[0], passed, atol=1e-4)
     np.testing.assert_allclose(logits, said, atol=1e-3)
 
@@ -245,7 +251,7 @@ class TestDamage:
 
     def test_a_missing_file(self, copied: Path) -> None:
         (copied / "stages/1.onnx").unlink()
-        with pytest.raises(FileFormatError, match="lacks the file 'stages/1.onnx'"):
+        with pytest.raises(FileFormatError, match=r"lacks the file 'stages/1\.onnx'"):
             eenet.runtime.load(copied)
 
     def test_a_file_of_another_bundle(self, copied: Path, exported: Any) -> None:
@@ -438,7 +444,8 @@ def test_a_bundle_runs_where_torch_cannot_be_imported(exported: Any, tmp_path: P
 
 
 def _run_without_torch(python: list[str], case: Case, folder: Path, scratch: Path) -> None:
-    np.savez(scratch / "inputs.npz", **case.arrays)
+    arrays: dict[str, Any] = case.arrays
+    np.savez(scratch / "inputs.npz", **arrays)
     command = [*python, "-c", _WITHOUT, str(folder), str(scratch / "inputs.npz"), str(scratch / "answers.npz")]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

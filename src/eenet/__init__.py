@@ -74,6 +74,7 @@ _ROOMS = {
     "errors",
     "evaluation",
     "models",
+    "offline",
     "preprocessing",
     "profiling",
     "recipes",

@@ -90,14 +90,14 @@ def _scheduler(manifest: Manifest) -> Scheduler:
 def _task(manifest: Manifest) -> Task:
     try:
         return task_from(manifest.data["task"])
-    except InvalidInputError as error:
+    except (TypeError, ValueError) as error:
         raise FileFormatError(f"{str(manifest.root)!r} is of a task that cannot be made here: {error}") from error
 
 
 def _preprocessing(manifest: Manifest) -> Preprocessing:
     try:
         return preprocessing_from(manifest.data["preprocessing"], read=manifest.read)
-    except (KeyError, TypeError, InvalidInputError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FileFormatError(
             f"the preprocessing in {str(manifest.root)!r} cannot be read ({error}); upgrade eenet, or export again"
         ) from error

@@ -25,6 +25,10 @@ _CHECKSUM = "manifest_sha256"
 _MOST_BYTES = 16 * 1024 * 1024  # of the manifest, which for a thousand classes and twenty exits has some 100 kB
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 _DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+_KINDS = {
+    "backend": str, "task": dict, "logits": dict, "exits": list, "scheduler": str, "costs": dict, "budgets": list,
+    "preprocessing": dict, "made_with": dict, "eenet": str,
+}  # fmt: skip
 _AGAIN = "get the bundle again, or export it again"
 
 
@@ -219,6 +223,10 @@ def _check_files(files: Any) -> None:
 
 def _check(manifest: Manifest) -> None:
     data = manifest.data
+    for key, kind in _KINDS.items():
+        if not isinstance(data[key], kind):
+            raise ValueError(f"{key!r} is {data[key]!r}, expected a {kind.__name__}")
+    TensorSpec.from_dict(data["logits"])
     if data["backend"] not in BACKENDS:
         raise ValueError(f"the backend {data['backend']!r} is not known; expected one of {list(BACKENDS)}")
     if len(manifest.stages) < 2 or type(data["num_classes"]) is not int or data["num_classes"] < 2:
@@ -226,8 +234,10 @@ def _check(manifest: Manifest) -> None:
     if len(data["exits"]) != len(manifest.stages):
         raise ValueError(f"{len(data['exits'])} exits for {len(manifest.stages)} stages")
     names = data["class_names"]
-    if names is not None and len(names) != data["num_classes"]:
-        raise ValueError(f"{len(names)} class names for {data['num_classes']} classes")
+    if names is not None and (not isinstance(names, list) or len(names) != data["num_classes"]):
+        raise ValueError(f"the class names are {names!r}, expected {data['num_classes']} of them or none")
+    if not all(isinstance(name, str) for name in (*data["exits"], *(names or ()))):
+        raise ValueError("a name of an exit or a class is no text")
     for name in (data["scheduler"], *[file for stage in manifest.stages for file in (stage.graph, stage.head)]):
         if name is not None and name not in data["files"]:
             raise ValueError(f"the file {name!r} has no checksum")
