@@ -38,6 +38,7 @@ types: $(STAMPS)/dev  ## static types, strict
 
 bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
 	$(BIN)/python benchmarks/resnet50.py
+	$(BIN)/python benchmarks/onnx_bundle.py
 	$(BIN)/python benchmarks/schedulers.py
 	$(BIN)/python benchmarks/training.py
 

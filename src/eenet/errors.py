@@ -30,6 +30,10 @@ class FileFormatError(InvalidInputError):
     """A file is damaged, of a newer schema, or of a format that eenet refuses to read."""
 
 
+class ExportError(EENetError, RuntimeError):
+    """An exported bundle does not do what its model does; nothing was written."""
+
+
 class NotFittedError(EENetError, RuntimeError):
     """A scheduler was used before `fit`."""
 
