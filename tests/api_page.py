@@ -20,6 +20,7 @@ ROOMS = (
     "tasks",
     "runtime",
     "profiling",
+    "serving",
     "evaluation",
     "training",
     "data",

@@ -78,6 +78,7 @@ _ROOMS = {
     "report",
     "runtime",
     "scheduler",
+    "serving",
     "stages",
     "tasks",
     "testing",
