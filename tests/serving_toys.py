@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,8 @@ from eenet.errors import InvalidInputError
 from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
 from eenet.scheduler._scores import PLAIN_SCORES
+from eenet.serving import EngineOptions, ServerOptions, make_server
+from eenet.tasks import Classification, Task
 
 Array = NDArray[Any]
 
@@ -87,3 +94,96 @@ def fitted(
         return maker().fit(records, costs, budget=costs[0] + share * (costs[-1] - costs[0])), costs
     except eenet.InfeasibleBudgetError as error:
         return maker().fit(records, costs, budget=error.smallest), costs
+
+
+@dataclass
+class Spec:
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Plain:
+    """No preprocessing."""
+
+    kind = "array"
+
+    def __call__(self, items: Sequence[Any]) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+
+class Grey:
+    """Image files to the logits of a `TableBackend` of two classes and three exits: bright ones leave early."""
+
+    kind = "image"
+
+    def __call__(self, items: Sequence[bytes]) -> Mapping[str, Any]:
+        from PIL import Image
+
+        leave_at = []
+        for n, item in enumerate(items):
+            try:
+                with Image.open(io.BytesIO(item)) as image:
+                    level = np.asarray(image.convert("L")).mean()
+            except (OSError, SyntaxError, ValueError, EOFError) as error:
+                raise InvalidInputError(f"item {n} does not decode as an image") from error
+            leave_at.append(2 - int(level / 86))
+        return {"x": scripted_logits(leave_at, 3)}
+
+
+class Words:
+    """Texts to the logits of a `TableBackend`: a word leaves at the first exit, two at the second, more at the last."""
+
+    kind = "text"
+
+    def __call__(self, items: Sequence[str]) -> Mapping[str, Any]:
+        counts = [len(item.split()) for item in items]
+        if 0 in counts:
+            raise InvalidInputError(f"item {counts.index(0)} has no word")
+        return {"x": scripted_logits([min(count, 3) - 1 for count in counts], 3)}
+
+
+class ToyServable:
+    """Something to serve: three exits, two classes, costs 1, 2, 3 ms; exits as `scripted_logits` says."""
+
+    def __init__(self, preprocessing: Any = None, backend: Any = None) -> None:
+        self.backend: Any = backend or TableBackend(3, 2)
+        self.task: Task = Classification()
+        self.inputs = [Spec("x", "float32", ("batch", 6))]
+        self.preprocessing: Any = preprocessing or Plain()
+        self.class_names: Sequence[str] | None = ["even", "odd"]
+        self.info: dict[str, Any] = {"backend": "table", "exits": ["first", "second", "output"]}
+        logits = scripted_logits([0, 1, 2] * 20, 3).reshape(60, 3, 2).transpose(1, 0, 2)
+        records = eenet.ExitRecords.from_logits(logits, np.arange(60) % 2)
+        self.scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+        policy = scripted_policy(3)
+        self.scheduler.policy.thresholds[:] = policy.thresholds
+        self.scheduler.policy.enabled[:] = True
+        self.costs = self.scheduler.costs
+
+
+@contextlib.contextmanager
+def serving(
+    servable: Any, controller: Any = None, *, engine: EngineOptions | None = None, **options: Any
+) -> Iterator[str]:
+    """A real server on loopback, in a thread; gives its address. It has drained when the block ends."""
+    made = ServerOptions(port=0, engine=engine or EngineOptions(max_wait=0.0), **options)
+    server = make_server(servable, made, controller=controller)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until it holds; fail where it does not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)

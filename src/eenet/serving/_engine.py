@@ -84,12 +84,20 @@ class Engine:
         return [sum(queue.samples for queue in queues.values()) for queues in self._queues]
 
     def submit(
-        self, live: Live, samples: int, now: float, *, deadline: float | None = None, context: Any = None
+        self,
+        live: Live,
+        samples: int,
+        now: float,
+        *,
+        deadline: float | None = None,
+        policy: ThresholdPolicy | None = None,
+        context: Any = None,
     ) -> Request:
         """Take in a request: the live tensors before stage 0, as `StageBackend.enter` gives them, of so many samples.
 
-        Raises `OverloadedError`, which says when to try again, while there is no room for it, `DrainingError` after
-        `drain`, and `InvalidInputError` for a request without samples or with more than there is ever room for.
+        It goes by `policy`, or by the engine's. Raises `OverloadedError`, which says when to try again, while there is
+        no room for it, `DrainingError` after `drain`, and `InvalidInputError` for a request without samples or with
+        more than there is ever room for.
         """
         if self.draining:
             raise DrainingError("the server is going down and takes no more requests; try another one")
@@ -110,7 +118,8 @@ class Engine:
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, request.number))
         shape = tuple((tensor.dtype.str, tensor.shape[1:]) for tensor in live)
-        cohort = Cohort(live, Route(self.policy, samples), [request] * samples, list(range(samples)), shape, now)
+        route = Route(policy or self.policy, samples)
+        cohort = Cohort(live, route, [request] * samples, list(range(samples)), shape, now)
         self.inside += samples
         self._push(0, cohort)
         return request
