@@ -156,7 +156,7 @@ class Decoder:
         if max(width, height) > limits.max_aspect * min(width, height):
             raise RefusedError(
                 422,
-                f"image {n} is {width} x {height}, expected sides that differ by {limits.max_aspect:g} times at most",
+                f"image {n} is {width} x {height}, expected sides at most a factor of {limits.max_aspect:g} apart",
             )
 
 

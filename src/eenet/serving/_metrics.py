@@ -29,6 +29,9 @@ class Metrics:
         self._recent_counts = np.zeros(len(costs), dtype=np.int64)
         self._waiting = waiting
 
+        # CPU time, memory and open files, where the system tells them.
+        client.ProcessCollector(registry=self._registry)
+
         def made(kind: Any, name: str, text: str, labels: Sequence[str] = (), **more: Any) -> Any:
             return kind(f"eenet_{name}", text, list(labels), registry=self._registry, **more)
 
