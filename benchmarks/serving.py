@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=2000, help="for each engine, round and kind of load")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=("fixed", "cpu", "free"), default=["fixed", "cpu", "free"])
-    parser.add_argument("--unit", type=float, default=1e-3, help="seconds per sample and stage of the fixed back end")
+    parser.add_argument("--unit", type=float, default=4e-3, help="seconds per sample and stage of the fixed back end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     options = parser.parse_args(argv)
     found = machine()

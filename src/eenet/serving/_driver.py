@@ -58,6 +58,7 @@ class Driver:
         # Guards the engine and the controller; held for bookkeeping only, never while a stage runs.
         self._turn = threading.Condition()
         self._stopping = False
+        self._reported: set[tuple[int, type[Exception]]] = set()
         self._threads = [threading.Thread(target=self._run, name=f"eenet-{n}", daemon=True) for n in range(workers)]
         self.metrics = Metrics(servable.costs, lambda: self._engine.waiting)
 
@@ -147,7 +148,7 @@ class Driver:
             try:
                 work.execute(self._backend, self._task)
             except Exception as error:  # noqa: BLE001 - whatever a network raises ends its request, not the server
-                _log.exception("stage %d failed on %d samples", work.stage, work.samples)
+                self._report(work, error)
                 self.metrics.failure(work.stage)
                 with self._turn:
                     self._tell(self._engine.fail(work, error, self._clock()))
@@ -159,6 +160,14 @@ class Driver:
                 self._account(ended)
                 self._tell(ended)
                 self._turn.notify()
+
+    def _report(self, work: Work, error: Exception) -> None:
+        """Log a failure, with its traceback the first time: whoever finds a request that fails can send many."""
+        kind = (work.stage, type(error))
+        _log.error(
+            "stage %d failed on %d samples: %r", work.stage, work.samples, error, exc_info=kind not in self._reported
+        )
+        self._reported.add(kind)
 
     def _next(self) -> Work | None:
         """Wait for work; None when there will be none."""
