@@ -4,6 +4,7 @@ fixed   a back end that sleeps for `16 + n` units on n samples at each of four s
         that of a sample. The sleep stands for an accelerator, which the processor waits for.
 free    the same without the sleep: what is left is the server's own cost.
 cpu     ResNet-18 at 112 px in eager PyTorch with exits after layer1, layer2 and layer3, random weights.
+small   a convolutional network at 16 px in eager PyTorch, a millisecond for a sample: for soaking.
 
 In each 40/30/20/10 % of the inputs leave at the four exits.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -105,16 +107,19 @@ def synthetic_inputs() -> NDArray[np.float32]:
     return logits.reshape(POOL, -1)
 
 
-def images() -> NDArray[np.float32]:
-    """Noise of different contrast (POOL, 3, 112, 112), so that even random heads tell the images apart."""
+def images(size: int) -> NDArray[np.float32]:
+    """Noise of different contrast (POOL, 3, size, size), so that even random heads tell the images apart."""
     rng = np.random.default_rng(0)
     contrast = rng.random((POOL, 1, 1, 1), dtype=np.float32) + 0.5
-    return rng.standard_normal((POOL, 3, 112, 112), dtype=np.float32) * contrast
+    return rng.standard_normal((POOL, 3, size, size), dtype=np.float32) * contrast
+
+
+_SIZES = {"cpu": 112, "small": 16}
 
 
 def inputs_of(name: str) -> NDArray[np.float32]:
     """The pool of inputs of a model."""
-    return images() if name == "cpu" else synthetic_inputs()
+    return images(_SIZES[name]) if name in _SIZES else synthetic_inputs()
 
 
 def _scheduler(records: eenet.ExitRecords) -> eenet.Scheduler:
@@ -124,14 +129,32 @@ def _scheduler(records: eenet.ExitRecords) -> eenet.Scheduler:
 
 def servable(name: str, unit: float) -> Any:
     """What is served."""
-    if name != "cpu":
+    if name not in _SIZES:
         return Synthetic(unit if name == "fixed" else 0.0)
+    model, scheduler = network_and_scheduler(name)
+    return ServedModel(model, scheduler)
+
+
+def network_and_scheduler(name: str) -> tuple[eenet.MultiExitModel, eenet.Scheduler]:
+    """The network behind "cpu" or "small", the same each time."""
     torch.manual_seed(0)
-    network = eenet.build_network("torchvision:resnet18").eval()
-    x = torch.from_numpy(images())
-    model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=1000, example=x[:2]).eval()
+    if name == "cpu":
+        network, classes = eenet.build_network("torchvision:resnet18").eval(), 1000
+    else:
+        network, classes = _small().eval(), 10
+    x = torch.from_numpy(inputs_of(name))
+    model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=classes, example=x[:2]).eval()
     batches = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in torch.split(x, 20)]
-    return ServedModel(model, _scheduler(eenet.collect(model, batches)))
+    return model, _scheduler(eenet.collect(model, batches))
+
+
+def _small() -> torch.nn.Module:
+    def layer(inputs: int, outputs: int, stride: int) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Conv2d(inputs, outputs, 3, stride, 1), torch.nn.ReLU())
+
+    layers = {f"layer{k + 1}": layer(16 if k else 3, 16, 1 + k % 2) for k in range(4)}
+    pool = {"pool": torch.nn.AdaptiveAvgPool2d(1), "flat": torch.nn.Flatten(), "top": torch.nn.Linear(16, 10)}
+    return torch.nn.Sequential(OrderedDict(layers | pool))
 
 
 def everybody_to_the_end(policy: ThresholdPolicy) -> ThresholdPolicy:
@@ -142,7 +165,7 @@ def everybody_to_the_end(policy: ThresholdPolicy) -> ThresholdPolicy:
 def main() -> int:
     """Serve until told to stop; the first line of output is the port."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=("fixed", "free", "cpu"))
+    parser.add_argument("model", choices=("fixed", "free", "cpu", "small"))
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("--unit", type=float, default=1e-3)
     parser.add_argument("--max-batch", type=int, default=16)
