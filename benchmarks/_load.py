@@ -44,11 +44,13 @@ class Client:
         message = head.encode() + b"\r\n" + body
         while self._idle:
             reader, writer = self._idle.pop()
-            if not reader.at_eof():
-                break
-            writer.close()
-        else:
-            reader, writer = await asyncio.open_connection(self._host, self._port)
+            # The server closes a connection that has been idle for long, perhaps just now.
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                return await self._exchange(reader, writer, message)
+        reader, writer = await asyncio.open_connection(self._host, self._port)
+        return await self._exchange(reader, writer, message)
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, message: bytes) -> Reply:
         try:
             writer.write(message)
             reply = await _read_reply(reader)

@@ -171,6 +171,7 @@ def main() -> int:
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--max-wait", type=float, default=0.002)
     parser.add_argument("--max-samples", type=int, default=4096)
+    parser.add_argument("--head-timeout", type=float, default=10.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     served = servable(options.model, options.unit)
@@ -184,7 +185,9 @@ def main() -> int:
         merge=options.engine == "stage",
     )
     server = make_server(
-        served, ServerOptions(port=0, engine=engine, limits=Limits(timeout=120.0)), controller=controller
+        served,
+        ServerOptions(port=0, engine=engine, limits=Limits(timeout=120.0, head_timeout=options.head_timeout)),
+        controller=controller,
     )
     announce_port(server)
     server.run()

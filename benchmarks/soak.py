@@ -2,8 +2,8 @@
 
 While it soaks: every request gets one reply; every answer is the one that AdaptiveModel gives offline; requests that
 are malformed, late or given up half-way are told so and leave no trace; memory and open files stay where they are.
-Under overload: memory is bounded, what cannot be served is refused with a time to come back, and within 5 seconds after it
-the server is as quick as before. Ends with exit code 1 and what was wrong, if anything was.
+Under overload: memory is bounded, what cannot be served is refused with a time to come back, and within 5 seconds after
+it the server is as quick as before. Ends with exit code 1 and what was wrong, if anything was.
 """
 
 from __future__ import annotations

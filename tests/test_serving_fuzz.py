@@ -33,10 +33,11 @@ def tried(function: Any, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except RefusedError as error:
-        assert error.status in REFUSALS
-        assert 0 < len(str(error)) < 1000
+        said, status = str(error), error.status
     except InvalidInputError as error:
-        assert 0 < len(str(error)) < 1000
+        said, status = str(error), 422
+    assert status in REFUSALS
+    assert 0 < len(said) < 1000
     return None
 
 

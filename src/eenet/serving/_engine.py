@@ -33,7 +33,7 @@ class EngineOptions:
 
     max_batch: int = 16
     max_wait: float = 0.002
-    max_hold: float = 0.25
+    max_hold: float = 1.0
     max_samples: int = 1024
     merge: bool = True
 
