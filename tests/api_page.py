@@ -23,6 +23,7 @@ ROOMS = (
     "runtime.onnx",
     "offline",
     "profiling",
+    "serving",
     "evaluation",
     "training",
     "data",

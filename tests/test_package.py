@@ -22,7 +22,7 @@ FLOORS = [
     {"scheduler", "stages"},
     {"models", "evaluation", "testing"},
     {"runtime", "report", "data"},
-    {"profiling", "offline"},
+    {"profiling", "offline", "serving"},
     {"training"},
     {"demo", "recipes"},
     {"cli"},

@@ -84,6 +84,7 @@ _ROOMS = {
     "report",
     "runtime",
     "scheduler",
+    "serving",
     "stages",
     "tasks",
     "testing",

@@ -38,6 +38,18 @@ class NotFittedError(EENetError, RuntimeError):
     """A scheduler was used before `fit`."""
 
 
+class OverloadedError(EENetError, RuntimeError):
+    """There is no room for a request now; `retry_after` is the number of seconds after which there should be."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DrainingError(EENetError, RuntimeError):
+    """A request came after the server began to go down."""
+
+
 class MissingExtraError(EENetError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

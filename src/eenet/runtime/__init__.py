@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from eenet.runtime._export import export as export
     from eenet.runtime._load import load as load
     from eenet.runtime._loaded import LoadedBundle as LoadedBundle
+    from eenet.runtime._torch_backend import TorchBackend as TorchBackend
     from eenet.runtime._walk import Answers as Answers
     from eenet.runtime._walk import walk as walk
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Live": "_backend",
     "LoadedBundle": "_loaded",
     "StageBackend": "_backend",
+    "TorchBackend": "_torch_backend",
     "export": "_export",
     "load": "_load",
     "to_numpy": "_adaptive",

@@ -54,6 +54,17 @@ class Trail:
             taken.append(evidence.take(rows, taken))
         return Trail(taken, [scores[rows] for scores in self.scores])
 
+    @classmethod
+    def join(cls, parts: Sequence[Trail]) -> Trail:
+        """The trail of the samples of several, in order; all must have come to the same exit."""
+        if len(parts) == 1:  # evidence does not change, so only the lists, which grow, are copied
+            return cls(parts[0].evidence, parts[0].scores)
+        joined: list[Evidence] = []
+        for k in range(len(parts[0].evidence)):
+            joined.append(Evidence.join([part.evidence[k] for part in parts], joined))
+        scores = [np.concatenate([part.scores[k] for part in parts]) for k in range(len(parts[0].scores))]
+        return cls(joined, scores)
+
 
 class Score(Protocol):
     """How sure we are, at an exit, that stopping there is right. Higher is surer; finite wherever the evidence is."""
@@ -140,6 +151,32 @@ class Route:
         self._trail = Trail()
         self.running: Ints = np.arange(samples)
         self.exits: Ints = np.full(samples, -1, dtype=np.intp)
+
+    @classmethod
+    def join(cls, routes: Sequence[Route]) -> Route:
+        """The way from here on of the running samples of several routes, in order, numbered anew.
+
+        This is how samples of different requests go on together. The routes themselves stay as they are. Raises
+        `InvalidInputError` unless they are at the same exit under the same policy.
+        """
+        first = routes[0]
+        if any(route._policy is not first._policy or route.exit_index != first.exit_index for route in routes):
+            at = [route.exit_index for route in routes]
+            raise InvalidInputError(f"routes before exits {at} cannot be joined, expected one exit and one policy")
+        joined = cls(first._policy, sum(len(route.running) for route in routes))
+        joined._trail = Trail.join([route._trail for route in routes])
+        return joined
+
+    def take(self, rows: Ints) -> Route:
+        """The way from here on of some of the running samples (positions among them), numbered anew."""
+        taken = Route(self._policy, len(rows))
+        taken._trail = self._trail.take(rows)
+        return taken
+
+    @property
+    def policy(self) -> ThresholdPolicy:
+        """The policy that decides."""
+        return self._policy
 
     @property
     def exit_index(self) -> int:

@@ -90,6 +90,17 @@ class Evidence:
                 taken.__dict__[name] = value[rows]
         return taken
 
+    @classmethod
+    def join(cls, parts: Sequence[Evidence], earlier: Sequence[Evidence]) -> Evidence:
+        """The evidence of several groups of samples as one, in order; `earlier` is the earlier evidence, joined."""
+        joined = cls.__new__(cls)
+        joined._earlier = tuple(earlier)
+        # What only some of the groups were asked for is computed again when needed, to the same bits: row by row.
+        for name in parts[0].__dict__:
+            if name != "_earlier" and all(name in part.__dict__ for part in parts):
+                joined.__dict__[name] = np.concatenate([part.__dict__[name] for part in parts])
+        return joined
+
     @cached_property
     def label_map(self) -> NDArray[np.int32]:
         """The prediction for each part of a sample, (n, parts); for a class per sample, (n, 1)."""
