@@ -15,7 +15,7 @@ from eenet.errors import InvalidInputError
 from networks import SmallConvNet, conv_model, table_model
 
 MAKERS = {
-    "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, restarts=1)),
+    "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right")),
     "MaxProbability": eenet.MaxProbability,
     "Entropy": eenet.Entropy,
     "Patience": eenet.Patience,

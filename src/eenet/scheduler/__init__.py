@@ -1,6 +1,7 @@
 """Exit schedulers: scores, assignments, baselines, and the one rule that decides who leaves."""
 
 from eenet.scheduler._assignments import Assignment as Assignment
+from eenet.scheduler._assignments import Calibration as Calibration
 from eenet.scheduler._assignments import GeometricAssignment as GeometricAssignment
 from eenet.scheduler._assignments import LearnedAssignment as LearnedAssignment
 from eenet.scheduler._assignments import Plan as Plan
@@ -10,11 +11,15 @@ from eenet.scheduler._catalogue import SCHEDULERS as SCHEDULERS
 from eenet.scheduler._catalogue import EENet as EENet
 from eenet.scheduler._catalogue import Entropy as Entropy
 from eenet.scheduler._catalogue import MaxProbability as MaxProbability
+from eenet.scheduler._catalogue import OptimalStopping as OptimalStopping
 from eenet.scheduler._catalogue import Patience as Patience
 from eenet.scheduler._catalogue import SearchedThresholds as SearchedThresholds
 from eenet.scheduler._catalogue import Static as Static
 from eenet.scheduler._decisions import Decisions as Decisions
 from eenet.scheduler._decisions import replay as replay
+from eenet.scheduler._family import Family as Family
+from eenet.scheduler._family import Method as Method
+from eenet.scheduler._induction import StoppingOptions as StoppingOptions
 from eenet.scheduler._learned import LearnedScore as LearnedScore
 from eenet.scheduler._learned import LearningOptions as LearningOptions
 from eenet.scheduler._policy import Route as Route
@@ -23,5 +28,7 @@ from eenet.scheduler._policy import ThresholdPolicy as ThresholdPolicy
 from eenet.scheduler._policy import Trail as Trail
 from eenet.scheduler._scheduler import Scheduler as Scheduler
 from eenet.scheduler._scheduler import load_scheduler as load_scheduler
+from eenet.scheduler._table import FrontierPoint as FrontierPoint
+from eenet.scheduler._table import PolicyTable as PolicyTable
 from eenet.scheduler._thresholds import ScoreTable as ScoreTable
 from eenet.scheduler._thresholds import Thresholds as Thresholds
