@@ -187,6 +187,21 @@ def test_the_bundle_says_what_it_is(exported: Any, tmp_path: Path) -> None:
     assert bundle.exit_names == case.model.exit_names
 
 
+def test_the_budget_of_a_loaded_bundle_can_be_changed(exported: Any) -> None:
+    case, folder = exported("convolutions")
+    bundle = eenet.runtime.onnx.load(folder, threads=1)
+    budgets = [row["budget"] for row in bundle.info["budgets"]]
+    assert budgets == sorted(budgets)
+    for budget in (budgets[0], budgets[len(budgets) // 2], budgets[-1]):
+        other = bundle.at(budget)
+        assert other.backend is bundle.backend
+        expected = other.scheduler.replay(case.records(case.fresh)).exits
+        np.testing.assert_array_equal(other(case.arrays).exits, expected)
+    assert bundle.scheduler.budget == case.scheduler.budget
+    with pytest.raises(eenet.InfeasibleBudgetError, match="smallest feasible budget"):
+        bundle.at(0.1)
+
+
 def test_nothing_of_the_machine_it_was_made_on_is_in_the_graphs(exported: Any) -> None:
     _, folder = exported("bert")
     for path in folder.rglob("*.onnx"):

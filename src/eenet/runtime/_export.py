@@ -167,9 +167,11 @@ def _logits_spec(model: MultiExitModel) -> TensorSpec:
 
 
 def _budgets(scheduler: Scheduler) -> list[dict[str, Any]]:
-    """What the bundle can be run at: one row for each policy that was fitted."""
-    numbers = {name: getattr(scheduler, name) for name in ("budget", "planned_cost", "calibration_cost")}
-    return [{**numbers, "unit": scheduler.costs.unit}]
+    """What the bundle can be run at, by the scheduler's table; accuracies are those of the calibration records."""
+    return [
+        {"budget": point.budget, "planned_cost": point.planned_cost, "accuracy": point.accuracy}
+        for point in scheduler.frontier()
+    ]
 
 
 def _made_with(backend: str, opset: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eenet.costs import ExitCosts
+from eenet.costs import Budget, ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.preprocessing import Preprocessing, preprocessing_from
 from eenet.runtime._backend import Array, StageBackend
@@ -71,6 +71,13 @@ class LoadedBundle:
             "costs": self.costs.to_dict(),
             "preprocessing": data["preprocessing"],
         }
+
+    def at(self, budget: Budget) -> LoadedBundle:
+        """The same bundle, sharing its stages, with the scheduler's policy for another budget.
+
+        Raises `InfeasibleBudgetError` for a budget that cannot be met.
+        """
+        return LoadedBundle(self.manifest, self.backend, self.scheduler.at(budget))
 
     def __repr__(self) -> str:
         return f"LoadedBundle({str(self.manifest.root)!r}, {self.manifest.backend}, {self.scheduler!r})"
