@@ -67,6 +67,11 @@ class Decoder:
         if not parts:
             raise RefusedError(422, "the form holds no file; send at least one")
         if self.kind == "image":
+            other = next((name for name, _ in parts if name != "file"), None)
+            if other is not None:
+                raise RefusedError(
+                    422, f"the form has a field {other!r}, expected image files in the field 'file' only"
+                )
             return self.from_images([content for _, content in parts])
         if self.kind == "array":
             return self._checked({name: npy_array(content) for name, content in parts})
@@ -203,12 +208,13 @@ def _array(value: Any, spec: InputSpec | None, words: bool) -> Array:
     ):
         kinds = {"f": "numbers", "i": "whole numbers", "u": "whole numbers", "b": "true or false"}
         raise RefusedError(422, f"the input {spec.name!r} holds something else than {kinds[wanted.kind]} ({wanted})")
-    if wanted.kind in "iu" and array.size:
-        least, most = int(array.min()), int(array.max())
-        if least < np.iinfo(wanted).min or most > np.iinfo(wanted).max:
+    if wanted.kind in "fiu" and array.size:
+        # Of floats too: a number that is too large would round to the largest, or to infinity.
+        bounds: Any = np.finfo(wanted) if wanted.kind == "f" else np.iinfo(wanted)
+        least, most = array.min().item(), array.max().item()
+        if least < float(bounds.min) or most > float(bounds.max) or not (least == least and most == most):
             raise RefusedError(422, f"the input {spec.name!r} goes from {least} to {most}, which is no {wanted}")
-    with np.errstate(over="ignore"):
-        return array.astype(wanted)
+    return array.astype(wanted)
 
 
 def _text(body: bytes) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from eenet.costs import parse_budget
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.scheduler import ThresholdPolicy
 from eenet.serving._engine import Engine, EngineOptions
 from eenet.serving._metrics import Metrics
@@ -88,7 +89,9 @@ class Driver:
 
         Raises `InvalidInputError` for a budget that cannot be met.
         """
-        limit = parse_budget(budget, self._costs)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReliabilityWarning)  # more than can be spent: it is in the answer
+            limit = parse_budget(budget, self._costs)
         with self._turn:
             self._controller.set_budget(budget)
             self._engine.policy = self._controller.policy

@@ -11,7 +11,6 @@ from eenet.serving._decode import NPY, Decoder
 from eenet.serving._limits import Limits
 from eenet.serving._servable import InputSpec, Servable
 
-_FLOAT32_MOST = 3.4e38
 _ERROR = {"$ref": "#/components/schemas/Error"}
 
 
@@ -26,7 +25,7 @@ def describe(servable: Servable, decoder: Decoder, limits: Limits) -> dict[str, 
         },
         "paths": {
             "/predict": {"post": _predict(servable, decoder, limits)},
-            "/budget": {"put": _budget()},
+            "/budget": {"put": _budget(servable)},
             "/health": {"get": _state("Whether the server is alive.", "alive")},
             "/ready": {"get": _state("Whether it takes requests.", "ready")},
             "/info": {
@@ -63,11 +62,15 @@ def _predict(servable: Servable, decoder: Decoder, limits: Limits) -> dict[str, 
             _object({"texts": {"type": "array", "items": text, "minItems": 1, "maxItems": limits.max_samples}})
         )
     content: dict[str, Any] = {"application/json": {"schema": schemas[0] if len(schemas) == 1 else {"anyOf": schemas}}}
+    file = {"type": "string", "format": "binary"}
     for kind in decoder.content_types[1:]:
-        file: dict[str, Any] = {"type": "string", "format": "binary"}
-        if kind == "multipart/form-data":
-            file = {"type": "object", "additionalProperties": file}
-        content[kind] = {"schema": file if kind != "text/plain" else {"type": "string", "minLength": 1}}
+        if kind == "multipart/form-data" and decoder.kind == "image":
+            files = {"type": "array", "items": file, "minItems": 1, "maxItems": limits.max_samples}
+            content[kind] = {"schema": _object({"file": files})}
+        elif kind == "multipart/form-data":
+            content[kind] = {"schema": _object({spec.name: file for spec in servable.inputs})}
+        else:
+            content[kind] = {"schema": {"type": "string", "minLength": 1} if kind == "text/plain" else file}
     refusals = {
         "400": "The body is not what its content type says.",
         "408": "The body came too slowly.",
@@ -111,7 +114,7 @@ def _nested(spec: InputSpec, limits: Limits) -> dict[str, Any]:
     dtype = np.dtype(spec.dtype)
     schema: dict[str, Any]
     if dtype.kind == "f":
-        most = float(np.finfo(np.float16).max) if dtype.itemsize == 2 else _FLOAT32_MOST
+        most = float(np.finfo(dtype).max)
         schema = {"type": "number", "minimum": -most, "maximum": most}
     elif dtype.kind == "b":
         schema = {"type": "boolean"}
@@ -148,8 +151,10 @@ def _answer(servable: Servable) -> dict[str, Any]:
     )
 
 
-def _budget() -> dict[str, Any]:
-    budget = {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string", "minLength": 1}]}
+def _budget(servable: Servable) -> dict[str, Any]:
+    number = {"type": "number", "minimum": servable.costs[0], "description": f"In {servable.costs.unit}."}
+    text = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?( *[A-Za-z_]+|%)$", "examples": ["60%"]}
+    budget = {"anyOf": [number, text]}
     answer = _object({"budget": {"type": "number"}, "unit": {"type": "string"}})
     refusals = {
         "400": "The body is not JSON.",

@@ -69,6 +69,7 @@ def make_server(
         lifespan="on",
         log_level=logging.WARNING,
         access_log=False,
+        proxy_headers=False,
         backlog=_BACKLOG,
         limit_concurrency=_most_connections(),
         timeout_graceful_shutdown=max(1, round(options.drain_timeout)),
