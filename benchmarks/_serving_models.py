@@ -3,7 +3,8 @@
 fixed   a back end that sleeps for `16 + n` units on n samples at each of four stages: a call has a fixed cost 16 times
         that of a sample. The sleep stands for an accelerator, which the processor waits for.
 free    the same without the sleep: what is left is the server's own cost.
-cpu     ResNet-18 at 112 px in eager PyTorch with exits after layer1, layer2 and layer3, random weights.
+cpu     ResNet-18 at 112 px with exits after layer1, layer2 and layer3, random weights; in eager PyTorch, or with
+        --bundle the bundle of ONNX graphs that `export_bundle` wrote.
 small   a convolutional network at 16 px in eager PyTorch, a millisecond for a sample: for soaking.
 
 In each 40/30/20/10 % of the inputs leave at the four exits.
@@ -17,6 +18,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
 from eenet.serving import EngineOptions, FixedBudget, Limits, ServedModel, ServerOptions, make_server
 from eenet.tasks import Classification
-from resnet50 import SHARES, FixedShares
+from resnet50 import SHARES, fixed
 
 EXITS, CLASSES = 4, 2
 FIXED = 16.0
@@ -93,7 +95,7 @@ class Synthetic:
         self.info: dict[str, Any] = {"backend": "synthetic", "exits": ["1", "2", "3", "output"]}
         logits = synthetic_inputs().reshape(POOL, EXITS, CLASSES).transpose(1, 0, 2)
         records = eenet.ExitRecords.from_logits(logits, np.zeros(POOL, dtype=np.intp))
-        self.scheduler = _scheduler(records)
+        self.scheduler = fixed(records, SHARES)
         self.costs = self.scheduler.costs
 
 
@@ -122,15 +124,18 @@ def inputs_of(name: str) -> NDArray[np.float32]:
     return images(_SIZES[name]) if name in _SIZES else synthetic_inputs()
 
 
-def _scheduler(records: eenet.ExitRecords) -> eenet.Scheduler:
-    costs = eenet.ExitCosts([1, 2, 3, 4], unit="stages")
-    return eenet.Scheduler("max_prob", FixedShares(SHARES), name="synthetic").fit(records, costs, budget="100%")
+def export_bundle(folder: Path) -> None:
+    """Write the network of "cpu" as a bundle of ONNX graphs."""
+    model, scheduler = network_and_scheduler("cpu")
+    eenet.export(model, scheduler, folder, example=torch.from_numpy(images(_SIZES["cpu"])[:64]))
 
 
-def servable(name: str, unit: float) -> Any:
+def servable(name: str, unit: float, bundle: Path | None = None) -> Any:
     """What is served."""
     if name not in _SIZES:
         return Synthetic(unit if name == "fixed" else 0.0)
+    if bundle is not None:
+        return eenet.runtime.load(bundle, threads=1)
     model, scheduler = network_and_scheduler(name)
     return ServedModel(model, scheduler)
 
@@ -145,7 +150,7 @@ def network_and_scheduler(name: str) -> tuple[eenet.MultiExitModel, eenet.Schedu
     x = torch.from_numpy(inputs_of(name))
     model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=classes, example=x[:2]).eval()
     batches = [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in torch.split(x, 20)]
-    return model, _scheduler(eenet.collect(model, batches))
+    return model, fixed(eenet.collect(model, batches), SHARES)
 
 
 def _small() -> torch.nn.Module:
@@ -167,6 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("fixed", "free", "cpu", "small"))
     parser.add_argument("engine", choices=ENGINES)
+    parser.add_argument("--bundle", type=Path)
     parser.add_argument("--unit", type=float, default=1e-3)
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--max-wait", type=float, default=0.002)
@@ -174,7 +180,7 @@ def main() -> int:
     parser.add_argument("--head-timeout", type=float, default=10.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    served = servable(options.model, options.unit)
+    served = servable(options.model, options.unit, options.bundle)
     controller = FixedBudget(served.scheduler)
     if options.engine == "model":
         controller.policy = everybody_to_the_end(controller.policy)
@@ -184,25 +190,14 @@ def main() -> int:
         max_samples=options.max_samples,
         merge=options.engine == "stage",
     )
-    server = make_server(
+    limits = Limits(timeout=120.0, head_timeout=options.head_timeout)
+    make_server(
         served,
-        ServerOptions(port=0, engine=engine, limits=Limits(timeout=120.0, head_timeout=options.head_timeout)),
+        ServerOptions(port=0, engine=engine, limits=limits),
         controller=controller,
-    )
-    announce_port(server)
-    server.run()
+        ready=lambda url: print(url.rpartition(":")[2], flush=True),
+    ).run()
     return 0
-
-
-def announce_port(server: Any) -> None:
-    """Print the port once the server listens."""
-    startup = server.startup
-
-    async def started(*args: Any, **kwargs: Any) -> None:
-        await startup(*args, **kwargs)
-        print(server.servers[0].sockets[0].getsockname()[1], flush=True)
-
-    server.startup = started
 
 
 if __name__ == "__main__":

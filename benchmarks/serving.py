@@ -6,9 +6,10 @@ batch   early exit with whole-batch compaction: a batch goes through its stages 
 stage   the product's engine: survivors of several requests merge before each stage
 
 The engines take turns, round by round. "fixed" is a back end where a call costs as much as 16 samples (it sleeps);
-"cpu" is ResNet-18 at 112 px. Saturation: a closed loop of clients, as many answers a second as the server gives. Tails:
-Poisson arrivals at 0.9 of what the batch engine saturates at, the same for all. CPU per answer is the server process's
-own (all threads). "simulated" is what eenet.serving.simulate says for the same traffic, without any HTTP.
+"cpu" is ResNet-18 at 112 px, a bundle of ONNX graphs, one thread. Saturation: a closed loop of clients, as many answers
+a second as the server gives. Tails: Poisson arrivals at 0.9 of what the batch engine saturates at, the same for all.
+CPU per answer is the server process's own (all threads). "simulated" is what eenet.serving.simulate says for the same
+traffic, without any HTTP.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import asyncio
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from numpy.typing import NDArray
 
 from _load import Client, Result, client, counters, poisson, saturate, server
 from _machine import describe, machine
-from _serving_models import ENGINES, EXITS, FIXED, inputs_of
+from _serving_models import ENGINES, EXITS, FIXED, export_bundle, inputs_of
 from eenet.serving import EngineOptions, simulate
 from resnet50 import SHARES
 
@@ -52,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             results[name] = asyncio.run(_overhead(options.requests))
             print(_overhead_table(results[name]), flush=True)
             continue
-        results[name] = asyncio.run(_engines(name, options))
+        with tempfile.TemporaryDirectory() as folder:
+            more = []
+            if name == "cpu":
+                export_bundle(Path(folder) / "bundle")
+                more = ["--bundle", str(Path(folder) / "bundle")]
+            results[name] = asyncio.run(_engines(name, options, more))
         print(_table(name, results[name]), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"machine": found, "results": results}, indent=1) + "\n", encoding="utf-8")
@@ -70,10 +77,10 @@ class Prober:
         return (await self._client.request("POST", "/predict", body, self._type)).status
 
 
-async def _engines(name: str, options: argparse.Namespace) -> dict[str, Any]:
+async def _engines(name: str, options: argparse.Namespace, more: list[str]) -> dict[str, Any]:
     bodies = [_npy(x[None]) for x in inputs_of(name)]
     batch = 16 if name == "fixed" else 8
-    arguments = [name, "--unit", str(options.unit), "--max-batch", str(batch)]
+    arguments = [name, "--unit", str(options.unit), "--max-batch", str(batch), *more]
     rounds: list[dict[str, dict[str, float]]] = []
     for index in range(options.rounds):
         row: dict[str, dict[str, float]] = {}

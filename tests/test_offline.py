@@ -196,6 +196,11 @@ class TestPreprocessing:
         with pytest.raises(FileFormatError, match="3000 x 2000 pixels, more than the 1000000 that are accepted"):
             small([tmp_path / "large.png"])
 
+    def test_a_strip_that_would_become_billions_of_pixels_is_refused(self, tmp_path: Path) -> None:
+        pillow.new("L", (1, 1_000_000)).save(tmp_path / "strip.png")
+        with pytest.raises(FileFormatError, match="1 x 1000000 and would be 256 x 256000000"):
+            ImagePreprocessing((224, 224), resize=256)([tmp_path / "strip.png"])
+
     def test_texts_as_the_tokenizer_of_the_training_does(self) -> None:
         tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a"]

@@ -150,6 +150,11 @@ class ImagePreprocessing:
         else:
             shorter, (w, h) = self.resize, image.size
             w, h = (shorter, int(shorter * h / w)) if w <= h else (int(shorter * w / h), shorter)
+            if w * h > self.max_pixels:  # a strip of a few pixels' width would become billions of them
+                raise FileFormatError(
+                    f"the image is {image.width} x {image.height} and would be {w} x {h} with its shorter side at "
+                    f"{shorter}, more than the {self.max_pixels} pixels that are accepted; send a squarer one"
+                )
             left, top = round((w - width) / 2), round((h - height) / 2)
             image = image.resize((w, h), bilinear).crop((left, top, left + width, top + height))
         pixels = np.asarray(image, dtype=np.uint8)

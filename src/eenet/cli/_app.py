@@ -17,6 +17,7 @@ from eenet.cli._fit import fit
 from eenet.cli._predict import predict
 from eenet.cli._profile import profile
 from eenet.cli._reproduce import reproduce
+from eenet.cli._serve import serve
 from eenet.cli._train import train
 from eenet.cli._version import version
 from eenet.errors import EENetError, ReliabilityWarning
@@ -103,7 +104,7 @@ def common(
     """Options of every command; the help text of the application itself is `_HELP`."""
 
 
-for command in (demo, train, reproduce, profile, fit, evaluate, export, predict, version):
+for command in (demo, train, reproduce, profile, fit, evaluate, export, predict, serve, version):
     app.command()(command)
 
 

@@ -1,22 +1,23 @@
-"""A controller that never changes its mind."""
+"""A controller that keeps to its scheduler, whatever the traffic."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from eenet.errors import InvalidInputError
+from eenet.costs import Budget
 from eenet.scheduler import Scheduler, ThresholdPolicy
 
 
 class FixedBudget:
-    """The policy a scheduler was fitted to, whatever the traffic."""
+    """The policy of a scheduler, for its own budget or the one that was set last."""
 
     def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
         self.policy: ThresholdPolicy = scheduler.policy
 
     def observe(self, exits: Any) -> None:
         """Nothing is learned from traffic."""
 
-    def set_budget(self, budget: Any) -> None:
-        """Raise `InvalidInputError`: there is one budget only."""
-        raise InvalidInputError(f"the budget cannot be changed to {budget!r}: the scheduler was fitted for one only")
+    def set_budget(self, budget: Budget) -> None:
+        """Take the scheduler's policy for another budget; raises `InfeasibleBudgetError` where there is none."""
+        self.policy = self._scheduler.at(budget).policy

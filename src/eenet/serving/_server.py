@@ -5,12 +5,12 @@ from __future__ import annotations
 import ipaddress
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from eenet._extras import require
 from eenet.errors import InvalidInputError
-from eenet.serving._app import make_app
 from eenet.serving._controller import FixedBudget
 from eenet.serving._driver import Driver
 from eenet.serving._engine import EngineOptions
@@ -52,15 +52,27 @@ class ServerOptions:
 
 
 def make_server(
-    servable: Servable, options: ServerOptions | None = None, *, controller: Controller | None = None
+    servable: Servable,
+    options: ServerOptions | None = None,
+    *,
+    controller: Controller | None = None,
+    ready: Callable[[str], None] | None = None,
 ) -> Server:
-    """A server that is ready to `run()`; it ends after SIGTERM or Ctrl+C, when every accepted request is answered."""
-    uvicorn = require("uvicorn", "serve")
+    """A server to `run()`; it ends after SIGTERM or Ctrl+C, when every accepted request is answered.
+
+    `controller` holds the budget, by default always the scheduler's own; `ready` is called with the server's address
+    once it listens. Raises `MissingExtraError` without the extra "serve".
+    """
+    uvicorn: Any = require("uvicorn", "serve", "serving")
+    for module in ("fastapi", "httptools", "orjson", "prometheus_client", "python_multipart"):
+        require(module, "serve", "serving")
+    from eenet.serving._app import make_app
+
     options = options or ServerOptions()
     chosen = controller or FixedBudget(servable.scheduler)
     driver = Driver(servable, chosen, options.engine, workers=options.workers)
     app = make_app(servable, driver, chosen, limits=options.limits, token=options.token)
-    config: Any = uvicorn.Config(
+    config = uvicorn.Config(
         app,
         host=options.host,
         port=options.port,
@@ -75,7 +87,15 @@ def make_server(
         timeout_graceful_shutdown=max(1, round(options.drain_timeout)),
         server_header=False,
     )
-    server: Server = uvicorn.Server(config)
+
+    class ReadyServer(uvicorn.Server):  # type: ignore[misc]
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if ready is not None and self.started:
+                host, port = self.servers[0].sockets[0].getsockname()[:2]
+                ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    server: Server = ReadyServer(config)
     return server
 
 

@@ -1,0 +1,134 @@
+"""`eenet serve`: a bundle behind HTTP with one command, and without PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from bundles import Case, small_convolutions
+from optional import import_or_skip
+from test_cli import run
+
+for _library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(_library, reason="needs the extra that exports and runs ONNX graphs")
+
+TOKEN = "correct horse battery"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
+    import_or_skip("torchvision")
+    folder, case = tmp_path_factory.mktemp("serve") / "bundle", small_convolutions()
+    case.export(folder, class_names=[f"kind {n}" for n in range(5)])
+    return folder, case
+
+
+@contextlib.contextmanager
+def served(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The command in a process of its own; gives the address that it names."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "eenet", "serve", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    assert process.stderr is not None
+    lines: list[str] = []
+    try:
+        while not (lines and "http://" in lines[-1]):
+            line = process.stderr.readline()
+            assert line, "".join(lines)
+            lines.append(line)
+        reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()))
+        reader.start()
+        yield lines[-1].split()[-1], process
+    finally:
+        process.terminate()
+        process.wait(30)
+        reader.join(10)
+        process.stderr.close()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def test_a_bundle_is_served_by_one_command_and_stops_when_told(bundle: tuple[Path, Case]) -> None:
+    folder, case = bundle
+    (images,) = case.arrays.values()
+    with served(str(folder), "--port", "0") as (url, process):
+        response = httpx.post(f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"})
+        predictions = response.json()["predictions"]
+        expected = case.scheduler.replay(case.records(case.fresh))
+        assert [p["exit"] for p in predictions] == expected.exits.tolist()
+        assert [p["class"] for p in predictions] == expected.predictions.tolist()
+        assert predictions[0]["name"] == f"kind {predictions[0]['class']}"
+        info = httpx.get(f"{url}/info").json()
+        assert info["backend"] == "onnx"
+        assert info["budget"] == case.scheduler.budget
+        assert httpx.put(f"{url}/budget", json={"budget": "50%"}).status_code == 403
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_the_budget_of_a_bundle_changes_while_it_runs(bundle: tuple[Path, Case]) -> None:
+    folder, case = bundle
+    (images,) = case.arrays.values()
+    with served(str(folder), "--port", "0", "--budget", "80%", EENET_TOKEN=TOKEN) as (url, _):
+        assert httpx.get(f"{url}/info").json()["budget"] == pytest.approx(0.8 * 3)
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        assert httpx.put(f"{url}/budget", json={"budget": "50%"}, headers=headers).json()["budget"] == 1.5
+        refused = httpx.put(f"{url}/budget", json={"budget": "10%"}, headers=headers)
+        assert (refused.status_code, "smallest feasible" in refused.json()["detail"]) == (422, True)
+        response = httpx.post(f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"})
+        from eenet.runtime import load
+
+        expected = load(folder).at("50%")(images).exits.tolist()
+        assert [p["exit"] for p in response.json()["predictions"]] == expected
+        assert expected != case.scheduler.replay(case.records(case.fresh)).exits.tolist()
+
+
+def test_what_cannot_be_served_is_one_line_and_exit_code_2(bundle: tuple[Path, Case], tmp_path: Path) -> None:
+    folder, _ = bundle
+    for arguments, message in (
+        ((str(tmp_path / "nothing"),), "nothing"),
+        ((str(folder), "--host", "0.0.0.0"), "set EENET_TOKEN"),
+        ((str(folder), "--token-file", str(tmp_path / "none")), "there is no token file"),
+        ((str(folder), "--budget", "1%"), "smallest feasible budget"),
+    ):
+        done = run("serve", *arguments, code=2)
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_serving_a_bundle_of_graphs_imports_no_torch(bundle: tuple[Path, Case]) -> None:
+    folder, _ = bundle
+    code = (
+        "import sys, json; from eenet.runtime import load; from eenet.serving import make_server, ServerOptions;"
+        f"make_server(load({str(folder)!r}), ServerOptions(port=0));"
+        "print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "transformers", "timm", "torchvision"} & set(json.loads(done.stdout))
+
+
+def test_the_engine_needs_nothing_but_numpy() -> None:
+    code = "import sys, eenet.serving; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not {"torch", "fastapi", "starlette", "uvicorn", "orjson"} & set(done.stdout.split())
