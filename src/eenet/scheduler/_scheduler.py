@@ -16,8 +16,10 @@ from eenet.errors import FileFormatError, InvalidInputError, NotFittedError
 from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Assignment
 from eenet.scheduler._decisions import Decisions, replay
+from eenet.scheduler._ensembles import as_answered
+from eenet.scheduler._fitted_scores import ENSEMBLE_SCORES, FITTED_SCORE_READERS, FITTED_SCORES
 from eenet.scheduler._learned import LearnedScore, LearningOptions
-from eenet.scheduler._policy import Score, ThresholdPolicy
+from eenet.scheduler._policy import Ensemble, Score, ThresholdPolicy
 from eenet.scheduler._scores import PLAIN_SCORES
 
 _SCHEMA = 1
@@ -40,8 +42,9 @@ class Scheduler:
         seed: int = 0,
         options: LearningOptions | None = None,
     ) -> None:
-        if isinstance(score, str) and score != "learned" and score not in PLAIN_SCORES:
-            raise InvalidInputError(f"score {score!r} is not known; choose from {sorted((*PLAIN_SCORES, 'learned'))}")
+        known = {*PLAIN_SCORES, *FITTED_SCORES, "learned"}
+        if isinstance(score, str) and score not in known:
+            raise InvalidInputError(f"score {score!r} is not known; choose from {sorted(known)}")
         self.name = name
         self._score = score
         self._assignment: Assignment | None = assignment
@@ -74,7 +77,7 @@ class Scheduler:
             budget = costs[-1]
         limit = parse_budget(budget, costs)
         score = self._fitted_score(records, costs, limit)
-        plan = self._assignment.fit(score, records, costs, limit, self._seed)
+        plan = self._assignment.fit(score, as_answered(score, records), costs, limit, self._seed)
         policy = ThresholdPolicy(score, plan.thresholds.values, plan.thresholds.enabled, records.num_classes)
         realised = replay(policy, records, costs).mean_cost
         self._policy, self._costs = policy, costs
@@ -88,11 +91,20 @@ class Scheduler:
             from eenet.scheduler._training import train_scores  # brings in torch, which deciding does not need
 
             return train_scores(records, costs, budget, self._options, self._seed)
+        if self._score in FITTED_SCORES:
+            return FITTED_SCORES[self._score](records)
         return PLAIN_SCORES[self._score]
 
     def replay(self, records: ExitRecords, costs: ExitCosts | None = None) -> Decisions:
         """What the scheduler decides for these records; costs default to those it was fitted with."""
         return replay(self.policy, records, costs or self.costs)
+
+    @property
+    def changes_predictions(self) -> bool:
+        """Whether it answers with the exits so far combined, so that a prediction need not be the exit's own."""
+        if isinstance(self._score, str):
+            return self._score in ENSEMBLE_SCORES
+        return isinstance(self._score, Ensemble)
 
     @property
     def policy(self) -> ThresholdPolicy:
@@ -179,4 +191,6 @@ def _score_from(name: str, arrays: Mapping[str, NDArray[Any]]) -> Score:
         return PLAIN_SCORES[name]
     if name == "learned":
         return LearnedScore.from_arrays(arrays)
+    if name in FITTED_SCORE_READERS:
+        return FITTED_SCORE_READERS[name](arrays)
     raise FileFormatError(f"score {name!r} is not known to this eenet; upgrade it, or fit the scheduler again")
