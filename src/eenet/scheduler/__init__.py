@@ -26,6 +26,7 @@ from eenet.scheduler._decisions import Decisions as Decisions
 from eenet.scheduler._decisions import replay as replay
 from eenet.scheduler._ensembles import BEEMScore as BEEMScore
 from eenet.scheduler._ensembles import ZTWScore as ZTWScore
+from eenet.scheduler._ensembles import as_answered as as_answered
 from eenet.scheduler._gate import GateScore as GateScore
 from eenet.scheduler._learned import LearnedScore as LearnedScore
 from eenet.scheduler._learned import LearningOptions as LearningOptions
