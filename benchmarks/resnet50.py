@@ -32,7 +32,7 @@ from torch import Tensor
 import eenet
 from _machine import describe, machine, progress_bar
 from eenet.models import feature_of
-from eenet.scheduler import Plan, Score, ScoreTable, Thresholds
+from eenet.scheduler import Calibration, Plan, ScoreTable, Thresholds
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
 POOLS = {1: 10, 8: 40, 32: 64}
@@ -57,16 +57,10 @@ class FixedShares:
 
     shares: Sequence[float]
     name: str = "fixed"
+    table_points: int = 1
 
-    def fit(  # every assignment is told the budget and a seed; this one needs neither
-        self,
-        score: Score,
-        records: eenet.ExitRecords,
-        costs: eenet.ExitCosts,
-        budget: float,  # noqa: ARG002
-        seed: int,  # noqa: ARG002
-    ) -> Plan:
-        table = ScoreTable.of(score, records, costs)
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+        table = calibration.table
         if self.shares[-1] < 1:
             return self._plan(table, table.for_shares(np.array(self.shares)))
         # Nobody leaves early, but every exit is on: the thresholds are above all scores.

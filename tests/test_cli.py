@@ -218,7 +218,7 @@ class TestFitRefuses:
     def test_method_with_a_typo_gets_a_suggestion(self, predictions: Path) -> None:
         words = ("fit", predictions, "--prefix", "val_", "--budget", "60%", "--method")
         assert "did you mean 'entropy'?" in refused(*words, "entrop")
-        assert "choose from eenet, max_prob" in refused(*words, "zzz")
+        assert "choose from eenet, stopping, max_prob" in refused(*words, "zzz")
 
     def test_folder_that_cannot_be_written(self, predictions: Path, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")

@@ -134,7 +134,9 @@ def test_what_other_processes_cannot_be_given_is_refused_by_name() -> None:
     assert [row.held_out_cost for row in found.rows if row.scheduler == "mine"] == [2.0] * 5
     with pytest.raises(InvalidInputError, match="jobs is 0, expected 1 or more"):
         compare(toy_records(60), COSTS, ["max_prob"], BUDGETS, jobs=0)
-    with pytest.raises(InvalidInputError, match="scheduler 'nonsense' is not known; choose from eenet, max_prob"):
+    with pytest.raises(
+        InvalidInputError, match="scheduler 'nonsense' is not known; choose from eenet, stopping, max_prob"
+    ):
         compare(toy_records(60), COSTS, ["nonsense"], BUDGETS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -42,6 +43,42 @@ def test_bring_your_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "model.safetensors",
         "example.safetensors",
     }
+
+
+def test_the_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("lightning_fabric", "tensorboard"):
+        import_or_skip(library)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "training.md"}
+    with torch.random.fork_rng(devices=[]):
+        for title, code in blocks("training.md").items():
+            for block in code:
+                exec(compile(block, f"docs/training.md, {title}", "exec"), names)
+    for file in ("last.safetensors", "best.safetensors", "metrics.csv", "tensorboard"):
+        assert (tmp_path / "run" / file).exists(), "the guide lists it"
+    assert not (tmp_path / "heads" / "features").exists()
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    described = set(re.findall(r"`([a-z_]+?)(?:_[kb])?`", (DOCS / "training.md").read_text(encoding="utf-8")))
+    columns = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {re.sub(r"_\d+$", "", column) for column in columns} <= described | {"epoch"}
+
+
+def test_the_messages_in_the_training_guide_are_those_of_the_code() -> None:
+    """A message is quoted in part, with … for what is filled in."""
+    said = []
+    for path in (ROOT / "src" / "eenet").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                said.append("".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    table = text.split("<!-- messages: begin -->")[1].split("<!-- messages: end -->")[0]
+    quoted = re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE)
+    assert len(quoted) > 10
+    for message in quoted:
+        pattern = re.compile(".*".join(re.escape(part) for part in message.split("…")), flags=re.DOTALL)
+        assert any(pattern.search(one) for one in said), f"no message of the code reads {message!r}"
 
 
 @pytest.mark.filterwarnings("ignore:the costs at batch size")  # a test machine may be busy

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eenet import ExitCosts, ExitRecords, InfeasibleBudgetError, MaxProbability, Patience, Scheduler, Static
 from eenet.errors import InvalidInputError
 from eenet.evaluation import Comparison, compare, oracle, random_mixture
-from eenet.scheduler import ZTW
+from eenet.scheduler import ZTW, GeometricAssignment
 
 COSTS = ExitCosts([1.0, 2.5, 4.0])
 
@@ -187,11 +187,11 @@ class _Scaled(Scheduler):
     """A scheduler that spends more, or less, than the budget it is given."""
 
     def __init__(self, factor: float) -> None:
-        super().__init__("max_prob", MaxProbability()._assignment or pytest.fail("no assignment"), name="scaled")
+        super().__init__("max_prob", GeometricAssignment(), name="scaled")
         self.factor = factor
 
-    def fit(self, records: ExitRecords, costs: ExitCosts, budget: Any = None) -> _Scaled:
-        return super().fit(records, costs, float(budget) * self.factor)
+    def at(self, budget: Any) -> Scheduler:
+        return super().at(float(budget) * self.factor)
 
 
 @pytest.mark.parametrize("factor", [0.93, 1.07])

@@ -140,6 +140,26 @@ def test_wrong_heads_classes_and_examples_are_refused() -> None:
         eenet.attach(SmallConvNet(), ["first"], 5, "not a tensor")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [lambda y: y[:3], lambda y: torch.cat([y, y]), lambda y: y[: y.shape[0] // 2 * 2], lambda y: y.t() @ y],
+    ids=["drops", "repeats", "drops the odd one", "one answer for all"],
+)
+@pytest.mark.parametrize("samples", [2, 3])
+def test_a_network_without_one_answer_for_each_sample_is_refused(change: Any, samples: int) -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.top = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = change(self.top(self.body(x)))
+            return logits
+
+    with pytest.raises(InvalidInputError, match=r"drops, repeats or mixes samples|cannot (cut|trace)"):
+        eenet.attach(Changing(), ["body"], 4, torch.randn(samples, 4))
+
+
 def test_an_example_of_batch_size_one_is_enough() -> None:
     model = eenet.attach(SmallConvNet(), ["first"], 5, X[:1]).eval()
     for n in (1, 2, 7):
@@ -227,6 +247,56 @@ def test_collect_reads_the_usual_batches() -> None:
     named: list[Any] = [{"x": x, "labels": y}, ({"x": x}, y), {"x": x, "label": y}]
     for batch in named:
         assert eenet.collect(by_name, [batch]).labels is not None
+
+
+def test_collect_passes_over_empty_batches() -> None:
+    model = conv_model(2)
+    x, y = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
+    expected = eenet.collect(model, [(x, y)])
+    found = eenet.collect(model, [(x[:0], y[:0]), (x[:4], y[:4]), (x[:0], y[:0]), (x[4:], y[4:])])
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
+    assert found.labels is not None
+    assert found.labels.tolist() == y.tolist()
+    with pytest.raises(InvalidInputError, match="no batch with a sample"):
+        eenet.collect(model, [(x[:0], y[:0])])
+    with pytest.raises(InvalidInputError, match=r"a batch of 0 samples has labels of shape \(6,\)"):
+        eenet.collect(model, [(x[:0], y)])
+
+
+def test_collect_passes_over_empty_batches_that_the_network_could_not_run() -> None:
+    class Reshaping(nn.Module):
+        """As BERT does: with no sample there is no telling what -1 stands for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.top = nn.Linear(6, 6), nn.Linear(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.top(self.body(x).reshape(x.shape[0], -1, 2).sum(1))
+            return logits
+
+    model = eenet.attach(Reshaping().eval(), ["body"], 4, torch.randn(2, 6))
+    x = torch.randn(3, 6)
+    assert len(eenet.collect(model, [x[:0], x])) == 3
+    with pytest.raises(RuntimeError):
+        model(x[:0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_inputs_of_another_precision_are_refused_before_torch_is(dtype: torch.dtype) -> None:
+    model = copy.deepcopy(conv_model(0))
+    x = torch.randn(4, 3, 8, 8)
+    records = eenet.collect(model, [(x, torch.arange(4))])
+    fast = eenet.AdaptiveModel(model, eenet.Static(1).fit(records, eenet.ExitCosts([1.0, 2.0, 3.0])))
+    message = rf"input .* has dtype {dtype}, but the model works in torch.float32; convert the input with "
+    for run in (fast, model, lambda z: eenet.collect(model, [(z, torch.arange(4))])):
+        with pytest.raises(InvalidInputError, match=message):
+            run(x.to(dtype))
+    if dtype == torch.float16:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x.to(dtype))[-1].shape == (4, 5)  # autocast converts it
+    else:
+        assert model.to(dtype)(x.to(dtype))[-1].dtype == dtype, "the other way out"
 
 
 def test_collect_refuses_labels_that_do_not_fit_their_batch() -> None:

@@ -81,5 +81,8 @@ def test_rooms_import_only_from_floors_below() -> None:
                     continue
                 if floor[parts[1]] >= floor[room]:
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {module}")
+                private = any(part.startswith("_") for part in parts[2:])
+                if private or (isinstance(node, ast.ImportFrom) and any(a.name.startswith("_") for a in node.names)):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports what is private to {parts[1]}")
     assert not wrong, "\n".join(wrong)
     assert {room_of(p) for p in SOURCE.rglob("*.py")} <= set(floor)

@@ -67,7 +67,7 @@ def test_flops_of_the_residual_network_are_the_published_ones() -> None:
 def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     model = conv_model(1)
     records = eenet.collect(model, [(X, torch.zeros(3, dtype=torch.long))])
-    scheduler = eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, restarts=1)).fit(
+    scheduler = eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right")).fit(
         records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0
     )
     seen: list[int] = []
@@ -81,6 +81,25 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     assert found.costs("ms", 4).includes == ("stages", "heads", "scheduler")
     assert found.costs("flops", 4).includes == ("stages", "heads")
     assert set(found.to_dict()) == {"batch_sizes", "costs", "spreads", "parts_ms", "device", "includes"}
+
+
+@pytest.mark.parametrize("exit_index", [0, 1, 2])
+def test_a_head_that_never_runs_is_not_charged(exit_index: int) -> None:
+    model = conv_model(0)
+    records = eenet.collect(model, [(X, torch.zeros(3, dtype=torch.long))])
+    counted = eenet.profile(model, X, unit="flops")
+    scheduler = eenet.Static(exit_index).fit(records, counted)
+    table = eenet.describe(model)
+    heads = [row.head_flops if k == exit_index else 0 for k, row in enumerate(table.rows)]
+    expected = np.cumsum([row.flops + head for row, head in zip(table.rows, heads, strict=True)])
+    found = eenet.profile(model, X, unit="flops", scheduler=scheduler)
+    np.testing.assert_array_equal(found.values, expected)
+    measured = profiling.measure(model, X, batch_sizes=(2,), scheduler=scheduler, seconds=0.05)
+    stage, head, step = measured.parts_ms[0].T
+    on = np.arange(2) == exit_index
+    assert (head[:2][on] > 10 * head[:2][~on].max(initial=0.0)).all(), "what is off takes no time"
+    assert (step[:2][on] > 10 * step[:2][~on].max(initial=0.0)).all()
+    assert (stage > 0).all()
 
 
 def test_a_spread_too_large_to_trust_warns() -> None:

@@ -44,9 +44,12 @@ Floats = NDArray[np.float64]
 
 MAKERS: dict[str, Callable[[], Scheduler]] = {
     **SCHEDULERS,
-    "eenet": lambda: eenet.EENet(options=LearningOptions(epochs=20, restarts=1)),
+    "eenet": lambda: eenet.EENet(options=LearningOptions(epochs=20, target="right")),
 }
 ROOT = Path(__file__).parents[1]
+
+# OptimalStopping says where it leaves much of a budget unspent.
+pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
 
 
 def trail_of(*probabilities: list[list[float]]) -> Trail:
@@ -81,7 +84,7 @@ def test_every_scheduler_keeps_its_promises(
     scheduler = MAKERS[name]().fit(records, costs, budget)
     # The budget is met on the calibration set, and but for who may stop spending, to within a sample.
     assert scheduler.calibration_cost <= budget * (1 + 1e-12)
-    if name != "searched":
+    if name not in ("searched", "stopping"):
         table = ScoreTable.of(scheduler.policy.score, records, costs)
         everybody = np.ones(samples, dtype=np.bool_)
         ties = max(int(np.diff(table.cuts(k, table.ranked(k, everybody)), prepend=0).max()) for k in range(exits - 1))
@@ -365,7 +368,7 @@ def test_any_score_goes_with_any_assignment() -> None:
     for score in ("temperature", "ztw", "beem", "gate", "margin", "voting", "learned"):
         for assignment in (GeometricAssignment(), SharedAssignment(), SearchedAssignment(),
                            ExponentialWeightsAssignment()):  # fmt: skip
-            made = Scheduler(score, assignment, name="mine", options=LearningOptions(epochs=20, restarts=1))
+            made = Scheduler(score, assignment, name="mine", options=LearningOptions(epochs=20, target="right"))
             assert made.fit(records, toy_costs(), 1.7).calibration_cost <= 1.7
     with pytest.raises(InvalidInputError, match=r"score 'nonsense' is not known; choose from \['beem', 'constant'"):
         Scheduler("nonsense", GeometricAssignment(), name="mine")

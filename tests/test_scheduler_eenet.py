@@ -48,7 +48,7 @@ def test_any_share_can_be_assigned(exits: int) -> None:
     records, costs = toy_records(600, exits), toy_costs(exits)
     for where in (0.01, 0.05, 0.95, 0.99):
         budget = 1 + where * (exits - 1)
-        scheduler = eenet.EENet(options=LearningOptions(epochs=40, restarts=1)).fit(records, costs, budget)
+        scheduler = eenet.EENet(options=LearningOptions(epochs=20, target="right")).fit(records, costs, budget)
         assert budget * 0.998 <= scheduler.calibration_cost <= budget
         shares = scheduler.replay(records).exit_shares
         if where in (0.01, 0.99):
@@ -59,30 +59,44 @@ def test_the_scores_used_are_the_scores_trained() -> None:
     logits, labels = toy_logits(200, exits=4, classes=7, sharpness=2.0, nonfinite=0.05)
     records = ExitRecords.from_logits(logits, labels)
     data = _Evidence(records)
-    training = _Scores(data)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in training.parameters():
-            parameter += torch.randn(parameter.shape, generator=generator)
-    used = training.frozen(np.full(4, 0.25))
+    training = _Scores(data, 1e-4)
+    training.learn(data, data.targets("right"), torch.full((4, 200), 0.25))
+    used = training.frozen(7, np.full(4, 0.25))
     trail = Trail()
     for k, evidence in enumerate(records.all_evidence()[:-1]):
         trail.evidence.append(evidence)
         trail.scores.append(used(trail))
-        trained = training(data)[k].detach().numpy()
-        np.testing.assert_allclose(trail.scores[k], trained, rtol=1e-5, atol=2e-5)
+        trained = training(data)[k].numpy()
+        np.testing.assert_allclose(trail.scores[k], trained, rtol=1e-4, atol=2e-4)
+    assert any(np.ptp(scores) > 1 for scores in trail.scores)
 
 
-def test_the_best_state_is_the_one_kept() -> None:
-    # Longer training passes through the states of shorter training, and more restarts include the fewer.
-    records = toy_records(800, classes=8, deceptive_class=1)
-    runs = [LearningOptions(epochs=e, restarts=1) for e in (60, 120, 240)] + [LearningOptions(epochs=240, restarts=3)]
-    reached = [eenet.EENet(options=o).fit(records, toy_costs(), 1.8).replay(records).accuracy for o in runs]
-    assert reached == sorted(reached)
-    # A rate at which training goes astray must not undo what was already reached.
-    wild = eenet.EENet(options=LearningOptions(epochs=240, score_rate=30.0)).fit(records, toy_costs(), 1.8)
-    assert wild.calibration_cost <= 1.8
-    assert np.isfinite(wild.policy.thresholds).all()
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_it_learns_is_one_of_the_ways_it_tried(seed: int) -> None:
+    records = toy_records(300, classes=5, deceptive_class=1, seed=seed)
+    chosen = eenet.EENet(options=LearningOptions(epochs=20)).fit(records, toy_costs(), 1.8).policy
+    ways = [LearningOptions(epochs=20, target=target) for target in ("right", "lossless")]
+    tried = [eenet.EENet(options=way).fit(records, toy_costs(), 1.8).policy for way in ways]
+    assert not np.array_equal(tried[0].thresholds, tried[1].thresholds)
+    assert any(np.array_equal(chosen.thresholds, policy.thresholds) for policy in tried)
+
+
+def test_learning_that_nothing_is_lost_lets_the_hopeless_go() -> None:
+    # A third of the samples are wrong at every exit and unsure at the first: going on with them is a waste.
+    calibration, fresh = (_with_hopeless(2000, seed) for seed in (0, 1))
+    way = {t: LearningOptions(target=t) for t in ("right", "lossless")}
+    right, lossless = (eenet.EENet(options=o).fit(calibration, toy_costs(), 1.6).replay(fresh) for o in way.values())
+    assert lossless.accuracy > right.accuracy + 0.02
+    chosen = eenet.EENet().fit(calibration, toy_costs(), 1.6).replay(fresh)
+    assert chosen.accuracy > right.accuracy + 0.02
+
+
+def _with_hopeless(samples: int, seed: int) -> ExitRecords:
+    logits, labels = toy_logits(samples, classes=6, seed=seed)
+    hopeless = np.random.default_rng(seed).permutation(samples) < samples // 3
+    logits[:, hopeless] *= 0.05
+    logits[:, hopeless, labels[hopeless]] = -1.0
+    return ExitRecords.from_logits(logits, labels)
 
 
 def test_fitting_takes_seconds() -> None:
@@ -97,7 +111,7 @@ def test_fitting_takes_seconds() -> None:
 
 def test_nothing_outside_changes_what_is_learned_and_learning_changes_nothing_outside() -> None:
     records = toy_records(150)
-    options = LearningOptions(epochs=40, restarts=1)
+    options = LearningOptions(epochs=20, target="right")
 
     def thresholds() -> Any:
         return eenet.EENet(options=options).fit(records, toy_costs(), 2.0).policy.thresholds
@@ -140,7 +154,8 @@ def test_short_training_works(epochs: int) -> None:
         ("turn", -1, "a number above 0"),
         ("restarts", 0, "a number above 0"),
         ("hidden_factor", 0.0, "a number above 0"),
-        ("score_rate", float("nan"), "a number above 0"),
+        ("folds", 1, "a number, 2 or more"),
+        ("target", "left", "'right' or 'lossless', or None"),
         ("assignment_rate", float("inf"), "a number above 0"),
         ("kl_weight", -1e-3, "a number, 0 or more"),
         ("cost_weight", float("nan"), "a number, 0 or more"),
@@ -154,7 +169,7 @@ def test_options_out_of_range_are_refused(option: str, value: float, expected: s
 @pytest.mark.parametrize(("samples", "exits", "classes"), [(1, 2, 2), (2, 6, 2), (30, 2, 400), (40, 10, 3)])
 def test_few_samples_many_exits_many_classes(samples: int, exits: int, classes: int) -> None:
     records = toy_records(samples, exits, classes, sharpness=3.0)
-    options = LearningOptions(epochs=40, restarts=1)
+    options = LearningOptions(epochs=20, target="right")
     for where in (0.0, 0.5):
         budget = 1 + where * (exits - 1)
         scheduler = eenet.EENet(options=options).fit(records, toy_costs(exits), budget)

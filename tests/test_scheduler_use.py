@@ -28,7 +28,7 @@ from eenet.scheduler import (
 from eenet.tasks import Evidence
 from eenet.testing import toy_costs, toy_logits, toy_records
 
-QUICK = LearningOptions(epochs=40, restarts=1)
+QUICK = LearningOptions(epochs=20, target="right")
 MAKERS: dict[str, Callable[[], Scheduler]] = {
     "EENet": lambda: eenet.EENet(options=QUICK),
     "MaxProbability": eenet.MaxProbability,
@@ -36,6 +36,7 @@ MAKERS: dict[str, Callable[[], Scheduler]] = {
     "Patience": eenet.Patience,
     "SearchedThresholds": eenet.SearchedThresholds,
     "Static": lambda: Static(1),
+    "OptimalStopping": eenet.OptimalStopping,
     "learned score, geometric": lambda: Scheduler("learned", GeometricAssignment(), name="a", options=QUICK),
     "learned score, searched": lambda: Scheduler("learned", SearchedAssignment(), name="b", options=QUICK),
     "entropy, learned shares": lambda: Scheduler("entropy", LearnedAssignment(QUICK), name="c"),
@@ -185,7 +186,7 @@ def test_the_last_exit_is_always_on_and_exits_are_off_by_a_flag() -> None:
 
 
 def test_the_catalogue_holds_the_schedulers_that_take_a_budget() -> None:
-    known = "beem eenet eero entropy gate margin max_prob patience searched temperature voting ztw"
+    known = "beem eenet eero entropy gate margin max_prob patience searched stopping temperature voting ztw"
     assert sorted(SCHEDULERS) == known.split()
     assert all(isinstance(make(), Scheduler) for make in SCHEDULERS.values())
 

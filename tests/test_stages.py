@@ -345,6 +345,48 @@ def test_a_network_that_mixes_samples_after_the_cut_fails_the_self_check() -> No
     torch.testing.assert_close(cut(model, ["a"], torch.randn(2, 4), check=False)(x), model(x))
 
 
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda y: y.flip(0),
+        lambda y: y.roll(1, 0),
+        lambda y: y[torch.randperm(y.shape[0], generator=torch.Generator().manual_seed(1))],
+        lambda y: y.sort(0).values,
+        lambda y: torch.cat([y[:1], y[:-1]]),
+        lambda y: torch.cat([y[1:], y[:1]]),
+        lambda y: y * (torch.arange(y.shape[0]) < 4)[:, None],
+    ],
+    ids=["flip", "roll", "permute", "sort", "repeat the first", "drop the first", "only four"],
+)
+@pytest.mark.parametrize("scale", [1.0, 1e-7])
+def test_no_network_that_mixes_drops_or_repeats_samples_passes_by_chance(mix: Any, scale: float) -> None:
+    """Also where the answers hardly depend on the input, as those of an untrained deep network."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = Chain(lambda net, x: net.b(mix(net.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 3)).double().eval()
+        with torch.no_grad():
+            net.b.weight.mul_(scale)
+        with pytest.raises(CutError, match=r"cannot cut|differs|cannot trace"):
+            cut(net, ["a"], torch.randn(2, 4, dtype=torch.float64))
+
+
+def test_a_trace_of_the_other_samples_is_found() -> None:
+    net = Chain(lambda net, x: net.b((y := net.a(x)) + 1e-6 * y.sum(0)), a=nn.Linear(4, 4), b=nn.Linear(4, 3)).eval()
+    with pytest.raises(CutError, match=r"samples \[3, 0, 4\] of 5 change when the samples beside them are others"):
+        cut(net, ["a"], torch.randn(2, 4))
+
+
+def test_samples_that_are_all_alike_are_told_apart_or_refused() -> None:
+    net = Chain(lambda net, x: net.b(net.a(x).mean(1)), a=nn.Embedding(9, 4), b=nn.Linear(4, 3)).eval()
+    mixed = Chain(lambda net, x: net.b(net.a(x).mean(1).roll(1, 0)), a=nn.Embedding(9, 4), b=nn.Linear(4, 3)).eval()
+    for example in (torch.full((2, 7), 8), torch.ones(1, 7, dtype=torch.int64), torch.tensor([[0, 0, 1]])):
+        cut(net, ["a"], example)
+        with pytest.raises(CutError, match="mix"):
+            cut(mixed, ["a"], example)
+    with pytest.raises(InvalidInputError, match="samples of the example are all alike"):
+        cut(net, ["a"], torch.zeros(2, 7, dtype=torch.int64))
+
+
 def test_what_tracing_froze_fails_the_self_check() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:

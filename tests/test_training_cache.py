@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
 import eenet
+import eenet.data
 from eenet.errors import InvalidInputError
 from eenet.training import OutOfSpaceError, TrainConfig, train
 from eenet.training._cache import CachedFeatures, cached_features
@@ -154,6 +155,55 @@ def test_samples_held_out_by_the_sampler_are_not_cached(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(x, y), 2, sampler=SubsetRandomSampler(rows))
     found = cache(corner_model(), loader, tmp_path)
     assert found.targets.tolist() == y[sorted(rows)].tolist()
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_our_own_loader_of_whole_batches_is_cached_in_the_order_of_the_data(shuffle: bool, tmp_path: Path) -> None:
+    x, y = images(22, 0)
+    pixels = ((x - x.min()) / (x.max() - x.min()) * 255).to(torch.uint8).numpy()
+    data = eenet.data.ImageArray(
+        pixels, y.numpy(), "abcd", name="corners", split="train", transform="eval", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    model, batches = corner_model().eval(), eenet.data.loader(data, 8, shuffle=shuffle, drop_last=True)
+    found = cache(model, batches, tmp_path)
+    assert found.targets.tolist() == y.tolist(), "each sample once, the smaller last batch too"
+    with torch.no_grad():
+        logits = model(data.batch(range(22))[0])
+    tensors, _ = found.rows(np.arange(22))
+    torch.testing.assert_close(tensors[-1], logits[-1])
+    next(iter(batches))  # a later epoch
+    cache(model, batches, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    train(model, batches, batches, config=replace(FROZEN, epochs=1), out=tmp_path / "run")
+    (written,) = (tmp_path / "run" / "features").glob("*/exit0.npy")
+    assert len(np.load(written)) == 22
+
+
+def test_a_loader_whose_samples_cannot_be_told_is_refused_by_name(tmp_path: Path) -> None:
+    x, y = images(16, 0)
+    batches = [(x[:8], y[:8]), (x[8:], y[8:])]
+    with pytest.raises(InvalidInputError, match=r"batch_size=None, .* give one that batches by itself"):
+        cache(corner_model(), DataLoader(batches, batch_size=None), tmp_path)  # type: ignore[arg-type]
+    assert len(cache(corner_model(), batches, tmp_path)) == 16
+
+
+def test_runs_share_features_where_they_are_told_to(tmp_path: Path) -> None:
+    train_loader, validation = loaders(64)
+    for seed in range(2):
+        model = corner_model()
+        with torch.no_grad():
+            for parameter in model.heads.parameters():
+                parameter.add_(seed)  # other heads, the same backbone
+        train(
+            model,
+            train_loader,
+            validation,
+            config=replace(FROZEN, epochs=1, seed=seed),
+            out=tmp_path / f"run{seed}",
+            features=tmp_path / "features",
+        )
+        assert not (tmp_path / f"run{seed}" / "features").exists()
+    assert len(list((tmp_path / "features").iterdir())) == 2, "of the training and of the validation data"
 
 
 def test_a_frozen_run_resumes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import eenet
-from eenet.errors import InvalidInputError
+from eenet.errors import InfeasibleBudgetError, InvalidInputError
 from eenet.testing import toy_costs, toy_records
 from eenet.training import WEIGHTINGS, ClassificationTask, TrainConfig, frontier, two_fold_frontier
 from eenet.training._loss import JointLoss
@@ -193,6 +193,9 @@ def test_the_frontier_is_measured_on_samples_that_were_not_searched_on() -> None
         decisions = eenet.SearchedThresholds().fit(one, costs, budget).replay(other)
         assert (accuracy, cost) == (decisions.accuracy, decisions.mean_cost)
     assert found.mean == pytest.approx(np.mean(found.accuracies))
+    given = frontier(one, other, costs, (1.6, 2.0))
+    assert given.budgets == (1.6, 2.0)
+    assert given.accuracies[1] == found.accuracies[1]
     both = two_fold_frontier(records, costs)
     assert min(other.accuracies[0], one.accuracies[0]) < both.accuracies[0] < both.accuracies[-1]
     for budget, cost in zip(both.budgets, both.costs, strict=True):
@@ -205,5 +208,9 @@ def test_a_frontier_needs_two_samples_and_a_budget() -> None:
         two_fold_frontier(records.subset([0]), toy_costs())
     with pytest.raises(InvalidInputError, match="budgets is 0"):
         frontier(records, records, toy_costs(), budgets=0)
+    with pytest.raises(InvalidInputError, match="budgets is empty"):
+        frontier(records, records, toy_costs(), budgets=[])
+    with pytest.raises(InfeasibleBudgetError):
+        frontier(records, records, toy_costs(), budgets=[0.5])
     with pytest.raises(InvalidInputError, match="costs are for 4 exits"):
         frontier(records, records, toy_costs(4))

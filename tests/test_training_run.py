@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import eenet
+from eenet.data import ImageArray, loader
 from eenet.errors import InvalidInputError, MissingExtraError, ReliabilityWarning
 from eenet.training import (
     ClassificationTask,
@@ -26,6 +27,7 @@ from eenet.training import (
     two_fold_frontier,
 )
 from eenet.training._gradients import ScaledExits
+from eenet.training._seeds import warn_of_persistent_workers
 from training_toys import CornerNet, assert_same_weights, corner_model, images, loaders, weights_of
 
 pytest.importorskip("lightning_fabric", reason="Lightning is not installed")
@@ -302,6 +304,19 @@ def test_workers_that_live_on_are_warned_of(tmp_path: Path) -> None:
     train_loader, validation = Lasting(), loaders(32)[1]
     with pytest.warns(ReliabilityWarning, match="persistent_workers=False"):
         train(corner_model(), train_loader, validation, config=replace(QUICK, epochs=1), out=tmp_path)
+    x, y = images(8, 0)
+    own = ImageArray(
+        x.to(torch.uint8).numpy(),
+        y.numpy(),
+        "abcd",
+        name="x",
+        split="train",
+        transform="eval",
+        mean=[0] * 3,
+        std=[1] * 3,
+    )
+    # Its workers live on as well, but draw nothing from their states.
+    warn_of_persistent_workers(loader(own, 4, shuffle=True, workers=1))
 
 
 def test_dict_batches_and_another_task(tmp_path: Path) -> None:

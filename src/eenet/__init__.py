@@ -20,6 +20,7 @@ _HOMES = {
     "InfeasibleBudgetError": "eenet.errors",
     "MaxProbability": "eenet.scheduler",
     "MultiExitModel": "eenet.models",
+    "OptimalStopping": "eenet.scheduler",
     "Patience": "eenet.scheduler",
     "Scheduler": "eenet.scheduler",
     "SearchedThresholds": "eenet.scheduler",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from eenet.scheduler import EENet as EENet
     from eenet.scheduler import Entropy as Entropy
     from eenet.scheduler import MaxProbability as MaxProbability
+    from eenet.scheduler import OptimalStopping as OptimalStopping
     from eenet.scheduler import Patience as Patience
     from eenet.scheduler import Scheduler as Scheduler
     from eenet.scheduler import SearchedThresholds as SearchedThresholds

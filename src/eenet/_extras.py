@@ -6,27 +6,32 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from types import ModuleType
 from typing import Any
-
-import torch
 
 from eenet.errors import MissingExtraError
 
 _operators: list[Any] = []
 
 
-def require(module: str, extra: str) -> ModuleType:
-    """Import a module of an optional dependency; raises `MissingExtraError` with the command that installs it."""
+def require(module: str, extra: str, purpose: str = "this") -> Any:
+    """Import a module of an optional dependency, for a purpose that the error names.
+
+    Raises `MissingExtraError` with the command that installs it, where it is missing or cannot be imported.
+    """
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(f"this needs {package}, which is not installed: pip install 'eenet[{extra}]'")
+        raise MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install 'eenet[{extra}]'")
     with warnings.catch_warnings():
         # What a library says of itself while it loads is not about the caller's work.
         warnings.simplefilter("ignore")
         if package in ("torchvision", "timm", "transformers", "torchmetrics", "lightning"):
             _mend_torchvision()
-        return importlib.import_module(module)
+        try:
+            return importlib.import_module(module)
+        except ImportError as error:
+            raise MissingExtraError(
+                f"{purpose} needs {package}, which cannot be imported ({error}); pip install 'eenet[{extra}]'"
+            ) from error
 
 
 def _mend_torchvision() -> None:
@@ -42,6 +47,8 @@ def _mend_torchvision() -> None:
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
+        import torch  # only here: it takes a second, and most extras do without it
+
         library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

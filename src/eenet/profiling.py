@@ -25,6 +25,7 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, feature_of, inferring
 from eenet.runtime import to_numpy
 from eenet.scheduler import Scheduler, Trail
+from eenet.stages import Example, arguments_of
 from eenet.tasks import Task
 
 UNITS = ("ms", "cpu_ms", "flops")
@@ -89,7 +90,7 @@ class StageProfile:
 
 def profile(
     model: MultiExitModel,
-    example: Any,
+    example: Example,
     *,
     unit: str = "ms",
     batch_size: int = 1,
@@ -98,8 +99,9 @@ def profile(
 ) -> ExitCosts:
     """The cost per sample of each exit: "ms" of wall time, "cpu_ms" of CPU time of all threads, or "flops".
 
-    `example` is an input of any batch size, repeated or shortened to `batch_size`. Exit heads on the way are included,
-    and with `scheduler` its steps too. `seconds` is about how long to measure.
+    `example` is an input of any batch size, repeated or shortened to `batch_size`. Exit heads on the way are included;
+    with `scheduler` only those that it looks at, since the others do not run, and its steps too. `seconds` is about how
+    long to measure.
     """
     _require_unit(unit)
     return measure(model, example, batch_sizes=(batch_size,), scheduler=scheduler, seconds=seconds).costs(
@@ -109,7 +111,7 @@ def profile(
 
 def measure(
     model: MultiExitModel,
-    example: Any,
+    example: Example,
     *,
     batch_sizes: Sequence[int] = (1, 2, 4, 8, 16, 32),
     scheduler: Scheduler | None = None,
@@ -125,7 +127,8 @@ def measure(
         raise InvalidInputError(f"batch sizes {list(batch_sizes)}: expected at least one, each a whole number from 1")
     if scheduler is not None:
         scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
-    inputs = model.staged.flatten_inputs(*_args(example), **_kwargs(example))
+    args, kwargs = arguments_of(example)
+    inputs = model.staged.flatten_inputs(*args, **kwargs)
     if model.staged.batch_size_of(inputs) == 0:
         raise InvalidInputError("the example has batch size 0; give at least one sample, which is repeated as needed")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -133,7 +136,7 @@ def measure(
     spreads: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     parts = []
     with inferring(model):
-        flops = _count_flops(model, inputs)
+        flops = _count_flops(model, inputs, scheduler)
         for size in batch_sizes:
             steps = _steps(model, inputs, size, scheduler)
             wall, cpu = _time_rounds(steps, device, seconds)
@@ -207,9 +210,12 @@ def _steps(
             break
         head, feature = model.heads[k], feature_of(stage, outputs)
         timed: tuple[Step, ...] = (run_stage, _bound(head, feature))
-        if scheduler is not None:
+        if scheduler is not None and not scheduler.policy.observes(k):
+            timed = (run_stage, _nothing, _nothing)  # the exit is off, and its head does not run
+            trail.skip(size, model.num_classes)
+        elif scheduler is not None:
             logits = head(feature)
-            timed = (*timed, _scheduler_step(scheduler, task, k, logits, Trail(trail.evidence, trail.scores)))
+            timed = (*timed, _scheduler_step(scheduler, task, logits, Trail(trail.evidence, trail.scores)))
             trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), trail.evidence))
             scheduler.policy.leaves(trail)
         steps.append(timed)
@@ -217,11 +223,9 @@ def _steps(
     return steps
 
 
-def _scheduler_step(scheduler: Scheduler, task: Task, k: int, logits: Tensor, before: Trail) -> Step:
-    """What a runtime does at an exit between the head and the compaction."""
+def _scheduler_step(scheduler: Scheduler, task: Task, logits: Tensor, before: Trail) -> Step:
+    """What a runtime does at an exit that is on, between the head and the compaction."""
     policy = scheduler.policy
-    if not policy.observes(k):
-        return _nothing
 
     def step() -> None:
         trail = Trail(before.evidence, before.scores)
@@ -288,28 +292,18 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _count_flops(model: MultiExitModel, inputs: tuple[Tensor, ...]) -> Floats:
-    """Cumulative FLOPs per sample of each exit, (K,), heads included."""
+def _count_flops(model: MultiExitModel, inputs: tuple[Tensor, ...], scheduler: Scheduler | None) -> Floats:
+    """Cumulative FLOPs per sample of each exit, (K,), heads that run included."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counts = []
-    for parts in _steps(model, inputs, 1, None):
+    for parts in _steps(model, inputs, 1, scheduler):
         with FlopCounterMode(display=False) as counter:
             for step in parts:
                 step()
         counts.append(counter.get_total_flops())
     # A stage without a counted operation must still cost something for the exits to be in order.
     return np.maximum(np.array(counts, dtype=np.float64), 1.0).cumsum()
-
-
-def _args(example: Any) -> tuple[Any, ...]:
-    if isinstance(example, Mapping):
-        return ()
-    return example if isinstance(example, tuple) else (example,)
-
-
-def _kwargs(example: Any) -> dict[str, Any]:
-    return dict(example) if isinstance(example, Mapping) else {}
 
 
 def _require_unit(unit: str) -> None:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def fit(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors")],
-    budget: Annotated[str, typer.Option(help="Mean cost per sample: 60% of the last exit's, or like 3.5ms.")],
+    budget: Annotated[
+        str | None, typer.Option(help="Mean cost per sample: 60% of the last exit's, or like 3.5ms.")
+    ] = None,
     costs: Annotated[
         str | None,
         typer.Option(help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json."),
@@ -32,10 +34,20 @@ def fit(
     method: Annotated[
         str,
         typer.Option(
-            help="eenet, max_prob, entropy, patience, voting, margin, temperature, eero, gate, searched; or ztw, beem, "
-            "which change predictions."
+            help="eenet, stopping, max_prob, entropy, patience, voting, margin, temperature, eero, gate, searched; or "
+            "ztw, beem, which change predictions."
         ),
     ] = "eenet",
+    guarantee: Annotated[
+        float | None, typer.Option(help="Keep the budget on fresh data with this probability, such as 0.95.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None,
+        typer.Option(
+            "--max-accuracy-drop",
+            help="In place of a budget: the cheapest policy at most so much below the last exit's accuracy.",
+        ),
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the methods that learn or search.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to save the scheduler (.safetensors).")] = None,
@@ -53,6 +65,10 @@ def fit(
 
         eenet fit predictions.npz --prefix val_ --budget 3.5ms --method max_prob --json
 
+        eenet fit predictions.npz --prefix val_ --method stopping --budget 60% --guarantee 0.95
+
+        eenet fit predictions.npz --prefix val_ --method stopping --max-accuracy-drop 0.01
+
         eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
     """
     from eenet.cli._inputs import read_costs, read_predictions
@@ -60,7 +76,10 @@ def fit(
     scheduler = _scheduler(method, seed)
     records, in_file = read_predictions(predictions, prefix)
     table = read_costs(costs, unit, batch_size, in_file)
-    scheduler.fit(records, table, budget=_with_unit(budget, table))
+    if (budget is None) == (max_accuracy_drop is None):
+        raise InvalidInputError("give one of --budget, such as --budget 60%, and --max-accuracy-drop, such as 0.01")
+    amount = None if budget is None else _with_unit(budget, table)
+    scheduler.fit(records, table, amount, guarantee=guarantee, max_accuracy_drop=max_accuracy_drop)
     if out is not None:
         scheduler.save(out)
     found = _result(scheduler, method, records, out)
@@ -71,7 +90,7 @@ def fit(
 
 
 def _scheduler(method: str, seed: int) -> Scheduler:
-    from eenet.scheduler import SCHEDULERS, EENet, SearchedThresholds
+    from eenet.scheduler import SCHEDULERS, EENet, OptimalStopping, SearchedThresholds
 
     if method not in SCHEDULERS:
         near = difflib.get_close_matches(method.lower(), SCHEDULERS, n=1)
@@ -79,6 +98,8 @@ def _scheduler(method: str, seed: int) -> Scheduler:
         raise InvalidInputError(f"--method {method!r} is not known; {hint}choose from {', '.join(SCHEDULERS)}")
     if method == "eenet":
         return EENet(seed=seed)
+    if method == "stopping":
+        return OptimalStopping(seed=seed)
     return SearchedThresholds(seed=seed) if method == "searched" else SCHEDULERS[method]()
 
 
@@ -105,6 +126,8 @@ def _result(scheduler: Scheduler, method: str, records: ExitRecords, out: Path |
         "calibration_cost": scheduler.calibration_cost,
         "calibration_accuracy": None if decisions.utility is None else decisions.accuracy,
         "calibration_samples": len(records),
+        "guarantee": scheduler.guarantee,
+        "max_accuracy_drop": scheduler.max_accuracy_drop,
         "exit_shares": decisions.exit_shares.tolist(),
         "score": policy.score.name,
         "changes_predictions": scheduler.changes_predictions,
@@ -121,6 +144,11 @@ def _show(found: dict[str, Any]) -> None:
     console.print(f"budget           {found['budget']:.6g} {unit} per sample")
     console.print(f"planned cost     {found['planned_cost']:.6g} {unit}")
     console.print(f"calibration cost {found['calibration_cost']:.6g} {unit}")
+    if found["max_accuracy_drop"] is not None:
+        drop = found["max_accuracy_drop"]
+        console.print(f"guaranteed       accuracy within {drop:.2%} of the last exit's, at {found['guarantee']:g}")
+    elif found["guarantee"] is not None:
+        console.print(f"guaranteed       mean cost within the budget on fresh data, at {found['guarantee']:g}")
     if found["calibration_accuracy"] is not None:
         console.print(f"calibration accuracy {found['calibration_accuracy']:.2%}")
     table = Table("exit", f"cost ({unit})", "share", f"threshold ({found['score']} score)")

@@ -17,6 +17,7 @@ from eenet.data._dataset import Subset as Subset
 from eenet.data._dataset import class_sizes as class_sizes
 from eenet.data._image_array import ImageArray as ImageArray
 from eenet.data._image_folder import ImageFolder as ImageFolder
+from eenet.data._segmentation import CITYSCAPES_IDS as CITYSCAPES_IDS
 from eenet.data._segmentation import IGNORED as IGNORED
 from eenet.data._segmentation import SegmentationFolder as SegmentationFolder
 from eenet.data._split import PARTS as PARTS

@@ -139,8 +139,9 @@ def loader(
     """A torch `DataLoader` over whole batches: (x, y) tensors, or what `collate` makes of a list of samples.
 
     Texts need a `TextCollator` as `collate`; with `lengths`, shuffled batches hold texts of similar length. Its
-    `sampler` has `set_epoch`; without that call, each iteration is the next epoch. With Lightning on several devices
-    pass `shard` and `use_distributed_sampler=False`.
+    `sampler` has `set_epoch`; without that call, each iteration is the next epoch. `sampler.in_order()` is a sampler of
+    every sample once in the order of the data, which is how `eenet.train` caches features. With Lightning on several
+    devices pass `shard` and `use_distributed_sampler=False`.
     """
     from torch.utils.data import DataLoader
 
@@ -184,6 +185,20 @@ class _WithEpoch:
 
     def __init__(self, batches: ShuffledBatches) -> None:
         self.batches = batches
+
+    @property
+    def samples(self) -> int:
+        """The number of samples in all batches, those of other ranks included."""
+        return self.batches.samples
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples in a full batch."""
+        return self.batches.batch_size
+
+    def in_order(self) -> _WithEpoch:
+        """Every sample once, in the order of the data, augmented as in epoch 0."""
+        return _WithEpoch(ShuffledBatches(self.samples, self.batch_size, shuffle=False))
 
     def set_epoch(self, epoch: int) -> None:
         self.batches.set_epoch(epoch)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._extras import require
 from eenet.data._corrupt import CorruptSample, settle
 from eenet.data._dataset import require_labels
-from eenet.data._extras import need
 from eenet.data._image_array import ImageArray
 from eenet.data._image_io import channels_first, decode
 from eenet.data._layout import first_folder, missing, parquet_shards
@@ -201,7 +201,9 @@ def _read_python(variant: _Cifar, parent: Path, split: str, limit: int | None) -
 
     It is pickled, and eenet never opens a pickle; torchvision reads only files whose checksums are the published ones.
     """
-    datasets = need("torchvision.datasets", f"reading {variant.python} (pickles, which eenet does not open itself)")
+    datasets = require(
+        "torchvision.datasets", "train", f"reading {variant.python} (pickles, which eenet does not open itself)"
+    )
     try:
         data = getattr(datasets, variant.torchvision)(str(parent), train=split == "train", download=False)
     except RuntimeError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.data._extras import need
+from eenet._extras import require
 from eenet.errors import InvalidInputError
 
 
@@ -35,7 +35,7 @@ class TextCollator:
     def __init__(self, tokenizer: Any, max_length: int = 128, *, multiple_of: int = 1) -> None:
         if isinstance(tokenizer, str):
             name = tokenizer
-            auto = need("transformers", "loading a tokenizer").AutoTokenizer
+            auto = require("transformers", "train", "loading a tokenizer").AutoTokenizer
             try:
                 tokenizer = auto.from_pretrained(name, local_files_only=True)
             except (OSError, ValueError) as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from eenet.data._corrupt import CorruptSample
 from eenet.errors import InvalidInputError
 
 TRANSFORMS = ("eval", "train")
+
+Kind = TypeVar("Kind")
 
 Draw: TypeAlias = "tuple[int, int] | None"
 """(seed, epoch) fixes the augmentation of every sample; None draws it from torch's generator."""
@@ -66,6 +69,14 @@ def require_transform(transform: str) -> None:
     """Raise `InvalidInputError` unless `transform` is "eval" or "train"."""
     if transform not in TRANSFORMS:
         raise InvalidInputError(f"transform is {transform!r}, expected one of {list(TRANSFORMS)}")
+
+
+def transformed(dataset: Kind, transform: str) -> Kind:
+    """The same samples, not copied, with another transform."""
+    require_transform(transform)
+    other: Any = copy.copy(dataset)
+    other.transform = transform
+    return cast(Kind, other)
 
 
 def require_labels(labels: NDArray[Any], classes: Sequence[str], where: str, first: int = 0) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eenet.data._extras import need
+from eenet._extras import require
 from eenet.errors import InvalidInputError
 
 REPOSITORIES = {
@@ -35,7 +35,7 @@ def download(name: str, root: Path) -> None:
     """Fetch the parquet files of a dataset into `root/name`; raises `InvalidInputError` where that cannot be done."""
     if name not in REPOSITORIES:
         raise InvalidInputError(f"{name!r} cannot be downloaded. {remedy(name)}")
-    hub = need("huggingface_hub", "downloading data")
+    hub = require("huggingface_hub", "train", "downloading data")
     repository = REPOSITORIES[name]
     try:
         hub.snapshot_download(repository, repo_type="dataset", allow_patterns=["*.parquet"], local_dir=str(root / name))

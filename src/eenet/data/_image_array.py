@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from hashlib import blake2b, sha256
 from typing import Any
@@ -12,7 +11,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from eenet.data._corrupt import CorruptSample
-from eenet.data._dataset import Draw, Indices, one, positions, require_labels, require_transform, resolve
+from eenet.data._dataset import Draw, Indices, one, positions, require_labels, require_transform, resolve, transformed
 from eenet.data._image_io import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from eenet.data._random import uniforms
 from eenet.errors import InvalidInputError
@@ -109,7 +108,4 @@ class ImageArray:
 
     def with_transform(self, transform: str) -> ImageArray:
         """The same images, not copied, with another transform."""
-        require_transform(transform)
-        other = copy.copy(self)
-        other.transform = transform
-        return other
+        return transformed(self, transform)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._extras import require
 from eenet.data._corrupt import CorruptSample, settle
-from eenet.data._dataset import Draw, Indices, one, positions, require_labels, require_transform, resolve
-from eenet.data._extras import need
+from eenet.data._dataset import Draw, Indices, one, positions, require_labels, require_transform, resolve, transformed
 from eenet.data._folder import IMAGE_ENDINGS, entries, find_corrupt, hash_file, hash_names, spread
 from eenet.data._image_io import IMAGENET_MEAN, IMAGENET_STD, Normalise, channels_first, decode
 from eenet.data._layout import first_folder, missing, show
@@ -122,10 +122,7 @@ class ImageFolder:
 
     def with_transform(self, transform: str) -> ImageFolder:
         """The same files with another transform."""
-        require_transform(transform)
-        other = copy.copy(self)
-        other.transform = transform
-        return other
+        return transformed(self, transform)
 
 
 def load_imagenet(
@@ -187,7 +184,7 @@ def load_imagenet(
 
 
 def _centre_crop(image: Any, size: int) -> NDArray[np.uint8]:
-    bilinear = need("PIL.Image", "decoding images").Resampling.BILINEAR
+    bilinear = require("PIL.Image", "train", "decoding images").Resampling.BILINEAR
     shorter = round(size * 256 / 224)
     width, height = image.size
     if width <= height:
@@ -199,7 +196,7 @@ def _centre_crop(image: Any, size: int) -> NDArray[np.uint8]:
 
 
 def _random_crop(image: Any, size: int, u: NDArray[np.float64]) -> NDArray[np.uint8]:
-    bilinear = need("PIL.Image", "decoding images").Resampling.BILINEAR
+    bilinear = require("PIL.Image", "train", "decoding images").Resampling.BILINEAR
     width, height = image.size
     box = None
     for area_draw, ratio_draw, x_draw, y_draw in u[:-1].reshape(_ATTEMPTS, 4):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.data._extras import need
+from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def decode(source: Path | bytes, mode: str | None = "RGB") -> Any:
     """A decoded Pillow image in `mode` (None: as stored); raises `FileFormatError` with the reason only."""
-    image_module = need("PIL.Image", "decoding images")
+    image_module = require("PIL.Image", "train", "decoding images")
     try:
         with image_module.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             image.load()
@@ -37,7 +37,7 @@ def decode(source: Path | bytes, mode: str | None = "RGB") -> Any:
 
 def header_size(path: Path) -> tuple[int, int]:
     """(height, width) from the header alone; raises `FileFormatError` with the reason only."""
-    image_module = need("PIL.Image", "decoding images")
+    image_module = require("PIL.Image", "train", "decoding images")
     try:
         with image_module.open(path) as image:
             return int(image.height), int(image.width)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eenet.data._extras import need
+from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
 
 _ROWS = 4096
@@ -33,8 +33,8 @@ def _pieces(
     path: Path, wanted: Mapping[str, Sequence[str]], limit: int | None
 ) -> Iterator[tuple[int, dict[str, Any], int]]:
     """(first row, columns by role, number of rows) of each piece of one file."""
-    parquet = need("pyarrow.parquet", "reading parquet files")
-    arrow_error: type[Exception] = need("pyarrow", "reading parquet files").ArrowException
+    parquet = require("pyarrow.parquet", "train", "reading parquet files")
+    arrow_error: type[Exception] = require("pyarrow", "train", "reading parquet files").ArrowException
     try:
         with parquet.ParquetFile(path) as file:
             names = _columns(path, file.schema_arrow.names, wanted)
@@ -68,7 +68,7 @@ def _columns(path: Path, present: Sequence[str], wanted: Mapping[str, Sequence[s
 
 def integers(column: Any, path: Path, row: int) -> list[int | None]:
     """The values of a label column; raises `InvalidInputError` when it holds something other than integers."""
-    arrow = need("pyarrow", "reading parquet files")
+    arrow = require("pyarrow", "train", "reading parquet files")
     if not arrow.types.is_integer(column.type):
         raise InvalidInputError(f"{str(path)!r}: the labels from row {row} on are {column.type}, expected integers")
     values: list[int | None] = column.to_pylist()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._extras import require
 from eenet.data._corrupt import CorruptSample, settle
-from eenet.data._dataset import Draw, Indices, one, positions, require_transform, resolve
-from eenet.data._extras import need
+from eenet.data._dataset import Draw, Indices, one, positions, require_transform, resolve, transformed
 from eenet.data._folder import entries, find_corrupt, hash_file, hash_names, spread
 from eenet.data._image_io import IMAGENET_MEAN, IMAGENET_STD, Normalise, channels_first, decode, header_size
 from eenet.data._layout import first_folder, missing, show
@@ -23,7 +23,7 @@ IGNORED = 255
 """The label of pixels that count neither in the loss nor in a metric."""
 
 _LABEL_IDS = 34
-_CLASSES = {
+CITYSCAPES_IDS = {
     7: "road",
     8: "sidewalk",
     11: "building",
@@ -44,9 +44,11 @@ _CLASSES = {
     32: "motorcycle",
     33: "bicycle",
 }
-CITYSCAPES_CLASSES = tuple(_CLASSES.values())
+"""The label ids of Cityscapes that are trained on, with the names of their classes."""
+
+CITYSCAPES_CLASSES = tuple(CITYSCAPES_IDS.values())
 _TRAIN_IDS = np.full(256, IGNORED, np.uint8)
-_TRAIN_IDS[list(_CLASSES)] = np.arange(len(_CLASSES))
+_TRAIN_IDS[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
 
 _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
@@ -156,7 +158,7 @@ class SegmentationFolder:
         return image, ids.astype(np.uint8)
 
     def _augment(self, image: Any, ids: NDArray[np.uint8], u: NDArray[np.float64]) -> tuple[Any, NDArray[np.uint8]]:
-        pillow = need("PIL.Image", "decoding images")
+        pillow = require("PIL.Image", "train", "decoding images")
         crop_h, crop_w = self.crop_size or (image.height, image.width)
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * u[0]
         height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
@@ -211,10 +213,7 @@ class SegmentationFolder:
 
     def with_transform(self, transform: str) -> SegmentationFolder:
         """The same pairs with another transform."""
-        require_transform(transform)
-        other = copy.copy(self)
-        other.transform = transform
-        return other
+        return transformed(self, transform)
 
 
 def load_cityscapes(

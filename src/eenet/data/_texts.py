@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.data._corrupt import CorruptSample, settle
-from eenet.data._dataset import Draw, Indices, one, positions, require_labels, require_transform
+from eenet.data._dataset import Draw, Indices, one, positions, require_labels, require_transform, transformed
 from eenet.data._layout import first_folder, missing, parquet_shards
 from eenet.data._parquet import integers, read_columns
 from eenet.errors import FileFormatError, InvalidInputError
@@ -84,10 +83,7 @@ class Texts:
 
     def with_transform(self, transform: str) -> Texts:
         """The same texts; the transforms do not differ."""
-        require_transform(transform)
-        other = copy.copy(self)
-        other.transform = transform
-        return other
+        return transformed(self, transform)
 
 
 def _hash_text(text: str) -> bytes:

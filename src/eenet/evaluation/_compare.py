@@ -33,7 +33,7 @@ def compare(
     restart: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    """Fit each scheduler to each budget on random parts of the records and try it on the rest.
+    """Fit each scheduler on random parts of the records and try it at each budget on the rest.
 
     `schedulers` are names of `eenet.scheduler.SCHEDULERS`, or map a name to what makes an unfitted scheduler; `budgets`
     are per sample in the unit of `costs`. `resplits` times the records are divided into `fraction` for calibration and

@@ -6,11 +6,13 @@ from eenet.models._bert import bert_heads as bert_heads
 from eenet.models._bert import minilm as minilm
 from eenet.models._collect import ImageRecords as ImageRecords
 from eenet.models._collect import collect as collect
+from eenet.models._collect import unpack as unpack
 from eenet.models._densenet import DenseNet as DenseNet
 from eenet.models._densenet import densenet121 as densenet121
 from eenet.models._describe import Description as Description
 from eenet.models._describe import StageRow as StageRow
 from eenet.models._describe import describe as describe
+from eenet.models._heads import HEADS as HEADS
 from eenet.models._heads import ConvHead as ConvHead
 from eenet.models._heads import DownsamplingHead as DownsamplingHead
 from eenet.models._heads import SegmentationHead as SegmentationHead
@@ -27,10 +29,12 @@ from eenet.models._msdnet import msdnet_cifar as msdnet_cifar
 from eenet.models._multi_exit import MultiExitModel as MultiExitModel
 from eenet.models._multi_exit import attach as attach
 from eenet.models._multi_exit import feature_of as feature_of
+from eenet.models._outputs import logits_in as logits_in
 from eenet.models._registry import MODELS as MODELS
 from eenet.models._registry import ModelSpec as ModelSpec
 from eenet.models._registry import build as build
 from eenet.models._registry import multi_exit as multi_exit
+from eenet.models._registry import spec as spec
 from eenet.models._resnet import CifarResNet as CifarResNet
 from eenet.models._resnet import load_published as load_published
 from eenet.models._resnet import resnet56 as resnet56

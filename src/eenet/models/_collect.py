@@ -23,7 +23,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     """The records of a model on the batches of a loader, in the loader's order.
 
     A batch is (inputs, labels), a mapping with "labels", or inputs alone; inputs are a tensor, a tuple of arguments or
-    a mapping of keyword arguments. The model is run in inference mode and left as it was.
+    a mapping of keyword arguments. An empty batch, which not every network can run, adds nothing. The model is run in
+    inference mode and left as it was.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = ImageRecords(model.task) if isinstance(model.task, Segmentation) else None
@@ -32,7 +33,12 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     with inferring(model):
         for batch in loader:
             args, kwargs, y = unpack(batch)
-            outputs = model(*_to(args, device), **_to(kwargs, device))
+            args, kwargs = _to(args, device), _to(kwargs, device)
+            if model.staged.batch_size_of(model.staged.flatten_inputs(*args, **kwargs)) == 0:
+                if y is not None:
+                    _labels_of(y, 0)
+                continue
+            outputs = model(*args, **kwargs)
             if images is not None:
                 images.add(outputs, y)
                 continue
@@ -86,7 +92,7 @@ class ImageRecords:
 
 def _require_batches(batches: int, labelled: int) -> None:
     if not batches:
-        raise InvalidInputError("the loader gave no batch; expected at least one")
+        raise InvalidInputError("the loader gave no batch with a sample; expected at least one")
     if labelled not in (0, batches):
         raise InvalidInputError(f"{labelled} of {batches} batches have labels; give all of them labels, or none")
 

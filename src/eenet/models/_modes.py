@@ -8,15 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from eenet.stages import modes_kept
+
 
 @contextmanager
 def inferring(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients within the block; the modes of all submodules are restored after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         with torch.inference_mode():
             yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -143,11 +143,21 @@ def attach(
         raise InvalidInputError(f"num_classes is {num_classes}, expected at least 2")
     staged = _staged(backbone, exits, example, dynamic)
     args, kwargs = staged.example
-    with inferring(staged):
-        output = staged(*args, **kwargs)
-        logits = logits_in(output, num_classes)
-    num_classes = logits.shape[1]
     inference = staged.inference_stages
+    with inferring(staged):
+        live = staged.flatten_inputs(*args, **kwargs)
+        for stage in inference:
+            outputs = stage(*live)
+            live = tuple([outputs[i] for i in stage.passed])
+        logits = logits_in(staged.unflatten_output(outputs), num_classes)
+    answers = next((live for live, t in zip(inference[-1].outputs, outputs, strict=True) if t is logits), None)
+    if answers is not None and answers.batch_dim != 0:
+        raise InvalidInputError(
+            f"the network gives logits of shape ({', '.join(map(str, answers.shape))}), expected (batch, "
+            f"{', '.join(map(str, logits.shape[1:]))}): it drops, repeats or mixes samples; give one that answers each "
+            "sample by itself"
+        )
+    num_classes = logits.shape[1]
     early = inference[:-1]
     if heads is not None and len(heads) != len(early):
         raise InvalidInputError(f"{len(heads)} heads for {len(early)} exits; give one head for each name in exits")

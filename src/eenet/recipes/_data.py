@@ -94,10 +94,10 @@ class RecipeData:
         return _Tokens(TextCollator(self._tokenizer, self._settings.max_length)) if self.task == "text" else None
 
     def training(self, *, frozen: bool) -> Any:
-        """The loader of the training part; for heads on a frozen backbone a list of batches in a fixed order."""
+        """The loader of the training part; for heads on a frozen backbone in a fixed order."""
         part, settings = self.part("train"), self._recipe.train
         if frozen:
-            return _Batches(part, settings.batch_size, self._padded())
+            return loader(part, settings.batch_size, collate=self._padded(), workers=settings.workers)
         lengths = None
         if self.task == "text":
             lengths = self.collate.lengths([text for text, _ in _samples(part)])
@@ -116,9 +116,8 @@ class RecipeData:
     def held_out(self, name: str, *, frozen: bool = False) -> Any:
         """The loader of a part that nothing is learned from, in the order of the data."""
         settings = self._recipe.train
-        if frozen:
-            return _Batches(self.part(name), settings.evaluation_batch_size, self._padded())
-        return loader(self.part(name), settings.evaluation_batch_size, collate=self.collate, workers=settings.workers)
+        collate = self._padded() if frozen else self.collate
+        return loader(self.part(name), settings.evaluation_batch_size, collate=collate, workers=settings.workers)
 
     def _padded(self) -> Any:
         """Cached features need texts of one length."""
@@ -176,26 +175,6 @@ class _Tokens:
     def lengths(self, texts: Sequence[str]) -> Any:
         """Tokens in each text (N,)."""
         return self._collator.survey(texts).lengths
-
-
-class _Batches(Sequence[Any]):
-    """The batches of a part, read when asked for, in the order of the data."""
-
-    def __init__(self, part: Subset, batch_size: int, collate: Any) -> None:
-        self.batch_size = batch_size
-        self._part = part
-        self._collate = collate
-
-    def __len__(self) -> int:
-        return -(-len(self._part) // self.batch_size)
-
-    def __getitem__(self, index: Any) -> Any:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        rows = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, len(self._part)))
-        # The augmentation of one epoch, the same whenever it is read: it is cached.
-        x, y = self._part.batch(rows, (0, 0))
-        return (x, y) if self._collate is None else self._collate(list(zip(x, y, strict=True)))
 
 
 def _samples(part: Subset) -> Iterator[tuple[str, int]]:

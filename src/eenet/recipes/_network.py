@@ -11,9 +11,7 @@ import torch
 
 from eenet._extras import require
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel, attach, build
-from eenet.models._heads import HEADS
-from eenet.models._registry import spec
+from eenet.models import HEADS, MultiExitModel, attach, build, spec
 from eenet.recipes._data import RecipeData
 from eenet.recipes._schema import HeadSettings, Recipe
 

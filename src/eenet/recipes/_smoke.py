@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet.data._segmentation import _CLASSES as _CITYSCAPES_IDS
+from eenet.data import CITYSCAPES_IDS
 from eenet.errors import InvalidInputError
 from eenet.models import resnet56
 from eenet.recipes._schema import Recipe
@@ -98,7 +98,7 @@ def _imagenet(root: Path, rng: np.random.Generator) -> None:
 
 def _cityscapes(root: Path, rng: np.random.Generator) -> None:
     ids = np.array([7, 11, 21, 23, 26])
-    positions = np.array([list(_CITYSCAPES_IDS).index(i) for i in ids])
+    positions = np.array([list(CITYSCAPES_IDS).index(i) for i in ids])
     for split, count in (("train", 24), ("val", 12)):
         for n in range(count):
             # Blocks of classes, so that there are regions.

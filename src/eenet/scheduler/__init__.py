@@ -1,6 +1,7 @@
 """Exit schedulers: scores, assignments, baselines, and the one rule that decides who leaves."""
 
 from eenet.scheduler._assignments import Assignment as Assignment
+from eenet.scheduler._assignments import Calibration as Calibration
 from eenet.scheduler._assignments import GeometricAssignment as GeometricAssignment
 from eenet.scheduler._assignments import LearnedAssignment as LearnedAssignment
 from eenet.scheduler._assignments import Plan as Plan
@@ -17,6 +18,7 @@ from eenet.scheduler._catalogue import Entropy as Entropy
 from eenet.scheduler._catalogue import LearnedGate as LearnedGate
 from eenet.scheduler._catalogue import Margin as Margin
 from eenet.scheduler._catalogue import MaxProbability as MaxProbability
+from eenet.scheduler._catalogue import OptimalStopping as OptimalStopping
 from eenet.scheduler._catalogue import Patience as Patience
 from eenet.scheduler._catalogue import SearchedThresholds as SearchedThresholds
 from eenet.scheduler._catalogue import Static as Static
@@ -27,7 +29,10 @@ from eenet.scheduler._decisions import replay as replay
 from eenet.scheduler._ensembles import BEEMScore as BEEMScore
 from eenet.scheduler._ensembles import ZTWScore as ZTWScore
 from eenet.scheduler._ensembles import as_answered as as_answered
+from eenet.scheduler._family import Family as Family
+from eenet.scheduler._family import Method as Method
 from eenet.scheduler._gate import GateScore as GateScore
+from eenet.scheduler._induction import StoppingOptions as StoppingOptions
 from eenet.scheduler._learned import LearnedScore as LearnedScore
 from eenet.scheduler._learned import LearningOptions as LearningOptions
 from eenet.scheduler._policy import Ensemble as Ensemble
@@ -37,6 +42,8 @@ from eenet.scheduler._policy import ThresholdPolicy as ThresholdPolicy
 from eenet.scheduler._policy import Trail as Trail
 from eenet.scheduler._scheduler import Scheduler as Scheduler
 from eenet.scheduler._scheduler import load_scheduler as load_scheduler
+from eenet.scheduler._table import FrontierPoint as FrontierPoint
+from eenet.scheduler._table import PolicyTable as PolicyTable
 from eenet.scheduler._temperature import TemperatureScore as TemperatureScore
 from eenet.scheduler._thresholds import ScoreTable as ScoreTable
 from eenet.scheduler._thresholds import Thresholds as Thresholds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,25 @@ class Plan:
     cost: float
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """A score on calibration records with the costs of the exits: what an assignment divides a budget over."""
+
+    score: Score
+    records: ExitRecords
+    costs: ExitCosts
+
+    known: ScoreTable | None = None
+    """The scores of the records, where they have been computed already."""
+
+    @cached_property
+    def table(self) -> ScoreTable:
+        """The scores of all records."""
+        if self.known is not None:
+            return self.known
+        return ScoreTable.of(self.score, self.records, self.costs)
+
+
 class Assignment(Protocol):
     """Chooses the thresholds of a score on calibration records so that the mean cost stays within the budget."""
 
@@ -32,7 +52,12 @@ class Assignment(Protocol):
         """What it is called in messages."""
         ...
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+    @property
+    def table_points(self) -> int:
+        """How many budgets a table of its policies should have: few where planning one takes long."""
+        ...
+
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:
         """The plan for one budget, in the unit of the costs."""
         ...
 
@@ -42,10 +67,12 @@ class GeometricAssignment:
     """p_k proportional to a power of k, the power chosen to meet the budget (MSDNet, and BranchyNet's successors)."""
 
     name: str = "geometric"
+    table_points: int = 101
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
-        thresholds = ScoreTable.of(score, records, costs).meet(budget, geometric_shares(len(costs)))
+        costs = calibration.costs
+        thresholds = calibration.table.meet(budget, geometric_shares(len(costs)))
         return Plan(thresholds, min(budget, costs[-1]))
 
 
@@ -54,11 +81,12 @@ class SearchedAssignment:
     """The thresholds with the highest calibration accuracy under the budget; needs labels."""
 
     name: str = "searched"
+    table_points: int = 21
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
-        table = ScoreTable.of(score, records, costs)
-        thresholds = search_thresholds(table, records.require_utility().astype(np.float64), budget)
+        table = calibration.table
+        thresholds = search_thresholds(table, calibration.records.require_utility().astype(np.float64), budget)
         return Plan(thresholds, table.mean_cost(thresholds))
 
 
@@ -68,16 +96,17 @@ class LearnedAssignment:
 
     options: LearningOptions = field(default_factory=LearningOptions)
     name: str = "learned"
+    table_points: int = 101
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:
         """The plan for one budget."""
-        table = ScoreTable.of(score, records, costs)
+        score, table, costs = calibration.score, calibration.table, calibration.costs
         if isinstance(score, LearnedScore) and score.shares is not None:
             shares = score.shares
         else:
             from eenet.scheduler._training import train_shares  # brings in torch, which deciding does not need
 
-            shares = train_shares(table, records, costs, budget, self.options, seed)
+            shares = train_shares(table, calibration.records, costs, budget, self.options, seed)
         return Plan(table.meet(budget, tilted_shares(shares, costs.values)), min(budget, costs[-1]))
 
 
@@ -87,13 +116,14 @@ class StaticAssignment:
 
     exit_index: int
     name: str = "static"
+    table_points: int = 1
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan; raises `InfeasibleBudgetError` when the exit costs more than the budget."""
-        k = self.exit_index
+        k, costs = self.exit_index, calibration.costs
         if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 0 <= k < len(costs):
             raise InvalidInputError(f"Static({k!r}): expected the number of an exit, 0 to {len(costs) - 1}")
-        table = ScoreTable.of(score, records, costs)
+        table = calibration.table
         thresholds = table.for_shares(np.eye(len(costs))[k])
         cost = table.mean_cost(thresholds)  # above costs[k] where evidence is not finite
         if cost > within(budget):

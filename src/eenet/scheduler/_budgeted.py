@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
-from eenet.records import ExitRecords
-from eenet.scheduler._assignments import Plan
-from eenet.scheduler._policy import Floats, Score
+from eenet.scheduler._assignments import Calibration, Plan
+from eenet.scheduler._policy import Floats
 from eenet.scheduler._thresholds import ScoreTable, Thresholds, within
 
 
@@ -24,10 +22,11 @@ class SharedAssignment:
     """
 
     name: str = "shared"
+    table_points: int = 101
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
-        table = ScoreTable.of(score, records, costs)
+        table, costs = calibration.table, calibration.costs
         table.require_feasible(budget)
         levels = np.unique(table.scores[table.finite])
         best = table.cheapest()
@@ -68,14 +67,15 @@ class ExponentialWeightsAssignment:
 
     betas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     name: str = "exponential weights"
+    table_points: int = 21
 
     def __post_init__(self) -> None:
         if not self.betas or not all(0 < beta < np.inf for beta in self.betas):
             raise InvalidInputError(f"betas are {self.betas}, expected at least one number, each above 0")
 
-    def fit(self, score: Score, records: ExitRecords, costs: ExitCosts, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
-        table = ScoreTable.of(score, records, costs)
+        table, records, costs = calibration.table, calibration.records, calibration.costs
         utility = records.require_utility()
         risks = 1 - records.accuracies
 

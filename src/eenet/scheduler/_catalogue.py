@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from eenet.scheduler._assignments import GeometricAssignment, LearnedAssignment, SearchedAssignment, StaticAssignment
 from eenet.scheduler._budgeted import ExponentialWeightsAssignment, SharedAssignment
+from eenet.scheduler._induction import StoppingMethod, StoppingOptions
 from eenet.scheduler._learned import LearningOptions
 from eenet.scheduler._scheduler import Scheduler
 
@@ -12,6 +15,14 @@ def EENet(*, seed: int = 0, options: LearningOptions | None = None) -> Scheduler
     """EENet: learned exit scores and a learned exit assignment (Ilhan et al., WACV 2024). Needs labels."""
     options = options or LearningOptions()
     return Scheduler("learned", LearnedAssignment(options), name="EENet", seed=seed, options=options)
+
+
+def OptimalStopping(*, seed: int = 0, options: StoppingOptions | None = None) -> Scheduler:  # noqa: N802
+    """Optimal stopping: go on where the gain, estimated by backward induction, is worth its cost. Needs labels.
+
+    Source: least-squares backward induction, Longstaff and Schwartz, Review of Financial Studies 14 (2001).
+    """
+    return Scheduler.from_method(StoppingMethod(options or StoppingOptions()), name="OptimalStopping", seed=seed)
 
 
 def MaxProbability() -> Scheduler:  # noqa: N802
@@ -80,8 +91,9 @@ def Static(exit_index: int) -> Scheduler:  # noqa: N802
     return Scheduler("constant", StaticAssignment(exit_index), name=f"Static({exit_index})")
 
 
-SCHEDULERS = {
+SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
     "eenet": EENet,
+    "stopping": OptimalStopping,
     "max_prob": MaxProbability,
     "entropy": Entropy,
     "patience": Patience,

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from numpy.typing import NDArray
-
+from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
-from eenet.scheduler._ensembles import BEEMScore, ZTWScore, fit_beem, fit_ztw
-from eenet.scheduler._gate import GateScore, fit_gate
+from eenet.scheduler._assignments import Assignment
+from eenet.scheduler._ensembles import fit_beem, fit_ztw
+from eenet.scheduler._family import ThresholdFamily, ThresholdMethod
+from eenet.scheduler._gate import fit_gate
 from eenet.scheduler._policy import Score
-from eenet.scheduler._temperature import TemperatureScore, fit_temperatures
+from eenet.scheduler._temperature import fit_temperatures
 
 FITTED_SCORES: dict[str, Callable[[ExitRecords], Score]] = {
     "temperature": fit_temperatures,
+    "gate": fit_gate,
     "ztw": fit_ztw,
     "beem": fit_beem,
-    "gate": fit_gate,
 }
-"""What fits each."""
+"""What fits each; none looks at the costs or the budget."""
 
-FITTED_SCORE_READERS: dict[str, Callable[[Mapping[str, NDArray[Any]]], Score]] = {
-    "temperature": TemperatureScore.from_arrays,
-    "ztw": ZTWScore.from_arrays,
-    "beem": BEEMScore.from_arrays,
-    "gate": GateScore.from_arrays,
-}
-"""What makes each again from its arrays."""
+_ENSEMBLES = frozenset({"ztw", "beem"})
 
-ENSEMBLE_SCORES = frozenset({"ztw", "beem"})
-"""Those that answer in place of the exits."""
+
+@dataclass(frozen=True)
+class FittedScoreMethod:
+    """One of these scores and an assignment."""
+
+    score: str
+    assignment: Assignment
+
+    @property
+    def changes_predictions(self) -> bool:
+        """Whether the score will answer in place of the exits."""
+        return self.score in _ENSEMBLES
+
+    def fit(self, records: ExitRecords, costs: ExitCosts, seed: int) -> ThresholdFamily:
+        """Fit the score once."""
+        return ThresholdMethod(FITTED_SCORES[self.score](records), self.assignment).fit(records, costs, seed)

@@ -23,26 +23,33 @@ LOG_ODDS_SCALE = 0.1
 """Brings the log odds to the size of the other confidences."""
 
 
+TARGETS = ("right", "lossless")
+"""What an exit score may learn: that the exit is right, or that no later exit is worth more than it."""
+
+
 @dataclass(frozen=True)
 class LearningOptions:
     """How EENet learns: the weights of its loss, and how long and how often it tries.
 
     `kl_weight` and `cost_weight` are the paper's a_KL and a_cost; `hidden_factor` is the width of the assignment's
-    hidden layer over its input; scores and assignment take turns of `turn` epochs for `epochs` epochs.
+    hidden layer over its input. Scores and assignment take turns: the scores are fitted to the end, with
+    `weight_decay`, the assignment for `turn` epochs, `epochs` in all. `target` is "right" (the paper's), "lossless", or
+    None: each target is tried from `restarts` beginnings, and what does best on `folds` held-out folds is kept.
     """
 
     kl_weight: float = 1e-3
     cost_weight: float = 1e-2
     hidden_factor: float = 2.0
-    epochs: int = 300
-    turn: int = 10
-    score_rate: float = 0.1
-    assignment_rate: float = 1e-2
-    weight_decay: float = 1e-4
-    restarts: int = 2
+    epochs: int = 60
+    turn: int = 20
+    assignment_rate: float = 2e-2
+    weight_decay: float = 1e-5
+    restarts: int = 1
+    folds: int = 3
+    target: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("hidden_factor", "epochs", "turn", "score_rate", "assignment_rate", "restarts"):
+        for name in ("hidden_factor", "epochs", "turn", "assignment_rate", "restarts"):
             value = getattr(self, name)
             if not 0 < value < math.inf:
                 raise InvalidInputError(f"LearningOptions({name}={value!r}): expected a number above 0")
@@ -50,6 +57,12 @@ class LearningOptions:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise InvalidInputError(f"LearningOptions({name}={value!r}): expected a number, 0 or more")
+        if not 2 <= self.folds < math.inf:
+            raise InvalidInputError(f"LearningOptions(folds={self.folds!r}): expected a number, 2 or more")
+        if self.target is not None and self.target not in TARGETS:
+            raise InvalidInputError(
+                f"LearningOptions(target={self.target!r}): expected {' or '.join(map(repr, TARGETS))}, or None"
+            )
 
 
 def confidences(evidence: Evidence) -> Floats:

@@ -41,6 +41,12 @@ class Trail:
             finite = finite & evidence.finite
         return finite
 
+    def skip(self, samples: int, classes: int) -> None:
+        """Pass an exit that nobody looks at, with evidence that says nothing."""
+        uniform = np.full((samples, classes), 1 / classes, dtype=np.float32)
+        self.evidence.append(Evidence(uniform, np.zeros(samples, dtype=np.intp)))
+        self.scores.append(np.zeros(samples))
+
     def take(self, rows: Ints) -> Trail:
         """The trail of some of the samples."""
         taken: list[Evidence] = []
@@ -198,13 +204,7 @@ class Route:
 
     def skip(self) -> None:
         """Pass an exit that the policy does not look at: nobody leaves."""
-        n = len(self.running)
-        blank = Evidence(
-            np.full((n, self._policy.num_classes), 1 / self._policy.num_classes, dtype=np.float32),
-            np.zeros(n, dtype=np.intp),
-        )
-        self._trail.evidence.append(blank)
-        self._trail.scores.append(np.zeros(n))
+        self._trail.skip(len(self.running), self._policy.num_classes)
 
 
 def require_whole(score: Score, *, pooled: bool) -> None:

@@ -76,6 +76,10 @@ class ScoreTable:
         counts = np.bincount(self.exits(thresholds), minlength=self.early + 1)
         return float(counts @ self.costs / self.samples)
 
+    def mean_cost_at(self, threshold: float) -> float:
+        """Mean cost per sample under one threshold for all exits."""
+        return self.mean_cost(self.common(threshold))
+
     def ranked(self, k: int, alive: Bools) -> Ints:
         """The samples that are still there and may leave at exit k, the surest first."""
         order = self._order[k]
@@ -148,15 +152,41 @@ class ScoreTable:
         """
         self.require_feasible(budget)
         best = self.cheapest()
+        step = float(np.diff(self.costs).min()) / self.samples  # what one sample more costs at least
         low, high = -50.0, 50.0
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             thresholds = self.for_shares(shares(middle))
             if self.mean_cost(thresholds) <= within(budget):
                 low, best = middle, thresholds
+                if self.mean_cost(best) > budget - step:
+                    break
             else:
                 high = middle
         return self.spend_rest(best, budget)
+
+    def common(self, threshold: float) -> Thresholds:
+        """One threshold for all exits."""
+        return Thresholds(np.full(self.early, threshold), np.ones(self.early, dtype=np.bool_))
+
+    def meet_common(self, budget: float) -> Thresholds:
+        """The highest common threshold within the budget, and then what is left spent exit by exit.
+
+        The higher the threshold the later each sample leaves, so these policies are nested.
+        """
+        self.require_feasible(budget)
+        levels = np.unique(self.scores[self.finite])
+        levels = levels[np.concatenate([[True], np.diff(levels) > RESOLUTION])] if len(levels) else levels
+        low, high = -1, len(levels)  # the cost is within the budget at low, and above it at high
+        thresholds = self.cheapest()
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = self.common(float(levels[middle]))
+            if self.mean_cost(tried) <= within(budget):
+                low, thresholds = middle, tried
+            else:
+                high = middle
+        return self.spend_rest(thresholds, budget)
 
     def spend_rest(self, thresholds: Thresholds, budget: float) -> Thresholds:
         """Raise thresholds, the last exit's first, as far as the budget allows; the mean cost never falls."""

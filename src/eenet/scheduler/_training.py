@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch.nn import functional
 
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
-from eenet.scheduler._learned import NUM_CONFIDENCES, TIE_WEIGHT, LearnedScore, LearningOptions, confidences
+from eenet.scheduler._folds import fold_numbers
+from eenet.scheduler._learned import NUM_CONFIDENCES, TARGETS, TIE_WEIGHT, LearnedScore, LearningOptions, confidences
 from eenet.scheduler._policy import Floats
 from eenet.scheduler._thresholds import ScoreTable, tilted_shares
+
+_ITERATIONS = 40
 
 
 class _Evidence:
@@ -30,42 +33,75 @@ class _Evidence:
         self.worth = torch.from_numpy(np.ascontiguousarray(records.require_utility()))
         self.exits, self.samples, self.classes = self.probabilities.shape
 
+    def evidence(self, k: int, q: Sequence[Tensor]) -> Tensor:
+        """What exit k goes by, (N, C + 4 + k): probabilities, confidences, the exit scores before."""
+        return torch.cat([self.probabilities[k], self.confidences[k], *(s[:, None] for s in q[:k])], dim=1)
+
+    def targets(self, name: str) -> Tensor:
+        """What the exit scores should be, (K, N)."""
+        if name == "right":
+            return self.worth
+        later = torch.flip(torch.cummax(torch.flip(self.worth, [0]), dim=0).values, [0])
+        return (self.worth >= later).float()
+
 
 class _Scores:
     """The exit scores being trained; the last exit has one too, as evidence for the assignment only."""
 
-    def __init__(self, data: _Evidence) -> None:
-        k, c = data.exits, data.classes
-        self.class_weights = _zeros(k, c)
-        self.evidence_weights = [_zeros(NUM_CONFIDENCES + j) for j in range(k)]
-        self.biases = _zeros(k)
-        with torch.no_grad():
-            for weights in self.evidence_weights:
-                weights[:NUM_CONFIDENCES] = torch.tensor([2.0, 1.0, 1.0, 1.0])
-            self.biases -= 2.0
+    def __init__(self, data: _Evidence, weight_decay: float) -> None:
+        self._decay = weight_decay
+        # By exit: class weights, evidence weights and the bias, in one vector.
+        self._vectors = [
+            torch.zeros(data.classes + NUM_CONFIDENCES + k + 1, dtype=torch.float32) for k in range(data.exits)
+        ]
 
-    def parameters(self) -> list[Tensor]:
-        return [self.class_weights, *self.evidence_weights, self.biases]
+    def learn(self, data: _Evidence, targets: Tensor, r: Tensor) -> Tensor:
+        """Fit each exit's score in turn to its targets (K, N), weighted by the assignment r (K, N); gives q (K, N)."""
+        q: list[Tensor] = []
+        for k, vector in enumerate(self._vectors):
+            self._vectors[k] = self._fit(vector, data.evidence(k, q), data.log_odds[k], targets[k], r[k])
+            q.append(torch.sigmoid(_linear(self._vectors[k], data.evidence(k, q), data.log_odds[k])))
+        return torch.stack(q)
+
+    def _fit(self, start: Tensor, evidence: Tensor, log_odds: Tensor, targets: Tensor, r: Tensor) -> Tensor:
+        vector = start.clone().requires_grad_()
+        optimiser = torch.optim.LBFGS(
+            [vector], max_iter=_ITERATIONS, tolerance_grad=1e-6, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+        )
+
+        def loss() -> float:
+            optimiser.zero_grad()
+            z = _linear(vector, evidence, log_odds)
+            fit = (functional.binary_cross_entropy_with_logits(z, targets, reduction="none") * r).sum() / r.sum()
+            value: Tensor = fit + self._decay * vector[:-1].square().sum()
+            value.backward()  # type: ignore[no-untyped-call]
+            return float(value.detach())
+
+        optimiser.step(loss)  # type: ignore[no-untyped-call]
+        found = vector.detach()
+        return found if bool(torch.isfinite(found).all()) else start
 
     def __call__(self, data: _Evidence) -> Tensor:
         """The arguments of the sigmoids, (K, N): the same numbers as `LearnedScore` gives."""
         scores: list[Tensor] = []
-        for k in range(data.exits):
-            scalars = torch.cat([data.confidences[k], *(torch.sigmoid(s)[:, None] for s in scores)], dim=1)
-            linear = data.probabilities[k] @ self.class_weights[k] + scalars @ self.evidence_weights[k]
-            scores.append(linear + self.biases[k] + TIE_WEIGHT * data.log_odds[k])
+        for k, vector in enumerate(self._vectors):
+            q = [torch.sigmoid(s) for s in scores]
+            scores.append(_linear(vector, data.evidence(k, q), data.log_odds[k]))
         return torch.stack(scores)
 
-    def frozen(self, shares: Floats) -> LearnedScore:
-        def array(tensor: Tensor) -> Floats:
-            return tensor.detach().numpy().astype(np.float64)
-
+    def frozen(self, classes: int, shares: Floats) -> LearnedScore:
+        """The scores as they are used."""
+        vectors = [vector.numpy().astype(np.float64) for vector in self._vectors[:-1]]
         return LearnedScore(
-            array(self.class_weights[:-1]),
-            [array(w) for w in self.evidence_weights[:-1]],
-            array(self.biases[:-1]),
+            np.stack([v[:classes] for v in vectors]),
+            [v[classes:-1] for v in vectors],
+            np.array([v[-1] for v in vectors]),
             shares,
         )
+
+
+def _linear(vector: Tensor, evidence: Tensor, log_odds: Tensor) -> Tensor:
+    return evidence @ vector[:-1] + vector[-1] + TIE_WEIGHT * log_odds
 
 
 class _Assignment:
@@ -92,29 +128,65 @@ class _Assignment:
         return [self.offsets, *(tensor for layer in self._layers for tensor in layer)]
 
     def __call__(self, data: _Evidence, q: Tensor) -> Tensor:
+        """r (K, N)."""
         logits = []
         for k, (first, bias, second) in enumerate(self._layers):
-            evidence = torch.cat([data.probabilities[k], data.confidences[k], q[:k].T], dim=1)
+            evidence = data.evidence(k, list(q))
             logits.append(torch.relu(evidence @ first + bias) @ second + self.offsets[k])
         return torch.softmax(torch.stack(logits), dim=0)
 
 
 def train_scores(
-    records: ExitRecords, costs: ExitCosts, budget: float, options: LearningOptions, seed: int
-) -> LearnedScore:
-    """Learn scores and assignment together; of all turns of all restarts, the best on the records is kept."""
-    best: LearnedScore | None = None
-    best_value = -math.inf
+    records: ExitRecords, costs: ExitCosts, budgets: Sequence[float], options: LearningOptions, seed: int
+) -> list[LearnedScore]:
+    """Learn scores and assignment together for each budget, in the way that does best on held-out folds."""
     with _learning():
+        target, start = _best_way(records, costs, budgets, options, seed)
         data = _Evidence(records)
-        for restart in range(options.restarts):
-            for scores, shares in _turns(data, costs, budget, options, seed + restart):
-                candidate = scores.frozen(shares)
-                value = _value(candidate, records, costs, budget)
-                if value > best_value:
-                    best, best_value = candidate, value
-    assert best is not None, "there is at least one restart, and one turn in it"
-    return best
+        return [_train(data, costs, budget, options, target, start) for budget in budgets]
+
+
+def _best_way(
+    records: ExitRecords, costs: ExitCosts, budgets: Sequence[float], options: LearningOptions, seed: int
+) -> tuple[str, int]:
+    """Target and seed: those whose scores, each given by a training without the sample, choose best."""
+    targets = TARGETS if options.target is None else (options.target,)
+    ways = [(target, seed + i) for i in range(options.restarts) for target in targets]
+    folds = fold_numbers(records, seed, options.folds)
+    if len(ways) == 1 or int(folds.max()) + 1 < 2:
+        return ways[0]
+    middle = budgets[len(budgets) // 2]
+    held_out = [np.flatnonzero(folds == fold) for fold in range(int(folds.max()) + 1)]
+    parts = [_Evidence(records.subset(np.flatnonzero(folds != fold))) for fold in range(len(held_out))]
+    values = []
+    for target, start in ways:
+        scores, finite, shares = np.zeros((len(costs) - 1, len(records))), [], []
+        for rows, part in zip(held_out, parts, strict=True):
+            trained = _train(part, costs, middle, options, target, start)
+            assert trained.shares is not None
+            table = ScoreTable.of(trained, records.subset(rows), costs)
+            scores[:, rows] = table.scores
+            finite.append(table.finite)
+            shares.append(trained.shares)
+        whole_finite = np.ones_like(scores, dtype=np.bool_)
+        for rows, part_finite in zip(held_out, finite, strict=True):
+            whole_finite[:, rows] = part_finite
+        table = ScoreTable(scores, whole_finite, costs)
+        values.append(_value(table, np.mean(shares, axis=0), records, costs, budgets))
+    return ways[int(np.argmax(values))]
+
+
+def _value(
+    table: ScoreTable, shares: Floats, records: ExitRecords, costs: ExitCosts, budgets: Sequence[float]
+) -> float:
+    """Mean accuracy over the budgets that can be met."""
+    family = tilted_shares(shares, costs.values)
+    smallest = table.mean_cost(table.cheapest())
+    found = []
+    for budget in budgets:
+        exits = table.exits(table.meet(max(budget, smallest), family))
+        found.append(float(records.require_utility()[exits, np.arange(len(exits))].mean()))
+    return float(np.mean(found))
 
 
 def train_shares(
@@ -140,27 +212,22 @@ def _learning() -> Iterator[None]:
         yield
 
 
-def _turns(
-    data: _Evidence, costs: ExitCosts, budget: float, options: LearningOptions, seed: int
-) -> Iterator[tuple[_Scores, Floats]]:
-    """Scores and shares after every third turn and the last."""
-    scores = _Scores(data)
+def _train(
+    data: _Evidence, costs: ExitCosts, budget: float, options: LearningOptions, target: str, seed: int
+) -> LearnedScore:
+    """Scores and assignment in turns: the scores to the end, the assignment a few epochs."""
+    scores = _Scores(data, options.weight_decay)
     assignment = _Assignment(data, options.hidden_factor, _start(costs, budget), _generator(seed))
-    score_optimiser = torch.optim.AdamW(scores.parameters(), lr=options.score_rate, weight_decay=options.weight_decay)
-    assignment_optimiser = torch.optim.Adam(assignment.parameters(), lr=options.assignment_rate)
-    turns = max(1, options.epochs // (2 * options.turn))
-    for turn in range(turns):
+    optimiser = torch.optim.Adam(assignment.parameters(), lr=options.assignment_rate)
+    targets = data.targets(target)
+    r = torch.full_like(targets, 1 / data.exits)
+    for turn in range(-(-options.epochs // options.turn)):
+        q = scores.learn(data, targets, r)
+        for _ in range(min(options.turn, options.epochs - turn * options.turn)):
+            _step(optimiser, _assignment_loss(assignment(data, q), q, costs, budget, options))
         with torch.no_grad():
-            r = assignment(data, torch.sigmoid(scores(data)))
-        for _ in range(options.turn):
-            losses = functional.binary_cross_entropy_with_logits(scores(data), data.worth, reduction="none")
-            _step(score_optimiser, (losses * r).sum() / data.samples)
-        with torch.no_grad():
-            q = torch.sigmoid(scores(data))
-        for _ in range(options.turn):
-            _step(assignment_optimiser, _assignment_loss(assignment(data, q), q, costs, budget, options))
-        if turn % 3 == 2 or turn == turns - 1:
-            yield scores, _mean_shares(assignment(data, q))
+            r = assignment(data, q)
+    return scores.frozen(data.classes, _mean_shares(r))
 
 
 def _assignment_loss(r: Tensor, q: Tensor, costs: ExitCosts, budget: float, options: LearningOptions) -> Tensor:
@@ -169,13 +236,6 @@ def _assignment_loss(r: Tensor, q: Tensor, costs: ExitCosts, budget: float, opti
     c = torch.from_numpy(np.array(costs.values)).float()
     overspend = (r.mean(dim=1) @ c - min(budget, costs[-1])).abs() / budget
     return options.kl_weight * divergence + options.cost_weight * overspend
-
-
-def _value(score: LearnedScore, records: ExitRecords, costs: ExitCosts, budget: float) -> float:
-    table = ScoreTable.of(score, records, costs)
-    assert score.shares is not None
-    exits = table.exits(table.meet(budget, tilted_shares(score.shares, costs.values)))
-    return float(records.require_utility()[exits, np.arange(len(exits))].mean())
 
 
 def _start(costs: ExitCosts, budget: float) -> Floats:
@@ -192,10 +252,6 @@ def _mean_shares(r: Tensor) -> Floats:
     shares: NDArray[np.float64] = r.detach().double().mean(dim=1).numpy()
     shares /= shares.sum()
     return shares
-
-
-def _zeros(*shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device="cpu", requires_grad=True)
 
 
 def _uniform(shape: tuple[int, ...], limit: float, generator: torch.Generator) -> Tensor:

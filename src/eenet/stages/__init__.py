@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from eenet.stages._example import Example as Example
+from eenet.stages._example import arguments_of as arguments_of
+from eenet.stages._modes import modes_kept as modes_kept
 from eenet.stages._places import Place as Place
 from eenet.stages._places import places as places
 from eenet.stages._stage import LiveTensor as LiveTensor
@@ -10,4 +12,14 @@ from eenet.stages._stage import Stage as Stage
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut
 
-__all__ = ["Example", "LiveTensor", "Place", "Stage", "StagedModel", "cut", "places"]
+__all__ = [
+    "Example",
+    "LiveTensor",
+    "Place",
+    "Stage",
+    "StagedModel",
+    "arguments_of",
+    "cut",
+    "modes_kept",
+    "places",
+]

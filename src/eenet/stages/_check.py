@@ -1,4 +1,9 @@
-"""The self-check of a cut: staged against whole at batch 1, at another batch, and compacted at every boundary."""
+"""The self-check of a cut: staged against whole at batch 1, at another batch, and compacted at every boundary.
+
+A network that mixes, drops or repeats samples must not pass by chance. So survivors are selected in an order that no
+reversal or swap maps onto itself, samples are made to differ, and survivors have to be equal to the last bit when the
+samples beside them are others: a tolerance would let a network pass whose answers hardly depend on its input.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +15,15 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from eenet.errors import CutError
+from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import device_of
 from eenet.stages._compact import compact
 from eenet.stages._example import InputForm
 from eenet.stages._split import Split
 
-_BATCH = 3
-_SURVIVORS = (2, 0)
+_BATCH = 5
+_SURVIVORS = (3, 0, 4)
+_OTHERS = (1, 2)
 _SEED = 0
 
 
@@ -30,6 +36,8 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
             _compare_runs(backbone, at, split, form, rows, f"at batch size {batch}")
         if form.dynamic:
             _check_shorter(backbone, at, split, form, inputs)
+        if len(split.stages) > 1:
+            _refuse_alike(inputs)
         expected, _ = _whole(backbone, at, split, form, inputs)
         index = torch.tensor(_SURVIVORS, device=inputs[0].device)
         batched = [live.batch_dim for live in split.stages[-1].outputs]
@@ -51,6 +59,69 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
                         f"give another output {split.stages[-1].outputs[number].name!r} than in the whole batch",
                         "the layers after it mix the samples of a batch, or a constant depends on them",
                     )
+        if len(split.stages) > 1:
+            _check_neighbours(split, inputs)
+
+
+def _check_neighbours(split: Split, inputs: tuple[Tensor, ...]) -> None:
+    """After the first boundary the survivors' outputs must not depend on which other samples are in the batch."""
+    first = split.stages[0]
+    here, there = (
+        tuple([outputs[i] for i in first.passed])
+        for outputs in (split.run(tensors, 0, 0) for tensors in (inputs, _exchanged(inputs)))
+    )
+    # Both made the same way, so that they lie in memory the same way: another layout could round differently.
+    ours, beside = (
+        tuple(
+            one if dim is None else one.index_copy(dim, places, other.index_select(dim, places))
+            for one, other, dim, places in zip(here, source, split.stages[1].batch_dims, _places(here), strict=True)
+        )
+        for source in (here, there)
+    )
+    when = "with other samples in the batch"
+    expected, got = (_run_stages(split, live, 1, when) for live in (ours, beside))
+    survivors = torch.tensor(_SURVIVORS, device=inputs[0].device)
+    for number, live in enumerate(split.stages[-1].outputs):
+        if live.batch_dim is None:
+            continue
+        one, other = (tensors[number].index_select(live.batch_dim, survivors) for tensors in (expected, got))
+        if _same_bits(one, other):
+            continue
+        # A network that is not reproducible, as some are on a GPU, differs from itself as well.
+        again = _run_stages(split, ours, 1, when)[number]
+        if _same_bits(again, expected[number]):
+            raise CutError(
+                f"cannot cut at {first.name!r}: in the output {live.name!r} samples {list(_SURVIVORS)} of {_BATCH} "
+                "change when the samples beside them are others; the layers after it mix the samples of a batch"
+            )
+
+
+def _places(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    return (torch.tensor(_OTHERS, device=tensor.device) for tensor in tensors)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _exchanged(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs with other samples in the places of `_OTHERS`."""
+    order = torch.arange(_BATCH)
+    order[list(_OTHERS)] -= 1
+    return tuple(tensor.index_select(0, order.to(tensor.device)) for tensor in inputs)
+
+
+def _refuse_alike(inputs: tuple[Tensor, ...]) -> None:
+    for later in range(1, _BATCH):
+        if any(_alike(inputs, earlier, later) for earlier in range(later)):
+            raise InvalidInputError(
+                "the samples of the example are all alike, so that the self-check could not tell whether the network "
+                "mixes them; give an example of two different samples, as they occur in the data"
+            )
+
+
+def _alike(inputs: Sequence[Tensor], one: int, other: int) -> bool:
+    return all(torch.equal(tensor[one], tensor[other]) for tensor in inputs)
 
 
 def check_training(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
@@ -172,19 +243,22 @@ def _compare(expected: Tensor, got: Tensor, what: str, why: str = "") -> None:
     reference = expected[finite].double()
     error = (got[finite].double() - reference).abs().max().item() if reference.numel() else 0.0
     scale = reference.abs().max().item() if reference.numel() else 0.0
-    if not same or error > 1e-5 + _relative_tolerance(expected) * scale:
+    least = 1e-12 if expected.dtype == torch.float64 else 1e-5
+    if not same or error > least + _relative_tolerance(expected) * scale:
         raise CutError(f"{what} by {error:.2e} at a scale of {scale:.2e}{reason}")
 
 
 def _relative_tolerance(tensor: Tensor) -> float:
     if tensor.dtype in (torch.float16, torch.bfloat16):
         return 5e-2
+    if tensor.dtype == torch.float64:
+        return 1e-10
     # A GPU may compute float32 in TF32, and choose another algorithm at another batch size.
     return 1e-2 if tensor.device.type == "cuda" else 1e-4
 
 
 def sample_inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
-    """`batch` samples around the example: floats with noise, integers and booleans as permuted rows."""
+    """`batch` samples around the example, which differ if they can: floats with noise, integers as permuted rows."""
     generator = torch.Generator().manual_seed(_SEED)
     found = []
     for tensor in form.tensors():
@@ -195,7 +269,26 @@ def sample_inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
             noise = torch.randn(stacked.shape, generator=generator) * (0.5 * spread)
             stacked = (stacked + noise.to(stacked.device)).to(tensor.dtype)
         found.append(stacked)
+    for later in range(1, batch):
+        if any(_alike(found, earlier, later) for earlier in range(later)):
+            _vary(found, later)
     return tuple(found)
+
+
+def _vary(tensors: Sequence[Tensor], sample: int) -> None:
+    """Change one number of a sample, to one that the example has elsewhere or a smaller one: those are in range."""
+    whole = [t for t in tensors if not t.is_floating_point() and not t.is_complex() and t.dtype != torch.bool]
+    if not whole:
+        return
+    # Of several the one with the largest numbers: tokens rather than a mask.
+    tensor = max(whole, key=lambda t: int(t.max()))
+    row = tensor[sample : sample + 1].view(-1)
+    place = sample % len(row)
+    others = tensor[tensor != row[place]]
+    if len(others):
+        row[place] = others[0]
+    elif row[place] > 0:
+        row[place] -= 1
 
 
 def _row(tensor: Tensor, index: int) -> Tensor:

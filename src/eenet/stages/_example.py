@@ -102,7 +102,7 @@ class InputForm:
                 raise InvalidInputError(f"input {expected.name!r} is a {type(tensor).__name__}, expected a tensor")
             shape = tensor.shape
             if (
-                (tensor.dtype != expected.dtype and _kind(tensor.dtype) != expected.kind)
+                (tensor.dtype != expected.dtype and not _takes(expected, tensor))
                 or len(shape) != len(expected.sizes)
                 or (shape[1:] != expected.tail if expected.tail is not None else not _fits(shape, expected.sizes))
             ):
@@ -145,11 +145,32 @@ class InputForm:
                 f"input {expected.name!r} has dtype {tensor.dtype}, but the model was cut with {expected.dtype}; "
                 f"pass a tensor of {expected.kind} dtype"
             )
+        if tensor.dtype != expected.dtype and not _takes(expected, tensor):
+            return InvalidInputError(
+                f"input {expected.name!r} has dtype {tensor.dtype}, but the model works in {expected.dtype}; convert "
+                f"the input with .to({expected.dtype}), or the model with .to({tensor.dtype})"
+            )
         sizes = ", ".join("any" if size is None else str(size) for size in expected.sizes)
         return InvalidInputError(
             f"input {expected.name!r} has shape {tuple(tensor.shape)}, expected ({sizes}); "
             "cut the model again with an example of that shape, or name the dimension in `dynamic`"
         )
+
+
+def arguments_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The positional and keyword arguments of a call, from an example; raises InvalidInputError for what is none."""
+    if isinstance(example, Tensor):
+        return (example,), {}
+    if isinstance(example, Mapping):
+        if not all(isinstance(key, str) for key in example):
+            raise InvalidInputError(f"the example is a mapping with keys {list(example)}, expected argument names")
+        return (), dict(example)
+    if isinstance(example, (tuple, list)):
+        return tuple(example), {}
+    raise InvalidInputError(
+        f"the example is a {type(example).__name__}, expected a tensor, a tuple of positional arguments or a mapping "
+        "of keyword arguments"
+    )
 
 
 def form_of(model: nn.Module, example: Example, dynamic: Mapping[int, str] | None) -> InputForm:
@@ -158,21 +179,7 @@ def form_of(model: nn.Module, example: Example, dynamic: Mapping[int, str] | Non
     Batch 1 is doubled, since torch.export treats a size of 1 as fixed. Raises InvalidInputError for inputs that no cut
     can use.
     """
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Tensor):
-        args = (example,)
-    elif isinstance(example, Mapping):
-        kwargs = dict(example)
-        if not all(isinstance(key, str) for key in kwargs):
-            raise InvalidInputError(f"the example is a mapping with keys {list(kwargs)}, expected argument names")
-    elif isinstance(example, (tuple, list)):
-        args = tuple(example)
-    else:
-        raise InvalidInputError(
-            f"the example is a {type(example).__name__}, expected a tensor, a tuple of positional arguments or a "
-            "mapping of keyword arguments"
-        )
+    args, kwargs = arguments_of(example)
     dynamic = dict(dynamic or {})
     _check_dynamic(dynamic)
     leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -243,6 +250,19 @@ def _kind(dtype: torch.dtype) -> str:
     if dtype.is_complex:
         return "complex"
     return "boolean" if dtype == torch.bool else "integer"
+
+
+def _takes(expected: _Expected, tensor: Tensor) -> bool:
+    """Whether a dtype that differs from the expected one can stand in for it.
+
+    Any integer can. A float of another precision fails in the first operator that meets a parameter, or makes numbers
+    of two precisions where there is none; only autocast converts them, except to and from double.
+    """
+    if _kind(tensor.dtype) != expected.kind:
+        return False
+    if expected.kind != "floating-point":
+        return True
+    return torch.is_autocast_enabled(tensor.device.type) and torch.float64 not in (tensor.dtype, expected.dtype)
 
 
 def _positional_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:

@@ -17,7 +17,8 @@ from eenet.errors import CutError, InvalidInputError
 from eenet.stages._capture import capture_with_markers, is_marker
 from eenet.stages._check import undisturbed
 from eenet.stages._example import Example, InputForm, form_of
-from eenet.stages._plan import is_assert, is_tensor, returned_values, returns_its_input
+from eenet.stages._modes import modes_kept, set_evaluation
+from eenet.stages._plan import SameTensor, is_assert, is_tensor, returned_values, returns_its_input
 from eenet.stages._symbols import Symbols, is_size
 
 COSTS = ("flops", "ms")
@@ -56,18 +57,13 @@ def places(
         raise InvalidInputError(f"cost is {cost!r}, expected one of {list(COSTS)}")
     with torch.inference_mode(mode=False):
         form = form_of(model, example, dynamic)
-        modes = [(module, module.training) for module in model.modules()]
         modules = {name: module for name, module in model.named_modules() if name}
-        try:
-            for module, _ in modes:
-                module.training = False
+        with modes_kept(model):
+            set_evaluation(model)
             with undisturbed(model):
                 graph_module, calls, _ = capture_with_markers(model, modules, form)
                 found = _Ends(graph_module, list(modules), calls)
                 shares, shapes = _costs(graph_module, form, cost)
-        finally:
-            for module, training in modes:
-                module.training = training
     return found.places(shares, shapes)
 
 
@@ -78,7 +74,7 @@ class _Ends:
         nodes = list(graph_module.graph.nodes)
         self._symbols = Symbols(node for node in nodes if node.op == "placeholder" and is_tensor(node))
         self._order: dict[fx.Node, int] = {}
-        self._same: dict[fx.Node, fx.Node] = {}
+        self._same = SameTensor()
         self._last_use: dict[fx.Node, int] = {}
         self._groups: list[list[tuple[str, fx.Node]]] = [[]]
         self._last_operator = -1
@@ -98,7 +94,7 @@ class _Ends:
                 returned = returned_values(node) if node.op == "output" else node.all_input_nodes
                 for used in returned:
                     if isinstance(used, fx.Node):
-                        self._last_use[self._resolve(used)] = position
+                        self._last_use[self._same.resolve(used)] = position
                 if node.target is not operator.getitem and node.op != "output":
                     self._last_operator = position
                     if self._groups[-1]:
@@ -127,7 +123,7 @@ class _Ends:
     def _place(
         self, name: str, marker: fx.Node, share: float, shapes: Mapping[fx.Node, tuple[int, ...]]
     ) -> Place | None:
-        position, feature = self._order[marker], self._resolve(marker)
+        position, feature = self._order[marker], self._same.resolve(marker)
         if position > self._last_operator:
             return None
         live = [
@@ -146,11 +142,6 @@ class _Ends:
         if not feature.meta["val"].is_floating_point() or not 0 < share < 1:
             return None
         return Place(name, share, elements, len(live))
-
-    def _resolve(self, node: fx.Node) -> fx.Node:
-        while node in self._same:
-            node = self._same[node]
-        return node
 
 
 def _costs(

@@ -19,6 +19,16 @@ _ASSERTS = ("_assert", "sym_constrain", "_guards_fn")
 _HIDDEN_EFFECTS = ("aten::batch_norm", "aten::instance_norm")
 
 
+class SameTensor(dict[fx.Node, fx.Node]):
+    """For markers and operators that work in place, the node whose tensor object they return."""
+
+    def resolve(self, node: fx.Node) -> fx.Node:
+        """The node that made the tensor object of `node`."""
+        while node in self:
+            node = self[node]
+        return node
+
+
 class Plan:
     """The stages of a capture as lists of nodes; `live_in[k]` are the tensors that stage k needs from before it."""
 
@@ -27,7 +37,7 @@ class Plan:
         self.count = len(capture.at) + 1
         nodes = list(capture.graph_module.graph.nodes)
         self.order = {node: position for position, node in enumerate(nodes)}
-        self._same: dict[fx.Node, fx.Node] = {}
+        self._same = SameTensor()
         self.stage_of: dict[fx.Node, int] = {}
         self.features: list[fx.Node] = []
         self.bodies: list[list[fx.Node]] = [[] for _ in range(self.count)]
@@ -41,9 +51,7 @@ class Plan:
 
     def resolve(self, node: fx.Node) -> fx.Node:
         """The node that stands for the same tensor object: markers and in-place operators return their input."""
-        while node in self._same:
-            node = self._same[node]
-        return node
+        return self._same.resolve(node)
 
     def stage_name(self, index: int) -> str:
         """The module that a stage ends at."""

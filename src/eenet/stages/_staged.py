@@ -15,6 +15,7 @@ from eenet.stages._capture import capture, modules_to_cut
 from eenet.stages._check import check_inference, check_reference, check_training
 from eenet.stages._compact import compact
 from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._modes import modes_kept, set_evaluation
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
 from eenet.stages._stage import Stage
@@ -32,9 +33,9 @@ def cut(
 
     `example` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; every tensor in it has the
     batch on dimension 0. `dynamic` names further dimensions whose size may change, such as `{1: "sequence"}`. With
-    `check`, the stages are compared with the model at three batches, and with survivors selected at each boundary.
-    The model is left as it was. Raises CutError, which names the module and where one is at fault the tensor, and
-    InvalidInputError for an example that cannot be used.
+    `check`, the stages are compared with the model at two batch sizes, with survivors selected at each boundary, and
+    with other samples beside the survivors. The model is left as it was. Raises CutError, which names the module and
+    where one is at fault the tensor, and InvalidInputError for an example that cannot be used.
     """
     modules_to_cut(model, at)
     # The example is kept for later traces, so it must not become an inference tensor, which tracing cannot use.
@@ -96,14 +97,9 @@ class StagedModel(nn.Module):
         staged = cls(sequence, tuple(names[:-1]), form, check=check)
         made = staged._split_for(staged._all_off)
         if reference is not None:
-            modes = [(module, module.training) for module in reference.modules()]
-            try:
-                for module, _ in modes:
-                    module.training = False
+            with modes_kept(reference):
+                set_evaluation(reference)
                 check_reference(reference, made, form)
-            finally:
-                for module, training in modes:
-                    module.training = training
         return staged
 
     @property

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel
-from eenet.models._collect import unpack
+from eenet.models import MultiExitModel, unpack
+from eenet.stages import modes_kept
 
 
 def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches: int) -> int:
@@ -29,7 +29,6 @@ def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches:
     if not norms:
         return 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in model.modules()]
     momenta = [norm.momentum for norm in norms]
     before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     done = 0
@@ -44,7 +43,7 @@ def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches:
 
     # The network itself runs, not its stages: a momentum of None, for a plain mean, is counted in Python, which a
     # trace would fix at its first value.
-    with ExitStack() as stack, torch.no_grad():
+    with modes_kept(model), ExitStack() as stack, torch.no_grad():
         for index, name in enumerate(model.staged.at):
             handle = model.backbone.get_submodule(name).register_forward_hook(keeping(index))
             stack.callback(handle.remove)
@@ -64,8 +63,6 @@ def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches:
                 if done == batches:
                     break
         finally:
-            for module, training in modes:
-                module.training = training
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
     if done < batches:

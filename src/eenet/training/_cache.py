@@ -27,8 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from eenet._files import write_json
 from eenet.errors import InvalidInputError
-from eenet.models import ConvHead, MultiExitModel, TokenHead, feature_of, inferring
-from eenet.models._collect import unpack
+from eenet.models import ConvHead, MultiExitModel, TokenHead, feature_of, inferring, unpack
 from eenet.training._errors import OutOfSpaceError
 from eenet.training._task import targets_of
 
@@ -81,7 +80,7 @@ def cached_features(
     first = source.peek()
     reducers = [_reducer(head, feature) for head, feature in zip(model.heads, first.features, strict=True)]
     parts = _parts(first, reducers, dtype)
-    path = folder / _key(model, samples, parts, first.inputs)
+    path = folder / _key(model, samples, parts, reducers, first.inputs)
     if not _is_complete(path):
         needed = sum(samples * math.prod(shape) * kind.itemsize for shape, kind in parts.values())
         _check_room(path, needed)
@@ -153,6 +152,8 @@ class _Source:
 def _each_once(loader: Any) -> tuple[Iterable[Any], int]:
     """Batches that hold each of a loader's samples once, in the order of the data set, and the number of samples."""
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
+        if loader.batch_size is None and loader.batch_sampler is None:
+            return _whole_batches_once(loader)
         # Through the sampler, which may leave out a part that is held out on purpose.
         if loader.batch_sampler is not None and loader.batch_size is None:
             index = sorted(i for rows in loader.batch_sampler for i in rows)
@@ -179,11 +180,33 @@ def _each_once(loader: Any) -> tuple[Iterable[Any], int]:
     )
 
 
+def _whole_batches_once(loader: DataLoader[Any]) -> tuple[Iterable[Any], int]:
+    """As `_each_once`, for a loader whose data set gives whole batches, such as `eenet.data.loader` makes."""
+    in_order = getattr(loader.sampler, "in_order", None)
+    if not callable(in_order):
+        raise InvalidInputError(
+            "freeze_backbone cannot tell which samples are in a DataLoader with batch_size=None, whose data set gives "
+            "whole batches: give one that batches by itself (batch_size=...), one of eenet.data.loader, or a list of "
+            "batches"
+        )
+    sampler = in_order()
+    ordered = DataLoader(
+        loader.dataset,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        worker_init_fn=loader.worker_init_fn,
+    )
+    return ordered, int(sampler.samples)
+
+
 def batch_size_of(loader: Any) -> int:
     """The number of samples in a full batch of a loader or of a list of batches."""
     size = getattr(loader, "batch_size", None)
-    if size is None:
-        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    for name in ("batch_sampler", "sampler"):
+        if size is None:
+            size = getattr(getattr(loader, name, None), "batch_size", None)
     if size is None:
         for batch in loader:
             return len(targets_of(unpack(batch)[2], torch.device("cpu")))
@@ -213,11 +236,17 @@ def _first_token(feature: Tensor) -> Tensor:
     return feature[:, :1]
 
 
-def _key(model: MultiExitModel, samples: int, parts: Parts, inputs: Sequence[Tensor]) -> str:
-    """A hash of all that the files depend on, of the data its length and first batch."""
+def _key(
+    model: MultiExitModel,
+    samples: int,
+    parts: Parts,
+    reducers: Sequence[Callable[[Tensor], Tensor]],
+    inputs: Sequence[Tensor],
+) -> str:
+    """A hash of all that the files depend on, of the data its length and first batch; heads do not matter."""
     kinds = {name: [list(shape), str(kind)] for name, (shape, kind) in parts.items()}
-    heads = [type(head).__name__ for head in model.heads]  # what they reduce features by
-    found = hashlib.sha256(json.dumps([_SCHEMA, samples, model.exit_names, kinds, heads]).encode())
+    reduced = [reducer.__name__ if hasattr(reducer, "__name__") else type(reducer).__name__ for reducer in reducers]
+    found = hashlib.sha256(json.dumps([_SCHEMA, samples, model.exit_names, kinds, reduced]).encode())
     for name, tensor in model.backbone.state_dict().items():
         found.update(name.encode())
         found.update(_bytes(tensor))

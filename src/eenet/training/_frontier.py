@@ -7,6 +7,7 @@ thresholds were not searched on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,20 +34,32 @@ class Frontier:
 
 
 def frontier(
-    calibration: ExitRecords, test: ExitRecords, costs: ExitCosts, budgets: int = 3, *, score: str = "max_prob"
+    calibration: ExitRecords,
+    test: ExitRecords,
+    costs: ExitCosts,
+    budgets: int | Sequence[float] = 3,
+    *,
+    score: str = "max_prob",
 ) -> Frontier:
-    """Accuracy on `test` at budgets evenly between the first and the last exit's cost.
+    """Accuracy on `test` at budgets evenly between the first and the last exit's cost, or at those given.
 
-    The thresholds on `score` are searched on `calibration` alone. With three budgets they lie at 25, 50 and 75 % of
-    the way. The realised costs can differ from the budgets, since the test samples are other samples.
+    The thresholds on `score` are searched on `calibration` alone. Three budgets lie at 25, 50 and 75 % of the way;
+    models whose heads cost differently are compared at budgets that are given, in the unit of the costs. The realised
+    costs can differ from the budgets, since the test samples are other samples. Raises `InfeasibleBudgetError` for one
+    below the first exit's cost.
     """
-    if budgets < 1:
-        raise InvalidInputError(f"budgets is {budgets}, expected at least 1")
     costs.require_exits(calibration.num_exits)
-    limits = np.linspace(costs[0], costs[-1], budgets + 2)[1:-1]
-    found = [SearchedThresholds(score).fit(calibration, costs, float(limit)).replay(test) for limit in limits]
+    if isinstance(budgets, int):
+        if budgets < 1:
+            raise InvalidInputError(f"budgets is {budgets}, expected at least 1")
+        limits: list[float] = np.linspace(costs[0], costs[-1], budgets + 2)[1:-1].tolist()
+    else:
+        limits = [float(budget) for budget in budgets]
+    if not limits:
+        raise InvalidInputError("budgets is empty, expected at least one amount")
+    found = [SearchedThresholds(score).fit(calibration, costs, limit).replay(test) for limit in limits]
     return Frontier(
-        tuple(float(limit) for limit in limits),
+        tuple(limits),
         tuple(decisions.accuracy for decisions in found),
         tuple(decisions.mean_cost for decisions in found),
         costs.unit,
@@ -54,7 +67,12 @@ def frontier(
 
 
 def two_fold_frontier(
-    records: ExitRecords, costs: ExitCosts, budgets: int = 3, *, score: str = "max_prob", seed: int = 0
+    records: ExitRecords,
+    costs: ExitCosts,
+    budgets: int | Sequence[float] = 3,
+    *,
+    score: str = "max_prob",
+    seed: int = 0,
 ) -> Frontier:
     """The frontier of each half of some records under thresholds searched on the other half, averaged."""
     if len(records) < 2:

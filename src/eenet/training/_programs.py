@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel, inferring
-from eenet.models._collect import unpack
+from eenet.models import MultiExitModel, inferring, unpack
 from eenet.records import ExitRecords
 from eenet.training._cache import CachedFeatures, batch_size_of, cached_features
 from eenet.training._config import TrainConfig

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
-from eenet.models import MultiExitModel
-from eenet.models._collect import unpack
-from eenet.models._outputs import logits_in
+from eenet.models import MultiExitModel, logits_in, unpack
 from eenet.profiling import profile
 from eenet.training._checkpoint import (
     first_not_finite,
@@ -72,11 +70,13 @@ class Run:
         task: TrainingTask,
         display: Display,
         teacher: nn.Module | None,
+        features: Path,
     ) -> None:
         self.fabric = fabric
         self.model = model
         self.config = config
         self.folder = folder
+        self.features = features
         self.task = task
         self.display = display
         self.teacher = None if teacher is None else fabric.to_device(teacher).eval()
@@ -97,7 +97,7 @@ class Run:
                 train_loader,
                 validation_loader,
                 self.config,
-                self.folder / FEATURES,
+                self.features,
                 self.display,
             )
         else:

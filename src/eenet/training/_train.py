@@ -18,10 +18,11 @@ from torch import nn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.models import MultiExitModel
+from eenet.stages import modes_kept
 from eenet.training._config import TrainConfig
 from eenet.training._optim import frozen
 from eenet.training._report import Display, TrainResult
-from eenet.training._run import LAST, Run
+from eenet.training._run import FEATURES, LAST, Run
 from eenet.training._seeds import seeding, warn_of_persistent_workers
 from eenet.training._task import ClassificationTask, TrainingTask
 
@@ -40,6 +41,7 @@ def train(
     costs: ExitCosts | None = None,
     teacher: nn.Module | None = None,
     task: TrainingTask | None = None,
+    features: str | Path | None = None,
 ) -> TrainResult:
     """Train all exits of a model; it ends with the weights of the epoch whose exits give the best frontier.
 
@@ -51,7 +53,9 @@ def train(
 
     `costs` are what the frontier is measured with, counted FLOPs where not given. `teacher` is a network of the same
     classes that all exits learn from (`config.teacher_weight`), and which is put in evaluation mode. `task` is what
-    is trained for, classification where not given.
+    is trained for, classification where not given. `features` is the folder for cached features with
+    `freeze_backbone`, where not `out/features`: runs on the same backbone and data share what is in it, so that many
+    heads are tried for the price of one pass through the network.
 
     Raises `TrainingDivergedError` when the loss is not finite, naming the step and the exit; `OutOfSpaceError` for a
     full disk; `InvalidInputError` for what does not fit together; `MissingExtraError` without Lightning. Both of the
@@ -65,23 +69,22 @@ def train(
     shown = config.progress and fabric.is_global_zero
     warn_of_persistent_workers(train_loader)
     stopped = frozen(model.backbone.parameters()) if config.freeze_backbone else []
-    modes = [(module, module.training) for module in model.modules()]
     try:
         with (
+            modes_kept(model),
             Display(model.exit_names, config.epochs, shown=shown) as display,
             seeding(config.seed, fabric.global_rank, train_loader) as seeds,
         ):
             seeds.start(_CACHING)
             fabric.to_device(model)
-            run = Run(fabric, model, config, folder, task, display, teacher)
+            kept = folder / FEATURES if features is None else Path(features)
+            run = Run(fabric, model, config, folder, task, display, teacher, kept)
             run.prepare(train_loader, validation_loader, costs, resume=resume)
             run.epochs(seeds)
             return run.finish()
     finally:
         for parameter in stopped:
             parameter.requires_grad = True
-        for module, training in modes:
-            module.training = training
 
 
 def _check_arguments(

@@ -1,0 +1,188 @@
+"""Guarantees: a budget or an accuracy that holds on fresh data with a given probability, not only on average.
+
+The policies of a family, fitted on one part of the records, are tried on another part in a fixed order, from the
+safest; the last one before the first that fails is taken. Testing in a fixed order needs no correction for trying many.
+Source: Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test" (2021), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from eenet.costs import ExitCosts
+from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.records import ExitRecords
+from eenet.scheduler._bounds import mean_is_below, smallest_limit
+from eenet.scheduler._decisions import replay
+from eenet.scheduler._ensembles import as_answered
+from eenet.scheduler._family import Family, Method, Planned, TableFamily, Tabulated
+from eenet.scheduler._folds import fold_numbers
+from eenet.scheduler._policy import Floats, Ints
+from eenet.scheduler._table import PolicyTable
+
+
+def _halves(records: ExitRecords, seed: int) -> tuple[ExitRecords, ExitRecords]:
+    """Two halves at random, one to fit on and one to test on; equal samples are never divided."""
+    half = fold_numbers(records, seed, 2)
+    if half.max() == 0:
+        raise InvalidInputError(
+            f"all {len(records)} calibration samples are the same sample, so that none is left to test a guarantee on; "
+            "give records of different samples"
+        )
+    # The order in which samples are tested must not depend on them.
+    order = np.random.default_rng([seed, 1]).permutation(len(records))
+    return records.subset(np.flatnonzero(half == 0)), records.subset(order[half[order] == 1])
+
+
+_COARSE, _FINE = 21, 201
+"""A finer table wastes less of the budget between two policies, where planning one is quick."""
+
+
+class GuaranteedFamily:
+    """The policies of a family whose mean cost on fresh data is within the budget with a given probability."""
+
+    points = 101
+
+    def __init__(self, family: Family, tested: ExitRecords, guarantee: float) -> None:
+        self._base = Tabulated(family, _FINE if family.points > _COARSE else None)
+        self._tested = tested
+        self._error = 1 - guarantee
+        self.costs = family.costs
+
+    @cached_property
+    def _exits(self) -> Ints:
+        """Where the tested samples leave under each policy of the table, (G, n)."""
+        policies = self._base.table.policies
+        return np.stack([replay(policy, self._tested, self.costs).exits for policy in policies])
+
+    @cached_property
+    def _values(self) -> Floats:
+        """What they cost, from 0 at the first exit to 1 at the last, (G, n)."""
+        c = self.costs.values
+        values: Floats = ((c - c[0]) / (c[-1] - c[0]))[self._exits]
+        return values
+
+    def plan(self, budget: float) -> Planned:
+        """The dearest policy that keeps the budget with the probability asked for."""
+        first, last = self.costs[0], self.costs[-1]
+        below = mean_is_below(self._values, (budget - first) / (last - first), self._error)
+        count = len(below) if below.all() else int(below.argmin())
+        if count == 0:
+            smallest = first + smallest_limit(self._values[0], self._error) * (last - first)
+            raise InfeasibleBudgetError(
+                f"budget {budget:.6g} {self.costs.unit} cannot be guaranteed at {1 - self._error:.6g} by the "
+                f"{len(self._tested)} samples kept to test it; the smallest that can is {smallest:.6g} "
+                f"{self.costs.unit}, and more samples, unlabelled ones too, bring it down",
+                smallest=smallest,
+            )
+        table = self._base.table
+        return _planned(table, count - 1, self._exits[count - 1], self._tested, self.costs)
+
+
+def _planned(table: PolicyTable, row: int, exits: Ints, tested: ExitRecords, costs: ExitCosts) -> Planned:
+    spent = float(costs.values[exits].mean())
+    utility = as_answered(table.policies[row].score, tested).utility
+    accuracy = None if utility is None else float(utility[exits, np.arange(len(exits))].mean(dtype=np.float64))
+    return Planned(table.policies[row], float(table.planned_costs[row]), spent, accuracy)
+
+
+def cheapest_within(family: Family, tested: ExitRecords, drop: float, guarantee: float) -> tuple[Planned, TableFamily]:
+    """The cheapest policy whose accuracy on fresh data is within `drop` of the last exit's, with that probability.
+
+    Raises `InvalidInputError` where the samples cannot show it for any policy, naming about how many could.
+    """
+    utility = tested.require_utility().astype(np.float64)
+    table, costs, error = Tabulated(family).table, family.costs, 1 - guarantee
+    answered = as_answered(table.policies[0].score, tested).require_utility().astype(np.float64)
+    samples = np.arange(len(tested))
+    best: tuple[int, Ints] | None = None
+    lost: Floats = np.zeros(len(tested))
+    for row in reversed(range(len(table))):
+        exits = replay(table.policies[row], tested, costs).exits
+        lost = utility[-1] - answered[exits, samples]
+        if not mean_is_below((lost[None] + 1) / 2, (drop + 1) / 2, error)[0]:
+            break
+        best = row, exits
+    if best is None:
+        spread = max(float(np.square(lost).mean()), drop)
+        needed = math.ceil(4 * math.log(1 / error) * spread / drop**2)
+        raise InvalidInputError(
+            f"max_accuracy_drop={drop:g} cannot be guaranteed at {guarantee:g} by the {len(tested)} samples kept to "
+            f"test it, for any policy; that takes about {needed} of them, or allow a larger drop or a smaller guarantee"
+        )
+    row, exits = best
+    chosen = _planned(table, row, exits, tested, costs)
+    only = PolicyTable(
+        np.array([max(chosen.calibration_cost, chosen.planned_cost)]),
+        np.array([chosen.planned_cost]),
+        np.array([np.nan if chosen.accuracy is None else chosen.accuracy]),
+        (chosen.policy,),
+        costs.unit,
+    )
+    return chosen, TableFamily(only, costs)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks to be guaranteed: nothing, the budget, or the accuracy."""
+
+    guarantee: float | None = None
+    max_accuracy_drop: float | None = None
+    unlabelled: ExitRecords | None = None
+
+    @property
+    def promises(self) -> dict[str, float]:
+        """What is promised, by name."""
+        named = {"guarantee": self._probability, "max_accuracy_drop": self.max_accuracy_drop}
+        return {name: value for name, value in named.items() if value is not None}
+
+    @property
+    def _probability(self) -> float | None:
+        return 0.95 if self.guarantee is None and self.max_accuracy_drop is not None else self.guarantee
+
+    def require_possible(self, records: ExitRecords, budget: object) -> None:
+        """Raise `InvalidInputError` for what cannot be asked, or not together."""
+        level, drop, extra = self.guarantee, self.max_accuracy_drop, self.unlabelled
+        if level is not None and not (_is_number(level) and 0 < level < 1):
+            raise InvalidInputError(f"guarantee={level!r}: expected a probability between 0 and 1, such as 0.95")
+        if drop is not None:
+            if not (_is_number(drop) and 0 < drop < 1):
+                raise InvalidInputError(f"max_accuracy_drop={drop!r}: expected a share between 0 and 1, such as 0.01")
+            if budget is not None:
+                raise InvalidInputError(
+                    f"budget={budget!r} and max_accuracy_drop={drop:g}: give one of them; the drop finds its own budget"
+                )
+        if extra is not None:
+            if level is None or drop is not None:
+                raise InvalidInputError(
+                    "unlabelled records are for a guaranteed budget: give guarantee=0.95 too, and no max_accuracy_drop"
+                )
+            if (extra.num_exits, extra.num_classes) != (records.num_exits, records.num_classes):
+                raise InvalidInputError(
+                    f"the unlabelled records have {extra.num_exits} exits and {extra.num_classes} classes, the "
+                    f"labelled ones {records.num_exits} and {records.num_classes}; collect both from one network"
+                )
+
+    def fit(self, method: Method, records: ExitRecords, costs: ExitCosts, seed: int) -> tuple[Family, Planned | None]:
+        """The fitted family, guaranteed where that is wanted; and the policy, where the accuracy chooses it."""
+        level, drop = self._probability, self.max_accuracy_drop
+        if level is None:
+            return method.fit(records, costs, seed), None
+        if self.unlabelled is not None:
+            order = np.random.default_rng([seed, 1]).permutation(len(self.unlabelled))
+            fitted, tested = records, self.unlabelled.subset(order)
+        else:
+            fitted, tested = _halves(records, seed)
+        family = method.fit(fitted, costs, seed)
+        if drop is None:
+            return GuaranteedFamily(family, tested, level), None
+        chosen, only = cheapest_within(family, tested, drop, level)
+        return only, chosen
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

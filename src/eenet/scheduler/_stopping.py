@@ -1,0 +1,122 @@
+"""The score of optimal stopping, as it is used: the estimated gain of going on, from the evidence so far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.errors import FileFormatError
+from eenet.scheduler._policy import Floats, Trail
+from eenet.tasks import Evidence
+
+HINGED = 3
+"""The first three features also enter as hinges: the log odds, the margin and the entropy."""
+
+KNOTS = 4
+CLIP = 6.0  # standard deviations
+_TINY = 1e-12
+
+
+def features(evidence: Sequence[Evidence]) -> Floats:
+    """What the gain of going on is estimated from at the last of these exits, (n, F), row by row.
+
+    The log odds of the largest probability, the margin to the second, the entropy, the logarithms of the second and
+    third probability; after the first exit also for how many exits the prediction has held, that times the log odds,
+    the vote share and the log odds of the exits before.
+    """
+    now = evidence[-1]
+    log_odds = now.log_odds
+    ordered = np.sort(now.probabilities, axis=1)  # ascending
+    runners_up = ordered[:, -3:-1] if ordered.shape[1] > 2 else ordered[:, :1]
+    margin = ordered[:, -1].astype(np.float64) - ordered[:, -2]
+    columns: list[Floats] = [log_odds, margin, now.entropy]
+    columns.extend(np.log(np.maximum(runners_up, _TINY)).T)
+    if len(evidence) > 1:
+        streak = now.streak.astype(np.float64)
+        columns += [streak, streak * log_odds, now.vote_share]
+        columns += [earlier.log_odds for earlier in evidence[:-1]]
+    return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class GainModel:
+    """The gain of going on at one exit: a linear function of standardised features, their hinges and the class.
+
+    `centre`, `scale` and `weights` are (F,), `knots` and `hinge_weights` (12,), `class_effects` (C,).
+    """
+
+    centre: Floats
+    scale: Floats
+    knots: Floats
+    weights: Floats
+    hinge_weights: Floats
+    class_effects: Floats
+    intercept: float
+
+    def __call__(self, evidence: Sequence[Evidence]) -> Floats:
+        """Estimated gains (n,), in units of utility; the extra cost is already taken off."""
+        z = standardised(features(evidence), self.centre, self.scale)
+        # Products summed row by row, not a BLAS product: see tasks/_evidence.py.
+        gains: Floats = (z * self.weights).sum(axis=1)
+        gains += (hinges(z, self.knots) * self.hinge_weights).sum(axis=1)
+        gains += self.class_effects[evidence[-1].predictions]
+        gains += self.intercept
+        return gains
+
+
+def standardised(values: Floats, centre: Floats, scale: Floats) -> Floats:
+    """Features with the mean 0 and the standard deviation 1 on the calibration records, clipped."""
+    z: Floats = np.clip((values - centre) * scale, -CLIP, CLIP)
+    return z
+
+
+def hinges(z: Floats, knots: Floats) -> Floats:
+    """max(0, feature - knot) for the knots of the first features, (n, 12)."""
+    bent: Floats = np.maximum(np.repeat(z[:, :HINGED], KNOTS, axis=1) - knots, 0.0)
+    return bent
+
+
+_ARRAYS = ("centre", "scale", "knots", "weights", "hinge_weights", "class_effects")
+
+
+@dataclass(frozen=True)
+class StoppingScore:
+    """How much stopping is better than going on, for one price of cost: minus the gain of going on.
+
+    Source: early exit as optimal stopping, by least-squares backward induction (Longstaff and Schwartz, Review of
+    Financial Studies 14, 2001).
+    """
+
+    models: tuple[GainModel, ...]
+    name: str = "stopping"
+    uses_history: bool = True
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,)."""
+        return -self.models[trail.exit_index](trail.evidence)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The weights, to be saved."""
+        arrays: dict[str, NDArray[Any]] = {"intercepts": np.array([model.intercept for model in self.models])}
+        for k, model in enumerate(self.models):
+            arrays |= {f"{name}.{k}": getattr(model, name) for name in _ARRAYS}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> StoppingScore:
+        """The score of what `to_arrays` gave."""
+        try:
+            intercepts = arrays["intercepts"].reshape(-1)
+            parts = [{name: arrays[f"{name}.{k}"] for name in _ARRAYS} for k in range(len(intercepts))]
+        except KeyError as error:
+            raise FileFormatError(f"a stopping score needs {error.args[0]!r}; found {sorted(arrays)}") from error
+        for part in parts:
+            width = {part[name].shape for name in ("centre", "scale", "weights")}
+            bent = {part[name].shape for name in ("knots", "hinge_weights")}
+            if len(width) > 1 or bent != {(HINGED * KNOTS,)}:
+                raise FileFormatError("the arrays of a stopping score do not fit each other; save the scheduler again")
+        return cls(tuple(GainModel(**part, intercept=float(b)) for part, b in zip(parts, intercepts, strict=True)))

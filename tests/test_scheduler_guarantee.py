@@ -1,0 +1,135 @@
+"""Guarantees: how often a promise is broken on fresh data, and what is said where none can be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eenet
+from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.records import ExitRecords
+from eenet.scheduler import Scheduler
+from eenet.scheduler._bounds import mean_is_below, smallest_limit
+from eenet.testing import toy_costs, toy_logits, toy_records
+
+MAKERS: dict[str, Callable[[], Scheduler]] = {
+    "MaxProbability": eenet.MaxProbability,
+    "OptimalStopping": eenet.OptimalStopping,
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=list(MAKERS))
+def test_a_guaranteed_budget_is_rarely_exceeded_where_a_plain_one_often_is(make: Callable[[], Scheduler]) -> None:
+    pool, costs = toy_records(20_000, classes=4), toy_costs()
+    rng = np.random.default_rng(0)
+    draws, broken, plain = 40, 0, 0
+    for draw in range(draws):
+        calibration = pool.subset(rng.integers(0, len(pool), 400))
+        fitted = make().fit(calibration, costs, "60%", guarantee=0.9)
+        broken += fitted.replay(pool).mean_cost > fitted.budget
+        plain += make().fit(calibration, costs, "60%").replay(pool).mean_cost > fitted.budget
+        if draw == 0:
+            assert fitted.guarantee == 0.9
+            assert "guarantee=0.9" in repr(fitted)
+    # Of 40 draws at 10 %, more than 9 would be seen once in 100 runs of a test whose draws were not fixed.
+    assert broken <= 9
+    assert plain > 10
+
+
+def test_a_guaranteed_accuracy_is_rarely_missed_and_saves_cost() -> None:
+    pool, costs = toy_records(20_000, classes=4), toy_costs()
+    last = pool.accuracies[-1]
+    rng = np.random.default_rng(1)
+    missed, spent = 0, []
+    for _ in range(40):
+        calibration = pool.subset(rng.integers(0, len(pool), 1500))
+        fitted = eenet.OptimalStopping().fit(calibration, costs, max_accuracy_drop=0.03, guarantee=0.9)
+        decisions = fitted.replay(pool)
+        missed += decisions.accuracy < last - 0.03
+        spent.append(decisions.mean_cost)
+        assert fitted.max_accuracy_drop == 0.03
+    assert missed <= 9
+    assert np.mean(spent) < 2.9
+
+
+def test_unlabelled_records_test_the_budget_and_all_labelled_ones_are_fitted() -> None:
+    costs = toy_costs()
+    labelled, fresh = toy_records(300), toy_records(5000, seed=2)
+    unlabelled = ExitRecords.from_logits(toy_logits(3000, seed=1)[0])
+    alone = eenet.MaxProbability().fit(labelled, costs, "60%", guarantee=0.95)
+    helped = eenet.MaxProbability().fit(labelled, costs, "60%", guarantee=0.95, unlabelled=unlabelled)
+    assert alone.calibration_cost < helped.calibration_cost <= helped.budget
+    assert helped.replay(fresh).mean_cost <= helped.budget
+    assert helped.replay(fresh).mean_cost > 0.95 * helped.budget
+
+
+def test_one_fit_guarantees_every_budget_and_a_file_keeps_it(tmp_path: Path) -> None:
+    records, costs = toy_records(1000), toy_costs()
+    fitted = eenet.OptimalStopping().fit(records, costs, guarantee=0.95)
+    plans = [fitted.at(budget) for budget in (1.5, 2.0, 2.5)]
+    assert [p.guarantee for p in plans] == [0.95] * 3
+    assert [p.planned_cost for p in plans] == sorted(p.planned_cost for p in plans)
+    plans[1].save(tmp_path / "s.safetensors")
+    loaded = eenet.load_scheduler(tmp_path / "s.safetensors")
+    assert loaded.guarantee == 0.95
+    assert repr(loaded) == repr(plans[1])
+    assert loaded.at(2.5).calibration_cost <= 2.5
+
+
+def test_what_no_sample_size_at_hand_can_promise_is_refused_with_what_can_be() -> None:
+    costs = toy_costs()
+    few = toy_records(60, nonfinite=0.3)
+    with pytest.raises(InfeasibleBudgetError, match=r"cannot be guaranteed at 0.99 by the \d+ samples kept") as caught:
+        eenet.MaxProbability().fit(few, costs, 1.2, guarantee=0.99)
+    assert 1.2 < caught.value.smallest < 3
+    enough = eenet.MaxProbability().fit(few, costs, caught.value.smallest * 1.001, guarantee=0.99)
+    assert enough.calibration_cost <= caught.value.smallest
+    with pytest.raises(InvalidInputError, match=r"max_accuracy_drop=0.01 cannot be guaranteed at 0.95 .* about \d+"):
+        eenet.OptimalStopping().fit(toy_records(200), costs, max_accuracy_drop=0.01)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guarantee": 95}, "guarantee=95: expected a probability between 0 and 1"),
+        ({"guarantee": float("nan")}, "expected a probability between 0 and 1"),
+        ({"max_accuracy_drop": 2.0}, "max_accuracy_drop=2.0: expected a share between 0 and 1"),
+        ({"max_accuracy_drop": 0.01, "budget": 2.0}, "give one of them; the drop finds its own budget"),
+        ({"unlabelled": toy_records(50)}, "unlabelled records are for a guaranteed budget"),
+        ({"guarantee": 0.9, "unlabelled": toy_records(50, exits=4)}, "have 4 exits and 5 classes"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.MaxProbability().fit(toy_records(100), toy_costs(), **options)  # type: ignore[arg-type]
+
+
+def test_equal_samples_cannot_test_each_other() -> None:
+    one = toy_records(1)
+    with pytest.raises(InvalidInputError, match="are the same sample, so that none is left to test a guarantee on"):
+        eenet.MaxProbability().fit(one.subset(np.zeros(80, dtype=int)), toy_costs(), 2.0, guarantee=0.9)
+
+
+@pytest.mark.parametrize("mean", [0.03, 0.3, 0.8])
+def test_the_bound_errs_as_rarely_as_it_says(mean: float) -> None:
+    rng = np.random.default_rng(0)
+    draws = (rng.random((4000, 200)) < mean).astype(np.float64)
+    wrong = mean_is_below(draws, mean, 0.1).mean()
+    assert wrong < 0.1 + 3 * np.sqrt(0.1 * 0.9 / 4000)
+    # And it is of use: a limit five standard errors above the mean is nearly always confirmed.
+    clear = mean + 5 * np.sqrt(mean * (1 - mean) / 200)
+    assert mean_is_below(draws, clear, 0.1).mean() > 0.8
+
+
+@given(values=st.lists(st.floats(0, 1), min_size=1, max_size=60), error=st.sampled_from([0.01, 0.1, 0.5]))
+@settings(max_examples=100)
+def test_the_smallest_limit_is_above_the_mean_and_confirmed(values: list[float], error: float) -> None:
+    array = np.array(values)
+    limit = smallest_limit(array, error)
+    assert limit >= array.mean() - 1e-9
+    assert limit >= 1 - 1e-9 or mean_is_below(array[None], min(limit + 1e-6, 1), error)[0]
