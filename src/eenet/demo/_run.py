@@ -231,9 +231,9 @@ def _fitted(
     skipped: list[str] = []
     for k in range(len(costs.alone)):
         fitted.append((f"exit {k + 1} only", None, Static(k).fit(calibration, costs.alone)))
-    with steps.progress("fitting", len(settings.budgets) * len(SCHEDULERS)) as (bar, task):
+    with steps.progress("fitting", len(settings.budgets) * len(_TITLES)) as (bar, task):
         for percent in settings.budgets:
-            for method in SCHEDULERS:
+            for method in _TITLES:
                 bar.update(task, advance=1, description=f"{_TITLES[method]} at {percent} %")
                 try:
                     scheduler = _new(method, settings).fit(calibration, costs.shared, budget=f"{percent}%")

@@ -26,9 +26,9 @@ Ints = NDArray[np.intp]
 class AdaptiveOutput:
     """Answers in the order of the input.
 
-    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at; `exits` (N,) from 0,
-    int64, on the CPU. The logits are an inference tensor: `clone()` it before changing it in place or using it with
-    gradients.
+    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at, or of the ensemble
+    where the scheduler changes predictions; `exits` (N,) from 0, int64, on the CPU. The logits are an inference tensor:
+    `clone()` it before changing it in place or using it with gradients.
     """
 
     logits: Tensor
@@ -99,7 +99,8 @@ class AdaptiveModel:
             leaving, staying = route.observe(evidence)
             if staying is None:
                 continue
-            answers.put(running[leaving], logits, leaving if rows is None else rows[leaving])
+            if route.answers is None:
+                answers.put(running[leaving], logits, leaving if rows is None else rows[leaving])
             if len(staying) == 0:
                 break
             left = staying if rows is None else rows[staying]
@@ -110,8 +111,14 @@ class AdaptiveModel:
                 rows = left
         else:
             logits = model.final_logits(stages[-1](*live))
-            answers.put(route.running, logits, rows)
-            route.finish()
+            if route.answers is None:
+                answers.put(route.running, logits, rows)
+                route.finish()
+            else:
+                shown = to_numpy(model.task.shown(logits))
+                route.observe(model.task.evidence(shown if rows is None else shown[rows], route.earlier))
+        if route.answers is not None:
+            return AdaptiveOutput(torch.from_numpy(route.answers).to(logits.device), torch.from_numpy(route.exits))
         return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
 
 

@@ -39,7 +39,7 @@ def walk(
     for k in range(backend.num_exits):
         live, logits = backend.run(k, live, observe=policy.observes(k))
         running = route.running
-        if k == last:
+        if k == last and route.answers is None:
             leaving, staying = np.arange(len(running)), running[:0]
             route.finish()
         elif logits is None:
@@ -50,6 +50,11 @@ def walk(
             if stay is None:
                 continue
             leaving, staying = left, stay
+        if route.answers is not None:  # an ensemble: its answers are not those of any exit
+            if len(staying) == 0:
+                break
+            live = backend.take(k + 1, live, staying)
+            continue
         assert logits is not None, "the last exit always gives logits"
         if len(leaving) == samples:  # everybody left at one exit: nothing to put in order
             answers = logits
@@ -60,5 +65,6 @@ def walk(
         if len(staying) == 0:
             break
         live = backend.take(k + 1, live, staying)
+    answers = answers if route.answers is None else route.answers
     assert answers is not None, "every sample leaves at an exit"
     return Answers(answers, route.exits.astype(np.int64))

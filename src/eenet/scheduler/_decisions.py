@@ -16,9 +16,10 @@ from eenet.tasks import mean_iou
 
 @dataclass(frozen=True)
 class Decisions:
-    """Where each of N samples left and what it predicted there.
+    """Where each of N samples left and what it was answered.
 
-    `exits` (N,) from 0; `predictions` (N,); `utility` (N,) in [0, 1] or None without labels; `costs` of the K exits.
+    `exits` (N,) from 0; `predictions` (N,), of an ensemble the combined ones; `utility` (N,) in [0, 1] or None without
+    labels; `costs` of the K exits.
     """
 
     exits: Ints
@@ -71,6 +72,10 @@ def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> D
         else:
             route.skip()
     samples = np.arange(len(records))
+    if route.answers is not None:
+        combined = route.answers.argmax(axis=1)
+        right = None if records.labels is None else (combined == records.labels).astype(np.float32)
+        return Decisions(route.exits, combined, right, costs)
     utility = None if records.utility is None else records.utility[route.exits, samples]
     counts = None if records.pixel_counts is None else records.pixel_counts[route.exits, samples]
     return Decisions(route.exits, records.predictions[route.exits, samples], utility, costs, counts)

@@ -45,8 +45,11 @@ class Evidence:
     """What is known of n samples at one exit, computed when first asked for.
 
     `probabilities` (n, C) float32; `predictions` (n,); `earlier` is the evidence of the same n samples at the exits
-    before. A row that is not finite has `finite` False and counts as uniform everywhere else.
+    before. A row that is not finite has `finite` False and counts as uniform everywhere else. `is_pooled` says whether
+    the quantities are means over the parts of each sample.
     """
+
+    is_pooled = False
 
     def __init__(self, probabilities: NDArray[np.float32], predictions: Ints, earlier: Sequence[Evidence] = ()) -> None:
         # Rows must be contiguous: over another layout numpy sums in an order that depends on the batch.
@@ -72,10 +75,14 @@ class Evidence:
         what would be computed from the probabilities.
         """
         evidence = cls(probabilities, probabilities.argmax(axis=-1))
+        evidence.is_pooled = True
         for name, values in quantities.items():
             if not evidence.finite.all() and values.dtype.kind == "f":
                 values = np.where(evidence.finite, values, 0.0)
             evidence.__dict__[name] = values
+        # Of parts, the share of exits that vote as this one does is what is pooled as the vote share.
+        if "vote_share" in quantities:
+            evidence.__dict__["agreement"] = evidence.__dict__["vote_share"]
         return evidence
 
     def __len__(self) -> int:
@@ -86,8 +93,10 @@ class Evidence:
         taken = Evidence.__new__(Evidence)
         taken._earlier = tuple(earlier)
         for name, value in self.__dict__.items():
-            if name != "_earlier":
+            if name not in ("_earlier", "is_pooled"):
                 taken.__dict__[name] = value[rows]
+        if self.is_pooled:
+            taken.is_pooled = True
         return taken
 
     @classmethod
@@ -141,6 +150,15 @@ class Evidence:
         votes = np.stack([e.predictions for e in (*self._earlier, self)])
         same = votes[:, None, :] == votes[None, :, :]
         share: Floats = same.sum(axis=0).max(axis=0) / len(votes)
+        return share
+
+    @cached_property
+    def agreement(self) -> Floats:
+        """The share of the exits so far, this one included, that predict what this one predicts, (n,)."""
+        agreeing = np.ones(len(self))
+        for earlier in self._earlier:
+            agreeing += earlier.predictions == self.predictions
+        share: Floats = agreeing / (len(self._earlier) + 1)
         return share
 
     @cached_property
