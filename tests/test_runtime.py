@@ -16,7 +16,7 @@ from eenet.scheduler import SCHEDULERS
 from networks import SmallConvNet, conv_model, table_model
 
 MAKERS = {
-    "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right")),
+    "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right", weight_decay=1e-4)),
     "MaxProbability": eenet.MaxProbability,
     "Entropy": eenet.Entropy,
     "Patience": eenet.Patience,

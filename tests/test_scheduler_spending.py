@@ -22,7 +22,7 @@ from eenet.scheduler import LearnedAssignment, LearningOptions, Scheduler, Stati
 from eenet.scheduler._thresholds import ScoreTable
 from eenet.testing import toy_costs, toy_logits, toy_records
 
-QUICK = LearningOptions(epochs=20, target="right")
+QUICK = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
 SPENDERS: dict[str, Callable[[], Scheduler]] = {
     "eenet": lambda: eenet.EENet(options=QUICK),
     "max_prob": eenet.MaxProbability,

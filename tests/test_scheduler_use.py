@@ -28,7 +28,7 @@ from eenet.scheduler import (
 from eenet.tasks import Evidence
 from eenet.testing import toy_costs, toy_logits, toy_records
 
-QUICK = LearningOptions(epochs=20, target="right")
+QUICK = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
 MAKERS: dict[str, Callable[[], Scheduler]] = {
     "EENet": lambda: eenet.EENet(options=QUICK),
     "MaxProbability": eenet.MaxProbability,

@@ -184,7 +184,7 @@ def _costs(
     # To time a scheduler's steps there must be one; which budget it was fitted to makes no difference to its time.
     example = example_input(settings.batch_size)
     flops = measure(model, example, batch_sizes=(1,), seconds=0).costs("flops")
-    options = LearningOptions(epochs=20, target="right")
+    options = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
     scheduler = EENet(seed=settings.training.seed, options=options).fit(calibration, flops, budget="60%")
     found = measured = profile_in_turns(
         model,
