@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.stamps
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test lint types bench soak clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -38,8 +38,13 @@ types: $(STAMPS)/dev  ## static types, strict
 
 bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
 	$(BIN)/python benchmarks/resnet50.py
+	$(BIN)/python benchmarks/onnx_bundle.py
 	$(BIN)/python benchmarks/schedulers.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/serving.py
+
+soak: $(STAMPS)/dev  ## half an hour of mixed traffic to a server, then overload
+	$(BIN)/python benchmarks/soak.py
 
 clean:  ## remove what the commands above made, the environment included
 	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist

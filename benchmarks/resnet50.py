@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.manual_seed(0)
     network = eenet.build_network("torchvision:resnet50").eval()
-    images = _images(max(POOLS[size] for size in options.batch_sizes))
+    images = noise(max(POOLS[size] for size in options.batch_sizes))
     model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=1000, example=images[:2]).eval()
     results = []
     for size in options.batch_sizes:
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _images(count: int) -> Tensor:
+def noise(count: int) -> Tensor:
     # Noise of different contrast, so that even random heads tell the images apart.
     generator = torch.Generator().manual_seed(0)
     contrast = torch.rand(count, 1, 1, 1, generator=generator) + 0.5
@@ -110,11 +110,11 @@ def _measure(
 ) -> dict[str, Any]:
     batches = list(torch.split(images, size))
     records = eenet.collect(model, [(batch, torch.zeros(len(batch), dtype=torch.long)) for batch in batches])
-    mix = _scheduler(records, SHARES)
+    mix = fixed(records, SHARES)
     runners = {
         "mix": eenet.AdaptiveModel(model, mix),
-        "nobody": eenet.AdaptiveModel(model, _scheduler(records, (0, 0, 0, 1))),
-        "static": eenet.AdaptiveModel(model, eenet.Static(3).fit(records, _PLACEHOLDER)),
+        "nobody": eenet.AdaptiveModel(model, fixed(records, (0, 0, 0, 1))),
+        "static": eenet.AdaptiveModel(model, eenet.Static(3).fit(records, PLACEHOLDER)),
     }
     expected = mix.replay(records).exits
     took = np.concatenate([runners["mix"](batch).exits.numpy() for batch in batches])
@@ -124,12 +124,12 @@ def _measure(
 
     def run(variant: str, index: int) -> Clock:
         if variant == "plain":
-            return _timed(network, batches[index])
+            return timed(network, batches[index])
         if variant == "ideal":
             return _parts(model, batches[index], per_batch[index])
         if variant == "staged":
             return _parts(model, batches[index], np.full(len(batches[index]), 3))
-        return _timed(runners[variant], batches[index])
+        return timed(runners[variant], batches[index])
 
     rng = np.random.default_rng(0)
     rounds: list[NDArray[np.float64]] = []
@@ -148,15 +148,15 @@ def _measure(
     return _summary(np.array(rounds), size, len(images), np.bincount(took, minlength=4) / len(took))
 
 
-_PLACEHOLDER = eenet.ExitCosts([1, 2, 3, 4], unit="stages")  # the forced policies do not look at costs
+PLACEHOLDER = eenet.ExitCosts([1, 2, 3, 4], unit="stages")  # the forced policies do not look at costs
 
 
-def _scheduler(records: eenet.ExitRecords, shares: Sequence[float]) -> eenet.Scheduler:
+def fixed(records: eenet.ExitRecords, shares: Sequence[float]) -> eenet.Scheduler:
     scheduler = eenet.Scheduler("max_prob", FixedShares(shares), name="synthetic")
-    return scheduler.fit(records, _PLACEHOLDER, budget="100%")
+    return scheduler.fit(records, PLACEHOLDER, budget="100%")
 
 
-def _timed(function: Callable[..., Any], *args: Any) -> Clock:
+def timed(function: Callable[..., Any], *args: Any) -> Clock:
     cpu, wall = time.process_time(), time.perf_counter()
     function(*args)
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -169,11 +169,11 @@ def _parts(model: eenet.MultiExitModel, batch: Tensor, exits: NDArray[np.intp]) 
     stages = model.staged.inference_stages
     for k, stage in enumerate(stages):
         results: list[Any] = []
-        total += _timed(lambda stage=stage, live=live, out=results: out.append(stage(*live)))
+        total += timed(lambda stage=stage, live=live, out=results: out.append(stage(*live)))
         outputs = results[0]
         if k == len(stages) - 1:
             break
-        total += _timed(model.heads[k], feature_of(stage, outputs))
+        total += timed(model.heads[k], feature_of(stage, outputs))
         running = exits[exits >= k]
         staying = np.flatnonzero(running > k)
         if len(staying) == 0:
@@ -196,10 +196,10 @@ def _summary(rounds: NDArray[np.float64], size: int, images: int, shares: NDArra
         "ratios": {},
     }
     for i, variant in enumerate(VARIANTS):
-        found["ms_per_image"][variant] = {clock: _spread(per_image[:, i, c]) for c, clock in enumerate(("wall", "cpu"))}
+        found["ms_per_image"][variant] = {clock: spread(per_image[:, i, c]) for c, clock in enumerate(("wall", "cpu"))}
     for name, over, under, target in RATIOS:
         a, b = rounds[:, VARIANTS.index(over)], rounds[:, VARIANTS.index(under)]
-        found["ratios"][name] = {clock: _spread(a[:, c] / b[:, c]) for c, clock in enumerate(("wall", "cpu"))}
+        found["ratios"][name] = {clock: spread(a[:, c] / b[:, c]) for c, clock in enumerate(("wall", "cpu"))}
         found["ratios"][name] |= {
             "of_minima": {clock: float(a[:, c].min() / b[:, c].min()) for c, clock in enumerate(("wall", "cpu"))},
             "target": target,
@@ -207,7 +207,7 @@ def _summary(rounds: NDArray[np.float64], size: int, images: int, shares: NDArra
     return found
 
 
-def _spread(values: NDArray[np.float64]) -> dict[str, float]:
+def spread(values: NDArray[np.float64]) -> dict[str, float]:
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
     return {"median": float(middle), "lower_quartile": float(low), "upper_quartile": float(high)}
 
@@ -220,15 +220,15 @@ def _table(result: dict[str, Any]) -> str:
         f"  {'ms per image':<22}{'wall':>24}{'CPU':>24}",
     ]
     for variant, clocks in result["ms_per_image"].items():
-        lines.append(f"  {variant:<22}{_cell(clocks['wall'], 1):>24}{_cell(clocks['cpu'], 1):>24}")
+        lines.append(f"  {variant:<22}{cell(clocks['wall'], 1):>24}{cell(clocks['cpu'], 1):>24}")
     lines.append(f"  {'ratio, round by round':<22}{'wall':>24}{'CPU':>24}{'of the minima, CPU':>20}  target")
     for name, ratio in result["ratios"].items():
-        cells = f"{_cell(ratio['wall'], 3):>24}{_cell(ratio['cpu'], 3):>24}{ratio['of_minima']['cpu']:>20.3f}"
+        cells = f"{cell(ratio['wall'], 3):>24}{cell(ratio['cpu'], 3):>24}{ratio['of_minima']['cpu']:>20.3f}"
         lines.append(f"  {name:<22}{cells}  {ratio['target']}".rstrip())
     return "\n".join(lines) + "\n"
 
 
-def _cell(spread: dict[str, float], digits: int) -> str:
+def cell(spread: dict[str, float], digits: int) -> str:
     low, middle, high = (f"{spread[k]:.{digits}f}" for k in ("lower_quartile", "median", "upper_quartile"))
     return f"{middle} ({low}-{high})"
 

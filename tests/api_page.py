@@ -18,8 +18,12 @@ ROOMS = (
     "stages",
     "models",
     "tasks",
+    "preprocessing",
     "runtime",
+    "runtime.onnx",
+    "offline",
     "profiling",
+    "serving",
     "evaluation",
     "training",
     "data",
@@ -34,7 +38,8 @@ def public_names(module: ModuleType) -> list[str]:
     """The names a module offers: those it defines or hands on from a private module of its own room."""
     room = module.__name__
     names = []
-    for name, value in vars(module).items():
+    for name in dir(module):
+        value = getattr(module, name)
         home = getattr(value, "__module__", None)
         if name.startswith("_") or inspect.ismodule(value) or not (inspect.isclass(value) or inspect.isfunction(value)):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from eenet.scheduler import LearnedScore, Score, Trail
 from eenet.scheduler._scores import PLAIN_SCORES
-from eenet.tasks import LOG_ODDS_LIMIT, Evidence, softmax
+from eenet.tasks import LOG_ODDS_LIMIT, Classification, Evidence, Segmentation, Task, softmax
 from eenet.testing import toy_logits
 
 Logits = NDArray[np.float32]
@@ -168,3 +169,37 @@ def test_softmax_agrees_with_torch() -> None:
 def test_logits_that_overflow_float32_are_infinite_without_a_warning() -> None:
     assert np.isnan(softmax(np.array([[1e39, 0.0]]))).all()
     np.testing.assert_array_equal(softmax(np.array([[0.0, -1e39]])), [[1, 0]])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    cuts=st.lists(st.integers(1, 29), max_size=4),
+    dense=st.booleans(),
+    asked=st.booleans(),
+)
+def test_evidence_joined_is_the_evidence_of_all_to_the_last_bit(
+    seed: int, cuts: list[int], dense: bool, asked: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (3, 30, 4, 6, 6) if dense else (3, 30, 4)
+    logits = (rng.standard_normal(shape) * rng.choice([1.0, 100.0])).astype(np.float32)
+    logits[rng.random(logits.shape) < 0.001] = np.nan
+    task: Task = Segmentation(stride=2) if dense else Classification()
+
+    def trail_of(rows: slice) -> Trail:
+        trail = Trail()
+        for k in range(3):
+            trail.evidence.append(task.evidence(task.shown(logits[k, rows]), trail.evidence))
+            trail.scores.append(trail.evidence[-1].log_odds)
+        return trail
+
+    edges = sorted({0, *cuts, 30})
+    parts = [trail_of(slice(a, b)) for a, b in itertools.pairwise(edges)]
+    if asked:  # one part has been asked for more than the others
+        _ = parts[0].evidence[-1].entropy
+    joined, whole = Trail.join(parts), trail_of(slice(None))
+    for k in range(3):
+        np.testing.assert_array_equal(joined.scores[k], whole.scores[k])
+        for name in ("finite", "probabilities", "predictions", "entropy", "vote_share", "streak", "label_map"):
+            np.testing.assert_array_equal(getattr(joined.evidence[k], name), getattr(whole.evidence[k], name))

@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "eenet"
 
 FLOORS = [
-    {"errors"},
+    {"errors", "_safetensors"},
     {"_files", "_extras"},
-    {"tasks"},
+    {"tasks", "preprocessing"},
     {"records", "costs"},
     {"scheduler", "stages"},
     {"models", "evaluation", "testing"},
     {"runtime", "report", "data"},
-    {"profiling"},
+    {"profiling", "offline", "serving"},
     {"training"},
     {"demo", "recipes"},
     {"cli"},

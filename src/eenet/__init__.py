@@ -32,6 +32,7 @@ _HOMES = {
     "collect": "eenet.models",
     "cut": "eenet.stages",
     "describe": "eenet.models",
+    "export": "eenet.runtime",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
     "train": "eenet.training",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from eenet.records import ExitRecords as ExitRecords
     from eenet.runtime import AdaptiveModel as AdaptiveModel
     from eenet.runtime import AdaptiveOutput as AdaptiveOutput
+    from eenet.runtime import export as export
     from eenet.scheduler import Decisions as Decisions
     from eenet.scheduler import EENet as EENet
     from eenet.scheduler import Entropy as Entropy
@@ -74,12 +76,15 @@ _ROOMS = {
     "errors",
     "evaluation",
     "models",
+    "offline",
+    "preprocessing",
     "profiling",
     "recipes",
     "records",
     "report",
     "runtime",
     "scheduler",
+    "serving",
     "stages",
     "tasks",
     "testing",

@@ -40,8 +40,24 @@ class FileFormatError(InvalidInputError):
     """A file is damaged, of a newer schema, or of a format that eenet refuses to read."""
 
 
+class ExportError(EENetError, RuntimeError):
+    """An exported bundle does not do what its model does; nothing was written."""
+
+
 class NotFittedError(EENetError, RuntimeError):
     """A scheduler was used before `fit`."""
+
+
+class OverloadedError(EENetError, RuntimeError):
+    """There is no room for a request now; `retry_after` is the number of seconds after which there should be."""
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DrainingError(EENetError, RuntimeError):
+    """A request came after the server began to go down."""
 
 
 class MissingExtraError(EENetError, ImportError):

@@ -13,7 +13,9 @@ from eenet.cli._compare import compare
 from eenet.cli._console import show_error, show_warning
 from eenet.cli._demo import demo
 from eenet.cli._evaluate import evaluate
+from eenet.cli._export import export
 from eenet.cli._fit import fit
+from eenet.cli._predict import predict
 from eenet.cli._profile import profile
 from eenet.cli._reproduce import reproduce
 from eenet.cli._train import train
@@ -103,7 +105,7 @@ def common(
     """Options of every command; the help text of the application itself is `_HELP`."""
 
 
-for command in (demo, train, reproduce, profile, fit, evaluate, compare, version):
+for command in (demo, train, reproduce, profile, fit, evaluate, compare, export, predict, version):
     app.command()(command)
 
 

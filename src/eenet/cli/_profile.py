@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from eenet.cli._console import output, print_json, side
+from eenet.cli._target import load_target
 from eenet.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from eenet.models import MultiExitModel
 
 
 def profile(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A demo folder, or package.module:function.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A folder of eenet demo, a saved model, or package.module:function."),
+    ],
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16,32",
     scheduler: Annotated[
         Path | None, typer.Option(help="A saved scheduler whose steps are to be counted as well.")
@@ -34,9 +31,9 @@ def profile(
     """Measure what each exit of a network costs on this machine.
 
     Wall and CPU milliseconds and FLOPs per sample, the whole way to each exit with the exit heads, at several batch
-    sizes. TARGET is a folder that eenet demo made, or package.module:function, looked up from the current folder, a
-    function without arguments that returns a MultiExitModel or (model, example). Its code is run: name only what you
-    trust.
+    sizes. TARGET is a folder that eenet demo made, one that save_pretrained or eenet train wrote, or
+    package.module:function, looked up from the current folder, a function without arguments that returns a
+    MultiExitModel or (model, example). Its code is run: name only what you trust.
 
     Examples:
 
@@ -53,7 +50,7 @@ def profile(
     from eenet.scheduler import load_scheduler
 
     fitted = None if scheduler is None else load_scheduler(scheduler)
-    model, example = _load(target)
+    model, example = load_target(target)
     with side().status("measuring") as status:
         found = measure(
             model,
@@ -84,68 +81,6 @@ def _sizes(text: str) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise InvalidInputError(f"--batch-sizes {text!r}: a batch has at least 1 sample")
     return tuple(sorted(set(sizes)))
-
-
-def _load(target: str) -> tuple[MultiExitModel, Any]:
-    from eenet.models import MultiExitModel
-
-    if ":" not in target or Path(target).is_dir():
-        from eenet.demo import example_input, load_model
-
-        if not Path(target).is_dir():
-            raise InvalidInputError(
-                f"{target!r} is neither a folder nor package.module:function; run eenet demo first, or name a function "
-                "that returns a MultiExitModel"
-            )
-        return load_model(target), example_input()
-    made = _function(target)()
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], MultiExitModel):
-        return made
-    if isinstance(made, MultiExitModel):
-        return made, _example_of(made, target)
-    raise InvalidInputError(
-        f"{target} returned {type(made).__name__}, expected a MultiExitModel (see eenet.attach) or (model, example)"
-    )
-
-
-def _function(target: str) -> Any:
-    module_name, _, name = target.partition(":")
-    try:
-        with _current_folder_importable():
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"{target!r}: there is no module {error.name!r} in the current folder or among the installed packages"
-        ) from error
-    except ValueError as error:
-        raise InvalidInputError(f"{target!r} cannot be read ({error}); give package.module:function") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise InvalidInputError(f"{target!r}: module {module_name!r} has no function {name!r}")
-    return found
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _example_of(model: MultiExitModel, target: str) -> Any:
-    """Noise of the shape the model was cut with, where that leaves no choice."""
-    import torch
-
-    inputs = model.staged.inference_stages[0].inputs
-    shape = inputs[0].shape[1:]
-    if len(inputs) != 1 or not inputs[0].dtype.is_floating_point or not all(isinstance(size, int) for size in shape):
-        raise InvalidInputError(
-            f"{target} returned a model whose input cannot be made up; return (model, example) with an example input"
-        )
-    return torch.randn(4, *(int(size) for size in shape), dtype=inputs[0].dtype)
 
 
 def _show(data: dict[str, Any]) -> None:

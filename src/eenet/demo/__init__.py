@@ -3,6 +3,8 @@
 from eenet.demo._costs import by_processor_time as by_processor_time
 from eenet.demo._costs import fastest as fastest
 from eenet.demo._costs import shared_costs as shared_costs
+from eenet.demo._data import digit_images as digit_images
+from eenet.demo._data import load_part as load_part
 from eenet.demo._data import split_indices as split_indices
 from eenet.demo._model import example_input as example_input
 from eenet.demo._model import load_model as load_model

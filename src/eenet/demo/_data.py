@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eenet._files import write_json
+from eenet._files import existing_file, write_json
 from eenet.demo._settings import TrainingSettings
-from eenet.errors import MissingExtraError
+from eenet.errors import FileFormatError, MissingExtraError
+from eenet.preprocessing import ImagePreprocessing
 
 IMAGE_SHAPE = (1, 28, 28)
 _MEAN, _DEVIATION = 0.1307, 0.3081  # of MNIST's pixels
@@ -33,6 +35,22 @@ class Digits:
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:
         """Images and labels in batches, in order; the last may be smaller."""
         return list(zip(torch.split(self.images, size), torch.split(self.labels, size), strict=True))
+
+
+def digit_images() -> ImagePreprocessing:
+    """How image files become the network's inputs: grey, white on black, as MNIST's."""
+    return ImagePreprocessing(IMAGE_SHAPE[1:], mean=(_MEAN,), std=(_DEVIATION,))
+
+
+def load_part(folder: str | Path, part: str) -> Digits:
+    """One of `PARTS` of the digits, by the indices in a demo folder; raises `InvalidInputError` where it has none."""
+    path = existing_file(Path(folder) / "split.json")
+    try:
+        index = torch.tensor(json.loads(path.read_text(encoding="utf-8"))[part])
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{str(path)!r} is damaged ({error}); run: eenet demo --out {folder}") from error
+    digits = load_digits()
+    return Digits(digits.images[index], digits.labels[index])
 
 
 def load_digits() -> Digits:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eenet._files import existing_file, write_json
+from eenet._files import atomic_folder, existing_file, give_usual_mode, sha256_of, write_json
 from eenet.errors import CutError, FileFormatError, InvalidInputError
 from eenet.models._heads import HEADS
 from eenet.models._modes import inferring
@@ -61,16 +56,13 @@ def save_pretrained(model: MultiExitModel, folder: str | Path) -> None:
         "task": describe_task(model.task),
         "dtype": _dtype_name(model.backbone),
     }
-    with _atomic_folder(Path(folder)) as temporary:
+    with atomic_folder(folder, marker=DESCRIPTION, what="saved model") as temporary:
         metadata = {"format": FORMAT, "schema": str(SCHEMA)}
         save_file(stored, temporary / WEIGHTS, metadata=metadata)
         save_file(sample, temporary / EXAMPLE, metadata=metadata)
-        umask = os.umask(0)
-        os.umask(umask)
         for name in (WEIGHTS, EXAMPLE):
-            # Safetensors makes its files private; give them the mode an ordinary new file would have.
-            (temporary / name).chmod(0o666 & ~umask)
-        digests = {name: _digest(temporary / name) for name in (WEIGHTS, EXAMPLE)}
+            give_usual_mode(temporary / name)  # safetensors makes its files private
+        digests = {name: sha256_of(temporary / name) for name in (WEIGHTS, EXAMPLE)}
         write_json(temporary / DESCRIPTION, description | {"sha256": digests})
 
 
@@ -83,7 +75,7 @@ def from_pretrained(
     root = Path(folder)
     found = _description(root)
     for name in (WEIGHTS, EXAMPLE):
-        if _digest(existing_file(root / name)) != found["sha256"].get(name):
+        if sha256_of(existing_file(root / name)) != found["sha256"].get(name):
             raise FileFormatError(
                 f"{str(root / name)!r} is damaged, or belongs to another model than the {DESCRIPTION} beside it: its "
                 "SHA-256 is not the one that was written; get the folder again"
@@ -270,46 +262,3 @@ def _problem(found: dict[str, Any]) -> str | None:
 def _dtype_name(network: nn.Module) -> str:
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
     return str(dtype).removeprefix("torch.")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while chunk := handle.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; it becomes `target` when the block ends well.
-
-    A folder that holds an earlier model is replaced; any other that is not empty is left alone, and refused.
-    """
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / DESCRIPTION).is_file())):
-        raise InvalidInputError(
-            f"cannot write {str(target)!r}: it is there already and holds no saved model; choose a new folder"
-        )
-    temporary: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        if target.exists():
-            # A rename replaces an empty folder only, so the earlier model steps aside first.
-            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            target.rename(aside / "model")
-            temporary.rename(target)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(target)
-    except OSError as error:
-        raise InvalidInputError(
-            f"cannot write {str(target)!r}: {error.strerror or error}; choose a folder that is writable and has space"
-        ) from error
-    finally:
-        if temporary is not None and temporary.exists():
-            shutil.rmtree(temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, feature_of
+from eenet.runtime._frozen import eager
+from eenet.runtime._optimize import Optimization
+from eenet.runtime._optimize import optimize as measured
 from eenet.scheduler import Route, Scheduler
 from eenet.stages import Stage
+from eenet.tasks import Evidence
 
 Ints = NDArray[np.intp]
 
@@ -33,17 +39,35 @@ class AdaptiveOutput:
 class AdaptiveModel:
     """Runs a multi-exit model under a fitted scheduler.
 
-    Calling it takes what the model takes and gives an `AdaptiveOutput`. The model is put in inference mode. Raises
-    `InvalidInputError` when the scheduler was fitted for other exits or classes.
+    Calling it takes what the model takes and gives an `AdaptiveOutput`. The model is put in inference mode.
+
+    With `optimize="auto"` frozen stages (folded batch norms, channels last) are measured against the model's own at
+    each of `batch_sizes`, about `seconds` for each, and the fastest is used; and survivors are selected at a boundary
+    only where the measured cost of the stage says that it pays. `optimized` tells what was chosen. Frozen stages keep
+    the weights the model had: make a new `AdaptiveModel` after changing them. On the CPU only.
+
+    Raises `InvalidInputError` when the scheduler was fitted for other exits or classes.
     """
 
-    def __init__(self, model: MultiExitModel, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        model: MultiExitModel,
+        scheduler: Scheduler,
+        *,
+        optimize: str | None = None,
+        batch_sizes: Sequence[int] = (1, 8),
+        seconds: float = 1.0,
+    ) -> None:
         policy = scheduler.policy
         policy.require(model.num_exits, model.num_classes, "the model has")
         self.model = model.eval()
         self.scheduler = scheduler
         self._policy = policy
         self._observed = [policy.observes(k) for k in range(policy.num_exits)]
+        self.optimized: Optimization | None = None
+        if optimize is not None:
+            _require_measurable(model, optimize, batch_sizes)
+            self.optimized = measured(model, batch_sizes, seconds)
 
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> AdaptiveOutput:
@@ -53,39 +77,65 @@ class AdaptiveModel:
             model.eval()
         live = model.staged.flatten_inputs(*args, **kwargs)
         samples = model.staged.batch_size_of(live)
-        stages = model.staged.inference_stages
+        variant = eager(model) if self.optimized is None else self.optimized.variant(samples)
+        stages = variant.stages
         if samples == 0:
-            nothing = model.final_logits(_empty_outputs(stages[-1], live[0].device))
+            nothing = model.final_logits(empty_outputs(stages[-1], live[0].device))
             return AdaptiveOutput(nothing, torch.empty(0, dtype=torch.int64))
+        live = variant.entered(live)
         route = Route(self._policy, samples)
         answers = _Answers(samples)
+        batch, rows = samples, None  # samples the stages run on, and where among them those still running are
         for k, stage in enumerate(stages[:-1]):
             outputs = stage(*live)
             live = tuple([outputs[i] for i in stage.passed])
             if not self._observed[k]:
                 route.skip()
                 continue
-            logits = model.heads[k](feature_of(stage, outputs))
+            logits = variant.heads[k](feature_of(stage, outputs))
             running = route.running
             # The one synchronisation of an exit: its logits come to the host, where the decision is made.
-            leaving, staying = route.observe(model.task.evidence(to_numpy(model.task.shown(logits)), route.earlier))
+            shown = to_numpy(model.task.shown(logits))
+            evidence = model.task.evidence(shown if rows is None else shown[rows], route.earlier)
+            leaving, staying = route.observe(evidence)
             if staying is None:
                 continue
-            if route.answers is None:
-                answers.put(running[leaving], logits, leaving)
+            if route.left is None:
+                answers.put(running[leaving], logits, leaving if rows is None else rows[leaving])
+            else:
+                answers.put(running[leaving], torch.from_numpy(route.left).to(logits.device))
             if len(staying) == 0:
                 break
-            live = model.staged.compact(live, _index(staying, logits), k + 1)
+            left = staying if rows is None else rows[staying]
+            if self.optimized is None or self.optimized.times.compacts(k + 1, batch, len(left)):
+                live = model.staged.compact(live, _index(left, logits), k + 1)
+                batch, rows = len(left), None
+            else:
+                rows = left
         else:
             logits = model.final_logits(stages[-1](*live))
-            if route.answers is None:
-                answers.put(route.running, logits)
-                route.finish()
+            running = route.running
+
+            def evidence_of_last(logits: Tensor = logits, rows: Ints | None = rows) -> Evidence:
+                shown = to_numpy(model.task.shown(logits))
+                return model.task.evidence(shown if rows is None else shown[rows], route.earlier)
+
+            route.finish(evidence_of_last)
+            if route.left is None:
+                answers.put(running, logits, rows)
             else:
-                route.observe(model.task.evidence(to_numpy(model.task.shown(logits)), route.earlier))
-        if route.answers is not None:
-            return AdaptiveOutput(torch.from_numpy(route.answers).to(logits.device), torch.from_numpy(route.exits))
+                answers.put(running, torch.from_numpy(route.left).to(logits.device))
         return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
+
+
+def _require_measurable(model: MultiExitModel, optimize: str, batch_sizes: Sequence[int]) -> None:
+    if optimize != "auto":
+        raise InvalidInputError(f"optimize is {optimize!r}, expected 'auto', or None to run the model as it is")
+    if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
+        raise InvalidInputError(f"batch_sizes are {list(batch_sizes)}, expected whole numbers from 1")
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type != "cpu":
+        raise InvalidInputError(f"the model is on {device}; optimize measures on the CPU only: leave it out")
 
 
 class _Answers:
@@ -115,7 +165,7 @@ def to_numpy(logits: Tensor) -> NDArray[np.float32]:
     return logits.float().cpu().numpy()
 
 
-def _empty_outputs(stage: Stage, device: torch.device) -> tuple[Tensor, ...]:
+def empty_outputs(stage: Stage, device: torch.device) -> tuple[Tensor, ...]:
     """What a stage gives for no samples at all; not run, since not every network can run on an empty batch."""
     shapes = [[size if isinstance(size, int) else 0 for size in live.shape] for live in stage.outputs]
     return tuple(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Self
 
 from eenet._files import read_arrays, write_arrays
 from eenet.costs import Budget, ExitCosts, parse_budget
@@ -24,6 +23,9 @@ from eenet.scheduler._policy import Score, ThresholdPolicy
 from eenet.scheduler._score_files import score_from_arrays
 from eenet.scheduler._scores import PLAIN_SCORES
 from eenet.scheduler._table import FrontierPoint, PolicyTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # not installed beside a bundle without torch
 
 _SCHEMA = 2
 _TABLE = "table."

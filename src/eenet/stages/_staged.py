@@ -137,6 +137,10 @@ class StagedModel(nn.Module):
         """The live tensors of the first stage; raises InvalidInputError where the arguments differ from the example."""
         return self._form.flatten(args, kwargs)
 
+    def call_of(self, live: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments `(args, kwargs)` of a call, from the live tensors of the first stage."""
+        return self._form.with_tensors(live)
+
     def unflatten_output(self, tensors: tuple[Tensor, ...]) -> Any:
         """The model's output structure (tensor, tuple, mapping) from the tensors that the last stage gives."""
         return self._current_or_inference().unflatten(tensors)

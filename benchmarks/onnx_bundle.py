@@ -1,0 +1,250 @@
+"""What a bundle of ONNX graphs costs and saves: ResNet-50 at 224 px with exits after layer1, layer2 and layer3.
+
+Weights are random and 40/30/20/10 % of the images are made to leave at the four exits, by thresholds set on their own
+scores; so times are real and accuracy means nothing. All variants take turns, batch by batch in a new random order:
+
+eager     the plain network in PyTorch
+frozen    AdaptiveModel(optimize="auto") with all early exits off: folded batch norms, channels last, by measurement
+whole     the plain network as one ONNX graph in ONNX Runtime, as it comes
+static    the bundle with all early exits off: no head runs
+nobody    the bundle where every head runs, every decision is made, and nobody leaves
+apart     the bundle's stages and heads alone, as nobody runs them, without decisions
+inside    the same with each head inside its stage's graph
+unseen    the same graphs where no head is looked at: only the paths to the live tensors are asked for
+mix       the bundle with the 40/30/20/10 % policy
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+import eenet
+import eenet.runtime.onnx
+from _machine import describe, machine, progress_bar
+from eenet._extras import require
+from eenet.errors import ReliabilityWarning
+from eenet.runtime import LoadedBundle
+from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, spread, timed
+
+POOLS = {1: 10, 8: 40}
+VARIANTS = ("eager", "frozen", "whole", "static", "nobody", "apart", "inside", "unseen", "mix")
+RATIOS = (
+    ("nobody / eager", "nobody", "eager", "at most 0.55 at batch 1"),
+    ("nobody / whole", "nobody", "whole", "at most 1.10 at batch 1"),
+    ("static / whole", "static", "whole", ""),
+    ("apart / inside", "apart", "inside", ""),
+    ("static / unseen", "static", "unseen", ""),
+    ("whole / mix (speed)", "whole", "mix", "at least 1.9 at batch 8"),
+    ("eager / mix (speed)", "eager", "mix", ""),
+    ("frozen / eager", "frozen", "eager", "at most 1"),
+)
+MIN_ROUNDS = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the tables, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0, help="about how long to measure each batch size")
+    parser.add_argument("--threads", type=int, default=2, help="threads for PyTorch and for ONNX Runtime")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", choices=sorted(POOLS), default=sorted(POOLS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    found = machine() | {"onnxruntime": require("onnxruntime", "export").__version__}
+    print(describe(found))
+    print(f"ONNX Runtime {found['onnxruntime']}, {options.threads} threads for both\n", flush=True)
+
+    torch.manual_seed(0)
+    network = eenet.build_network("torchvision:resnet50").eval()
+    images = noise(max(POOLS[size] for size in options.batch_sizes))
+    model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=1000, example=images[:2]).eval()
+    whole = _whole(network, images[:3], options.threads)
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = _export(model, images[:16], Path(folder) / "bundle", options.threads)
+        loading = [timed(eenet.runtime.onnx.load, Path(folder) / "bundle") for _ in range(3)]
+        seconds = min(wall for wall, _ in loading)
+        print(
+            f"loading the bundle: {seconds:.2f} s wall, {min(cpu for _, cpu in loading):.2f} s CPU, the fastest of 3 "
+            "(target: at most 2 s)\n",
+            flush=True,
+        )
+        inside = _inside(bundle, options.threads)
+        for size in options.batch_sizes:
+            pool = images[: POOLS[size]]
+            results.append(_measure(network, model, bundle, inside, whole, pool, size, options.seconds))
+            print(_table(results[-1]), flush=True)
+    if options.json:
+        data = {"machine": found, "threads": options.threads, "loading_seconds": seconds, "results": results}
+        options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _whole(network: nn.Module, images: Tensor, threads: int) -> Callable[[NDArray[Any]], Any]:
+    """The plain network as one graph, with ONNX Runtime's own settings but for the number of threads."""
+    runtime = require("onnxruntime", "export")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        made = torch.onnx.export(program, dynamo=True, opset_version=20, verbose=False)
+    assert made is not None
+    file = io.BytesIO(made.model_proto.SerializeToString())
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    session = runtime.InferenceSession(file.getvalue(), settings, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda batch: session.run(None, {name: batch})
+
+
+def _export(model: eenet.MultiExitModel, images: Tensor, folder: Path, threads: int) -> LoadedBundle:
+    records = eenet.collect(model, [images])
+    eenet.export(model, fixed(records, SHARES), folder, example=images)
+    return eenet.runtime.onnx.load(folder, threads=threads)
+
+
+def _inside(bundle: LoadedBundle, threads: int) -> Callable[..., None]:
+    """The bundle's graphs with each head merged into its stage, run one after another; heads only if asked for."""
+    onnx, compose = require("onnx", "export"), require("onnx.compose", "export")
+    runtime = require("onnxruntime", "export")
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    sessions = []
+    for spec in bundle.manifest.stages:
+        assert spec.graph is not None
+        graph = onnx.load_from_string(bundle.manifest.read(spec.graph))
+        if spec.head is not None:
+            head = compose.add_prefix(onnx.load_from_string(bundle.manifest.read(spec.head)), "head_")
+            feature, taken = graph.graph.output[-1].name, head.graph.input[0].name
+            passed, said = [one.name for one in graph.graph.output], [one.name for one in head.graph.output]
+            graph = compose.merge_models(graph, head, io_map=[(feature, taken)], outputs=[*passed, *said])
+        content = graph.SerializeToString()
+        sessions.append(runtime.InferenceSession(content, settings, providers=["CPUExecutionProvider"]))
+    needed = runtime.RunOptions()
+    needed.only_execute_path_to_fetches = True
+
+    def run(batch: NDArray[Any], heads: bool) -> None:
+        for session in sessions:
+            outputs = [one.name for one in session.get_outputs()]
+            given = {session.get_inputs()[0].name: batch}
+            batch = session.run(outputs if heads else outputs[:1], given, None if heads else needed)[0]
+
+    return run
+
+
+def _apart(bundle: LoadedBundle, batch: NDArray[Any]) -> None:
+    live = bundle.backend.enter(batch)
+    for k in range(bundle.backend.num_exits):
+        live, _ = bundle.backend.run(k, live, observe=True)
+
+
+def _measure(
+    network: nn.Module,
+    model: eenet.MultiExitModel,
+    bundle: LoadedBundle,
+    inside: Callable[..., None],
+    whole: Callable[[NDArray[Any]], Any],
+    images: Tensor,
+    size: int,
+    seconds: float,
+) -> dict[str, Any]:
+    batches = list(torch.split(images, size))
+    arrays = [batch.numpy() for batch in batches]
+    records = eenet.collect(model, batches)
+    static = eenet.Static(3).fit(records, PLACEHOLDER)
+    mix = fixed(records, SHARES)
+    runners: dict[str, Callable[[Any], Any]] = {
+        "static": LoadedBundle(bundle.manifest, bundle.backend, static),
+        "nobody": LoadedBundle(bundle.manifest, bundle.backend, fixed(records, (0, 0, 0, 1))),
+        "mix": LoadedBundle(bundle.manifest, bundle.backend, mix),
+        "whole": whole,
+        "apart": partial(_apart, bundle),
+        "inside": partial(inside, heads=True),
+        "unseen": partial(inside, heads=False),
+    }
+    took = np.concatenate([runners["mix"](batch).exits for batch in arrays])
+    if (took != mix.replay(records).exits).any():
+        raise RuntimeError("an image left the bundle elsewhere than in the replay")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)
+        frozen = eenet.AdaptiveModel(model, static, optimize="auto", batch_sizes=(size,), seconds=seconds / 6)
+
+    def run(variant: str, index: int) -> tuple[float, float]:
+        if variant == "eager":
+            return timed(network, batches[index])
+        if variant == "frozen":
+            return timed(frozen, batches[index])
+        return timed(runners[variant], arrays[index])
+
+    rng = np.random.default_rng(0)
+    rounds: list[NDArray[np.float64]] = []
+    with torch.inference_mode(), progress_bar() as bar:
+        for variant in VARIANTS:  # warm-up
+            run(variant, 0)
+        task = bar.add_task(f"batch {size}: rounds", total=None)
+        start = time.perf_counter()
+        while len(rounds) < MIN_ROUNDS or time.perf_counter() - start < seconds:
+            spent = np.zeros((len(VARIANTS), 2))
+            for index in range(len(batches)):
+                for variant in rng.permutation(len(VARIANTS)):
+                    spent[variant] += run(VARIANTS[variant], index)
+            rounds.append(spent)
+            bar.update(task, advance=1)
+    shares = np.bincount(took, minlength=4) / len(took)
+    return _summary(np.array(rounds), size, len(images), shares) | {"optimized": str(frozen.optimized)}
+
+
+def _summary(rounds: NDArray[np.float64], size: int, images: int, shares: NDArray[np.float64]) -> dict[str, Any]:
+    """`rounds` is (rounds, variants, wall and CPU) seconds for all images."""
+    clocks = ("wall", "cpu")
+    per_image = rounds / images * 1000
+    found: dict[str, Any] = {"batch_size": size, "images": images, "rounds": len(rounds)}
+    found["exit_shares"] = shares.tolist()
+    found["ms_per_image"] = {
+        variant: {clock: spread(per_image[:, i, c]) for c, clock in enumerate(clocks)}
+        for i, variant in enumerate(VARIANTS)
+    }
+    found["ratios"] = {}
+    for name, over, under, target in RATIOS:
+        a, b = rounds[:, VARIANTS.index(over)], rounds[:, VARIANTS.index(under)]
+        found["ratios"][name] = {clock: spread(a[:, c] / b[:, c]) for c, clock in enumerate(clocks)}
+        minima = {clock: float(a[:, c].min() / b[:, c].min()) for c, clock in enumerate(clocks)}
+        found["ratios"][name] |= {"of_minima": minima, "target": target}
+    return found
+
+
+def _table(result: dict[str, Any]) -> str:
+    shares = "/".join(f"{100 * share:.0f}" for share in result["exit_shares"])
+    lines = [
+        f"batch {result['batch_size']}: {result['images']} images, exits {shares} %, {result['rounds']} rounds; "
+        "median (quartiles)",
+        f"  frozen stages: {result['optimized']}",
+        f"  {'ms per image':<22}{'wall':>24}{'CPU':>24}",
+    ]
+    for variant, clocks in result["ms_per_image"].items():
+        lines.append(f"  {variant:<22}{cell(clocks['wall'], 1):>24}{cell(clocks['cpu'], 1):>24}")
+    lines.append(f"  {'ratio, round by round':<22}{'wall':>24}{'CPU':>24}{'of minima: wall, CPU':>22}  target")
+    for name, ratio in result["ratios"].items():
+        minima = f"{ratio['of_minima']['wall']:.3f}, {ratio['of_minima']['cpu']:.3f}"
+        cells = f"{cell(ratio['wall'], 3):>24}{cell(ratio['cpu'], 3):>24}{minima:>22}"
+        lines.append(f"  {name:<22}{cells}  {ratio['target']}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

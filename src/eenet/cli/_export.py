@@ -1,0 +1,175 @@
+"""`eenet export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eenet.cli._console import output, print_json, side
+from eenet.cli._target import is_demo, load_target
+from eenet.errors import FileFormatError, InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.models import MultiExitModel
+    from eenet.preprocessing import Preprocessing
+
+
+def export(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A folder of eenet demo, a saved model, or package.module:function."),
+    ],
+    scheduler: Annotated[Path, typer.Option(help="What eenet fit --out saved.")],
+    out: Annotated[Path, typer.Option(help="The folder of the bundle; an earlier bundle there is replaced.")],
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="Real inputs to check the bundle on: .npz or .npy, arrays by the names of the inputs."),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="onnx, torch or aoti.")] = "onnx",
+    classes: Annotated[Path | None, typer.Option(help="A text file with the name of a class on each line.")] = None,
+    image_size: Annotated[str | None, typer.Option(help="Take image files: 224, or 512x1024 (height x width).")] = None,
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Bring the shorter side to this, then cut the centre; else stretch.")
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
+    std: Annotated[str, typer.Option(help="As --mean; one number means grey images.")] = "0.229,0.224,0.225",
+    tokenizer: Annotated[Path | None, typer.Option(help="Take texts: a folder with a tokenizer.json.")] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens a text is cut at.")] = 128,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Write a model and its scheduler as a bundle that runs elsewhere.
+
+    An ONNX bundle needs numpy and onnxruntime to run, and no PyTorch. The bundle is compared with the model on the
+    samples, logits and exits, before it appears. Without --samples these are the test digits of a demo folder, and
+    otherwise the example that the model comes with.
+
+    Examples:
+
+        eenet export demo --scheduler demo/schedulers/eenet-60.safetensors --out bundle
+
+        eenet export mypackage.networks:resnet_with_exits --scheduler scheduler.safetensors --out bundle
+        --samples images.npz --image-size 224 --resize 256 --classes imagenet.txt
+    """
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    from eenet.runtime import export as write_bundle
+    from eenet.scheduler import load_scheduler
+
+    fitted = load_scheduler(scheduler)
+    model, example = load_target(target)
+    names = None if classes is None else _names(classes)
+    preprocessing = _preprocessing(model, image_size, resize, mean, std, tokenizer, max_length)
+    if is_demo(target):
+        preprocessing = preprocessing or _digit_images()
+        names = names or [str(digit) for digit in range(10)]
+        example = example if samples is not None else _test_digits(target)
+    if samples is not None:
+        example = _samples(model, samples)
+    with side().status("exporting; a graph for each stage and head takes some seconds, then the check"):
+        bundle = write_bundle(
+            model,
+            fitted,
+            out,
+            example=example,
+            backend=backend,
+            preprocessing=preprocessing,
+            class_names=names,
+        )
+    info = bundle.info
+    found = {"schema": 1, "out": str(out), "bytes": _size(out), **info}
+    if json_output:
+        print_json(found)
+        return
+    proof = info["verified"]
+    console = output()
+    console.print(f"[bold]{out}[/bold]: {backend}, {len(info['exits'])} stages, {found['bytes'] / 1e6:.1f} MB")
+    console.print(
+        f"checked on {proof['samples']} samples: exits as in a replay ({proof['ties_that_went_otherwise']} ties went "
+        f"otherwise), logits within {proof['largest_logits_difference']:.1g}"
+    )
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _names(path: Path) -> list[str]:
+    from eenet._files import existing_file
+
+    return [line.strip() for line in existing_file(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _preprocessing(
+    model: MultiExitModel,
+    image_size: str | None,
+    resize: int | None,
+    mean: str,
+    std: str,
+    tokenizer: Path | None,
+    max_length: int,
+) -> Preprocessing | None:
+    from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
+
+    inputs = model.staged.inference_stages[0].inputs
+    if tokenizer is not None:
+        length = inputs[0].shape[1]
+        fixed = length if isinstance(length, int) else None
+        return TextPreprocessing.of(
+            tokenizer,
+            max_length=max_length if fixed is None else min(max_length, fixed),
+            pad_to=fixed,
+            inputs=[one.name for one in inputs],
+        )
+    if image_size is None:
+        return None
+    try:
+        sides = [int(word) for word in image_size.lower().split("x")]
+        means, deviations = ([float(word) for word in text.split(",")] for text in (mean, std))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"--image-size {image_size!r}, --mean {mean!r} or --std {std!r} cannot be read; give 224 or 512x1024, and "
+            "numbers with commas"
+        ) from error
+    if len(sides) not in (1, 2):
+        raise InvalidInputError(f"--image-size {image_size!r} has {len(sides)} sides; give 224, or 512x1024")
+    return ImagePreprocessing(
+        (sides[0], sides[-1]), resize=resize, mean=tuple(means), std=tuple(deviations), input=inputs[0].name
+    )
+
+
+def _digit_images() -> Preprocessing:
+    from eenet.demo import digit_images
+
+    return digit_images()
+
+
+def _test_digits(folder: str) -> Any:
+    """The digits of the demo's test part: nothing was fitted to them."""
+    from eenet.demo import load_part
+
+    return load_part(folder, "test").images
+
+
+def _samples(model: MultiExitModel, path: Path) -> Any:
+    import torch
+
+    from eenet._files import existing_file
+    from eenet.offline import read_arrays_file
+
+    names = [one.name for one in model.staged.inference_stages[0].inputs]
+    arrays = read_arrays_file(existing_file(path))
+    if set(arrays) != set(names) and len(arrays) == len(names) == 1:
+        arrays = {names[0]: next(iter(arrays.values()))}
+    if set(arrays) != set(names):
+        raise InvalidInputError(f"{str(path)!r} holds {sorted(arrays)}, the network takes {names}; name them so")
+    try:
+        tensors = tuple(torch.from_numpy(arrays[name]) for name in names)
+    except TypeError as error:
+        raise FileFormatError(f"{str(path)!r} holds what is no numbers ({error}); write plain arrays") from error
+    args, kwargs = model.staged.call_of(tensors)
+    return kwargs if kwargs and not args else args

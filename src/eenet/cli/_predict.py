@@ -1,0 +1,76 @@
+"""`eenet predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from eenet.cli._console import output, print_json, side
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that eenet export wrote.")],
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder of images, .parquet, .txt, .npy or .npz.")],
+    out: Annotated[Path, typer.Option(help="The parquet file of the results.")],
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples that enter the network together.")] = 32,
+    column: Annotated[str | None, typer.Option(help="The column of a parquet file to read.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it the choice.")] = 0,
+    restart: Annotated[bool, typer.Option("--restart", help="Do not go on with a run that was stopped.")] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Run a bundle over a folder or a file, results as parquet.
+
+    A row for each input, in order: id, exit, prediction, class name, confidence; what cannot be read has an error
+    instead of an answer. A run that was stopped goes on where it was when the same command is given again.
+
+    Examples:
+
+        eenet predict bundle photos --out answers.parquet
+
+        eenet predict bundle reviews.parquet --column text --out answers.parquet --batch-size 64
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from eenet.offline import open_items
+    from eenet.offline import predict as run
+    from eenet.runtime import load
+
+    loaded = load(bundle, threads=threads or None, allow=allow or ())
+    items = open_items(source, loaded.preprocessing.kind, column=column)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=side(), transient=True) as bar:
+        task = bar.add_task("predicting", total=len(items))
+        summary = run(
+            loaded,
+            items,
+            out,
+            batch_size=batch_size,
+            restart=restart,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    found: dict[str, Any] = {
+        "schema": 1,
+        "out": str(out),
+        "items": summary.items,
+        "resumed": summary.resumed,
+        "failed": summary.failed,
+        "exits": list(loaded.exit_names),
+        "exit_shares": list(summary.exit_shares),
+        "mean_cost": summary.mean_cost,
+        "budget": loaded.scheduler.budget,
+        "unit": loaded.costs.unit,
+    }
+    if json_output:
+        print_json(found)
+        return
+    console = output()
+    resumed = f", {summary.resumed} of them from before" if summary.resumed else ""
+    console.print(f"[bold]{out}[/bold]: {summary.items} rows{resumed}; {summary.failed} could not be read")
+    console.print("exit shares " + ", ".join(f"{share:.1%}" for share in summary.exit_shares))
+    if summary.mean_cost is not None:
+        console.print(f"mean cost   {summary.mean_cost:.6g} {loaded.costs.unit}, budget {loaded.scheduler.budget:.6g}")

@@ -1,0 +1,92 @@
+"""The model that a command is about: a demo folder, a saved model, or a function of the caller's."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.models import MultiExitModel
+
+
+def is_demo(target: str) -> bool:
+    """Whether a folder was made by `eenet demo`."""
+    try:
+        description = json.loads((Path(target) / "model.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(description, dict) and "format" not in description and "settings" in description
+
+
+def load_target(target: str) -> tuple[MultiExitModel, Any]:
+    """A model and an example input; raises `InvalidInputError` for a target that gives none."""
+    from eenet.models import MultiExitModel
+
+    if ":" not in target or Path(target).is_dir():
+        if not Path(target).is_dir():
+            raise InvalidInputError(
+                f"{target!r} is neither a folder nor package.module:function; run eenet demo first, or name a function "
+                "that returns a MultiExitModel"
+            )
+        if not is_demo(target) and (Path(target) / "model.json").is_file():
+            model = MultiExitModel.from_pretrained(target)
+            args, kwargs = model.staged.example
+            return model, args or kwargs
+        from eenet.demo import example_input, load_model
+
+        return load_model(target), example_input()
+    made = _function(target)()
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], MultiExitModel):
+        return made
+    if isinstance(made, MultiExitModel):
+        return made, _example_of(made, target)
+    raise InvalidInputError(
+        f"{target} returned {type(made).__name__}, expected a MultiExitModel (see eenet.attach) or (model, example)"
+    )
+
+
+def _function(target: str) -> Any:
+    module_name, _, name = target.partition(":")
+    try:
+        with _current_folder_importable():
+            module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            f"{target!r}: there is no module {error.name!r} in the current folder or among the installed packages"
+        ) from error
+    except ValueError as error:
+        raise InvalidInputError(f"{target!r} cannot be read ({error}); give package.module:function") from error
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise InvalidInputError(f"{target!r}: module {module_name!r} has no function {name!r}")
+    return found
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _example_of(model: MultiExitModel, target: str) -> Any:
+    """Noise of the shape the model was cut with, where that leaves no choice."""
+    import torch
+
+    inputs = model.staged.inference_stages[0].inputs
+    shape = inputs[0].shape[1:]
+    if len(inputs) != 1 or not inputs[0].dtype.is_floating_point or not all(isinstance(size, int) for size in shape):
+        raise InvalidInputError(
+            f"{target} returned a model whose input cannot be made up; return (model, example) with an example input"
+        )
+    return torch.randn(4, *(int(size) for size in shape), dtype=inputs[0].dtype)

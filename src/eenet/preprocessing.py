@@ -1,0 +1,280 @@
+"""From raw inputs to a network's arrays, with numpy and, for images, Pillow, or for texts, tokenizers: no torch.
+
+What is written into an exported bundle, so that a server can take image files and texts.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet._extras import require
+from eenet.errors import FileFormatError, InvalidInputError
+
+Array = NDArray[Any]
+Inputs = dict[str, Array]
+"""A network's inputs by name, each with the samples along dimension 0."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TOKENIZER_FILE = "preprocessing/tokenizer.json"
+
+_EXTRA = "predict"
+_MODES = {1: "L", 3: "RGB"}
+# What Pillow raises for damaged files is not one family: PNG chunks alone give four of these.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+class Preprocessing(Protocol):
+    """Turns raw inputs into a network's arrays."""
+
+    @property
+    def kind(self) -> str:
+        """What an item is: "array", "image" (the bytes or path of a file) or "text" (a string)."""
+        ...
+
+    def __call__(self, items: Sequence[Any]) -> Inputs:
+        """The network's inputs for some raw inputs, in their order; raises `InvalidInputError` naming the item."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """What is kept beside the description, by name in the bundle."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArrayPreprocessing:
+    """None: an item is an array, or a mapping of arrays by the names `inputs`, without the batch dimension."""
+
+    inputs: tuple[str, ...]
+    kind: str = field(default="array", init=False)
+
+    def __call__(self, items: Sequence[Any]) -> Inputs:
+        """The items stacked; raises `InvalidInputError` where they have different shapes or names."""
+        rows = [dict(item) if isinstance(item, Mapping) else {self.inputs[0]: item} for item in items]
+        for n, row in enumerate(rows):
+            if set(row) != set(self.inputs):
+                raise InvalidInputError(f"item {n} has the inputs {sorted(row)}, expected {sorted(self.inputs)}")
+        try:
+            return {name: np.stack([row[name] for row in rows]) for name in self.inputs}
+        except ValueError as error:
+            raise InvalidInputError(f"the items cannot be one batch ({error}); give arrays of one shape") from error
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {"kind": self.kind, "inputs": list(self.inputs)}
+
+    def files(self) -> dict[str, bytes]:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """Image files to float32 (N, channels, height, width): resized, cut, scaled to 0..1, normalised.
+
+    `size` is (height, width). With `resize` the shorter side is brought to so many pixels and the centre is cut out, as
+    in the evaluation of ImageNet networks (256 for 224); without it the whole image is stretched to `size`. `mean` and
+    `std` have one number for each channel, of which there are 3 (RGB) or 1 (grey). An image of more than `max_pixels`
+    is refused before it is decoded.
+    """
+
+    size: tuple[int, int]
+    resize: int | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    input: str = "x"
+    max_pixels: int = 50_000_000
+    kind: str = field(default="image", init=False)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if len(self.size) != 2 or min(self.size) < 1 or (self.resize is not None and self.resize < max(self.size)):
+            raise InvalidInputError(
+                f"size is {self.size} and resize {self.resize}; expected (height, width), and resize not below them"
+            )
+        if len(self.mean) not in _MODES or len(self.std) != len(self.mean) or min(self.std) <= 0:
+            raise InvalidInputError(
+                f"mean is {self.mean} and std {self.std}; expected one number for each of 1 or 3 channels, std above 0"
+            )
+
+    def __call__(self, items: Sequence[Any]) -> Inputs:
+        """The images, each given as the bytes or the path of a file; raises `FileFormatError` naming the item."""
+        height, width = self.size
+        pixels = np.empty((len(items), len(self.mean), height, width), np.uint8)
+        for n, item in enumerate(items):
+            pixels[n] = self._pixels(item, n)
+        scale = np.array([1 / (255 * s) for s in self.std], np.float32).reshape(1, -1, 1, 1)
+        shift = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32).reshape(1, -1, 1, 1)
+        return {self.input: pixels.astype(np.float32) * scale + shift}
+
+    def _pixels(self, item: Any, n: int) -> NDArray[np.uint8]:
+        pillow = require("PIL.Image", _EXTRA)
+        if not isinstance(item, (bytes, bytearray, str, Path)):
+            raise InvalidInputError(f"item {n} is a {type(item).__name__}, expected the bytes or path of an image file")
+        source = io.BytesIO(item) if isinstance(item, (bytes, bytearray)) else item
+        what = f"item {n}" if isinstance(item, (bytes, bytearray)) else repr(str(item))
+        try:
+            with pillow.open(source) as image:
+                if image.width * image.height > self.max_pixels:
+                    raise FileFormatError(
+                        f"{what} has {image.width} x {image.height} pixels, more than the {self.max_pixels} that are "
+                        "accepted; send a smaller image"
+                    )
+                return self._cut(image.convert(_MODES[len(self.mean)]), pillow.Resampling.BILINEAR)
+        except FileFormatError:
+            raise
+        except (*_DAMAGED, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
+            # Pillow names its in-memory stream by address, which helps nobody.
+            text = str(error) or type(error).__name__
+            reason = "not an image format that Pillow knows" if "cannot identify image file" in text else text
+            raise FileFormatError(f"{what} does not decode as an image ({reason})") from error
+
+    def _cut(self, image: Any, bilinear: Any) -> NDArray[np.uint8]:
+        height, width = self.size
+        if self.resize is None:
+            image = image.resize((width, height), bilinear)
+        else:
+            shorter, (w, h) = self.resize, image.size
+            w, h = (shorter, int(shorter * h / w)) if w <= h else (int(shorter * w / h), shorter)
+            left, top = round((w - width) / 2), round((h - height) / 2)
+            image = image.resize((w, h), bilinear).crop((left, top, left + width, top + height))
+        pixels = np.asarray(image, dtype=np.uint8)
+        return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {**asdict(self), "size": list(self.size), "mean": list(self.mean), "std": list(self.std)}
+
+    def files(self) -> dict[str, bytes]:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TextPreprocessing:
+    """Texts to int64 arrays (N, T) of tokens, masks and, where the network takes them, token types.
+
+    `tokenizer` is the content of a tokenizer.json of the tokenizers library. Texts are cut at `max_length` tokens and
+    padded to the longest of the batch, or to `pad_to` where the network takes one length only.
+    """
+
+    tokenizer: bytes
+    max_length: int = 128
+    pad_to: int | None = None
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    kind: str = field(default="text", init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", tuple(self.inputs))
+        unknown = [name for name in self.inputs if name not in _TOKEN_ARRAYS]
+        if unknown or not self.inputs:
+            raise InvalidInputError(f"inputs are {self.inputs}, expected some of {sorted(_TOKEN_ARRAYS)}")
+        if self.max_length < 1 or (self.pad_to is not None and self.pad_to < self.max_length):
+            raise InvalidInputError(
+                f"max_length is {self.max_length} and pad_to {self.pad_to}; expected 1 or more, and pad_to not below"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: Any,
+        *,
+        max_length: int = 128,
+        pad_to: int | None = None,
+        inputs: Sequence[str] = ("input_ids", "attention_mask"),
+    ) -> TextPreprocessing:
+        """Of a fast tokenizer of transformers, or a folder or file with a tokenizer.json."""
+        if isinstance(tokenizer, (str, Path)):
+            path = Path(tokenizer)
+            path = path / "tokenizer.json" if path.is_dir() else path
+            if not path.is_file():
+                raise InvalidInputError(f"there is no {str(path)!r}; give a folder that holds a tokenizer.json")
+            content = path.read_bytes()
+        else:
+            fast = getattr(tokenizer, "backend_tokenizer", None)
+            if fast is None:
+                raise InvalidInputError(
+                    f"the tokenizer is a {type(tokenizer).__name__}, expected a fast tokenizer of transformers, or the "
+                    "folder of a tokenizer.json"
+                )
+            content = fast.to_str().encode()
+        return cls(content, max_length, pad_to, tuple(inputs))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        library = require("tokenizers", _EXTRA)
+        try:
+            tokenizer = library.Tokenizer.from_buffer(self.tokenizer)
+        except ValueError as error:
+            raise FileFormatError(f"the tokenizer cannot be read: {error}") from error
+        known = tokenizer.padding or {}
+        pad = {"pad_id": known.get("pad_id"), "pad_token": known.get("pad_token")}
+        if pad["pad_id"] is None:
+            token = next((t for t in ("[PAD]", "<pad>", "<|endoftext|>") if tokenizer.token_to_id(t) is not None), None)
+            if token is None:
+                raise InvalidInputError("the tokenizer has no padding token; enable padding in it before exporting")
+            pad = {"pad_id": tokenizer.token_to_id(token), "pad_token": token}
+        tokenizer.enable_truncation(self.max_length)
+        tokenizer.enable_padding(**pad, length=self.pad_to, direction=known.get("direction", "right"))
+        return tokenizer
+
+    def __call__(self, items: Sequence[Any]) -> Inputs:
+        """The tokens of some strings; raises `InvalidInputError` naming the item that is none."""
+        for n, item in enumerate(items):
+            if not isinstance(item, str):
+                raise InvalidInputError(f"item {n} is a {type(item).__name__}, expected a string")
+        encoded = self._tokenizer.encode_batch(list(items))
+        empty = next((n for n, one in enumerate(encoded) if not any(one.attention_mask)), None)
+        if empty is not None:
+            raise InvalidInputError(f"item {empty} ({items[empty][:40]!r}) has no token; give a text that is not empty")
+        return {
+            name: np.array([getattr(one, _TOKEN_ARRAYS[name]) for one in encoded], np.int64).reshape(len(items), -1)
+            for name in self.inputs
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """A JSON-ready description; the tokenizer is a file beside it."""
+        return {
+            "kind": self.kind,
+            "max_length": self.max_length,
+            "pad_to": self.pad_to,
+            "inputs": list(self.inputs),
+            "tokenizer": TOKENIZER_FILE,
+        }
+
+    def files(self) -> dict[str, bytes]:
+        """The tokenizer."""
+        return {TOKENIZER_FILE: self.tokenizer}
+
+
+_TOKEN_ARRAYS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
+
+def preprocessing_from(description: Mapping[str, Any], *, read: Callable[[str], bytes]) -> Preprocessing:
+    """The preprocessing of what `describe` gave; `read` gives the files beside it.
+
+    Raises `InvalidInputError`, KeyError or TypeError for what is no description.
+    """
+    options = dict(description)
+    kind = options.pop("kind")
+    if kind == "array":
+        return ArrayPreprocessing(tuple(options["inputs"]))
+    if kind == "image":
+        return ImagePreprocessing(**options)
+    if kind == "text":
+        return TextPreprocessing(**{**options, "tokenizer": read(options["tokenizer"])})
+    raise InvalidInputError(f"preprocessing of the kind {kind!r} is not known")

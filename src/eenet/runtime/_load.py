@@ -1,0 +1,27 @@
+"""`load`: a bundle of any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from eenet.runtime._loaded import LoadedBundle
+from eenet.runtime._manifest import read_manifest
+
+
+def load(folder: str | Path, *, threads: int | None = None, allow: Iterable[str] = ()) -> LoadedBundle:
+    """The bundle that `eenet.export` wrote to a folder, ready to run.
+
+    A bundle of ONNX graphs needs no PyTorch. `threads` is how many a stage may use. `allow` lists the import paths that
+    may be called to build the network of a bundle of weights, where that is the caller's own; see
+    `MultiExitModel.from_pretrained`. Raises `InvalidInputError` for a folder that holds no bundle, `FileFormatError`,
+    which names the file, where anything in it is not what was written.
+    """
+    manifest = read_manifest(folder)
+    if manifest.backend == "onnx":
+        from eenet.runtime.onnx import OnnxBackend
+
+        return LoadedBundle(manifest, OnnxBackend(manifest, threads=threads))
+    from eenet.runtime._torch_backend import load_torch
+
+    return LoadedBundle(manifest, load_torch(manifest, threads=threads, allow=tuple(allow)))
