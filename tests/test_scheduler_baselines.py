@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
+from eenet.runtime import walk
 from eenet.scheduler import (
     BEEM,
     SCHEDULERS,
@@ -36,9 +37,10 @@ from eenet.scheduler import (
     ZTWScore,
 )
 from eenet.scheduler._thresholds import ScoreTable
-from eenet.tasks import Evidence, Segmentation
+from eenet.tasks import Classification, Evidence, Segmentation
 from eenet.testing import toy_costs, toy_logits, toy_records
 from networks import table_model
+from serving_toys import TableBackend, flat
 
 Floats = NDArray[np.float64]
 
@@ -108,6 +110,10 @@ def test_every_scheduler_keeps_its_promises(
     combined = torch.cat([a.logits for a in answers])
     np.testing.assert_array_equal(combined.argmax(dim=1), decisions.predictions)
     np.testing.assert_array_equal((combined.argmax(dim=1).numpy() == labels).astype(np.float32), decisions.utility)
+    walked = walk(TableBackend(exits, classes), scheduler.policy, Classification(), flat(logits))
+    assert walked is not None
+    np.testing.assert_array_equal(walked.exits, decisions.exits)
+    np.testing.assert_array_equal(walked.logits, combined)
     # Who is not finite at an exit that is looked at goes on to the last one.
     broken: NDArray[np.bool_] = np.asarray(np.isnan(fresh.probabilities).any(axis=2))
     left = decisions.exits < exits - 1

@@ -18,6 +18,7 @@ from eenet.runtime._optimize import Optimization
 from eenet.runtime._optimize import optimize as measured
 from eenet.scheduler import Route, Scheduler
 from eenet.stages import Stage
+from eenet.tasks import Evidence
 
 Ints = NDArray[np.intp]
 
@@ -99,8 +100,10 @@ class AdaptiveModel:
             leaving, staying = route.observe(evidence)
             if staying is None:
                 continue
-            if route.answers is None:
+            if route.left is None:
                 answers.put(running[leaving], logits, leaving if rows is None else rows[leaving])
+            else:
+                answers.put(running[leaving], torch.from_numpy(route.left).to(logits.device))
             if len(staying) == 0:
                 break
             left = staying if rows is None else rows[staying]
@@ -111,14 +114,17 @@ class AdaptiveModel:
                 rows = left
         else:
             logits = model.final_logits(stages[-1](*live))
-            if route.answers is None:
-                answers.put(route.running, logits, rows)
-                route.finish()
-            else:
+            running = route.running
+
+            def evidence_of_last(logits: Tensor = logits, rows: Ints | None = rows) -> Evidence:
                 shown = to_numpy(model.task.shown(logits))
-                route.observe(model.task.evidence(shown if rows is None else shown[rows], route.earlier))
-        if route.answers is not None:
-            return AdaptiveOutput(torch.from_numpy(route.answers).to(logits.device), torch.from_numpy(route.exits))
+                return model.task.evidence(shown if rows is None else shown[rows], route.earlier)
+
+            route.finish(evidence_of_last)
+            if route.left is None:
+                answers.put(running, logits, rows)
+            else:
+                answers.put(running, torch.from_numpy(route.left).to(logits.device))
         return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
 
 

@@ -64,16 +64,19 @@ def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> D
     policy.require(records.num_exits, records.num_classes, "the records have")
     costs.require_exits(records.num_exits)
     route = Route(policy, len(records))
+    samples = np.arange(len(records))
+    combined = np.zeros(len(records), dtype=np.intp)
     for k in range(policy.num_exits):
-        if len(route.running) == 0:
+        running = route.running
+        if len(running) == 0:
             break
         if policy.observes(k):
-            route.observe(records.evidence(k, route.running, route.earlier))
+            leaving, _ = route.observe(records.evidence(k, running, route.earlier))
+            if route.left is not None:
+                combined[running[leaving]] = route.left.argmax(axis=1)
         else:
             route.skip()
-    samples = np.arange(len(records))
-    if route.answers is not None:
-        combined = route.answers.argmax(axis=1)
+    if policy.ensemble is not None:
         right = None if records.labels is None else (combined == records.labels).astype(np.float32)
         return Decisions(route.exits, combined, right, costs)
     utility = None if records.utility is None else records.utility[route.exits, samples]

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -160,8 +160,8 @@ class Route:
     """The way of n samples through the exits under a policy.
 
     Call `observe` with the evidence of the running samples at each exit in turn, or `skip` where the policy does not
-    look, until `running` is empty. Then `exits` (n,) says where each left. Where the policy is an ensemble, `answers`
-    (n, C) are the logits in place of the exits' own, and the last exit is to be observed too; otherwise it is None.
+    look, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each left. Where the policy
+    is an ensemble, `left` are the logits of those who have just left, in place of the exit's own; otherwise None.
     """
 
     def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
@@ -170,9 +170,7 @@ class Route:
         self.running: Ints = np.arange(samples)
         self.exits: Ints = np.full(samples, -1, dtype=np.intp)
         self._ensemble = policy.ensemble
-        self.answers: NDArray[np.float32] | None = None
-        if self._ensemble is not None:
-            self.answers = np.zeros((samples, policy.num_classes), dtype=np.float32)
+        self.left: NDArray[np.float32] | None = None
 
     @classmethod
     def join(cls, routes: Sequence[Route]) -> Route:
@@ -222,20 +220,22 @@ class Route:
         self._trail.evidence.append(evidence)
         leaves = self._policy.leaves(self._trail)
         leaving = np.flatnonzero(leaves)
+        if self._ensemble is not None:
+            self.left = self._ensemble.answers(self._trail.take(leaving))
         if len(leaving) == 0:
             return leaving, None
         self.exits[self.running[leaving]] = k
-        if self._ensemble is not None and self.answers is not None:
-            self.answers[self.running[leaving]] = self._ensemble.answers(self._trail.take(leaving))
         staying = np.flatnonzero(~leaves)
         self.running = self.running[staying]
         if len(staying):
             self._trail = self._trail.take(staying)
         return leaving, staying
 
-    def finish(self) -> None:
-        """The last exit: it takes everybody who is still there, whatever it says. An ensemble observes it instead."""
-        assert self._ensemble is None, "an ensemble observes the last exit"
+    def finish(self, evidence: Callable[[], Evidence]) -> None:
+        """The last exit: it takes everybody who is still there, whatever it says; only an ensemble asks what."""
+        if self._ensemble is not None:
+            self.observe(evidence())
+            return
         self.exits[self.running] = self._policy.num_exits - 1
         self.running = self.running[:0]
 

@@ -59,11 +59,6 @@ class Engine:
     """
 
     def __init__(self, policy: ThresholdPolicy, options: EngineOptions | None = None) -> None:
-        if policy.ensemble is not None:
-            raise InvalidInputError(
-                f"{policy.score.name} combines the answers of several exits, and the engine gives those of one; serve "
-                "another scheduler, or run this one with AdaptiveModel"
-            )
         self.policy = policy
         self.options = options or EngineOptions()
         self.num_exits = policy.num_exits

@@ -31,6 +31,8 @@ _max, _sum, _all = np.maximum.reduce, np.add.reduce, np.logical_and.reduce
 
 _TINY = float(np.exp(-LOG_ODDS_LIMIT))
 
+_NOT_ROWS = ("_earlier", "is_pooled")  # of what evidence holds, what has no row for each sample
+
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """Class probabilities (n, C) of logits (n, C); a row with NaN or +inf, or with nothing but -inf, becomes NaN."""
@@ -93,7 +95,7 @@ class Evidence:
         taken = Evidence.__new__(Evidence)
         taken._earlier = tuple(earlier)
         for name, value in self.__dict__.items():
-            if name not in ("_earlier", "is_pooled"):
+            if name not in _NOT_ROWS:
                 taken.__dict__[name] = value[rows]
         if self.is_pooled:
             taken.is_pooled = True
@@ -106,8 +108,10 @@ class Evidence:
         joined._earlier = tuple(earlier)
         # What only some of the groups were asked for is computed again when needed, to the same bits: row by row.
         for name in parts[0].__dict__:
-            if name != "_earlier" and all(name in part.__dict__ for part in parts):
+            if name not in _NOT_ROWS and all(name in part.__dict__ for part in parts):
                 joined.__dict__[name] = np.concatenate([part.__dict__[name] for part in parts])
+        if parts[0].is_pooled:
+            joined.is_pooled = True
         return joined
 
     @cached_property
