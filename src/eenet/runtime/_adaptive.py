@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.models import MultiExitModel, feature_of
-from eenet.scheduler import Route, Scheduler
+from eenet.scheduler import BudgetController, Route, Scheduler, ThresholdPolicy
 from eenet.stages import Stage
 
 Ints = NDArray[np.intp]
@@ -31,19 +31,25 @@ class AdaptiveOutput:
 
 
 class AdaptiveModel:
-    """Runs a multi-exit model under a fitted scheduler.
+    """Runs a multi-exit model under a fitted scheduler, or a controller that keeps its budget in traffic.
 
-    Calling it takes what the model takes and gives an `AdaptiveOutput`. The model is put in inference mode. Raises
+    Calling it takes what the model takes and gives an `AdaptiveOutput`. A batch goes by the policy in force when it
+    comes, and a controller hears where its samples left. The model is put in inference mode. Raises
     `InvalidInputError` when the scheduler was fitted for other exits or classes.
     """
 
-    def __init__(self, model: MultiExitModel, scheduler: Scheduler) -> None:
-        policy = scheduler.policy
-        policy.require(model.num_exits, model.num_classes, "the model has")
+    def __init__(self, model: MultiExitModel, scheduler: Scheduler | BudgetController) -> None:
         self.model = model.eval()
         self.scheduler = scheduler
-        self._policy = policy
-        self._observed = [policy.observes(k) for k in range(policy.num_exits)]
+        self._checked: ThresholdPolicy | None = None
+        self._current_policy()
+
+    def _current_policy(self) -> ThresholdPolicy:
+        policy = self.scheduler.policy
+        if policy is not self._checked:  # a scheduler may have been fitted anew, a controller changes its policies
+            policy.require(self.model.num_exits, self.model.num_classes, "the model has")
+            self._checked = policy
+        return policy
 
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> AdaptiveOutput:
@@ -57,12 +63,13 @@ class AdaptiveModel:
         if samples == 0:
             nothing = model.final_logits(_empty_outputs(stages[-1], live[0].device))
             return AdaptiveOutput(nothing, torch.empty(0, dtype=torch.int64))
-        route = Route(self._policy, samples)
+        policy = self._current_policy()
+        route = Route(policy, samples)
         answers = _Answers(samples)
         for k, stage in enumerate(stages[:-1]):
             outputs = stage(*live)
             live = tuple([outputs[i] for i in stage.passed])
-            if not self._observed[k]:
+            if not policy.observes(k):
                 route.skip()
                 continue
             logits = model.heads[k](feature_of(stage, outputs))
@@ -79,6 +86,8 @@ class AdaptiveModel:
             logits = model.final_logits(stages[-1](*live))
             answers.put(route.running, logits)
             route.finish()
+        if isinstance(self.scheduler, BudgetController):
+            self.scheduler.observe(route.exits, policy)
         return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
 
 

@@ -15,8 +15,10 @@ from eenet.scheduler._catalogue import OptimalStopping as OptimalStopping
 from eenet.scheduler._catalogue import Patience as Patience
 from eenet.scheduler._catalogue import SearchedThresholds as SearchedThresholds
 from eenet.scheduler._catalogue import Static as Static
+from eenet.scheduler._controller import BudgetController as BudgetController
 from eenet.scheduler._decisions import Decisions as Decisions
 from eenet.scheduler._decisions import replay as replay
+from eenet.scheduler._drift import DriftReport as DriftReport
 from eenet.scheduler._family import Family as Family
 from eenet.scheduler._family import Method as Method
 from eenet.scheduler._induction import StoppingOptions as StoppingOptions
