@@ -39,6 +39,7 @@ types: $(STAMPS)/dev  ## static types, strict
 bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
 	$(BIN)/python benchmarks/resnet50.py
 	$(BIN)/python benchmarks/schedulers.py
+	$(BIN)/python benchmarks/controller.py
 	$(BIN)/python benchmarks/training.py
 
 clean:  ## remove what the commands above made, the environment included
