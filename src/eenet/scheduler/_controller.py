@@ -34,11 +34,11 @@ class BudgetController:
     `budget` is as in `Scheduler.fit`, by default the scheduler's own. `horizon`, in samples: how soon what was spent
     too much or too little is paid back; shorter follows traffic faster, longer wanders less around the best policy.
     `floor` and `ceiling` (K,) are the smallest and largest share of samples that leaves at each exit. They are kept
-    before the budget: policies planned to break them are not used, and where the running counts do all the same, to
-    within the samples of K batches, everybody in the next batch leaves at the exit that is owed most, or exits that
-    have too many are passed. They are also kept, up to `horizon` samples more, in any stretch of traffic. A sample with
-    evidence that is not finite goes on to the last exit all the same. `false_alarms` is the probability, over all
-    calibration sets and traffic like them, that `drift` ever reports an alarm.
+    whatever the traffic, to within the samples of K batches: once the running counts fall short, everybody in the next
+    batch leaves at the exit that is owed most; exits that have too many are passed. The other batches keep the budget.
+    In any stretch of traffic they are kept too, to within `horizon` samples more. A sample with evidence that is not
+    finite goes on to the last exit all the same. `false_alarms` is the probability, over all calibration sets and
+    traffic like them, that `drift` ever reports an alarm.
 
     Raises `InfeasibleBudgetError` for a budget below what the scheduler's table or the quotas allow, `NotFittedError`
     for a scheduler that is not fitted.
@@ -49,7 +49,7 @@ class BudgetController:
         scheduler: Scheduler,
         budget: Budget | None = None,
         *,
-        horizon: float = 200,
+        horizon: float = 300,
         floor: Sequence[float] | None = None,
         ceiling: Sequence[float] | None = None,
         false_alarms: float = 0.01,
@@ -64,8 +64,8 @@ class BudgetController:
         self._horizon, self._level = float(horizon), float(false_alarms)
         self._quotas = Quotas.parse(floor, ceiling, len(costs), self._horizon)
         # Of policies with the same planned cost the first will do.
-        rising = np.flatnonzero(np.diff(table.planned_costs, prepend=-np.inf) > 1e-9 * costs[-1]).tolist()
-        self._rows: list[int] = self._quotas.allowed(table.shares, rising)
+        rising = np.diff(table.planned_costs, prepend=-np.inf) > 1e-9 * costs[-1]
+        self._rows: list[int] = np.flatnonzero(rising).tolist()
         self._ladder: list[float] = table.planned_costs[self._rows].tolist()
         limit = self._limit(scheduler.budget if budget is None else budget)
         self._pacer = Pacer(limit, self._ladder[0], self._ladder[-1], self._horizon)

@@ -67,13 +67,6 @@ class Quotas:
         """Whether there is anything to keep."""
         return bool((self.floor > 0).any() or (self.ceiling < 1).any())
 
-    def allowed(self, shares: Floats | None, rows: list[int]) -> list[int]:
-        """Of these rows of a table with shares (G, K), those planned to keep the quotas; all where none is."""
-        if shares is None or not self.any:
-            return rows
-        kept: Bools = np.all((shares >= self.floor - _SLACK) & (shares <= self.ceiling + _SLACK), axis=1)
-        return [row for row in rows if kept[row]] or rows
-
     def observe(self, counts: Ints) -> None:
         """So many samples left at each exit, (K,)."""
         total = counts.sum()
