@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eenet import ExitCosts, ExitRecords, InfeasibleBudgetError, MaxProbability, Patience, Scheduler, Static
 from eenet.errors import InvalidInputError
 from eenet.evaluation import Comparison, compare, oracle, random_mixture
-from eenet.scheduler import GeometricAssignment
+from eenet.scheduler import ZTW, GeometricAssignment
 
 COSTS = ExitCosts([1.0, 2.5, 4.0])
 
@@ -190,8 +190,8 @@ class _Scaled(Scheduler):
         super().__init__("max_prob", GeometricAssignment(), name="scaled")
         self.factor = factor
 
-    def fit(self, records: ExitRecords, costs: ExitCosts, budget: Any = None, **options: Any) -> _Scaled:
-        return super().fit(records, costs, float(budget) * self.factor, **options)
+    def at(self, budget: Any) -> Scheduler:
+        return super().at(float(budget) * self.factor)
 
 
 @pytest.mark.parametrize("factor", [0.93, 1.07])
@@ -220,7 +220,7 @@ def test_a_scheduler_does_not_differ_from_itself() -> None:
     assert all(d.mean == pytest.approx(0) and d.standard_error == pytest.approx(0) for d in differences)
 
 
-def test_standard_error_allows_for_overlapping_resplits() -> None:
+def test_differences_are_means_of_pairs_at_the_cost_that_was_spent() -> None:
     schedulers = {"max_prob": MaxProbability, "patience": Patience}
     found = compare(_records(300), COSTS, schedulers, [2.0], resplits=4, fraction=0.5)
     curves = [found.curve("max_prob", r) for r in range(4)]
@@ -231,9 +231,67 @@ def test_standard_error_allows_for_overlapping_resplits() -> None:
     ]
     difference = next(d for d in found.differences("max_prob") if d.scheduler == "patience" and d.budget == 2.0)
     assert difference.mean == pytest.approx(np.mean(values))
-    assert difference.standard_error == pytest.approx(np.sqrt((1 / 4 + 1) * np.var(values, ddof=1)))
-    single = compare(_records(300), COSTS, schedulers, [2.0], resplits=1).differences("max_prob")
-    assert all(d.standard_error is None for d in single)
+    assert difference.resplits == 4
+    assert compare(_records(300), COSTS, schedulers, [2.0], resplits=1).differences("max_prob")[2].standard_error > 0
+
+
+def test_the_standard_error_is_that_of_resampling_the_pool() -> None:
+    """By hand: draw samples, weigh every resplit's held-out samples by how often they came, take the differences."""
+    records, budgets = _records(240), [1.5, 2.5]
+    schedulers = {"max_prob": MaxProbability, "patience": Patience}
+    found = compare(records, COSTS, schedulers, budgets, resplits=3, fraction=0.5)
+    utility = records.require_utility()
+    exits = {}
+    for resplit in range(3):
+        calibration, held = records.split(0.5, seed=resplit)
+        for name, make in schedulers.items():
+            for budget in budgets:
+                exits[name, resplit, budget] = make().fit(calibration, COSTS, budget).replay(held).exits
+    rng, spread = np.random.default_rng(5), []
+    for _ in range(400):
+        times = np.bincount(rng.integers(0, 240, 240), minlength=240)
+        means = []
+        for resplit in range(3):
+            rows = records.split_rows(0.5, seed=resplit)[1]
+            weights = times[rows] / times[rows].sum()
+
+            def mean(values: NDArray[Any], weights: NDArray[Any] = weights) -> float:
+                return float(values @ weights)
+
+            def point(name: str, budget: float, resplit: int = resplit, rows: Any = rows) -> tuple[float, float]:
+                left = exits[name, resplit, budget]
+                return mean(COSTS.values[left]), mean(utility[left, rows])
+
+            curve = [
+                (1.0, mean(utility[0, rows])),
+                *(point("max_prob", b) for b in budgets),
+                (4.0, mean(utility[2, rows])),
+            ]
+            xs, ys = zip(*sorted(curve), strict=True)
+            for budget in budgets:
+                cost, accuracy = point("patience", budget)
+                means.append(accuracy - np.interp(cost, xs, ys))
+        spread.append(np.mean(means))
+    overall = next(d for d in found.differences("max_prob") if d.scheduler == "patience" and d.budget is None)
+    assert overall.standard_error == pytest.approx(np.std(spread, ddof=1), rel=0.15)
+
+
+def test_the_curve_of_an_ensemble_ends_where_its_answers_do() -> None:
+    records = _records(600, exits=4)
+    costs = ExitCosts([1.0, 2.0, 3.0, 4.0])
+    found = compare(records, costs, ["max_prob", "ztw"], [1.5, 3.0], resplits=2)
+    assert found.changing == {"ztw"}
+    for resplit in range(2):
+        calibration, held = records.split(2 / 3, seed=resplit)
+        scheduler = ZTW().fit(calibration, costs, 4.0)
+        assert found.ends("ztw", resplit)[1] == pytest.approx(scheduler.replay(held).accuracy)
+        assert found.ends("max_prob", resplit) == pytest.approx(tuple(held.accuracies[[0, -1]]))
+        assert found.ends("ztw", resplit) != found.ends("max_prob", resplit)
+    text = found.to_text()
+    assert "ztw *" in text
+    assert "max_prob *" not in text
+    assert "* changes predictions" in text
+    assert found.to_dict()["changing_predictions"] == ["ztw"]
 
 
 def test_to_text_has_a_line_for_everything_compared() -> None:
@@ -264,29 +322,26 @@ def test_nothing_is_fitted_on_records_that_are_held_out() -> None:
     calibration, fresh = _records(300), _records(200, seed=1)
     makers = {"max": MaxProbability, "first": lambda: Static(0)}
     found = compare(calibration, COSTS, makers, [2.0, 3.0], resplits=4, held_out=fresh)
-    assert found.bootstrap
-    assert not compare(calibration, COSTS, makers, [2.0]).bootstrap
+    assert found.separate
+    assert found.pool == 200
+    assert not compare(calibration, COSTS, makers, [2.0]).separate
     # Labels of the held-out records change what is found, but no decision.
     assert fresh.labels is not None
     other = ExitRecords(fresh.probabilities, fresh.predictions, fresh.labels, np.zeros_like(fresh.require_utility()))
     blind = compare(calibration, COSTS, makers, [2.0, 3.0], resplits=4, held_out=other)
     assert [row.held_out_cost for row in blind.rows] == [row.held_out_cost for row in found.rows]
     assert all(row.accuracy == 0 for row in blind.rows)
-    # Bootstrap samples differ, about the accuracy of all of the records.
-    ends = [first for first, _ in found.ends]
-    assert len(set(ends)) > 1
-    assert np.mean(ends) == pytest.approx(fresh.accuracies[0], abs=0.05)
+    # Every resplit is judged on all of them.
+    assert all(found.ends("max", r) == pytest.approx(tuple(fresh.accuracies[[0, -1]])) for r in range(4))
 
 
-def test_the_error_of_bootstrap_differences_does_not_vanish_with_more_of_them() -> None:
+def test_the_error_on_held_out_records_does_not_vanish_with_more_resplits() -> None:
     calibration, fresh = _records(300), _records(200, seed=1)
     makers = {"max": MaxProbability, "patience": Patience}
 
     def error(resplits: int) -> float:
         found = compare(calibration, COSTS, makers, [2.0], resplits=resplits, held_out=fresh)
-        value = next(d.standard_error for d in found.differences("max") if d.scheduler == "patience")
-        assert value is not None
-        return value
+        return next(d.standard_error for d in found.differences("max") if d.scheduler == "patience")
 
     assert error(40) > 0.6 * error(8) > 0
 

@@ -188,7 +188,7 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert {row["method"] for row in metrics["schedulers"]} == methods
     for key in ("comparison", "published"):
         assert {row["scheduler"] for row in metrics[key]["rows"]} == methods
-        assert metrics[key]["bootstrap"] is True
+        assert metrics[key]["separate"] is True
     assert 2.5 in {row["budget"] for row in metrics["published"]["rows"]}
     # The README says what the metrics say, and nothing else.
     assert (finished / "README.md").read_text(encoding="utf-8") == readme(metrics)

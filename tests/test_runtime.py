@@ -12,15 +12,20 @@ from torch import Tensor
 
 import eenet
 from eenet.errors import InvalidInputError
+from eenet.scheduler import SCHEDULERS
 from networks import SmallConvNet, conv_model, table_model
 
 MAKERS = {
-    "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right")),
+    "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right", weight_decay=1e-4)),
     "MaxProbability": eenet.MaxProbability,
     "Entropy": eenet.Entropy,
     "Patience": eenet.Patience,
     "SearchedThresholds": eenet.SearchedThresholds,
+    **{name: make for name, make in SCHEDULERS.items() if name not in ("eenet", "max_prob", "entropy", "searched")},
 }
+
+# OptimalStopping says where it leaves much of a budget unspent.
+pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
 
 
 def run(fast: eenet.AdaptiveModel, x: Tensor, batch_size: int) -> tuple[NDArray[np.intp], Tensor]:
@@ -68,8 +73,11 @@ def test_adaptive_model_takes_the_exits_and_gives_the_logits_that_replay_does(
     x = torch.from_numpy(logits.transpose(1, 0, 2).reshape(samples, -1).copy())
     taken, answers = run(eenet.AdaptiveModel(table_model(exits, classes), scheduler), x, batch_size)
     np.testing.assert_array_equal(taken, decisions.exits)
-    np.testing.assert_array_equal(answers.numpy(), logits[taken, np.arange(samples)])
     np.testing.assert_array_equal(answers.argmax(1).numpy(), decisions.predictions)
+    if scheduler.changes_predictions:
+        assert torch.isfinite(answers).all()
+    else:
+        np.testing.assert_array_equal(answers.numpy(), logits[taken, np.arange(samples)])
 
 
 @settings(max_examples=25, deadline=None)
@@ -95,7 +103,8 @@ def test_no_calibration_sample_flips_when_the_batch_size_changes_its_rounding(
     np.testing.assert_array_equal(taken, decisions.exits)
     with torch.inference_mode():
         logits = torch.stack(model(x))
-    torch.testing.assert_close(answers, logits[torch.from_numpy(taken), torch.arange(120)], rtol=1e-4, atol=1e-4)
+    if not scheduler.changes_predictions:
+        torch.testing.assert_close(answers, logits[torch.from_numpy(taken), torch.arange(120)], rtol=1e-4, atol=1e-4)
 
 
 def fitted(model: eenet.MultiExitModel, x: Tensor, budget: float, maker: str = "MaxProbability") -> eenet.Scheduler:

@@ -48,7 +48,9 @@ def test_any_share_can_be_assigned(exits: int) -> None:
     records, costs = toy_records(600, exits), toy_costs(exits)
     for where in (0.01, 0.05, 0.95, 0.99):
         budget = 1 + where * (exits - 1)
-        scheduler = eenet.EENet(options=LearningOptions(epochs=20, target="right")).fit(records, costs, budget)
+        scheduler = eenet.EENet(options=LearningOptions(epochs=20, target="right", weight_decay=1e-4)).fit(
+            records, costs, budget
+        )
         assert budget * 0.998 <= scheduler.calibration_cost <= budget
         shares = scheduler.replay(records).exit_shares
         if where in (0.01, 0.99):
@@ -74,8 +76,8 @@ def test_the_scores_used_are_the_scores_trained() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_it_learns_is_one_of_the_ways_it_tried(seed: int) -> None:
     records = toy_records(300, classes=5, deceptive_class=1, seed=seed)
-    chosen = eenet.EENet(options=LearningOptions(epochs=20)).fit(records, toy_costs(), 1.8).policy
-    ways = [LearningOptions(epochs=20, target=target) for target in ("right", "lossless")]
+    chosen = eenet.EENet(options=LearningOptions(epochs=20, weight_decay=1e-4)).fit(records, toy_costs(), 1.8).policy
+    ways = [LearningOptions(epochs=20, weight_decay=1e-4, target=target) for target in ("right", "lossless")]
     tried = [eenet.EENet(options=way).fit(records, toy_costs(), 1.8).policy for way in ways]
     assert not np.array_equal(tried[0].thresholds, tried[1].thresholds)
     assert any(np.array_equal(chosen.thresholds, policy.thresholds) for policy in tried)
@@ -111,7 +113,7 @@ def test_fitting_takes_seconds() -> None:
 
 def test_nothing_outside_changes_what_is_learned_and_learning_changes_nothing_outside() -> None:
     records = toy_records(150)
-    options = LearningOptions(epochs=20, target="right")
+    options = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
 
     def thresholds() -> Any:
         return eenet.EENet(options=options).fit(records, toy_costs(), 2.0).policy.thresholds
@@ -169,7 +171,7 @@ def test_options_out_of_range_are_refused(option: str, value: float, expected: s
 @pytest.mark.parametrize(("samples", "exits", "classes"), [(1, 2, 2), (2, 6, 2), (30, 2, 400), (40, 10, 3)])
 def test_few_samples_many_exits_many_classes(samples: int, exits: int, classes: int) -> None:
     records = toy_records(samples, exits, classes, sharpness=3.0)
-    options = LearningOptions(epochs=20, target="right")
+    options = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
     for where in (0.0, 0.5):
         budget = 1 + where * (exits - 1)
         scheduler = eenet.EENet(options=options).fit(records, toy_costs(exits), budget)

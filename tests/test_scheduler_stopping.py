@@ -22,7 +22,7 @@ FAMILIES: dict[str, Callable[[], Scheduler]] = {
     "OptimalStopping": eenet.OptimalStopping,
     "MaxProbability": eenet.MaxProbability,
     "Patience": eenet.Patience,
-    "EENet": lambda: eenet.EENet(options=LearningOptions(epochs=20, target="right")),
+    "EENet": lambda: eenet.EENet(options=LearningOptions(epochs=20, target="right", weight_decay=1e-4)),
     "SearchedThresholds": eenet.SearchedThresholds,
 }
 FAMILY = pytest.mark.parametrize("make", FAMILIES.values(), ids=list(FAMILIES))

@@ -111,7 +111,7 @@ def test_adaptive_model_takes_the_exits_that_replay_does(seed: int, batch_size: 
     x, y = scenes(40, seed)
     model = dense_model()
     records = eenet.collect(model, [(x[:25], y[:25]), (x[25:], y[25:])])
-    options = eenet.scheduler.LearningOptions(epochs=20, target="right")
+    options = eenet.scheduler.LearningOptions(epochs=20, target="right", weight_decay=1e-4)
     maker = eenet.EENet(options=options) if name == "EENet" else getattr(eenet, name)()
     scheduler = maker.fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=budget)
     decisions = scheduler.replay(records)

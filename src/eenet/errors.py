@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EENetError(Exception):
     """Base of every exception raised on purpose by eenet."""
@@ -20,6 +22,14 @@ class InfeasibleBudgetError(InvalidInputError):
     def __init__(self, message: str, *, smallest: float) -> None:
         super().__init__(message)
         self.smallest = smallest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How it passes from one process to another: with the number that is not among its arguments."""
+        return _infeasible, (str(self), self.smallest)
+
+
+def _infeasible(message: str, smallest: float) -> InfeasibleBudgetError:
+    return InfeasibleBudgetError(message, smallest=smallest)
 
 
 class CutError(InvalidInputError):

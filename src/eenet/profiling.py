@@ -203,7 +203,10 @@ def _steps(
         outputs = stage(*live)
         run_stage = _bound(stage, *live)
         if k == len(stages) - 1:
-            steps.append((run_stage, *([_nothing] * (2 if scheduler else 1))))
+            last: tuple[Step, ...] = (run_stage, _nothing)
+            if scheduler is not None:
+                last = (*last, _ensemble_step(scheduler, task, model.final_logits(outputs), trail))
+            steps.append(last)
             break
         head, feature = model.heads[k], feature_of(stage, outputs)
         timed: tuple[Step, ...] = (run_stage, _bound(head, feature))
@@ -228,6 +231,20 @@ def _scheduler_step(scheduler: Scheduler, task: Task, logits: Tensor, before: Tr
         trail = Trail(before.evidence, before.scores)
         trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), before.evidence))
         np.flatnonzero(policy.leaves(trail))
+
+    return step
+
+
+def _ensemble_step(scheduler: Scheduler, task: Task, logits: Tensor, before: Trail) -> Step:
+    """What a runtime does after the last exit: nothing, but for an ensemble, which answers in its place."""
+    ensemble = scheduler.policy.ensemble
+    if ensemble is None:
+        return _nothing
+
+    def step() -> None:
+        trail = Trail(before.evidence, before.scores)
+        trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), before.evidence))
+        ensemble.answers(trail)
 
     return step
 

@@ -182,13 +182,18 @@ class ExitRecords:
 
     def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
         """Two disjoint random parts, the first with `fraction` of the samples."""
+        first, second = self.split_rows(fraction, seed=seed)
+        return self.subset(first), self.subset(second)
+
+    def split_rows(self, fraction: float, *, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The numbers of the samples in the two parts that `split` gives, ascending."""
         first = round(len(self) * fraction) if np.isfinite(fraction) else 0
         if not 0 < first < len(self):
             raise InvalidInputError(
                 f"fraction {fraction} of {len(self)} samples leaves one part empty; choose one between 0 and 1"
             )
         order = np.random.default_rng(seed).permutation(len(self))
-        return self.subset(np.sort(order[:first])), self.subset(np.sort(order[first:]))
+        return np.sort(order[:first]), np.sort(order[first:])
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from eenet.cli._compare import compare
 from eenet.cli._console import show_error, show_warning
 from eenet.cli._demo import demo
 from eenet.cli._evaluate import evaluate
@@ -30,12 +31,13 @@ Early exits that keep a budget: learned exit schedulers for multi-exit neural ne
 
 Start with `eenet demo`. With predictions of your own network, from whatever framework, the scheduler can be used alone:
 `fit` learns which sample may stop at which exit so that the mean cost stays within a budget, `evaluate` shows what that
-gives on fresh data.
+gives on fresh data, `compare` sets schedulers side by side.
 
 Examples:
 
     eenet fit predictions.npz --prefix val_ --budget 60% --out sched.safetensors
     eenet evaluate predictions.npz --prefix test_ --scheduler sched.safetensors
+    eenet compare predictions.npz --prefix val_ --budgets 8
 
 Errors are one line and exit code 2; `--debug` shows the traceback.
 """
@@ -104,7 +106,7 @@ def common(
     """Options of every command; the help text of the application itself is `_HELP`."""
 
 
-for command in (demo, train, reproduce, profile, fit, evaluate, export, predict, serve, version):
+for command in (demo, train, reproduce, profile, fit, evaluate, compare, export, predict, serve, version):
     app.command()(command)
 
 

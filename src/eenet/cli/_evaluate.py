@@ -53,6 +53,7 @@ def _result(scheduler: Scheduler, records: ExitRecords) -> dict[str, Any]:
     found: dict[str, Any] = {
         "schema": 1,
         "scheduler": scheduler.name,
+        "changes_predictions": scheduler.changes_predictions,
         "unit": costs.unit,
         "samples": samples,
         "budget": scheduler.budget,
@@ -85,7 +86,8 @@ def _show(found: dict[str, Any]) -> None:
 
     console, unit = output(), found["unit"]
     shares = ", ".join(f"{share:.1%}" for share in found["exit_shares"])
-    console.print(f"[bold]{found['scheduler']}[/bold] on {found['samples']} samples")
+    changes = ", changing predictions" if found["changes_predictions"] else ""
+    console.print(f"[bold]{found['scheduler']}[/bold] on {found['samples']} samples{changes}")
     console.print(f"budget           {found['budget']:.6g} {unit} per sample")
     console.print(f"planned cost     {found['planned_cost']:.6g} {unit}")
     console.print(f"calibration cost {found['calibration_cost']:.6g} {unit}")

@@ -31,7 +31,13 @@ def fit(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
     ] = None,
-    method: Annotated[str, typer.Option(help="eenet, stopping, max_prob, entropy, patience or searched.")] = "eenet",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="eenet, stopping, max_prob, entropy, patience, voting, margin, temperature, eero, gate, searched; or "
+            "ztw, beem, which change predictions."
+        ),
+    ] = "eenet",
     guarantee: Annotated[
         float | None, typer.Option(help="Keep the budget on fresh data with this probability, such as 0.95.")
     ] = None,
@@ -124,6 +130,7 @@ def _result(scheduler: Scheduler, method: str, records: ExitRecords, out: Path |
         "max_accuracy_drop": scheduler.max_accuracy_drop,
         "exit_shares": decisions.exit_shares.tolist(),
         "score": policy.score.name,
+        "changes_predictions": scheduler.changes_predictions,
         "thresholds": [threshold if enabled else None for threshold, enabled in pairs],
         "out": None if out is None else str(out),
     }
@@ -151,6 +158,8 @@ def _show(found: dict[str, Any]) -> None:
         shown = "takes the rest" if k == last else "off" if threshold is None else f"{threshold:.4f}"
         table.add_row(str(k + 1), f"{found['costs']['values'][k]:.6g}", f"{share:.1%}", shown)
     console.print(table)
+    if found["changes_predictions"]:
+        console.print("it changes predictions: samples are answered by the exits so far combined")
     if found["out"] is None:
         console.print("not saved: give --out scheduler.safetensors to keep it")
     else:

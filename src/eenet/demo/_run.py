@@ -184,7 +184,7 @@ def _costs(
     # To time a scheduler's steps there must be one; which budget it was fitted to makes no difference to its time.
     example = example_input(settings.batch_size)
     flops = measure(model, example, batch_sizes=(1,), seconds=0).costs("flops")
-    options = LearningOptions(epochs=20, target="right")
+    options = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
     scheduler = EENet(seed=settings.training.seed, options=options).fit(calibration, flops, budget="60%")
     found = measured = profile_in_turns(
         model,
@@ -231,9 +231,9 @@ def _fitted(
     skipped: list[str] = []
     for k in range(len(costs.alone)):
         fitted.append((f"exit {k + 1} only", None, Static(k).fit(calibration, costs.alone)))
-    with steps.progress("fitting", len(settings.budgets) * len(SCHEDULERS)) as (bar, task):
+    with steps.progress("fitting", len(settings.budgets) * len(_TITLES)) as (bar, task):
         for percent in settings.budgets:
-            for method in SCHEDULERS:
+            for method in _TITLES:
                 bar.update(task, advance=1, description=f"{_TITLES[method]} at {percent} %")
                 try:
                     scheduler = _new(method, settings).fit(calibration, costs.shared, budget=f"{percent}%")

@@ -286,10 +286,11 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
         f"{'**' if published and budget in published else ''}"
         for budget in budgets
     ]
+    # Before schema 2 each resplit had a bootstrap sample of its own.
+    judged = "the test part" if comparison["schema"] >= 2 else "a bootstrap sample of the test part, the same for all"
     lines = [
         f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of the "
-        "calibration part and judged on a bootstrap sample of the test part, the same for all. Accuracy in %, the mean "
-        "of these:",
+        f"calibration part and judged on {judged}. Accuracy in %, the mean of these:",
         "",
     ]
     rows = []

@@ -12,7 +12,7 @@ from eenet._files import atomic_path
 from eenet.errors import InvalidInputError, MissingExtraError
 
 # Okabe and Ito's colours, which the common kinds of colour blindness keep apart; shapes repeat the difference.
-_STYLES = (
+STYLES = (
     ("#0072B2", "o"),
     ("#D55E00", "^"),
     ("#009E73", "v"),
@@ -20,7 +20,7 @@ _STYLES = (
     ("#E69F00", "P"),
     ("#56B4E9", "X"),
 )
-_GREY = "#6b6b6b"
+GREY = "#6b6b6b"
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ def write_cost_figure(
     for point in (plain, *exits, *(p for curve in curves for p in curve.points)):
         if not (math.isfinite(point.cost) and math.isfinite(point.accuracy)):
             raise InvalidInputError(f"{point} cannot be drawn: expected a finite cost and accuracy; leave it out")
-    figure = _figure()
+    figure = new_figure(8, 5.2)
     axes = figure.add_subplot()
     if samples:
         _band(axes, plain, samples)
     axes.plot(
         [p.cost for p in exits],
         [100 * p.accuracy for p in exits],
-        color=_GREY,
+        color=GREY,
         linestyle=":",
         marker="s",
         markersize=6,
@@ -82,12 +82,12 @@ def write_cost_figure(
             textcoords="offset points",
             va="top",
             fontsize=9,
-            color=_GREY,
+            color=GREY,
         )
     for index, curve in enumerate(curves):
         # Later markers are smaller, so that points that fall together show as nested shapes.
         size = 11 - 5 * index / max(1, len(curves) - 1)
-        _draw(axes, curve, *_STYLES[index % len(_STYLES)], size)
+        _draw(axes, curve, *STYLES[index % len(STYLES)], size)
     axes.plot(
         [plain.cost],
         [100 * plain.accuracy],
@@ -122,13 +122,14 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def _figure() -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of so many inches."""
     require_matplotlib()
     # Not pyplot, whose figures are global and whose back end may want a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5.2), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

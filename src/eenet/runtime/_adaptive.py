@@ -18,6 +18,7 @@ from eenet.runtime._optimize import Optimization
 from eenet.runtime._optimize import optimize as measured
 from eenet.scheduler import Route, Scheduler
 from eenet.stages import Stage
+from eenet.tasks import Evidence
 
 Ints = NDArray[np.intp]
 
@@ -26,9 +27,9 @@ Ints = NDArray[np.intp]
 class AdaptiveOutput:
     """Answers in the order of the input.
 
-    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at; `exits` (N,) from 0,
-    int64, on the CPU. The logits are an inference tensor: `clone()` it before changing it in place or using it with
-    gradients.
+    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at, or of the ensemble
+    where the scheduler changes predictions; `exits` (N,) from 0, int64, on the CPU. The logits are an inference tensor:
+    `clone()` it before changing it in place or using it with gradients.
     """
 
     logits: Tensor
@@ -99,7 +100,10 @@ class AdaptiveModel:
             leaving, staying = route.observe(evidence)
             if staying is None:
                 continue
-            answers.put(running[leaving], logits, leaving if rows is None else rows[leaving])
+            if route.left is None:
+                answers.put(running[leaving], logits, leaving if rows is None else rows[leaving])
+            else:
+                answers.put(running[leaving], torch.from_numpy(route.left).to(logits.device))
             if len(staying) == 0:
                 break
             left = staying if rows is None else rows[staying]
@@ -110,8 +114,17 @@ class AdaptiveModel:
                 rows = left
         else:
             logits = model.final_logits(stages[-1](*live))
-            answers.put(route.running, logits, rows)
-            route.finish()
+            running = route.running
+
+            def evidence_of_last(logits: Tensor = logits, rows: Ints | None = rows) -> Evidence:
+                shown = to_numpy(model.task.shown(logits))
+                return model.task.evidence(shown if rows is None else shown[rows], route.earlier)
+
+            route.finish(evidence_of_last)
+            if route.left is None:
+                answers.put(running, logits, rows)
+            else:
+                answers.put(running, torch.from_numpy(route.left).to(logits.device))
         return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
 
 

@@ -18,8 +18,8 @@ from eenet.errors import FileFormatError, InvalidInputError
 
 MANIFEST = "manifest.json"
 FORMAT, SCHEMA = "eenet.bundle", 1
-BACKENDS = ("onnx", "torch", "aoti")
-"""What a bundle's stages can be: ONNX graphs, or the weights of a network that PyTorch runs as it is or compiled."""
+BACKENDS = ("onnx", "torch")
+"""What a bundle's stages can be: ONNX graphs, or the weights of a network that PyTorch builds again."""
 
 _CHECKSUM = "manifest_sha256"
 _MOST_BYTES = 16 * 1024 * 1024  # of the manifest, which for a thousand classes and twenty exits has some 100 kB

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eenet.runtime._backend import Array, StageBackend
 from eenet.scheduler import Route, ThresholdPolicy
-from eenet.tasks import Task
+from eenet.tasks import Evidence, Task
 
 
 @dataclass(frozen=True)
 class Answers:
     """Answers in the order of the input.
 
-    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at; `exits` (N,) from 0,
-    int64.
+    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at, or of the ensemble
+    where the scheduler changes predictions; `exits` (N,) from 0, int64.
     """
 
     logits: NDArray[np.float32]
@@ -41,7 +42,7 @@ def walk(
         running = route.running
         if k == last:
             leaving, staying = np.arange(len(running)), running[:0]
-            route.finish()
+            route.finish(partial(_evidence, task, logits, route))
         elif logits is None:
             route.skip()
             continue
@@ -52,13 +53,18 @@ def walk(
             leaving, staying = left, stay
         assert logits is not None, "the last exit always gives logits"
         if len(leaving) == samples:  # everybody left at one exit: nothing to put in order
-            answers = logits
+            answers = logits if route.left is None else route.left
             break
         if answers is None:
             answers = np.empty((samples, *logits.shape[1:]), dtype=logits.dtype)
-        answers[running[leaving]] = logits[leaving]
+        answers[running[leaving]] = logits[leaving] if route.left is None else route.left
         if len(staying) == 0:
             break
         live = backend.take(k + 1, live, staying)
     assert answers is not None, "every sample leaves at an exit"
     return Answers(answers, route.exits.astype(np.int64))
+
+
+def _evidence(task: Task, logits: NDArray[np.float32] | None, route: Route) -> Evidence:
+    assert logits is not None, "the last exit always gives logits"
+    return task.evidence(task.shown(logits), route.earlier)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from eenet.scheduler._assignments import GeometricAssignment, LearnedAssignment, SearchedAssignment, StaticAssignment
+from eenet.scheduler._budgeted import ExponentialWeightsAssignment, SharedAssignment
 from eenet.scheduler._induction import StoppingMethod, StoppingOptions
 from eenet.scheduler._learned import LearningOptions
 from eenet.scheduler._scheduler import Scheduler
@@ -39,6 +40,47 @@ def Patience() -> Scheduler:  # noqa: N802
     return Scheduler("patience", GeometricAssignment(), name="Patience")
 
 
+def Voting() -> Scheduler:  # noqa: N802
+    """Agreement of the exits so far with this one, ties by max probability (Sun et al., arXiv 2105.13792)."""
+    return Scheduler("voting", GeometricAssignment(), name="Voting")
+
+
+def Margin() -> Scheduler:  # noqa: N802
+    """The margin between the two largest probabilities (Park et al., CODES+ISSS 2015), geometric distribution."""
+    return Scheduler("margin", GeometricAssignment(), name="Margin")
+
+
+def TemperatureScaled() -> Scheduler:  # noqa: N802
+    """Max probability calibrated exit by exit, with one threshold (Pacheco et al., ICC 2021). Needs labels."""
+    return Scheduler("temperature", SharedAssignment(), name="TemperatureScaled")
+
+
+def ZTW() -> Scheduler:  # noqa: N802
+    """The exits so far multiplied to a learned ensemble, one threshold (Wolczyk et al., NeurIPS 2021). Needs labels.
+
+    It changes predictions: a sample is answered by the ensemble, not by the exit it leaves at.
+    """
+    return Scheduler("ztw", SharedAssignment(), name="ZTW")
+
+
+def BEEM() -> Scheduler:  # noqa: N802
+    """Exits as experts, whose weighted confidences add up (Bajpai and Hanawal, ICLR 2025). Needs labels.
+
+    It changes predictions: a sample is answered by the experts so far, not by the exit it leaves at alone.
+    """
+    return Scheduler("beem", GeometricAssignment(), name="BEEM")
+
+
+def EERO() -> Scheduler:  # noqa: N802
+    """Max probability with exit shares by exponential weights (Valade et al., arXiv 2402.03779). Needs labels."""
+    return Scheduler("max_prob", ExponentialWeightsAssignment(), name="EERO")
+
+
+def LearnedGate() -> Scheduler:  # noqa: N802
+    """A learned gate at each exit, in the manner of JEI-DNN (Regol et al., ICLR 2024) on frozen exits. Needs labels."""
+    return Scheduler("gate", GeometricAssignment(), name="LearnedGate")
+
+
 def SearchedThresholds(score: str = "max_prob", *, seed: int = 0) -> Scheduler:  # noqa: N802
     """The thresholds on a score with the highest calibration accuracy under the budget. Needs labels."""
     return Scheduler(score, SearchedAssignment(), name=f"SearchedThresholds({score})", seed=seed)
@@ -55,6 +97,13 @@ SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
     "max_prob": MaxProbability,
     "entropy": Entropy,
     "patience": Patience,
+    "voting": Voting,
+    "margin": Margin,
+    "temperature": TemperatureScaled,
+    "ztw": ZTW,
+    "beem": BEEM,
+    "eero": EERO,
+    "gate": LearnedGate,
     "searched": SearchedThresholds,
 }
 """The makers of schedulers that take a budget, by the name the command line uses."""

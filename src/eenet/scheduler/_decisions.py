@@ -16,9 +16,10 @@ from eenet.tasks import mean_iou
 
 @dataclass(frozen=True)
 class Decisions:
-    """Where each of N samples left and what it predicted there.
+    """Where each of N samples left and what it was answered.
 
-    `exits` (N,) from 0; `predictions` (N,); `utility` (N,) in [0, 1] or None without labels; `costs` of the K exits.
+    `exits` (N,) from 0; `predictions` (N,), of an ensemble the combined ones; `utility` (N,) in [0, 1] or None without
+    labels; `costs` of the K exits.
     """
 
     exits: Ints
@@ -63,14 +64,21 @@ def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> D
     policy.require(records.num_exits, records.num_classes, "the records have")
     costs.require_exits(records.num_exits)
     route = Route(policy, len(records))
+    samples = np.arange(len(records))
+    combined = np.zeros(len(records), dtype=np.intp)
     for k in range(policy.num_exits):
-        if len(route.running) == 0:
+        running = route.running
+        if len(running) == 0:
             break
         if policy.observes(k):
-            route.observe(records.evidence(k, route.running, route.earlier))
+            leaving, _ = route.observe(records.evidence(k, running, route.earlier))
+            if route.left is not None:
+                combined[running[leaving]] = route.left.argmax(axis=1)
         else:
             route.skip()
-    samples = np.arange(len(records))
+    if policy.ensemble is not None:
+        right = None if records.labels is None else (combined == records.labels).astype(np.float32)
+        return Decisions(route.exits, combined, right, costs)
     utility = None if records.utility is None else records.utility[route.exits, samples]
     counts = None if records.pixel_counts is None else records.pixel_counts[route.exits, samples]
     return Decisions(route.exits, records.predictions[route.exits, samples], utility, costs, counts)

@@ -13,7 +13,8 @@ from eenet.errors import InfeasibleBudgetError
 from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Assignment, Calibration
 from eenet.scheduler._decisions import replay
-from eenet.scheduler._policy import Score, ThresholdPolicy
+from eenet.scheduler._ensembles import as_answered
+from eenet.scheduler._policy import Ensemble, Score, ThresholdPolicy
 from eenet.scheduler._table import PolicyTable
 from eenet.scheduler._thresholds import Thresholds
 
@@ -63,9 +64,14 @@ class ThresholdMethod:
     score: Score
     assignment: Assignment
 
+    @property
+    def changes_predictions(self) -> bool:
+        """Whether the score answers in place of the exits."""
+        return isinstance(self.score, Ensemble)
+
     def fit(self, records: ExitRecords, costs: ExitCosts, seed: int) -> ThresholdFamily:
         """Score the records once."""
-        return ThresholdFamily(Calibration(self.score, records, costs), self.assignment, seed)
+        return ThresholdFamily(Calibration(self.score, as_answered(self.score, records), costs), self.assignment, seed)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from eenet.errors import InfeasibleBudgetError, InvalidInputError
 from eenet.records import ExitRecords
 from eenet.scheduler._bounds import mean_is_below, smallest_limit
 from eenet.scheduler._decisions import replay
+from eenet.scheduler._ensembles import as_answered
 from eenet.scheduler._family import Family, Method, Planned, TableFamily, Tabulated
 from eenet.scheduler._folds import fold_numbers
 from eenet.scheduler._policy import Floats, Ints
@@ -84,7 +85,7 @@ class GuaranteedFamily:
 
 def _planned(table: PolicyTable, row: int, exits: Ints, tested: ExitRecords, costs: ExitCosts) -> Planned:
     spent = float(costs.values[exits].mean())
-    utility = tested.utility
+    utility = as_answered(table.policies[row].score, tested).utility
     accuracy = None if utility is None else float(utility[exits, np.arange(len(exits))].mean(dtype=np.float64))
     return Planned(table.policies[row], float(table.planned_costs[row]), spent, accuracy)
 
@@ -96,12 +97,13 @@ def cheapest_within(family: Family, tested: ExitRecords, drop: float, guarantee:
     """
     utility = tested.require_utility().astype(np.float64)
     table, costs, error = Tabulated(family).table, family.costs, 1 - guarantee
+    answered = as_answered(table.policies[0].score, tested).require_utility().astype(np.float64)
     samples = np.arange(len(tested))
     best: tuple[int, Ints] | None = None
     lost: Floats = np.zeros(len(tested))
     for row in reversed(range(len(table))):
         exits = replay(table.policies[row], tested, costs).exits
-        lost = utility[-1] - utility[exits, samples]
+        lost = utility[-1] - answered[exits, samples]
         if not mean_is_below((lost[None] + 1) / 2, (drop + 1) / 2, error)[0]:
             break
         best = row, exits

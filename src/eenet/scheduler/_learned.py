@@ -23,6 +23,9 @@ LOG_ODDS_SCALE = 0.1
 """Brings the log odds to the size of the other confidences."""
 
 
+WEIGHT_DECAYS = (1e-5, 1e-3, 3e-2)
+"""From many samples for each class to few."""
+
 TARGETS = ("right", "lossless")
 """What an exit score may learn: that the exit is right, or that no later exit is worth more than it."""
 
@@ -33,8 +36,9 @@ class LearningOptions:
 
     `kl_weight` and `cost_weight` are the paper's a_KL and a_cost; `hidden_factor` is the width of the assignment's
     hidden layer over its input. Scores and assignment take turns: the scores are fitted to the end, with
-    `weight_decay`, the assignment for `turn` epochs, `epochs` in all. `target` is "right" (the paper's), "lossless", or
-    None: each target is tried from `restarts` beginnings, and what does best on `folds` held-out folds is kept.
+    `weight_decay`, the assignment for `turn` epochs, `epochs` in all. `target` is "right" (the paper's) or "lossless".
+    Where target or weight decay is None, each of several is tried, from `restarts` beginnings, and what does best on
+    `folds` held-out folds is kept.
     """
 
     kl_weight: float = 1e-3
@@ -43,7 +47,7 @@ class LearningOptions:
     epochs: int = 60
     turn: int = 20
     assignment_rate: float = 2e-2
-    weight_decay: float = 1e-5
+    weight_decay: float | None = None
     restarts: int = 1
     folds: int = 3
     target: str | None = None
@@ -55,6 +59,8 @@ class LearningOptions:
                 raise InvalidInputError(f"LearningOptions({name}={value!r}): expected a number above 0")
         for name in ("kl_weight", "cost_weight", "weight_decay"):
             value = getattr(self, name)
+            if value is None and name == "weight_decay":
+                continue
             if not 0 <= value < math.inf:
                 raise InvalidInputError(f"LearningOptions({name}={value!r}): expected a number, 0 or more")
         if not 2 <= self.folds < math.inf:

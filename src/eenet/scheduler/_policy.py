@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,18 @@ class Score(Protocol):
         ...
 
 
+@runtime_checkable
+class Ensemble(Score, Protocol):
+    """A score that also answers: with the exits so far combined, in place of the exit's own prediction."""
+
+    def answers(self, trail: Trail) -> NDArray[np.float32]:
+        """Logits (n, C), finite, of the samples at the exit the trail has come to; each row independent of the others.
+
+        The largest is the prediction. What is not finite in the evidence counts for nothing.
+        """
+        ...
+
+
 def leaves_at(scores: Floats, finite: Bools, threshold: float, enabled: bool) -> Bools:
     """Whether samples (n,) leave an exit: the rule itself, also used to try thresholds while fitting."""
     if not enabled:
@@ -113,6 +125,11 @@ class ThresholdPolicy:
         """K."""
         return len(self.thresholds) + 1
 
+    @property
+    def ensemble(self) -> Ensemble | None:
+        """The score, where it also answers in place of the exits."""
+        return self.score if isinstance(self.score, Ensemble) else None
+
     def require(self, exits: int, classes: int, whose: str) -> None:
         """Raise `InvalidInputError` unless it is for so many exits and classes; `whose`: "the model has"."""
         if (exits, classes) != (self.num_exits, self.num_classes):
@@ -123,7 +140,7 @@ class ThresholdPolicy:
 
     def observes(self, exit_index: int) -> bool:
         """Whether the exit's output is looked at; if not, its head need not run."""
-        if exit_index == self.num_exits - 1:
+        if exit_index == self.num_exits - 1 or self.ensemble is not None:
             return True
         if self.score.uses_history:
             return bool(self.enabled[exit_index:].any())
@@ -143,7 +160,8 @@ class Route:
     """The way of n samples through the exits under a policy.
 
     Call `observe` with the evidence of the running samples at each exit in turn, or `skip` where the policy does not
-    look, until `running` is empty. Then `exits` (n,) says where each left.
+    look, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each left. Where the policy
+    is an ensemble, `left` are the logits of those who have just left, in place of the exit's own; otherwise None.
     """
 
     def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
@@ -151,6 +169,8 @@ class Route:
         self._trail = Trail()
         self.running: Ints = np.arange(samples)
         self.exits: Ints = np.full(samples, -1, dtype=np.intp)
+        self._ensemble = policy.ensemble
+        self.left: NDArray[np.float32] | None = None
 
     @classmethod
     def join(cls, routes: Sequence[Route]) -> Route:
@@ -195,10 +215,13 @@ class Route:
         """
         if len(evidence) != len(self.running):
             raise InvalidInputError(f"evidence of {len(evidence)} samples, {len(self.running)} are running")
+        require_whole(self._policy.score, pooled=evidence.is_pooled)
         k = self.exit_index
         self._trail.evidence.append(evidence)
         leaves = self._policy.leaves(self._trail)
         leaving = np.flatnonzero(leaves)
+        if self._ensemble is not None:
+            self.left = self._ensemble.answers(self._trail.take(leaving))
         if len(leaving) == 0:
             return leaving, None
         self.exits[self.running[leaving]] = k
@@ -208,11 +231,28 @@ class Route:
             self._trail = self._trail.take(staying)
         return leaving, staying
 
-    def finish(self) -> None:
-        """The last exit: it takes everybody who is still there, whatever it says."""
+    def finish(self, evidence: Callable[[], Evidence]) -> None:
+        """The last exit: it takes everybody who is still there, whatever it says; only an ensemble asks what."""
+        if self._ensemble is not None:
+            self.observe(evidence())
+            return
         self.exits[self.running] = self._policy.num_exits - 1
         self.running = self.running[:0]
 
     def skip(self) -> None:
         """Pass an exit that the policy does not look at: nobody leaves."""
         self._trail.skip(len(self.running), self._policy.num_classes)
+
+
+def require_whole(score: Score, *, pooled: bool) -> None:
+    """Raise `InvalidInputError` where evidence is pooled over the parts of a sample and the score cannot use that."""
+    if pooled and getattr(score, "whole_samples", False):
+        raise refuse_pooled(score.name)
+
+
+def refuse_pooled(name: str) -> InvalidInputError:
+    """What to raise for a score that reads the probabilities of a whole sample, given means over its parts."""
+    return InvalidInputError(
+        f"{name} reads the class probabilities of whole samples, and this evidence is pooled over the parts of each, "
+        "as in segmentation; choose max_prob, entropy, patience, voting or searched"
+    )

@@ -16,6 +16,7 @@ from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Assignment
 from eenet.scheduler._decisions import Decisions, replay
 from eenet.scheduler._family import Method, Planned, TableFamily, Tabulated, ThresholdMethod
+from eenet.scheduler._fitted_scores import FITTED_SCORES, FittedScoreMethod
 from eenet.scheduler._guarantee import Wanted
 from eenet.scheduler._learned import LearningOptions
 from eenet.scheduler._policy import Score, ThresholdPolicy
@@ -168,6 +169,15 @@ class Scheduler:
         return replay(self.policy, records, costs or self.costs)
 
     @property
+    def changes_predictions(self) -> bool:
+        """Whether it answers with the exits so far combined, so that a prediction need not be the exit's own."""
+        if self._policy is not None:
+            return self._policy.ensemble is not None
+        if self._method is None:
+            return self.table.policies[0].ensemble is not None
+        return bool(getattr(self._method, "changes_predictions", False))
+
+    @property
     def policy(self) -> ThresholdPolicy:
         """The fitted decision rule."""
         if self._policy is None:
@@ -256,8 +266,11 @@ def _method(score: str | Score, assignment: Assignment, options: LearningOptions
         from eenet.scheduler._learning import LearnedMethod  # brings in torch, which deciding does not need
 
         return LearnedMethod(assignment, options)
+    if score in FITTED_SCORES:
+        return FittedScoreMethod(score, assignment)
     if score not in PLAIN_SCORES:
-        raise InvalidInputError(f"score {score!r} is not known; choose from {sorted((*PLAIN_SCORES, 'learned'))}")
+        known = sorted((*PLAIN_SCORES, *FITTED_SCORES, "learned"))
+        raise InvalidInputError(f"score {score!r} is not known; choose from {known}")
     return ThresholdMethod(PLAIN_SCORES[score], assignment)
 
 

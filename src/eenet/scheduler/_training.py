@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +16,15 @@ from torch.nn import functional
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
 from eenet.scheduler._folds import fold_numbers
-from eenet.scheduler._learned import NUM_CONFIDENCES, TARGETS, TIE_WEIGHT, LearnedScore, LearningOptions, confidences
+from eenet.scheduler._learned import (
+    NUM_CONFIDENCES,
+    TARGETS,
+    TIE_WEIGHT,
+    WEIGHT_DECAYS,
+    LearnedScore,
+    LearningOptions,
+    confidences,
+)
 from eenet.scheduler._policy import Floats
 from eenet.scheduler._thresholds import ScoreTable, tilted_shares
 
@@ -141,28 +150,39 @@ def train_scores(
 ) -> list[LearnedScore]:
     """Learn scores and assignment together for each budget, in the way that does best on held-out folds."""
     with _learning():
-        target, start = _best_way(records, costs, budgets, options, seed)
+        way = _best_way(records, costs, budgets, options, seed)
         data = _Evidence(records)
-        return [_train(data, costs, budget, options, target, start) for budget in budgets]
+        return [_train(data, costs, budget, options, way) for budget in budgets]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """What is left to the data: the target, the weight decay and the beginning."""
+
+    target: str
+    weight_decay: float
+    seed: int
 
 
 def _best_way(
     records: ExitRecords, costs: ExitCosts, budgets: Sequence[float], options: LearningOptions, seed: int
-) -> tuple[str, int]:
-    """Target and seed: those whose scores, each given by a training without the sample, choose best."""
+) -> _Way:
+    """The way whose scores, each given by a training without the sample, choose best."""
     targets = TARGETS if options.target is None else (options.target,)
-    ways = [(target, seed + i) for i in range(options.restarts) for target in targets]
+    decays = WEIGHT_DECAYS if options.weight_decay is None else (options.weight_decay,)
+    ways = [_Way(t, d, seed + i) for i in range(options.restarts) for t in targets for d in decays]
     folds = fold_numbers(records, seed, options.folds)
     if len(ways) == 1 or int(folds.max()) + 1 < 2:
         return ways[0]
+    brief = replace(options, epochs=options.turn)  # one turn is enough to tell the ways apart
     middle = budgets[len(budgets) // 2]
     held_out = [np.flatnonzero(folds == fold) for fold in range(int(folds.max()) + 1)]
     parts = [_Evidence(records.subset(np.flatnonzero(folds != fold))) for fold in range(len(held_out))]
     values = []
-    for target, start in ways:
+    for way in ways:
         scores, finite, shares = np.zeros((len(costs) - 1, len(records))), [], []
         for rows, part in zip(held_out, parts, strict=True):
-            trained = _train(part, costs, middle, options, target, start)
+            trained = _train(part, costs, middle, brief, way)
             assert trained.shares is not None
             table = ScoreTable.of(trained, records.subset(rows), costs)
             scores[:, rows] = table.scores
@@ -212,14 +232,12 @@ def _learning() -> Iterator[None]:
         yield
 
 
-def _train(
-    data: _Evidence, costs: ExitCosts, budget: float, options: LearningOptions, target: str, seed: int
-) -> LearnedScore:
+def _train(data: _Evidence, costs: ExitCosts, budget: float, options: LearningOptions, way: _Way) -> LearnedScore:
     """Scores and assignment in turns: the scores to the end, the assignment a few epochs."""
-    scores = _Scores(data, options.weight_decay)
-    assignment = _Assignment(data, options.hidden_factor, _start(costs, budget), _generator(seed))
+    scores = _Scores(data, way.weight_decay)
+    assignment = _Assignment(data, options.hidden_factor, _start(costs, budget), _generator(way.seed))
     optimiser = torch.optim.Adam(assignment.parameters(), lr=options.assignment_rate)
-    targets = data.targets(target)
+    targets = data.targets(way.target)
     r = torch.full_like(targets, 1 / data.exits)
     for turn in range(-(-options.epochs // options.turn)):
         q = scores.learn(data, targets, r)

@@ -141,7 +141,8 @@ class Work:
         staying: Ints | None = None
         if self.last:
             assert logits is not None, "a backend gives the logits of the last exit"
-            route.finish()
+            seen = logits[start : start + count]
+            route.finish(lambda: task.evidence(task.shown(seen), route.earlier))
             leaving, staying = np.arange(count), np.arange(0)
         elif logits is None or not route.policy.observes(self.stage):
             route.skip()
@@ -152,7 +153,8 @@ class Work:
         if len(leaving):
             assert logits is not None
             left = leaving.tolist()
-            self.answers.append(([owners[i] for i in left], [places[i] for i in left], logits[start + leaving]))
+            given = logits[start + leaving] if route.left is None else route.left
+            self.answers.append(([owners[i] for i in left], [places[i] for i in left], given))
         if staying is not None and len(staying) == 0:
             return
         if staying is not None:

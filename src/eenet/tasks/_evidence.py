@@ -31,6 +31,8 @@ _max, _sum, _all = np.maximum.reduce, np.add.reduce, np.logical_and.reduce
 
 _TINY = float(np.exp(-LOG_ODDS_LIMIT))
 
+_NOT_ROWS = ("_earlier", "is_pooled")  # of what evidence holds, what has no row for each sample
+
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """Class probabilities (n, C) of logits (n, C); a row with NaN or +inf, or with nothing but -inf, becomes NaN."""
@@ -45,8 +47,11 @@ class Evidence:
     """What is known of n samples at one exit, computed when first asked for.
 
     `probabilities` (n, C) float32; `predictions` (n,); `earlier` is the evidence of the same n samples at the exits
-    before. A row that is not finite has `finite` False and counts as uniform everywhere else.
+    before. A row that is not finite has `finite` False and counts as uniform everywhere else. `is_pooled` says whether
+    the quantities are means over the parts of each sample.
     """
+
+    is_pooled = False
 
     def __init__(self, probabilities: NDArray[np.float32], predictions: Ints, earlier: Sequence[Evidence] = ()) -> None:
         # Rows must be contiguous: over another layout numpy sums in an order that depends on the batch.
@@ -72,10 +77,14 @@ class Evidence:
         what would be computed from the probabilities.
         """
         evidence = cls(probabilities, probabilities.argmax(axis=-1))
+        evidence.is_pooled = True
         for name, values in quantities.items():
             if not evidence.finite.all() and values.dtype.kind == "f":
                 values = np.where(evidence.finite, values, 0.0)
             evidence.__dict__[name] = values
+        # Of parts, the share of exits that vote as this one does is what is pooled as the vote share.
+        if "vote_share" in quantities:
+            evidence.__dict__["agreement"] = evidence.__dict__["vote_share"]
         return evidence
 
     def __len__(self) -> int:
@@ -86,8 +95,10 @@ class Evidence:
         taken = Evidence.__new__(Evidence)
         taken._earlier = tuple(earlier)
         for name, value in self.__dict__.items():
-            if name != "_earlier":
+            if name not in _NOT_ROWS:
                 taken.__dict__[name] = value[rows]
+        if self.is_pooled:
+            taken.is_pooled = True
         return taken
 
     @classmethod
@@ -97,8 +108,10 @@ class Evidence:
         joined._earlier = tuple(earlier)
         # What only some of the groups were asked for is computed again when needed, to the same bits: row by row.
         for name in parts[0].__dict__:
-            if name != "_earlier" and all(name in part.__dict__ for part in parts):
+            if name not in _NOT_ROWS and all(name in part.__dict__ for part in parts):
                 joined.__dict__[name] = np.concatenate([part.__dict__[name] for part in parts])
+        if parts[0].is_pooled:
+            joined.is_pooled = True
         return joined
 
     @cached_property
@@ -141,6 +154,15 @@ class Evidence:
         votes = np.stack([e.predictions for e in (*self._earlier, self)])
         same = votes[:, None, :] == votes[None, :, :]
         share: Floats = same.sum(axis=0).max(axis=0) / len(votes)
+        return share
+
+    @cached_property
+    def agreement(self) -> Floats:
+        """The share of the exits so far, this one included, that predict what this one predicts, (n,)."""
+        agreeing = np.ones(len(self))
+        for earlier in self._earlier:
+            agreeing += earlier.predictions == self.predictions
+        share: Floats = agreeing / (len(self._earlier) + 1)
         return share
 
     @cached_property

@@ -1,0 +1,199 @@
+"""`eenet compare`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eenet.cli._console import output, print_json, show_warning, side
+from eenet.errors import InvalidInputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from eenet.costs import ExitCosts
+    from eenet.evaluation import Comparison
+
+_ALL = "all"
+
+
+def compare(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors, with labels")],
+    costs: Annotated[
+        str | None,
+        typer.Option(help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json."),
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
+    held_out: Annotated[
+        Path | None,
+        typer.Option(help="Predictions to judge on instead of the rest of each resplit."),
+    ] = None,
+    held_out_prefix: Annotated[str, typer.Option(help="Of the names of the arrays in HELD_OUT.")] = "",
+    methods: Annotated[str, typer.Option(help="Names as for eenet fit --method, with commas; or all.")] = _ALL,
+    budgets: Annotated[
+        str, typer.Option(help="A number of budgets between the first and the last exit's cost, or 50%,60%,3.5ms.")
+    ] = "8",
+    reference: Annotated[str | None, typer.Option(help="The method to compare with; the first one named.")] = None,
+    resplits: Annotated[int, typer.Option(min=1, help="How often the predictions are divided anew.")] = 5,
+    fraction: Annotated[float, typer.Option(help="Of the predictions, to calibrate on.")] = 2 / 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resplits, the methods and the bootstrap.")] = 0,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for tables, figure and finished work.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--restart", help="Go on with what OUT holds, or discard it and begin anew.")
+    ] = True,
+    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Compare schedulers on fresh samples, at equal realised cost.
+
+    Each method is fitted to each budget on a random part of PREDICTIONS (as for eenet fit) and tried on the rest,
+    RESPLITS times. Differences to the reference are taken at the cost that was really spent, as pairs, with standard
+    errors by a bootstrap over the samples. Rows where early exit loses are shown like all others. The results do not
+    depend on JOBS.
+
+    With OUT, finished work is kept there as it comes: the same command again goes on where it was stopped, and other
+    methods or more resplits add to it. OUT then holds table.txt, rows.csv, differences.csv, comparison.json and
+    comparison.png.
+
+    Examples:
+
+        eenet compare predictions.npz --prefix val_ --unit cpu_ms --methods max_prob,margin,searched --budgets 8
+
+        eenet compare demo/calibration.safetensors --costs demo/costs.json --held-out demo/test.safetensors
+        --budgets 40%,60%,80% --jobs 2 --out comparison
+    """
+    from eenet.cli._inputs import read_costs, read_predictions
+    from eenet.evaluation import compare as run
+
+    names = _methods(methods)
+    against = _known(reference, names, "--reference") if reference else names[0]
+    records, in_file = read_predictions(predictions, prefix)
+    table = read_costs(costs, unit, batch_size, in_file)
+    fresh = None if held_out is None else read_predictions(held_out, held_out_prefix)[0]
+    amounts = _budgets(budgets, table)
+    with _bar(len(names) * len(amounts) * resplits) as progress:
+        found = run(
+            records, table, names, amounts, resplits=resplits, fraction=fraction, seed=seed, held_out=fresh, jobs=jobs,
+            out=out, restart=not resume, progress=progress,
+        )  # fmt: skip
+    data = found.to_dict(against)
+    if out is not None:
+        _write(found, against, data, out)
+    if json_output:
+        print_json(data)
+        return
+    console = output()
+    console.print(found.to_text(against), markup=False, soft_wrap=True)
+    if out is not None:
+        console.print(f"tables and figure are in {out}", soft_wrap=True)
+
+
+def _methods(text: str) -> list[str]:
+    from eenet.scheduler import SCHEDULERS
+
+    if text == _ALL:
+        return list(SCHEDULERS)
+    names = [_known(word.strip(), list(SCHEDULERS), "--methods") for word in text.split(",")]
+    if len(set(names)) < len(names):
+        raise InvalidInputError(f"--methods {text} names a method twice; give each once")
+    return names
+
+
+def _known(name: str, names: list[str], option: str) -> str:
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidInputError(f"{option} {name!r} is not known; {hint}choose from {', '.join(names)}")
+    return name
+
+
+def _budgets(text: str, costs: ExitCosts) -> list[float]:
+    """So many budgets evenly between the first and the last exit's cost, or those that are listed."""
+    import numpy as np
+
+    from eenet.costs import parse_budget
+
+    if re.fullmatch(r"\s*\d+\s*", text):
+        if int(text) < 1:
+            raise InvalidInputError("--budgets 0: expected at least 1, or a list such as 50%,60%")
+        between: list[float] = np.linspace(costs[0], costs[-1], int(text) + 2)[1:-1].tolist()
+        return between
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if re.fullmatch(r"[\d.]+", word):
+            raise InvalidInputError(
+                f"--budgets {text}: {word} has no unit; write {word}% or {word}{costs.unit}, or a single whole number, "
+                "which is how many budgets"
+            )
+    return [parse_budget(word, costs) for word in words]
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int, int], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=side(), transient=True) as bar:
+        task = bar.add_task("fitting", total=total)
+        yield lambda done, _total: bar.update(task, completed=done)
+
+
+def _write(found: Comparison, reference: str, data: dict[str, Any], out: Path) -> None:
+    from eenet._files import atomic_path, write_json
+    from eenet.evaluation import write_csv
+
+    write_csv(found, reference, out)
+    write_json(out / "comparison.json", data)
+    with atomic_path(out / "table.txt") as temporary:
+        temporary.write_text(found.to_text(reference) + "\n", encoding="utf-8")
+    try:
+        _draw(found, reference, out / "comparison.png")
+    except MissingExtraError as error:
+        show_warning(f"no figure: {error}")
+
+
+def _draw(found: Comparison, reference: str, path: Path) -> None:
+    from eenet.report import Curve, Gain, Point, write_comparison_figure
+
+    marked = {name: name + (" *" if name in found.changing else "") for name in found.schedulers}
+    curves, gains = [], []
+    differences = found.differences(reference)
+    for name in found.schedulers:
+        points = []
+        for budget in found.budgets:
+            rows = [row for row in found.rows if (row.scheduler, row.budget) == (name, budget)]
+            known = [(row.held_out_cost, row.accuracy) for row in rows if row.accuracy is not None]
+            if known:
+                cost, accuracy = (statistics.fmean(values) for values in zip(*known, strict=True))
+                points.append(Point(cost, accuracy))
+        curves.append(Curve(marked[name], points))
+        single = [d.mean for d in differences if d.scheduler == name and d.budget is not None]
+        overall = [d for d in differences if d.scheduler == name and d.budget is None]
+        gains += [Gain(marked[name], d.mean, d.standard_error, single) for d in overall if name != reference]
+    bounds = []
+    for title, attribute in (("best random mixture", "random_mixture"), ("oracle", "oracle")):
+        points = [
+            Point(budget, statistics.fmean(getattr(b, attribute) for b in found.bounds if b.budget == budget))
+            for budget in dict.fromkeys(bound.budget for bound in found.bounds)
+        ]
+        bounds.append(Curve(title, points))
+    write_comparison_figure(
+        path,
+        curves,
+        bounds,
+        gains,
+        reference=reference,
+        title=f"{found.pool:,} samples, {found.resplits} resplits",
+        cost_label=f"realised cost per sample ({found.costs.unit})",
+    )

@@ -1,0 +1,248 @@
+"""The cells of a comparison: one scheduler on one resplit at all budgets, and the files that keep them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet import __version__
+from eenet._files import existing_file, read_arrays, write_arrays, write_json
+from eenet.costs import ExitCosts
+from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.records import ExitRecords
+from eenet.scheduler import Decisions, Scheduler, as_answered
+
+_SCHEMA = 1
+_INPUTS, _FOLDER = "inputs.json", "cells"
+
+Ints = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheduler fitted to one budget on one resplit, and what it did on the held-out samples.
+
+    Costs and `budget` are per sample, in the unit of the costs. `fit_seconds` is this budget's share of the one fit for
+    all, and what choosing its policy took. Where the budget could not be met, `reason` says why and the numbers are
+    None.
+    """
+
+    scheduler: str
+    budget: float
+    resplit: int
+    accuracy: float | None = None
+    held_out_cost: float | None = None
+    calibration_cost: float | None = None
+    planned_cost: float | None = None
+    fit_seconds: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a scheduler did with the n held-out samples of a resplit, at each of B budgets.
+
+    `exits` (B, n) from 0 and `utility` (B, n), both 0 where the budget could not be met; `ends` (2, n) is the utility
+    if everybody left at the first exit and at the last.
+    """
+
+    rows: tuple[Row, ...]
+    exits: NDArray[np.uint16]
+    utility: NDArray[np.float32]
+    ends: NDArray[np.float32]
+    changes_predictions: bool
+
+    @property
+    def scheduler(self) -> str:
+        """Its name."""
+        return self.rows[0].scheduler
+
+    @property
+    def resplit(self) -> int:
+        """Its number."""
+        return self.rows[0].resplit
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a comparison have in common; enough to fill any of them, in any process."""
+
+    records: ExitRecords
+    costs: ExitCosts
+    budgets: tuple[float, ...]
+    fraction: float
+    seed: int
+    held_out: ExitRecords | None
+    makers: Mapping[str, Callable[[], Scheduler]]
+
+    def rows_of(self, resplit: int) -> tuple[Ints, Ints]:
+        """The numbers of the samples to calibrate on, and of those held out: of `held_out`, where there is one."""
+        calibration, rest = self.records.split_rows(self.fraction, seed=self.seed + resplit)
+        return calibration, rest if self.held_out is None else np.arange(len(self.held_out))
+
+    def fresh(self, resplit: int) -> ExitRecords:
+        """The held-out records of a resplit."""
+        return self.held_out if self.held_out is not None else self.records.subset(self.rows_of(resplit)[1])
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the cells depend on, but for the schedulers, which are known by their names."""
+        return {
+            "schema": _SCHEMA,
+            "eenet": __version__,
+            "records": _digest(self.records),
+            "held_out": None if self.held_out is None else _digest(self.held_out),
+            "costs": {"values": self.costs.values.tolist(), "unit": self.costs.unit},
+            "budgets": list(self.budgets),
+            "fraction": self.fraction,
+            "seed": self.seed,
+        }
+
+    def fill(self, name: str, resplit: int, told: Callable[[], None] = lambda: None) -> Cell:
+        """Fit one scheduler on one resplit and try it on the held-out samples at every budget; `told` after each.
+
+        What a scheduler warns of, a budget that it leaves unspent, is in the rows.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReliabilityWarning)
+            return self._fill(name, resplit, told)
+
+    def _fill(self, name: str, resplit: int, told: Callable[[], None]) -> Cell:
+        calibration, fresh = self.records.subset(self.rows_of(resplit)[0]), self.fresh(resplit)
+        shape = len(self.budgets), len(fresh)
+        exits, utility = np.zeros(shape, dtype=np.uint16), np.zeros(shape, dtype=np.float32)
+        ends = fresh.require_utility()[[0, -1]]
+        rows, changes = [], False
+        for number, (budget, fitted, seconds) in enumerate(self._fits(name, calibration)):
+            if isinstance(fitted, InfeasibleBudgetError):
+                rows.append(Row(name, budget, resplit, reason=str(fitted)))
+            else:
+                decisions = fitted.replay(fresh)
+                rows.append(_row(name, resplit, budget, fitted, decisions, seconds))
+                exits[number] = decisions.exits
+                utility[number] = decisions.utility
+                changes = fitted.changes_predictions
+                if changes:
+                    ends = as_answered(fitted.policy.score, fresh).require_utility()[[0, -1]]
+            told()
+        return Cell(tuple(rows), exits, utility, ends, changes)
+
+    def _fits(
+        self, name: str, calibration: ExitRecords
+    ) -> Iterator[tuple[float, Scheduler | InfeasibleBudgetError, float]]:
+        start = time.perf_counter()
+        family = self.makers[name]().fit(calibration, self.costs)
+        shared = (time.perf_counter() - start) / len(self.budgets)
+        for budget in self.budgets:
+            start = time.perf_counter()
+            fitted: Scheduler | InfeasibleBudgetError
+            try:
+                fitted = family.at(budget)
+            except InfeasibleBudgetError as error:
+                fitted = error
+            yield budget, fitted, shared + time.perf_counter() - start
+
+
+def _row(name: str, resplit: int, budget: float, fitted: Scheduler, decisions: Decisions, seconds: float) -> Row:
+    return Row(
+        name,
+        budget,
+        resplit,
+        decisions.accuracy,
+        decisions.mean_cost,
+        fitted.calibration_cost,
+        fitted.planned_cost,
+        seconds,
+    )
+
+
+def _digest(records: ExitRecords) -> str:
+    """SHA-256 of everything a scheduler or a judge can see in records."""
+    found = hashlib.sha256()
+    arrays: dict[str, NDArray[Any] | None] = {
+        "probabilities": records.probabilities,
+        "predictions": records.predictions,
+        "labels": records.labels,
+        "utility": records.utility,
+        **{f"pooled.{name}": values for name, values in sorted(records.pooled.items())},
+    }
+    for name, array in arrays.items():
+        if array is not None:
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
+
+
+class CellFolder:
+    """A folder of finished cells, one file each, all of the same inputs."""
+
+    def __init__(self, folder: Path, setting: Setting, *, restart: bool) -> None:
+        """Take up a folder, or begin it.
+
+        Raises `InvalidInputError` where it holds cells of other inputs; with `restart` they are removed instead.
+        """
+        self._cells, self._setting = folder / _FOLDER, setting
+        inputs = setting.inputs
+        if restart:
+            for path in self._cells.glob("*.safetensors"):
+                path.unlink()
+        elif (folder / _INPUTS).is_file():
+            before = _read_inputs(folder / _INPUTS)
+            changed = [name for name, value in inputs.items() if before.get(name) != value]
+            if changed:
+                raise InvalidInputError(
+                    f"{str(folder)!r} holds a comparison of other {' and '.join(changed)}; name another folder, or "
+                    "restart it (--restart), which discards that one"
+                )
+        write_json(folder / _INPUTS, inputs)
+
+    def path(self, scheduler: str, resplit: int) -> Path:
+        """The file of a cell."""
+        slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", scheduler)[:40]
+        unique = hashlib.sha256(scheduler.encode()).hexdigest()[:8]
+        return self._cells / f"{slug}-{unique}-{resplit}.safetensors"
+
+    def load(self, scheduler: str, resplit: int) -> Cell | None:
+        """A finished cell; None where it is not there, or its file is damaged."""
+        path = self.path(scheduler, resplit)
+        if not path.is_file():
+            return None
+        try:
+            arrays, header = read_arrays(path, kind="cell", schema=_SCHEMA)
+            rows = tuple(Row(**row) for row in header["rows"])
+            cell = Cell(rows, arrays["exits"], arrays["utility"], arrays["ends"], bool(header["changes_predictions"]))
+        except (FileFormatError, KeyError, TypeError):
+            return None
+        shape = len(self._setting.budgets), len(self._setting.rows_of(resplit)[1])
+        whole = cell.exits.shape == cell.utility.shape == shape and cell.ends.shape == (2, shape[1])
+        budgets = tuple(row.budget for row in rows)
+        if not whole or budgets != self._setting.budgets or (cell.scheduler, cell.resplit) != (scheduler, resplit):
+            return None
+        return cell
+
+    def save(self, cell: Cell) -> None:
+        """Keep a finished cell; its file appears whole or not at all."""
+        header = {"rows": [asdict(row) for row in cell.rows], "changes_predictions": cell.changes_predictions}
+        arrays: dict[str, NDArray[Any]] = {"exits": cell.exits, "utility": cell.utility, "ends": cell.ends}
+        write_arrays(self.path(cell.scheduler, cell.resplit), arrays, kind="cell", schema=_SCHEMA, header=header)
+
+
+def _read_inputs(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(existing_file(path).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise FileFormatError(f"{str(path)!r} is not what eenet compare wrote; name another folder, or restart it")
+    return found

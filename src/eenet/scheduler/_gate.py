@@ -1,0 +1,116 @@
+"""A learned gate at each exit, in the manner of JEI-DNN, trained on exits that are frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.errors import FileFormatError
+from eenet.records import ExitRecords
+from eenet.scheduler._learned import TIE_WEIGHT
+from eenet.scheduler._policy import Bools, Floats, Trail, refuse_pooled
+from eenet.scheduler._scores import margin_left
+from eenet.tasks import Evidence
+
+NUM_METRICS = 4
+_NEWTON_STEPS = 12
+_RIDGE = 1e-2
+
+
+def uncertainty(evidence: Evidence) -> Floats:
+    """The uncertainty metrics of JEI-DNN (n, 4): max probability, entropy, margin, entropy of what is sharpened.
+
+    Sharpened probabilities are the squares, normalised. Both entropies are divided by log C.
+    """
+    squared = evidence.probabilities.astype(np.float64) ** 2
+    squared /= squared.sum(axis=-1, keepdims=True)
+    terms = squared * np.log(np.maximum(squared, 1e-300))
+    sharpened = -terms.sum(axis=-1) / math.log(squared.shape[1])
+    return np.stack([evidence.max_probability, evidence.entropy, 1 - margin_left(evidence), sharpened], axis=1)
+
+
+@dataclass(frozen=True)
+class GateScore:
+    """The logit of a linear gate on the uncertainty metrics, high where nothing is gained by going on.
+
+    `weights` (K-1, 4) and `biases` (K-1,). A small multiple of the log odds keeps apart whom saturated metrics tie.
+    Source: Regol, Chataoui and Coates, "Jointly-Learned Exit and Inference for a Dynamic Neural Network: JEI-DNN", ICLR
+    2024, section 4; there gates and exits are trained together.
+    """
+
+    weights: Floats
+    biases: Floats
+    name: str = "gate"
+    uses_history: bool = False
+    whole_samples: bool = True
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,)."""
+        k = trail.exit_index
+        evidence = trail.evidence[k]
+        linear = (uncertainty(evidence) * self.weights[k]).sum(axis=1)
+        scores: Floats = linear + self.biases[k] + TIE_WEIGHT * evidence.log_odds
+        return scores
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The weights and biases, to be saved."""
+        return {"weights": self.weights, "biases": self.biases}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> GateScore:
+        """The score of what `to_arrays` gave."""
+        weights, biases = arrays.get("weights"), arrays.get("biases")
+        if weights is None or biases is None or weights.shape != (len(biases), NUM_METRICS):
+            shapes = {name: array.shape for name, array in arrays.items()}
+            raise FileFormatError(
+                f"a gate score needs 'weights' (early exits, {NUM_METRICS}) and 'biases' (early exits,); found {shapes}"
+            )
+        return cls(weights, biases)
+
+
+def fit_gate(records: ExitRecords) -> GateScore:
+    """Gates that tell who gains nothing by going on, by logistic regression on the calibration set.
+
+    A sample's best exit is the first of the highest utility, and the gate of an exit learns whether it is this one or
+    an earlier one. The paper subtracts a price of cost and takes the cross-entropy for the loss, since its exits learn
+    along. Here the budget sets the price; and on frozen exits the cross-entropy finds most to gain where an exit is
+    surely wrong, which its uncertainty cannot tell from surely right.
+    """
+    if records.pooled:
+        raise refuse_pooled("gate")
+    best = records.require_utility().argmax(axis=0)
+    trail = records.all_evidence()
+    weights, biases = np.zeros((len(trail) - 1, NUM_METRICS)), np.zeros(len(trail) - 1)
+    finite = np.ones(len(records), dtype=np.bool_)
+    for k, evidence in enumerate(trail[:-1]):
+        finite &= evidence.finite
+        offset = TIE_WEIGHT * evidence.log_odds[finite]
+        weights[k], biases[k] = _logistic(uncertainty(evidence)[finite], best[finite] <= k, offset)
+    return GateScore(weights, biases)
+
+
+def _logistic(x: Floats, targets: Bools, offset: Floats) -> tuple[Floats, float]:
+    """Ridge logistic regression by Newton's method on standardised columns; weights and bias for the plain ones."""
+    if len(x) == 0 or targets.all() or not targets.any():
+        # Nothing to tell apart: the same for everybody, on the right side of 0.
+        return np.zeros(NUM_METRICS), 10.0 if len(x) and targets.all() else -10.0
+    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-3)
+    z = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
+    beta = np.zeros(NUM_METRICS + 1)
+    penalty = np.full(NUM_METRICS + 1, _RIDGE * len(x))
+    penalty[-1] = 1e-6 * len(x)
+    for _ in range(_NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(z @ beta + offset, -30, 30)))
+        gradient = z.T @ (p - targets) + penalty * beta
+        curvature = (z * (p * (1 - p) + 1e-9)[:, None]).T @ z + np.diag(penalty)
+        step = np.linalg.solve(curvature, gradient)
+        beta -= np.clip(step, -4.0, 4.0)
+        if np.abs(step).max() < 1e-8:
+            break
+    weights = beta[:-1] / scale
+    return weights, float(beta[-1] - weights @ mean)

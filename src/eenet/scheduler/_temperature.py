@@ -1,0 +1,115 @@
+"""Confidence made comparable between exits: one temperature for each, fitted on the calibration set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.records import ExitRecords
+from eenet.scheduler._policy import Floats, Ints, Trail, refuse_pooled
+from eenet.scheduler._scores import TINY
+from eenet.tasks import Evidence
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+_COLDEST, _HOTTEST = 0.05, 20.0
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_STEPS = 50
+"""Golden sections of the logarithm of the temperature: the interval shrinks to 2e-10 of its width."""
+
+
+@dataclass(frozen=True)
+class TemperatureScore:
+    """The largest class probability after scaling with the exit's temperature, as log odds.
+
+    `temperatures` (K-1,). Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML
+    2017; for each exit on its own, Pacheco et al., "Calibration-Aided Edge Inference Offloading via Adaptive Model
+    Partitioning of Deep Neural Networks", ICC 2021.
+    """
+
+    temperatures: Floats
+    name: str = "temperature"
+    uses_history: bool = False
+    whole_samples: bool = True
+
+    def __call__(self, trail: Trail) -> Floats:
+        """Scores (n,)."""
+        k = trail.exit_index
+        z = log_probabilities(trail.evidence[k]) / self.temperatures[k]
+        rows, largest = np.arange(len(z)), z.argmax(axis=-1)
+        z -= z[rows, largest][:, None]
+        others = np.exp(z)
+        others[rows, largest] = 0.0
+        scores: Floats = -np.log(np.maximum(others.sum(axis=-1), TINY))
+        return scores
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The temperatures, to be saved."""
+        return {"temperatures": self.temperatures}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> TemperatureScore:
+        """The score of what `to_arrays` gave."""
+        temperatures = arrays.get("temperatures")
+        if temperatures is None or temperatures.ndim != 1:
+            raise FileFormatError(
+                f"a temperature score needs 'temperatures', one for each early exit; found {sorted(arrays)}"
+            )
+        return cls(temperatures)
+
+
+def log_probabilities(evidence: Evidence) -> Floats:
+    """The logarithms of the class probabilities (n, C), as float64; none below that of the smallest normal float32.
+
+    Below it float32 keeps so few digits that the logarithm would change with the rounding of the network.
+    """
+    logs: Floats = np.log(np.maximum(evidence.probabilities.astype(np.float64), _SMALLEST))
+    return logs
+
+
+def require_labels(records: ExitRecords, name: str) -> Ints:
+    """The labels (N,) of records of whole samples; raises `InvalidInputError` for pooled or unlabelled ones."""
+    if records.pooled:
+        raise refuse_pooled(name)
+    records.require_utility()
+    if records.labels is None:
+        raise InvalidInputError(f"{name} is fitted to labels, and these records have none but a utility")
+    return records.labels
+
+
+def fit_temperatures(records: ExitRecords) -> TemperatureScore:
+    """The temperature of each early exit that gives the labels the highest likelihood."""
+    labels = require_labels(records, "temperature")
+    found = []
+    for evidence in records.all_evidence()[:-1]:
+        known = np.flatnonzero(evidence.finite)
+        found.append(_best_temperature(log_probabilities(evidence)[known], labels[known]) if len(known) else 1.0)
+    return TemperatureScore(np.array(found))
+
+
+def _best_temperature(logs: Floats, labels: Ints) -> float:
+    """Golden section search of the mean negative log likelihood, which has one minimum along the temperature."""
+
+    def loss(x: float) -> float:
+        z = logs * math.exp(-x)
+        z -= z.max(axis=1, keepdims=True)
+        return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]).mean())
+
+    low, high = math.log(_COLDEST), math.log(_HOTTEST)
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = loss(left), loss(right)
+    for _ in range(_STEPS):
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = loss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = loss(right)
+    return math.exp((low + high) / 2)

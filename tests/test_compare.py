@@ -1,0 +1,265 @@
+"""Comparisons in several processes, kept in a folder and taken up again, and `eenet compare`."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from eenet import ExitCosts, InfeasibleBudgetError, MaxProbability, Patience, Static
+from eenet.cli import app
+from eenet.errors import InvalidInputError
+from eenet.evaluation import Comparison, compare
+from eenet.scheduler import Scheduler
+from eenet.testing import toy_costs, toy_records
+
+COSTS = toy_costs()
+NAMES = ["max_prob", "margin", "ztw"]
+BUDGETS = [1.5, 2.2]
+FILES = ["comparison.json", "comparison.png", "differences.csv", "inputs.json", "rows.csv", "table.txt"]
+
+
+def timeless(found: Comparison) -> dict[str, Any]:
+    data = found.to_dict()
+    for row in data["rows"]:
+        del row["fit_seconds"]
+    return data
+
+
+def killed() -> Scheduler:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("not reached")
+
+
+def test_the_results_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    common: dict[str, Any] = {"resplits": 3, "seed": 4}
+    one = compare(toy_records(240), COSTS, NAMES, BUDGETS, **common)
+    two = compare(
+        toy_records(240), COSTS, NAMES, BUDGETS, **common, jobs=2, out=tmp_path,
+        progress=lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert timeless(one) == timeless(two)
+    for first, second in zip(one.cells, two.cells, strict=True):
+        np.testing.assert_array_equal(first.exits, second.exits)
+        np.testing.assert_array_equal(first.utility, second.utility)
+    assert told == [(2 * (n + 1), 18) for n in range(9)]
+    assert len(list((tmp_path / "cells").iterdir())) == 9
+
+
+def test_finished_work_is_not_repeated_and_more_of_it_is_added(tmp_path: Path) -> None:
+    def run(names: list[str], resplits: int = 2) -> tuple[Comparison, list[int]]:
+        told: list[int] = []
+        found = compare(
+            toy_records(200), COSTS, names, BUDGETS, resplits=resplits, out=tmp_path,
+            progress=lambda done, total: told.append(done),
+        )  # fmt: skip
+        return found, told
+
+    first, told = run(["max_prob", "margin"])
+    assert told == list(range(1, 9))
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    again, told = run(["max_prob", "margin"])
+    assert told == [8]
+    assert first.to_dict() == again.to_dict()  # fit times included: nothing was fitted
+    more, told = run(["max_prob", "margin", "voting"], resplits=3)
+    assert told == [8, *range(9, 19)]
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    fresh = compare(toy_records(200), COSTS, ["max_prob", "margin", "voting"], BUDGETS, resplits=3)
+    assert timeless(more) == timeless(fresh)
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
+    whole = compare(toy_records(200), COSTS, NAMES, BUDGETS, resplits=2)
+
+    class Stop(Exception):  # noqa: N818 - what a test raises to stop
+        pass
+
+    def stop(done: int, total: int) -> None:
+        if done == 7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        compare(toy_records(200), COSTS, NAMES, BUDGETS, resplits=2, out=tmp_path, progress=stop)
+    finished = sorted((tmp_path / "cells").iterdir())
+    assert len(finished) == 3
+    # A file that was damaged meanwhile is as one that is not there.
+    finished[0].write_bytes(finished[0].read_bytes()[:-10])
+    told: list[int] = []
+    found = compare(
+        toy_records(200), COSTS, NAMES, BUDGETS, resplits=2, out=tmp_path,
+        progress=lambda done, total: told.append(done),
+    )  # fmt: skip
+    assert told[0] == 4
+    assert timeless(found) == timeless(whole)
+
+
+def test_a_changed_input_is_refused_by_name_or_begins_anew(tmp_path: Path) -> None:
+    compare(toy_records(100), COSTS, ["max_prob"], BUDGETS, resplits=1, out=tmp_path)
+    with pytest.raises(InvalidInputError, match=r"holds a comparison of other records; name another folder, or"):
+        compare(toy_records(100, seed=1), COSTS, ["max_prob"], BUDGETS, resplits=1, out=tmp_path)
+    dearer = ExitCosts([1.0, 2.0, 4.0])
+    with pytest.raises(InvalidInputError, match="of other costs and budgets and seed;"):
+        compare(toy_records(100), dearer, ["max_prob"], [1.5], resplits=1, out=tmp_path, seed=3)
+    fresh = toy_records(50, seed=2)
+    with pytest.raises(InvalidInputError, match="of other held_out and fraction;"):
+        compare(toy_records(100), COSTS, ["max_prob"], BUDGETS, out=tmp_path, held_out=fresh, fraction=0.5)
+
+
+def test_restarting_discards_what_was_kept(tmp_path: Path) -> None:
+    compare(toy_records(100), COSTS, ["max_prob", "margin"], BUDGETS, resplits=1, out=tmp_path)
+    other = compare(toy_records(100, seed=1), COSTS, ["max_prob"], [2.0], resplits=1, out=tmp_path, restart=True)
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+    assert timeless(other) == timeless(compare(toy_records(100, seed=1), COSTS, ["max_prob"], [2.0], resplits=1))
+    (tmp_path / "inputs.json").write_text("no json")
+    with pytest.raises(InvalidInputError, match="is not what eenet compare wrote"):
+        compare(toy_records(100), COSTS, ["max_prob"], BUDGETS, resplits=1, out=tmp_path)
+
+
+def test_what_other_processes_cannot_be_given_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInputError, match=r"scheduler 'mine' cannot be given to other processes .*or jobs=1"):
+        compare(toy_records(60), COSTS, {"mine": lambda: Static(1)}, BUDGETS, jobs=2)
+    found = compare(toy_records(60), COSTS, {"mine": partial(Static, 1), "max": MaxProbability}, [2.0], jobs=2)
+    assert [row.held_out_cost for row in found.rows if row.scheduler == "mine"] == [2.0] * 5
+    with pytest.raises(InvalidInputError, match="jobs is 0, expected 1 or more"):
+        compare(toy_records(60), COSTS, ["max_prob"], BUDGETS, jobs=0)
+    with pytest.raises(
+        InvalidInputError, match="scheduler 'nonsense' is not known; choose from eenet, stopping, max_prob"
+    ):
+        compare(toy_records(60), COSTS, ["nonsense"], BUDGETS)
+
+
+def test_a_killed_process_is_said_and_finished_work_is_kept(tmp_path: Path) -> None:
+    schedulers = {"max": MaxProbability, "patience": Patience, "killed": killed}
+    with pytest.raises(InvalidInputError, match="a process of the comparison was killed"):
+        compare(toy_records(60), COSTS, schedulers, BUDGETS, resplits=1, jobs=2, out=tmp_path)
+    found = compare(
+        toy_records(60), COSTS, {"max": MaxProbability, "patience": Patience}, BUDGETS, resplits=1, out=tmp_path
+    )
+    assert len(found.rows) == 4
+
+
+def test_an_infeasible_budget_passes_from_process_to_process() -> None:
+    found = compare(toy_records(60), COSTS, {"max": MaxProbability, "last": partial(Static, 2)}, [2.0], jobs=2)
+    assert all("Static(2) costs 3 ms" in str(row.reason) for row in found.rows if row.scheduler == "last")
+    import pickle
+
+    error = pickle.loads(pickle.dumps(InfeasibleBudgetError("too small", smallest=1.5)))  # noqa: S301 - its own
+    assert (str(error), error.smallest) == ("too small", 1.5)
+
+
+# The command line.
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    path = tmp_path / "predictions.npz"
+    arrays: dict[str, Any] = {}
+    for prefix, seed in (("val_", 0), ("test_", 1)):
+        records = toy_records(240, seed=seed)
+        arrays |= {f"{prefix}probs": records.probabilities, f"{prefix}labels": records.labels}
+    np.savez(path, costs=COSTS.values, **arrays)
+    return path
+
+
+def run(*words: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["compare", *map(str, words)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_compare_prints_tables_and_leaves_everything_in_a_folder(predictions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = (predictions, "--prefix", "val_", "--methods", "max_prob,ztw,searched", "--resplits", 2, "--jobs", 1)
+    shown = run(*words, "--budgets", "40%,60%,80%", "--out", out).stdout
+    for word in ("ztw *", "searched", "oracle", "best random mixture", "difference to max_prob", f"are in {out}"):
+        assert word in shown
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "cells"])
+    assert (out / "table.txt").read_text(encoding="utf-8").strip() in shown
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    data = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    with (out / "rows.csv").open(encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert len(rows) == len(data["rows"]) == 18
+    for row, expected in zip(rows, data["rows"], strict=True):
+        assert float(row["accuracy"]) == expected["accuracy"]
+        assert row["changes_predictions"] == str(row["scheduler"] == "ztw")
+        assert float(row["random_mixture"]) <= float(row["oracle"])
+    with (out / "differences.csv").open(encoding="utf-8", newline="") as handle:
+        differences = list(csv.DictReader(handle))
+    assert len(differences) == 3 * 4
+    assert {row["reference"] for row in differences} == {"max_prob"}
+    # The same again is read from the folder; the reference may be another one.
+    again = json.loads(run(*words, "--budgets", "40%,60%,80%", "--out", out, "--reference", "ztw", "--json").stdout)
+    assert again["rows"] == data["rows"]
+    assert again["reference"] == "ztw"
+    assert "other budgets; name another folder" in run(*words, "--budgets", "50%", "--out", out, code=2).stderr
+    run(*words, "--budgets", "50%", "--out", out, "--restart")
+
+
+def test_a_number_of_budgets_lies_evenly_between_the_exits(predictions: Path) -> None:
+    words = (predictions, "--prefix", "val_", "--methods", "max_prob", "--resplits", 1, "--jobs", 1, "--json")
+    found = json.loads(run(*words, "--budgets", 3).stdout)
+    assert [row["budget"] for row in found["rows"]] == [1.5, 2.0, 2.5]
+    found = json.loads(run(*words, "--budgets", "50%,2.5ms").stdout)
+    assert [row["budget"] for row in found["rows"]] == [1.5, 2.5]
+
+
+def test_held_out_predictions_are_only_judged_on(predictions: Path) -> None:
+    words = (predictions, "--prefix", "val_", "--methods", "max_prob", "--budgets", 2, "--resplits", 2, "--jobs", 1)
+    found = json.loads(run(*words, "--held-out", predictions, "--held-out-prefix", "test_", "--json").stdout)
+    assert found["separate"]
+    assert found["samples"] == 240
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", "max_porb"), "--methods 'max_porb' is not known; did you mean 'max_prob'?"),
+        (("--methods", "max_prob,max_prob"), "names a method twice"),
+        (("--methods", "max_prob", "--reference", "ztw"), "--reference 'ztw' is not known"),
+        (("--budgets", "0"), "expected at least 1"),
+        (("--budgets", "1.5,2"), "1.5 has no unit; write 1.5% or 1.5ms"),
+        (("--budgets", "60%,much"), "budget 'much' cannot be read"),
+        (("--budgets", "10%"), "below the first exit's cost"),
+        (("--fraction", "1.5"), "leaves one part empty"),
+        (("--costs", "1,2"), "costs are for 2 exits"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(predictions: Path, words: tuple[str, ...], message: str) -> None:
+    stderr = run(predictions, "--prefix", "val_", "--jobs", 1, *words, code=2).stderr
+    assert message in stderr
+    assert stderr.strip().count("\n") == 0
+
+
+def test_a_comparison_that_is_stopped_leaves_whole_files(predictions: Path, tmp_path: Path) -> None:
+    """Interrupted from outside while two processes work; then the same command again."""
+    out = tmp_path / "out"
+    words = [
+        sys.executable, "-m", "eenet", "compare", str(predictions), "--prefix", "val_", "--methods", "max_prob,eenet",
+        "--budgets", "3", "--resplits", "2", "--jobs", "2", "--out", str(out), "--json",
+    ]  # fmt: skip
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not list(out.glob("cells/*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=240)
+    if process.returncode != 0:  # it may have been done already
+        assert process.returncode == 130, stderr
+        assert "stopped; what is on disk is whole" in stderr
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["rows"]) == 12
+    assert not list(out.rglob("*.partial"))
