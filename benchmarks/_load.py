@@ -124,18 +124,24 @@ async def saturate(send: Send, requests: int, at_once: int) -> Result:
     return result
 
 
-async def poisson(send: Send, requests: int, rate: float, seed: int = 0) -> Result:
+async def poisson(send: Send, requests: int, rate: float, seed: int = 0, at_once: int = 2000) -> Result:
     """Send at random times, `rate` a second on average, whatever becomes of the earlier ones.
 
-    A latency is counted from when its request was due, so that a client that falls behind hides nothing.
+    A latency is counted from when its request was due, so that a client that falls behind hides nothing. There are at
+    most `at_once` requests open, beyond which the client itself would be what is measured.
     """
     gaps = np.random.default_rng(seed).exponential(1 / rate, requests)
     due: NDArray[np.float64] = np.cumsum(gaps)
     result = Result()
     began = time.perf_counter()
 
+    room = asyncio.Semaphore(at_once)
+
     async def one(n: int) -> None:
-        status = await send(n)
+        try:
+            status = await send(n)
+        finally:
+            room.release()
         result.note(status, time.perf_counter() - began - due[n])
 
     tasks = []
@@ -143,6 +149,7 @@ async def poisson(send: Send, requests: int, rate: float, seed: int = 0) -> Resu
         wait = due[n] - (time.perf_counter() - began)
         if wait > 0:
             await asyncio.sleep(wait)
+        await room.acquire()
         tasks.append(asyncio.ensure_future(one(n)))
     await asyncio.gather(*tasks)
     result.seconds = time.perf_counter() - began

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
+import os
 import signal
 import socket
 import statistics
@@ -244,3 +246,25 @@ def test_ten_thousand_connections_slow_nobody_else_by_more_than_a_fifth(slow_ser
 
     calm, crowded = asyncio.run(compare())
     assert crowded < 1.2 * calm, f"{1000 * calm:.0f} ms in peace, {1000 * crowded:.0f} ms among {wanted} connections"
+
+
+def test_sigterm_in_the_middle_of_traffic_loses_no_request() -> None:
+    body = npy(scripted_logits([3], 4))
+
+    async def traffic(port: int, process: int) -> list[int]:
+        async with client(port) as connected:
+
+            async def one() -> int:
+                return (await connected.request("POST", "/predict", body, "application/x-npy")).status
+
+            await one()
+            waiting = [asyncio.ensure_future(one()) for _ in range(40)]
+            for _ in range(200):
+                info = json.loads((await connected.request("GET", "/info")).body)
+                if sum(info["traffic"]["waiting"]) >= 20:
+                    break
+            os.kill(process, signal.SIGTERM)
+            return list(await asyncio.gather(*waiting))
+
+    with server(["fixed", "stage", "--unit", "4e-3", "--max-batch", "4"]) as (port, process):
+        assert asyncio.run(traffic(port, process)) == [200] * 40

@@ -18,7 +18,7 @@ from PIL import Image
 import eenet
 from eenet.errors import InvalidInputError
 from eenet.runtime import Live
-from eenet.serving import EngineOptions, Limits, ServedModel, ServerOptions
+from eenet.serving import Driver, EngineOptions, Limits, ServedModel, ServerOptions
 from networks import conv_model
 from serving_toys import Grey, Spec, TableBackend, ToyServable, Words, scripted_logits, scripted_policy, serving, until
 
@@ -496,3 +496,19 @@ def test_several_inputs_go_by_name() -> None:
             response = client.post("/predict", json={"inputs": inputs})
             assert response.status_code == 422
             assert any(one in response.json()["detail"] for one in message.split("|")), response.text
+
+
+def test_several_workers_run_stages_at_the_same_time() -> None:
+    together = threading.Barrier(2)
+
+    class Meeting(TableBackend):
+        def run(self, k: int, live: Live, *, observe: bool) -> Any:
+            together.wait(20)  # broken, which is an error, unless the other worker is here too
+            return super().run(k, live, observe=observe)
+
+    servable = ToyServable(backend=Meeting(3, 2))
+    with serving(servable, workers=2) as url, httpx.Client(base_url=url) as client, ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(post_npy, client, scripted_logits([0], 3)) for _ in range(2)]
+        assert [exits(one.result()) for one in both] == [[0], [0]]
+    with pytest.raises(InvalidInputError, match="workers is 0"):
+        Driver(servable, Budgets(), workers=0)

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet.costs import parse_budget
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.scheduler import ThresholdPolicy
+from eenet.scheduler import ThresholdPolicy, Trail
 from eenet.serving._engine import Engine, EngineOptions
 from eenet.serving._metrics import Metrics
 from eenet.serving._request import Outcome, Request
@@ -32,6 +33,19 @@ class _Waiting:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
     counted: bool
+
+
+class _NoScore:
+    """Of a policy whose early exits are off: nothing is looked at, and the last exit answers for itself."""
+
+    name = "none"
+    uses_history = False
+
+    def __call__(self, trail: Trail) -> NDArray[np.float64]:
+        return np.zeros(len(trail.evidence[-1]))
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        return {}
 
 
 class Driver:
@@ -137,7 +151,7 @@ class Driver:
         of, whole = self._whole
         if of is not self._engine.policy:
             of = self._engine.policy
-            whole = replace(of, enabled=np.zeros_like(of.enabled))
+            whole = replace(of, score=_NoScore(), enabled=np.zeros_like(of.enabled))
             self._whole = of, whole
         return whole
 
