@@ -22,6 +22,9 @@ def serve(
         Path | None, typer.Option(help=f"Holds the token for PUT /budget; or set {TOKEN_VARIABLE}.")
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Start with another of the bundle's budgets, such as 50%.")] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold/--no-hold", help="Adapt the policy so that traffic costs the budget.")
+    ] = True,
     workers: Annotated[int, typer.Option(min=1, help="Stages that run at the same time.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it the choice.")] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Samples in a batch, at most.")] = 16,
@@ -47,6 +50,7 @@ def serve(
     """
     from eenet.errors import InvalidInputError
     from eenet.runtime import load
+    from eenet.scheduler import BudgetController
     from eenet.serving import EngineOptions, Limits, ServerOptions, make_server
 
     token = os.environ.get(TOKEN_VARIABLE) or None
@@ -65,8 +69,15 @@ def serve(
     loaded = load(bundle, threads=threads or None, allow=allow or ())
     if budget is not None:
         loaded = loaded.at(budget)
-    server = make_server(loaded, options, ready=lambda url: side().print(f"serving {bundle} on {url}"))
+    controller = BudgetController(loaded.scheduler) if hold else None
+    server = make_server(
+        loaded, options, controller=controller, ready=lambda url: side().print(f"serving {bundle} on {url}")
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         # The server has handlers of its own while it runs, and passes the signal on to these at its end.
         signal.signal(number, lambda *_: None)
     server.run()
+
+
+def _say(bundle: Path, url: str) -> None:
+    side().print(f"serving {bundle} on {url}")
