@@ -232,11 +232,14 @@ def _fitted(
     for k in range(len(costs.alone)):
         fitted.append((f"exit {k + 1} only", None, Static(k).fit(calibration, costs.alone)))
     with steps.progress("fitting", len(settings.budgets) * len(_TITLES)) as (bar, task):
+        families = {}
         for percent in settings.budgets:
             for method in _TITLES:
                 bar.update(task, advance=1, description=f"{_TITLES[method]} at {percent} %")
+                if method not in families:
+                    families[method] = _new(method, settings).fit(calibration, costs.shared)
                 try:
-                    scheduler = _new(method, settings).fit(calibration, costs.shared, budget=f"{percent}%")
+                    scheduler = families[method].at(f"{percent}%")
                 except InfeasibleBudgetError as error:
                     skipped.append(f"Not in the table: {error}.")
                     continue

@@ -19,7 +19,16 @@ from eenet.costs import ExitCosts, parse_budget
 from eenet.evaluation import Comparison, compare, oracle, random_mixture
 from eenet.recipes._schema import Recipe
 from eenet.records import ExitRecords
-from eenet.scheduler import EENet, Entropy, MaxProbability, Patience, Scheduler, SearchedThresholds, load_scheduler
+from eenet.scheduler import (
+    EENet,
+    Entropy,
+    MaxProbability,
+    OptimalStopping,
+    Patience,
+    Scheduler,
+    SearchedThresholds,
+    load_scheduler,
+)
 from eenet.tasks import mean_iou
 
 METRICS, README, SPLIT, COSTS = "metrics.json", "README.md", "split.json", "costs.json"
@@ -32,6 +41,7 @@ _LIMIT = 5_000_000
 _FRACTION = 2 / 3
 _NAMES = {
     "eenet": "EENet",
+    "stopping": "optimal stopping",
     "max_prob": "max probability (MSDNet)",
     "entropy": "entropy (BranchyNet)",
     "patience": "patience (PABEE)",
@@ -43,6 +53,7 @@ def schedulers(seed: int) -> dict[str, Callable[[], Scheduler]]:
     """EENet and every baseline, unfitted, by the names of the command line."""
     return {
         "eenet": lambda: EENet(seed=seed),
+        "stopping": lambda: OptimalStopping(seed=seed),
         "max_prob": MaxProbability,
         "entropy": Entropy,
         "patience": Patience,
