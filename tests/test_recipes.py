@@ -184,7 +184,7 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert metrics["machine"]["threads"] == 1
     assert metrics["command"].split()[0] == "eenet"
     assert metrics["machine"]["processors"] >= 1
-    methods = {"eenet", "max_prob", "entropy", "patience", "searched"}
+    methods = {"eenet", "stopping", "max_prob", "entropy", "patience", "searched"}
     assert {row["method"] for row in metrics["schedulers"]} == methods
     for key in ("comparison", "published"):
         assert {row["scheduler"] for row in metrics[key]["rows"]} == methods
