@@ -12,16 +12,19 @@ from eenet.errors import FileFormatError
 from eenet.models import MultiExitModel, feature_of
 from eenet.runtime._backend import Array, Ints, Live
 from eenet.runtime._boundaries import Boundaries
+from eenet.runtime._compiled import compiled
+from eenet.runtime._frozen import Variant, eager
 from eenet.runtime._graphs import tensor_spec
 from eenet.runtime._manifest import Manifest
 
 
 class TorchBackend:
-    """Runs a model's stages in PyTorch, on the model's device; numpy in and out. See `StageBackend`."""
+    """Runs a model's stages, or a variant of them, in PyTorch; numpy in and out. See `StageBackend`."""
 
-    def __init__(self, model: MultiExitModel) -> None:
+    def __init__(self, model: MultiExitModel, variant: Variant | None = None) -> None:
         self.model = model.eval()
-        self._stages = model.staged.inference_stages
+        variant = variant or eager(model)
+        self._stages, self._heads = variant.stages, variant.heads
         self._boundaries = Boundaries([[tensor_spec(one) for one in stage.inputs] for stage in self._stages])
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
@@ -49,7 +52,7 @@ class TorchBackend:
         passed = tuple([outputs[i].cpu().contiguous().numpy() for i in stage.passed])
         if not observe:
             return passed, None
-        return passed, self.model.heads[k](feature_of(stage, outputs)).float().cpu().numpy()
+        return passed, self._heads[k](feature_of(stage, outputs)).float().cpu().numpy()
 
     def size(self, k: int, live: Live) -> int:
         """The number of samples in the live tensors before stage k."""
@@ -75,4 +78,4 @@ def load_torch(manifest: Manifest, *, threads: int | None, allow: Sequence[str])
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchBackend(model)
+    return TorchBackend(model, compiled(model) if manifest.backend == "aoti" else None)
