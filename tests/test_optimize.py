@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,11 @@ from torch import nn
 import eenet
 from bundles import CASES, Case
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.runtime import _optimize
+from eenet.runtime import _optimize, walk
+from eenet.runtime._compiled import compiled
 from eenet.runtime._frozen import fold, frozen
 from eenet.runtime._optimize import StageTimes
+from eenet.runtime._torch_backend import TorchBackend
 
 
 def make(case: Case, **options: Any) -> eenet.AdaptiveModel:
@@ -183,3 +187,39 @@ def test_options_that_do_not_exist_are_refused(options: Any, message: str) -> No
     case = CASES["convolutions"]()
     with pytest.raises(InvalidInputError, match=message):
         eenet.AdaptiveModel(case.model, case.scheduler, **options)
+
+
+compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("g++", "clang++", "c++")), reason="needs a C++ compiler"
+)
+
+
+@compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["convolutions", "bert"])
+def test_compiled_stages_take_the_same_exits_and_are_compiled_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EENET_CACHE", str(tmp_path))
+    case = CASES[name]()
+    variant = compiled(case.model)
+    packages = sorted((tmp_path / "aoti").iterdir())
+    assert len(packages) == 5  # three stages and two heads
+    made = [path.stat().st_mtime_ns for path in packages]
+    backend = TorchBackend(case.model, variant)
+    expected = case.scheduler.replay(case.records(case.fresh)).exits
+    for size in (1, 7, 40):
+        rows = {key: array[:size] for key, array in case.arrays.items()}
+        answers = walk(backend, case.scheduler.policy, case.model.task, rows)
+        assert answers is not None
+        np.testing.assert_array_equal(answers.exits, expected[:size])
+    compiled(case.model)
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "aoti").iterdir())] == made
+
+
+def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EENET_CACHE", str(tmp_path))
+    (tmp_path / "aoti").mkdir()
+    (tmp_path / "aoti").chmod(0o777)
+    with pytest.raises(InvalidInputError, match="can be written by others, and the packages in it are code"):
+        compiled(CASES["convolutions"]().model)

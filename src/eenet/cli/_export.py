@@ -27,7 +27,7 @@ def export(
         Path | None,
         typer.Option(help="Real inputs to check the bundle on: .npz or .npy, arrays by the names of the inputs."),
     ] = None,
-    backend: Annotated[str, typer.Option(help="onnx or torch.")] = "onnx",
+    backend: Annotated[str, typer.Option(help="onnx, torch or aoti.")] = "onnx",
     classes: Annotated[Path | None, typer.Option(help="A text file with the name of a class on each line.")] = None,
     image_size: Annotated[str | None, typer.Option(help="Take image files: 224, or 512x1024 (height x width).")] = None,
     resize: Annotated[

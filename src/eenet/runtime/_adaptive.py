@@ -45,7 +45,8 @@ class AdaptiveModel:
     With `optimize="auto"` frozen stages (folded batch norms, channels last) are measured against the model's own at
     each of `batch_sizes`, about `seconds` for each, and the fastest is used; and survivors are selected at a boundary
     only where the measured cost of the stage says that it pays. `optimized` tells what was chosen. Frozen stages keep
-    the weights the model had: make a new `AdaptiveModel` after changing them. On the CPU only.
+    the weights the model had: make a new `AdaptiveModel` after changing them. On the CPU only. With "aoti" stages
+    compiled by AOTInductor are tried as well; compiling takes a while the first time and needs a C++ compiler.
 
     Raises `InvalidInputError` when the scheduler was fitted for other exits or classes.
     """
@@ -66,7 +67,7 @@ class AdaptiveModel:
         self.optimized: Optimization | None = None
         if optimize is not None:
             _require_measurable(model, optimize, batch_sizes)
-            self.optimized = measured(model, batch_sizes, seconds)
+            self.optimized = measured(model, batch_sizes, seconds, compile_stages=optimize == "aoti")
 
     def _current_policy(self) -> ThresholdPolicy:
         policy = self.scheduler.policy
@@ -138,8 +139,8 @@ class AdaptiveModel:
 
 
 def _require_measurable(model: MultiExitModel, optimize: str, batch_sizes: Sequence[int]) -> None:
-    if optimize != "auto":
-        raise InvalidInputError(f"optimize is {optimize!r}, expected 'auto', or None to run the model as it is")
+    if optimize not in ("auto", "aoti"):
+        raise InvalidInputError(f"optimize is {optimize!r}, expected 'auto', 'aoti', or None to run the model as it is")
     if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
         raise InvalidInputError(f"batch_sizes are {list(batch_sizes)}, expected whole numbers from 1")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -47,8 +47,8 @@ def export(
     `example` are real samples, a tensor, a tuple of arguments or a mapping of keyword arguments; the finished bundle is
     compared with the model on all of them before it appears: logits within 1e-3, exits those of a replay. The folder is
     there as a whole or not at all, and replaces an earlier bundle. `backend` is "onnx" (runs with numpy and onnxruntime
-    alone) or "torch" (weights, for a network that can be built again from a name). `preprocessing` says how image files
-    or texts become the network's inputs.
+    alone), "torch" (weights, for a network that can be built again from a name) or "aoti" (the same, compiled where it
+    is loaded). `preprocessing` says how image files or texts become the network's inputs.
 
     Raises `InvalidInputError` for what cannot be exported, `ExportError` where the bundle does not do what the model
     does, `MissingExtraError` without onnx, onnxscript and onnxruntime.

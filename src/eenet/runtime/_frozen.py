@@ -62,7 +62,7 @@ def frozen(model: MultiExitModel) -> list[Variant]:
     stages = model.staged.inference_stages
     with torch.no_grad(), torch.inference_mode(mode=False):
         graphs = [stage.module for stage in stages if isinstance(stage.module, fx.GraphModule)]
-        heads = _traced_heads(model, stages)
+        heads = traced_heads(model, stages)
         if not any(_has_convolution(graph) for graph in (*graphs, *heads) if graph is not None):
             return []
 
@@ -71,7 +71,7 @@ def frozen(model: MultiExitModel) -> list[Variant]:
             traced = [None if graph is None else fold(graph, channels_last) for graph in heads]
             return Variant(
                 name,
-                tuple(_replaced(stage, module) for stage, module in zip(stages, modules, strict=True)),
+                tuple(replaced(stage, module) for stage, module in zip(stages, modules, strict=True)),
                 tuple(own if made is None else _call(made) for own, made in zip(model.heads, traced, strict=True)),
                 channels_last,
             )
@@ -148,7 +148,8 @@ def _constant(module: nn.Module, argument: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def _replaced(stage: Stage, module: nn.Module) -> Stage:
+def replaced(stage: Stage, module: nn.Module) -> Stage:
+    """The same stage with another module."""
     return Stage(
         module,
         name=stage.name,
@@ -159,7 +160,7 @@ def _replaced(stage: Stage, module: nn.Module) -> Stage:
     )
 
 
-def _traced_heads(model: MultiExitModel, stages: tuple[Stage, ...]) -> list[fx.GraphModule | None]:
+def traced_heads(model: MultiExitModel, stages: tuple[Stage, ...]) -> list[fx.GraphModule | None]:
     """The heads as graphs; None for one that cannot be traced."""
     args, kwargs = model.staged.example
     live = model.staged.flatten_inputs(*args, **kwargs)

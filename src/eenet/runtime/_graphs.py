@@ -55,9 +55,8 @@ def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
             wrapped = _Early(stage, feature=alone)
             files[graph] = _graph(wrapped, live, stage.inputs, stage.name, opset)
             head = f"heads/{k}.onnx"
-            described = stage.outputs[index or 0]
-            first = LiveTensor("feature", _batch_first(described), described.dtype, 0)
-            files[head] = _graph(_Head(model.heads[k]), (feature,), (first,), f"the head at {stage.name}", opset)
+            described = (feature_spec(stage),)
+            files[head] = _graph(_Head(model.heads[k]), (feature,), described, f"the head at {stage.name}", opset)
             place = None if alone or index is None else stage.passed.index(index)
             specs.append(StageSpec(stage.name, inputs, graph, head, place))
             live = tuple([outputs[i] for i in stage.passed])
@@ -69,11 +68,13 @@ def tensor_spec(live: LiveTensor) -> TensorSpec:
     return TensorSpec(live.name, str(live.dtype).removeprefix("torch."), live.shape, live.batch_dim)
 
 
-def _batch_first(live: LiveTensor) -> tuple[int | str, ...]:
-    shape = list(live.shape)
-    if live.batch_dim is not None:
-        shape.insert(0, shape.pop(live.batch_dim))
-    return tuple(shape)
+def feature_spec(stage: Stage) -> LiveTensor:
+    """The feature at the end of a stage as a head takes it: with the samples first."""
+    feature = stage.outputs[stage.feature_index or 0]
+    shape = list(feature.shape)
+    if feature.batch_dim is not None:
+        shape.insert(0, shape.pop(feature.batch_dim))
+    return LiveTensor("feature", tuple(shape), feature.dtype, 0)
 
 
 class _Early(nn.Module):

@@ -18,8 +18,9 @@ from eenet.errors import FileFormatError, InvalidInputError
 
 MANIFEST = "manifest.json"
 FORMAT, SCHEMA = "eenet.bundle", 1
-BACKENDS = ("onnx", "torch")
-"""What a bundle's stages can be: ONNX graphs, or the weights of a network that PyTorch builds again."""
+BACKENDS = ("onnx", "torch", "aoti")
+"""What a bundle's stages can be: ONNX graphs, or the weights of a network that PyTorch builds again, and with "aoti"
+compiles on the machine that loads it: a bundle holds no code."""
 
 _CHECKSUM = "manifest_sha256"
 _MOST_BYTES = 16 * 1024 * 1024  # of the manifest, which for a thousand classes and twenty exits has some 100 kB

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from eenet.errors import ReliabilityWarning
 from eenet.models import MultiExitModel, feature_of
+from eenet.runtime._compiled import compiled
 from eenet.runtime._frozen import Variant, eager, frozen
 
 TOLERANCE = 1e-3
@@ -81,8 +82,10 @@ class Optimization:
 
 
 @torch.inference_mode()
-def optimize(model: MultiExitModel, sizes: Sequence[int], seconds: float) -> Optimization:
-    """Measure the frozen variants of a model against its own stages, in turns, and choose at each batch size.
+def optimize(
+    model: MultiExitModel, sizes: Sequence[int], seconds: float, *, compile_stages: bool = False
+) -> Optimization:
+    """Measure the variants of a model against its own stages, in turns, and choose at each batch size.
 
     Never slower: where no variant is faster by the measurement, the model's own stages are chosen, and a
     `ReliabilityWarning` says so if that is everywhere.
@@ -92,7 +95,7 @@ def optimize(model: MultiExitModel, sizes: Sequence[int], seconds: float) -> Opt
     expected = {size: _all_logits(model, own, live) for size, live in inputs.items()}
     good: list[Variant] = [own]
     dropped: list[Variant] = []
-    for variant in frozen(model):
+    for variant in (*frozen(model), *((compiled(model),) if compile_stages else ())):
         same = all(_equal(expected[size], _all_logits(model, variant, live)) for size, live in inputs.items())
         (good if same else dropped).append(variant)
     ratios: dict[str, list[float]] = {variant.name: [] for variant in good}

@@ -15,19 +15,21 @@ from eenet.models import MultiExitModel, feature_of
 from eenet.runtime._adaptive import to_numpy
 from eenet.runtime._backend import Array, Ints, Live
 from eenet.runtime._boundaries import Boundaries
+from eenet.runtime._compiled import compiled
+from eenet.runtime._frozen import Variant, eager
 from eenet.runtime._graphs import tensor_spec
 from eenet.runtime._manifest import Manifest
 from eenet.stages import LiveTensor
 
 
 class TorchBackend:
-    """Runs the stages and exit heads of a model on the CPU; a `StageBackend`.
+    """Runs the stages and exit heads of a model, or a variant of them, on the CPU; a `StageBackend`.
 
     The model is put in inference mode. Live tensors share their memory with PyTorch's. Raises `InvalidInputError` for a
     model that is not on the CPU or whose live tensors have a dtype that numpy does not know, such as bfloat16.
     """
 
-    def __init__(self, model: MultiExitModel) -> None:
+    def __init__(self, model: MultiExitModel, variant: Variant | None = None) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         if device.type != "cpu":
             raise InvalidInputError(
@@ -44,8 +46,9 @@ class TorchBackend:
                         f"the live tensor {live.name!r} before stage {stage.name!r} is {live.dtype}, which numpy does "
                         "not have: call model.float()"
                     )
-        stages = model.staged.inference_stages
-        self._boundaries = Boundaries([[tensor_spec(one) for one in stage.inputs] for stage in stages])
+        variant = variant or eager(model)
+        self._stages, self._heads = variant.stages, variant.heads
+        self._boundaries = Boundaries([[tensor_spec(one) for one in stage.inputs] for stage in self._stages])
 
     def enter(self, inputs: Mapping[str, Array] | Array) -> Live:
         """The live tensors before stage 0; raises `InvalidInputError`, naming the input, where one does not fit."""
@@ -53,14 +56,13 @@ class TorchBackend:
 
     def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:
         """Run stage k and, if asked, its exit head."""
-        model = self.model
-        stage = model.staged.inference_stages[k]
+        stage = self._stages[k]
         with torch.inference_mode():
             outputs = stage(*_tensors(live))
             if k == self.num_exits - 1:
-                return (), to_numpy(model.final_logits(outputs))
-            logits = to_numpy(model.heads[k](feature_of(stage, outputs))) if observe else None
-            return tuple([outputs[i].numpy() for i in stage.passed]), logits
+                return (), to_numpy(self.model.final_logits(outputs))
+            logits = to_numpy(self._heads[k](feature_of(stage, outputs))) if observe else None
+            return tuple([outputs[i].contiguous().numpy() for i in stage.passed]), logits
 
     def size(self, k: int, live: Live) -> int:
         """The number of samples in the live tensors before stage k."""
@@ -94,7 +96,7 @@ def load_torch(manifest: Manifest, *, threads: int | None, allow: Sequence[str])
         )
     if threads is not None:
         torch.set_num_threads(threads)
-    return TorchBackend(model)
+    return TorchBackend(model, compiled(model) if manifest.backend == "aoti" else None)
 
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
