@@ -507,7 +507,12 @@ def test_several_workers_run_stages_at_the_same_time() -> None:
             return super().run(k, live, observe=observe)
 
     servable = ToyServable(backend=Meeting(3, 2))
-    with serving(servable, workers=2) as url, httpx.Client(base_url=url) as client, ThreadPoolExecutor(2) as pool:
+    engine = EngineOptions(max_batch=1, max_wait=0.0)
+    with (
+        serving(servable, workers=2, engine=engine) as url,
+        httpx.Client(base_url=url) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
         both = [pool.submit(post_npy, client, scripted_logits([0], 3)) for _ in range(2)]
         assert [exits(one.result()) for one in both] == [[0], [0]]
     with pytest.raises(InvalidInputError, match="workers is 0"):
