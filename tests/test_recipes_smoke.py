@@ -11,6 +11,9 @@ from rich.console import Console
 import eenet
 from eenet.recipes import Place, load_recipe, recipe_names, reproduce
 
+# On the tiny data of a smoke run optimal stopping says that there is nothing to learn from.
+pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+
 for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
