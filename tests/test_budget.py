@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import eenet
 from eenet.costs import ExitCosts, parse_budget
-from eenet.errors import EENetError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.errors import EENetError, InfeasibleBudgetError, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.testing import toy_costs, toy_records
 
 COSTS = ExitCosts([2.0, 4.0, 5.0], unit="ms")
@@ -81,9 +81,10 @@ def test_bad_budgets(budget: Any, message: str) -> None:
         parse_budget(budget, COSTS)
 
 
-def test_a_scheduler_that_spends_needs_a_budget() -> None:
-    with pytest.raises(InvalidInputError, match=r"fit needs a budget, such as budget='60%' or 1.8"):
-        eenet.MaxProbability().fit(toy_records(samples=10), toy_costs())
+def test_a_scheduler_that_spends_needs_a_budget_to_decide() -> None:
+    fitted = eenet.MaxProbability().fit(toy_records(samples=10), toy_costs())
+    with pytest.raises(NotFittedError, match=r"fitted for all budgets: choose one with .at\(budget\), such as"):
+        fitted.replay(toy_records(samples=10))
 
 
 @pytest.mark.parametrize("budget", [1.99, "39%", "1.5ms", 1e-9])

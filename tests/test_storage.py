@@ -88,13 +88,13 @@ def test_the_other_kind_of_file(tmp_path: Path) -> None:
         ExitRecords.load(saved(tmp_path, eenet.load_scheduler))
 
 
-@pytest.mark.parametrize("schema", ["2", "99", "", "-1", "1.0", "\u00b2"])
+@pytest.mark.parametrize("schema", ["3", "99", "", "-1", "1.0", "\u00b2"])
 def test_a_newer_or_unknown_schema(tmp_path: Path, loader: Callable[[Path], Any], schema: str) -> None:
     path = tmp_path / "file.safetensors"
     for kind in ("scheduler", "records"):
         metadata = {"format": f"eenet.{kind}", "schema": schema, "header": "{}"}
         save_file({"weights": np.zeros(3)}, path, metadata=metadata)
-        with pytest.raises(FileFormatError, match=r"has schema '.*', this eenet reads up to 1: upgrade|expected"):
+        with pytest.raises(FileFormatError, match=r"has schema '.*', this eenet reads up to [12]: upgrade|expected"):
             loader(path)
 
 
@@ -109,13 +109,18 @@ def test_a_damaged_header(tmp_path: Path, header: str | None) -> None:
 
 def test_files_that_lack_a_part(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
-    write_arrays(path, {"thresholds": np.zeros(2)}, kind="scheduler", schema=1, header={"score": "max_prob"})
+    header = {"name": "x", "num_classes": 3, "costs": toy_costs().to_dict(), "numbers": {"budget": 2.0}}
+
+    def write(arrays: dict[str, Any], score: str) -> None:
+        write_arrays(path, arrays, kind="scheduler", schema=1, header=header | {"score": score})
+
+    write({"thresholds": np.zeros(2)}, "max_prob")
     with pytest.raises(FileFormatError, match=r"file.safetensors' lacks 'enabled'; save the scheduler again"):
         eenet.load_scheduler(path)
-    write_arrays(path, {}, kind="scheduler", schema=1, header={"score": "telepathy"})
+    write({}, "telepathy")
     with pytest.raises(FileFormatError, match=r"score 'telepathy' is not known to this eenet; upgrade it"):
         eenet.load_scheduler(path)
-    write_arrays(path, {}, kind="scheduler", schema=1, header={"score": "learned"})
+    write({}, "learned")
     with pytest.raises(FileFormatError, match=r"a learned score needs 'biases'"):
         eenet.load_scheduler(path)
     shapes: list[dict[str, tuple[int, ...]]] = [
@@ -135,17 +140,17 @@ def test_files_that_lack_a_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("part", "value"), [("costs", None), ("costs", [1, 2]), ("numbers", 3), ("score", ["a"])])
 def test_a_scheduler_whose_header_holds_other_things(tmp_path: Path, part: str, value: Any) -> None:
     path = saved(tmp_path, eenet.load_scheduler)
-    arrays, header = read_arrays(path, kind="scheduler", schema=1)
-    write_arrays(path, arrays, kind="scheduler", schema=1, header=header | {part: value})
+    arrays, header = read_arrays(path, kind="scheduler", schema=2)
+    write_arrays(path, arrays, kind="scheduler", schema=2, header=header | {part: value})
     with pytest.raises(FileFormatError, match=r"has a damaged header .*; save the scheduler again"):
         eenet.load_scheduler(path)
 
 
 def test_thresholds_and_costs_must_fit_together(tmp_path: Path) -> None:
     path = saved(tmp_path, eenet.load_scheduler)
-    arrays, header = read_arrays(path, kind="scheduler", schema=1)
+    arrays, header = read_arrays(path, kind="scheduler", schema=2)
     header["costs"]["values"] = [1.0, 2.0]
-    write_arrays(path, arrays, kind="scheduler", schema=1, header=header)
+    write_arrays(path, arrays, kind="scheduler", schema=2, header=header)
     with pytest.raises(FileFormatError, match=r"has 2 thresholds for 2 exits; save the scheduler again"):
         eenet.load_scheduler(path)
 

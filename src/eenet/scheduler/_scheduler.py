@@ -279,7 +279,9 @@ def load_scheduler(path: str | Path) -> Scheduler:
     arrays, header = read_arrays(path, kind="scheduler", schema=_SCHEMA)
     try:
         costs = ExitCosts.from_dict(header["costs"])
-        numbers, name, score = dict(header["numbers"]), str(header["name"]), str(header["score"])
+        numbers, name, score = dict(header["numbers"]), str(header["name"]), header["score"]
+        if not isinstance(score, str):
+            raise TypeError(f"the score is a {type(score).__name__}")
         classes = int(header["num_classes"])
         policy = _policy_from(arrays, score, classes, path, len(costs)) if numbers else None
     except KeyError as error:
