@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is not finished, then print and write the tables."""
     options = parse(argv)
     torch.set_num_threads(options.threads)
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it says of every run that it is in bfloat16
+    # It says of every run that it is in bfloat16.
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     found = machine()
     print(describe(found), flush=True)
     work = options.out / "work"
