@@ -211,7 +211,8 @@ def _header(options: argparse.Namespace) -> None:
     print(
         f"{'':<47}{'running cost against budget':^32}{'':>7}{'accuracy, points above fixed policies':^54}\n"
         f"{'records':<20}{'scheduler':<16}{'':<4}{'stream':<9}{'at worst':>16}{'at the end':>16}{'acc.':>7}"
-        f"{'at equal cost':>18}{'within budget':>18}{'one per half':>18}{'fixed':>8}{'alone':>8}{'alarms':>8}{'after':>7}"
+        f"{'at equal cost':>18}{'within budget':>18}{'one per half':>18}"
+        f"{'fixed':>8}{'alone':>8}{'alarms':>8}{'after':>7}"
     )
 
 
