@@ -34,8 +34,8 @@ class Quotas:
         """Check what a user gave; raises `InvalidInputError` for shares that cannot all be kept."""
         least = _shares("floor", floor, exits, 0.0)
         most = _shares("ceiling", ceiling, exits, 1.0)
-        if (least > most).any():
-            k = int(np.flatnonzero(least > most)[0])
+        if (least > most + _SLACK).any():
+            k = int(np.flatnonzero(least > most + _SLACK)[0])
             raise InvalidInputError(
                 f"exit {k} has the floor {least[k]:g} and the ceiling {most[k]:g}: the floor must be the smaller"
             )
@@ -45,7 +45,7 @@ class Quotas:
             raise InvalidInputError(
                 f"the ceilings {most.tolist()} add up to {most.sum():g}: some samples could leave nowhere"
             )
-        return cls(least, most, burst)
+        return cls(least, np.maximum(most, least), burst)
 
     def require_affordable(self, budget: float, costs: ExitCosts) -> None:
         """Raise `InfeasibleBudgetError` where even the cheapest shares within the quotas cost more than the budget."""
