@@ -268,9 +268,9 @@ class TestHRNet:
             for name, head in zip(net.exit_names, net.eval().make_heads(), strict=True):
                 if name != "stage1":
                     feature = getattr(net, name)((feature,) if isinstance(feature, Tensor) else feature)
-                best = feature if isinstance(feature, Tensor) else feature[0]
-                assert best.shape[-2:] == (15, 23)
-                assert head.eval()(best).shape == (1, 11, 60, 92)
+                seen = feature if isinstance(feature, Tensor) else getattr(net, name).exit_feature(feature)
+                assert seen.shape[-2:] == (15, 23)
+                assert head.eval()(seen).shape == (1, 11, 60, 92)
 
     def test_sizes_that_do_not_fit_are_refused(self) -> None:
         with pytest.raises(InvalidInputError, match=r"181 x 240.*184 x 240"):

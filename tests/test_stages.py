@@ -191,6 +191,54 @@ def test_the_first_tensor_of_a_module_s_outputs_is_its_feature() -> None:
     torch.testing.assert_close(staged(x), model(x))
 
 
+class Both(nn.Module):
+    """Gives two tensors, and says that an exit sees both, side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 5)
+        self.seen = 0
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.a(x), self.b(x)
+
+    def exit_feature(self, output: tuple[Tensor, Tensor]) -> Tensor:
+        self.seen += 1
+        return torch.cat(output, 1)
+
+
+def test_a_module_may_say_what_an_exit_sees() -> None:
+    def forward(net: Chain, x: Tensor) -> Any:
+        first, second = net.both(x)
+        return net.head(first) + second[:, :2]
+
+    both = Both()
+    model = Chain(forward, both=both, head=nn.Linear(3, 2)).eval()
+    staged = cut(model, ["both"], torch.randn(2, 4))
+    x = torch.randn(3, 4)
+    first, last = staged.stages
+    assert first.feature_index is not None
+    torch.testing.assert_close(first(x)[first.feature_index], torch.cat(both(x), 1))
+    torch.testing.assert_close(staged(x), model(x))
+    assert [tensor.shape for tensor in last.inputs] == [("batch", 3), ("batch", 5)], "it does not travel on"
+    before = both.seen
+    model(x)
+    assert both.seen == before, "the network by itself does not pay for it"
+
+
+def test_an_exit_feature_that_is_no_tensor_is_refused() -> None:
+    class Wrong(Both):
+        def exit_feature(self, output: tuple[Tensor, Tensor]) -> Any:
+            return output
+
+    def forward(net: Chain, x: Tensor) -> Any:
+        return net.head(net.both(x)[0])
+
+    model = Chain(forward, both=Wrong(), head=nn.Linear(3, 2)).eval()
+    with pytest.raises(CutError, match=r"Wrong\.exit_feature gave a tuple"):
+        cut(model, ["both"], torch.randn(2, 4))
+
+
 def test_constants_cross_without_a_batch_dimension_and_are_not_compacted() -> None:
     def forward(net: Chain, x: Tensor) -> Any:
         positions = net.table.weight * 2

@@ -15,8 +15,7 @@ from eenet.models._weights import initialise
 
 _STRIDE = 4
 
-# Feature maps of all branches, the highest resolution first: after every module it has taken up what the others know,
-# and it is the tensor that an exit head is given.
+# Feature maps of all branches, the highest resolution first.
 Maps = tuple[Tensor, ...]
 
 
@@ -30,6 +29,11 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, *, relu: bool
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _side_by_side(maps: Maps) -> Tensor:
+    """All branches at the highest resolution."""
+    return torch.cat([maps[0], *[_resized(x, maps[0]) for x in maps[1:]]], 1)
 
 
 class _Sum(nn.Module):
@@ -92,6 +96,14 @@ class _Stage(nn.Module):
         fused: Maps = self.exchanges(entered)
         return fused
 
+    @staticmethod
+    def exit_feature(maps: Maps) -> Tensor:
+        """What an exit head sees of the branches: all of them, as the last head does.
+
+        The branch of the highest resolution alone is narrow, and knows little of what is around a pixel.
+        """
+        return _side_by_side(maps)
+
 
 class _FusedHead(nn.Module):
     """The last head: all branches at the highest resolution, side by side, and two 1x1 convolutions."""
@@ -103,8 +115,7 @@ class _FusedHead(nn.Module):
         self.classify = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, maps: Maps) -> Tensor:
-        x = torch.cat([maps[0], *[_resized(x, maps[0]) for x in maps[1:]]], 1)
-        x = self.classify(F.relu(self.bn(self.conv(x))))
+        x = self.classify(F.relu(self.bn(self.conv(_side_by_side(maps)))))
         return F.interpolate(x, scale_factor=_STRIDE, mode="bilinear", align_corners=False)
 
 
@@ -114,7 +125,8 @@ class HRNet(nn.Module):
     `widths` are the channels of the four branches; `first` are the number and the width of the bottlenecks of stage 1,
     `modules` the exchange modules of stages 2, 3 and 4, `blocks` the basic blocks of a branch in each module. Exits
     stand at the ends of "stage1", "stage2" and "stage3"; each stage returns its branches, the highest resolution first,
-    and exit heads look at that one: H / 4 x W / 4. Raises `InvalidInputError` for images of another size.
+    and exit heads look at all of them, brought to its H / 4 x W / 4. Raises `InvalidInputError` for images of another
+    size.
     """
 
     def __init__(
@@ -137,7 +149,7 @@ class HRNet(nn.Module):
         self.stage3 = _Stage(widths[:2], widths[:3], modules[1], blocks)
         self.stage4 = _Stage(widths[:3], widths, modules[2], blocks)
         self.head = _FusedHead(sum(widths), num_classes)
-        self.exit_widths = (entry, widths[0], widths[0])
+        self.exit_widths = (entry, sum(widths[:2]), sum(widths[:3]))
         initialise(self)
 
     @property

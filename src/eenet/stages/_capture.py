@@ -26,14 +26,22 @@ _EXPORT_NOISE = (r"The tensor attributes? .*_flat_weights.* assigned during expo
 # The marker is an operator of its own, so that it survives tracing at its exact place among in-place operators, which a
 # module's name in the metadata of the nodes would not tell. It leaves the graph again in the split.
 @torch.library.custom_op("eenet::mark_exit", mutates_args=())
-def _mark_exit(x: Tensor, index: int) -> Tensor:  # noqa: ARG001 (read from the graph)
+def _mark_exit(x: Tensor, index: int, feature: Tensor | None = None) -> Tensor:  # noqa: ARG001 (read from the graph)
     return x.clone()
 
 
 @_mark_exit.register_fake
-def _(x: Tensor, index: int) -> Tensor:  # noqa: ARG001
+def _(x: Tensor, index: int, feature: Tensor | None = None) -> Tensor:  # noqa: ARG001
     # Same strides as x: tracing must not take another branch because of the marker.
     return torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device=x.device)
+
+
+def marked_feature(marker: fx.Node) -> fx.Node:
+    """What an exit at a marker sees: the tensor marked, unless its module gave another one for that."""
+    feature = marker.args[2] if len(marker.args) > 2 else None
+    node = marker.args[0] if feature is None else feature
+    assert isinstance(node, fx.Node)
+    return node
 
 
 def is_marker(node: fx.Node) -> bool:
@@ -129,16 +137,34 @@ def _out_spec(graph_module: fx.GraphModule) -> pytree.TreeSpec:
     return spec
 
 
+def own_feature(module: nn.Module, output: Any) -> Tensor | None:
+    """What an exit sees of a module's output where the module has a method `exit_feature` to say so; else None.
+
+    It is computed in stages alone: whoever calls the network as it is does not pay for it.
+    """
+    look = getattr(module, "exit_feature", None)
+    if not callable(look):
+        return None
+    feature = look(output)
+    if not isinstance(feature, Tensor):
+        raise CutError(
+            f"{type(module).__name__}.exit_feature gave a {type(feature).__name__}, expected the tensor that an exit "
+            "sees"
+        )
+    return feature
+
+
 def _marking_hook(name: str, index: int, calls: dict[str, int], failed: dict[str, str]) -> Any:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+    def hook(module: nn.Module, _args: Any, output: Any) -> Any:
         calls[name] += 1
+        feature = own_feature(module, output)
         if isinstance(output, Tensor):
-            return torch.ops.eenet.mark_exit(output, index)
-        # The first tensor is the feature; for Hugging Face outputs that is `last_hidden_state`.
+            return torch.ops.eenet.mark_exit(output, index, feature)
+        # Else the first tensor is the feature; for Hugging Face outputs that is `last_hidden_state`.
         leaves, spec = pytree.tree_flatten(output)
         for position, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
-                leaves[position] = torch.ops.eenet.mark_exit(leaf, index)
+                leaves[position] = torch.ops.eenet.mark_exit(leaf, index, feature)
                 return pytree.tree_unflatten(leaves, spec)
         failed[name] = f"a {type(output).__name__}"
         return output

@@ -83,7 +83,7 @@ class _Ends:
             producer = node.args[0] if node.target is operator.getitem else None
             self._order[node] = self._order[producer] if isinstance(producer, fx.Node) else position
             if is_marker(node):
-                inner, index = node.args
+                inner, index = node.args[:2]
                 assert isinstance(inner, fx.Node)
                 assert isinstance(index, int)
                 self._same[node] = inner

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from eenet.errors import CutError
-from eenet.stages._capture import Capture, is_marker, original_name, same_place
+from eenet.stages._capture import Capture, is_marker, marked_feature, original_name, same_place
 from eenet.stages._symbols import Symbols, is_size, source_of_size
 
 _ASSERTS = ("_assert", "sym_constrain", "_guards_fn")
@@ -82,7 +82,7 @@ class Plan:
                 inner = node.args[0]
                 assert isinstance(inner, fx.Node)
                 self._same[node] = inner
-                self.features.append(self.resolve(inner))
+                self.features.append(self.resolve(marked_feature(node)))
                 stage += 1
             elif node.op == "placeholder":
                 self.stage_of[node] = -1
