@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+import eenet
+from eenet.testing import toy_costs, toy_records
+from networks import table_model
 from optional import import_or_skip
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +64,17 @@ def test_the_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     described = set(re.findall(r"`([a-z_]+?)(?:_[kb])?`", (DOCS / "training.md").read_text(encoding="utf-8")))
     columns = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert {re.sub(r"_\d+$", "", column) for column in columns} <= described | {"epoch"}
+
+
+def test_the_controller_on_the_method_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("method.md")["The budget in traffic"]
+    scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    names: dict[str, Any] = {"eenet": eenet, "scheduler": scheduler, "model": table_model(3, 5)}
+    exec(compile(code, "docs/method.md", "exec"), names)
+    names["fast"](torch.randn(10, 15))
+    assert names["controller"].samples == 10
+    assert eenet.BudgetController.load(scheduler, "controller.json").samples == 0
 
 
 def test_the_messages_in_the_training_guide_are_those_of_the_code() -> None:

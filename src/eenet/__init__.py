@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptiveModel": "eenet.runtime",
     "AdaptiveOutput": "eenet.runtime",
+    "BudgetController": "eenet.scheduler",
     "Decisions": "eenet.scheduler",
     "EENet": "eenet.scheduler",
     "EENetError": "eenet.errors",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from eenet.runtime import AdaptiveModel as AdaptiveModel
     from eenet.runtime import AdaptiveOutput as AdaptiveOutput
     from eenet.runtime import export as export
+    from eenet.scheduler import BudgetController as BudgetController
     from eenet.scheduler import Decisions as Decisions
     from eenet.scheduler import EENet as EENet
     from eenet.scheduler import Entropy as Entropy

@@ -28,6 +28,9 @@ def serve(
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a request waits for company.")] = 2.0,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples inside at once; more are refused.")] = 1024,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for an answer, if the client names none.")] = 30.0,
+    hold: Annotated[
+        bool, typer.Option("--hold/--no-hold", help="Hold the budget in traffic that is not like the calibration set.")
+    ] = True,
     merge: Annotated[
         bool, typer.Option("--merge/--no-merge", help="Merge survivors of several requests before each stage.")
     ] = True,
@@ -47,7 +50,8 @@ def serve(
     """
     from eenet.errors import InvalidInputError
     from eenet.runtime import load
-    from eenet.serving import EngineOptions, Limits, ServerOptions, make_server
+    from eenet.scheduler import BudgetController
+    from eenet.serving import EngineOptions, FixedBudget, Limits, ServerOptions, make_server
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token_file is not None:
@@ -65,7 +69,10 @@ def serve(
     loaded = load(bundle, threads=threads or None, allow=allow or ())
     if budget is not None:
         loaded = loaded.at(budget)
-    server = make_server(loaded, options, ready=lambda url: side().print(f"serving {bundle} on {url}"))
+    controller = BudgetController(loaded.scheduler) if hold else FixedBudget(loaded.scheduler)
+    server = make_server(
+        loaded, options, controller=controller, ready=lambda url: side().print(f"serving {bundle} on {url}")
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         # The server has handlers of its own while it runs, and passes the signal on to these at its end.
         signal.signal(number, lambda *_: None)

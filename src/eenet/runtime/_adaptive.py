@@ -16,7 +16,7 @@ from eenet.models import MultiExitModel, feature_of
 from eenet.runtime._frozen import eager
 from eenet.runtime._optimize import Optimization
 from eenet.runtime._optimize import optimize as measured
-from eenet.scheduler import Route, Scheduler
+from eenet.scheduler import BudgetController, Route, Scheduler, ThresholdPolicy
 from eenet.stages import Stage
 from eenet.tasks import Evidence
 
@@ -37,9 +37,10 @@ class AdaptiveOutput:
 
 
 class AdaptiveModel:
-    """Runs a multi-exit model under a fitted scheduler.
+    """Runs a multi-exit model under a fitted scheduler, or a controller that keeps its budget in traffic.
 
-    Calling it takes what the model takes and gives an `AdaptiveOutput`. The model is put in inference mode.
+    Calling it takes what the model takes and gives an `AdaptiveOutput`. A batch goes by the policy in force when it
+    comes, and a controller hears where its samples left. The model is put in inference mode.
 
     With `optimize="auto"` frozen stages (folded batch norms, channels last) are measured against the model's own at
     each of `batch_sizes`, about `seconds` for each, and the fastest is used; and survivors are selected at a boundary
@@ -52,22 +53,27 @@ class AdaptiveModel:
     def __init__(
         self,
         model: MultiExitModel,
-        scheduler: Scheduler,
+        scheduler: Scheduler | BudgetController,
         *,
         optimize: str | None = None,
         batch_sizes: Sequence[int] = (1, 8),
         seconds: float = 1.0,
     ) -> None:
-        policy = scheduler.policy
-        policy.require(model.num_exits, model.num_classes, "the model has")
         self.model = model.eval()
         self.scheduler = scheduler
-        self._policy = policy
-        self._observed = [policy.observes(k) for k in range(policy.num_exits)]
+        self._checked: ThresholdPolicy | None = None
+        self._current_policy()
         self.optimized: Optimization | None = None
         if optimize is not None:
             _require_measurable(model, optimize, batch_sizes)
             self.optimized = measured(model, batch_sizes, seconds)
+
+    def _current_policy(self) -> ThresholdPolicy:
+        policy = self.scheduler.policy
+        if policy is not self._checked:  # a scheduler may have been fitted anew, a controller changes its policies
+            policy.require(self.model.num_exits, self.model.num_classes, "the model has")
+            self._checked = policy
+        return policy
 
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> AdaptiveOutput:
@@ -83,13 +89,14 @@ class AdaptiveModel:
             nothing = model.final_logits(empty_outputs(stages[-1], live[0].device))
             return AdaptiveOutput(nothing, torch.empty(0, dtype=torch.int64))
         live = variant.entered(live)
-        route = Route(self._policy, samples)
+        policy = self._current_policy()
+        route = Route(policy, samples)
         answers = _Answers(samples)
         batch, rows = samples, None  # samples the stages run on, and where among them those still running are
         for k, stage in enumerate(stages[:-1]):
             outputs = stage(*live)
             live = tuple([outputs[i] for i in stage.passed])
-            if not self._observed[k]:
+            if not policy.observes(k):
                 route.skip()
                 continue
             logits = variant.heads[k](feature_of(stage, outputs))
@@ -125,6 +132,8 @@ class AdaptiveModel:
                 answers.put(running, logits, rows)
             else:
                 answers.put(running, torch.from_numpy(route.left).to(logits.device))
+        if isinstance(self.scheduler, BudgetController):
+            self.scheduler.observe(route.exits, policy)
         return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
 
 

@@ -14,7 +14,7 @@ from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Assignment, Calibration
 from eenet.scheduler._decisions import replay
 from eenet.scheduler._ensembles import as_answered
-from eenet.scheduler._policy import Ensemble, Score, ThresholdPolicy
+from eenet.scheduler._policy import Ensemble, Floats, Score, ThresholdPolicy
 from eenet.scheduler._table import PolicyTable
 from eenet.scheduler._thresholds import Thresholds
 
@@ -29,6 +29,12 @@ class Planned:
     accuracy: float | None
     note: str | None = None
     """Why much of the budget is left unspent, where it is."""
+
+    shares: Floats | None = None
+    """What part of the calibration records left at each exit, (K,); None where that is not known."""
+
+    samples: int = 0
+    """How many calibration records those were."""
 
 
 class Family(Protocol):
@@ -104,11 +110,12 @@ def planned(calibration: Calibration, thresholds: Thresholds, cost: float, note:
     policy = ThresholdPolicy(calibration.score, thresholds.values, thresholds.enabled, records.num_classes)
     # Where an exit is off its output is not looked at, so that a sample that is not finite there may still leave later.
     exits = table.exits(thresholds) if table.finite.all() else replay(policy, records, costs).exits
-    spent = float(np.bincount(exits, minlength=len(costs)) @ costs.values / len(exits))
+    counts = np.bincount(exits, minlength=len(costs))
+    spent = float(counts @ costs.values / len(exits))
     accuracy = None
     if records.utility is not None:
         accuracy = float(records.utility[exits, np.arange(len(exits))].mean(dtype=np.float64))
-    return Planned(policy, cost, spent, accuracy, note)
+    return Planned(policy, cost, spent, accuracy, note, counts / len(exits), len(exits))
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,9 @@ class TableFamily:
         """The policy of the largest budget in the table that is not above this one."""
         row = self.table.index(budget)
         cost, accuracy = float(self.table.planned_costs[row]), float(self.table.accuracies[row])
-        return Planned(self.table.policies[row], cost, cost, None if np.isnan(accuracy) else accuracy)
+        shares = None if self.table.shares is None else self.table.shares[row]
+        known = None if np.isnan(accuracy) else accuracy
+        return Planned(self.table.policies[row], cost, cost, known, shares=shares, samples=self.table.samples)
 
 
 class Tabulated:
@@ -152,4 +161,7 @@ class Tabulated:
         plans = [self.family.plan(budget) for budget in budgets.tolist()]
         accuracies = [np.nan if p.accuracy is None else p.accuracy for p in plans]
         spent = np.maximum.accumulate([p.calibration_cost for p in plans])
-        return PolicyTable(budgets, spent, np.array(accuracies), tuple(p.policy for p in plans), costs.unit)
+        known = [p.shares for p in plans if p.shares is not None]
+        shares = np.stack(known) if len(known) == len(plans) else None
+        policies = tuple(p.policy for p in plans)
+        return PolicyTable(budgets, spent, np.array(accuracies), policies, costs.unit, shares, plans[0].samples)

@@ -87,7 +87,10 @@ def _planned(table: PolicyTable, row: int, exits: Ints, tested: ExitRecords, cos
     spent = float(costs.values[exits].mean())
     utility = as_answered(table.policies[row].score, tested).utility
     accuracy = None if utility is None else float(utility[exits, np.arange(len(exits))].mean(dtype=np.float64))
-    return Planned(table.policies[row], float(table.planned_costs[row]), spent, accuracy)
+    shares = np.bincount(exits, minlength=len(costs)) / len(exits)
+    return Planned(
+        table.policies[row], float(table.planned_costs[row]), spent, accuracy, shares=shares, samples=len(exits)
+    )
 
 
 def cheapest_within(family: Family, tested: ExitRecords, drop: float, guarantee: float) -> tuple[Planned, TableFamily]:
@@ -122,6 +125,8 @@ def cheapest_within(family: Family, tested: ExitRecords, drop: float, guarantee:
         np.array([np.nan if chosen.accuracy is None else chosen.accuracy]),
         (chosen.policy,),
         costs.unit,
+        None if chosen.shares is None else chosen.shares[None],
+        chosen.samples,
     )
     return chosen, TableFamily(only, costs)
 

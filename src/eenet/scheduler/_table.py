@@ -28,7 +28,8 @@ class FrontierPoint:
 class PolicyTable:
     """Policies for rising budgets, G of them; planned costs never fall.
 
-    `budgets`, `planned_costs` and `accuracies` are (G,); an accuracy is NaN where the records had no labels.
+    `budgets`, `planned_costs` and `accuracies` are (G,); an accuracy is NaN where the records had no labels. `shares`
+    (G, K) says what part of the `samples` calibration samples left at each exit; None in files that do not say.
     """
 
     budgets: Floats
@@ -36,6 +37,8 @@ class PolicyTable:
     accuracies: Floats
     policies: tuple[ThresholdPolicy, ...]
     unit: str
+    shares: Floats | None = None
+    samples: int = 0
 
     def __len__(self) -> int:
         return len(self.policies)
@@ -67,6 +70,8 @@ class PolicyTable:
             "thresholds": np.stack([p.thresholds for p in self.policies]),
             "enabled": np.stack([p.enabled for p in self.policies]).astype(np.uint8),
         }
+        if self.shares is not None:
+            arrays |= {"shares": self.shares, "samples": np.array([self.samples], dtype=np.int64)}
         rows, distinct = _distinct([p.score for p in self.policies])
         arrays["score_rows"] = rows
         fitted = [score.to_arrays() for score in distinct]
@@ -99,6 +104,13 @@ class PolicyTable:
                 f"a table of {len(rows)} policies for {exits} exits has thresholds of shape {thresholds.shape}; save "
                 "the scheduler again"
             )
+        shares = arrays.get("shares")
+        counted = arrays.get("samples", np.zeros(1, dtype=np.int64)).reshape(-1)
+        if shares is not None and (shares.shape != (len(rows), exits) or len(counted) != 1):
+            raise FileFormatError(
+                f"a table of {len(rows)} policies for {exits} exits has shares of shape {shares.shape}; save the "
+                "scheduler again"
+            )
         shared = {name.removeprefix("score."): a for name, a in arrays.items() if name.startswith("score.")}
         stacked = {name.removeprefix("scores."): a for name, a in arrays.items() if name.startswith("scores.")}
         count = int(rows.max()) + 1
@@ -108,7 +120,7 @@ class PolicyTable:
         policies = tuple(
             ThresholdPolicy(scores[row], thresholds[i], enabled[i], num_classes) for i, row in enumerate(rows.tolist())
         )
-        return cls(columns[0], columns[1], columns[2], policies, unit)
+        return cls(columns[0], columns[1], columns[2], policies, unit, shares, int(counted[0]))
 
 
 def _distinct(scores: Sequence[Score]) -> tuple[NDArray[np.int64], list[Score]]:
