@@ -18,7 +18,7 @@ from eenet.errors import InvalidInputError
 from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
 from eenet.scheduler._scores import PLAIN_SCORES
-from eenet.serving import EngineOptions, ServerOptions, make_server
+from eenet.serving import EngineOptions, FixedBudget, ServerOptions, make_server
 from eenet.tasks import Classification, Task
 
 Array = NDArray[Any]
@@ -168,7 +168,7 @@ def serving(
 ) -> Iterator[str]:
     """A real server on loopback, in a thread; gives its address. It has drained when the block ends."""
     made = ServerOptions(port=0, engine=engine or EngineOptions(max_wait=0.0), **options)
-    server = make_server(servable, made, controller=controller)
+    server = make_server(servable, made, controller=controller or FixedBudget(servable.scheduler))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

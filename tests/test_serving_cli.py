@@ -70,7 +70,7 @@ def npy(array: np.ndarray) -> bytes:
 def test_a_bundle_is_served_by_one_command_and_stops_when_told(bundle: tuple[Path, Case]) -> None:
     folder, case = bundle
     (images,) = case.arrays.values()
-    with served(str(folder), "--port", "0") as (url, process):
+    with served(str(folder), "--port", "0", "--no-hold") as (url, process):
         response = httpx.post(f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"})
         predictions = response.json()["predictions"]
         expected = case.scheduler.replay(case.records(case.fresh))
@@ -88,7 +88,7 @@ def test_a_bundle_is_served_by_one_command_and_stops_when_told(bundle: tuple[Pat
 def test_the_budget_of_a_bundle_changes_while_it_runs(bundle: tuple[Path, Case]) -> None:
     folder, case = bundle
     (images,) = case.arrays.values()
-    with served(str(folder), "--port", "0", "--budget", "80%", EENET_TOKEN=TOKEN) as (url, _):
+    with served(str(folder), "--port", "0", "--no-hold", "--budget", "80%", EENET_TOKEN=TOKEN) as (url, _):
         assert httpx.get(f"{url}/info").json()["budget"] == pytest.approx(0.8 * 3)
         headers = {"Authorization": f"Bearer {TOKEN}"}
         assert httpx.put(f"{url}/budget", json={"budget": "50%"}, headers=headers).json()["budget"] == 1.5

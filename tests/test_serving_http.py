@@ -18,9 +18,23 @@ from PIL import Image
 import eenet
 from eenet.errors import InvalidInputError
 from eenet.runtime import Live
-from eenet.serving import Driver, EngineOptions, Limits, ServedModel, ServerOptions
+from eenet.scheduler import BudgetController, ThresholdPolicy
+from eenet.serving import Driver, EngineOptions, FixedBudget, Limits, ServedModel, ServerOptions
+from eenet.testing import toy_logits
 from networks import conv_model
-from serving_toys import Grey, Spec, TableBackend, ToyServable, Words, scripted_logits, scripted_policy, serving, until
+from serving_toys import (
+    Grey,
+    Spec,
+    TableBackend,
+    ToyServable,
+    Words,
+    fitted,
+    flat,
+    scripted_logits,
+    scripted_policy,
+    serving,
+    until,
+)
 
 LEAVE_AT = [2, 0, 1, 0, 2]
 TOKEN = "correct horse battery"
@@ -398,16 +412,19 @@ class Budgets:
 
     def __init__(self) -> None:
         self.policy = scripted_policy(3)
+        self.budget = 2.0
         self.seen: list[int] = []
         self.budgets: list[Any] = []
 
-    def observe(self, exits: Any) -> None:
+    def observe(self, exits: Any, policy: ThresholdPolicy | None = None) -> None:
+        assert policy is self.policy
         self.seen += exits.tolist()
 
     def set_budget(self, budget: Any) -> None:
         if budget == "40%":
             raise InvalidInputError("the smallest feasible budget is 1.5 ms")
         self.budgets.append(budget)
+        self.budget = 3.0
         self.policy = scripted_policy(3)
         self.policy.enabled[:] = False
 
@@ -426,9 +443,6 @@ def test_the_budget_changes_while_running_for_who_has_the_token() -> None:
             (b"{", 400),
             (b"[]", 422),
             (b'{"budget": true}', 422),
-            (b'{"budget": -1}', 422),
-            (b'{"budget": "nonsense"}', 422),
-            (b'{"budget": "10%"}', 422),
             (b'{"budget": "40%"}', 422),
             (b'{"budget": 1, "more": 1}', 422),
         ):
@@ -517,3 +531,34 @@ def test_several_workers_run_stages_at_the_same_time() -> None:
         assert [exits(one.result()) for one in both] == [[0], [0]]
     with pytest.raises(InvalidInputError, match="workers is 0"):
         Driver(servable, Budgets(), workers=0)
+
+
+def test_the_budget_is_held_in_traffic_that_is_harder_than_the_calibration_set() -> None:
+    logits, labels = toy_logits(600, 3, 2, seed=1)
+    scheduler, costs = fitted(eenet.MaxProbability, logits, labels, 0.4)
+    hard = flat(0.3 * toy_logits(1200, 3, 2, seed=2)[0])
+    servable = ToyServable()
+    servable.scheduler, servable.costs = scheduler, costs
+    spent = {}
+    for controller in (FixedBudget(scheduler), BudgetController(scheduler)):
+        with serving(servable, controller) as url, httpx.Client(base_url=url) as client:
+            taken: list[int] = []
+            for start in range(0, len(hard), 10):
+                taken += exits(post_npy(client, hard[start : start + 10]))
+        spent[type(controller)] = float(costs.values[taken[400:]].mean())
+    assert spent[FixedBudget] > 1.1 * scheduler.budget
+    assert spent[BudgetController] == pytest.approx(scheduler.budget, rel=0.05)
+
+
+def test_a_budget_that_cannot_be_met_is_refused_and_changes_nothing() -> None:
+    logits, labels = toy_logits(600, 3, 2, seed=1)
+    servable = ToyServable()
+    servable.scheduler, servable.costs = fitted(eenet.MaxProbability, logits, labels, 0.4)
+    controller = BudgetController(servable.scheduler)
+    with serving(servable, controller, token=TOKEN) as url, httpx.Client(base_url=url) as client:
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        for budget in (-1, 0, "nonsense", "10%", 0.5):
+            assert client.put("/budget", json={"budget": budget}).status_code == 422, budget
+        assert client.get("/info").json()["budget"] == servable.scheduler.budget
+        assert client.put("/budget", json={"budget": "90%"}).json()["budget"] == pytest.approx(2.7)
+        assert client.put("/budget", json={"budget": 1e9}).status_code == 200  # all exits off: more cannot be spent

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serving_toys import Grey, ToyServable, Words, serving
-from test_serving_http import TOKEN, Budgets
+from test_serving_http import TOKEN
 
 CONFIG = """
 [checks.not_a_server_error]
@@ -31,7 +31,7 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_tell_of(kind: str
     preprocessing = {"array": None, "text": Words(), "image": Grey()}[kind]
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG, encoding="utf-8")
-    with serving(ToyServable(preprocessing), Budgets(), token=TOKEN) as url:
+    with serving(ToyServable(preprocessing), token=TOKEN) as url:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", f"{url}/openapi.json"),
             # What a schema allows may still be no image, no .npy file, no text with a word, no budget that can be met.

@@ -51,7 +51,7 @@ def serve(
     from eenet.errors import InvalidInputError
     from eenet.runtime import load
     from eenet.scheduler import BudgetController
-    from eenet.serving import EngineOptions, Limits, ServerOptions, make_server
+    from eenet.serving import EngineOptions, FixedBudget, Limits, ServerOptions, make_server
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token_file is not None:
@@ -69,7 +69,7 @@ def serve(
     loaded = load(bundle, threads=threads or None, allow=allow or ())
     if budget is not None:
         loaded = loaded.at(budget)
-    controller = BudgetController(loaded.scheduler) if hold else None
+    controller = BudgetController(loaded.scheduler) if hold else FixedBudget(loaded.scheduler)
     server = make_server(
         loaded, options, controller=controller, ready=lambda url: side().print(f"serving {bundle} on {url}")
     )

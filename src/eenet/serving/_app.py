@@ -87,7 +87,7 @@ def make_app(
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return service.answer(driver.metrics.exposition(service.budget), "text/plain; version=0.0.4; charset=utf-8")
+        return service.answer(driver.metrics.exposition(controller.budget), "text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/info")
     async def info() -> Response:
@@ -125,7 +125,6 @@ class _Service:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="eenet-decode")
         self.limits = limits
         self.decoder = Decoder(servable, limits)
-        self.budget = float(servable.scheduler.budget)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -214,7 +213,7 @@ class _Service:
             budget = document["budget"]
             if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
                 raise RefusedError(422, f"the budget is {budget!r}, expected a number or a text such as '60%'")
-            self.budget = self._driver.set_budget(budget)
+            limit = self._driver.set_budget(budget)
         except ClientGoneError:
             return self.refusal(_GONE, "the client is gone")
         except orjson.JSONDecodeError as error:
@@ -223,7 +222,7 @@ class _Service:
             return self.refusal(error.status, str(error))
         except InvalidInputError as error:
             return self.refusal(422, str(error))
-        return self.json({"budget": self.budget, "unit": self._servable.costs.unit})
+        return self.json({"budget": limit, "unit": self._servable.costs.unit})
 
     def info(self) -> dict[str, Any]:
         servable, metrics = self._servable, self._driver.metrics
@@ -236,7 +235,7 @@ class _Service:
             "class_names": None if names is None else list(names),
             "inputs": [{"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape)} for s in servable.inputs],
             "costs": servable.costs.to_dict(),
-            "budget": self.budget,
+            "budget": self._controller.budget,
             "traffic": {
                 "exit_shares": metrics.exit_shares,
                 "mean_cost": metrics.mean_cost,

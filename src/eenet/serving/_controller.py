@@ -15,9 +15,15 @@ class FixedBudget:
         self._scheduler = scheduler
         self.policy: ThresholdPolicy = scheduler.policy
 
-    def observe(self, exits: Any) -> None:
+    @property
+    def budget(self) -> float:
+        """The budget per sample, in the unit of the costs."""
+        return self._scheduler.budget
+
+    def observe(self, exits: Any, policy: ThresholdPolicy | None = None) -> None:
         """Nothing is learned from traffic."""
 
     def set_budget(self, budget: Budget) -> None:
         """Take the scheduler's policy for another budget; raises `InfeasibleBudgetError` where there is none."""
-        self.policy = self._scheduler.at(budget).policy
+        self._scheduler = self._scheduler.at(budget)
+        self.policy = self._scheduler.policy

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.costs import parse_budget
+from eenet.costs import Budget
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.scheduler import ThresholdPolicy, Trail
 from eenet.serving._engine import Engine, EngineOptions
@@ -98,18 +98,16 @@ class Driver:
         with self._turn:
             return self._engine.waiting
 
-    def set_budget(self, budget: float | str) -> float:
+    def set_budget(self, budget: Budget) -> float:
         """Keep to another budget, which is returned in the costs' unit; requests inside go on by the policy they have.
 
         Raises `InvalidInputError` for a budget that cannot be met.
         """
-        with warnings.catch_warnings():
+        with self._turn, warnings.catch_warnings():
             warnings.simplefilter("ignore", ReliabilityWarning)  # more than can be spent: it is in the answer
-            limit = parse_budget(budget, self._costs)
-        with self._turn:
             self._controller.set_budget(budget)
             self._engine.policy = self._controller.policy
-        return limit
+            return self._controller.budget
 
     async def answer(self, inputs: Any, *, timeout: float, full: bool = False) -> Request:
         """Take in the inputs of some samples and wait until the request has ended; `full` switches the exits off.
@@ -202,12 +200,15 @@ class Driver:
                 self._turn.wait(None if wake is None else max(0.0, wake - now))
 
     def _account(self, ended: Sequence[Request]) -> None:
-        exits = [request.exits for request in ended if request.outcome is Outcome.ANSWERED and request.context.counted]
-        if exits:
-            left = np.concatenate(exits)
+        by_policy: dict[int, list[Request]] = {}
+        for request in ended:
+            if request.outcome is Outcome.ANSWERED and request.context.counted:
+                by_policy.setdefault(id(request.policy), []).append(request)
+        for requests in by_policy.values():
+            left = np.concatenate([request.exits for request in requests])
             self.metrics.left(left)
-            self._controller.observe(left)
-            self._engine.policy = self._controller.policy
+            self._controller.observe(left, requests[0].policy)
+        self._engine.policy = self._controller.policy
 
     def _tell(self, ended: Sequence[Request]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}

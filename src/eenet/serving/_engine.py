@@ -113,12 +113,12 @@ class Engine:
         if not self.inside:
             self._measured_at = now
         self._submitted += 1
-        request = Request(self._submitted, samples, now, deadline, context)
+        request = Request(self._submitted, samples, now, policy or self.policy, deadline, context)
         self._open[request.number] = request
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, request.number))
         shape = tuple((tensor.dtype.str, tensor.shape[1:]) for tensor in live)
-        route = Route(policy or self.policy, samples)
+        route = Route(request.policy, samples)
         cohort = Cohort(live, route, [request] * samples, list(range(samples)), shape, now)
         self.inside += samples
         self._push(0, cohort)

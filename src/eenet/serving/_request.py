@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet.scheduler import ThresholdPolicy
+
 
 class Outcome(enum.Enum):
     """How a request ended; every accepted request ends once."""
@@ -23,18 +25,28 @@ class Request:
 
     `number` counts the requests in the order they came. When `outcome` is `ANSWERED`, `logits` (n, C, ...) and `exits`
     (n,) are those of the samples in their order; where it is `FAILED`, `error` says why. Times are in seconds of the
-    caller's clock; `deadline` is None where the caller waits as long as it takes. `context` is the caller's own.
+    caller's clock; `deadline` is None where the caller waits as long as it takes. It goes by `policy` all the way.
+    `context` is the caller's own.
     """
 
     __slots__ = (
-        "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "outcome", "remaining",
-        "samples",
+        "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "outcome", "policy",
+        "remaining", "samples",
     )  # fmt: skip
 
-    def __init__(self, number: int, samples: int, arrived: float, deadline: float | None, context: Any) -> None:
+    def __init__(
+        self,
+        number: int,
+        samples: int,
+        arrived: float,
+        policy: ThresholdPolicy,
+        deadline: float | None = None,
+        context: Any = None,
+    ) -> None:
         self.number = number
         self.samples = samples
         self.arrived = arrived
+        self.policy = policy
         self.deadline = deadline
         self.context = context
         self.remaining = samples

@@ -146,8 +146,13 @@ class Controller(Protocol):
         """The policy for the requests that come now."""
         ...
 
-    def observe(self, exits: Any) -> None:
-        """Samples that went by the policy have left at these exits (n,)."""
+    @property
+    def budget(self) -> float:
+        """The budget per sample, in the unit of the costs."""
+        ...
+
+    def observe(self, exits: Any, policy: ThresholdPolicy | None = None) -> None:
+        """Samples that went by a policy, by default the one in force, have left at these exits (n,)."""
         ...
 
     def set_budget(self, budget: Any) -> None:

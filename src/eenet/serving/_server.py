@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eenet._extras import require
 from eenet.errors import InvalidInputError
-from eenet.serving._controller import FixedBudget
+from eenet.scheduler import BudgetController
 from eenet.serving._driver import Driver
 from eenet.serving._engine import EngineOptions
 from eenet.serving._limits import Limits
@@ -60,7 +60,7 @@ def make_server(
 ) -> Server:
     """A server to `run()`; it ends after SIGTERM or Ctrl+C, when every accepted request is answered.
 
-    `controller` holds the budget, by default always the scheduler's own; `ready` is called with the server's address
+    `controller` holds the budget, by default a `BudgetController`; `ready` is called with the server's address
     once it listens. Raises `MissingExtraError` without the extra "serve".
     """
     uvicorn: Any = require("uvicorn", "serve", "serving")
@@ -69,7 +69,7 @@ def make_server(
     from eenet.serving._app import make_app
 
     options = options or ServerOptions()
-    chosen = controller or FixedBudget(servable.scheduler)
+    chosen: Controller = controller or BudgetController(servable.scheduler)
     driver = Driver(servable, chosen, options.engine, workers=options.workers)
     app = make_app(servable, driver, chosen, limits=options.limits, token=options.token)
     config = uvicorn.Config(
