@@ -77,8 +77,17 @@ def confidences(evidence: Evidence) -> Floats:
     Source: EENet, section 3.2, which has the first three. All three saturate where a network is overconfident, and a
     linear score of them can then no longer tell the sure from the less sure; the log odds can.
     """
-    sure = LOG_ODDS_SCALE * evidence.log_odds
-    return np.stack([evidence.max_probability, 1 - evidence.entropy, evidence.vote_share, sure], axis=1)
+    return _with_confidences(evidence, 0)
+
+
+def _with_confidences(evidence: Evidence, more: int) -> Floats:
+    """The confidences, and room for more columns after them: (n, 4 + more)."""
+    values = np.empty((len(evidence), NUM_CONFIDENCES + more))
+    values[:, 0] = evidence.max_probability
+    np.subtract(1, evidence.entropy, out=values[:, 1])
+    values[:, 2] = evidence.vote_share
+    np.multiply(LOG_ODDS_SCALE, evidence.log_odds, out=values[:, 3])
+    return values
 
 
 def sigmoid(x: Floats) -> Floats:
@@ -106,12 +115,15 @@ class LearnedScore:
         """Scores (n,): the argument of the sigmoid, which orders samples as q_k does."""
         k = trail.exit_index
         evidence = trail.evidence[k]
-        history = [sigmoid(s) for s in trail.scores]
-        scalars = np.stack([*confidences(evidence).T, *history], axis=1)
+        scalars = _with_confidences(evidence, k)
+        for column, earlier in enumerate(trail.scores, NUM_CONFIDENCES):
+            scalars[:, column] = sigmoid(earlier)
+        scalars *= self.evidence_weights[k]
         # Products summed row by row, not a BLAS product: see tasks/_evidence.py.
-        by_class = (evidence.probabilities * self.class_weights[k]).sum(axis=1)
-        by_scalar = (scalars * self.evidence_weights[k]).sum(axis=1)
-        scores: Floats = by_class + by_scalar + self.biases[k] + TIE_WEIGHT * evidence.log_odds
+        scores: Floats = np.add.reduce(evidence.probabilities * self.class_weights[k], axis=1)
+        scores += np.add.reduce(scalars, axis=1)
+        scores += self.biases[k]
+        scores += TIE_WEIGHT * evidence.log_odds
         return scores
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

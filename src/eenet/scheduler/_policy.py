@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -125,9 +126,10 @@ class ThresholdPolicy:
         """K."""
         return len(self.thresholds) + 1
 
-    @property
+    @cached_property
     def ensemble(self) -> Ensemble | None:
         """The score, where it also answers in place of the exits."""
+        # Asked once: whether a class has all that a protocol names takes longer than the rest of a decision.
         return self.score if isinstance(self.score, Ensemble) else None
 
     def require(self, exits: int, classes: int, whose: str) -> None:
@@ -168,7 +170,8 @@ class Route:
         self._policy = policy
         self._trail = Trail()
         self.running: Ints = np.arange(samples)
-        self.exits: Ints = np.full(samples, -1, dtype=np.intp)
+        self.exits: Ints = np.empty(samples, dtype=np.intp)
+        self.exits.fill(-1)
         self._ensemble = policy.ensemble
         self.left: NDArray[np.float32] | None = None
 
@@ -219,13 +222,13 @@ class Route:
         k = self.exit_index
         self._trail.evidence.append(evidence)
         leaves = self._policy.leaves(self._trail)
-        leaving = np.flatnonzero(leaves)
+        leaving = leaves.nonzero()[0]
         if self._ensemble is not None:
             self.left = self._ensemble.answers(self._trail.take(leaving))
         if len(leaving) == 0:
             return leaving, None
         self.exits[self.running[leaving]] = k
-        staying = np.flatnonzero(~leaves)
+        staying = (~leaves).nonzero()[0]
         self.running = self.running[staying]
         if len(staying):
             self._trail = self._trail.take(staying)

@@ -19,6 +19,7 @@ HINGED = 3
 KNOTS = 4
 CLIP = 6.0  # standard deviations
 _TINY = 1e-12
+_MANY = 16  # classes, from which on a partial sort is quicker than a whole one
 
 
 def features(evidence: Sequence[Evidence]) -> Floats:
@@ -30,16 +31,28 @@ def features(evidence: Sequence[Evidence]) -> Floats:
     """
     now = evidence[-1]
     log_odds = now.log_odds
-    ordered = np.sort(now.probabilities, axis=1)  # ascending
-    runners_up = ordered[:, -3:-1] if ordered.shape[1] > 2 else ordered[:, :1]
-    margin = ordered[:, -1].astype(np.float64) - ordered[:, -2]
-    columns: list[Floats] = [log_odds, margin, now.entropy]
-    columns.extend(np.log(np.maximum(runners_up, _TINY)).T)
+    best = _largest(now.probabilities)
+    runners_up = min(best.shape[1], 3) - 1
+    values = np.empty((len(now), 3 + runners_up + (len(evidence) > 1) * (2 + len(evidence))))
+    values[:, 0] = log_odds
+    np.subtract(best[:, -1], best[:, -2], out=values[:, 1], dtype=np.float64)
+    values[:, 2] = now.entropy
+    values[:, 3 : 3 + runners_up] = np.log(np.maximum(best[:, -1 - runners_up : -1], _TINY))
     if len(evidence) > 1:
-        streak = now.streak.astype(np.float64)
-        columns += [streak, streak * log_odds, now.vote_share]
-        columns += [earlier.log_odds for earlier in evidence[:-1]]
-    return np.stack(columns, axis=1)
+        at = 3 + runners_up
+        values[:, at] = now.streak
+        np.multiply(values[:, at], log_odds, out=values[:, at + 1])
+        values[:, at + 2] = now.vote_share
+        for column, earlier in enumerate(evidence[:-1], at + 3):
+            values[:, column] = earlier.log_odds
+    return values
+
+
+def _largest(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The three largest of each row or, where there are fewer, all of them; ascending, (n, 3)."""
+    if probabilities.shape[1] > _MANY:
+        probabilities = np.partition(probabilities, -3, axis=1)[:, -3:]
+    return np.sort(probabilities, axis=1)
 
 
 @dataclass(frozen=True)
@@ -60,9 +73,12 @@ class GainModel:
     def __call__(self, evidence: Sequence[Evidence]) -> Floats:
         """Estimated gains (n,), in units of utility; the extra cost is already taken off."""
         z = standardised(features(evidence), self.centre, self.scale)
+        bent = hinges(z, self.knots)
         # Products summed row by row, not a BLAS product: see tasks/_evidence.py.
-        gains: Floats = (z * self.weights).sum(axis=1)
-        gains += (hinges(z, self.knots) * self.hinge_weights).sum(axis=1)
+        z *= self.weights
+        bent *= self.hinge_weights
+        gains: Floats = np.add.reduce(z, axis=1)
+        gains += np.add.reduce(bent, axis=1)
         gains += self.class_effects[evidence[-1].predictions]
         gains += self.intercept
         return gains
@@ -70,14 +86,15 @@ class GainModel:
 
 def standardised(values: Floats, centre: Floats, scale: Floats) -> Floats:
     """Features with the mean 0 and the standard deviation 1 on the calibration records, clipped."""
-    z: Floats = np.clip((values - centre) * scale, -CLIP, CLIP)
-    return z
+    z: Floats = values - centre
+    z *= scale
+    return np.minimum(np.maximum(z, -CLIP, out=z), CLIP, out=z)
 
 
 def hinges(z: Floats, knots: Floats) -> Floats:
     """max(0, feature - knot) for the knots of the first features, (n, 12)."""
-    bent: Floats = np.maximum(np.repeat(z[:, :HINGED], KNOTS, axis=1) - knots, 0.0)
-    return bent
+    bent: Floats = z[:, :HINGED, None] - knots.reshape(HINGED, -1)
+    return np.maximum(bent, 0.0, out=bent).reshape(len(z), -1)
 
 
 _ARRAYS = ("centre", "scale", "knots", "weights", "hinge_weights", "class_effects")

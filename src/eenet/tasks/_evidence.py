@@ -38,8 +38,9 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """Class probabilities (n, C) of logits (n, C); a row with NaN or +inf, or with nothing but -inf, becomes NaN."""
     with np.errstate(invalid="ignore", over="ignore"):
         z = np.ascontiguousarray(logits, dtype=np.float32)
-        e: NDArray[np.float32] = np.exp(z - _max(z, axis=-1, keepdims=True))
-        e /= _sum(e, axis=-1, keepdims=True)
+        e: NDArray[np.float32] = z - _max(z, -1, keepdims=True)
+        np.exp(e, out=e)
+        e /= _sum(e, -1, keepdims=True)
     return e
 
 
@@ -56,7 +57,7 @@ class Evidence:
     def __init__(self, probabilities: NDArray[np.float32], predictions: Ints, earlier: Sequence[Evidence] = ()) -> None:
         # Rows must be contiguous: over another layout numpy sums in an order that depends on the batch.
         probabilities = np.ascontiguousarray(probabilities)
-        finite = np.isfinite(_sum(probabilities, axis=-1))
+        finite = np.isfinite(_sum(probabilities, -1))
         if not _all(finite):
             probabilities = np.where(finite[:, None], probabilities, np.float32(1 / probabilities.shape[1]))
         self.finite: Bools = finite
@@ -122,39 +123,55 @@ class Evidence:
     @cached_property
     def max_probability(self) -> Floats:
         """The largest class probability, (n,)."""
-        largest: Floats = _max(self.probabilities, axis=-1).astype(np.float64)
+        largest: Floats = _max(self.probabilities, -1).astype(np.float64)
         return largest
 
     @cached_property
     def _others(self) -> NDArray[np.float64]:
         # Summing the other classes keeps what 1 - max(p) loses: float32 has no numbers between 1 - 6e-8 and 1.
         others = self.probabilities.astype(np.float64)
-        others[np.arange(len(others)), self.probabilities.argmax(axis=-1)] = 0.0
+        top = others.argmax(axis=-1)
+        if len(top) == 1:
+            others[0, top[0]] = 0.0  # the same, in less time
+        else:
+            others[np.arange(len(top)), top] = 0.0
         return others
+
+    @cached_property
+    def _rest(self) -> Floats:
+        rest: Floats = _sum(self._others, -1)
+        return rest
 
     @cached_property
     def log_odds(self) -> Floats:
         """log(max p / (1 - max p)), (n,): orders samples as max p does, without saturating at 1."""
-        rest = np.maximum(_sum(self._others, axis=-1), _TINY)
-        odds: Floats = np.log(self.max_probability) - np.log(rest)
-        return np.minimum(odds, LOG_ODDS_LIMIT)
+        odds: Floats = np.log(self.max_probability)
+        odds -= np.log(np.maximum(self._rest, _TINY))
+        return np.minimum(odds, LOG_ODDS_LIMIT, out=odds)
 
     @cached_property
     def entropy(self) -> Floats:
         """Entropy divided by log C, (n,), in [0, 1]; exact also where max p rounds to 1."""
         others = self._others
-        terms = others * np.log(np.maximum(others, _TINY))
-        rest = np.minimum(_sum(others, axis=-1), 1 - 1e-9)
-        nats: Floats = -_sum(terms, axis=-1) - self.max_probability * np.log1p(-rest)
-        return np.minimum(np.maximum(nats / math.log(self.probabilities.shape[1]), 0.0), 1.0)
+        terms = np.log(np.maximum(others, _TINY))
+        terms *= others
+        nats: Floats = _sum(terms, -1)
+        nats += self.max_probability * np.log1p(-np.minimum(self._rest, 1 - 1e-9))
+        nats /= -math.log(self.probabilities.shape[1])
+        return np.minimum(np.maximum(nats, 0.0, out=nats), 1.0, out=nats)
 
     @cached_property
     def vote_share(self) -> Floats:
         """The largest share of the exits so far that predict one class, (n,)."""
+        if len(self._earlier) < 2:  # the same as below, in less time
+            share: Floats = np.ones(len(self))
+            if self._earlier:
+                share[self._earlier[0].predictions != self.predictions] = 0.5
+            return share
         votes = np.stack([e.predictions for e in (*self._earlier, self)])
         same = votes[:, None, :] == votes[None, :, :]
-        share: Floats = same.sum(axis=0).max(axis=0) / len(votes)
-        return share
+        of_all: Floats = same.sum(axis=0).max(axis=0) / len(votes)
+        return of_all
 
     @cached_property
     def agreement(self) -> Floats:
