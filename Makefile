@@ -40,6 +40,7 @@ bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
 	$(BIN)/python benchmarks/resnet50.py
 	$(BIN)/python benchmarks/onnx_bundle.py
 	$(BIN)/python benchmarks/schedulers.py
+	$(BIN)/python benchmarks/fitting.py
 	$(BIN)/python benchmarks/controller.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/serving.py

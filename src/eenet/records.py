@@ -62,15 +62,17 @@ class ExitRecords:
             raise InvalidInputError(
                 f"probabilities[{k}, {n}, {c}] is {p[k, n, c]:.6g}, which is negative; for logits use from_logits"
             )
-        exact = np.ascontiguousarray(p, dtype=np.float64)
-        sums = exact.sum(axis=-1)
-        if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
-            k, n = np.argwhere(np.abs(sums - 1) > _SUM_TOLERANCE)[0]
-            raise InvalidInputError(
-                f"probabilities[{k}, {n}] sums to {sums[k, n]:.6g}, expected 1 within {_SUM_TOLERANCE}; apply softmax, "
-                "or use from_logits"
-            )
-        normal = (exact / sums[..., None]).astype(np.float32)
+        normal = np.empty(p.shape, dtype=np.float32)
+        for k, of_exit in enumerate(p):  # one exit at a time: in float64 all of them would take twice their memory
+            exact = np.ascontiguousarray(of_exit, dtype=np.float64)
+            sums = exact.sum(axis=-1)
+            if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
+                n = int((np.abs(sums - 1) > _SUM_TOLERANCE).argmax())
+                raise InvalidInputError(
+                    f"probabilities[{k}, {n}] sums to {sums[n]:.6g}, expected 1 within {_SUM_TOLERANCE}; apply "
+                    "softmax, or use from_logits"
+                )
+            np.divide(exact, sums[:, None], out=normal[k], casting="same_kind")
         return cls._of(normal, normal.argmax(axis=-1), labels)
 
     @classmethod

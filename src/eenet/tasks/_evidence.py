@@ -31,6 +31,9 @@ _max, _sum, _all = np.maximum.reduce, np.add.reduce, np.logical_and.reduce
 
 _TINY = float(np.exp(-LOG_ODDS_LIMIT))
 
+_KEPT = 2**20
+"""Up to so many numbers are kept to be used again; more are computed again, or all exits' would fill the memory."""
+
 _NOT_ROWS = ("_earlier", "is_pooled")  # of what evidence holds, what has no row for each sample
 
 
@@ -126,8 +129,16 @@ class Evidence:
         largest: Floats = _max(self.probabilities, -1).astype(np.float64)
         return largest
 
-    @cached_property
+    @property
     def _others(self) -> NDArray[np.float64]:
+        others: NDArray[np.float64] | None = self.__dict__.get("others")
+        if others is None:
+            others = self._all_but_the_largest()
+            if others.size <= _KEPT:
+                self.__dict__["others"] = others
+        return others
+
+    def _all_but_the_largest(self) -> NDArray[np.float64]:
         # Summing the other classes keeps what 1 - max(p) loses: float32 has no numbers between 1 - 6e-8 and 1.
         others = self.probabilities.astype(np.float64)
         top = others.argmax(axis=-1)
