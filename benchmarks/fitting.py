@@ -45,7 +45,7 @@ MEMORY_TARGET = 6.0
 
 @dataclass(frozen=True)
 class Fit:
-    """Seconds of processor time and of the clock for one fit, seconds for a table of budgets and for one more budget."""
+    """Seconds of one fit, by the processor and by the clock, of a table of budgets after it, and of one more budget."""
 
     fit_cpu: float
     fit: float

@@ -58,6 +58,7 @@ class FixedShares:
     shares: Sequence[float]
     name: str = "fixed"
     table_points: int = 1
+    unspent: str | None = None
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         table = calibration.table

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from eenet import ExitCosts, InfeasibleBudgetError, MaxProbability, Patience, Static
 from eenet.cli import app
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation import Comparison, compare
 from eenet.scheduler import Scheduler
 from eenet.testing import toy_costs, toy_records
@@ -148,6 +148,14 @@ def test_a_killed_process_is_said_and_finished_work_is_kept(tmp_path: Path) -> N
         toy_records(60), COSTS, {"max": MaxProbability, "patience": Patience}, BUDGETS, resplits=1, out=tmp_path
     )
     assert len(found.rows) == 4
+
+
+def test_doubles_on_both_sides_are_told_of() -> None:
+    records = toy_records(100)
+    with pytest.warns(ReliabilityWarning, match="60 of the 60 samples held out have a double among those to calibrate"):
+        compare(records, COSTS, ["max_prob"], [2.0], held_out=records.subset(np.arange(60)))
+    with pytest.warns(ReliabilityWarning, match="40 of the 120 samples have a double among them"):
+        compare(records.subset(np.r_[:100, :20]), COSTS, ["max_prob"], [2.0])
 
 
 def test_an_infeasible_budget_passes_from_process_to_process() -> None:

@@ -186,3 +186,20 @@ def test_save_and_load(tmp_path: Path, labelled: bool) -> None:
     assert (loaded.labels is not None) == (loaded.utility is not None) == labelled
     if labelled:
         np.testing.assert_array_equal(loaded.accuracies, records.accuracies)
+
+
+def test_the_first_exits_are_records_of_a_shorter_network() -> None:
+    records = toy_records(20)
+    first = records.first_exits(2)
+    assert (first.num_exits, len(first)) == (2, 20)
+    np.testing.assert_array_equal(first.accuracies, records.accuracies[:2])
+    for exits in (0, 4):
+        with pytest.raises(InvalidInputError, match=f"exits is {exits}, expected 1 to 3"):
+            records.first_exits(exits)
+
+
+def test_digests_are_equal_where_all_outputs_are() -> None:
+    records = toy_records(20).subset([3, 4, 3, 5])
+    digests = records.digests()
+    assert digests[0] == digests[2]
+    assert len(np.unique(digests)) == 3

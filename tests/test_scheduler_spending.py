@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import eenet
 from eenet import scheduler as scheduler_room
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError
+from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import LearnedAssignment, LearningOptions, Scheduler, Static
 from eenet.scheduler._thresholds import ScoreTable
@@ -353,3 +353,24 @@ def test_no_warning_within_the_exits() -> None:
             if name == "stopping":  # says that 40 samples are too few
                 continue
             make().fit(toy_records(samples=40, sharpness=1e30, nonfinite=0.1), toy_costs(), 2.9)
+
+
+@pytest.mark.parametrize("name", ["eenet", "max_prob", "patience", "voting", "eero", "searched"])
+def test_where_the_last_exit_is_worse_more_is_not_spent_and_it_says_so(name: str) -> None:
+    logits, labels = toy_logits(1000, classes=5, seed=3)
+    records = ExitRecords.from_logits(logits[[0, 2, 1]], labels)  # the second exit is now the best
+    fitted = ALL[name]().fit(records, toy_costs())
+    with pytest.warns(ReliabilityWarning, match=r"of the budget of 3 ms only [\d.]+ is spent: on the calibration"):
+        scheduler = fitted.at(3.0)
+    assert scheduler.calibration_cost < 2.5
+    assert scheduler.replay(records).accuracy >= records.accuracies.max() - 0.005
+    assert fitted.at(1.5).calibration_cost <= 1.5
+    costs = [point.planned_cost for point in fitted.frontier()]
+    assert costs == sorted(costs)
+
+
+def test_a_budget_that_ties_leave_unspent_is_told_of() -> None:
+    logits, labels = toy_logits(4, classes=5, seed=3)
+    records = ExitRecords.from_logits(np.repeat(logits, 50, axis=1), np.repeat(labels, 50))
+    with pytest.warns(ReliabilityWarning, match="samples that the score cannot tell apart are never parted"):
+        eenet.MaxProbability().fit(records, toy_costs(), 1.9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,19 @@ class ExitRecords:
             pixel_counts=None if self.pixel_counts is None else self.pixel_counts[:, index],
         )
 
+    def first_exits(self, exits: int) -> ExitRecords:
+        """The records of the first so many exits, of all samples."""
+        if not 1 <= exits <= self.num_exits:
+            raise InvalidInputError(f"exits is {exits}, expected 1 to {self.num_exits}")
+        return ExitRecords(
+            self.probabilities[:exits],
+            self.predictions[:exits],
+            self.labels,
+            None if self.utility is None else self.utility[:exits],
+            pooled={name: values[:exits] for name, values in self.pooled.items()},
+            pixel_counts=None if self.pixel_counts is None else self.pixel_counts[:exits],
+        )
+
     def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
         """Two disjoint random parts, the first with `fraction` of the samples."""
         first, second = self.split_rows(fraction, seed=seed)
@@ -196,6 +210,15 @@ class ExitRecords:
             )
         order = np.random.default_rng(seed).permutation(len(self))
         return np.sort(order[:first]), np.sort(order[first:])
+
+    def digests(self) -> NDArray[np.void]:
+        """For each sample 16 bytes, (N,), that are equal where two samples have equal outputs at all exits."""
+        # Sorting or comparing the outputs themselves would take several times their memory.
+        found = [hashlib.blake2b(digest_size=16) for _ in range(len(self))]
+        for of_exit in np.ascontiguousarray(self.probabilities):
+            for digest, row in zip(found, of_exit, strict=True):
+                digest.update(row)
+        return np.array([digest.digest() for digest in found], dtype="V16")
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from eenet.costs import ExitCosts
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation._bounds import oracle, random_mixture
 from eenet.evaluation._cells import Cell, CellFolder, Setting
 from eenet.evaluation._processes import fill_here, fill_in_processes
@@ -64,6 +67,7 @@ def compare(
         raise InvalidInputError(f"jobs is {jobs}, expected 1 or more, or None for one for each core")
     setting = Setting(records, costs, tuple(amounts), fraction, seed, held_out, makers)
     held = [setting.rows_of(resplit)[1] for resplit in range(resplits)]  # refuses a fraction that leaves nothing
+    _warn_of_doubles(records, held_out)
     keys = [(name, resplit) for resplit in range(resplits) for name in makers]
     cells = _filled(setting, keys, jobs or _cores(), out, progress, restart=restart)
     ordered = tuple(cells[key] for key in keys)
@@ -78,6 +82,24 @@ def compare(
         seed=seed,
         separate=held_out is not None,
     )
+
+
+def _warn_of_doubles(records: ExitRecords, held_out: ExitRecords | None) -> None:
+    """Say so where samples that are judged have doubles among those that schedulers are fitted on."""
+    digests, times = np.unique(records.digests(), return_counts=True)
+    if held_out is None:
+        doubles, pool = int(times[times > 1].sum()), len(records)
+        where = "have a double among them, and the two may come to both sides of a resplit"
+    else:
+        doubles, pool = int(np.isin(held_out.digests(), digests).sum()), len(held_out)
+        where = "held out have a double among those to calibrate on"
+    if doubles:
+        warnings.warn(
+            f"{doubles} of the {pool} samples {where}: schedulers are judged on samples that they have seen; remove "
+            "the doubles, unless equal outputs are chance, as with few classes and rounded probabilities",
+            ReliabilityWarning,
+            stacklevel=3,
+        )
 
 
 def _makers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -43,6 +44,43 @@ class Calibration:
             return self.known
         return ScoreTable.of(self.score, self.records, self.costs)
 
+    @cached_property
+    def ceiling(self) -> int:
+        """The exit that nobody should go beyond: the last, or an earlier one where the last is clearly worse than it.
+
+        Without labels nothing is known to be worse. Where outputs are not finite samples go on all the same.
+        """
+        last = len(self.costs) - 1
+        if self.records.utility is None or not self.table.finite.all():
+            return last
+        utility = self.records.utility.astype(np.float64)
+        best = int(utility.mean(axis=1).argmax())
+        ahead = utility[best] - utility[last]
+        return best if ahead.mean() > _CERTAIN * ahead.std() / math.sqrt(len(ahead)) else last
+
+    @cached_property
+    def worthwhile(self) -> Calibration:
+        """The same without the exits beyond the ceiling, which must not be the first exit."""
+        exits = self.ceiling + 1
+        if exits == len(self.costs):
+            return self
+        costs = ExitCosts(self.costs.values[:exits].tolist(), unit=self.costs.unit)
+        table = ScoreTable(self.table.scores[: exits - 1], self.table.finite[: exits - 1], costs)
+        return Calibration(self.score, self.records.first_exits(exits), costs, table)
+
+    def whole(self, thresholds: Thresholds) -> Thresholds:
+        """Thresholds found for `worthwhile`, as thresholds of all exits: at the ceiling everybody leaves."""
+        table = self.table
+        missing = table.early - len(thresholds.values)
+        if missing == 0:
+            return thresholds
+        lowest, _ = table.threshold(
+            self.ceiling, table.ranked(self.ceiling, np.ones(table.samples, bool)), table.samples
+        )
+        values = np.concatenate([thresholds.values, [lowest], np.zeros(missing - 1)])
+        enabled = np.concatenate([thresholds.enabled, [True], np.zeros(missing - 1, dtype=np.bool_)])
+        return Thresholds(values, enabled)
+
 
 class Assignment(Protocol):
     """Chooses the thresholds of a score on calibration records so that the mean cost stays within the budget."""
@@ -57,9 +95,21 @@ class Assignment(Protocol):
         """How many budgets a table of its policies should have: few where planning one takes long."""
         ...
 
+    @property
+    def unspent(self) -> str | None:
+        """Why much of a budget may be left unspent, as a user is told; None where that is what was asked for."""
+        ...
+
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:
         """The plan for one budget, in the unit of the costs."""
         ...
+
+
+_CERTAIN = 3.0
+"""Standard errors that the last exit must be below an earlier one to count as worse."""
+
+TIES = "samples that the score cannot tell apart are never parted, and here they are many"
+NO_GAIN = "on the calibration records spending more gains nothing"
 
 
 @dataclass(frozen=True)
@@ -68,6 +118,7 @@ class GeometricAssignment:
 
     name: str = "geometric"
     table_points: int = 101
+    unspent: str | None = TIES
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
@@ -82,6 +133,7 @@ class SearchedAssignment:
 
     name: str = "searched"
     table_points: int = 21
+    unspent: str | None = NO_GAIN
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
@@ -97,12 +149,13 @@ class LearnedAssignment:
     options: LearningOptions = field(default_factory=LearningOptions)
     name: str = "learned"
     table_points: int = 101
+    unspent: str | None = TIES
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:
         """The plan for one budget."""
         score, table, costs = calibration.score, calibration.table, calibration.costs
         if isinstance(score, LearnedScore) and score.shares is not None:
-            shares = score.shares
+            shares = score.shares[: len(costs)]
         else:
             from eenet.scheduler._training import train_shares  # brings in torch, which deciding does not need
 
@@ -117,6 +170,7 @@ class StaticAssignment:
     exit_index: int
     name: str = "static"
     table_points: int = 1
+    unspent: str | None = None
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan; raises `InfeasibleBudgetError` when the exit costs more than the budget."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eenet.errors import InvalidInputError
-from eenet.scheduler._assignments import Calibration, Plan
+from eenet.scheduler._assignments import TIES, Calibration, Plan
 from eenet.scheduler._policy import Floats
 from eenet.scheduler._thresholds import ScoreTable, Thresholds, within
 
@@ -23,6 +23,7 @@ class SharedAssignment:
 
     name: str = "shared"
     table_points: int = 101
+    unspent: str | None = TIES
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""
@@ -68,6 +69,7 @@ class ExponentialWeightsAssignment:
     betas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
     name: str = "exponential weights"
     table_points: int = 21
+    unspent: str | None = TIES
 
     def __post_init__(self) -> None:
         if not self.betas or not all(0 < beta < np.inf for beta in self.betas):

@@ -100,8 +100,22 @@ class ThresholdFamily:
 
     def plan(self, budget: float) -> Planned:
         """The policy for a budget."""
-        plan = self.assignment.fit(self.calibration, budget, self.seed)
-        return planned(self.calibration, plan.thresholds, plan.cost)
+        return assigned(self.assignment, self.calibration, budget, self.seed)
+
+
+def assigned(assignment: Assignment, calibration: Calibration, budget: float, seed: int) -> Planned:
+    """The policy that an assignment gives for a budget: under a ceiling where later exits are worse, and it says so."""
+    ceiling, costs = calibration.ceiling, calibration.costs
+    if ceiling == len(costs) - 1 or assignment.unspent is None:  # a fixed exit is what was asked for
+        plan = assignment.fit(calibration, budget, seed)
+        return planned(calibration, plan.thresholds, plan.cost, assignment.unspent)
+    note = f"on the calibration records exit {ceiling} is clearly better than the last, so that nobody goes beyond it"
+    if ceiling == 0:
+        return planned(calibration, calibration.table.cheapest(), costs[0], note)
+    plan = assignment.fit(calibration.worthwhile, min(budget, costs[ceiling]), seed)
+    if budget < costs[ceiling]:
+        note = assignment.unspent
+    return planned(calibration, calibration.whole(plan.thresholds), plan.cost, note)
 
 
 def planned(calibration: Calibration, thresholds: Thresholds, cost: float, note: str | None = None) -> Planned:

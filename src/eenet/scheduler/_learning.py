@@ -9,7 +9,7 @@ import numpy as np
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Assignment, Calibration
-from eenet.scheduler._family import Planned, planned
+from eenet.scheduler._family import Planned, assigned
 from eenet.scheduler._learned import LearningOptions
 
 REFERENCES = (0.3, 0.5, 0.7)
@@ -55,8 +55,7 @@ class LearnedFamily:
         """The policy for a budget."""
         best: Planned | None = None
         for calibration in self.calibrations:
-            plan = self.assignment.fit(calibration, budget, self.seed)
-            found = planned(calibration, plan.thresholds, plan.cost)
+            found = assigned(self.assignment, calibration, budget, self.seed)
             if best is None or (found.accuracy or 0.0) > (best.accuracy or 0.0):
                 best = found
         assert best is not None, "there is at least one score"
