@@ -21,7 +21,9 @@ from eenet import ExitCosts, InfeasibleBudgetError, MaxProbability, Patience, St
 from eenet.cli import app
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation import Comparison, compare
-from eenet.scheduler import Scheduler
+from eenet.records import ExitRecords
+from eenet.scheduler import SCHEDULERS, WHOLE_SAMPLES, Scheduler
+from eenet.tasks import Evidence, Segmentation
 from eenet.testing import toy_costs, toy_records
 
 COSTS = toy_costs()
@@ -271,3 +273,23 @@ def test_a_comparison_that_is_stopped_leaves_whole_files(predictions: Path, tmp_
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["rows"]) == 12
     assert not list(out.rglob("*.partial"))
+
+
+def test_all_methods_on_pooled_evidence_are_those_that_can_read_it_and_the_rest_are_named(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=(40, 8, 8))
+    logits = rng.normal(size=(3, 40, 3, 8, 8)) + 2 * np.eye(3)[labels].transpose(0, 3, 1, 2)
+    task = Segmentation(stride=2)
+    trail: list[Evidence] = []
+    for of_exit in logits.astype(np.float32):
+        trail.append(task.evidence(task.shown(of_exit), trail))
+    utility = rng.random((3, 40), dtype=np.float32)
+    ExitRecords.from_evidence([trail], utility=utility).save(tmp_path / "pooled.safetensors")
+    words = ["compare", str(tmp_path / "pooled.safetensors"), "--costs", "1,2,3", "--budgets", "60%", "--resplits", "1"]
+    result = CliRunner().invoke(app, [*words, "--jobs", "1", "--json"])
+    assert result.exit_code == 0, result.stderr
+    assert "left out, since they cannot read evidence pooled over pixels: margin, temperature, ztw, beem, gate" in (
+        " ".join(result.stderr.split())
+    )
+    names = {row["scheduler"] for row in json.loads(result.stdout)["rows"]}
+    assert names == set(SCHEDULERS) - WHOLE_SAMPLES

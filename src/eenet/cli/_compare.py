@@ -76,9 +76,9 @@ def compare(
     from eenet.cli._inputs import read_costs, read_predictions
     from eenet.evaluation import compare as run
 
-    names = _methods(methods)
-    against = _known(reference, names, "--reference") if reference else names[0]
     records, in_file = read_predictions(predictions, prefix)
+    names = _methods(methods, pooled=bool(records.pooled))
+    against = _known(reference, names, "--reference") if reference else names[0]
     table = read_costs(costs, unit, batch_size, in_file)
     fresh = None if held_out is None else read_predictions(held_out, held_out_prefix)[0]
     amounts = _budgets(budgets, table)
@@ -99,11 +99,14 @@ def compare(
         console.print(f"tables and figure are in {out}", soft_wrap=True)
 
 
-def _methods(text: str) -> list[str]:
-    from eenet.scheduler import SCHEDULERS
+def _methods(text: str, *, pooled: bool) -> list[str]:
+    from eenet.scheduler import SCHEDULERS, WHOLE_SAMPLES
 
     if text == _ALL:
-        return list(SCHEDULERS)
+        left_out = [name for name in SCHEDULERS if pooled and name in WHOLE_SAMPLES]
+        if left_out:
+            show_warning(f"left out, since they cannot read evidence pooled over pixels: {', '.join(left_out)}")
+        return [name for name in SCHEDULERS if name not in left_out]
     names = [_known(word.strip(), list(SCHEDULERS), "--methods") for word in text.split(",")]
     if len(set(names)) < len(names):
         raise InvalidInputError(f"--methods {text} names a method twice; give each once")

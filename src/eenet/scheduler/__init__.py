@@ -12,6 +12,7 @@ from eenet.scheduler._budgeted import SharedAssignment as SharedAssignment
 from eenet.scheduler._catalogue import BEEM as BEEM
 from eenet.scheduler._catalogue import EERO as EERO
 from eenet.scheduler._catalogue import SCHEDULERS as SCHEDULERS
+from eenet.scheduler._catalogue import WHOLE_SAMPLES as WHOLE_SAMPLES
 from eenet.scheduler._catalogue import ZTW as ZTW
 from eenet.scheduler._catalogue import EENet as EENet
 from eenet.scheduler._catalogue import Entropy as Entropy

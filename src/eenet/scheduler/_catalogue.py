@@ -107,3 +107,6 @@ SCHEDULERS: dict[str, Callable[..., Scheduler]] = {
     "searched": SearchedThresholds,
 }
 """The makers of schedulers that take a budget, by the name the command line uses."""
+
+WHOLE_SAMPLES = frozenset({"margin", "temperature", "ztw", "beem", "gate"})
+"""Those that read the class probabilities of whole samples, and refuse evidence pooled over the parts of each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from eenet.stages._capture import feature_at as feature_at
 from eenet.stages._example import Example as Example
 from eenet.stages._example import arguments_of as arguments_of
 from eenet.stages._modes import modes_kept as modes_kept
@@ -20,6 +21,7 @@ __all__ = [
     "StagedModel",
     "arguments_of",
     "cut",
+    "feature_at",
     "modes_kept",
     "places",
 ]

@@ -137,11 +137,21 @@ def _out_spec(graph_module: fx.GraphModule) -> pytree.TreeSpec:
     return spec
 
 
-def own_feature(module: nn.Module, output: Any) -> Tensor | None:
-    """What an exit sees of a module's output where the module has a method `exit_feature` to say so; else None.
+def feature_at(module: nn.Module, output: Any) -> Tensor:
+    """What an exit sees of the output of the module it stands at: the first tensor.
 
-    It is computed in stages alone: whoever calls the network as it is does not pay for it.
+    A module can say otherwise with a method `exit_feature` that makes one tensor of its output. That runs in stages
+    alone: whoever calls the network as it is does not pay for it. Raises `CutError` where it gives something else.
     """
+    feature = _own_feature(module, output)
+    if feature is None:
+        feature = next((leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    if feature is None:
+        raise CutError(f"the output of {type(module).__name__} holds no tensor that an exit could see")
+    return feature
+
+
+def _own_feature(module: nn.Module, output: Any) -> Tensor | None:
     look = getattr(module, "exit_feature", None)
     if not callable(look):
         return None
@@ -157,7 +167,7 @@ def own_feature(module: nn.Module, output: Any) -> Tensor | None:
 def _marking_hook(name: str, index: int, calls: dict[str, int], failed: dict[str, str]) -> Any:
     def hook(module: nn.Module, _args: Any, output: Any) -> Any:
         calls[name] += 1
-        feature = own_feature(module, output)
+        feature = _own_feature(module, output)
         if isinstance(output, Tensor):
             return torch.ops.eenet.mark_exit(output, index, feature)
         # Else the first tensor is the feature; for Hugging Face outputs that is `last_hidden_state`.

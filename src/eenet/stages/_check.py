@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import device_of
-from eenet.stages._capture import own_feature
+from eenet.stages._capture import feature_at
 from eenet.stages._compact import compact
 from eenet.stages._example import InputForm
 from eenet.stages._split import Split
@@ -189,11 +189,8 @@ def _whole(
     features: list[Tensor] = []
 
     def keep(module: nn.Module, _args: Any, output: Any) -> None:
-        feature = own_feature(module, output)
-        if feature is None:
-            feature = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
         # A copy: a later in-place operator of the model would change it.
-        features.append(feature.clone())
+        features.append(feature_at(module, output).clone())
 
     # As in a stage, the caller's tensors stay as they are even if the model works in place.
     args, kwargs = form.with_tensors([tensor.clone() for tensor in inputs])

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, unpack
-from eenet.stages import modes_kept
+from eenet.stages import feature_at, modes_kept
 
 
 def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches: int) -> int:
@@ -35,9 +35,8 @@ def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches:
     features: dict[int, Tensor] = {}
 
     def keeping(index: int) -> Any:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            first = next(leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor))
-            features[index] = first.clone()  # a later in-place operator would change it
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            features[index] = feature_at(module, output).clone()  # a later in-place operator would change it
 
         return hook
 
