@@ -118,13 +118,18 @@ class ScoreTable:
 
         `shares` p is (K,). Source: EENet, section 3.3; MSDNet's dynamic evaluation does the same.
         """
+        return self._for_counts(self._counts(shares))
+
+    def _counts(self, shares: Floats) -> tuple[int, ...]:
+        return tuple([round(self.samples * share) for share in shares[: self.early].tolist()])
+
+    def _for_counts(self, wanted: tuple[int, ...]) -> Thresholds:
         values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
         alive = np.ones(self.samples, dtype=np.bool_)
         for k in range(self.early):
             ranked = self.ranked(k, alive)
             cuts = self.cuts(k, ranked)
-            wanted = round(self.samples * float(shares[k]))
-            leavers = int(cuts[np.argmin(np.abs(cuts - wanted))])
+            leavers = int(cuts[np.argmin(np.abs(cuts - wanted[k]))])
             values[k], enabled[k] = self.threshold(k, ranked, leavers)
             alive[ranked[:leavers]] = False
         return Thresholds(values, enabled)
@@ -154,15 +159,23 @@ class ScoreTable:
         best = self.cheapest()
         step = float(np.diff(self.costs).min()) / self.samples  # what one sample more costs at least
         low, high = -50.0, 50.0
+        at_low, at_high = self._counts(shares(low)), self._counts(shares(high))
         for _ in range(_BISECTIONS):
+            if at_low == at_high:  # so are the thresholds of all shares between
+                break
             middle = (low + high) / 2
-            thresholds = self.for_shares(shares(middle))
-            if self.mean_cost(thresholds) <= within(budget):
-                low, best = middle, thresholds
-                if self.mean_cost(best) > budget - step:
+            wanted = self._counts(shares(middle))
+            if wanted == at_low:
+                low = middle
+                continue
+            thresholds = self._for_counts(wanted)
+            cost = self.mean_cost(thresholds)
+            if cost <= within(budget):
+                low, at_low, best = middle, wanted, thresholds
+                if cost > budget - step:
                     break
             else:
-                high = middle
+                high, at_high = middle, wanted
         return self.spend_rest(best, budget)
 
     def common(self, threshold: float) -> Thresholds:
