@@ -355,7 +355,7 @@ def test_no_warning_within_the_exits() -> None:
             make().fit(toy_records(samples=40, sharpness=1e30, nonfinite=0.1), toy_costs(), 2.9)
 
 
-@pytest.mark.parametrize("name", ["eenet", "max_prob", "patience", "voting", "eero", "searched"])
+@pytest.mark.parametrize("name", ["eenet", "max_prob", "patience", "voting", "eero"])
 def test_where_the_last_exit_is_worse_more_is_not_spent_and_it_says_so(name: str) -> None:
     logits, labels = toy_logits(1000, classes=5, seed=3)
     records = ExitRecords.from_logits(logits[[0, 2, 1]], labels)  # the second exit is now the best

@@ -97,7 +97,10 @@ class Assignment(Protocol):
 
     @property
     def unspent(self) -> str | None:
-        """Why much of a budget may be left unspent, as a user is told; None where that is what was asked for."""
+        """Why much of a budget may be left unspent, as a user is told; None where leaving it is what was asked for.
+
+        With None there is no ceiling either: the assignment itself sees which exits are worth going to.
+        """
         ...
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:
@@ -109,7 +112,6 @@ _CERTAIN = 3.0
 """Standard errors that the last exit must be below an earlier one to count as worse."""
 
 TIES = "samples that the score cannot tell apart are never parted, and here they are many"
-NO_GAIN = "on the calibration records spending more gains nothing"
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class SearchedAssignment:
 
     name: str = "searched"
     table_points: int = 21
-    unspent: str | None = NO_GAIN
+    unspent: str | None = None
 
     def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
         """The plan for one budget."""

@@ -106,7 +106,7 @@ class ThresholdFamily:
 def assigned(assignment: Assignment, calibration: Calibration, budget: float, seed: int) -> Planned:
     """The policy that an assignment gives for a budget: under a ceiling where later exits are worse, and it says so."""
     ceiling, costs = calibration.ceiling, calibration.costs
-    if ceiling == len(costs) - 1 or assignment.unspent is None:  # a fixed exit is what was asked for
+    if ceiling == len(costs) - 1 or assignment.unspent is None:
         plan = assignment.fit(calibration, budget, seed)
         return planned(calibration, plan.thresholds, plan.cost, assignment.unspent)
     note = f"on the calibration records exit {ceiling} is clearly better than the last, so that nobody goes beyond it"
