@@ -15,6 +15,7 @@ from eenet.scheduler import Route, Trail
 from eenet.serving._engine import Engine, EngineOptions
 from eenet.serving._policies import PolicyBook, PolicyName
 from eenet.serving._request import Outcome, Request
+from eenet.serving._servable import Servable
 from eenet.serving._work import Work
 from eenet.serving._workers import Workers
 
@@ -58,31 +59,18 @@ class StageReply:
     runs: tuple[tuple[int, float], ...] = ()
 
 
-class StageReplica:
-    """Runs stage `stage` of the bundle in a folder, batched by the engine: survivors of many calls share a run.
+class StageServer:
+    """Runs stage `stage` of a servable, batched by the engine: survivors of many calls share a run."""
 
-    Stages are pure, so a call may be sent again to another replica when this one dies.
-    """
-
-    def __init__(
-        self,
-        bundle: str,
-        stage: int,
-        options: EngineOptions,
-        *,
-        workers: int = 1,
-        threads: int | None = None,
-        allow: Sequence[str] = (),
-    ) -> None:
-        loaded = load(bundle, threads=threads, allow=allow, stages=(stage,))
-        self.stage, self.backend, self.task = stage, loaded.backend, loaded.task
-        self.book = PolicyBook(loaded.scheduler)
+    def __init__(self, servable: Servable, stage: int, options: EngineOptions, *, workers: int = 1) -> None:
+        self.stage, self.backend, self.task = stage, servable.backend, servable.task
+        self.book = PolicyBook(servable.scheduler)
         # How much may wait here is bounded by who calls and by the deployment's own limit.
         options = replace(options, max_samples=10**9)
-        engine = Engine(loaded.scheduler.policy, options, stages=range(stage, stage + 1))
+        engine = Engine(servable.scheduler.policy, options, stages=range(stage, stage + 1))
         self._runs: list[tuple[int, float]] = []
         self._lock = threading.Lock()
-        self._workers = Workers(engine, loaded.backend, loaded.task, self, count=workers)
+        self._workers = Workers(engine, servable.backend, servable.task, self, count=workers)
         self._workers.start()
 
     async def __call__(self, call: StageCall) -> StageReply:
@@ -104,6 +92,10 @@ class StageReplica:
         request = await self._workers.answer(submit, timeout=call.timeout)
         return reply(self.backend, self.stage, request, self._told())
 
+    async def drain(self) -> None:
+        """Answer what is inside and stop the workers."""
+        await self._workers.drain()
+
     def check_health(self) -> None:
         """Raises where a worker has died: Ray Serve then replaces the replica."""
         if not self._workers.alive:
@@ -124,6 +116,25 @@ class StageReplica:
         with self._lock:
             runs, self._runs = tuple(self._runs), []
         return runs
+
+
+class StageReplica(StageServer):
+    """A replica of stage `stage` of the bundle in a folder, of which it loads nothing else.
+
+    Stages are pure, so a call may be sent again to another replica when this one dies.
+    """
+
+    def __init__(
+        self,
+        bundle: str,
+        stage: int,
+        options: EngineOptions,
+        *,
+        workers: int = 1,
+        threads: int | None = None,
+        allow: Sequence[str] = (),
+    ) -> None:
+        super().__init__(load(bundle, threads=threads, allow=allow, stages=(stage,)), stage, options, workers=workers)
 
 
 def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple[int, float], ...]) -> StageReply:

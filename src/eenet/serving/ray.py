@@ -174,11 +174,12 @@ def start(
     address: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
-) -> None:
-    """Serve a bundle on the cluster at `address`, or on one that is started here, and return when it is ready.
+) -> str | None:
+    """Serve a bundle on the cluster at `address`, or on one that is started here; when it is ready, say where.
 
     One that is started here has as many logical CPUs as the least replicas reserve, if that is more than there are.
-    `stop` ends it. Raises as `make_application`.
+    Where Ray Serve runs already, it listens where it did and not at `host` and `port`, and None is returned. `stop`
+    ends it. Raises as `make_application`.
     """
     serve, ray = _serve(), require("ray", "ray")
     options = options or RayOptions()
@@ -191,8 +192,10 @@ def start(
             ray.init(num_cpus=max(os.cpu_count() or 1, int(needed + 1)), include_dashboard=False, log_to_driver=False)
         else:
             ray.init(address=address, log_to_driver=False)
+    running = bool(serve.status().proxies)
     serve.start(http_options={"host": host, "port": port})
     serve.run(application, name=APPLICATION, route_prefix="/")
+    return None if running else f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def stop(*, everything: bool = True) -> None:
