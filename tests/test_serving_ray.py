@@ -1,0 +1,197 @@
+"""A bundle on a real local Ray: each stage a deployment, the same answers, dead replicas, scaling, files in and out."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from bundles import Case, small_convolutions
+from eenet.serving import EngineOptions
+from eenet.serving.ray import RayOptions, StageScaling, start, stop
+from optional import import_or_skip
+from serving_toys import until
+
+for _library in ("onnx", "onnxscript", "onnxruntime", "fastapi", "prometheus_client"):
+    pytest.importorskip(_library, reason="needs the extras that export and serve")
+pytest.importorskip("ray", reason="needs Ray: pip install 'eenet[ray]'")
+
+pytestmark = [
+    # Ray leaves sockets and log files to the garbage collector when it is shut down, and its settings are declared in
+    # a way that pydantic, which it brings, will not take for ever.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+
+TOKEN = "correct horse battery"
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
+    import_or_skip("torchvision")
+    folder, case = tmp_path_factory.mktemp("ray") / "bundle", small_convolutions()
+    case.export(folder, class_names=[f"kind {n}" for n in range(5)])
+    return folder, case
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray of its own on this machine, small; CPUs are logical."""
+    from eenet._extras import require
+
+    ray = require("ray", "ray")
+    here = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": here}},
+    )
+    try:
+        yield ray
+    finally:
+        stop()
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Any, bundle: tuple[Path, Case]) -> str:
+    """The address of the bundle, served with a second replica of stage 1 where two calls wait for the first."""
+    folder, _ = bundle
+    token = folder.with_name("token")
+    token.write_text(TOKEN)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    steady = StageScaling(cpus=0.1)
+    scaling = StageScaling(1, 2, target=1.0, cpus=0.1, upscale_delay=0.4, downscale_delay=600.0)
+    options = RayOptions(
+        stages=[steady, scaling, steady],
+        ingress_cpus=0.1,
+        hold=False,
+        token_file=str(token),
+        # A call waits for company long enough for a test to find it there.
+        engine=EngineOptions(max_batch=64, max_wait=0.2),
+    )
+    address = start(folder, options, port=port)
+    assert address == f"http://127.0.0.1:{port}"
+    return address
+
+
+def replicas(ray: Any, stage: int) -> list[str]:
+    """The names of the actors that are replicas of a stage."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(a["name"] for a in actors if a["name"].startswith(f"SERVE_REPLICA::eenet#stage-{stage}#"))
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def ask(client: httpx.Client, url: str, images: np.ndarray) -> list[int]:
+    """The exits of some images."""
+    headers = {"Content-Type": "application/x-npy"}
+    response = client.post(f"{url}/predict", content=npy(images), headers=headers)
+    assert response.status_code == 200, response.text
+    return [prediction["exit"] for prediction in response.json()["predictions"]]
+
+
+def test_the_exits_are_those_of_replay_and_each_stage_is_a_deployment(
+    url: str, bundle: tuple[Path, Case], cluster: Any
+) -> None:
+    _, case = bundle
+    (images,) = case.arrays.values()
+    expected = case.scheduler.replay(case.records(case.fresh)).exits.tolist()
+    assert len(set(expected)) == 3, "samples leave at each exit"
+    with httpx.Client(timeout=60) as client:
+        assert ask(client, url, images) == expected
+        assert [ask(client, url, images[n : n + 1])[0] for n in range(8)] == expected[:8]
+    assert [len(replicas(cluster, k)) for k in range(3)] == [1, 1, 1]
+
+
+def test_the_http_interface_is_that_of_the_plain_server(url: str, bundle: tuple[Path, Case]) -> None:
+    _, case = bundle
+    (images,) = case.arrays.values()
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").json() == {"status": "alive"}
+        assert client.get("/ready").json() == {"status": "ready"}
+        info = client.get("/info").json()
+        assert info["num_exits"] == 3
+        assert info["class_names"][0] == "kind 0"
+        assert info["traffic"]["waiting"] == [0, 0, 0]
+        assert {"/predict", "/budget", "/metrics"} <= set(client.get("/openapi.json").json()["paths"])
+        assert "<html" in client.get("/").text
+        whole = client.post("/predict?full=true", json={"inputs": images[:2].tolist()}).json()["predictions"]
+        assert [one["exit"] for one in whole] == [2, 2]
+        headers = {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}
+        answered = client.post("/predict", content=npy(images[:4]), headers=headers)
+        assert np.load(io.BytesIO(answered.content)).shape == (4, 5)
+        assert len(answered.headers["X-Exits"].split(",")) == 4
+        assert client.post("/predict", json={"inputs": [[1.0]]}).status_code == 422
+        assert client.post("/predict", content=b"\x00", headers={"Content-Type": "text/x"}).status_code == 415
+        assert 'eenet_samples_total{exit="2"}' in client.get("/metrics").text
+        assert metric(url, "eenet_batch_samples_count") > 0
+        assert client.put("/budget", json={"budget": "50%"}).status_code == 401
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        before = info["budget"]
+        assert client.put("/budget", json={"budget": 3.0}, headers=bearer).json() == {"budget": 3.0, "unit": "ms"}
+        assert client.get("/info").json()["budget"] == 3.0
+        assert client.put("/budget", json={"budget": before}, headers=bearer).status_code == 200
+        assert client.put("/budget", json={"budget": 0.1}, headers=bearer).status_code == 422
+
+
+def test_replicas_killed_under_load_cost_no_answer_and_a_stage_scales_up(
+    url: str, bundle: tuple[Path, Case], cluster: Any
+) -> None:
+    _, case = bundle
+    (images,) = case.arrays.values()
+    expected = case.scheduler.replay(case.records(case.fresh)).exits.tolist()
+    ended = threading.Event()
+    answered: list[int] = []
+
+    def client(number: int) -> int:
+        rng, asked = np.random.default_rng(number), 0
+        with httpx.Client(timeout=60) as session:
+            while not ended.is_set():
+                rows = rng.choice(len(images), 16)
+                assert ask(session, url, images[rows]) == [expected[row] for row in rows]
+                asked += 1
+                answered.append(number)
+        return asked
+
+    def kill(stage: int) -> None:
+        (name, *_) = replicas(cluster, stage)
+        cluster.kill(cluster.get_actor(name, namespace="serve"), no_restart=True)
+        gone = len(answered)
+        until(lambda: len(answered) > gone + 16, 60)  # each client has an answer from after it
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client, number) for number in range(8)]
+        try:
+            until(lambda: len(replicas(cluster, 1)) == 2, 60)  # the queue before stage 1 is longer than its target
+            assert [len(replicas(cluster, k)) for k in (0, 2)] == [1, 1], "the others have as many as they are allowed"
+            for stage in (2, 1):
+                kill(stage)
+        finally:
+            ended.set()
+        assert all(one.result() > 0 for one in clients)
+    assert metric(url, "eenet_calls_sent_again_total") > 0, "a replica died under a call"
+    assert metric(url, 'eenet_requests_total{status="5') == 0
