@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import socket
@@ -16,10 +17,13 @@ import numpy as np
 import pytest
 
 from bundles import Case, small_convolutions
+from eenet._extras import require
+from eenet.errors import InvalidInputError
 from eenet.serving import EngineOptions
-from eenet.serving.ray import RayOptions, StageScaling, start, stop
+from eenet.serving.ray import RayOptions, StageScaling, app, start, stop
 from optional import import_or_skip
 from serving_toys import until
+from test_cli import refused, run
 
 for _library in ("onnx", "onnxscript", "onnxruntime", "fastapi", "prometheus_client"):
     pytest.importorskip(_library, reason="needs the extras that export and serve")
@@ -53,8 +57,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray of its own on this machine, small; CPUs are logical."""
-    from eenet._extras import require
-
     ray = require("ray", "ray")
     here = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(
@@ -112,6 +114,53 @@ def ask(client: httpx.Client, url: str, images: np.ndarray) -> list[int]:
     response = client.post(f"{url}/predict", content=npy(images), headers=headers)
     assert response.status_code == 200, response.text
     return [prediction["exit"] for prediction in response.json()["predictions"]]
+
+
+def test_the_file_for_serve_deploy_is_valid_and_builds_the_same_deployments(
+    bundle: tuple[Path, Case], tmp_path: Path
+) -> None:
+    yaml, schema = require("yaml", "ray"), require("ray.serve.schema", "ray")
+    folder, _ = bundle
+    (tmp_path / "token").write_text(TOKEN)
+    out = tmp_path / "cluster.yaml"
+    words = ["--replicas", "1:2,1:4,2:8", "--cpus", "0.5,1,2", "--target", "4", "--max-batch", "8", "--budget", "50%"]
+    words += ["--host", "0.0.0.0", "--port", "80", "--token-file", str(tmp_path / "token")]
+    run("serve", str(folder), "--ray", "--write-yaml", str(out), *words)
+    document = yaml.safe_load(out.read_text(encoding="utf-8"))
+    schema.ServeDeploySchema.model_validate(document)
+    (application,) = document["applications"]
+    assert TOKEN not in out.read_text(encoding="utf-8"), "the file names where the token is"
+    stages = [one for one in application["deployments"] if one["name"].startswith("stage-")]
+    assert [one["autoscaling_config"]["max_replicas"] for one in stages] == [2, 4, 8]
+    assert [one["autoscaling_config"]["min_replicas"] for one in stages] == [1, 1, 2]
+    assert [one["ray_actor_options"]["num_cpus"] for one in stages] == [0.5, 1.0, 2.0]
+    assert {one["autoscaling_config"]["target_ongoing_requests"] for one in stages} == {4.0}
+    module, _, name = application["import_path"].partition(":")
+    built = getattr(importlib.import_module(module), name)(application["args"])
+    names = {argument._bound_deployment.name for argument in (*built._bound_deployment.init_args[2:], built)}
+    assert names == {one["name"] for one in application["deployments"]}
+    assert built._bound_deployment.init_args[1].engine.max_batch == 8
+    assert built._bound_deployment.init_args[1].budget == "50%"
+
+
+def test_what_cannot_be_laid_out_is_refused(bundle: tuple[Path, Case], tmp_path: Path) -> None:
+    folder, _ = bundle
+    out = ["--write-yaml", str(tmp_path / "x.yaml")]
+    assert "2 stages are described, but the bundle has 3" in refused(
+        "serve", str(folder), "--ray", "--replicas", "1,2", *out
+    )
+    assert "--cpus has 2 entries, expected 1 or 3" in refused(
+        "serve", str(folder), "--ray", "--replicas", "1,2,3", "--cpus", "1,2", *out
+    )
+    assert "expected such as 1:4,2:8" in refused("serve", str(folder), "--ray", "--replicas", "many", *out)
+    assert "3 to 2 replicas" in refused("serve", str(folder), "--ray", "--replicas", "3:2", *out)
+    assert "needs a token" in refused("serve", str(folder), "--ray", "--host", "0.0.0.0", *out)
+    assert "add --ray" in refused("serve", str(folder), *out)
+    with pytest.raises(InvalidInputError, match="'bundle', the path of a folder"):
+        app({})
+    with pytest.raises(InvalidInputError, match=r"those of eenet\.serving\.ray\.RayOptions"):
+        app({"bundle": str(folder), "stags": []})
+    assert not (tmp_path / "x.yaml").exists()
 
 
 def test_the_exits_are_those_of_replay_and_each_stage_is_a_deployment(
