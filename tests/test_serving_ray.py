@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import json
 import os
 import socket
 import threading
@@ -19,6 +20,9 @@ import pytest
 from bundles import Case, small_convolutions
 from eenet._extras import require
 from eenet.errors import InvalidInputError
+from eenet.offline import open_items, predict, predict_on_ray
+from eenet.preprocessing import ImagePreprocessing
+from eenet.runtime import load
 from eenet.serving import EngineOptions
 from eenet.serving.ray import RayOptions, StageScaling, app, start, stop
 from optional import import_or_skip
@@ -50,7 +54,8 @@ def npy(array: np.ndarray) -> bytes:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
     import_or_skip("torchvision")
     folder, case = tmp_path_factory.mktemp("ray") / "bundle", small_convolutions()
-    case.export(folder, class_names=[f"kind {n}" for n in range(5)])
+    pixels = ImagePreprocessing((8, 8), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    case.export(folder, class_names=[f"kind {n}" for n in range(5)], preprocessing=pixels)
     return folder, case
 
 
@@ -244,3 +249,59 @@ def test_replicas_killed_under_load_cost_no_answer_and_a_stage_scales_up(
         assert all(one.result() > 0 for one in clients)
     assert metric(url, "eenet_calls_sent_again_total") > 0, "a replica died under a call"
     assert metric(url, 'eenet_requests_total{status="5') == 0
+
+
+class Stopped(Exception):  # noqa: N818 - stands for a kill
+    pass
+
+
+def rows(path: Path) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = require("pyarrow.parquet", "predict").read_table(path).to_pydict()
+    return found
+
+
+def test_files_are_predicted_on_ray_as_in_one_process_and_a_stopped_run_goes_on(
+    cluster: Any, bundle: tuple[Path, Case], tmp_path: Path
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    folder, photos = bundle[0], tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(30):
+        pillow.fromarray(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(photos / f"{n:02d}.png")
+    (photos / "13.png").write_bytes(b"not an image")
+    loaded, items = load(folder), open_items(photos, "image")
+    alone = predict(loaded, items, tmp_path / "alone.parquet", batch_size=3, piece=4)
+
+    def stopped(done: int) -> None:
+        if done >= 8:
+            raise Stopped
+
+    out = tmp_path / "spread.parquet"
+    with pytest.raises(Stopped):
+        predict_on_ray(loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=2, progress=stopped)
+    pieces = sorted((tmp_path / "spread.parquet.partial").glob("piece-*.parquet"))
+    assert len(pieces) >= 2, "what was done is kept"
+    pieces[0].unlink()  # what is missing need not be the end
+    kept = sum(len(rows(path)["id"]) for path in pieces[1:])
+    told: list[int] = []
+    spread = predict_on_ray(loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=2, progress=told.append)
+    assert rows(out) == rows(tmp_path / "alone.parquet")
+    assert rows(out)["id"] == [f"{n:02d}.png" for n in range(30)]
+    assert spread.resumed == told[0] >= kept - 4
+    assert told == sorted(told)
+    assert told[-1] == 30
+    assert (spread.items, spread.failed, spread.exit_shares) == (alone.items, alone.failed, alone.exit_shares)
+    assert spread.failed == 1
+
+    # The command, over a table.
+    table = tmp_path / "photos.parquet"
+    arrow, parquet = require("pyarrow", "predict"), require("pyarrow.parquet", "predict")
+    images = [path.read_bytes() for path in sorted(photos.iterdir())]
+    parquet.write_table(arrow.table({"image": images}), table, row_group_size=7)
+    printed = run("predict", folder, table, "--out", tmp_path / "table.parquet", "--ray", "--replicas", 1, "--json")
+    assert json.loads(printed.stdout)["items"] == 30
+    expected = rows(tmp_path / "alone.parquet")
+    found = rows(tmp_path / "table.parquet")
+    assert found["id"] == [str(n) for n in range(30)]
+    assert [found[name] for name in ("exit", "prediction")] == [expected[name] for name in ("exit", "prediction")]
