@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,8 +181,8 @@ def test_what_cannot_be_planned_is_refused(make: Callable[[], object], message: 
         make()
 
 
-def shown(*words: str) -> Sequence[dict[str, float]]:
-    found: Sequence[dict[str, float]] = json.loads(run("plan", *words, "--json").stdout)["plans"]
+def shown(*words: str) -> Sequence[dict[str, Any]]:
+    found: Sequence[dict[str, Any]] = json.loads(run("plan", *words, "--json").stdout)["plans"]
     return found
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,15 @@ class Stopped(Exception):  # noqa: N818 - stands for a kill
     pass
 
 
+def stopped_at(count: int, told: Callable[[int], None] = lambda _: None) -> Callable[[int], None]:
+    def progress(done: int) -> None:
+        told(done)
+        if done >= count:
+            raise Stopped
+
+    return progress
+
+
 def rows(path: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = require("pyarrow.parquet", "predict").read_table(path).to_pydict()
     return found
@@ -273,35 +282,21 @@ def test_files_are_predicted_on_ray_as_in_one_process_and_a_stopped_run_goes_on(
     loaded, items = load(folder), open_items(photos, "image")
     alone = predict(loaded, items, tmp_path / "alone.parquet", batch_size=3, piece=4)
 
-    def stopped(done: int) -> None:
-        if done >= 8:
-            raise Stopped
-
     out = tmp_path / "spread.parquet"
     with pytest.raises(Stopped):
-        predict_on_ray(loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=2, progress=stopped)
-    pieces = sorted((tmp_path / "spread.parquet.partial").glob("piece-*.parquet"))
-    assert len(pieces) >= 2, "what was done is kept"
-    pieces[0].unlink()  # what is missing need not be the end
-    kept = sum(len(rows(path)["id"]) for path in pieces[1:])
+        predict(loaded, items, out, batch_size=3, piece=4, progress=stopped_at(8))
+    (tmp_path / "spread.parquet.partial" / "piece-000000.parquet").unlink()  # what is missing need not be the end
     told: list[int] = []
-    spread = predict_on_ray(loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=2, progress=told.append)
+    with pytest.raises(Stopped):
+        predict_on_ray(
+            loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=1, progress=stopped_at(9, told.append)
+        )
+    assert told[0] == 4, "what was done without Ray is kept"
+    assert not out.exists()
+    words = ["--batch-size", 3, "--piece", 4, "--ray", "--replicas", 2, "--json"]
+    printed = json.loads(run("predict", folder, photos, "--out", out, *words).stdout)
+    assert printed["resumed"] >= 9, "and so is what was done on it"
     assert rows(out) == rows(tmp_path / "alone.parquet")
     assert rows(out)["id"] == [f"{n:02d}.png" for n in range(30)]
-    assert spread.resumed == told[0] >= kept - 4
-    assert told == sorted(told)
-    assert told[-1] == 30
-    assert (spread.items, spread.failed, spread.exit_shares) == (alone.items, alone.failed, alone.exit_shares)
-    assert spread.failed == 1
-
-    # The command, over a table.
-    table = tmp_path / "photos.parquet"
-    arrow, parquet = require("pyarrow", "predict"), require("pyarrow.parquet", "predict")
-    images = [path.read_bytes() for path in sorted(photos.iterdir())]
-    parquet.write_table(arrow.table({"image": images}), table, row_group_size=7)
-    printed = run("predict", folder, table, "--out", tmp_path / "table.parquet", "--ray", "--replicas", 1, "--json")
-    assert json.loads(printed.stdout)["items"] == 30
-    expected = rows(tmp_path / "alone.parquet")
-    found = rows(tmp_path / "table.parquet")
-    assert found["id"] == [str(n) for n in range(30)]
-    assert [found[name] for name in ("exit", "prediction")] == [expected[name] for name in ("exit", "prediction")]
+    assert (printed["items"], printed["failed"]) == (30, 1)
+    assert tuple(printed["exit_shares"]) == alone.exit_shares

@@ -16,7 +16,6 @@ import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.scheduler import BEEM, MaxProbability, Patience, Voting
 from eenet.serving import EngineOptions, FixedBudget, Outcome, RefusedError
-from eenet.tasks import Classification
 from serving_toys import TableBackend, ToyServable, fitted, flat, scripted_logits
 
 pytest.importorskip("prometheus_client", reason="needs the extra that serves")
@@ -57,7 +56,9 @@ class Process:
     def __init__(self, servable: Any) -> None:
         self.backend, self.task = servable.backend, servable.task
         self.scheduler = pickle.loads(pickle.dumps(servable.scheduler))  # noqa: S301
-        self.costs = servable.costs
+        self.costs, self.inputs = servable.costs, servable.inputs
+        self.preprocessing, self.class_names = servable.preprocessing, servable.class_names
+        self.info: dict[str, Any] = {}
 
 
 async def through_stages(
@@ -96,8 +97,7 @@ class Table(ToyServable):
     """A servable whose inputs are logits, with a scheduler fitted on some."""
 
     def __init__(self, scheduler: Any, exits: int, classes: int) -> None:
-        self.backend = TableBackend(exits, classes)
-        self.task = Classification()
+        super().__init__(backend=TableBackend(exits, classes))
         self.scheduler, self.costs = scheduler, scheduler.costs
 
 

@@ -25,6 +25,9 @@ def predict(
     ray: Annotated[bool, typer.Option("--ray", help="By Ray Data, on all machines of a Ray cluster.")] = False,
     address: Annotated[str | None, typer.Option(help="With --ray: the cluster; without, one is started here.")] = None,
     replicas: Annotated[int, typer.Option(min=0, help="With --ray: processes; 0 is as many as fit.")] = 0,
+    piece: Annotated[
+        int, typer.Option(min=1, help="Inputs whose results are kept together; what a stop can cost.")
+    ] = 1024,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Run a bundle over a folder or a file, results as parquet.
@@ -65,6 +68,7 @@ def predict(
             items,
             out,
             batch_size=batch_size,
+            piece=piece,
             restart=restart,
             progress=lambda done: bar.update(task, completed=done),
         )
