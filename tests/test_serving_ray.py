@@ -41,6 +41,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
 ]
 
+INTERVALS = [f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S" for who in ("REPLICA", "HANDLE")]
 TOKEN = "correct horse battery"
 
 
@@ -63,6 +64,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
 def cluster() -> Iterator[Any]:
     """A Ray of its own on this machine, small; CPUs are logical."""
     ray = require("ray", "ray")
+    # How often queue lengths are told: by default every 10 s, for which a test would wait.
+    for name in INTERVALS:
+        os.environ[name] = "0.2"
     here = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(
         num_cpus=4,
@@ -75,6 +79,8 @@ def cluster() -> Iterator[Any]:
         yield ray
     finally:
         stop()
+        for name in INTERVALS:
+            del os.environ[name]
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ def predict_on_ray(
         if begun:
             here = {} if address is not None else {"include_dashboard": False}
             ray.init(address=address, log_to_driver=False, **here)
+        # How Ray Data goes about it is no news to who waits for files.
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         try:
             context = data.DataContext.get_current()
             context.enable_progress_bars = False

@@ -11,6 +11,8 @@ from eenet.serving._plan import Plan as Plan
 from eenet.serving._plan import StageTime as StageTime
 from eenet.serving._plan import capacity as capacity
 from eenet.serving._plan import plan as plan
+from eenet.serving._ray_options import RayOptions as RayOptions
+from eenet.serving._ray_options import StageScaling as StageScaling
 from eenet.serving._request import Outcome as Outcome
 from eenet.serving._request import Request as Request
 from eenet.serving._servable import Controller as Controller

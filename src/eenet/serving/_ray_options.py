@@ -57,8 +57,6 @@ class StageScaling:
                 "target_ongoing_requests": self.target,
                 "upscale_delay_s": self.upscale_delay,
                 "downscale_delay_s": self.downscale_delay,
-                "metrics_interval_s": min(1.0, max(0.1, self.upscale_delay / 4)),
-                "look_back_period_s": min(10.0, max(0.5, self.upscale_delay)),
             },
             "ray_actor_options": resources,
         }
