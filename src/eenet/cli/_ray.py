@@ -44,10 +44,10 @@ def serve_on_ray(bundle: Path, options: RayOptions, *, address: str | None, host
 
     port = port or _free_port(host)
     ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
     url = start(bundle, options, address=address, host=host, port=port)
     try:
+        for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray sets handlers of its own while it starts
+            signal.signal(number, lambda *_: ended.set())
         side().print(f"serving {bundle} on {url or 'the port of the Ray Serve that runs there already'}")
         ended.wait()
     finally:
