@@ -130,7 +130,7 @@ def test_stages_that_know_nothing_of_each_other_give_the_exits_of_replay(
 def test_a_call_whose_replica_died_is_sent_again_and_nothing_is_lost_or_doubled() -> None:
     leave_at = [0, 1, 2, 2, 1, 0] * 5
     inputs = [scripted_logits([k], 3) for k in leave_at]
-    found = asyncio.run(through_stages(ToyServable(), inputs, deaths=lambda n: n % 3 == 0))
+    found = asyncio.run(through_stages(ToyServable(), inputs, deaths=lambda n: n % 3 == 0, retries=100))
     assert [request.exits.tolist() for request in found] == [[k] for k in leave_at]
 
 
