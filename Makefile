@@ -44,6 +44,7 @@ bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
 	$(BIN)/python benchmarks/controller.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/ray_serving.py
 
 soak: $(STAMPS)/dev  ## half an hour of mixed traffic to a server, then overload
 	$(BIN)/python benchmarks/soak.py

@@ -24,6 +24,7 @@ ROOMS = (
     "offline",
     "profiling",
     "serving",
+    "serving.ray",
     "evaluation",
     "training",
     "data",

@@ -128,8 +128,8 @@ def test_a_head_that_is_not_observed_does_not_run(exported: Any) -> None:
 
         return run
 
-    heads: list[Any] = backend._heads  # type: ignore[attr-defined]
-    heads[:] = [counted(k, head) for k, head in enumerate(heads)]
+    heads: dict[int, Any] = backend._heads  # type: ignore[attr-defined]
+    heads.update({k: counted(k, head) for k, head in heads.items()})
     live = backend.enter(case.arrays)
     live, logits = backend.run(0, live, observe=False)
     assert logits is None

@@ -313,3 +313,14 @@ def test_a_model_that_can_be_built_again_runs_from_a_bundle_of_weights(tmp_path:
     (tmp_path / "bundle" / "model" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(FileFormatError, match=r"model\.safetensors' has 5 bytes, expected"):
         eenet.runtime.load(tmp_path / "bundle")
+
+
+def test_parts_of_a_table_are_read_without_what_is_before(tmp_path: Path) -> None:
+    texts = [f"t{n}" for n in range(30)]
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "t.parquet", row_group_size=7)
+    items = open_items(tmp_path / "t.parquet", "text")
+    for first in (0, 6, 7, 13, 21, 29):
+        rows = range(first, min(first + 4, 30))
+        assert next(items.batches(4, first)) == ([str(n) for n in rows], [f"t{n}" for n in rows])
+    with pytest.raises(StopIteration):
+        next(items.batches(4, 30))

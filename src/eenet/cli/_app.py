@@ -15,6 +15,7 @@ from eenet.cli._demo import demo
 from eenet.cli._evaluate import evaluate
 from eenet.cli._export import export
 from eenet.cli._fit import fit
+from eenet.cli._plan import plan
 from eenet.cli._predict import predict
 from eenet.cli._profile import profile
 from eenet.cli._reproduce import reproduce
@@ -106,7 +107,7 @@ def common(
     """Options of every command; the help text of the application itself is `_HELP`."""
 
 
-for command in (demo, train, reproduce, profile, fit, evaluate, compare, export, predict, serve, version):
+for command in (demo, train, reproduce, profile, fit, evaluate, compare, export, predict, serve, plan, version):
     app.command()(command)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,12 @@ def predict(
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
     ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="By Ray Data, on all machines of a Ray cluster.")] = False,
+    address: Annotated[str | None, typer.Option(help="With --ray: the cluster; without, one is started here.")] = None,
+    replicas: Annotated[int, typer.Option(min=0, help="With --ray: processes; 0 is as many as fit.")] = 0,
+    piece: Annotated[
+        int, typer.Option(min=1, help="Inputs whose results are kept together; what a stop can cost.")
+    ] = 1024,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Run a bundle over a folder or a file, results as parquet.
@@ -33,13 +40,24 @@ def predict(
         eenet predict bundle photos --out answers.parquet
 
         eenet predict bundle reviews.parquet --column text --out answers.parquet --batch-size 64
+
+        eenet predict bundle photos --out answers.parquet --ray --address auto
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from eenet.offline import open_items
-    from eenet.offline import predict as run
+    from eenet.errors import InvalidInputError
+    from eenet.offline import open_items, predict_on_ray
+    from eenet.offline import predict as here
     from eenet.runtime import load
 
+    if address is not None and not ray:
+        raise InvalidInputError("--address is for a Ray cluster; add --ray")
+    run = here
+    if ray:  # the other processes start in folders of their own
+        bundle, source = bundle.resolve(), source.resolve()
+        run = partial(
+            predict_on_ray, address=address, replicas=replicas or None, threads=threads or 1, allow=allow or ()
+        )
     loaded = load(bundle, threads=threads or None, allow=allow or ())
     items = open_items(source, loaded.preprocessing.kind, column=column)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -50,6 +68,7 @@ def predict(
             items,
             out,
             batch_size=batch_size,
+            piece=piece,
             restart=restart,
             progress=lambda done: bar.update(task, completed=done),
         )

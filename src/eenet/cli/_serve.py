@@ -37,6 +37,16 @@ def serve(
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
     ] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Each stage a deployment of its own on a Ray cluster.")] = False,
+    address: Annotated[str | None, typer.Option(help="With --ray: the cluster; without, one is started here.")] = None,
+    replicas: Annotated[
+        str, typer.Option(help="With --ray: of each stage, such as 2 or 1:4,2:8 (least:most, stage by stage).")
+    ] = "1",
+    cpus: Annotated[str, typer.Option(help="With --ray: set aside for a replica, such as 0.5,1,1.")] = "1",
+    target: Annotated[float, typer.Option(min=0.01, help="With --ray: calls a replica should have at once.")] = 16.0,
+    write_yaml: Annotated[
+        Path | None, typer.Option(help="With --ray: write the file for `serve deploy`, and do not serve.")
+    ] = None,
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, a page at /, metrics, and a budget that can be changed.
 
@@ -47,6 +57,8 @@ def serve(
         eenet serve bundle
 
         EENET_TOKEN=... eenet serve bundle --host 0.0.0.0 --port 80 --budget 50%
+
+        eenet serve bundle --ray --replicas 1:2,1:4,2:8 --cpus 0.5,1,1
     """
     from eenet.errors import InvalidInputError
     from eenet.runtime import load
@@ -58,13 +70,39 @@ def serve(
         if not token_file.is_file():
             raise InvalidInputError(f"there is no token file {str(token_file)!r}")
         token = token_file.read_text(encoding="utf-8").strip()
+    engine = EngineOptions(max_batch=max_batch, max_wait=max_wait_ms / 1000, max_samples=max_samples, merge=merge)
+    limits = Limits(timeout=timeout, max_samples=min(256, max_samples))
+    if ray:
+        from eenet.cli._ray import scaling, serve_on_ray
+        from eenet.serving.ray import RayOptions
+        from eenet.serving.ray import write_yaml as write
+
+        laid_out = RayOptions(
+            stages=scaling(replicas, cpus, target),
+            budget=budget,
+            hold=hold,
+            token_file=None if token_file is None else str(token_file.resolve()),
+            workers=workers,
+            threads=threads or 1,  # a replica has its own share of the machine
+            allow=allow or (),
+            engine=engine,
+            limits=limits,
+        )
+        if write_yaml is not None:
+            write(write_yaml, bundle, laid_out, host=host, port=port)
+            side().print(f"wrote {write_yaml}; start it with: serve deploy {write_yaml}")
+            return
+        serve_on_ray(bundle, laid_out, address=address, host=host, port=port)
+        return
+    if address is not None or write_yaml is not None:
+        raise InvalidInputError("--address and --write-yaml are for a Ray cluster; add --ray")
     options = ServerOptions(
         host=host,
         port=port,
         token=token,
         workers=workers,
-        engine=EngineOptions(max_batch=max_batch, max_wait=max_wait_ms / 1000, max_samples=max_samples, merge=merge),
-        limits=Limits(timeout=timeout, max_samples=min(256, max_samples)),
+        engine=engine,
+        limits=limits,
     )
     loaded = load(bundle, threads=threads or None, allow=allow or ())
     if budget is not None:
@@ -77,7 +115,3 @@ def serve(
         # The server has handlers of its own while it runs, and passes the signal on to these at its end.
         signal.signal(number, lambda *_: None)
     server.run()
-
-
-def _say(bundle: Path, url: str) -> None:
-    side().print(f"serving {bundle} on {url}")

@@ -198,7 +198,10 @@ class _Parquet:
         row = 0
         try:
             with parquet.ParquetFile(self._path) as file:
-                for batch in file.iter_batches(batch_size=_ROWS, columns=[self._column]):
+                groups = list(range(file.num_row_groups))
+                while groups and row + file.metadata.row_group(groups[0]).num_rows <= start:
+                    row += file.metadata.row_group(groups.pop(0)).num_rows  # nothing of it is wanted: not read
+                for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[self._column]):
                     if row + batch.num_rows > start:
                         for offset in range(max(0, start - row), batch.num_rows):
                             yield row + offset, self._item(batch.column(0)[offset].as_py())

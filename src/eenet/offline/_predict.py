@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from eenet.runtime import LoadedBundle
 
 PIECE = 1024
 """Items whose results are written together; a run that was killed repeats at most so many."""
+
+RunPieces = Callable[[Sequence[int], Path, Callable[[int], None]], None]
+"""Makes the pieces with these numbers in a folder, and says each time how many more items are done."""
 
 _STATE = "state.json"
 
@@ -51,6 +54,29 @@ def predict(
     the last whole piece, and `restart` begins anew. `progress` is told how many items are done. Raises
     `InvalidInputError` where the folder is of a run over other items, or with another bundle or budget.
     """
+
+    def here(missing: Sequence[int], work: Path, told: Callable[[int], None]) -> None:
+        for first, stretch in _stretches(missing):
+            for number, (names, found) in zip(stretch, items.batches(piece, first * piece), strict=False):
+                write_piece(work, number, columns_of(bundle, names, found, batch_size, told))
+
+    return predict_pieces(
+        bundle, items, out, here, batch_size=batch_size, piece=piece, restart=restart, progress=progress
+    )
+
+
+def predict_pieces(
+    bundle: LoadedBundle,
+    items: Items,
+    out: str | Path,
+    run: RunPieces,
+    *,
+    batch_size: int,
+    piece: int,
+    restart: bool,
+    progress: Callable[[int], None] | None,
+) -> Summary:
+    """What `predict` does, with `run` for the pieces that are not there yet."""
     if batch_size < 1 or piece < 1:
         raise InvalidInputError(f"batch_size is {batch_size} and piece {piece}, expected 1 or more")
     target = Path(out)
@@ -61,15 +87,21 @@ def predict(
     if restart and work.exists():
         shutil.rmtree(work)
     _begin(work, state)
-    done = _whole_pieces(work)
-    resumed = min(done * piece, len(items))
-    if progress is not None:
-        progress(resumed)
-    if resumed < len(items):
-        for columns in _pieces(bundle, items, start=resumed, batch_size=batch_size, piece=piece, progress=progress):
-            _write(work / _name(done), columns)
-            done += 1
-    summary = _joined(bundle, work, done, target, resumed)
+    pieces = -(-len(items) // piece)
+    missing = [number for number in range(pieces) if not (work / _name(number)).is_file()]
+    resumed = len(items) - sum(min(piece, len(items) - number * piece) for number in missing)
+    done = resumed
+
+    def told(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done)
+
+    told(0)
+    if missing:
+        run(missing, work, told)
+    summary = _joined(bundle, work, pieces, target, resumed)
     shutil.rmtree(work)
     return summary
 
@@ -102,40 +134,34 @@ def _begin(work: Path, state: dict[str, Any]) -> None:
         )
 
 
-def _whole_pieces(work: Path) -> int:
-    done = 0
-    while (work / _name(done)).is_file():
-        done += 1
-    return done
-
-
 def _name(number: int) -> str:
     return f"piece-{number:06d}.parquet"
 
 
-def _pieces(
-    bundle: LoadedBundle,
-    items: Items,
-    *,
-    start: int,
-    batch_size: int,
-    piece: int,
-    progress: Callable[[int], None] | None,
-) -> Iterator[Columns]:
-    done = start
-    for names, found in items.batches(piece, start):
-        columns: Columns = {}
-        for first in range(0, len(found), batch_size):
-            rows = rows_of(bundle, names[first : first + batch_size], found[first : first + batch_size])
-            for name, values in rows.items():
-                columns.setdefault(name, []).extend(values)
-            done += len(rows["id"])
-            if progress is not None:
-                progress(done)
-        yield columns
+def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+    """Numbers that follow each other, so that what is read in order is read once; and the first of them."""
+    begun = 0
+    for n in range(1, len(numbers) + 1):
+        if n == len(numbers) or numbers[n] != numbers[n - 1] + 1:
+            yield numbers[begun], numbers[begun:n]
+            begun = n
 
 
-def _write(path: Path, columns: Columns) -> None:
+def columns_of(
+    bundle: LoadedBundle, names: Sequence[str], found: Sequence[Any], batch_size: int, told: Callable[[int], None]
+) -> Columns:
+    """The rows of a piece."""
+    columns: Columns = {}
+    for first in range(0, len(found), batch_size):
+        rows = rows_of(bundle, names[first : first + batch_size], found[first : first + batch_size])
+        for name, values in rows.items():
+            columns.setdefault(name, []).extend(values)
+        told(len(rows["id"]))
+    return columns
+
+
+def write_piece(work: Path, number: int, columns: Columns) -> None:
+    """Keep the results of a piece."""
     arrow, parquet = require("pyarrow", "predict"), require("pyarrow.parquet", "predict")
     types = {
         "id": arrow.string(),
@@ -147,7 +173,7 @@ def _write(path: Path, columns: Columns) -> None:
         "error": arrow.string(),
     }
     table = arrow.table({name: arrow.array(values, type=types[name]) for name, values in columns.items()})
-    with atomic_path(path) as temporary:
+    with atomic_path(work / _name(number)) as temporary:
         parquet.write_table(table, temporary)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eenet.errors import InvalidInputError
 from eenet.runtime._backend import Array, Ints, Live
-from eenet.runtime._manifest import TensorSpec
+from eenet.runtime._manifest import Manifest, TensorSpec
 
 _KINDS = {"f": "floating-point", "i": "integer", "u": "integer", "b": "boolean"}
 
@@ -87,6 +87,19 @@ def _joined(arrays: Sequence[Array], spec: TensorSpec) -> Array:
 
 def _without(array: Array, dim: int) -> tuple[int, ...]:
     return array.shape[:dim] + array.shape[dim + 1 :]
+
+
+class NoStages(Boundaries):
+    """A `StageBackend` that runs nothing: for who takes inputs in and has the stages run elsewhere."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__([stage.inputs for stage in manifest.stages])
+        self.num_exits = manifest.num_exits
+        self.num_classes = manifest.num_classes
+
+    def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:  # noqa: ARG002
+        """Raises `InvalidInputError`."""
+        raise InvalidInputError(f"stage {k} was not loaded; load the bundle with stages=None")
 
 
 def _checked(value: Any, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) -> Array:

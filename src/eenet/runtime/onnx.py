@@ -10,7 +10,7 @@ answers = bundle(images)  # numpy in; answers.logits, answers.exits
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,17 @@ def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[
 class OnnxBackend:
     """Runs a bundle's stages in ONNX Runtime: one session for each stage, and one for each exit head.
 
-    A head is a graph of its own, so that where an exit is not observed its head does not run. See `StageBackend`.
+    A head is a graph of its own, so that where an exit is not observed its head does not run. `stages` are those to
+    load, by default all; only they can be run. See `StageBackend`.
     """
 
     def __init__(
-        self, manifest: Manifest, *, threads: int | None = None, providers: Sequence[str] | None = None
+        self,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        stages: Collection[int] | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise InvalidInputError(f"threads is {threads}, expected 1 or more, or None for one for each core")
@@ -61,20 +67,22 @@ class OnnxBackend:
             )
         self._boundaries = Boundaries([stage.inputs for stage in manifest.stages])
         self._num_classes = manifest.num_classes
-        self._graphs = [_Graph(runtime, manifest, stage.graph, threads, chosen) for stage in manifest.stages]
-        self._heads = [_Graph(runtime, manifest, stage.head, threads, chosen) for stage in manifest.stages[:-1]]
+        numbered = [(k, stage) for k, stage in enumerate(manifest.stages) if stages is None or k in stages]
+        self._graphs = {k: _Graph(runtime, manifest, stage.graph, threads, chosen) for k, stage in numbered}
         self._features = [stage.passed_feature for stage in manifest.stages]
         self._passed = [len(stage.inputs) for stage in manifest.stages[1:]]
-        for k, graph in enumerate(self._graphs):
-            made = 1 if k == len(self._passed) else self._passed[k] + (self._features[k] is None)
+        last = len(self._passed)
+        self._heads = {k: _Graph(runtime, manifest, stage.head, threads, chosen) for k, stage in numbered if k < last}
+        for k, graph in self._graphs.items():
+            made = 1 if k == last else self._passed[k] + (self._features[k] is None)
             graph.require(len(manifest.stages[k].inputs), made)
-        for head in self._heads:
+        for head in self._heads.values():
             head.require(1, 1)
 
     @property
     def num_exits(self) -> int:
         """K, the last exit included."""
-        return len(self._graphs)
+        return len(self._features)
 
     @property
     def num_classes(self) -> int:
@@ -87,6 +95,8 @@ class OnnxBackend:
 
     def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:
         """The live tensors before stage k + 1, and the logits of exit k; see `StageBackend.run`."""
+        if k not in self._graphs:
+            raise InvalidInputError(f"stage {k} was not loaded, only {sorted(self._graphs)}; load the bundle with it")
         outputs = self._graphs[k](live)
         if k == len(self._passed):
             return (), outputs[0]

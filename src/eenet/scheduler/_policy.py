@@ -176,6 +176,13 @@ class Route:
         self.left: NDArray[np.float32] | None = None
 
     @classmethod
+    def onward(cls, policy: ThresholdPolicy, samples: int, trail: Trail) -> Route:
+        """The way from here on of n samples that have this trail: what goes from one process to another."""
+        route = cls(policy, samples)
+        route._trail = trail
+        return route
+
+    @classmethod
     def join(cls, routes: Sequence[Route]) -> Route:
         """The way from here on of the running samples of several routes, in order, numbered anew.
 
@@ -200,6 +207,11 @@ class Route:
     def policy(self) -> ThresholdPolicy:
         """The policy that decides."""
         return self._policy
+
+    @property
+    def trail(self) -> Trail:
+        """What is known of the running samples."""
+        return self._trail
 
     @property
     def exit_index(self) -> int:

@@ -4,8 +4,15 @@ from eenet.serving._controller import FixedBudget as FixedBudget
 from eenet.serving._driver import Driver as Driver
 from eenet.serving._engine import Engine as Engine
 from eenet.serving._engine import EngineOptions as EngineOptions
+from eenet.serving._fleet import simulate_fleet as simulate_fleet
 from eenet.serving._limits import Limits as Limits
 from eenet.serving._limits import RefusedError as RefusedError
+from eenet.serving._plan import Plan as Plan
+from eenet.serving._plan import StageTime as StageTime
+from eenet.serving._plan import capacity as capacity
+from eenet.serving._plan import plan as plan
+from eenet.serving._ray_options import RayOptions as RayOptions
+from eenet.serving._ray_options import StageScaling as StageScaling
 from eenet.serving._request import Outcome as Outcome
 from eenet.serving._request import Request as Request
 from eenet.serving._servable import Controller as Controller

@@ -1,4 +1,4 @@
-"""The HTTP interface: a FastAPI application around a driver. Imported when a server is made: it needs the extra."""
+"""The HTTP interface: a FastAPI application around a runner of stages; importing it needs the extra."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.serving._answers import answers_json, answers_npy
 from eenet.serving._body import ClientGoneError, Receiver, form_files
 from eenet.serving._decode import NPY, Decoder
-from eenet.serving._driver import Driver
 from eenet.serving._limits import Limits, RefusedError
 from eenet.serving._openapi import describe
 from eenet.serving._page import page
 from eenet.serving._request import Outcome, Request
+from eenet.serving._runner import Runner
 from eenet.serving._servable import Controller, Servable
 
 _INLINE = 16 * 1024  # bodies up to this size are decoded in the event loop; handing them to a thread would take longer
@@ -34,20 +34,20 @@ _MAX_TIMEOUT_MS = 600_000
 
 def make_app(
     servable: Servable,
-    driver: Driver,
+    runner: Runner,
     controller: Controller,
     *,
     limits: Limits | None = None,
     token: str | None = None,
 ) -> FastAPI:
     """The application that serves a model. `token` is what `PUT /budget` asks for; without one it is off."""
-    service = _Service(servable, driver, controller, limits or Limits(), token)
+    service = _Service(servable, runner, controller, limits or Limits(), token)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        driver.start()
+        runner.start()
         yield
-        await driver.drain()
+        await runner.drain()
         service.close()
 
     app = FastAPI(title="eenet", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
@@ -75,19 +75,19 @@ def make_app(
 
     @app.get("/health")
     async def health() -> Response:
-        if not driver.alive:
+        if not runner.alive:
             return service.refusal(503, "a worker has died; restart the server")
         return service.json({"status": "alive"})
 
     @app.get("/ready")
     async def ready() -> Response:
-        if not driver.accepting:
+        if not runner.accepting:
             return service.refusal(503, "not taking requests", {"Retry-After": "1"})
         return service.json({"status": "ready"})
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return service.answer(driver.metrics.exposition(controller.budget), "text/plain; version=0.0.4; charset=utf-8")
+        return service.answer(runner.metrics.exposition(controller.budget), "text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/info")
     async def info() -> Response:
@@ -117,9 +117,9 @@ class _Service:
     """What the handlers share."""
 
     def __init__(
-        self, servable: Servable, driver: Driver, controller: Controller, limits: Limits, token: str | None
+        self, servable: Servable, runner: Runner, controller: Controller, limits: Limits, token: str | None
     ) -> None:
-        self._servable, self._driver, self._controller = servable, driver, controller
+        self._servable, self._runner, self._controller = servable, runner, controller
         self._token = token
         self._receiver = Receiver(limits)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="eenet-decode")
@@ -144,7 +144,7 @@ class _Service:
     async def predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None) -> Response:
         began = time.perf_counter()
         response = await self._predict(request, full, timeout_ms)
-        self._driver.metrics.request(response.status_code, time.perf_counter() - began)
+        self._runner.metrics.request(response.status_code, time.perf_counter() - began)
         return response
 
     async def _predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None) -> Response:
@@ -187,7 +187,7 @@ class _Service:
 
     async def _answer(self, request: HTTPRequest, inputs: Any, timeout: float, full: bool) -> Request:
         """Wait for the answer or for the client to go away, whatever comes first."""
-        answer = asyncio.ensure_future(self._driver.answer(inputs, timeout=timeout, full=full))
+        answer = asyncio.ensure_future(self._runner.answer(inputs, timeout=timeout, full=full))
         gone = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -213,7 +213,7 @@ class _Service:
             budget = document["budget"]
             if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
                 raise RefusedError(422, f"the budget is {budget!r}, expected a number or a text such as '60%'")
-            limit = self._driver.set_budget(budget)
+            limit = await self._runner.set_budget(budget)
         except ClientGoneError:
             return self.refusal(_GONE, "the client is gone")
         except orjson.JSONDecodeError as error:
@@ -225,7 +225,7 @@ class _Service:
         return self.json({"budget": limit, "unit": self._servable.costs.unit})
 
     def info(self) -> dict[str, Any]:
-        servable, metrics = self._servable, self._driver.metrics
+        servable, metrics = self._servable, self._runner.metrics
         names = servable.class_names
         return {
             **servable.info,
@@ -239,7 +239,7 @@ class _Service:
             "traffic": {
                 "exit_shares": metrics.exit_shares,
                 "mean_cost": metrics.mean_cost,
-                "waiting": list(self._driver.waiting),
+                "waiting": list(self._runner.waiting),
             },
         }
 

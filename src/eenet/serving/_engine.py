@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
-from eenet.scheduler import Route, ThresholdPolicy
+from eenet.scheduler import Route, ThresholdPolicy, Trail
 from eenet.serving._request import Outcome, Request
 from eenet.serving._work import Cohort, Work
 
@@ -55,13 +55,19 @@ class Engine:
     accepted request ends exactly once: `complete`, `fail` and `expire` return those that did, `cancel` ends one. A
     request's samples go by the policy that was in force when it came, whatever `policy` is set to later.
 
+    `stages` are those it runs, one after the other, by default all. Samples that neither left nor have a stage to go to
+    leave it as their request's `onward`: that is how stages in different processes make up one network.
+
     It is not safe to call from several threads at once; `Work.execute` is.
     """
 
-    def __init__(self, policy: ThresholdPolicy, options: EngineOptions | None = None) -> None:
+    def __init__(
+        self, policy: ThresholdPolicy, options: EngineOptions | None = None, *, stages: range | None = None
+    ) -> None:
         self.policy = policy
         self.options = options or EngineOptions()
         self.num_exits = policy.num_exits
+        self.stages = stages or range(self.num_exits)
         self.draining = False
         self.inside = 0
         self.working = 0
@@ -91,25 +97,23 @@ class Engine:
         *,
         deadline: float | None = None,
         policy: ThresholdPolicy | None = None,
+        trail: Trail | None = None,
+        shape: Hashable = None,
         context: Any = None,
     ) -> Request:
-        """Take in a request: the live tensors before stage 0, as `StageBackend.enter` gives them, of so many samples.
+        """Take in a request: the live tensors before the first stage, of so many samples.
 
-        It goes by `policy`, or by the engine's. Raises `OverloadedError`, which says when to try again, while there is
-        no room for it, `DrainingError` after `drain`, and `InvalidInputError` for a request without samples or with
-        more than there is ever room for.
+        `StageBackend.enter` gives them before stage 0; before another one `trail` says what is known of the samples
+        already. It goes by `policy`, or by the engine's, and merges with requests of the same `shape`, by default that
+        of its live tensors. Raises as `require_room` does.
         """
-        if self.draining:
-            raise DrainingError("the server is going down and takes no more requests; try another one")
-        if not 1 <= samples <= self.options.max_samples:
-            raise InvalidInputError(
-                f"the request has {samples} samples, expected 1 to {self.options.max_samples}; send it in parts"
-            )
-        if self.inside + samples > self.options.max_samples:
-            raise OverloadedError(
-                f"{self.inside} samples are waiting and there is room for {self.options.max_samples}; try again later",
-                retry_after=max(1.0, self.inside * self._seconds_per_sample),
-            )
+        require_room(
+            samples,
+            self.inside,
+            self.options,
+            draining=self.draining,
+            retry_after=self.inside * self._seconds_per_sample,
+        )
         if not self.inside:
             self._measured_at = now
         self._submitted += 1
@@ -117,11 +121,11 @@ class Engine:
         self._open[request.number] = request
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, request.number))
-        shape = tuple((tensor.dtype.str, tensor.shape[1:]) for tensor in live)
-        route = Route(request.policy, samples)
+        shape = shape_of(live) if shape is None else shape
+        route = Route(request.policy, samples) if trail is None else Route.onward(request.policy, samples, trail)
         cohort = Cohort(live, route, [request] * samples, list(range(samples)), shape, now)
         self.inside += samples
-        self._push(0, cohort)
+        self._push(self.stages[0], cohort)
         return request
 
     def cancel(self, request: Request, now: float) -> bool:
@@ -177,6 +181,9 @@ class Engine:
                     if request.remaining == 0:
                         self._end(request, Outcome.ANSWERED, now)
                         answered.append(request)
+        if work.stage == self.stages[-1]:
+            answered += self._hand_on(work, now)
+            work.survivors.clear()
         if answered:
             self._measure(sum(request.samples for request in answered), now)
         for cohort in work.survivors:
@@ -184,6 +191,19 @@ class Engine:
             if cohort.open:
                 self._push(work.stage + 1, cohort)
         return answered
+
+    def _hand_on(self, work: Work, now: float) -> list[Request]:
+        """Let the survivors of the last stage that runs here go; returns the requests that end with it."""
+        ended = []
+        for cohort in work.survivors:
+            for part in cohort.by_request():
+                request = part.owners[0]
+                if request.open:
+                    request.pass_on(part)
+                    if request.remaining == 0:
+                        self._end(request, Outcome.ANSWERED, now)
+                        ended.append(request)
+        return ended
 
     def fail(self, work: Work, error: Exception, now: float) -> list[Request]:
         """Say that executing raised; returns the requests that fail with it.
@@ -280,6 +300,32 @@ class Engine:
     def _work(self, k: int, parts: list[Cohort]) -> Work:
         self.working += 1
         return Work(k, parts, self.num_exits)
+
+
+def shape_of(live: Live) -> Hashable:
+    """What the inputs of two requests must have in common to share a batch: all but the number of samples."""
+    return tuple((tensor.dtype.str, tensor.shape[1:]) for tensor in live)
+
+
+def require_room(
+    samples: int, inside: int, options: EngineOptions, *, draining: bool = False, retry_after: float = 0.0
+) -> None:
+    """Raise where a request of so many samples cannot be taken in beside the `inside` samples that are.
+
+    `OverloadedError`, which says when to try again, while there is no room for it, `DrainingError` while `draining`,
+    and `InvalidInputError` for a request without samples or with more than there is ever room for.
+    """
+    if draining:
+        raise DrainingError("the server is going down and takes no more requests; try another one")
+    if not 1 <= samples <= options.max_samples:
+        raise InvalidInputError(
+            f"the request has {samples} samples, expected 1 to {options.max_samples}; send it in parts"
+        )
+    if inside + samples > options.max_samples:
+        raise OverloadedError(
+            f"{inside} samples are waiting and there is room for {options.max_samples}; try again later",
+            retry_after=max(1.0, retry_after),
+        )
 
 
 class _Queue:

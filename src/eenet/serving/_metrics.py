@@ -49,6 +49,9 @@ class Metrics:
         )
         self._stage = made(client.Histogram, "stage_seconds", "Time of a run of a stage.", ["stage"], buckets=_SECONDS)
         self._failures = made(client.Counter, "failed_batches", "Runs of a stage that raised.", ["stage"])
+        self._again = made(
+            client.Counter, "calls_sent_again", "Calls of a stage elsewhere whose replica died.", ["stage"]
+        )
         stages = [str(k) for k in range(len(costs))]
         self._samples_at = [self._samples.labels(k) for k in stages]
         self._batch_at = [self._batch.labels(k) for k in stages]
@@ -70,6 +73,10 @@ class Metrics:
     def failure(self, stage: int) -> None:
         """A run of a stage raised."""
         self._failures.labels(str(stage)).inc()
+
+    def sent_again(self, stage: int) -> None:
+        """A call of a stage was sent again, because a replica died under it."""
+        self._again.labels(str(stage)).inc()
 
     def left(self, exits: NDArray[np.intp]) -> None:
         """Samples left at these exits (n,) under the policy."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eenet.scheduler import ThresholdPolicy
+
+if TYPE_CHECKING:
+    from eenet.serving._work import Cohort
 
 
 class Outcome(enum.Enum):
@@ -26,12 +29,13 @@ class Request:
     `number` counts the requests in the order they came. When `outcome` is `ANSWERED`, `logits` (n, C, ...) and `exits`
     (n,) are those of the samples in their order; where it is `FAILED`, `error` says why. Times are in seconds of the
     caller's clock; `deadline` is None where the caller waits as long as it takes. It goes by `policy` all the way.
-    `context` is the caller's own.
+    `context` is the caller's own. Where an engine runs some of the stages only, `onward` holds the samples that go on
+    to stages elsewhere; their exits are -1.
     """
 
     __slots__ = (
-        "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "outcome", "policy",
-        "remaining", "samples",
+        "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "onward", "outcome",
+        "policy", "remaining", "samples",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +59,7 @@ class Request:
         self.outcome: Outcome | None = None
         self.finished: float | None = None
         self.error: Exception | None = None
+        self.onward: list[Cohort] = []
 
     @property
     def open(self) -> bool:
@@ -68,6 +73,11 @@ class Request:
         self.logits[places] = logits
         self.exits[places] = exit_index
         self.remaining -= len(places)
+
+    def pass_on(self, cohort: Cohort) -> None:
+        """Samples of this request go on to a stage elsewhere."""
+        self.onward.append(cohort)
+        self.remaining -= len(cohort)
 
     def __repr__(self) -> str:
         state = f"{self.remaining} of {self.samples} samples left" if self.outcome is None else self.outcome.value

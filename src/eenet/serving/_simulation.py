@@ -57,6 +57,12 @@ def simulate(
     of stage k on n samples; `options` as for the engine. Whole-model batching is `options.merge` off and all exits the
     last one. Raises `InvalidInputError` for arrivals that do not ascend or exits that are not there.
     """
+    times, leave = checked_traffic(arrivals, exits, num_exits)
+    return _Simulation(times.tolist(), leave.tolist(), cost, num_exits, options or EngineOptions()).run()
+
+
+def checked_traffic(arrivals: ArrayLike, exits: ArrayLike, num_exits: int) -> tuple[Floats, Ints]:
+    """Arrivals and exits as arrays; raises `InvalidInputError` where they make no sense."""
     times, leave = np.asarray(arrivals, dtype=np.float64), np.asarray(exits, dtype=np.intp)
     if times.shape != leave.shape or times.ndim != 1 or len(times) == 0 or not (np.diff(times) >= 0).all():
         raise InvalidInputError(
@@ -64,7 +70,7 @@ def simulate(
         )
     if leave.min() < 0 or leave.max() >= num_exits:
         raise InvalidInputError(f"exits go from {leave.min()} to {leave.max()}, expected 0 to {num_exits - 1}")
-    return _Simulation(times.tolist(), leave.tolist(), cost, num_exits, options or EngineOptions()).run()
+    return times, leave
 
 
 class _Simulation:
