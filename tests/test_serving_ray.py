@@ -41,7 +41,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
 ]
 
-INTERVALS = [f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S" for who in ("REPLICA", "HANDLE")]
+SETTINGS = {
+    # How often queue lengths are told: by default every 10 s, for which a test would wait.
+    **{f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2" for who in ("REPLICA", "HANDLE")},
+    # On a busy machine a proxy takes longer to start than the 5 s after which Ray would kill it.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 TOKEN = "correct horse battery"
 
 
@@ -64,9 +70,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
 def cluster() -> Iterator[Any]:
     """A Ray of its own on this machine, small; CPUs are logical."""
     ray = require("ray", "ray")
-    # How often queue lengths are told: by default every 10 s, for which a test would wait.
-    for name in INTERVALS:
-        os.environ[name] = "0.2"
+    os.environ.update(SETTINGS)
     here = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(
         num_cpus=4,
@@ -79,7 +83,7 @@ def cluster() -> Iterator[Any]:
         yield ray
     finally:
         stop()
-        for name in INTERVALS:
+        for name in SETTINGS:
             del os.environ[name]
 
 

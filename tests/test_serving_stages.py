@@ -161,6 +161,7 @@ def test_the_exits_can_be_switched_off_and_inputs_are_bounded() -> None:
     assert isinstance(third, InvalidInputError)
 
 
+@pytest.mark.filterwarnings("ignore:.*cannot tell apart:eenet.errors.ReliabilityWarning")  # of equal records
 def test_policies_go_by_name_and_come_back_as_one_object() -> None:
     servable = ToyServable()
     here, there = PolicyBook(servable.scheduler), PolicyBook(Process(servable).scheduler)

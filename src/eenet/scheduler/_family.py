@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -108,7 +108,10 @@ def assigned(assignment: Assignment, calibration: Calibration, budget: float, se
     ceiling, costs = calibration.ceiling, calibration.costs
     if ceiling == len(costs) - 1 or assignment.unspent is None:
         plan = assignment.fit(calibration, budget, seed)
-        return planned(calibration, plan.thresholds, plan.cost, assignment.unspent)
+        found = planned(calibration, plan.thresholds, plan.cost)
+        # Less than one sample going from the first exit to the last is what any number of samples leaves.
+        left = (min(budget, costs[-1]) - found.calibration_cost) * found.samples
+        return replace(found, note=assignment.unspent) if left > costs[-1] - costs[0] else found
     note = f"on the calibration records exit {ceiling} is clearly better than the last, so that nobody goes beyond it"
     if ceiling == 0:
         return planned(calibration, calibration.table.cheapest(), costs[0], note)

@@ -8,7 +8,7 @@ Source: Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test" (2021), s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -119,8 +119,10 @@ def cheapest_within(family: Family, tested: ExitRecords, drop: float, guarantee:
         )
     row, exits = best
     chosen = _planned(table, row, exits, tested, costs)
+    # On the tested samples it may cost more than on those it was fitted on; what is planned is the dearer of the two.
+    chosen = replace(chosen, planned_cost=max(chosen.calibration_cost, chosen.planned_cost))
     only = PolicyTable(
-        np.array([max(chosen.calibration_cost, chosen.planned_cost)]),
+        np.array([chosen.planned_cost]),
         np.array([chosen.planned_cost]),
         np.array([np.nan if chosen.accuracy is None else chosen.accuracy]),
         (chosen.policy,),
