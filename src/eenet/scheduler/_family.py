@@ -109,9 +109,9 @@ def assigned(assignment: Assignment, calibration: Calibration, budget: float, se
     if ceiling == len(costs) - 1 or assignment.unspent is None:
         plan = assignment.fit(calibration, budget, seed)
         found = planned(calibration, plan.thresholds, plan.cost)
-        # Less than one sample going from the first exit to the last is what any number of samples leaves.
+        # A sample or so that might have gone from the first exit to the last is left by chance, where samples are few.
         left = (min(budget, costs[-1]) - found.calibration_cost) * found.samples
-        return replace(found, note=assignment.unspent) if left > costs[-1] - costs[0] else found
+        return replace(found, note=assignment.unspent) if left > 3 * (costs[-1] - costs[0]) else found
     note = f"on the calibration records exit {ceiling} is clearly better than the last, so that nobody goes beyond it"
     if ceiling == 0:
         return planned(calibration, calibration.table.cheapest(), costs[0], note)
