@@ -100,7 +100,6 @@ def test_stride_looks_at_a_part_of_the_pixels_alone() -> None:
         Segmentation(utility="iou")
 
 
-@pytest.mark.filterwarnings("ignore:.*cannot tell apart:eenet.errors.ReliabilityWarning")  # of few images
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 1000),

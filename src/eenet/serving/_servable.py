@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eenet.costs import ExitCosts
+from eenet.errors import InvalidInputError
 from eenet.scheduler import Scheduler, ThresholdPolicy
 from eenet.tasks import Task
 
@@ -96,8 +97,8 @@ class ArraysOnly:
     kind = "array"
 
     def __call__(self, items: Sequence[Any]) -> Mapping[str, Any]:
-        """Never called: arrays are not preprocessed."""
-        raise NotImplementedError("arrays are not preprocessed")
+        """Raises `InvalidInputError`: arrays are not preprocessed."""
+        raise InvalidInputError(f"{len(items)} items to preprocess, but the model takes arrays as they are: send those")
 
 
 class Spec:
