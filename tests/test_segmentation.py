@@ -100,6 +100,7 @@ def test_stride_looks_at_a_part_of_the_pixels_alone() -> None:
         Segmentation(utility="iou")
 
 
+@pytest.mark.filterwarnings("ignore:.*of the budget of:eenet.errors.ReliabilityWarning")  # of random records
 @settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 1000),
