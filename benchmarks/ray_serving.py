@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -95,7 +95,11 @@ class Decorated:
 
     async def _run(self, calls: list[StageCall]) -> list[StageReply]:
         submit, policy = self._engine.submit, self._book.policy
-        requests = [submit(c.live, c.samples, 0.0, policy=policy(c.policy), shape=c.shape) for c in calls]
+        lives = [cast(Live, c.live) for c in calls]  # what comes to the first stage is no parcel
+        requests = [
+            submit(live, c.samples, 0.0, policy=policy(c.policy), shape=c.shape)
+            for live, c in zip(lives, calls, strict=True)
+        ]
         while (work := self._engine.next_work(0.0)) is not None:
             await asyncio.to_thread(work.execute, self._backend, self._task)
             self._engine.complete(work, 0.0)

@@ -232,6 +232,20 @@ def test_an_empty_batch_has_the_answers_of_a_full_one_but_none_of_them(dtype: to
     assert full.logits.dtype == dtype
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_in_half_precision_the_exits_are_those_of_the_replay_in_it(before: bool) -> None:
+    x = torch.randn(64, 3, 8, 8, dtype=torch.bfloat16)
+    if before:
+        model = eenet.attach(SmallConvNet().eval().bfloat16(), ["first", "second"], 5, x)
+    else:
+        model = eenet.attach(SmallConvNet().eval(), ["first", "second"], 5, x.float()).bfloat16()
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+    fast = eenet.AdaptiveModel(model, scheduler)
+    fresh = torch.randn(64, 3, 8, 8, dtype=torch.bfloat16)
+    assert fast(fresh).exits.tolist() == scheduler.replay(eenet.collect(model, [fresh])).exits.tolist()
+    assert len(set(fast(fresh).exits.tolist())) > 1
+
+
 def test_an_unfitted_scheduler_is_refused() -> None:
     with pytest.raises(eenet.EENetError, match="not fitted: call fit"):
         eenet.AdaptiveModel(conv_model(0), eenet.EENet())

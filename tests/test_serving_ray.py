@@ -103,6 +103,7 @@ def url(cluster: Any, bundle: tuple[Path, Case]) -> str:
         ingress_cpus=0.1,
         hold=False,
         token_file=str(token),
+        inline_bytes=0,  # all survivors wait in the object store
         # A call waits for company long enough for a test to find it there.
         engine=EngineOptions(max_batch=64, max_wait=0.2),
         limits=Limits(timeout=120.0),

@@ -21,6 +21,7 @@ from serving_toys import TableBackend, ToyServable, fitted, flat, scripted_logit
 pytest.importorskip("prometheus_client", reason="needs the extra that serves")
 
 from eenet.serving._policies import PolicyBook, WholeNetwork
+from eenet.serving._ray_parcels import LostParcelError, Parcel
 from eenet.serving._ray_runner import RayRunner
 from eenet.serving._ray_stage import StageCall, StageServer
 
@@ -61,6 +62,26 @@ class Process:
         self.info: dict[str, Any] = {}
 
 
+class Shelf:
+    """A store in this process, which may lose what was left there."""
+
+    def __init__(self, loses: Callable[[int], bool]) -> None:
+        self._loses, self._left, self.fetched = loses, iter(range(10**6)), 0
+        self._held: dict[int, Any] = {}
+
+    async def leave(self, live: Any) -> Parcel:
+        number = next(self._left)
+        if not self._loses(number):
+            self._held[number] = live
+        return Parcel(number)
+
+    async def fetch(self, parcel: Parcel) -> Any:
+        if parcel.reference not in self._held:
+            raise LostParcelError("its owner died")
+        self.fetched += 1
+        return self._held[parcel.reference]
+
+
 async def through_stages(
     servable: Any,
     inputs: Sequence[Any],
@@ -69,11 +90,12 @@ async def through_stages(
     deaths: Callable[[int], bool] = lambda _: False,
     full: bool = False,
     retries: int = 3,
+    store: Shelf | None = None,
 ) -> list[Any]:
     """The requests that came of these inputs, all sent at once, or what was raised instead."""
     options = options or EngineOptions(max_wait=0.0)
     exits = servable.backend.num_exits
-    servers = [StageServer(Process(servable), k, options) for k in range(exits)]
+    servers = [StageServer(Process(servable), k, options, store=store) for k in range(exits)]
     calls = iter(range(10**6))
 
     def sender(k: int) -> Callable[[StageCall], Sent]:
@@ -132,6 +154,24 @@ def test_a_call_whose_replica_died_is_sent_again_and_nothing_is_lost_or_doubled(
     inputs = [scripted_logits([k], 3) for k in leave_at]
     found = asyncio.run(through_stages(ToyServable(), inputs, deaths=lambda n: n % 3 == 0, retries=100))
     assert [request.exits.tolist() for request in found] == [[k] for k in leave_at]
+
+
+def test_survivors_wait_in_a_store_and_begin_anew_where_it_lost_them() -> None:
+    leave_at = [[0, 2, 1], [1], [2, 2], [0, 1, 2, 0]] * 5
+    inputs = [scripted_logits(exits, 3) for exits in leave_at]
+    for loses in (lambda _: False, lambda n: n % 3 == 0):
+        shelf = Shelf(loses)
+        found = asyncio.run(
+            through_stages(ToyServable(), inputs, deaths=lambda n: n % 5 == 0, retries=100, store=shelf)
+        )
+        assert [request.exits.tolist() for request in found] == leave_at
+        assert shelf.fetched > 0
+    (lost,) = asyncio.run(
+        through_stages(ToyServable(), [scripted_logits([2], 3)], retries=2, store=Shelf(lambda _: True))
+    )
+    assert isinstance(lost, RefusedError)
+    assert lost.status == 503
+    assert "lost before stage 1 3 times" in str(lost)
 
 
 def test_where_replicas_die_again_and_again_the_request_is_refused_with_503() -> None:

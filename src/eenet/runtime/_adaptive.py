@@ -13,8 +13,8 @@ from torch import Tensor
 
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, feature_of
-from eenet.runtime._frozen import eager
-from eenet.runtime._optimize import Optimization
+from eenet.runtime._frozen import Variant, eager
+from eenet.runtime._optimize import Optimization, StageTimes
 from eenet.runtime._optimize import optimize as measured
 from eenet.scheduler import BudgetController, Route, Scheduler, ThresholdPolicy
 from eenet.stages import Stage
@@ -45,8 +45,10 @@ class AdaptiveModel:
     With `optimize="auto"` frozen stages (folded batch norms, channels last) are measured against the model's own at
     each of `batch_sizes`, about `seconds` for each, and the fastest is used; and survivors are selected at a boundary
     only where the measured cost of the stage says that it pays. `optimized` tells what was chosen. Frozen stages keep
-    the weights the model had: make a new `AdaptiveModel` after changing them. On the CPU only. With "aoti" stages
-    compiled by AOTInductor are tried as well; compiling takes a while the first time and needs a C++ compiler.
+    the weights the model had: make a new `AdaptiveModel` after changing them. With "aoti" stages compiled by
+    AOTInductor are tried as well, on the CPU; compiling takes a while the first time and needs a C++ compiler. On a GPU
+    the fastest is also recorded as CUDA graphs, for up to the largest of `batch_sizes`; where those are used, calls
+    from several threads wait for each other.
 
     Raises `InvalidInputError` when the scheduler was fitted for other exits or classes.
     """
@@ -84,11 +86,20 @@ class AdaptiveModel:
             model.eval()
         live = model.staged.flatten_inputs(*args, **kwargs)
         samples = model.staged.batch_size_of(live)
-        variant = eager(model) if self.optimized is None else self.optimized.variant(samples)
-        stages = variant.stages
         if samples == 0:
-            nothing = model.final_logits(empty_outputs(stages[-1], live[0].device))
+            nothing = model.final_logits(empty_outputs(model.staged.inference_stages[-1], live[0].device))
             return AdaptiveOutput(nothing, torch.empty(0, dtype=torch.int64))
+        if self.optimized is None:
+            return self._run(eager(model), None, live, samples)
+        variant, times = self.optimized.at(samples)
+        with variant.lock:
+            return self._run(variant, times, live, samples)
+
+    def _run(
+        self, variant: Variant, times: StageTimes | None, live: tuple[Tensor, ...], samples: int
+    ) -> AdaptiveOutput:
+        """A batch through the stages of a variant; without `times` survivors are always selected."""
+        model, stages = self.model, variant.stages
         live = variant.entered(live)
         policy = self._current_policy()
         route = Route(policy, samples)
@@ -115,7 +126,7 @@ class AdaptiveModel:
             if len(staying) == 0:
                 break
             left = staying if rows is None else rows[staying]
-            if self.optimized is None or self.optimized.times.compacts(k + 1, batch, len(left)):
+            if times is None or times.compacts(k + 1, batch, len(left)):
                 live = model.staged.compact(live, _index(left, logits), k + 1)
                 batch, rows = len(left), None
             else:
@@ -144,8 +155,10 @@ def _require_measurable(model: MultiExitModel, optimize: str, batch_sizes: Seque
     if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
         raise InvalidInputError(f"batch_sizes are {list(batch_sizes)}, expected whole numbers from 1")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    if device.type != "cpu":
-        raise InvalidInputError(f"the model is on {device}; optimize measures on the CPU only: leave it out")
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidInputError(f"the model is on {device}; optimize measures on a CPU or a CUDA GPU: leave it out")
+    if device.type != "cpu" and optimize == "aoti":
+        raise InvalidInputError(f"the model is on {device}; stages are compiled for the CPU only: optimize='auto'")
 
 
 class _Answers:

@@ -7,7 +7,8 @@ of its weights does not reach the frozen stages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,12 +29,18 @@ _NORM = torch.ops.aten.batch_norm.default
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model: its stages, what its heads are called with, and whether images come channels last."""
+    """One way to run a model: its stages, what its heads are called with, and whether images come channels last.
+
+    `buckets` are the numbers of samples its stages run on where not every number will do; `lock` is held by whoever
+    runs a batch, where only one can run at a time.
+    """
 
     name: str
     stages: tuple[Stage, ...]
     heads: tuple[Callable[[Tensor], Tensor], ...]
     channels_last: bool = False
+    buckets: tuple[int, ...] | None = None
+    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
 
     def entered(self, live: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The live tensors before stage 0 in this variant's layout."""

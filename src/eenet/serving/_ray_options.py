@@ -10,6 +10,7 @@ from typing import Any
 from eenet.errors import InvalidInputError
 from eenet.serving._engine import EngineOptions
 from eenet.serving._limits import Limits
+from eenet.serving._ray_parcels import INLINE_BYTES
 
 _MOST_REPLICAS = 100_000
 
@@ -70,7 +71,8 @@ class RayOptions:
     `BudgetController` keeps it in traffic. `token_file`, or the variable EENET_TOKEN where the ingress runs, holds the
     token for `PUT /budget`. `threads` are those of a run of a stage, `workers` the runs at the same time in a replica;
     `retries` is how often a call is sent again when replicas die under it. `ingress_cpus` are set aside for the
-    process that speaks HTTP and decodes.
+    process that speaks HTTP and decodes. Survivors of up to `inline_bytes` travel with a call, by way of that process;
+    larger ones wait in Ray's object store until the next stage fetches them.
     """
 
     stages: Sequence[StageScaling] = (StageScaling(),)
@@ -82,14 +84,14 @@ class RayOptions:
     allow: Sequence[str] = ()
     retries: int = 3
     ingress_cpus: float = 1.0
+    inline_bytes: int = INLINE_BYTES
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.retries < 0:
-            raise InvalidInputError(
-                f"workers is {self.workers} and retries {self.retries}, expected 1 or more and 0 or more"
-            )
+        for name, least in (("workers", 1), ("retries", 0), ("inline_bytes", 0)):
+            if getattr(self, name) < least:
+                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected {least} or more")
 
     def scaling(self, num_exits: int) -> list[StageScaling]:
         """That of each of K stages; raises `InvalidInputError` where there are neither one nor K."""

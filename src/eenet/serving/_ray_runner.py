@@ -44,7 +44,7 @@ class RayRunner:
 
     `stages` (K) send a call to a replica of each stage. `lost` are the exceptions that say that a replica died under a
     call, `refused` those that say that none can take it. Stages are pure, so a call whose replica died is sent again,
-    `retries` times at most.
+    `retries` times at most; and samples whose live tensors died with a replica begin anew, as often.
     """
 
     def __init__(
@@ -134,22 +134,33 @@ class RayRunner:
         """The way of some samples of a request, those at `places`, through the stages."""
         assert request.deadline is not None, "a request has a deadline here"
         name = self._book.name(request.policy)
+        entered, rows = live, np.arange(len(places))  # rows of what entered that are still running
         trail: Trail | None = None
-        for k in range(len(self._stages)):
+        k = begun = 0
+        while k < len(self._stages):
             left = request.deadline - time.monotonic()
-            found = await self._run(k, StageCall(live, len(places), trail, name, shape, max(left, 0.0)))
+            found = await self._run(k, StageCall(live, len(rows), trail, name, shape, max(left, 0.0)))
+            if found.outcome is None:
+                _log.warning("what was to go on to stage %d is gone, so it begins anew: %s", k, found.error)
+                self.metrics.sent_again(k)
+                begun += 1
+                if begun > self._retries:
+                    raise RefusedError(503, f"the request was lost before stage {k} {begun} times; try again later")
+                k, trail, live = 0, None, self._servable.backend.take(0, entered, rows)
+                continue
             if found.outcome is not Outcome.ANSWERED:
                 if request.outcome is None:
                     request.outcome = found.outcome
                 if found.outcome is Outcome.FAILED:
-                    _log.error("stage %d failed on %d samples: %s", k, len(places), found.error)
+                    _log.error("stage %d failed on %d samples: %s", k, len(rows), found.error)
                     self.metrics.failure(k)
                 return
             if found.logits is not None:
-                request.answer(places[found.left].tolist(), k, found.logits)
+                request.answer(places[rows[found.left]].tolist(), k, found.logits)
             if found.live is None:
                 return
-            live, trail, places = found.live, found.trail, places[found.staying]
+            live, trail, rows = found.live, found.trail, rows[found.staying]
+            k += 1
 
     async def _run(self, k: int, call: StageCall) -> StageReply:
         """Have a stage run; a call whose replica died is sent again."""

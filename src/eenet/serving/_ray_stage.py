@@ -14,6 +14,7 @@ from eenet.runtime import load
 from eenet.scheduler import Route, Trail
 from eenet.serving._engine import Engine, EngineOptions
 from eenet.serving._policies import PolicyBook, PolicyName
+from eenet.serving._ray_parcels import INLINE_BYTES, LostParcelError, ObjectStore, Parcel, Store
 from eenet.serving._request import Outcome, Request
 from eenet.serving._servable import Servable
 from eenet.serving._work import Work
@@ -27,12 +28,13 @@ Ints = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class StageCall:
-    """n samples for a stage: their live tensors, what is known of them (None before the first stage), their policy.
+    """n samples for a stage: their live tensors, or where those are, what is known of them (None before the first
+    stage), their policy.
 
     Only calls of one `shape` share a batch; the caller has given up after `timeout` seconds.
     """
 
-    live: Live
+    live: Live | Parcel
     samples: int
     trail: Trail | None
     policy: PolicyName
@@ -45,24 +47,37 @@ class StageReply:
     """What became of a call's samples, by their positions in it.
 
     Those at `left` (m,) leave here, with `logits` (m, C, ...); those at `staying` go on with `live` and `trail`, which
-    are None where nobody does. Where `outcome` is not `ANSWERED` there is nothing of this, and `error` may say why.
-    `runs` are the samples and seconds of runs of the stage that no reply has told of before.
+    are None where nobody does. Where `outcome` is not `ANSWERED` there is nothing of this, and `error` may say why;
+    where it is None the call's live tensors were gone. `runs` are the samples and seconds of runs of the stage that no
+    reply has told of before.
     """
 
-    outcome: Outcome
+    outcome: Outcome | None
     left: Ints
     logits: NDArray[np.float32] | None
     staying: Ints
-    live: Live | None = None
+    live: Live | Parcel | None = None
     trail: Trail | None = None
     error: str | None = None
     runs: tuple[tuple[int, float], ...] = ()
 
 
 class StageServer:
-    """Runs stage `stage` of a servable, batched by the engine: survivors of many calls share a run."""
+    """Runs stage `stage` of a servable, batched by the engine: survivors of many calls share a run.
 
-    def __init__(self, servable: Servable, stage: int, options: EngineOptions, *, workers: int = 1) -> None:
+    With a `store` those who go on are left there.
+    """
+
+    def __init__(
+        self,
+        servable: Servable,
+        stage: int,
+        options: EngineOptions,
+        *,
+        workers: int = 1,
+        store: Store | None = None,
+    ) -> None:
+        self._store = store
         self.stage, self.backend, self.task = stage, servable.backend, servable.task
         self.book = PolicyBook(servable.scheduler)
         # How much may wait here is bounded by who calls and by the deployment's own limit.
@@ -76,10 +91,18 @@ class StageServer:
     async def __call__(self, call: StageCall) -> StageReply:
         """Run the stage on some samples."""
         policy = self.book.policy(call.policy)
+        live = call.live
+        if isinstance(live, Parcel):
+            assert self._store is not None, "who gets parcels has the store they are in"
+            try:
+                live = await self._store.fetch(live)
+            except LostParcelError as error:
+                nobody = np.arange(0)
+                return StageReply(None, nobody, None, nobody, error=str(error), runs=self._told())
 
         def submit(now: float, context: Any) -> Request:
             return self._workers.engine.submit(
-                call.live,
+                live,
                 call.samples,
                 now,
                 deadline=now + call.timeout,
@@ -90,7 +113,10 @@ class StageServer:
             )
 
         request = await self._workers.answer(submit, timeout=call.timeout)
-        return reply(self.backend, self.stage, request, self._told())
+        found = reply(self.backend, self.stage, request, self._told())
+        if self._store is None or found.live is None or isinstance(found.live, Parcel):
+            return found
+        return replace(found, live=await self._store.leave(found.live))
 
     async def drain(self) -> None:
         """Answer what is inside and stop the workers."""
@@ -121,7 +147,8 @@ class StageServer:
 class StageReplica(StageServer):
     """A replica of stage `stage` of the bundle in a folder, of which it loads nothing else.
 
-    Stages are pure, so a call may be sent again to another replica when this one dies.
+    Stages are pure, so a call may be sent again to another replica when this one dies. Survivors of more than
+    `inline_bytes` wait in Ray's object store for the next stage.
     """
 
     def __init__(
@@ -133,8 +160,10 @@ class StageReplica(StageServer):
         workers: int = 1,
         threads: int | None = None,
         allow: Sequence[str] = (),
+        inline_bytes: int = INLINE_BYTES,
     ) -> None:
-        super().__init__(load(bundle, threads=threads, allow=allow, stages=(stage,)), stage, options, workers=workers)
+        servable = load(bundle, threads=threads, allow=allow, stages=(stage,))
+        super().__init__(servable, stage, options, workers=workers, store=ObjectStore(inline_bytes))
 
 
 def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple[int, float], ...]) -> StageReply:

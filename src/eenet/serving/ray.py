@@ -66,7 +66,15 @@ def make_application(bundle: str | Path, options: RayOptions | None = None) -> A
             **scaling.deployment(options.engine.max_batch),
         )
         stages.append(
-            stage.bind(folder, k, options.engine, workers=options.workers, threads=options.threads, allow=options.allow)
+            stage.bind(
+                folder,
+                k,
+                options.engine,
+                workers=options.workers,
+                threads=options.threads,
+                allow=options.allow,
+                inline_bytes=options.inline_bytes,
+            )
         )
     ingress = serve.deployment(
         serve.ingress()(Ingress),
