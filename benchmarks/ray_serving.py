@@ -3,6 +3,8 @@
 batching  our engine inside the replica against @serve.batch around the same work, in turns: one replica, a small
           convolutional stage, calls of one sample, 64 at a time. CPU is the replica process's own, so that it holds on
           a busy machine too; calls per second do not.
+survivors 8 MB of live tensors between stages, by value through the ingress and by reference from Ray's object store, in
+          turns: CPU of the ingress for a request of 16 images, all of which go through the whole network.
 queues    stages that sleep (so that a busy machine matters little), with replicas in one process and Poisson traffic:
           measured latencies against those of eenet.serving.simulate_fleet.
 """
@@ -11,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
+import socket
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,6 +28,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import eenet
+from _load import client, counters, saturate
 from _machine import describe, machine
 from eenet._extras import require
 from eenet.runtime import Live, load
@@ -31,6 +36,7 @@ from eenet.serving import Engine, EngineOptions, FixedBudget, StageTime, simulat
 from eenet.serving._policies import PolicyBook
 from eenet.serving._ray_runner import RayRunner
 from eenet.serving._ray_stage import StageCall, StageReplica, StageReply, StageServer, reply
+from eenet.serving.ray import RayOptions, StageScaling, start, stop
 from eenet.tasks import Classification
 
 OPTIONS = EngineOptions(max_batch=16, max_wait=0.002)
@@ -47,22 +53,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=1500, help="for each way of batching and round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--requests", type=int, default=500, help="for each rate of the queues")
-    parser.add_argument("--only", choices=("batching", "queues"))
+    parser.add_argument("--only", choices=("batching", "survivors", "queues"))
     options = parser.parse_args(argv)
     print(describe(machine()), flush=True)
-    if options.only != "batching":
+    if options.only in (None, "queues"):
         print(asyncio.run(queues(options.requests)), flush=True)
-    if options.only != "queues":
+    if options.only in (None, "batching"):
         print(batching(options.calls, options.rounds), flush=True)
+    if options.only in (None, "survivors"):
+        print(survivors(options.calls // 10, options.rounds), flush=True)
     return 0
 
 
-def toy_model() -> tuple[eenet.MultiExitModel, eenet.Scheduler, torch.Tensor]:
+def toy_model(pixels: int = 32) -> tuple[eenet.MultiExitModel, eenet.Scheduler, torch.Tensor]:
     """A small convolutional network with three exits."""
     torch.manual_seed(0)
     parts = [nn.Sequential(nn.Conv2d(c, 32, 3, 1, 1), nn.ReLU()) for c in (3, 32, 32)]
     network = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)).eval()
-    x = torch.randn(64, 3, 32, 32)
+    x = torch.randn(64, 3, pixels, pixels)
     model = eenet.attach(network, exits=["0", "1"], num_classes=5, example=x[:2]).eval()
     scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0, 3.0]), budget="60%")
     return model, scheduler, x
@@ -149,6 +157,52 @@ def batching(calls: int, rounds: int) -> str:
     ratio = [b[1] / a[1] for a, b in zip(found["engine"], found["@serve.batch"], strict=True)]
     lines.append(f"CPU of @serve.batch over the engine's, round by round: {', '.join(f'{r:.2f}' for r in ratio)}")
     return "\n".join(lines)
+
+
+def survivors(requests: int, rounds: int) -> str:
+    """Milliseconds per request, and CPU milliseconds of the ingress, round by round."""
+    model, scheduler, x = toy_model(64)
+    found: dict[str, list[tuple[float, float]]] = {"by value": [], "by reference": []}
+    body = io.BytesIO()
+    np.save(body, x[:16].numpy())
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+        one.close()
+        bundle = str(Path(folder) / "bundle")
+        eenet.export(model, scheduler, bundle, example=x)
+        for _ in range(rounds):
+            for name, inline in (("by value", 10**9), ("by reference", 0)):
+                options = RayOptions(
+                    stages=[StageScaling(cpus=0.1)], ingress_cpus=0.1, engine=OPTIONS, inline_bytes=inline
+                )
+                start(bundle, options, port=port)
+                try:
+                    found[name].append(asyncio.run(_through(port, body.getvalue(), requests)))
+                finally:
+                    stop()
+    lines = ["16 images of 8 MB between stages through two boundaries, medians (and the CPU of all rounds)"]
+    for name, rows in found.items():
+        wall, cpu = np.median(np.array(rows), axis=0)
+        listed = ", ".join(f"{one:.1f}" for _, one in rows)
+        lines.append(f"{name:14} {wall:7.1f} ms per request   {cpu:.1f} CPU ms of the ingress ({listed})")
+    return "\n".join(lines)
+
+
+async def _through(port: int, body: bytes, requests: int) -> tuple[float, float]:
+    async with client(port) as connected:
+
+        async def send(_: int) -> int:
+            return (await connected.request("POST", "/predict?full=true", body, "application/x-npy")).status
+
+        await saturate(send, 5, 1)
+        before, began = await counters(connected), time.perf_counter()
+        result = await saturate(send, requests, 1)
+        seconds, after = time.perf_counter() - began, await counters(connected)
+    if result.answered != requests:
+        raise RuntimeError(f"{requests - result.answered} of {requests} requests were not answered: {result.statuses}")
+    spent = after["process_cpu_seconds_total"] - before["process_cpu_seconds_total"]
+    return 1000 * seconds / requests, 1000 * spent / requests
 
 
 async def _send(handle: Any, call: StageCall, calls: int) -> None:

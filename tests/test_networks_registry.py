@@ -19,6 +19,7 @@ from optional import import_or_skip
 EXITS = {
     "resnet56": 3,
     "resnet56-bottleneck": 3,
+    "resnet20": 3,
     "densenet121-cifar": 4,
     "msdnet35": 5,
     "msdnet-cifar": 7,
@@ -124,6 +125,7 @@ def test_what_is_public_is_documented() -> None:
         "build",
         "multi_exit",
         "resnet56",
+        "resnet20",
         "densenet121",
         "msdnet35",
         "msdnet_cifar",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.models import CifarResNet, DenseNet, MSDNet, StackedConvHead, hrnet, load_published, resnet56
+from eenet.models import CifarResNet, DenseNet, MSDNet, StackedConvHead, hrnet, load_published, resnet20, resnet56
 from networks_counts import counts_per_exit, image, macs, on_meta, params
 from optional import import_or_skip
 
@@ -31,6 +31,14 @@ class TestResNet56:
     def test_other_depths_have_the_published_size(self, blocks: tuple[int, ...], millions: float) -> None:
         # He et al., CVPR 2016, table 6: ResNet-20, 32, 44 and 110.
         assert params(on_meta(CifarResNet, blocks)) / 1e6 == pytest.approx(millions, abs=0.03)
+
+    def test_twenty_layers_have_the_published_cost(self) -> None:
+        net = on_meta(resnet20)
+        # Idelbayev's list of CIFAR ResNets: 0.27 M parameters; 40.6 M multiply-adds, as pruning papers count them
+        # (He et al., "Soft filter pruning", IJCAI 2018, table 1: 4.06e7).
+        assert params(net) / 1e6 == pytest.approx(0.27, abs=0.005)
+        assert macs(net, image(32, 32)) == pytest.approx(40.6e6, rel=2e-2)
+        assert net.exit_names == ("layers.0", "layers.1")
 
     def test_bottlenecks_with_heads_have_the_size_that_the_paper_gives(self) -> None:
         net = on_meta(resnet56, bottleneck=True)

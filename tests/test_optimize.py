@@ -32,9 +32,10 @@ def make(case: Case, **options: Any) -> eenet.AdaptiveModel:
 
 def prefer(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
     """Make the measurement find one variant the fastest, or none faster than eager."""
+    tried = ["eager", "compiled"] if name == "compiled" else ["eager", "folded", "folded, channels last"]
 
     def time(steps: Any, seconds: float) -> Any:
-        names = ["eager", "folded", "folded, channels last"][: len(steps)]
+        names = tried[: len(steps)]
         return np.array([0.5 if found == name else 1.0 for found in names] + [1.0] * (len(steps) - len(names)))
 
     monkeypatch.setattr(_optimize, "_time", time)
@@ -214,8 +215,16 @@ def test_compiled_stages_take_the_same_exits_and_are_compiled_once(
         answers = walk(backend, case.scheduler.policy, case.model.task, rows)
         assert answers is not None
         np.testing.assert_array_equal(answers.exits, expected[:size])
-    compiled(case.model)
+    monkeypatch.setattr(_optimize, "frozen", lambda _: [])
+    prefer(monkeypatch, "compiled")
+    fast = eenet.AdaptiveModel(case.model, case.scheduler, optimize="aoti", batch_sizes=(1, 4), seconds=0.0)
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "aoti").iterdir())] == made
+    assert fast.optimized is not None
+    assert fast.optimized.chosen == ("compiled", "compiled")
+    for size in (1, 7, 40):
+        inputs = {key: tensor[:size] for key, tensor in case.fresh.items()}
+        output = fast(**inputs) if len(inputs) > 1 else fast(inputs["x"])
+        np.testing.assert_array_equal(output.exits, expected[:size])
 
 
 def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

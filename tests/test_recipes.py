@@ -35,7 +35,7 @@ PAPER = {
     "sst2-bert",
     "agnews-bert",
 }
-VARIANTS = {"cifar10-resnet56-shared", "sst2-minilm", "agnews-minilm", "camvid-hrnet"}
+VARIANTS = {"cifar10-resnet56-shared", "cifar10-resnet20-shared", "sst2-minilm", "agnews-minilm", "camvid-hrnet"}
 KEPT = {
     "README.md", "metrics.json", "costs.json", "split.json", "calibration.safetensors", "test.safetensors",
     "schedulers", "work",

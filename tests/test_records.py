@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from eenet import ExitRecords
-from eenet.errors import InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError
 from eenet.testing import toy_logits, toy_records
 
 
@@ -203,3 +203,13 @@ def test_digests_are_equal_where_all_outputs_are() -> None:
     digests = records.digests()
     assert digests[0] == digests[2]
     assert len(np.unique(digests)) == 3
+
+
+def test_a_file_whose_predictions_are_not_those_of_its_probabilities_is_refused(tmp_path: Path) -> None:
+    records = toy_records(samples=30)
+    for wrong in (records.probabilities[1, 4].argmin(), records.num_classes, -1):
+        predictions = records.predictions.copy()
+        predictions[1, 4] = wrong
+        ExitRecords(records.probabilities, predictions, None, None).save(tmp_path / "odd.safetensors")
+        with pytest.raises(FileFormatError, match=f"exit 1 predicts class {wrong} for sample 4, which is not its most"):
+            ExitRecords.load(tmp_path / "odd.safetensors")

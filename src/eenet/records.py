@@ -245,6 +245,17 @@ class ExitRecords:
             raise FileFormatError(
                 f"{str(path)!r} holds arrays of shapes {shapes}, which are no records; save them again"
             )
+        for k, (of_exit, predicted) in enumerate(zip(arrays["probabilities"], arrays["predictions"], strict=True)):
+            classes = of_exit.shape[-1]
+            wrong = (predicted < 0) | (predicted >= classes)
+            most = np.take_along_axis(of_exit, np.where(wrong, 0, predicted).astype(np.intp)[:, None], axis=1)[:, 0]
+            wrong |= most < of_exit.max(axis=-1)
+            if wrong.any():
+                n = int(wrong.argmax())
+                raise FileFormatError(
+                    f"{str(path)!r} says that exit {k} predicts class {predicted[n]} for sample {n}, which is not its "
+                    "most probable one; save the records again"
+                )
         return cls(
             arrays["probabilities"],
             arrays["predictions"].astype(np.intp),

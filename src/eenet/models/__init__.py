@@ -37,6 +37,7 @@ from eenet.models._registry import multi_exit as multi_exit
 from eenet.models._registry import spec as spec
 from eenet.models._resnet import CifarResNet as CifarResNet
 from eenet.models._resnet import load_published as load_published
+from eenet.models._resnet import resnet20 as resnet20
 from eenet.models._resnet import resnet56 as resnet56
 from eenet.models._sources import Source as Source
 from eenet.models._sources import build_network as build_network

@@ -17,7 +17,7 @@ from eenet.models._densenet import densenet121
 from eenet.models._hrnet import hrnet
 from eenet.models._msdnet import msdnet35, msdnet_cifar
 from eenet.models._multi_exit import MultiExitModel, attach
-from eenet.models._resnet import resnet56
+from eenet.models._resnet import resnet20, resnet56
 from eenet.models._sources import Source, remember
 
 # Where weights come from is no part of an architecture.
@@ -84,6 +84,7 @@ def _text(build: Callable[..., nn.Module], after: Sequence[int]) -> ModelSpec:
 MODELS: dict[str, ModelSpec] = {
     "resnet56": _own(resnet56, 10, 32, 32),
     "resnet56-bottleneck": _own(partial(resnet56, bottleneck=True), 10, 32, 32),
+    "resnet20": _own(resnet20, 10, 32, 32),
     "densenet121-cifar": _own(densenet121, 100, 32, 32),
     "msdnet35": _own(msdnet35, 1000, 224, 224),
     "msdnet-cifar": _own(msdnet_cifar, 100, 32, 32),

@@ -125,6 +125,15 @@ def resnet56(num_classes: int = 10, *, bottleneck: bool = False, weights: str | 
     return model if weights is None else load_published(model, weights)
 
 
+def resnet20(num_classes: int = 10, *, weights: str | Path | None = None) -> CifarResNet:
+    """ResNet-20 for CIFAR: 3 + 3 + 3 basic blocks; its exits stand after blocks 3 and 6, "layers.0" and "layers.1".
+
+    0.27 million parameters and 40.6 million multiply-adds (He et al.). `weights` is a file for `load_published`.
+    """
+    model = CifarResNet((3, 3, 3), num_classes=num_classes)
+    return model if weights is None else load_published(model, weights)
+
+
 def load_published(model: CifarResNet, path: str | Path) -> CifarResNet:
     """Load the weights of a published CIFAR ResNet with option-A shortcuts into `model`, in place, and return it.
 

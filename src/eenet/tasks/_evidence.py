@@ -9,9 +9,8 @@ array is safe.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,12 +38,41 @@ _NOT_ROWS = ("_earlier", "is_pooled")  # of what evidence holds, what has no row
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float32]:
     """Class probabilities (n, C) of logits (n, C); a row with NaN or +inf, or with nothing but -inf, becomes NaN."""
+    return _softmax(logits)[0]
+
+
+def _softmax(logits: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """And what they were divided by, (n, 1), which is finite where they are."""
     with np.errstate(invalid="ignore", over="ignore"):
         z = np.ascontiguousarray(logits, dtype=np.float32)
         e: NDArray[np.float32] = z - _max(z, -1, keepdims=True)
         np.exp(e, out=e)
-        e /= _sum(e, -1, keepdims=True)
-    return e
+        total: NDArray[np.float32] = _sum(e, -1, keepdims=True)
+        e /= total
+    return e, total
+
+
+T = TypeVar("T")
+
+
+class _Once(Generic[T]):
+    """A property that is computed once; `functools.cached_property` takes a lock, a good part of a decision's time."""
+
+    def __init__(self, compute: Callable[[Evidence], T]) -> None:
+        self._compute, self._name = compute, compute.__name__
+        self.__doc__ = compute.__doc__
+
+    @overload
+    def __get__(self, evidence: None, owner: type) -> _Once[T]: ...
+
+    @overload
+    def __get__(self, evidence: Evidence, owner: type) -> T: ...
+
+    def __get__(self, evidence: Evidence | None, owner: type) -> T | _Once[T]:
+        if evidence is None:
+            return self
+        value = evidence.__dict__[self._name] = self._compute(evidence)
+        return value
 
 
 class Evidence:
@@ -60,7 +88,11 @@ class Evidence:
     def __init__(self, probabilities: NDArray[np.float32], predictions: Ints, earlier: Sequence[Evidence] = ()) -> None:
         # Rows must be contiguous: over another layout numpy sums in an order that depends on the batch.
         probabilities = np.ascontiguousarray(probabilities)
-        finite = np.isfinite(_sum(probabilities, -1))
+        self._set(probabilities, np.isfinite(_sum(probabilities, -1)), predictions, earlier)
+
+    def _set(
+        self, probabilities: NDArray[np.float32], finite: Bools, predictions: Ints, earlier: Sequence[Evidence]
+    ) -> None:
         if not _all(finite):
             probabilities = np.where(finite[:, None], probabilities, np.float32(1 / probabilities.shape[1]))
         self.finite: Bools = finite
@@ -71,7 +103,10 @@ class Evidence:
     @classmethod
     def from_logits(cls, logits: NDArray[np.floating], earlier: Sequence[Evidence] = ()) -> Evidence:
         """Evidence of logits (n, C)."""
-        return cls(softmax(logits), logits.argmax(axis=-1), earlier)
+        probabilities, total = _softmax(logits)
+        evidence = cls.__new__(cls)
+        evidence._set(probabilities, np.isfinite(total[:, 0]), logits.argmax(axis=-1), earlier)
+        return evidence
 
     @classmethod
     def pooled(cls, probabilities: NDArray[np.float32], **quantities: NDArray[Any]) -> Evidence:
@@ -118,12 +153,12 @@ class Evidence:
             joined.is_pooled = True
         return joined
 
-    @cached_property
+    @_Once
     def label_map(self) -> NDArray[np.int32]:
         """The prediction for each part of a sample, (n, parts); for a class per sample, (n, 1)."""
         return self.predictions[:, None].astype(np.int32)
 
-    @cached_property
+    @_Once
     def max_probability(self) -> Floats:
         """The largest class probability, (n,)."""
         largest: Floats = _max(self.probabilities, -1).astype(np.float64)
@@ -141,26 +176,26 @@ class Evidence:
     def _all_but_the_largest(self) -> NDArray[np.float64]:
         # Summing the other classes keeps what 1 - max(p) loses: float32 has no numbers between 1 - 6e-8 and 1.
         others = self.probabilities.astype(np.float64)
-        top = others.argmax(axis=-1)
+        top = self.predictions
         if len(top) == 1:
             others[0, top[0]] = 0.0  # the same, in less time
         else:
             others[np.arange(len(top)), top] = 0.0
         return others
 
-    @cached_property
+    @_Once
     def _rest(self) -> Floats:
         rest: Floats = _sum(self._others, -1)
         return rest
 
-    @cached_property
+    @_Once
     def log_odds(self) -> Floats:
         """log(max p / (1 - max p)), (n,): orders samples as max p does, without saturating at 1."""
         odds: Floats = np.log(self.max_probability)
         odds -= np.log(np.maximum(self._rest, _TINY))
         return np.minimum(odds, LOG_ODDS_LIMIT, out=odds)
 
-    @cached_property
+    @_Once
     def entropy(self) -> Floats:
         """Entropy divided by log C, (n,), in [0, 1]; exact also where max p rounds to 1."""
         others = self._others
@@ -171,7 +206,7 @@ class Evidence:
         nats /= -math.log(self.probabilities.shape[1])
         return np.minimum(np.maximum(nats, 0.0, out=nats), 1.0, out=nats)
 
-    @cached_property
+    @_Once
     def vote_share(self) -> Floats:
         """The largest share of the exits so far that predict one class, (n,)."""
         if len(self._earlier) < 2:  # the same as below, in less time
@@ -184,7 +219,7 @@ class Evidence:
         of_all: Floats = same.sum(axis=0).max(axis=0) / len(votes)
         return of_all
 
-    @cached_property
+    @_Once
     def agreement(self) -> Floats:
         """The share of the exits so far, this one included, that predict what this one predicts, (n,)."""
         agreeing = np.ones(len(self))
@@ -193,7 +228,7 @@ class Evidence:
         share: Floats = agreeing / (len(self._earlier) + 1)
         return share
 
-    @cached_property
+    @_Once
     def streak(self) -> Ints | Floats:
         """For how many exits in a row, this one included, the prediction has been the same, (n,)."""
         length = np.ones(len(self), dtype=np.intp)
