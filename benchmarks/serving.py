@@ -31,6 +31,7 @@ from _load import Client, Result, client, counters, poisson, saturate, server
 from _machine import describe, machine
 from _serving_models import ENGINES, EXITS, FIXED, export_bundle, inputs_of
 from eenet.serving import EngineOptions, simulate
+from eenet.serving._holding import hold_of
 from resnet50 import SHARES
 
 AT_ONCE = 96
@@ -158,7 +159,9 @@ def _simulated(options: argparse.Namespace, batch: int) -> dict[str, dict[str, f
     last = np.full(options.requests, EXITS - 1)
 
     def run(engine: str, arrivals: NDArray[np.float64]) -> Any:
-        engine_options = EngineOptions(max_batch=batch, merge=engine == "stage")
+        fixed, full = options.unit * FIXED, options.unit * (FIXED + batch)
+        hold = hold_of(fixed, full, EngineOptions.max_hold)  # as the server learns it
+        engine_options = EngineOptions(max_batch=batch, merge=engine == "stage", max_hold=hold)
         leave = last if engine == "model" else exits
         return simulate(arrivals, leave, lambda _, n: options.unit * (FIXED + n), EXITS, engine_options)
 

@@ -27,8 +27,9 @@ class EngineOptions:
 
     A batch has at most `max_batch` samples. A request waits at most `max_wait` for company while the machine is idle.
     Survivors that have stood before a deep stage for `max_hold` go first, full batch or not, so that nobody starves
-    while the machine is saturated. More than `max_samples` samples are not taken in at once. With `merge` off, a batch
-    goes through its stages alone, as it would without an engine.
+    while the machine is saturated; a server holds them for less where a call costs little beyond its samples. More than
+    `max_samples` samples are not taken in at once. With `merge` off, a batch goes through its stages alone, as it would
+    without an engine.
     """
 
     max_batch: int = 16
@@ -53,7 +54,8 @@ class Engine:
     of the oldest request. The caller submits, asks for work, does it (`Work.execute`) and says that it is complete;
     `submit`, `complete`, `fail` and `expire` are told the time, in seconds of any clock that does not go back. Every
     accepted request ends exactly once: `complete`, `fail` and `expire` return those that did, `cancel` ends one. A
-    request's samples go by the policy that was in force when it came, whatever `policy` is set to later.
+    request's samples go by the policy that was in force when it came, whatever `policy` is set to later. `max_hold`, at
+    first that of the options, may be set anew at any time.
 
     `stages` are those it runs, one after the other, by default all. Samples that neither left nor have a stage to go to
     leave it as their request's `onward`: that is how stages in different processes make up one network.
@@ -68,6 +70,7 @@ class Engine:
         self.options = options or EngineOptions()
         self.num_exits = policy.num_exits
         self.stages = stages or range(self.num_exits)
+        self.max_hold = self.options.max_hold
         self.draining = False
         self.inside = 0
         self.working = 0
@@ -272,7 +275,7 @@ class Engine:
         held = [(queue.cohorts[0].queued, k, queue) for k, queue in self._all_queues() if k > 0]
         if held:
             since, k, queue = min(held, key=lambda item: item[0])
-            if now - since >= options.max_hold:
+            if now - since >= self.max_hold:
                 return k, queue
         for k, queue in self._all_queues():
             if queue.samples >= options.max_batch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from eenet.errors import InvalidInputError
 from eenet.serving._engine import EngineOptions
 from eenet.serving._fleet import simulate_fleet
+from eenet.serving._holding import hold_of
 from eenet.serving._simulation import SimulatedTraffic, simulate
 
 Floats = NDArray[np.float64]
@@ -212,9 +213,12 @@ class _Work:
         return self._known[key]
 
     def alone(self, rate: float) -> _Tried:
-        """Traffic through one process that runs all stages."""
+        """Traffic through one process that runs all stages, and knows what its calls cost."""
+        batch, most = self._options.max_batch, self._options.max_hold
+        hold = max(hold_of(stage.fixed, stage(batch), most) for stage in self._stages)
+        options = replace(self._options, max_hold=hold)
         return self._run(
-            rate, 1, lambda arrivals, exits: simulate(arrivals, exits, self._cost, len(self._stages), self._options)
+            rate, 1, lambda arrivals, exits: simulate(arrivals, exits, self._cost, len(self._stages), options)
         )
 
     def as_plan(self, rate: float, replicas: tuple[int, ...], tried: _Tried) -> Plan:

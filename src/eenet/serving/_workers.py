@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eenet.errors import InvalidInputError
 from eenet.serving._engine import Engine
+from eenet.serving._holding import FixedCosts
 from eenet.serving._request import Request
 from eenet.serving._work import Work
 from eenet.tasks import Task
@@ -48,7 +49,10 @@ class _Waiting:
 
 
 class Workers:
-    """Run an engine's work in `count` threads. `turn` guards the engine; it is held for bookkeeping only."""
+    """Run an engine's work in `count` threads. `turn` guards the engine; it is held for bookkeeping only.
+
+    How long the engine holds survivors is learned from what the calls take.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class Workers:
         self._watcher = watcher
         self._clock = clock
         self._stopping = False
+        self._fixed_costs = FixedCosts(engine.options.max_hold)
         self._reported: set[tuple[int, type[Exception]]] = set()
         self._threads = [threading.Thread(target=self._run, name=f"eenet-{n}", daemon=True) for n in range(count)]
 
@@ -140,8 +145,11 @@ class Workers:
                     self._tell(self.engine.fail(work, error, self._clock()))
                     self.turn.notify()
                 continue
-            self._watcher.batch(work, time.perf_counter() - began)
+            seconds = time.perf_counter() - began
+            self._watcher.batch(work, seconds)
             with self.turn:
+                if len(self.engine.stages) > 1:
+                    self.engine.max_hold = self._fixed_costs.add(work.stage, work.samples, seconds)
                 ended = self.engine.complete(work, self._clock())
                 self._watcher.ended(ended)
                 self._tell(ended)
