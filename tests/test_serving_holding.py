@@ -33,7 +33,8 @@ def test_the_fixed_cost_is_found_whatever_else_the_machine_does(
         for size in (1, 2, 4, 8, 16, *sizes):
             costs.add(stage, size, fixed + per_sample * size)
     full = fixed + 16 * per_sample
-    expected = {hold_of(f, full, 1.0) for f in (fixed * 0.9 - 0.1 * per_sample, fixed, fixed * 1.1 + 0.1 * per_sample)}
+    near = (fixed * 0.9 - 0.1 * per_sample, fixed, fixed * 1.1 + 0.1 * per_sample)
+    expected = {hold_of(f, share * full, 1.0) for f in near for share in (0.9, 1.0, 1.1)}
     assert min(expected) <= costs.hold <= max(expected)
 
 
@@ -48,9 +49,9 @@ def test_while_all_calls_are_alike_survivors_are_held_as_long_as_may_be() -> Non
 
 def test_nobody_is_held_where_a_call_costs_little_beyond_its_samples() -> None:
     assert hold_of(0.0, 1.0, 1.0) == 0.0
-    assert hold_of(0.01, 0.2, 1.0) == 0.0
+    assert hold_of(0.03, 0.2, 1.0) == 0.0
     assert hold_of(0.1, 0.2, 1.0) == 1.0
-    assert hold_of(0.02, 0.2, 1.0) == pytest.approx(0.24)
+    assert hold_of(0.04, 0.2, 1.0) == pytest.approx(0.48)
     assert FixedCosts(0.0).hold == 0.0
 
 
@@ -78,7 +79,7 @@ def test_a_server_learns_it() -> None:
     assert asyncio.run(serve()) < 100.0
 
 
-@pytest.mark.parametrize(("fixed", "batch"), [(16.0, 16), (0.1, 8)])
+@pytest.mark.parametrize(("fixed", "batch"), [(16.0, 16), (0.1, 8), (1.7, 8)])
 def test_held_so_long_merging_costs_no_tail_and_keeps_the_throughput(fixed: float, batch: int) -> None:
     rng = np.random.default_rng(0)
     exits = rng.choice(4, 8000, p=SHARES)
@@ -90,7 +91,7 @@ def test_held_so_long_merging_costs_no_tail_and_keeps_the_throughput(fixed: floa
 
     at_once = np.zeros(4000)
     most = {o.merge: simulate(at_once, exits[:4000], cost, 4, o).throughput for o in (held, alone)}
-    assert most[True] > most[False] * (1.35 if fixed > 1 else 0.99)
+    assert most[True] > most[False] * {16.0: 1.35, 1.7: 1.05, 0.1: 0.99}[fixed]
     arrivals = np.cumsum(rng.exponential(1 / (0.9 * most[False]), 8000))
     tails = {o.merge: simulate(arrivals, exits, cost, 4, o).percentile(99) for o in (held, alone)}
     assert tails[True] <= 1.05 * tails[False]
