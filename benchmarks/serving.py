@@ -35,6 +35,7 @@ from eenet.serving._holding import hold_of
 from resnet50 import SHARES
 
 AT_ONCE = 96
+LONG = 50_000  # simulated requests whose 99th percentile says something
 NPY = "application/x-npy"
 
 
@@ -152,25 +153,31 @@ async def _overhead(requests: int) -> dict[str, Any]:
     return found
 
 
-def _simulated(options: argparse.Namespace, batch: int) -> dict[str, dict[str, float]]:
-    """The same loads by discrete events; the closed loop as arrivals all at once."""
-    rng = np.random.default_rng(0)
-    exits = rng.choice(EXITS, options.requests, p=SHARES)
-    last = np.full(options.requests, EXITS - 1)
+def _simulated(options: argparse.Namespace, batch: int) -> dict[str, Any]:
+    """The same loads by discrete events, the closed loop as arrivals all at once; and how tails compare by chance."""
+    fixed, full = options.unit * FIXED, options.unit * (FIXED + batch)
+    hold = hold_of(fixed, full, EngineOptions.max_hold)  # as the server learns it
 
-    def run(engine: str, arrivals: NDArray[np.float64]) -> Any:
-        fixed, full = options.unit * FIXED, options.unit * (FIXED + batch)
-        hold = hold_of(fixed, full, EngineOptions.max_hold)  # as the server learns it
+    def run(engine: str, arrivals: NDArray[np.float64], exits: NDArray[np.intp]) -> Any:
         engine_options = EngineOptions(max_batch=batch, merge=engine == "stage", max_hold=hold)
-        leave = last if engine == "model" else exits
+        leave = np.full(len(exits), EXITS - 1) if engine == "model" else exits
         return simulate(arrivals, leave, lambda _, n: options.unit * (FIXED + n), EXITS, engine_options)
 
-    found = {engine: {"throughput": run(engine, np.zeros(options.requests)).throughput} for engine in ENGINES}
+    rng = np.random.default_rng(0)
+    exits = rng.choice(EXITS, options.requests, p=SHARES)
+    found: dict[str, Any] = {e: {"throughput": run(e, np.zeros(len(exits)), exits).throughput} for e in ENGINES}
     rate = 0.9 * found["batch"]["throughput"]
-    due = np.cumsum(rng.exponential(1 / rate, options.requests))
-    for engine in ENGINES[1:]:
-        traffic = run(engine, due)
-        found[engine] |= {"p50": 1000 * traffic.percentile(50), "p99": 1000 * traffic.percentile(99)}
+
+    def tails(requests: int, seed: int) -> float:
+        rng = np.random.default_rng(seed)
+        exits = rng.choice(EXITS, requests, p=SHARES)
+        due = np.cumsum(rng.exponential(1 / rate, requests))
+        stage, alone = (run(engine, due, exits).percentile(99) for engine in ("stage", "batch"))
+        return float(stage / alone)
+
+    found["p99_ratio"] = {
+        n: [tails(n, seed) for seed in range(times)] for n, times in ((options.requests, 20), (LONG, 4))
+    }
     return found
 
 
@@ -210,6 +217,10 @@ def _table(name: str, found: dict[str, Any]) -> str:
     for label, key, over, under, targets in _RATIOS:
         values = [row[over][key] / row[under][key] for row in rounds]
         lines.append(f"  {label:<34}{_cell(values, 3):>24}  {targets[name]}".rstrip())
+    for requests, values in found.get("simulated", {}).get("p99_ratio", {}).items():
+        lines.append(
+            f"  {f'the p99 ratio simulated, {requests:,} requests':<42}{_cell(values, 3):>16}  {len(values)} seeds"
+        )
     return "\n".join(lines)
 
 
