@@ -99,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     _row(name, title, budget, scenario, outcomes)
                     key = f"{name}/{title}/{budget}/{scenario}"
                     results["streams"][key] = [asdict(one) for one in outcomes]
+    cases = len(material) * len(SCHEDULERS) * len(options.budgets)
+    for scenario in SCENARIOS:
+        every = [results["streams"][key] for key in results["streams"] if key.endswith(f"/{scenario}")]
+        _summary(f"all {cases} cases", scenario, [[Outcome(**one) for one in case] for case in every])
     print()
     for name, _, stream, costs in material[:1] if options.draws else []:
         results["false_alarms"][name] = _false_alarms(name, stream, costs, options)
@@ -209,8 +213,8 @@ def _header(options: argparse.Namespace) -> None:
         f"{options.horizon:g}; mean (worst) over the streams\n"
     )
     print(
-        f"{'':<47}{'running cost against budget':^32}{'':>7}{'accuracy, points above fixed policies':^54}\n"
-        f"{'records':<20}{'scheduler':<16}{'':<4}{'stream':<9}{'at worst':>16}{'at the end':>16}{'acc.':>7}"
+        f"{'':<53}{'running cost against budget':^32}{'':>7}{'accuracy, points above fixed policies':^54}\n"
+        f"{'records':<26}{'scheduler':<16}{'':<4}{'stream':<9}{'at worst':>16}{'at the end':>16}{'acc.':>7}"
         f"{'at equal cost':>18}{'within budget':>18}{'one per half':>18}"
         f"{'fixed':>8}{'alone':>8}{'alarms':>8}{'after':>7}"
     )
@@ -226,7 +230,7 @@ def _row(name: str, title: str, budget: str, scenario: str, outcomes: list[Outco
 
     alarms = [one.alarm_at for one in outcomes if one.alarm_at is not None]
     print(
-        f"{name:<20}{title:<16}{budget:<4}{scenario:<9}"
+        f"{name:<26}{title:<16}{budget:<4}{scenario:<9}"
         + ratio([one.worst for one in outcomes])
         + ratio([abs(one.final) for one in outcomes])
         + f"{100 * np.mean([one.accuracy for one in outcomes]):>7.2f}"
@@ -236,6 +240,23 @@ def _row(name: str, title: str, budget: str, scenario: str, outcomes: list[Outco
         + f"{np.mean([one.fixed_worst for one in outcomes]):>8.1%}"
         + f"{np.mean([one.left_alone_cost for one in outcomes]):>+8.1%}{f'{len(alarms)}/{len(outcomes)}':>8}"
         + f"{f'{np.median(alarms):.0f}' if alarms else '-':>7}",
+        flush=True,
+    )
+
+
+def _summary(name: str, scenario: str, cases: list[list[Outcome]]) -> None:
+    """Over all cases: the running cost, mean and worst of all streams; accuracies, mean and the worst case's mean."""
+    worst = [one.worst for case in cases for one in case]
+
+    def points(reference: Callable[[Outcome], float]) -> str:
+        means = [100 * float(np.mean([one.accuracy - reference(one) for one in case])) for case in cases]
+        return f"{np.mean(means):+.2f} (worst case {min(means):+.2f})"
+
+    alarms = sum(one.alarm_at is not None for case in cases for one in case)
+    print(
+        f"{name}, {scenario}: at worst {np.mean(worst):.2%} ({max(worst):.2%}); at equal cost "
+        f"{points(lambda one: one.equal_cost)}; within budget {points(lambda one: one.within_budget)}; one per half "
+        f"{points(lambda one: one.by_halves)}; alarms {alarms}/{len(worst)}",
         flush=True,
     )
 
@@ -285,4 +306,5 @@ def _speed(rounds: int = 20_000) -> dict[str, float]:
 
 if __name__ == "__main__":
     warnings.simplefilter("error")  # as in the tests: a benchmark with a warning is not to be trusted
+    warnings.simplefilter("default", eenet.errors.ReliabilityWarning)  # what a fit says of small sets is shown
     sys.exit(main())

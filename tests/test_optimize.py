@@ -16,7 +16,7 @@ import eenet
 from bundles import CASES, Case
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.runtime import _optimize, walk
-from eenet.runtime._compiled import compiled
+from eenet.runtime._compiled import _key, compiled
 from eenet.runtime._frozen import fold, frozen
 from eenet.runtime._optimize import StageTimes
 from eenet.runtime._torch_backend import TorchBackend
@@ -225,6 +225,28 @@ def test_compiled_stages_take_the_same_exits_and_are_compiled_once(
         inputs = {key: tensor[:size] for key, tensor in case.fresh.items()}
         output = fast(**inputs) if len(inputs) > 1 else fast(inputs["x"])
         np.testing.assert_array_equal(output.exits, expected[:size])
+
+
+def test_the_key_of_a_package_is_of_all_the_tensors_in_it() -> None:
+    class Net(nn.Module):
+        def __init__(self, scale: float, constant: float) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.register_buffer("scale", torch.tensor([scale]), persistent=False)
+            self.constant = torch.tensor([constant, 1.0, 1.0, 1.0])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.last(self.first(x) * self.scale + self.constant)
+            return out
+
+    keys = []
+    for scale, constant in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0), (1.0, 1.0)):
+        torch.manual_seed(0)
+        model = eenet.attach(Net(scale, constant).eval(), ["first"], 3, torch.randn(2, 4))
+        keys.append([_key(stage.module, stage.inputs) for stage in model.staged.inference_stages])
+    assert keys[0] == keys[3]
+    assert keys[0][1] not in (keys[1][1], keys[2][1])
+    assert keys[1][1] != keys[2][1]
 
 
 def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -143,6 +144,63 @@ def test_texts_of_another_length_run_unrecorded() -> None:
     assert replays
 
 
+def test_a_recording_that_does_nothing_is_found_out() -> None:
+    case = CASES["convolutions"]()
+
+    def empty(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        return (lambda: None), tuple(tensor.clone() for tensor in function())
+
+    variant, inputs = recording(case, 4, capture=empty), _optimize._inputs(case.model, 4)
+    with torch.inference_mode():
+        expected = _optimize._all_logits(case.model, eager(case.model), inputs)
+        assert not _optimize._equal(expected, _optimize._all_logits(case.model, variant, inputs))
+        again = recording(case, 4)
+        assert _optimize._equal(expected, _optimize._all_logits(case.model, again, inputs))
+
+
+def test_results_of_another_recording_are_not_relied_upon() -> None:
+    """In a pool of CUDA graphs what one uses while it runs may be where those that were recorded later have results."""
+    case = CASES["convolutions"]()
+    left: list[Tensors] = []
+
+    def sharing(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
+        replay, outputs = stand_in(function)
+        left.append(outputs)
+        number = len(left)
+
+        def destroying() -> None:
+            for later in left[number:]:
+                for tensor in later:
+                    tensor.fill_(float("nan"))
+            replay()
+
+        return destroying, outputs
+
+    variant = recording(case, 12, capture=sharing)
+    fast = running(case, variant)
+    for size in (40, 12, 7, 1):
+        same(case, fast, {"x": case.fresh["x"][:size]})
+
+
+def test_a_batch_of_another_dtype_runs_unrecorded() -> None:
+    case = CASES["convolutions"]()
+    stage = recording(case, 4).stages[0]
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="type"):
+        stage(torch.randn(2, 3, 8, 8, dtype=torch.float64))
+
+
+def test_in_half_precision_nothing_that_computes_otherwise_is_tried() -> None:
+    case = CASES["convolutions"]()
+    model = copy.deepcopy(case.model).bfloat16()
+    x = case.fresh["x"].bfloat16()
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), case.scheduler.costs, budget="60%")
+    with pytest.warns(ReliabilityWarning, match=r"nothing that was tried is faster .*\(half precision\)"):
+        fast = eenet.AdaptiveModel(model, scheduler, optimize="auto", seconds=0.0)
+    assert fast.optimized is not None
+    assert set(fast.optimized.ratios) == {"eager"}
+    assert (fast(x).exits.numpy() == scheduler.replay(eenet.collect(model, [x])).exits).all()
+
+
 def test_threads_take_turns() -> None:
     case = CASES["convolutions"]()
     fast = running(case, recording(case, 8))
@@ -188,11 +246,13 @@ def test_cuda_graphs_take_the_exits_that_replay_does() -> None:
         warnings.simplefilter("ignore", ReliabilityWarning)  # of a network this small nothing may be faster
         fast = eenet.AdaptiveModel(model, case.scheduler, optimize="auto", batch_sizes=(1, 8), seconds=0.1)
     assert any(name.endswith("recorded") for name in fast.optimized.ratios)  # type: ignore[union-attr]
-    graphs = recorded(eager(model), partial(_optimize._inputs, model), 8)
-    fast = running(case, graphs)
+    with torch.inference_mode():
+        graphs = recorded(eager(model), partial(_optimize._inputs, model), 8)
+    fast = running(replace(case, model=model), graphs)
     plain = eenet.AdaptiveModel(model, case.scheduler)
     for size in (8, 5, 1, 13):
-        got, expected = fast(x[:size]), plain(x[:size])
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            got, expected = fast(x[:size]), plain(x[:size])
         assert torch.equal(got.exits, expected.exits)
         torch.testing.assert_close(got.logits, expected.logits, rtol=1e-2, atol=1e-2)
 

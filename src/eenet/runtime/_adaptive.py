@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class AdaptiveModel:
     the weights the model had: make a new `AdaptiveModel` after changing them. With "aoti" stages compiled by
     AOTInductor are tried as well, on the CPU; compiling takes a while the first time and needs a C++ compiler. On a GPU
     the fastest is also recorded as CUDA graphs, for up to the largest of `batch_sizes`; where those are used, calls
-    from several threads wait for each other.
+    from several threads wait for each other. In half precision nothing that computes otherwise is tried.
 
     Raises `InvalidInputError` when the scheduler was fitted for other exits or classes.
     """
@@ -69,7 +70,8 @@ class AdaptiveModel:
         self.optimized: Optimization | None = None
         if optimize is not None:
             _require_measurable(model, optimize, batch_sizes)
-            self.optimized = measured(model, batch_sizes, seconds, compile_stages=optimize == "aoti")
+            with _on(next((p.device for p in model.parameters()), torch.device("cpu"))):
+                self.optimized = measured(model, batch_sizes, seconds, compile_stages=optimize == "aoti")
 
     def _current_policy(self) -> ThresholdPolicy:
         policy = self.scheduler.policy
@@ -92,7 +94,7 @@ class AdaptiveModel:
         if self.optimized is None:
             return self._run(eager(model), None, live, samples)
         variant, times = self.optimized.at(samples)
-        with variant.lock:
+        with _on(live[0].device), variant.lock:
             return self._run(variant, times, live, samples)
 
     def _run(
@@ -147,6 +149,11 @@ class AdaptiveModel:
         if isinstance(self.scheduler, BudgetController):
             self.scheduler.observe(route.exits, policy)
         return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """With this GPU as the current one, which is where CUDA graphs and streams are otherwise sought."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _require_measurable(model: MultiExitModel, optimize: str, batch_sizes: Sequence[int]) -> None:

@@ -118,14 +118,43 @@ def _package(module: nn.Module, live: tuple[Tensor, ...], described: tuple[LiveT
 def _key(module: nn.Module, described: tuple[LiveTensor, ...]) -> str:
     """Everything that the package depends on."""
     digest = hashlib.sha256()
-    machine = (platform.machine(), platform.processor(), torch.backends.cpu.get_cpu_capability(), torch.__version__)
+    machine = (platform.machine(), _processor(), torch.backends.cpu.get_cpu_capability(), torch.__version__)
     digest.update(repr((machine, [(one.shape, one.dtype) for one in described])).encode())
     if isinstance(module, fx.GraphModule):
         digest.update(module.code.encode())
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in _tensors_of(module):
         digest.update(repr((name, tensor.shape, tensor.dtype)).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """All tensors that go into a package, under every name: constants and buffers that are not saved included."""
+    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    found |= dict(module.named_buffers(remove_duplicate=False))
+    if isinstance(module, fx.GraphModule):
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                value = _attribute(module, str(node.target))
+                if isinstance(value, Tensor):
+                    found[str(node.target)] = value
+    return sorted(found.items())
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _processor() -> str:
+    """The model and the abilities of the processor, as the compiler writes for the one it runs on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags", "Features"))))
 
 
 def _cache() -> Path:

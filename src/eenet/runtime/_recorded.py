@@ -62,33 +62,58 @@ def recorded(
             if k < len(heads):
                 heads[k].record(size, (feature_of(stage, outputs),), capture)
             live = tuple([outputs[i] for i in stage.passed])
+    for one in (*stages, *heads):
+        one.forget()
     return Variant(
         f"{variant.name}, recorded",
         tuple(replaced(stage, module) for stage, module in zip(variant.stages, stages, strict=True)),
         tuple(_first_of(head) for head in heads),
         variant.channels_last,
         buckets=buckets(largest),
-        lock=threading.Lock(),
+        lock=_Turns(),
     )
 
 
+class _Turns:
+    """Held by whoever runs a batch: the next one waits, on the device too, until its work there is done."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done: Any = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        if self._done is not None:
+            torch.cuda.current_stream().wait_event(self._done)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                self._done.record()
+        finally:
+            self._lock.release()
+
+
 def cuda_capture() -> Capture:
-    """Records CUDA graphs that share one pool of memory.
+    """Records CUDA graphs of the current device that share one pool of memory.
 
     Sharing is safe as they are used here: what a graph computes on is copied to it before it runs, and what it gives is
     read before another one runs.
     """
     pool: Any = torch.cuda.graph_pool_handle()
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def capture(function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
-        current, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        current = torch.cuda.current_stream()
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UP):
                 function()
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        # A capture that fails does not put the stream back; and what other threads do must not spoil it.
+        with torch.cuda.stream(current), torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = function()
         graph.replay()
         return graph.replay, outputs
@@ -115,13 +140,35 @@ class _Recorded(nn.Module):
         self._dims, self._output_dims = dims, output_dims
         self.keep = keep
         self._recordings: dict[int, tuple[Tensors, Callable[[], None], Tensors]] = {}
+        self._room: Tensors | None = None
 
     def record(self, size: int, live: Tensors, capture: Capture) -> Tensors:
-        """Record `size` samples such as `live`; returns what the function gives for them."""
-        held = tuple([tensor.clone() for tensor in live])
+        """Record `size` samples such as `live`, the largest size first; returns what the function gives for them."""
+        if self._room is None:
+            self._room = tuple([tensor.clone() for tensor in live])
+        held = tuple(
+            [self._part(room, tensor, dim) for room, tensor, dim in zip(self._room, live, self._dims, strict=True)]
+        )
         replay, outputs = capture(lambda: self._function(*held))
         self._recordings[size] = (held, replay, outputs)
         return outputs
+
+    @staticmethod
+    def _part(room: Tensor, tensor: Tensor, dim: int | None) -> Tensor:
+        """Where a recording finds a tensor: in the room that all sizes share, if that has the layout of a new one."""
+        if dim is None:
+            return room
+        part = _first(room, dim, tensor.shape[dim])
+        if part.stride() != tensor.clone().stride():
+            return tensor.clone()
+        return part.copy_(tensor)
+
+    def forget(self) -> None:
+        """Spoil all results, so that a recording that does nothing when it is run is not taken for a fast one."""
+        for _, _, outputs in self._recordings.values():
+            for tensor, dim in zip(outputs, self._output_dims, strict=True):
+                if dim is not None:  # what is no sample's own may be the network's
+                    tensor.fill_(float("nan") if tensor.is_floating_point() else 0)
 
     def forward(self, *live: Tensor) -> Tensors:
         samples = next(tensor.shape[dim] for tensor, dim in zip(live, self._dims, strict=True) if dim is not None)
@@ -130,13 +177,17 @@ class _Recorded(nn.Module):
             return self._function(*live)
         held, replay, outputs = self._recordings[size]
         targets = [_first(tensor, dim, samples) for tensor, dim in zip(held, self._dims, strict=True)]
-        if any(target.shape != tensor.shape for target, tensor in zip(targets, live, strict=True)):
+        if not all(_alike(target, tensor) for target, tensor in zip(targets, live, strict=True)):
             return self._function(*live)
         for target, tensor in zip(targets, live, strict=True):
             target.copy_(tensor)
         replay()
         found = [_first(tensor, dim, samples) for tensor, dim in zip(outputs, self._output_dims, strict=True)]
         return tuple([tensor.clone() for tensor in found] if self.keep else found)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
 
 
 def _first(tensor: Tensor, dim: int | None, samples: int) -> Tensor:

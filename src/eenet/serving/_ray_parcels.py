@@ -5,6 +5,7 @@ What travels by way of the ingress is then a reference, and the ingress's machin
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +20,7 @@ INLINE_BYTES = 100_000
 
 
 class LostParcelError(Exception):
-    """What was left in the store is gone: the replica that had left it there died."""
+    """What was left in the store is gone: the replica that had left it there ended."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,19 @@ class ObjectStore:
     def __init__(self, inline_bytes: int) -> None:
         self._inline_bytes = inline_bytes
         self._ray = require("ray", "ray")
-        self._lost = require("ray.exceptions", "ray").ObjectLostError
+        exceptions = require("ray.exceptions", "ray")
+        self._lost = exceptions.ObjectLostError
+        self._full = (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError)
 
     async def leave(self, live: Live) -> Live | Parcel:
         """See `Store`."""
         if sum(array.nbytes for array in live) <= self._inline_bytes:
             return live
-        return Parcel(self._ray.put(live))
+        try:
+            # Not in the event loop, which would stand still while they are copied, or the store makes room.
+            return Parcel(await asyncio.to_thread(self._ray.put, live))
+        except self._full:
+            return live  # by way of the ingress then
 
     async def fetch(self, parcel: Parcel) -> Live:
         """See `Store`."""

@@ -112,11 +112,12 @@ class RayRunner:
         self._numbers += 1
         began = time.monotonic()
         request = Request(self._numbers, samples, began, policy, began + timeout)
-        self._inside += samples
         size = self._options.max_batch
         groups = [np.arange(first, min(first + size, samples)) for first in range(0, samples, size)]
         shape = shape_of(live)
-        ways = [self._way(request, live if len(groups) == 1 else backend.take(0, live, g), g, shape) for g in groups]
+        parts = [live if len(groups) == 1 else backend.take(0, live, group) for group in groups]
+        ways = [self._way(request, part, group, shape) for part, group in zip(parts, groups, strict=True)]
+        self._inside += samples
         try:
             await asyncio.wait_for(_all(ways), timeout)
         except asyncio.TimeoutError:

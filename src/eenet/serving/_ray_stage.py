@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -91,28 +93,31 @@ class StageServer:
     async def __call__(self, call: StageCall) -> StageReply:
         """Run the stage on some samples."""
         policy = self.book.policy(call.policy)
-        live = call.live
+        live, timeout = call.live, call.timeout
         if isinstance(live, Parcel):
             assert self._store is not None, "who gets parcels has the store they are in"
+            nobody, began = np.arange(0), time.monotonic()
             try:
-                live = await self._store.fetch(live)
+                live = await asyncio.wait_for(self._store.fetch(live), call.timeout)
             except LostParcelError as error:
-                nobody = np.arange(0)
                 return StageReply(None, nobody, None, nobody, error=str(error), runs=self._told())
+            except asyncio.TimeoutError:
+                return StageReply(Outcome.LATE, nobody, None, nobody, runs=self._told())
+            timeout = max(0.0, timeout - (time.monotonic() - began))
 
         def submit(now: float, context: Any) -> Request:
             return self._workers.engine.submit(
                 live,
                 call.samples,
                 now,
-                deadline=now + call.timeout,
+                deadline=now + timeout,
                 policy=policy,
                 trail=call.trail,
                 shape=call.shape,
                 context=context,
             )
 
-        request = await self._workers.answer(submit, timeout=call.timeout)
+        request = await self._workers.answer(submit, timeout=timeout)
         found = reply(self.backend, self.stage, request, self._told())
         if self._store is None or found.live is None or isinstance(found.live, Parcel):
             return found

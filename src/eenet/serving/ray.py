@@ -107,7 +107,8 @@ class Ingress:
         self._runner = RayRunner(
             loaded,
             self._controller,
-            [stage.remote for stage in stages],
+            # By reference, whatever the settings: what Ray Serve serialises itself pins the parcels in it for ever.
+            [stage.options(_by_reference=True).remote for stage in stages],
             options.engine,
             retries=options.retries,
             lost=(exceptions.RayActorError, exceptions.ObjectLostError),
