@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import eenet
 from _machine import describe, machine
+from eenet._extras import require
 from eenet.errors import ReliabilityWarning
 from eenet.profiling import fingerprint
 from resnet50 import SHARES, cell, fixed, noise, spread
@@ -85,8 +86,7 @@ def _vit() -> tuple[nn.Module, list[str], Callable[[int], Inputs]]:
 
 
 def _bert() -> tuple[nn.Module, list[str], Callable[[int], Inputs]]:
-    import transformers
-
+    transformers = require("transformers", "train", "a network of BERT-base's shape")
     network = transformers.BertForSequenceClassification(transformers.BertConfig(num_labels=2))
     return network, [f"bert.encoder.layer.{number}" for number in (2, 5, 8)], _tokens
 

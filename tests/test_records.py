@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from eenet import ExitRecords
+from eenet._files import write_arrays
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.testing import toy_logits, toy_records
 
@@ -207,9 +208,25 @@ def test_digests_are_equal_where_all_outputs_are() -> None:
 
 def test_a_file_whose_predictions_are_not_those_of_its_probabilities_is_refused(tmp_path: Path) -> None:
     records = toy_records(samples=30)
-    for wrong in (records.probabilities[1, 4].argmin(), records.num_classes, -1):
+    arrays: dict[str, Any] = {name: getattr(records, name) for name in ("probabilities", "predictions", "labels")}
+    path = tmp_path / "odd.safetensors"
+
+    def refused(**changed: Any) -> str:
+        write_arrays(path, {**arrays, **changed}, kind="records", schema=1, header={})
+        with pytest.raises(FileFormatError) as caught:
+            ExitRecords.load(path)
+        return str(caught.value)
+
+    write_arrays(path, arrays, kind="records", schema=1, header={})
+    assert len(ExitRecords.load(path)) == 30
+    for wrong in (int(records.probabilities[1, 4].argmin()), records.num_classes, -1):
         predictions = records.predictions.copy()
         predictions[1, 4] = wrong
-        ExitRecords(records.probabilities, predictions, None, None).save(tmp_path / "odd.safetensors")
-        with pytest.raises(FileFormatError, match=f"exit 1 predicts class {wrong} for sample 4, which is not its most"):
-            ExitRecords.load(tmp_path / "odd.safetensors")
+        message = f"exit 1 predicts class {wrong} for sample 4, which is not its most probable one"
+        assert message in refused(predictions=predictions)
+        with pytest.raises(InvalidInputError, match=message):
+            ExitRecords(records.probabilities, predictions, None, None).save(path)
+    assert "predictions of dtype float64" in refused(predictions=records.predictions.astype(float))
+    assert "probabilities of dtype int64" in refused(probabilities=records.probabilities.astype(int))
+    assert "labels outside 0 to 4" in refused(labels=np.full(30, records.num_classes))
+    assert "labels outside 0 to -1" in refused(probabilities=records.probabilities[:, :, :0])

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ import pytest
 
 from bundles import Case, small_convolutions
 from optional import import_or_skip
-from test_cli import run
+from test_cli import refused, run
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_library, reason="needs the extra that exports and runs ONNX graphs")
@@ -132,3 +133,13 @@ def test_the_engine_needs_nothing_but_numpy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "fastapi", "starlette", "uvicorn", "orjson"} & set(done.stdout.split())
+
+
+def test_a_port_that_is_taken_is_said_so(bundle: tuple[Path, Case]) -> None:
+    folder, _ = bundle
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        message = refused("serve", str(folder), "--port", port)
+    assert f"cannot listen on 127.0.0.1, port {port}: Address already in use; choose another --port" in message

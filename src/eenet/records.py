@@ -222,6 +222,9 @@ class ExitRecords:
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically."""
+        wrong = _wrong_prediction(self.probabilities, self.predictions)
+        if wrong is not None:
+            raise InvalidInputError(f"{wrong}; make records with from_logits or from_probabilities")
         arrays: dict[str, NDArray[Any]] = {"probabilities": self.probabilities, "predictions": self.predictions}
         if self.labels is not None:
             arrays["labels"] = self.labels
@@ -245,17 +248,15 @@ class ExitRecords:
             raise FileFormatError(
                 f"{str(path)!r} holds arrays of shapes {shapes}, which are no records; save them again"
             )
-        for k, (of_exit, predicted) in enumerate(zip(arrays["probabilities"], arrays["predictions"], strict=True)):
-            classes = of_exit.shape[-1]
-            wrong = (predicted < 0) | (predicted >= classes)
-            most = np.take_along_axis(of_exit, np.where(wrong, 0, predicted).astype(np.intp)[:, None], axis=1)[:, 0]
-            wrong |= most < of_exit.max(axis=-1)
-            if wrong.any():
-                n = int(wrong.argmax())
-                raise FileFormatError(
-                    f"{str(path)!r} says that exit {k} predicts class {predicted[n]} for sample {n}, which is not its "
-                    "most probable one; save the records again"
-                )
+        kinds = {"predictions": "iu", "labels": "iu", "pixel_counts": "iu"}
+        for name, array in arrays.items():
+            if array.dtype.kind not in kinds.get(name, "f"):
+                raise FileFormatError(f"{str(path)!r} holds {name} of dtype {array.dtype}; save the records again")
+        if labels is not None and ((labels < 0) | (labels >= whole[2])).any():
+            raise FileFormatError(f"{str(path)!r} holds labels outside 0 to {whole[2] - 1}; save the records again")
+        wrong = _wrong_prediction(arrays["probabilities"], arrays["predictions"])
+        if wrong is not None:
+            raise FileFormatError(f"{str(path)!r}: {wrong}; save the records again")
         return cls(
             arrays["probabilities"],
             arrays["predictions"].astype(np.intp),
@@ -264,6 +265,20 @@ class ExitRecords:
             pooled={name: arrays[f"{_POOLED}{name}"] for name in POOLED if f"{_POOLED}{name}" in arrays},
             pixel_counts=arrays.get("pixel_counts"),
         )
+
+
+def _wrong_prediction(probabilities: NDArray[np.floating[Any]], predictions: NDArray[np.integer[Any]]) -> str | None:
+    """What is wrong where a prediction is not a most probable class, which evidence takes for granted."""
+    classes = probabilities.shape[2]
+    for k, (of_exit, predicted) in enumerate(zip(probabilities, predictions, strict=True)):
+        wrong = (predicted < 0) | (predicted >= classes)
+        if classes:
+            most = np.take_along_axis(of_exit, np.where(wrong, 0, predicted).astype(np.intp)[:, None], axis=1)[:, 0]
+            wrong |= most < of_exit.max(axis=-1)
+        if wrong.any():
+            n = int(wrong.argmax())
+            return f"exit {k} predicts class {predicted[n]} for sample {n}, which is not its most probable one"
+    return None
 
 
 def _array(values: ArrayLike, name: str) -> NDArray[Any]:

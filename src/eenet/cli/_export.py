@@ -37,6 +37,9 @@ def export(
     std: Annotated[str, typer.Option(help="As --mean; one number means grey images.")] = "0.229,0.224,0.225",
     tokenizer: Annotated[Path | None, typer.Option(help="Take texts: a folder with a tokenizer.json.")] = None,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens a text is cut at.")] = 128,
+    opset: Annotated[
+        int | None, typer.Option(help="Of the ONNX graphs: a lower one for an older ONNX Runtime.", show_default="20")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -79,6 +82,7 @@ def export(
             backend=backend,
             preprocessing=preprocessing,
             class_names=names,
+            **({} if opset is None else {"opset": opset}),
         )
     info = bundle.info
     found = {"schema": 1, "out": str(out), "bytes": _size(out), **info}
@@ -92,6 +96,8 @@ def export(
         f"checked on {proof['samples']} samples: exits as in a replay ({proof['ties_that_went_otherwise']} ties went "
         f"otherwise), logits within {proof['largest_logits_difference']:.1g}"
     )
+    if samples is None and not is_demo(target):
+        side().print("these samples are the example that came with the model: give real inputs with --samples")
 
 
 def _size(folder: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -114,4 +115,21 @@ def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         # The server has handlers of its own while it runs, and passes the signal on to these at its end.
         signal.signal(number, lambda *_: None)
+    _require_free(host, port)
     server.run()
+
+
+def _require_free(host: str, port: int) -> None:
+    """Raise `InvalidInputError` where nothing can listen there."""
+    from eenet.errors import InvalidInputError
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        if os.name == "posix":
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            tried.bind((host, port))
+        except OSError as error:
+            raise InvalidInputError(
+                f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another --port or --host"
+            ) from error

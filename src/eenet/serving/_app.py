@@ -222,7 +222,8 @@ class _Service:
             return self.refusal(error.status, str(error))
         except InvalidInputError as error:
             return self.refusal(422, str(error))
-        return self.json({"budget": limit, "unit": self._servable.costs.unit})
+        spendable = min(limit, float(self._servable.costs[-1]))
+        return self.json({"budget": spendable, "unit": self._servable.costs.unit})
 
     def info(self) -> dict[str, Any]:
         servable, metrics = self._servable, self._runner.metrics

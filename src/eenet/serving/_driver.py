@@ -128,6 +128,6 @@ def account(requests: Sequence[Request], controller: Controller, metrics: Metric
 def change_budget(controller: Controller, budget: Budget) -> float:
     """Set the budget of a controller and return it, in the unit of the costs."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ReliabilityWarning)  # more than can be spent: it is in the answer
+        warnings.simplefilter("ignore", ReliabilityWarning)  # more than can be spent: the answer says what can
         controller.set_budget(budget)
     return controller.budget
