@@ -99,7 +99,8 @@ def cuda_capture() -> Capture:
     """Records CUDA graphs of the current device that share one pool of memory.
 
     Sharing is safe as they are used here: what a graph computes on is copied to it before it runs, and what it gives is
-    read before another one runs.
+    read before another one runs, but for the head of its stage and size. That was recorded just after it, while the
+    results were kept, so it has memory of its own.
     """
     pool: Any = torch.cuda.graph_pool_handle()
     aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
