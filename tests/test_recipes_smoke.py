@@ -18,6 +18,7 @@ for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
 EXITS = {
+    "resnet20": 3,
     "resnet56": 3,
     "resnet56-bottleneck": 3,
     "densenet121-cifar": 4,

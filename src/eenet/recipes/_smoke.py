@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet.data import CITYSCAPES_IDS
 from eenet.errors import InvalidInputError
-from eenet.models import resnet56
+from eenet.models import build
 from eenet.recipes._schema import Recipe
 
 Pixels = NDArray[np.uint8]
@@ -40,7 +40,7 @@ def write_smoke_files(recipe: Recipe, folder: Path) -> Path | None:
         raise InvalidInputError(f"there is no small version of the data set {recipe.data.name!r}; run without --smoke")
     writer(root, np.random.default_rng(recipe.seed))
     if recipe.model.weights is not None:
-        _write_weights(Path(recipe.model.weights.format(data=root)))
+        _write_weights(Path(recipe.model.weights.format(data=root)), recipe.model.name)
     if recipe.model.checkpoint is None:
         return None
     layers = 6 if recipe.model.name == "minilm" else 12
@@ -155,13 +155,13 @@ _WRITERS: dict[str, Callable[[Path, np.random.Generator], None]] = {
 }
 
 
-def _write_weights(path: Path) -> None:
-    """Random weights of a ResNet-56, under the published names."""
+def _write_weights(path: Path, name: str) -> None:
+    """Random weights of a CIFAR ResNet, under the published names."""
     from safetensors.torch import save_file
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tensors = resnet56().state_dict()
+        tensors = build(name).state_dict()
     published = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
