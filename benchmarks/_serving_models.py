@@ -29,7 +29,8 @@ import eenet
 from eenet.errors import InvalidInputError
 from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
-from eenet.serving import EngineOptions, FixedBudget, Limits, ServedModel, ServerOptions, make_server
+from eenet.serving.engine import EngineOptions, FixedBudget, Limits, ServedModel
+from eenet.serving.http import ServerOptions, make_server
 from eenet.tasks import Classification
 from resnet50 import SHARES, fixed
 
@@ -135,7 +136,7 @@ def servable(name: str, unit: float, bundle: Path | None = None) -> Any:
     if name not in _SIZES:
         return Synthetic(unit if name == "fixed" else 0.0)
     if bundle is not None:
-        return eenet.runtime.load(bundle, threads=1)
+        return eenet.bundle.load(bundle, threads=1)
     model, scheduler = network_and_scheduler(name)
     return ServedModel(model, scheduler)
 

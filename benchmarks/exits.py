@@ -33,10 +33,11 @@ from _exits_report import Row, judge, read_json, report
 from _exits_variants import BASE, VARIANTS, MakeHead, PooledLinear, Variant
 from _machine import describe, machine, progress_bar
 from eenet._files import write_json
-from eenet.data import Subset, load, loader, three_way_split
 from eenet.errors import InvalidInputError
-from eenet.models import ConvHead, MultiExitModel, resnet56
-from eenet.recipes import load_recipe
+from eenet.experiments.data import Subset, load, loader, three_way_split
+from eenet.experiments.recipes import load_recipe
+from eenet.models import ConvHead, MultiExitModel
+from eenet.networks import resnet56
 from eenet.training import TrainResult, load_checkpoint, reestimate_batch_norm, train
 
 RECIPE = "cifar10-resnet56-shared"

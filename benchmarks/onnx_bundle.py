@@ -34,11 +34,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import eenet
-import eenet.runtime.onnx
+import eenet.bundle.onnx
 from _machine import describe, machine, progress_bar
 from eenet._extras import require
+from eenet.bundle import LoadedBundle
 from eenet.errors import ReliabilityWarning
-from eenet.runtime import LoadedBundle
 from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, spread, timed
 
 POOLS = {1: 10, 8: 40}
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         bundle = _export(model, images[:16], Path(folder) / "bundle", options.threads)
-        loading = [timed(eenet.runtime.onnx.load, Path(folder) / "bundle") for _ in range(3)]
+        loading = [timed(eenet.bundle.onnx.load, Path(folder) / "bundle") for _ in range(3)]
         seconds = min(wall for wall, _ in loading)
         print(
             f"loading the bundle: {seconds:.2f} s wall, {min(cpu for _, cpu in loading):.2f} s CPU, the fastest of 3 "
@@ -114,7 +114,7 @@ def _whole(network: nn.Module, images: Tensor, threads: int) -> Callable[[NDArra
 def _export(model: eenet.MultiExitModel, images: Tensor, folder: Path, threads: int) -> LoadedBundle:
     records = eenet.collect(model, [images])
     eenet.export(model, fixed(records, SHARES), folder, example=images)
-    return eenet.runtime.onnx.load(folder, threads=threads)
+    return eenet.bundle.onnx.load(folder, threads=threads)
 
 
 def _inside(bundle: LoadedBundle, threads: int) -> Callable[..., None]:

@@ -6,7 +6,7 @@ batching  our engine inside the replica against @serve.batch around the same wor
 survivors 8 MB of live tensors between stages, by value through the ingress and by reference from Ray's object store, in
           turns: CPU of the ingress for a request of 16 images, all of which go through the whole network.
 queues    stages that sleep (so that a busy machine matters little), with replicas in one process and Poisson traffic:
-          measured latencies against those of eenet.serving.simulate_fleet.
+          measured latencies against those of eenet.capacity.simulate_fleet.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ import eenet
 from _load import client, counters, saturate
 from _machine import describe, machine
 from eenet._extras import require
-from eenet.runtime import Live, load
-from eenet.serving import Engine, EngineOptions, FixedBudget, StageTime, simulate_fleet
-from eenet.serving._policies import PolicyBook
-from eenet.serving._ray_runner import RayRunner
-from eenet.serving._ray_stage import StageCall, StageReplica, StageReply, StageServer, reply
-from eenet.serving.ray import RayOptions, StageScaling, start, stop
+from eenet.bundle import load
+from eenet.capacity import StageTime, simulate_fleet
+from eenet.runtime import Live
+from eenet.serving.engine import Engine, EngineOptions, FixedBudget
+from eenet.serving.engine._policies import PolicyBook
+from eenet.serving.ray._app import RayOptions, StageScaling, start, stop
+from eenet.serving.ray._runner import RayRunner
+from eenet.serving.ray._stage import StageCall, StageReplica, StageReply, StageServer, reply
 from eenet.tasks import Classification
 
 OPTIONS = EngineOptions(max_batch=16, max_wait=0.002)

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from _load import Client, Result, client, counters, poisson, saturate, server
 from _machine import describe, machine
 from _serving_models import ENGINES, EXITS, FIXED, export_bundle, inputs_of
-from eenet.serving import EngineOptions, simulate
-from eenet.serving._holding import hold_of
+from eenet.capacity import simulate
+from eenet.serving.engine import EngineOptions
+from eenet.serving.engine._holding import hold_of
 from resnet50 import SHARES
 
 AT_ONCE = 96

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import eenet
 from _machine import describe, machine, progress_bar
-from eenet.models import CifarResNet
+from eenet.networks import CifarResNet
 from eenet.training import TrainConfig, train
 
 AIM = 5.0

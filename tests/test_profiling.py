@@ -12,7 +12,7 @@ import torch
 import eenet
 from eenet import profiling
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.models import CifarResNet
+from eenet.networks import CifarResNet
 from eenet.testing import toy_costs, toy_records
 from networks import conv_model
 

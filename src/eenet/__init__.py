@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AdaptiveModel": "eenet.runtime",
     "AdaptiveOutput": "eenet.runtime",
-    "BudgetController": "eenet.scheduler",
+    "BudgetController": "eenet.control",
     "Decisions": "eenet.scheduler",
     "EENet": "eenet.scheduler",
     "EENetError": "eenet.errors",
@@ -33,7 +33,7 @@ _HOMES = {
     "collect": "eenet.models",
     "cut": "eenet.stages",
     "describe": "eenet.models",
-    "export": "eenet.runtime",
+    "export": "eenet.bundle",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
     "train": "eenet.training",
@@ -42,6 +42,8 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
+    from eenet.bundle import export as export
+    from eenet.control import BudgetController as BudgetController
     from eenet.costs import ExitCosts as ExitCosts
     from eenet.errors import EENetError as EENetError
     from eenet.errors import InfeasibleBudgetError as InfeasibleBudgetError
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
     from eenet.records import ExitRecords as ExitRecords
     from eenet.runtime import AdaptiveModel as AdaptiveModel
     from eenet.runtime import AdaptiveOutput as AdaptiveOutput
-    from eenet.runtime import export as export
-    from eenet.scheduler import BudgetController as BudgetController
     from eenet.scheduler import Decisions as Decisions
     from eenet.scheduler import EENet as EENet
     from eenet.scheduler import Entropy as Entropy
@@ -73,17 +73,20 @@ if TYPE_CHECKING:
 
 
 _ROOMS = {
+    "bundle",
+    "capacity",
+    "control",
     "costs",
-    "data",
     "errors",
     "evaluation",
+    "experiments",
     "models",
-    "offline",
+    "networks",
+    "optimize",
+    "predict",
     "preprocessing",
     "profiling",
-    "recipes",
     "records",
-    "report",
     "runtime",
     "scheduler",
     "serving",

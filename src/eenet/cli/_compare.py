@@ -167,7 +167,7 @@ def _write(found: Comparison, reference: str, data: dict[str, Any], out: Path) -
 
 
 def _draw(found: Comparison, reference: str, path: Path) -> None:
-    from eenet.report import Curve, Gain, Point, write_comparison_figure
+    from eenet.evaluation import Curve, Gain, Point, write_comparison_figure
 
     marked = {name: name + (" *" if name in found.changing else "") for name in found.schedulers}
     curves, gains = [], []

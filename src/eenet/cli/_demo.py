@@ -34,8 +34,8 @@ def demo(
 
         eenet demo --out /tmp/demo --seed 1 --threads 2
     """
-    from eenet.demo import quick as quick_settings
-    from eenet.demo import run_demo, standard
+    from eenet.experiments.demo import quick as quick_settings
+    from eenet.experiments.demo import run_demo, standard
 
     settings = quick_settings(seed) if quick else standard(seed)
     run_demo(settings, out, console=output(), threads=threads, retrain=retrain, command=_command())

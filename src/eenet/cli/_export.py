@@ -60,7 +60,7 @@ def export(
         import torch
 
         torch.set_num_threads(threads)
-    from eenet.runtime import export as write_bundle
+    from eenet.bundle import export as write_bundle
     from eenet.scheduler import load_scheduler
 
     fitted = load_scheduler(scheduler)
@@ -149,14 +149,14 @@ def _preprocessing(
 
 
 def _digit_images() -> Preprocessing:
-    from eenet.demo import digit_images
+    from eenet.experiments.demo import digit_images
 
     return digit_images()
 
 
 def _test_digits(folder: str) -> Any:
     """The digits of the demo's test part: nothing was fitted to them."""
-    from eenet.demo import load_part
+    from eenet.experiments.demo import load_part
 
     return load_part(folder, "test").images
 
@@ -165,7 +165,7 @@ def _samples(model: MultiExitModel, path: Path) -> Any:
     import torch
 
     from eenet._files import existing_file
-    from eenet.offline import read_arrays_file
+    from eenet.predict import read_arrays_file
 
     names = [one.name for one in model.staged.inference_stages[0].inputs]
     arrays = read_arrays_file(existing_file(path))

@@ -11,7 +11,7 @@ from eenet.cli._console import output, print_json
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.serving import Plan, StageTime
+    from eenet.capacity import Plan, StageTime
 
 
 def plan(
@@ -39,9 +39,9 @@ def plan(
 
         eenet plan --stages-ms 4+1,4+2,4+4 --exit-shares 50%,30%,20% --p99-ms 100 --replicas 1,10,100
     """
-    from eenet.serving import EngineOptions
-    from eenet.serving import capacity as most
-    from eenet.serving import plan as fewest
+    from eenet.capacity import capacity as most
+    from eenet.capacity import plan as fewest
+    from eenet.serving.engine import EngineOptions
 
     if (rate is None) == (replicas is None):
         raise InvalidInputError("give either --rate or --replicas")
@@ -96,7 +96,7 @@ def _show(plans: list[Plan]) -> None:
 
 
 def _stage(text: str, given: str) -> StageTime:
-    from eenet.serving import StageTime
+    from eenet.capacity import StageTime
 
     fixed, _, per_sample = text.partition("+")
     usual = "4+0.5,8+1"

@@ -45,10 +45,10 @@ def predict(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from eenet.bundle import load
     from eenet.errors import InvalidInputError
-    from eenet.offline import open_items, predict_on_ray
-    from eenet.offline import predict as here
-    from eenet.runtime import load
+    from eenet.predict import open_items, predict_on_ray
+    from eenet.predict import predict as here
 
     if address is not None and not ray:
         raise InvalidInputError("--address is for a Ray cluster; add --ray")

@@ -13,7 +13,7 @@ from eenet.cli._console import output, print_json, side
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.recipes import Place
+    from eenet.experiments.recipes import Place
 
 DataRoot = Annotated[Path | None, typer.Option(help="The folder that holds the data set, or its folder.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Texts: the folder of an encoder and its tokenizer.")]
@@ -64,8 +64,8 @@ def reproduce(
 
         eenet reproduce sst2-minilm --data-root datasets --out results/sst2-minilm --threads 1
     """
-    from eenet.recipes import load_recipe
-    from eenet.recipes import reproduce as run
+    from eenet.experiments.recipes import load_recipe
+    from eenet.experiments.recipes import reproduce as run
 
     if list_recipes:
         _show_recipes(json_output=json_output)
@@ -99,7 +99,7 @@ def make_place(
     skip_corrupt: bool,
 ) -> Place:
     """Where and how a recipe is run, from the options of a command."""
-    from eenet.recipes import Place
+    from eenet.experiments.recipes import Place
 
     return Place(
         out=out,
@@ -129,7 +129,7 @@ def _command(words: list[str]) -> str:
 def _show_recipes(*, json_output: bool) -> None:
     from rich.table import Table
 
-    from eenet.recipes import load_recipe, recipe_names
+    from eenet.experiments.recipes import load_recipe, recipe_names
 
     recipes = [load_recipe(name) for name in recipe_names()]
     rows: list[dict[str, Any]] = [

@@ -61,10 +61,11 @@ def serve(
 
         eenet serve bundle --ray --replicas 1:2,1:4,2:8 --cpus 0.5,1,1
     """
+    from eenet.bundle import load
+    from eenet.control import BudgetController
     from eenet.errors import InvalidInputError
-    from eenet.runtime import load
-    from eenet.scheduler import BudgetController
-    from eenet.serving import EngineOptions, FixedBudget, Limits, ServerOptions, make_server
+    from eenet.serving.engine import EngineOptions, FixedBudget, Limits
+    from eenet.serving.http import ServerOptions, make_server
 
     token = os.environ.get(TOKEN_VARIABLE) or None
     if token_file is not None:
@@ -75,8 +76,8 @@ def serve(
     limits = Limits(timeout=timeout, max_samples=min(256, max_samples))
     if ray:
         from eenet.cli._ray import scaling, serve_on_ray
-        from eenet.serving.ray import RayOptions
-        from eenet.serving.ray import write_yaml as write
+        from eenet.serving.ray._app import RayOptions
+        from eenet.serving.ray._app import write_yaml as write
 
         laid_out = RayOptions(
             stages=scaling(replicas, cpus, target),

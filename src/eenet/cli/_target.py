@@ -39,7 +39,7 @@ def load_target(target: str) -> tuple[MultiExitModel, Any]:
             model = MultiExitModel.from_pretrained(target)
             args, kwargs = model.staged.example
             return model, args or kwargs
-        from eenet.demo import example_input, load_model
+        from eenet.experiments.demo import example_input, load_model
 
         return load_model(target), example_input()
     made = _function(target)()

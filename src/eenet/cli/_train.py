@@ -60,8 +60,8 @@ def train(
 
         eenet train my-recipe.yaml --data-root datasets --freeze-backbone --set train.batch_size=256
     """
-    from eenet.recipes import load_recipe
-    from eenet.recipes import reproduce as run
+    from eenet.experiments.recipes import load_recipe
+    from eenet.experiments.recipes import reproduce as run
 
     flags = {"epochs": epochs, "precision": precision, "accumulate": accumulate, "accelerator": accelerator}
     given = [f"train.{name}={value!r}" for name, value in flags.items() if value is not None]

@@ -1,14 +1,8 @@
 """Networks with exits."""
 
-from eenet.models._bert import bert as bert
-from eenet.models._bert import bert_exits as bert_exits
-from eenet.models._bert import bert_heads as bert_heads
-from eenet.models._bert import minilm as minilm
 from eenet.models._collect import ImageRecords as ImageRecords
 from eenet.models._collect import collect as collect
 from eenet.models._collect import unpack as unpack
-from eenet.models._densenet import DenseNet as DenseNet
-from eenet.models._densenet import densenet121 as densenet121
 from eenet.models._describe import Description as Description
 from eenet.models._describe import StageRow as StageRow
 from eenet.models._describe import describe as describe
@@ -19,13 +13,7 @@ from eenet.models._heads import SegmentationHead as SegmentationHead
 from eenet.models._heads import StackedConvHead as StackedConvHead
 from eenet.models._heads import TokenHead as TokenHead
 from eenet.models._heads import VectorHead as VectorHead
-from eenet.models._hrnet import HRNet as HRNet
-from eenet.models._hrnet import hrnet as hrnet
 from eenet.models._modes import inferring as inferring
-from eenet.models._msdnet import MSDNet as MSDNet
-from eenet.models._msdnet import MSDNetHead as MSDNetHead
-from eenet.models._msdnet import msdnet35 as msdnet35
-from eenet.models._msdnet import msdnet_cifar as msdnet_cifar
 from eenet.models._multi_exit import MultiExitModel as MultiExitModel
 from eenet.models._multi_exit import attach as attach
 from eenet.models._multi_exit import feature_of as feature_of
@@ -35,9 +23,5 @@ from eenet.models._registry import ModelSpec as ModelSpec
 from eenet.models._registry import build as build
 from eenet.models._registry import multi_exit as multi_exit
 from eenet.models._registry import spec as spec
-from eenet.models._resnet import CifarResNet as CifarResNet
-from eenet.models._resnet import load_published as load_published
-from eenet.models._resnet import resnet20 as resnet20
-from eenet.models._resnet import resnet56 as resnet56
 from eenet.models._sources import Source as Source
 from eenet.models._sources import build_network as build_network

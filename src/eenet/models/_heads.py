@@ -189,7 +189,7 @@ class TokenHead(nn.Module):
     """Classify a token sequence (N, T, D) by its first token, as BERT's pooler does: padding never reaches it.
 
     With `pool="mean"`, by the mean of the tokens. A head does not see the attention mask, so a network for padded text
-    must then give zeros for padding, as `eenet.models.bert` with `pooling="mean"` does; images have no padding.
+    must then give zeros for padding, as `eenet.networks.bert` with `pooling="mean"` does; images have no padding.
     """
 
     def __init__(self, width: int, num_classes: int, *, dropout: float = 0.1, pool: str = "first") -> None:

@@ -17,7 +17,7 @@ from eenet.models._modes import inferring
 from eenet.models._multi_exit import MultiExitModel, attach
 from eenet.models._outputs import logits_in
 from eenet.models._sources import Source, rebuild
-from eenet.models._weights import load_weights
+from eenet.networks._weights import load_weights
 from eenet.tasks import Task, describe_task, task_from
 
 DESCRIPTION, WEIGHTS, EXAMPLE = "model.json", "model.safetensors", "example.safetensors"

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from eenet.errors import InvalidInputError
-from eenet.models._bert import bert, bert_exits, bert_heads, bert_options, minilm
-from eenet.models._densenet import densenet121
-from eenet.models._hrnet import hrnet
-from eenet.models._msdnet import msdnet35, msdnet_cifar
 from eenet.models._multi_exit import MultiExitModel, attach
-from eenet.models._resnet import resnet20, resnet56
 from eenet.models._sources import Source, remember
+from eenet.networks._bert import bert, bert_exits, bert_heads, bert_options, minilm
+from eenet.networks._densenet import densenet121
+from eenet.networks._hrnet import hrnet
+from eenet.networks._msdnet import msdnet35, msdnet_cifar
+from eenet.networks._resnet import resnet20, resnet56
 
 # Where weights come from is no part of an architecture.
 _WEIGHTS = ("weights", "checkpoint")

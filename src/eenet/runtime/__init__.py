@@ -1,7 +1,6 @@
 """Running a policy for real: samples leave at their exits, and deeper stages run only for the rest.
 
-Names are loaded when first used, so that a bundle of ONNX graphs runs without PyTorch (`eenet.runtime.onnx`).
-"""
+Names are loaded when first used, so that a bundle of ONNX graphs runs without PyTorch (`eenet.bundle.onnx`)."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,6 @@ if TYPE_CHECKING:
     from eenet.runtime._adaptive import to_numpy as to_numpy
     from eenet.runtime._backend import Live as Live
     from eenet.runtime._backend import StageBackend as StageBackend
-    from eenet.runtime._export import export as export
-    from eenet.runtime._load import load as load
-    from eenet.runtime._loaded import LoadedBundle as LoadedBundle
-    from eenet.runtime._torch_backend import TorchBackend as TorchBackend
     from eenet.runtime._walk import Answers as Answers
     from eenet.runtime._walk import walk as walk
 
@@ -24,11 +19,7 @@ _HOMES = {
     "AdaptiveOutput": "_adaptive",
     "Answers": "_walk",
     "Live": "_backend",
-    "LoadedBundle": "_loaded",
     "StageBackend": "_backend",
-    "TorchBackend": "_torch_backend",
-    "export": "_export",
-    "load": "_load",
     "to_numpy": "_adaptive",
     "walk": "_walk",
 }

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, feature_of
-from eenet.runtime._frozen import Variant, eager
-from eenet.runtime._optimize import Optimization, StageTimes
-from eenet.runtime._optimize import optimize as measured
-from eenet.scheduler import BudgetController, Route, Scheduler, ThresholdPolicy
+from eenet.optimize._frozen import Variant, eager
+from eenet.optimize._optimize import Optimization, StageTimes
+from eenet.optimize._optimize import optimize as measured
+from eenet.scheduler import Route, Scheduler, ThresholdPolicy
 from eenet.stages import Stage
 from eenet.tasks import Evidence
 

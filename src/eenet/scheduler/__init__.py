@@ -25,10 +25,8 @@ from eenet.scheduler._catalogue import SearchedThresholds as SearchedThresholds
 from eenet.scheduler._catalogue import Static as Static
 from eenet.scheduler._catalogue import TemperatureScaled as TemperatureScaled
 from eenet.scheduler._catalogue import Voting as Voting
-from eenet.scheduler._controller import BudgetController as BudgetController
 from eenet.scheduler._decisions import Decisions as Decisions
 from eenet.scheduler._decisions import replay as replay
-from eenet.scheduler._drift import DriftReport as DriftReport
 from eenet.scheduler._ensembles import BEEMScore as BEEMScore
 from eenet.scheduler._ensembles import ZTWScore as ZTWScore
 from eenet.scheduler._ensembles import as_answered as as_answered

@@ -1,7 +1,5 @@
 """Any network, cut at named modules into stages whose interface is the tuple of live tensors."""
 
-from __future__ import annotations
-
 from eenet.stages._capture import feature_at as feature_at
 from eenet.stages._example import Example as Example
 from eenet.stages._example import arguments_of as arguments_of
@@ -12,16 +10,3 @@ from eenet.stages._stage import LiveTensor as LiveTensor
 from eenet.stages._stage import Stage as Stage
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut
-
-__all__ = [
-    "Example",
-    "LiveTensor",
-    "Place",
-    "Stage",
-    "StagedModel",
-    "arguments_of",
-    "cut",
-    "feature_at",
-    "modes_kept",
-    "places",
-]

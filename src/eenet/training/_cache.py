@@ -181,13 +181,13 @@ def _each_once(loader: Any) -> tuple[Iterable[Any], int]:
 
 
 def _whole_batches_once(loader: DataLoader[Any]) -> tuple[Iterable[Any], int]:
-    """As `_each_once`, for a loader whose data set gives whole batches, such as `eenet.data.loader` makes."""
+    """As `_each_once`, for a loader whose data set gives whole batches, such as `experiments.data.loader` makes."""
     in_order = getattr(loader.sampler, "in_order", None)
     if not callable(in_order):
         raise InvalidInputError(
             "freeze_backbone cannot tell which samples are in a DataLoader with batch_size=None, whose data set gives "
-            "whole batches: give one that batches by itself (batch_size=...), one of eenet.data.loader, or a list of "
-            "batches"
+            "whole batches: give one that batches by itself (batch_size=...), one of `experiments.data.loader`, or a "
+            "list of batches"
         )
     sampler = in_order()
     ordered = DataLoader(

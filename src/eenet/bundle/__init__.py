@@ -1,0 +1,34 @@
+"""A model and its scheduler as a folder of graphs: manifest, export, verification, loading."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eenet.bundle._export import export as export
+    from eenet.bundle._graphs import feature_spec as feature_spec
+    from eenet.bundle._load import load as load
+    from eenet.bundle._loaded import LoadedBundle as LoadedBundle
+    from eenet.bundle._manifest import sealed as sealed
+    from eenet.bundle._torch_backend import TorchBackend as TorchBackend
+
+_HOMES = {
+    "LoadedBundle": "_loaded",
+    "TorchBackend": "_torch_backend",
+    "export": "_export",
+    "feature_spec": "_graphs",
+    "load": "_load",
+    "sealed": "_manifest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'eenet.bundle' has no attribute {name!r}")
+    value = getattr(import_module(f"eenet.bundle.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

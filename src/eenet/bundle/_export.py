@@ -1,0 +1,205 @@
+"""`export`: a model and its scheduler as a bundle, a folder that other programs and machines can run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eenet._files import atomic_folder, write_json
+from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs, tensor_spec
+from eenet.bundle._load import load
+from eenet.bundle._loaded import LoadedBundle
+from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, TensorSpec, sealed
+from eenet.bundle._verify import verify
+from eenet.errors import InvalidInputError
+from eenet.models import MultiExitModel
+from eenet.preprocessing import ArrayPreprocessing, Preprocessing
+from eenet.runtime._adaptive import empty_outputs
+from eenet.scheduler import Scheduler
+from eenet.stages import Example
+from eenet.tasks import describe_task
+
+SCHEDULER, MODEL = "scheduler.safetensors", "model"
+
+
+def export(
+    model: MultiExitModel,
+    scheduler: Scheduler,
+    folder: str | Path,
+    *,
+    example: Example,
+    backend: str = "onnx",
+    preprocessing: Preprocessing | None = None,
+    class_names: Sequence[str] | None = None,
+    opset: int = DEFAULT_OPSET,
+) -> LoadedBundle:
+    """Write a bundle: what runs the stages, the scheduler, its costs and budgets, checksums; and load it.
+
+    `example` are real samples, a tensor, a tuple of arguments or a mapping of keyword arguments; the finished bundle is
+    compared with the model on all of them before it appears: logits within 1e-3, exits those of a replay. The folder is
+    there as a whole or not at all, and replaces an earlier bundle. `backend` is "onnx" (runs with numpy and onnxruntime
+    alone), "torch" (weights, for a network that can be built again from a name) or "aoti" (the same, compiled where it
+    is loaded). `preprocessing` says how image files or texts become the network's inputs.
+
+    Raises `InvalidInputError` for what cannot be exported, `ExportError` where the bundle does not do what the model
+    does, `MissingExtraError` without onnx, onnxscript and onnxruntime.
+    """
+    if backend not in BACKENDS:
+        raise InvalidInputError(f"backend is {backend!r}, expected one of {list(BACKENDS)}")
+    if opset not in OPSETS:
+        raise InvalidInputError(f"opset is {opset!r}, expected {OPSETS[0]} to {OPSETS[-1]}")
+    scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
+    _require_cpu_float(model)
+    names = None if class_names is None else [str(name) for name in class_names]
+    if names is not None and len(names) != model.num_classes:
+        raise InvalidInputError(f"there are {len(names)} class names, the model has {model.num_classes} classes")
+    args, kwargs = call_with(example)
+    live = model.staged.flatten_inputs(*args, **kwargs)
+    if model.staged.batch_size_of(live) == 0:
+        raise InvalidInputError("the example has batch size 0; give real samples, on which the bundle is checked")
+    inputs = tuple(tensor_spec(one) for one in model.staged.inference_stages[0].inputs)
+    preprocessing = _fitting(preprocessing, inputs)
+    target = Path(folder)
+    with atomic_folder(target, marker=MANIFEST, what="bundle") as temporary:
+        stages = _write_stages(model, backend, opset, temporary)
+        scheduler.save(temporary / SCHEDULER)
+        for name, content in preprocessing.files().items():
+            _write(temporary / name, content)
+        manifest = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "eenet": _version("eenet"),
+            "backend": backend,
+            "task": describe_task(model.task),
+            "num_classes": model.num_classes,
+            "class_names": names,
+            "exits": list(model.exit_names),
+            "logits": _logits_spec(model).to_dict(),
+            "stages": [stage.to_dict() for stage in stages],
+            "scheduler": SCHEDULER,
+            "costs": scheduler.costs.to_dict(),
+            "budgets": _budgets(scheduler),
+            "preprocessing": preprocessing.describe(),
+            "made_with": _made_with(backend, opset),
+            "files": _files(temporary),
+            "verified": None,
+        }
+        write_json(temporary / MANIFEST, sealed(json.loads(json.dumps(manifest, allow_nan=False))))
+        bundle = load(temporary, allow=_allowed(model))
+        proof = verify(model, scheduler, bundle, live)
+        write_json(temporary / MANIFEST, sealed({**bundle.manifest.data, "verified": proof.to_dict()}))
+        done = {**bundle.manifest.data, "verified": proof.to_dict()}
+    return LoadedBundle(replace(bundle.manifest, root=target, data=done), bundle.backend)
+
+
+def call_with(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call from a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    return ((example,), {}) if isinstance(example, Tensor) else (tuple(example), {})
+
+
+def _require_cpu_float(model: MultiExitModel) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise InvalidInputError(f"{name!r} is on {tensor.device}; export the model from the CPU: model.cpu()")
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            raise InvalidInputError(
+                f"{name!r} is of {tensor.dtype}, which numpy and the CPU backends do not run; export model.float()"
+            )
+
+
+def _fitting(preprocessing: Preprocessing | None, inputs: Sequence[TensorSpec]) -> Preprocessing:
+    """The preprocessing, after a check that it makes what the network takes."""
+    wanted = tuple(spec.name for spec in inputs)
+    if preprocessing is None:
+        return ArrayPreprocessing(wanted)
+    given = preprocessing.describe()
+    made = tuple(given["inputs"]) if "inputs" in given else (given["input"],)
+    if sorted(made) != sorted(wanted):
+        raise InvalidInputError(
+            f"the preprocessing makes the inputs {list(made)}, the network takes {list(wanted)}; name them in it"
+        )
+    shape = inputs[0].shape
+    if preprocessing.kind == "image":
+        sizes = (len(given["mean"]), *given["size"])
+        if len(shape) != 4 or any(isinstance(w, int) and w != s for w, s in zip(shape[1:], sizes, strict=True)):
+            raise InvalidInputError(f"the preprocessing makes images of {sizes}, the network takes {shape[1:]}")
+    if preprocessing.kind == "text" and isinstance(shape[1], int) and given["pad_to"] != shape[1]:
+        raise InvalidInputError(
+            f"the network takes texts of {shape[1]} tokens only; give the preprocessing pad_to={shape[1]}, or cut the "
+            "network with dynamic={1: 'sequence'}"
+        )
+    return preprocessing
+
+
+def _write_stages(model: MultiExitModel, backend: str, opset: int, folder: Path) -> tuple[StageSpec, ...]:
+    if backend == "onnx":
+        graphs = onnx_graphs(model, opset)
+        for name, content in graphs.files.items():
+            _write(folder / name, content)
+        return graphs.stages
+    model.save_pretrained(folder / MODEL)
+    return tuple(
+        StageSpec(stage.name, tuple(tensor_spec(one) for one in stage.inputs), None, None, None)
+        for stage in model.staged.inference_stages
+    )
+
+
+def _allowed(model: MultiExitModel) -> list[str]:
+    """The import path of the caller's own network: who exports it trusts it."""
+    return [] if model.source is None else [model.source.name]
+
+
+def _logits_spec(model: MultiExitModel) -> TensorSpec:
+    logits = model.final_logits(empty_outputs(model.staged.inference_stages[-1], torch.device("cpu")))
+    dtype = str(logits.dtype).removeprefix("torch.")
+    return TensorSpec("logits", dtype, ("batch", *logits.shape[1:]), 0)
+
+
+def _budgets(scheduler: Scheduler) -> list[dict[str, Any]]:
+    """What the bundle can be run at, by the scheduler's table; accuracies are those of the calibration records."""
+    return [
+        {"budget": point.budget, "planned_cost": point.planned_cost, "accuracy": point.accuracy}
+        for point in scheduler.frontier()
+    ]
+
+
+def _made_with(backend: str, opset: int) -> dict[str, Any]:
+    libraries = ("torch", "numpy", *(("onnx", "onnxscript", "onnxruntime") if backend == "onnx" else ()))
+    found: dict[str, Any] = {name: _version(name) for name in libraries} | {"python": platform.python_version()}
+    return found | ({"opset": opset} if backend == "onnx" else {})
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its source, not installed
+        from eenet import __version__
+
+        return __version__ if package == "eenet" else "unknown"
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def _files(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and checksum of every file so far."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            name = path.relative_to(folder).as_posix()
+            found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return found

@@ -1,0 +1,174 @@
+"""The stages and exit heads of a model as ONNX graphs: one file each, batch dimension dynamic."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet._extras import require
+from eenet.bundle._manifest import StageSpec, TensorSpec
+from eenet.errors import InvalidInputError
+from eenet.models import MultiExitModel, feature_of, inferring
+from eenet.stages import LiveTensor, Stage
+
+OPSETS = range(18, 24)
+DEFAULT_OPSET = 20
+"""Read by every ONNX Runtime since 1.17."""
+
+_MOST_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the rest is for the graph itself
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The stages of a bundle and the content of its files by name."""
+
+    stages: tuple[StageSpec, ...]
+    files: dict[str, bytes]
+
+
+def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
+    """A model's stages and heads as ONNX; raises `InvalidInputError`, naming the stage, where one cannot be written."""
+    for library in ("onnx", "onnxscript"):
+        require(library, "export")
+    specs: list[StageSpec] = []
+    files: dict[str, bytes] = {}
+    args, kwargs = model.staged.example
+    with inferring(model), torch.inference_mode(mode=False), torch.no_grad():
+        live = model.staged.flatten_inputs(*args, **kwargs)
+        stages = model.staged.inference_stages
+        for k, stage in enumerate(stages):
+            inputs = tuple(tensor_spec(one) for one in stage.inputs)
+            graph = f"stages/{k}.onnx"
+            outputs = stage(*live)
+            if k == len(stages) - 1:
+                files[graph] = _graph(_Last(model, stage), live, stage.inputs, stage.name, opset)
+                specs.append(StageSpec(stage.name, inputs, graph, None, None))
+                break
+            feature, index = feature_of(stage, outputs), stage.feature_index
+            # The head takes the feature with its samples first; where it is passed on like that, it is not sent twice.
+            alone = index not in stage.passed or bool(index is not None and stage.outputs[index].batch_dim)
+            wrapped = _Early(stage, feature=alone)
+            files[graph] = _graph(wrapped, live, stage.inputs, stage.name, opset)
+            head = f"heads/{k}.onnx"
+            described = (feature_spec(stage),)
+            files[head] = _graph(_Head(model.heads[k]), (feature,), described, f"the head at {stage.name}", opset)
+            place = None if alone or index is None else stage.passed.index(index)
+            specs.append(StageSpec(stage.name, inputs, graph, head, place))
+            live = tuple([outputs[i] for i in stage.passed])
+    return Graphs(tuple(specs), files)
+
+
+def tensor_spec(live: LiveTensor) -> TensorSpec:
+    """A live tensor as it stands in a manifest."""
+    return TensorSpec(live.name, str(live.dtype).removeprefix("torch."), live.shape, live.batch_dim)
+
+
+def feature_spec(stage: Stage) -> LiveTensor:
+    """The feature at the end of a stage as a head takes it: with the samples first."""
+    feature = stage.outputs[stage.feature_index or 0]
+    shape = list(feature.shape)
+    if feature.batch_dim is not None:
+        shape.insert(0, shape.pop(feature.batch_dim))
+    return LiveTensor("feature", tuple(shape), feature.dtype, 0)
+
+
+class _Early(nn.Module):
+    """A stage that gives the next one's tensors and, where asked, its feature with the samples first."""
+
+    def __init__(self, stage: Stage, *, feature: bool) -> None:
+        super().__init__()
+        self.module = stage.module
+        self._stage = stage
+        self._feature = feature
+
+    def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.module(*live)
+        passed = [outputs[i] for i in self._stage.passed]
+        return (*passed, feature_of(self._stage, outputs)) if self._feature else tuple(passed)
+
+
+class _Last(nn.Module):
+    """The last stage, giving the logits alone."""
+
+    def __init__(self, model: MultiExitModel, stage: Stage) -> None:
+        super().__init__()
+        self.module = stage.module
+        self._final = model.final_logits
+
+    def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
+        return (self._final(self.module(*live)),)
+
+
+class _Head(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
+        return (self.head(live[0]),)
+
+
+def _graph(
+    module: nn.Module, live: tuple[Tensor, ...], described: Sequence[LiveTensor], name: str, opset: int
+) -> bytes:
+    weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    if weights > _MOST_BYTES:
+        raise InvalidInputError(
+            f"stage {name!r} has {weights / 2**30:.1f} GiB of weights, more than the 2 GiB that one ONNX file holds; "
+            "put an exit in the middle of it, or use backend='torch'"
+        )
+    dynamic = tuple(
+        {dim: torch.export.Dim.DYNAMIC for dim, size in enumerate(one.shape) if isinstance(size, str)}
+        for one in described
+    )
+    module.eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what the exporters say of themselves
+            program = torch.export.export(module, live, dynamic_shapes={"live": dynamic}, strict=False)
+            made = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"{name!r} cannot be written as an ONNX graph ({_reason(error)}); use backend='torch', or replace the "
+            "operator that ONNX lacks"
+        ) from error
+    assert made is not None
+    proto = made.model_proto
+    _tidy(proto, described)
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content
+
+
+def _reason(error: BaseException) -> str:
+    innermost = error
+    while innermost.__cause__ is not None:
+        innermost = innermost.__cause__
+    return " ".join(str(innermost).split())[:300] or type(innermost).__name__
+
+
+def _tidy(proto: Any, described: Sequence[LiveTensor]) -> None:
+    """Leave out what the exporter notes about the machine it ran on, and call sizes by their names."""
+    graph = proto.graph
+    names: dict[str, str] = {}
+    for value, live in zip(graph.input, described, strict=True):
+        for dim, size in zip(value.type.tensor_type.shape.dim, live.shape, strict=True):
+            if isinstance(size, str) and size.isidentifier() and dim.dim_param:
+                names.setdefault(dim.dim_param, size)
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        del value.metadata_props[:]
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+    for part in (proto, graph, *graph.node, *graph.initializer, *proto.functions):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    for function in proto.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+            node.doc_string = ""

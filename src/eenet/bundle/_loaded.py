@@ -1,0 +1,110 @@
+"""A bundle that was loaded: what it runs on, how it decides, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from eenet.bundle._manifest import Manifest, TensorSpec
+from eenet.costs import Budget, ExitCosts
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.preprocessing import Preprocessing, preprocessing_from
+from eenet.runtime._backend import Array, StageBackend
+from eenet.runtime._walk import Answers, walk
+from eenet.scheduler import Scheduler, load_scheduler
+from eenet.tasks import Task, task_from
+
+
+class LoadedBundle:
+    """A network with exits and the scheduler that decides on them, as exported; call it with numpy arrays.
+
+    `backend` runs the stages, `scheduler` decides, `costs` are those it was fitted with; `task` says what the logits
+    mean, `class_names` (C,) or None what the classes are called, `preprocessing` how raw inputs become arrays; `info`
+    is a JSON-ready description for people.
+    """
+
+    def __init__(self, manifest: Manifest, backend: StageBackend, scheduler: Scheduler | None = None) -> None:
+        self.manifest = manifest
+        self.backend = backend
+        self.scheduler = scheduler or _scheduler(manifest)
+        self.task: Task = _task(manifest)
+        names = manifest.data["class_names"]
+        self.class_names: tuple[str, ...] | None = None if names is None else tuple(names)
+        self.preprocessing: Preprocessing = _preprocessing(manifest)
+        self.exit_names: tuple[str, ...] = tuple(manifest.data["exits"])
+        self._logits = TensorSpec.from_dict(manifest.data["logits"])
+
+    def __call__(self, inputs: Mapping[str, Array] | Array) -> Answers:
+        """Logits and exits of a batch, in its order; an empty batch gives empty answers.
+
+        `inputs` is an array, or a mapping of the network's inputs by name. Raises `InvalidInputError`, which names the
+        input, for another name, dtype or shape.
+        """
+        answers = walk(self.backend, self.scheduler.policy, self.task, inputs)
+        if answers is not None:
+            return answers
+        shape = tuple(size if isinstance(size, int) else 0 for size in self._logits.shape)
+        return Answers(np.empty(shape, dtype=self._logits.dtype), np.empty(0, dtype=np.int64))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The network's inputs: names, dtypes and shapes."""
+        return self.manifest.stages[0].inputs
+
+    @property
+    def costs(self) -> ExitCosts:
+        """The costs the scheduler was fitted with."""
+        return self.scheduler.costs
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the bundle is, for people and for a server's description of itself."""
+        data = self.manifest.data
+        kept = ("backend", "eenet", "exits", "num_classes", "class_names", "task", "budgets", "verified", "made_with")
+        return {
+            **{key: data[key] for key in kept},
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "scheduler": self.scheduler.name,
+            "budget": self.scheduler.budget,
+            "costs": self.costs.to_dict(),
+            "preprocessing": data["preprocessing"],
+        }
+
+    def at(self, budget: Budget) -> LoadedBundle:
+        """The same bundle, sharing its stages, with the scheduler's policy for another budget.
+
+        Raises `InfeasibleBudgetError` for a budget that cannot be met.
+        """
+        return LoadedBundle(self.manifest, self.backend, self.scheduler.at(budget))
+
+    def __repr__(self) -> str:
+        return f"LoadedBundle({str(self.manifest.root)!r}, {self.manifest.backend}, {self.scheduler!r})"
+
+
+def _scheduler(manifest: Manifest) -> Scheduler:
+    name = manifest.data["scheduler"]
+    manifest.read(name)
+    scheduler = load_scheduler(manifest.path(name))
+    try:
+        scheduler.policy.require(manifest.num_exits, manifest.num_classes, "the bundle has")
+    except InvalidInputError as error:
+        raise FileFormatError(f"the scheduler in {str(manifest.root)!r} is not of this bundle: {error}") from error
+    return scheduler
+
+
+def _task(manifest: Manifest) -> Task:
+    try:
+        return task_from(manifest.data["task"])
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{str(manifest.root)!r} is of a task that cannot be made here: {error}") from error
+
+
+def _preprocessing(manifest: Manifest) -> Preprocessing:
+    try:
+        return preprocessing_from(manifest.data["preprocessing"], read=manifest.read)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"the preprocessing in {str(manifest.root)!r} cannot be read ({error}); upgrade eenet, or export again"
+        ) from error

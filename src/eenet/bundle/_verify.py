@@ -1,0 +1,140 @@
+"""The proof of a bundle: on real samples it gives the model's logits and takes the exits that a replay takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eenet.bundle._loaded import LoadedBundle
+from eenet.errors import ExportError
+from eenet.models import MultiExitModel, inferring
+from eenet.records import ExitRecords
+from eenet.runtime._adaptive import to_numpy
+from eenet.runtime._backend import Array
+from eenet.scheduler import Scheduler, Trail
+from eenet.tasks import Evidence, Segmentation
+
+LOGITS_TOLERANCE = 1e-3
+"""How far a bundle's logits may be from the model's, times the largest logit where that is above 1."""
+
+TIE_TOLERANCE = 1e-3
+"""A sample whose score is this close to the threshold (times the threshold where that is above 1) may go either way."""
+
+_BATCH = 32
+
+Ints = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared: the samples, the largest difference of a logit, and samples at a tie that went otherwise."""
+
+    samples: int
+    logits_difference: float
+    ties: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description, with the tolerances."""
+        return {
+            "samples": self.samples,
+            "largest_logits_difference": self.logits_difference,
+            "logits_tolerance": LOGITS_TOLERANCE,
+            "ties_that_went_otherwise": self.ties,
+            "tie_tolerance": TIE_TOLERANCE,
+        }
+
+
+def verify(model: MultiExitModel, scheduler: Scheduler, bundle: LoadedBundle, live: tuple[Tensor, ...]) -> Proof:
+    """Compare a bundle with the model on the samples in `live`; raises `ExportError` where they differ.
+
+    Logits are compared at every exit, at batch 1 and in larger batches; exits with those of a replay.
+    """
+    specs = bundle.inputs
+    samples = model.staged.batch_size_of(live)
+    worst, ties = 0.0, 0
+    with inferring(model):
+        for rows in _batches(samples):
+            inputs = model.staged.compact(live, torch.from_numpy(rows), 0)
+            expected = [to_numpy(logits) for logits in _logits(model, inputs)]
+            given = {spec.name: tensor.numpy() for spec, tensor in zip(specs, inputs, strict=True)}
+            worst = max(worst, _compare_logits(expected, _all_logits(bundle, given), bundle.exit_names))
+            ties += _compare_exits(model, scheduler, expected, bundle(given).exits, rows)
+    return Proof(samples, worst, ties)
+
+
+def _batches(samples: int) -> list[Ints]:
+    """Every sample once, a first one also alone: a batch of one is where a traced size shows."""
+    rows = np.arange(samples)
+    return [rows[:1], *(rows[start : start + _BATCH] for start in range(0, samples, _BATCH))]
+
+
+def _logits(model: MultiExitModel, live: tuple[Tensor, ...]) -> list[Tensor]:
+    args, kwargs = model.staged.call_of(live)
+    found: list[Tensor] = model(*args, **kwargs)
+    return found
+
+
+def _all_logits(bundle: LoadedBundle, inputs: dict[str, Array]) -> list[NDArray[np.float32]]:
+    backend, found = bundle.backend, []
+    live = backend.enter(inputs)
+    for k in range(backend.num_exits):
+        live, logits = backend.run(k, live, observe=True)
+        assert logits is not None
+        found.append(logits)
+    return found
+
+
+def _compare_logits(
+    expected: list[NDArray[np.float32]], got: list[NDArray[np.float32]], names: tuple[str, ...]
+) -> float:
+    worst = 0.0
+    for name, one, other in zip(names, expected, got, strict=True):
+        if one.shape != other.shape:
+            raise ExportError(
+                f"at exit {name!r} the bundle gives logits of shape {other.shape}, the model {one.shape}; the graph "
+                "has a size fixed that changes: report it, and use backend='torch'"
+            )
+        finite = np.isfinite(one)
+        difference = float(np.abs(other[finite] - one[finite]).max(initial=0.0))
+        scale = max(1.0, float(np.abs(one[finite]).max(initial=0.0)))
+        if not np.array_equal(finite, np.isfinite(other)) or not difference <= LOGITS_TOLERANCE * scale:
+            raise ExportError(
+                f"at exit {name!r} the bundle's logits differ from the model's by {difference:.2g} at a scale of "
+                f"{scale:.2g}, more than {LOGITS_TOLERANCE:g} of it; the network has a step that this backend computes "
+                "otherwise: use backend='torch'"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _compare_exits(
+    model: MultiExitModel, scheduler: Scheduler, logits: list[NDArray[np.float32]], exits: NDArray[np.int64], rows: Ints
+) -> int:
+    """Samples that left elsewhere than a replay says, all of them ties; raises `ExportError` for one that is none."""
+    trail: list[Evidence] = []
+    for one in logits:
+        trail.append(model.task.evidence(model.task.shown(one), trail))
+    dense = isinstance(model.task, Segmentation)
+    records = ExitRecords.from_evidence([trail]) if dense else ExitRecords.from_logits(np.stack(logits))
+    replayed = scheduler.replay(records).exits
+    apart = np.flatnonzero(replayed != exits)
+    if len(apart) == 0:
+        return 0
+    policy, seen = scheduler.policy, Trail()
+    for evidence in trail[:-1]:
+        seen.evidence.append(evidence)
+        seen.scores.append(policy.score(seen))
+    for n in apart:
+        k = int(min(replayed[n], exits[n]))
+        score, threshold = float(seen.scores[k][n]), float(policy.thresholds[k])
+        if abs(score - threshold) > TIE_TOLERANCE * max(1.0, abs(threshold)):
+            raise ExportError(
+                f"sample {rows[n]} leaves the bundle at exit {exits[n]}, a replay at {replayed[n]}, although its score "
+                f"{score:.6g} at exit {k} is no tie with the threshold {threshold:.6g}; use backend='torch'"
+            )
+    return len(apart)

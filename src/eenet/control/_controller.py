@@ -1,0 +1,300 @@
+"""BudgetController: holds a budget in traffic, from what leaves where, without labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eenet._files import existing_file, write_json
+from eenet.control._drift import DriftReport, DriftTest
+from eenet.control._pacing import Alternation, Pacer
+from eenet.control._quotas import Quotas
+from eenet.costs import Budget, ExitCosts, parse_budget
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.scheduler._policy import Floats, Ints, ThresholdPolicy
+from eenet.scheduler._scheduler import Scheduler
+
+_FORMAT, _SCHEMA = "eenet.controller", 1
+_SHORTEST_HORIZON = 10
+
+
+class BudgetController:
+    """Keeps the mean cost of traffic at a budget by moving along a scheduler's policies, from observed costs alone.
+
+    Run each batch under `policy` and give the exits its samples left at to `observe`. Stands in for a scheduler in
+    `AdaptiveModel`. All methods may be called from several threads; `policy` never waits.
+
+    `budget` is as in `Scheduler.fit`, by default the scheduler's own. `horizon`, in samples: how soon what was spent
+    too much or too little is paid back; shorter follows traffic faster, longer wanders less around the best policy.
+    `floor` and `ceiling` (K,) are the smallest and largest share of samples that leaves at each exit. They are kept
+    whatever the traffic, to within the samples of K batches: once the running counts fall short, everybody in the next
+    batch leaves at the exit that is owed most; exits that have too many are passed. The other batches keep the budget.
+    In any stretch of traffic they are kept too, to within `horizon` samples more. A sample with evidence that is not
+    finite goes on to the last exit all the same. `false_alarms` is the probability, over all calibration sets and
+    traffic like them, that `drift` ever reports an alarm.
+
+    Raises `InfeasibleBudgetError` for a budget below what the scheduler's table or the quotas allow, `NotFittedError`
+    for a scheduler that is not fitted.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        budget: Budget | None = None,
+        *,
+        horizon: float = 300,
+        floor: Sequence[float] | None = None,
+        ceiling: Sequence[float] | None = None,
+        false_alarms: float = 0.01,
+    ) -> None:
+        table, costs = scheduler.table, scheduler.costs
+        if not _is_number(horizon) or not _SHORTEST_HORIZON <= horizon < float("inf"):
+            raise InvalidInputError(f"horizon={horizon!r}: expected a number of samples, {_SHORTEST_HORIZON} or more")
+        if not _is_number(false_alarms) or not 0 < false_alarms < 1:
+            raise InvalidInputError(f"false_alarms={false_alarms!r}: expected a probability between 0 and 1")
+        self._costs, self._policies = costs, table.policies
+        self._smallest_row = table.index
+        self._horizon, self._level = float(horizon), float(false_alarms)
+        self._quotas = Quotas.parse(floor, ceiling, len(costs), self._horizon)
+        # Of policies with the same planned cost the first will do.
+        rising = np.diff(table.planned_costs, prepend=-np.inf) > 1e-9 * costs[-1]
+        self._rows: list[int] = np.flatnonzero(rising).tolist()
+        self._ladder: list[float] = table.planned_costs[self._rows].tolist()
+        limit = self._limit(scheduler.budget if budget is None else budget)
+        self._pacer = Pacer(limit, self._ladder[0], self._ladder[-1], self._horizon)
+        self._alternation = Alternation(self._ladder)
+        self._drift = None
+        if table.shares is not None and table.samples:
+            self._drift = DriftTest(table.shares, table.samples, self._level)
+        self._fingerprint = _fingerprint(scheduler)
+        self._lock = threading.Lock()
+        self._samples, self._spent = 0, 0.0
+        # Which rung each policy is on, and whether it is the table's own; policies are kept, so that an id stays its.
+        self._known = {id(self._policies[row]): (rung, True) for rung, row in enumerate(self._rows)}
+        self._overruled: dict[tuple[int, str], ThresholdPolicy] = {}
+        self._policy = self._choose()
+
+    @property
+    def policy(self) -> ThresholdPolicy:
+        """The policy for the samples that come now; it changes only with `observe`, `observe_costs`, `set_budget`."""
+        return self._policy
+
+    @property
+    def costs(self) -> ExitCosts:
+        """Of the exits."""
+        return self._costs
+
+    @property
+    def budget(self) -> float:
+        """The budget per sample, in the unit of the costs."""
+        return self._pacer.budget
+
+    @property
+    def samples(self) -> int:
+        """How many samples were observed since the start or the last change of the budget."""
+        return self._samples
+
+    @property
+    def mean_cost(self) -> float:
+        """Their mean cost, in the unit of the costs; NaN before the first."""
+        with self._lock:
+            return self._spent / self._samples if self._samples else float("nan")
+
+    def set_budget(self, budget: Budget) -> None:
+        """Keep to another budget from now on; what was spent before is neither paid back nor counted in `mean_cost`.
+
+        Raises `InvalidInputError` or `InfeasibleBudgetError`, and then keeps to the one it had.
+        """
+        limit = self._limit(budget)
+        with self._lock:
+            self._pacer.budget, self._pacer.debt = limit, 0.0
+            self._samples, self._spent = 0, 0.0
+            self._policy = self._choose()
+
+    def observe(self, exits: ArrayLike, policy: ThresholdPolicy | None = None) -> None:
+        """Samples have left at these exits (n,), from 0.
+
+        They went by `policy`, by default the one in force now; name it where batches run side by side. By a policy
+        that is not of this controller, they count for the cost only.
+        """
+        counts = self._counted(exits)
+        total = int(counts.sum())
+        if not total:
+            return
+        spent = float(counts @ self._costs.values) / total
+        with self._lock:
+            known = self._known.get(id(self._policy if policy is None else policy))
+            if self._quotas.any:
+                self._quotas.observe(counts)
+            if self._drift is not None and known is not None and known[1]:
+                self._drift.observe(self._rows[known[0]], counts)
+            self._account(total, spent, known)
+
+    def observe_costs(self, costs: ArrayLike, policy: ThresholdPolicy | None = None) -> None:
+        """Samples have cost this much each, (n,), in the unit of the costs: for costs that were measured.
+
+        In place of `observe`, which takes them from the scheduler's; floors, ceilings and drift see none of it.
+        """
+        values = np.asarray(costs)
+        if values.ndim != 1 or values.dtype.kind not in "fiu" or not np.isfinite(values).all() or (values < 0).any():
+            raise InvalidInputError(f"costs are {costs!r}, expected a list of finite numbers, one for each sample")
+        if not len(values):
+            return
+        with self._lock:
+            known = self._known.get(id(self._policy if policy is None else policy))
+            self._account(len(values), float(values.mean(dtype=np.float64)), known)
+
+    def drift(self) -> DriftReport:
+        """Whether samples still leave where the calibration records say, since the start or `restart_drift`.
+
+        Raises `InvalidInputError` for a scheduler from a file that does not say where they did.
+        """
+        with self._lock:
+            return self._tested().report()
+
+    def restart_drift(self) -> None:
+        """Begin the test for drift anew, as after an alarm that was dealt with."""
+        with self._lock:
+            self._tested().restart()
+
+    def _tested(self) -> DriftTest:
+        if self._drift is None:
+            raise InvalidInputError(
+                "this scheduler was saved without the exit shares of its policies, so that drift cannot be seen; fit "
+                "and save it again"
+            )
+        return self._drift
+
+    def _limit(self, budget: Budget) -> float:
+        limit = parse_budget(budget, self._costs)
+        self._smallest_row(limit)
+        self._quotas.require_affordable(limit, self._costs)
+        return limit
+
+    def _counted(self, exits: ArrayLike) -> Ints:
+        values, last = np.asarray(exits), len(self._costs) - 1
+        if values.size == 0:
+            return np.zeros(last + 1, dtype=np.intp)
+        if values.ndim != 1 or values.dtype.kind not in "iu" or values.min() < 0 or values.max() > last:
+            raise InvalidInputError(f"exits are {exits!r}, expected a list of whole numbers from 0 to {last}")
+        counts: Ints = np.bincount(values, minlength=last + 1)
+        return counts
+
+    def _account(self, samples: int, spent: float, known: tuple[int, bool] | None) -> None:
+        self._samples += samples
+        self._spent += samples * spent
+        if known is not None:
+            self._alternation.served(samples, self._pacer.aim, known[0])
+        self._pacer.observe(samples, spent, None if known is None else self._ladder[known[0]])
+        self._policy = self._choose()
+
+    def _choose(self) -> ThresholdPolicy:
+        """The policy for the next samples."""
+        rung = self._alternation.choose(self._pacer.aim, self._pacer.batch)
+        policy, name = self._policies[self._rows[rung]], ""
+        if self._quotas.any:
+            name, overruled = self._quotas.overrule(policy)
+            if name:  # kept, since whoever runs batches tells policies apart by identity
+                policy = self._overruled.setdefault((rung, name), overruled)
+                self._known[id(policy)] = rung, False
+        return policy
+
+    def state(self) -> dict[str, Any]:
+        """Everything learned so far, ready for JSON; `restore` goes on from it exactly."""
+        with self._lock:
+            return {
+                "format": _FORMAT,
+                "schema": _SCHEMA,
+                "scheduler": self._fingerprint,
+                "horizon": self._horizon,
+                "false_alarms": self._level,
+                "floor": self._quotas.floor.tolist(),
+                "ceiling": self._quotas.ceiling.tolist(),
+                "samples": self._samples,
+                "spent": self._spent,
+                "pacer": self._pacer.to_dict(),
+                "carry": self._alternation.carry,
+                "owed": self._quotas.owed.tolist(),
+                "above": self._quotas.above.tolist(),
+                "drift": None if self._drift is None else self._drift.to_dict(),
+            }
+
+    @classmethod
+    def restore(cls, scheduler: Scheduler, state: Mapping[str, Any]) -> BudgetController:
+        """The controller whose `state` this was, on the same scheduler or one loaded from its file.
+
+        Raises `FileFormatError` for the state of something else, damaged or newer, or of another scheduler.
+        """
+        if state.get("format") != _FORMAT:
+            raise FileFormatError(f"the state is of {state.get('format')!r}, expected {_FORMAT!r}")
+        if not isinstance(state.get("schema"), int) or state["schema"] > _SCHEMA:
+            raise FileFormatError(
+                f"the state has schema {state.get('schema')!r}, this eenet reads up to {_SCHEMA}: upgrade eenet"
+            )
+        if state.get("scheduler") != _fingerprint(scheduler):
+            raise FileFormatError("the state is of a controller of another scheduler; restore it with that one")
+        try:
+            controller = cls(
+                scheduler,
+                state["pacer"]["budget"],
+                horizon=state["horizon"],
+                floor=state["floor"],
+                ceiling=state["ceiling"],
+                false_alarms=state["false_alarms"],
+            )
+            controller._take(state)
+        except KeyError as error:
+            raise FileFormatError(f"the state lacks {error.args[0]!r}; save the controller again") from error
+        except (TypeError, ValueError) as error:
+            raise FileFormatError(f"the state is damaged ({error}); save the controller again") from error
+        return controller
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        shape = (len(self._costs),)
+        self._samples, self._spent = int(state["samples"]), float(state["spent"])
+        self._pacer.take(state["pacer"])
+        self._alternation.carry = float(state["carry"])
+        self._quotas.owed = np.array(state["owed"], dtype=np.float64).reshape(shape)
+        self._quotas.above = np.array(state["above"], dtype=np.float64).reshape(shape)
+        if self._drift is not None and state["drift"] is not None:
+            self._drift.take(state["drift"])
+        self._policy = self._choose()
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a JSON file, atomically; read it back with `load`."""
+        write_json(path, self.state())
+
+    @classmethod
+    def load(cls, scheduler: Scheduler, path: str | Path) -> BudgetController:
+        """The controller that `save` wrote; raises `FileFormatError` as `restore` does."""
+        source = existing_file(path)
+        try:
+            state = json.loads(source.read_text(encoding="utf-8"))
+        except ValueError as error:  # not JSON, or not even text
+            raise FileFormatError(f"{str(source)!r} is not a JSON file ({error}); save the controller again") from error
+        if not isinstance(state, dict):
+            raise FileFormatError(f"{str(source)!r} holds no state of a controller; save the controller again")
+        return cls.restore(scheduler, state)
+
+    def __repr__(self) -> str:
+        mean = "nothing observed" if not self._samples else f"mean cost {self.mean_cost:.4g} of {self._samples} samples"
+        return f"BudgetController(budget={self.budget:.4g} {self._costs.unit}, {mean})"
+
+
+def _fingerprint(scheduler: Scheduler) -> str:
+    """The same for a scheduler and for what its file gives."""
+    table = scheduler.table
+    parts: list[Floats] = [scheduler.costs.values, table.planned_costs]
+    parts += [policy.thresholds for policy in table.policies]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(part, dtype="<f8").tobytes() for part in parts)).hexdigest()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

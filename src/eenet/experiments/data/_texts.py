@@ -1,0 +1,241 @@
+"""SST-2 (Socher et al., 2013; GLUE) and AG News (Zhang et al., 2015): parquet, TSV and CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.experiments.data._corrupt import CorruptSample, settle
+from eenet.experiments.data._dataset import (
+    Draw,
+    Indices,
+    one,
+    positions,
+    require_labels,
+    require_transform,
+    transformed,
+)
+from eenet.experiments.data._layout import first_folder, missing, parquet_shards
+from eenet.experiments.data._parquet import integers, read_columns
+
+_Row: TypeAlias = "tuple[str, int] | CorruptSample"
+
+
+class Texts:
+    """Labelled raw strings, kept in memory; a `TextCollator` makes batches of tokens of them.
+
+    Both transforms read the string as it is. `empty` is the number of texts without a visible character, which are
+    kept: a tokenizer gives them its special tokens alone.
+    """
+
+    task = "text"
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        labels: NDArray[Any],
+        classes: Sequence[str],
+        *,
+        name: str,
+        split: str,
+        transform: str = "eval",
+        skipped: Sequence[CorruptSample] = (),
+    ) -> None:
+        require_transform(transform)
+        if len(texts) != len(labels):
+            raise InvalidInputError(
+                f"{name!r} has {len(texts)} texts and {len(labels)} labels; give each text one label"
+            )
+        if not len(texts):
+            raise InvalidInputError(f"split {split!r} of {name!r} has no samples; expected at least one")
+        self.name, self.split, self.transform = name, split, transform
+        self.texts = tuple(texts)
+        self.classes = tuple(classes)
+        self.labels = require_labels(labels, self.classes, f"split {split!r} of {name!r}")
+        self.skipped = tuple(skipped)
+
+    @property
+    def empty(self) -> int:
+        """Number of texts without a visible character."""
+        return sum(not text.strip() for text in self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        where = one(index, len(self))
+        return self.texts[where], int(self.labels[where])
+
+    def batch(self, indices: Indices, draw: Draw = None) -> tuple[list[str], Any]:  # noqa: ARG002 - nothing to draw
+        """A list of strings and int64 labels (n,)."""
+        import torch
+
+        where = positions(indices, len(self))
+        return [self.texts[n] for n in where], torch.from_numpy(self.labels[where])
+
+    def digest(self, index: int) -> bytes:
+        """A hash of one text's UTF-8 bytes."""
+        return _hash_text(self.texts[one(index, len(self))])
+
+    def fingerprint(self) -> str:
+        """A hash of all texts and labels."""
+        return sha256(b"".join(map(_hash_text, self.texts)) + self.labels.astype("<i8").tobytes()).hexdigest()
+
+    def with_transform(self, transform: str) -> Texts:
+        """The same texts; the transforms do not differ."""
+        return transformed(self, transform)
+
+
+def _hash_text(text: str) -> bytes:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class _TextData:
+    title: str
+    classes: tuple[str, ...]
+    text_column: str
+    table: str  # the other format
+    table_folders: tuple[str, ...]
+    table_files: dict[str, str]
+
+
+_DATA = {
+    "sst2": _TextData(
+        "SST-2",
+        ("negative", "positive"),
+        "sentence",
+        "GLUE's TSV with a header that names 'sentence' and 'label'",
+        ("", "SST-2", "sst2", "sst2/SST-2", "glue/SST-2"),
+        {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"},
+    ),
+    "ag_news": _TextData(
+        "AG News",
+        ("World", "Sports", "Business", "Sci/Tech"),
+        "text",
+        "CSV without a header: class 1 to 4, title, description",
+        ("", "ag_news_csv", "ag_news", "ag_news/ag_news_csv"),
+        {"train": "train.csv", "test": "test.csv"},
+    ),
+}
+
+
+def load_texts(
+    name: str, root: Path, split: str, *, transform: str, on_corrupt: str, limit: int | None, remedy: str
+) -> Texts:
+    """The texts of a split."""
+    data = _DATA[name]
+    shards = parquet_shards(root, ("", "data", name, f"{name}/data"), split)
+    if shards:
+        rows = _parquet_rows(shards, data, limit)
+    else:
+        file_name = data.table_files[split]
+        folder = first_folder(root, data.table_folders, holding=(file_name,))
+        if folder is None:
+            raise missing(
+                f"{data.title} split {split!r}",
+                root,
+                f"{split}-*.parquet (Hugging Face: columns {data.text_column!r}, 'label'), or {file_name} "
+                f"({data.table})",
+                remedy,
+            )
+        rows = (_tsv_rows if name == "sst2" else _csv_rows)(folder / file_name, data, limit)
+    texts: list[str] = []
+    labels: list[int] = []
+    corrupt: list[CorruptSample] = []
+    for row in rows:
+        if isinstance(row, CorruptSample):
+            corrupt.append(row)
+        else:
+            texts.append(row[0])
+            labels.append(row[1])
+    settle(corrupt, len(texts), on_corrupt)
+    codes = np.array(labels, np.int64)
+    return Texts(texts, codes, data.classes, name=name, split=split, transform=transform, skipped=corrupt)
+
+
+def _parquet_rows(shards: Sequence[Path], data: _TextData, limit: int | None) -> Iterator[_Row]:
+    wanted = {"text": (data.text_column,), "label": ("label",)}
+    for path, first, columns in read_columns(shards, wanted, limit):
+        texts = columns["text"].to_pylist()
+        labels = integers(columns["label"], path, first)
+        require_labels(np.array([0 if n is None else n for n in labels], np.int64), data.classes, str(path), first)
+        for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=first):
+            if text is not None and not isinstance(text, str):
+                raise InvalidInputError(
+                    f"{str(path)!r}: column {data.text_column!r} holds {type(text).__name__} in row {row}, expected "
+                    "strings"
+                )
+            if text is None or label is None:
+                yield CorruptSample(f"{path.name} row {row}", "has no text" if text is None else "has no label")
+            else:
+                yield text, label
+
+
+def _tsv_rows(path: Path, data: _TextData, limit: int | None) -> Iterator[_Row]:
+    lines = _records(path, csv.reader, delimiter="\t", quoting=csv.QUOTE_NONE)
+    _, header = next(lines, (1, []))
+    if "sentence" not in header or "label" not in header:
+        unlabelled = " GLUE's test split has no labels: use split='validation'." if "index" in header else ""
+        raise InvalidInputError(
+            f"{str(path)!r} starts with the columns {header}, expected a header with 'sentence' and 'label'."
+            f"{unlabelled}"
+        )
+    sentence, label = header.index("sentence"), header.index("label")
+    for line, cells in _first(lines, limit):
+        if len(cells) == len(header):
+            yield cells[sentence], _label(cells[label], data, path, line)
+        else:
+            yield _wrong_fields(path, line, cells, len(header))
+
+
+def _csv_rows(path: Path, data: _TextData, limit: int | None) -> Iterator[_Row]:
+    for line, cells in _first(_records(path, csv.reader, skipinitialspace=True), limit):
+        if len(cells) == 3:
+            yield f"{cells[1]} {cells[2]}", _label(cells[0], data, path, line, first=1)
+        else:
+            yield _wrong_fields(path, line, cells, 3)
+
+
+def _wrong_fields(path: Path, line: int, cells: Sequence[str], expected: int) -> CorruptSample:
+    return CorruptSample(f"{path.name} line {line}", f"has {len(cells)} fields, expected {expected}")
+
+
+def _first(lines: Iterator[tuple[int, list[str]]], limit: int | None) -> Iterator[tuple[int, list[str]]]:
+    for count, item in enumerate(lines):
+        if count == limit:
+            return
+        yield item
+
+
+def _records(path: Path, reader: Any, **dialect: Any) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every line that is not blank."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = reader(file, **dialect)
+            for cells in rows:
+                if cells:
+                    yield rows.line_num, cells
+    except UnicodeDecodeError as error:
+        raise FileFormatError(
+            f"{str(path)!r} is not UTF-8 text ({error.reason}); convert it, or fetch it again"
+        ) from error
+    except csv.Error as error:
+        raise FileFormatError(f"{str(path)!r} line {rows.line_num}: {error}; fetch the file again") from error
+
+
+def _label(cell: str, data: _TextData, path: Path, line: int, first: int = 0) -> int:
+    last = first + len(data.classes) - 1
+    if not cell.strip().isdecimal() or not first <= int(cell) <= last:
+        raise InvalidInputError(
+            f"{str(path)!r} line {line} has label {cell!r}, outside the {len(data.classes)} classes {first} to {last}"
+        )
+    return int(cell) - first

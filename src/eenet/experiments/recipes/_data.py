@@ -1,0 +1,187 @@
+"""The data of a recipe: published splits, the parts, loaders, and an example of the input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eenet.errors import InvalidInputError
+from eenet.experiments.data import Dataset, Subset, TextCollator, ThreeWaySplit, load, loader, three_way_split
+from eenet.experiments.recipes._schema import Recipe
+
+_TOKEN_INPUTS = ("input_ids", "attention_mask", "labels")
+_SURVEYED = 64
+
+
+class RecipeData:
+    """What a recipe's steps read: `split` into parts, then `training`, `validation`, `calibration` and `test`.
+
+    Nothing is read before it is asked for. `tokenizer` is a folder, for texts.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        root: Path,
+        *,
+        tokenizer: str | None = None,
+        on_corrupt: str = "refuse",
+        download: bool = False,
+    ) -> None:
+        self._recipe = recipe
+        self._settings = recipe.data
+        self._root = root
+        self._tokenizer = tokenizer
+        self._on_corrupt = on_corrupt
+        self._download = download
+        self._published: dict[str, Dataset] = {}
+        self._parts: dict[str, Subset] = {}
+
+    def make_split(self) -> ThreeWaySplit:
+        """Share out the samples among the parts."""
+        settings = self._settings
+        return three_way_split(
+            self._sources(),
+            train=settings.train,
+            calibration=settings.calibration,
+            test=settings.test,
+            seed=self._recipe.seed,
+            duplicates=settings.duplicates,
+        )
+
+    def use(self, split: ThreeWaySplit) -> None:
+        """Take the parts as a split has them, and the validation part out of the training part."""
+        parts = split.parts(self._sources())
+        wanted = self._settings.validation
+        if isinstance(wanted, str):
+            parts["validation"] = parts["calibration"]
+        else:
+            whole = parts["train"]
+            count = wanted if isinstance(wanted, int) else max(2, int(wanted * len(whole)))
+            if not 2 <= count < len(whole):
+                raise InvalidInputError(
+                    f"data.validation is {wanted}, of the {len(whole)} samples of the training part; take at least 2 "
+                    "and leave some"
+                )
+            order = np.random.default_rng([self._recipe.seed, count]).permutation(len(whole))
+            parts["validation"] = Subset(whole, np.sort(order[:count]), part="validation", augmentable=False)
+            parts["train"] = Subset(whole, np.sort(order[count:]), part="train")
+        self._parts = parts
+
+    def part(self, name: str) -> Subset:
+        """The "train", "validation", "calibration" or "test" part."""
+        return self._parts[name]
+
+    @property
+    def task(self) -> str:
+        """What the data is for: "classification", "text" or "segmentation"."""
+        return self.part("train").task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return self.part("train").classes
+
+    @cached_property
+    def collate(self) -> Any:
+        """What makes batches of texts; None for images."""
+        return _Tokens(TextCollator(self._tokenizer, self._settings.max_length)) if self.task == "text" else None
+
+    def training(self, *, frozen: bool) -> Any:
+        """The loader of the training part; for heads on a frozen backbone in a fixed order."""
+        part, settings = self.part("train"), self._recipe.train
+        if frozen:
+            return loader(part, settings.batch_size, collate=self._padded(), workers=settings.workers)
+        lengths = None
+        if self.task == "text":
+            lengths = self.collate.lengths([text for text, _ in _samples(part)])
+        return loader(
+            part,
+            settings.batch_size,
+            shuffle=True,
+            seed=self._recipe.seed,
+            collate=self.collate,
+            lengths=lengths,
+            # A last batch of one sample would be too small for a batch norm.
+            drop_last=self.task != "text" and len(part) > settings.batch_size,
+            workers=settings.workers,
+        )
+
+    def held_out(self, name: str, *, frozen: bool = False) -> Any:
+        """The loader of a part that nothing is learned from, in the order of the data."""
+        settings = self._recipe.train
+        collate = self._padded() if frozen else self.collate
+        return loader(self.part(name), settings.evaluation_batch_size, collate=collate, workers=settings.workers)
+
+    def _padded(self) -> Any:
+        """Cached features need texts of one length."""
+        if self.task != "text":
+            return None
+        length = self._settings.max_length
+        return _Tokens(TextCollator(self._tokenizer, length, multiple_of=length))
+
+    def example(self) -> Tensor | dict[str, Tensor]:
+        """An input of two samples that the network is cut with: noise of an image's shape, or two texts."""
+        if self.task == "text":
+            texts = [self.part("train")[n] for n in range(min(_SURVEYED, len(self.part("train"))))]
+            # The shortest and the longest, so that one of the two is padded.
+            order = np.argsort(self.collate.lengths([text for text, _ in texts]), kind="stable")
+            return _without_labels(self.collate([texts[order[0]], texts[order[-1]]]))
+        x, _ = self.part("validation").batch([0])
+        return torch.randn(2, *x.shape[1:], generator=torch.Generator().manual_seed(0))
+
+    def typical(self) -> Tensor | dict[str, Tensor]:
+        """One input to measure time with: an image, or a text of median length, of the calibration part."""
+        part = self.part("calibration")
+        if self.task != "text":
+            return part.batch([0])[0]  # type: ignore[no-any-return]
+        texts = list(_samples(part))
+        lengths = self.collate.lengths([text for text, _ in texts])
+        middle = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
+        return _without_labels(self.collate([texts[middle]]))
+
+    def _sources(self) -> dict[str, Dataset]:
+        settings = self._settings
+        for name, _ in (settings.train, settings.calibration, settings.test):
+            if name not in self._published:
+                self._published[name] = load(
+                    settings.name,
+                    self._root,
+                    name,
+                    on_corrupt=self._on_corrupt,
+                    limit=settings.limit,
+                    download=self._download,
+                    **settings.options,
+                )
+        return self._published
+
+
+class _Tokens:
+    """A collator that gives what our text networks take."""
+
+    def __init__(self, collator: TextCollator) -> None:
+        self._collator = collator
+
+    def __call__(self, samples: Sequence[tuple[str, int]]) -> dict[str, Any]:
+        batch = self._collator(samples)
+        return {name: batch[name] for name in _TOKEN_INPUTS}
+
+    def lengths(self, texts: Sequence[str]) -> Any:
+        """Tokens in each text (N,)."""
+        return self._collator.survey(texts).lengths
+
+
+def _samples(part: Subset) -> Iterator[tuple[str, int]]:
+    for start in range(0, len(part), 1000):
+        texts, labels = part.batch(np.arange(start, min(start + 1000, len(part))))
+        yield from zip(texts, labels.tolist(), strict=True)
+
+
+def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.items() if name != "labels"}

@@ -1,0 +1,351 @@
+"""What a run leaves behind: metrics, predictions, and a README made from the metrics."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet import __version__
+from eenet._files import write_json
+from eenet.costs import ExitCosts, parse_budget
+from eenet.evaluation import Comparison, compare, oracle, random_mixture
+from eenet.experiments.recipes._schema import Recipe
+from eenet.records import ExitRecords
+from eenet.scheduler import (
+    EENet,
+    Entropy,
+    MaxProbability,
+    OptimalStopping,
+    Patience,
+    Scheduler,
+    SearchedThresholds,
+    load_scheduler,
+)
+from eenet.tasks import mean_iou
+
+METRICS, README, SPLIT, COSTS = "metrics.json", "README.md", "split.json", "costs.json"
+CALIBRATION, TEST = "calibration.safetensors", "test.safetensors"
+SCHEDULER_FOLDER = "schedulers"
+_SCHEMA = 1
+_LIMIT = 5_000_000
+"""Bytes of predictions, of both parts together, that may be kept."""
+
+_FRACTION = 2 / 3
+_NAMES = {
+    "eenet": "EENet",
+    "stopping": "optimal stopping",
+    "max_prob": "max probability (MSDNet)",
+    "entropy": "entropy (BranchyNet)",
+    "patience": "patience (PABEE)",
+    "searched": "searched thresholds",
+}
+
+
+def schedulers(seed: int) -> dict[str, Callable[[], Scheduler]]:
+    """EENet and every baseline, unfitted, by the names of the command line."""
+    return {
+        "eenet": lambda: EENet(seed=seed),
+        "stopping": lambda: OptimalStopping(seed=seed),
+        "max_prob": MaxProbability,
+        "entropy": Entropy,
+        "patience": Patience,
+        "searched": lambda: SearchedThresholds(seed=seed),
+    }
+
+
+def scheduler_file(method: str, budget: str) -> str:
+    """The name of the file of a fitted scheduler."""
+    return f"{method}-{budget.removesuffix('%')}.safetensors"
+
+
+def machine(device: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result depends on: the profiler's fingerprint, and the processors there are."""
+    return {**device, "processors": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+
+
+def write_predictions(out: Path, calibration: ExitRecords, test: ExitRecords) -> None:
+    """Keep the records of both parts; where they are too large, as many evenly spaced samples as fit."""
+    sizes = [_bytes(records) for records in (calibration, test)]
+    share = min(1.0, 0.95 * _LIMIT / sum(sizes))
+    for records, name in ((calibration, CALIBRATION), (test, TEST)):
+        count = max(1, int(len(records) * share))
+        kept = records if count == len(records) else records.subset(np.arange(count) * len(records) // count)
+        kept.save(out / name)
+
+
+def _bytes(records: ExitRecords) -> int:
+    arrays: list[NDArray[Any] | None] = [records.probabilities, records.predictions, records.labels, records.utility]
+    return sum(array.nbytes for array in [*arrays, records.pixel_counts, *records.pooled.values()] if array is not None)
+
+
+def write_results(
+    recipe: Recipe,
+    out: Path,
+    calibration: ExitRecords,
+    test: ExitRecords,
+    *,
+    steps: Mapping[str, Any],
+    command: str,
+    smoke: bool,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Judge everything on the test part, write metrics.json and README.md, and give the metrics."""
+    costs = ExitCosts.from_dict(steps["profile"]["result"]["costs"])
+    settings = recipe.evaluation
+    amounts = [parse_budget(budget, costs) for budget in settings.budgets if _feasible(budget, costs)]
+    tables = [(costs, amounts)]
+    published = recipe.published
+    if published is not None:
+        theirs = ExitCosts(published.costs, published.unit)
+        theirs.require_exits(test.num_exits)
+        grid = np.linspace(theirs[0], theirs[-1], published.grid + 2)[1:-1].tolist()
+        tables.append((theirs, sorted({*published.budgets, *grid})))
+    methods = schedulers(recipe.seed)
+    done_before, total = 0, settings.resplits * len(methods) * sum(len(budgets) for _, budgets in tables)
+    comparisons: list[Comparison | None] = []
+    for table, budgets in tables:
+        if not budgets:
+            comparisons.append(None)
+            continue
+        before = done_before
+        comparisons.append(
+            compare(
+                calibration,
+                table,
+                methods,
+                budgets,
+                held_out=test,
+                resplits=settings.resplits,
+                fraction=_FRACTION,
+                seed=recipe.seed,
+                progress=partial(_shifted, progress, before, total),
+            )
+        )
+        done_before += settings.resplits * len(methods) * len(budgets)
+    metrics: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "recipe": recipe.name,
+        "title": recipe.title,
+        "about": recipe.about,
+        "smoke": smoke,
+        "command": command,
+        "eenet": __version__,
+        "seed": recipe.seed,
+        "machine": steps["profile"]["result"]["machine"],
+        "seconds": {step: marker["seconds"] for step, marker in steps.items()},
+        "data": steps["data"]["result"],
+        "training": steps["train"]["result"],
+        "costs": costs.to_dict(),
+        "exits": _exits(steps["train"]["result"]["exits"], costs, calibration, test),
+        "schedulers": _fitted(out, settings.budgets, costs, test) + steps["fit"]["result"]["infeasible"],
+        "comparison": None if comparisons[0] is None else comparisons[0].to_dict("eenet"),
+        "published": None if published is None or comparisons[-1] is None else comparisons[-1].to_dict("eenet"),
+        "published_budgets": None if published is None else list(published.budgets),
+        "settings": dict(recipe.settings),
+    }
+    write_json(out / METRICS, metrics)
+    (out / README).write_text(readme(metrics), encoding="utf-8")
+    return metrics
+
+
+def _shifted(progress: Callable[[int, int], None], before: int, total: int, done: int, _total: int) -> None:
+    progress(before + done, total)
+
+
+def _feasible(budget: str, costs: ExitCosts) -> bool:
+    return float(budget.removesuffix("%")) / 100 * costs[-1] >= costs[0]
+
+
+def _exits(names: list[str], costs: ExitCosts, calibration: ExitRecords, test: ExitRecords) -> list[dict[str, Any]]:
+    found = []
+    for k, name in enumerate(names):
+        row: dict[str, Any] = {
+            "name": name,
+            "cost": costs[k],
+            "calibration_accuracy": float(calibration.accuracies[k]),
+            "test_accuracy": float(test.accuracies[k]),
+        }
+        if test.pixel_counts is not None:
+            row["test_mean_iou"] = mean_iou(test.pixel_counts[k])
+        found.append(row)
+    return found
+
+
+def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRecords) -> list[dict[str, Any]]:
+    """What each saved scheduler does on the test part."""
+    found = []
+    for budget in budgets:
+        for method in _NAMES:
+            path = out / SCHEDULER_FOLDER / scheduler_file(method, budget)
+            if not path.is_file():
+                continue
+            scheduler = load_scheduler(path)
+            decisions = scheduler.replay(test)
+            row: dict[str, Any] = {
+                "method": method,
+                "budget": budget,
+                "planned_cost": scheduler.planned_cost,
+                "calibration_cost": scheduler.calibration_cost,
+                "test_cost": decisions.mean_cost,
+                "test_accuracy": decisions.accuracy,
+                "exit_shares": decisions.exit_shares.tolist(),
+                "random_mixture": random_mixture(test, costs, max(decisions.mean_cost, costs[0])).accuracy,
+                "oracle": oracle(test, costs, max(decisions.mean_cost, costs[0])).accuracy,
+            }
+            if test.pixel_counts is not None:
+                row["test_mean_iou"] = mean_iou(test.pixel_counts[decisions.exits, np.arange(len(test))])
+            found.append(row)
+    return found
+
+
+def readme(metrics: Mapping[str, Any]) -> str:
+    """The README of a results folder, made from its metrics alone."""
+    samples, training, device = metrics["data"]["samples"], metrics["training"], metrics["machine"]
+    unit = metrics["costs"]["unit"]
+    images = "test_mean_iou" in metrics["exits"][0]
+    seconds = sum(metrics["seconds"].values())
+    lines = [
+        f"# {metrics['title']}",
+        "",
+        *(["**A smoke run: tiny made-up data, the numbers mean nothing.**", ""] if metrics["smoke"] else []),
+        metrics["about"],
+        "",
+        "```",
+        metrics["command"],
+        "```",
+        "",
+        f"{device['processor']}, {device['threads']} thread(s) of {device['processors']} processors, torch "
+        f"{device['torch']}, eenet {metrics['eenet']}, seed {metrics['seed']}; {_duration(seconds)} in all, "
+        f"{_duration(training['seconds'])} of it training ({len(training['history'])} epochs, the best by its frontier "
+        f"is number {training['best_epoch']}). {samples['train']:,} samples were trained on, {samples['validation']:,} "
+        f"chose the checkpoint, {samples['calibration']:,} calibrated the schedulers, {samples['test']:,} judged them.",
+        "",
+        "## Exits",
+        "",
+    ]
+    head = ["exit", f"cost ({unit})", "of last", "calibration", "test", *(["test mIoU"] if images else [])]
+    last = metrics["exits"][-1]["cost"]
+    rows = []
+    for exit_ in metrics["exits"]:
+        cells = [exit_["name"], f"{exit_['cost']:.4g}", f"{exit_['cost'] / last:.0%}"]
+        cells += [_percent(exit_["calibration_accuracy"]), _percent(exit_["test_accuracy"])]
+        rows.append(cells + ([_percent(exit_["test_mean_iou"])] if images else []))
+    lines += _table(head, rows)
+    what = "pixel accuracy" if images else "accuracy"
+    lines += [
+        "",
+        f"Columns `calibration` and `test` are {what} in %. Costs are per sample at batch size "
+        f"{metrics['costs']['batch_size']}, the whole way to an exit with the heads passed.",
+        "",
+        "## Schedulers fitted on the calibration part, judged once on the test part",
+        "",
+    ]
+    head = ["budget", "scheduler", f"test cost ({unit})", "of budget", "test", *(["test mIoU"] if images else [])]
+    head += ["random mixture", "oracle", "exit shares in %"]
+    rows = []
+    for row in metrics["schedulers"]:
+        name = _NAMES[row["method"]]
+        if "reason" in row:
+            rows.append([row["budget"], name, "cannot be met", *[""] * (len(head) - 3)])
+            continue
+        limit = float(row["budget"].removesuffix("%")) / 100 * last
+        cells = [row["budget"], name, f"{row['test_cost']:.4g}", f"{row['test_cost'] / limit:.1%}"]
+        cells.append(_percent(row["test_accuracy"]))
+        cells += [_percent(row["test_mean_iou"])] if images else []
+        cells += [_percent(row["random_mixture"]), _percent(row["oracle"])]
+        rows.append([*cells, " ".join(f"{share:.0%}".removesuffix("%") for share in row["exit_shares"])])
+    lines += _table(head, rows)
+    lines += [
+        "",
+        "`random mixture` is the best that exits drawn by lot give at the cost that was really spent, `oracle` what "
+        "knowing the labels would.",
+    ]
+    for key, title in (
+        ("comparison", f"Resplits at the measured costs ({unit})"),
+        ("published", "Resplits at the costs that the paper published"),
+    ):
+        if metrics[key] is not None:
+            lines += ["", f"## {title}", "", *_resplits(metrics[key], metrics["published_budgets"])]
+    lines += [
+        "",
+        "## Files",
+        "",
+        f"- `{METRICS}`: everything above, and each epoch of the training",
+        f"- `{CALIBRATION}`, `{TEST}`: what the network says at each exit, for `eenet fit` and `eenet evaluate`",
+        f"- `{COSTS}`: the measured costs at all batch sizes; `{SCHEDULER_FOLDER}/`: the fitted schedulers",
+        f"- `{SPLIT}`: which samples are in which part",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> list[str]:
+    """Accuracies, then differences at equal realised cost."""
+    budgets = list(dict.fromkeys(row["budget"] for row in comparison["rows"]))
+    methods = list(dict.fromkeys(row["scheduler"] for row in comparison["rows"]))
+    resplits = 1 + max(row["resplit"] for row in comparison["rows"])
+    last = comparison["costs"]["values"][-1]
+    titles = [
+        f"{'**' if published and budget in published else ''}{budget:.3g} ({budget / last:.0%})"
+        f"{'**' if published and budget in published else ''}"
+        for budget in budgets
+    ]
+    # Before schema 2 each resplit had a bootstrap sample of its own.
+    judged = "the test part" if comparison["schema"] >= 2 else "a bootstrap sample of the test part, the same for all"
+    lines = [
+        f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of the "
+        f"calibration part and judged on {judged}. Accuracy in %, the mean of these:",
+        "",
+    ]
+    rows = []
+    for method in methods:
+        cells = [_NAMES[method]]
+        for budget in budgets:
+            values = [
+                row["accuracy"]
+                for row in comparison["rows"]
+                if (row["scheduler"], row["budget"]) == (method, budget) and row["accuracy"] is not None
+            ]
+            cells.append(_percent(statistics.fmean(values)) if values else "-")
+        rows.append(cells)
+    for name in ("random_mixture", "oracle"):
+        cells = ["best random mixture" if name == "random_mixture" else name]
+        for budget in budgets:
+            values = [bound[name] for bound in comparison["bounds"] if bound["budget"] == budget]
+            cells.append(_percent(statistics.fmean(values)) if values else "-")
+        rows.append(cells)
+    lines += _table(["budget", *titles], rows)
+    lines += ["", "Difference to EENet at the same realised cost, in points, with its standard error:", ""]
+    rows = []
+    for method in methods:
+        if method == comparison["reference"]:
+            continue
+        found = {item["budget"]: item for item in comparison["differences"] if item["scheduler"] == method}
+        rows.append([_NAMES[method], *(_signed(found.get(budget)) for budget in [*budgets, None])])
+    return [*lines, *_table(["budget", *titles, "all"], rows)]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def _signed(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return "-"
+    error = difference["standard_error"]
+    return f"{100 * difference['mean']:+.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"

@@ -1,9 +1,0 @@
-"""Running a bundle over files: whatever is in a folder or a table, in order, with results as parquet."""
-
-from eenet.offline._inputs import Items as Items
-from eenet.offline._inputs import open_items as open_items
-from eenet.offline._inputs import read_arrays_file as read_arrays_file
-from eenet.offline._predict import Summary as Summary
-from eenet.offline._predict import predict as predict
-from eenet.offline._ray import predict_on_ray as predict_on_ray
-from eenet.offline._rows import rows_of as rows_of

@@ -1,0 +1,177 @@
+"""Stages compiled by AOTInductor: a package of native code for each, made on the machine that runs it and kept there.
+
+A package is never part of a bundle, which must not hold code. It is kept in a cache that only the user can write, under
+a key of the stage's graph, its weights, the version of torch and the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from eenet.bundle._graphs import feature_spec
+from eenet.errors import InvalidInputError
+from eenet.models import MultiExitModel, feature_of
+from eenet.optimize._frozen import Variant, replaced, traced_heads
+from eenet.stages import LiveTensor, Stage
+
+NAME = "compiled"
+_COMPILERS = ("g++", "clang++", "c++")
+
+
+def compiled(model: MultiExitModel) -> Variant:
+    """The model's stages and heads as AOTInductor packages, from the cache or compiled now: some seconds for each.
+
+    One package runs every batch size. Heads that cannot be traced run as they are. Raises `InvalidInputError` for
+    stages written by hand, without a C++ compiler, or where the cache is open to others.
+    """
+    if not model.staged.traced:
+        raise InvalidInputError("stages written by hand cannot be compiled; run them as they are")
+    cache = _cache()
+    stages = model.staged.inference_stages
+    made: list[Stage] = []
+    heads: list[Any] = []
+    args, kwargs = model.staged.example
+    with torch.no_grad(), torch.inference_mode(mode=False):
+        live = model.staged.flatten_inputs(*args, **kwargs)
+        graphs = traced_heads(model, stages)
+        for k, stage in enumerate(stages):
+            outputs = stage(*live)
+            made.append(replaced(stage, _Package(_package(stage.module, live, stage.inputs, cache))))
+            if k < len(graphs):
+                graph, feature = graphs[k], feature_of(stage, outputs).contiguous()
+                if graph is None:
+                    heads.append(model.heads[k])
+                else:
+                    heads.append(_Head(_package(graph, (feature,), (feature_spec(stage),), cache)))
+            live = tuple([outputs[i] for i in stage.passed])
+    return Variant(NAME, tuple(made), tuple(heads))
+
+
+class _Package(nn.Module):
+    """A package as a stage's module."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._run: Any = torch._inductor.aoti_load_package(str(path))
+
+    def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._run(*[tensor.contiguous() for tensor in live]))
+
+
+class _Head:
+    def __init__(self, path: Path) -> None:
+        self._package = _Package(path)
+
+    def __call__(self, feature: Tensor) -> Tensor:
+        logits: Tensor = self._package(feature)[0]
+        return logits
+
+
+class _Flat(nn.Module):
+    """A graph as a function of a row of tensors, whose dynamic sizes can be named together."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *live: Tensor) -> Any:
+        return self.module(*live)
+
+
+def _package(module: nn.Module, live: tuple[Tensor, ...], described: tuple[LiveTensor, ...], cache: Path) -> Path:
+    path = cache / f"{_key(module, described)}.pt2"
+    if path.is_file():
+        return path
+    if "CXX" not in os.environ and not any(shutil.which(name) for name in _COMPILERS):
+        raise InvalidInputError(f"compiling stages needs a C++ compiler, one of {', '.join(_COMPILERS)}, or CXX set")
+    dynamic = tuple(
+        {dim: torch.export.Dim.DYNAMIC for dim, size in enumerate(one.shape) if isinstance(size, str)}
+        for one in described
+    )
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        partial = Path(folder) / path.name
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what the compiler says of itself
+                contiguous = tuple(tensor.contiguous() for tensor in live)
+                program = torch.export.export(_Flat(module), contiguous, dynamic_shapes={"live": dynamic}, strict=False)
+                torch._inductor.aoti_compile_and_package(program, package_path=str(partial))
+        except (RuntimeError, TypeError, ValueError, OSError, subprocess.SubprocessError) as error:
+            text = " ".join(str(error).split())[:300]
+            raise InvalidInputError(f"AOTInductor cannot compile a stage ({text}); run the model as it is") from error
+        partial.replace(path)
+    return path
+
+
+def _key(module: nn.Module, described: tuple[LiveTensor, ...]) -> str:
+    """Everything that the package depends on."""
+    digest = hashlib.sha256()
+    machine = (platform.machine(), _processor(), torch.backends.cpu.get_cpu_capability(), torch.__version__)
+    digest.update(repr((machine, [(one.shape, one.dtype) for one in described])).encode())
+    if isinstance(module, fx.GraphModule):
+        digest.update(module.code.encode())
+    for name, tensor in _tensors_of(module):
+        digest.update(repr((name, tensor.shape, tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """All tensors that go into a package, under every name: constants and buffers that are not saved included."""
+    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    found |= dict(module.named_buffers(remove_duplicate=False))
+    if isinstance(module, fx.GraphModule):
+        for node in module.graph.nodes:
+            if node.op == "get_attr":
+                value = _attribute(module, str(node.target))
+                if isinstance(value, Tensor):
+                    found[str(node.target)] = value
+    return sorted(found.items())
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _processor() -> str:
+    """The model and the abilities of the processor, as the compiler writes for the one it runs on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags", "Features"))))
+
+
+def _cache() -> Path:
+    """The folder of packages: EENET_CACHE, or eenet in the user's cache; refused where others could write to it."""
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eenet"
+    folder = Path(os.environ.get("EENET_CACHE") or usual) / "aoti"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot use the cache {str(folder)!r} ({error.strerror}); set EENET_CACHE to a folder of yours"
+        ) from error
+    foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
+    if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InvalidInputError(
+            f"the cache {str(folder)!r} can be written by others, and the packages in it are code that would be run; "
+            "set EENET_CACHE to a folder that only you can write"
+        )
+    return folder

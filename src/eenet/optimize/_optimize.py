@@ -1,0 +1,249 @@
+"""Choosing how a model runs by measuring: its own stages or frozen ones, and whether compaction pays at a boundary."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eenet.errors import ReliabilityWarning
+from eenet.models import MultiExitModel, feature_of
+from eenet.optimize._compiled import compiled
+from eenet.optimize._frozen import Variant, eager, frozen
+from eenet.optimize._recorded import recorded
+
+TOLERANCE = 1e-3
+"""How far the logits of a variant may be from the model's own, times the largest where that is above 1."""
+
+WORTH = 0.98
+"""A variant is taken where it needs at most this share of the model's own time: less could be the measurement."""
+
+_LEAST_ROUNDS = 5
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """Seconds of each stage with its head, and of the compaction before it, at several numbers of samples.
+
+    `stages` (sizes, K); `compaction` (sizes, K), zero for stage 0. Where stages run in buckets of `sizes`, n samples
+    cost what the smallest size that holds them costs.
+    """
+
+    sizes: tuple[int, ...]
+    stages: Floats
+    compaction: Floats
+    in_buckets: bool = False
+
+    def compacts(self, k: int, samples: int, survivors: int) -> bool:
+        """Whether it pays to select the survivors before stage k, rather than to run it on all the samples."""
+        saved = self._of_stage(k, samples) - self._of_stage(k, survivors)
+        return saved > self._at(self.compaction[:, k], survivors)
+
+    def _of_stage(self, k: int, samples: int) -> float:
+        if self.in_buckets and samples <= self.sizes[-1]:
+            return float(self.stages[np.searchsorted(self.sizes, samples), k])
+        return self._at(self.stages[:, k], samples)
+
+    def _at(self, values: Floats, samples: int) -> float:
+        """Between two measured sizes on the line between them; above the largest in proportion."""
+        largest = self.sizes[-1]
+        if samples > largest:
+            return float(values[-1] * samples / largest)
+        return float(np.interp(samples, self.sizes, values))
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """What was measured and chosen, at each measured batch size.
+
+    `ratios` says of every variant that was tried what share of the model's own time it needs; `dropped` those that did
+    not give the model's logits; `times` what the stages of the chosen one cost.
+    """
+
+    sizes: tuple[int, ...]
+    chosen: tuple[str, ...]
+    ratios: dict[str, tuple[float, ...]]
+    times: tuple[StageTimes, ...]
+    dropped: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = field(default=(), repr=False)
+
+    def at(self, samples: int) -> tuple[Variant, StageTimes]:
+        """The fastest at the largest measured batch size that is not above `samples`, and what its stages cost."""
+        index = max(int(np.searchsorted(self.sizes, samples, side="right")) - 1, 0)
+        return self.variants[index], self.times[index]
+
+    def __str__(self) -> str:
+        parts = []
+        for size, name, number in zip(self.sizes, self.chosen, range(len(self.sizes)), strict=True):
+            ratio = "" if name == "eager" else f" ({self.ratios[name][number]:.2f} of eager)"
+            parts.append(f"batch {size}: {name}{ratio}")
+        return "; ".join(parts)
+
+
+@torch.inference_mode()
+def optimize(
+    model: MultiExitModel, sizes: Sequence[int], seconds: float, *, compile_stages: bool = False
+) -> Optimization:
+    """Measure the variants of a model against its own stages, in turns, and choose at each batch size.
+
+    Never slower: where no variant is faster by the measurement, the model's own stages are chosen, and a
+    `ReliabilityWarning` says so if that is everywhere.
+    """
+    own = eager(model)
+    inputs = {size: _inputs(model, size) for size in sorted(set(sizes))}
+    expected = {size: _all_logits(model, own, live) for size, live in inputs.items()}
+
+    def agrees(variant: Variant) -> bool:
+        return all(_equal(expected[size], _all_logits(model, variant, live)) for size, live in inputs.items())
+
+    good: list[Variant] = [own]
+    dropped: list[Variant] = []
+    # In half precision any other order of computing lets samples leave elsewhere than in the replay.
+    exact = all(p.dtype not in (torch.float16, torch.bfloat16) for p in model.parameters())
+    if exact:
+        for variant in (*frozen(model), *((compiled(model),) if compile_stages else ())):
+            (good if agrees(variant) else dropped).append(variant)
+    ratios = _ratios(model, good, inputs.values(), seconds)
+    if next(iter(inputs.values()))[0].is_cuda:
+        variant = _recorded_if_possible(model, good[int(ratios.mean(0).argmin())], max(inputs))
+        if variant is not None:
+            (good if agrees(variant) else dropped).append(variant)
+        if good[-1] is variant:
+            ratios = np.hstack([ratios, _ratios(model, [own, variant], inputs.values(), seconds)[:, 1:]])
+    chosen = [good[int(of_own.argmin())] if of_own.min() <= WORTH else own for of_own in ratios]
+    if all(variant is own for variant in chosen):
+        others = {one.name: ratios[:, n].tolist() for n, one in enumerate(good) if one is not own}
+        warnings.warn(
+            "optimize: nothing that was tried is faster than the model as it is, so that is how it runs ("
+            + (
+                "; ".join(f"{name} {r}" for name, r in others.items())
+                or ("no convolutions" if exact else "half precision")
+            )
+            + ")",
+            ReliabilityWarning,
+            stacklevel=3,
+        )
+    times = {variant.name: stage_times(model, variant, max(inputs), seconds) for variant in good if variant in chosen}
+    return Optimization(
+        tuple(inputs),
+        tuple(variant.name for variant in chosen),
+        {variant.name: tuple(ratios[:, n].tolist()) for n, variant in enumerate(good)},
+        tuple(times[variant.name] for variant in chosen),
+        tuple(variant.name for variant in dropped),
+        tuple(chosen),
+    )
+
+
+def _ratios(
+    model: MultiExitModel, variants: Sequence[Variant], inputs: Iterable[tuple[Tensor, ...]], seconds: float
+) -> Floats:
+    """The time of each variant as a share of the first one's, (sizes, variants), nobody exiting."""
+    best = [_time([_bound(_all_logits, model, variant, live) for variant in variants], seconds) for live in inputs]
+    table = np.array(best)
+    return table / table[:, :1]
+
+
+def _recorded_if_possible(model: MultiExitModel, variant: Variant, largest: int) -> Variant | None:
+    try:
+        return recorded(variant, partial(_inputs, model), largest)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"optimize: the stages cannot be recorded as CUDA graphs ({text}), so that they run without",
+            ReliabilityWarning,
+            stacklevel=4,
+        )
+        return None
+
+
+@torch.inference_mode()
+def stage_times(model: MultiExitModel, variant: Variant, largest: int, seconds: float) -> StageTimes:
+    """The cost of each stage at n survivors, for n a power of two up to `largest`, or one of the variant's buckets."""
+    powers = {1, largest, *(2**power for power in range(largest.bit_length()) if 2**power <= largest)}
+    sizes = sorted(powers) if variant.buckets is None else variant.buckets
+    stages, compaction = [], []
+    for size in sizes:
+        live = variant.entered(_inputs(model, size))
+        steps: list[Callable[[], Any]] = []
+        rows = torch.arange(size, device=live[0].device)
+        for k, stage in enumerate(variant.stages):
+            head = variant.heads[k] if k < len(variant.heads) else None
+            steps += [_bound(model.staged.compact, live, rows, k), _bound(_stage, stage, head, live)]
+            outputs = stage(*live)
+            live = tuple([outputs[i] for i in stage.passed])
+        best = _time(steps, seconds / len(sizes)).reshape(-1, 2)
+        compaction.append(best[:, 0])
+        stages.append(best[:, 1])
+    table = np.array(compaction)
+    table[:, 0] = 0.0
+    return StageTimes(tuple(sizes), np.array(stages), table, variant.buckets is not None)
+
+
+def _inputs(model: MultiExitModel, size: int) -> tuple[Tensor, ...]:
+    """The example the model was cut with, repeated to a batch of this size."""
+    args, kwargs = model.staged.example
+    live = model.staged.flatten_inputs(*args, **kwargs)
+    rows = torch.arange(size, device=live[0].device) % model.staged.batch_size_of(live)
+    return model.staged.compact(live, rows, 0)
+
+
+def _stage(stage: Any, head: Callable[[Tensor], Tensor] | None, live: tuple[Tensor, ...]) -> None:
+    outputs = stage(*live)
+    if head is not None:
+        head(feature_of(stage, outputs))
+
+
+def _all_logits(model: MultiExitModel, variant: Variant, live: tuple[Tensor, ...]) -> list[Tensor]:
+    live = variant.entered(live)
+    found = []
+    for stage, head in zip(variant.stages, variant.heads, strict=False):
+        outputs = stage(*live)
+        found.append(head(feature_of(stage, outputs)))
+        live = tuple([outputs[i] for i in stage.passed])
+    return [*found, model.final_logits(variant.stages[-1](*live))]
+
+
+def _equal(expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
+    return all(
+        one.shape == other.shape
+        and torch.allclose(one, other, rtol=0, atol=TOLERANCE * max(1.0, float(one.abs().max())), equal_nan=True)
+        for one, other in zip(expected, got, strict=True)
+    )
+
+
+def _bound(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
+    return lambda: function(*args)
+
+
+def _time(steps: Sequence[Callable[[], Any]], seconds: float) -> Floats:
+    """The shortest wall time of each step, in turns: what disturbs a machine only ever makes a step longer."""
+    for step in steps:
+        step()
+    rounds: list[list[float]] = []
+    on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    wait: Callable[[], None] = torch.cuda.synchronize if on_gpu else _nothing
+    wait()
+    start = time.perf_counter()
+    while len(rounds) < _LEAST_ROUNDS or time.perf_counter() - start < seconds:
+        rounds.append([])
+        for step in steps:
+            begun = time.perf_counter()
+            step()
+            wait()
+            rounds[-1].append(time.perf_counter() - begun)
+    shortest: Floats = np.array(rounds).min(axis=0)
+    return shortest
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,224 @@
+"""From the bytes of a request to a network's inputs. Nothing here trusts a byte of them."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet._extras import require
+from eenet.serving.engine._limits import Limits, RefusedError
+from eenet.serving.engine._servable import InputSpec, Servable
+
+Array = NDArray[Any]
+
+NPY = ("application/x-npy", "application/npy")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+# What Pillow raises for damaged files is not one family.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, struct.error, zlib.error)
+
+# What numpy.save writes, and nothing else that Python could read as a literal.
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '(?P<descr>[<>|=]?[a-z][0-9]{1,2})', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[0-9, ]{0,200})\),? ?\}[ \n]*"
+)
+
+
+class Decoder:
+    """Turns bodies into a network's inputs by name; raises `RefusedError` or `InvalidInputError` for any it cannot."""
+
+    def __init__(self, servable: Servable, limits: Limits) -> None:
+        self.kind = servable.preprocessing.kind
+        self._preprocess = servable.preprocessing
+        self._specs = {spec.name: spec for spec in servable.inputs}
+        self._limits = limits
+        self._json = require("orjson", "serve")
+        if self.kind == "image":
+            self._images = require("PIL.Image", "serve")
+
+    def __call__(self, content_type: str, body: bytes) -> dict[str, Array]:
+        """The inputs of a body that holds one thing: JSON, an array, an image or a text."""
+        if content_type == "application/json":
+            return self._from_json(body)
+        if content_type in NPY or (content_type == "application/octet-stream" and self.kind == "array"):
+            return self._checked({self._only_input(): npy_array(body)})
+        if self.kind == "image" and (content_type.startswith("image/") or content_type == "application/octet-stream"):
+            return self.from_images([body])
+        if self.kind == "text" and content_type == "text/plain":
+            return self.from_texts([_text(body)])
+        raise RefusedError(415, f"the content type {content_type!r} is not taken; send {', '.join(self.content_types)}")
+
+    @property
+    def content_types(self) -> list[str]:
+        """The content types of bodies that are taken."""
+        own = {"image": ["image/*", "multipart/form-data"], "text": ["text/plain"], "array": ["multipart/form-data"]}
+        return ["application/json", NPY[0], *own[self.kind]]
+
+    def from_parts(self, parts: Sequence[tuple[str, bytes]]) -> dict[str, Array]:
+        """The inputs of a multipart body: image files, or npy files by the names of the inputs."""
+        if not parts:
+            raise RefusedError(422, "the form holds no file; send at least one")
+        if self.kind == "image":
+            other = next((name for name, _ in parts if name != "file"), None)
+            if other is not None:
+                raise RefusedError(
+                    422, f"the form has a field {other!r}, expected image files in the field 'file' only"
+                )
+            return self.from_images([content for _, content in parts])
+        if self.kind == "array":
+            return self._checked({name: npy_array(content) for name, content in parts})
+        raise RefusedError(415, f"a form is not taken; send {', '.join(self.content_types)}")
+
+    def from_images(self, files: Sequence[bytes]) -> dict[str, Array]:
+        """The inputs of image files."""
+        self._require_count(len(files))
+        for n, content in enumerate(files):
+            self._check_image(content, n)
+        return dict(self._preprocess(files))
+
+    def from_texts(self, texts: Sequence[str]) -> dict[str, Array]:
+        """The inputs of texts."""
+        self._require_count(len(texts))
+        for n, text in enumerate(texts):
+            if len(text) > self._limits.max_text:
+                raise RefusedError(
+                    413, f"text {n} has {len(text)} characters, at most {self._limits.max_text} are taken"
+                )
+        return dict(self._preprocess(texts))
+
+    def _from_json(self, body: bytes) -> dict[str, Array]:
+        try:
+            document = self._json.loads(body)
+        except self._json.JSONDecodeError as error:
+            raise RefusedError(400, f"the body is not JSON: {error}") from error
+        keys = ["inputs"] + (["text", "texts"] if self.kind == "text" else [])
+        if not isinstance(document, dict) or len(document) != 1 or next(iter(document)) not in keys:
+            raise RefusedError(422, f"expected a JSON object with {' or '.join(map(repr, keys))} and nothing else")
+        key, value = next(iter(document.items()))
+        if key == "inputs":
+            values = value if isinstance(value, dict) else {self._only_input(): value}
+            # Asked of the bytes, since an array of strings takes as much for each of them as for the longest.
+            if body.count(b'"') != 2 + (2 * len(values) if isinstance(value, dict) else 0):
+                raise RefusedError(422, "the inputs hold strings or objects, expected nested lists of numbers")
+            words = any(word in body for word in (b"true", b"false"))
+            arrays = {name: _array(v, self._specs.get(name), words) for name, v in values.items()}
+            return self._checked(arrays)
+        texts = [value] if key == "text" else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise RefusedError(422, f"{key!r} is no {'string' if key == 'text' else 'list of strings'}")
+        return self.from_texts(texts)
+
+    def _only_input(self) -> str:
+        if len(self._specs) > 1:
+            raise RefusedError(
+                422, f"the network has the inputs {sorted(self._specs)}; give an array for each of these names"
+            )
+        return next(iter(self._specs))
+
+    def _checked(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        """Add the batch dimension where one sample was sent without it; refuse what is not finite."""
+        if sorted(arrays) != sorted(self._specs):
+            raise RefusedError(422, f"the inputs are {sorted(arrays)[:20]}, expected {sorted(self._specs)}")
+        if all(array.ndim == len(self._specs[name].shape) - 1 for name, array in arrays.items()):
+            arrays = {name: array[None] for name, array in arrays.items()}
+        for name, array in arrays.items():
+            if array.ndim == 0:
+                raise RefusedError(422, f"the input {name!r} is a single number, expected an array")
+            self._require_count(len(array))
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise RefusedError(422, f"the input {name!r} holds NaN, infinity or a number out of range")
+        return arrays
+
+    def _require_count(self, samples: int) -> None:
+        if samples > self._limits.max_samples:
+            raise RefusedError(413, f"the request has {samples} samples, at most {self._limits.max_samples} are taken")
+        if samples == 0:
+            raise RefusedError(422, "the request has no sample; send at least one")
+
+    def _check_image(self, content: bytes, n: int) -> None:
+        """Look at the head of an image before any of it is decoded."""
+        limits = self._limits
+        try:
+            # The decompression-bomb check of Pillow warns or raises, by settings that are global; ours is below.
+            with self._images.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+                width, height = image.size
+        except (self._images.DecompressionBombError, self._images.DecompressionBombWarning) as error:
+            raise RefusedError(413, f"image {n} has more pixels than the {limits.max_pixels} that are taken") from error
+        except _DAMAGED as error:
+            raise RefusedError(422, f"image {n} cannot be read; send one of {', '.join(IMAGE_FORMATS)}") from error
+        if width * height > limits.max_pixels:
+            raise RefusedError(
+                413, f"image {n} has {width} x {height} pixels, at most {limits.max_pixels} in all are taken"
+            )
+        if max(width, height) > limits.max_aspect * min(width, height):
+            raise RefusedError(
+                422,
+                f"image {n} is {width} x {height}, expected sides at most a factor of {limits.max_aspect:g} apart",
+            )
+
+
+def npy_array(body: bytes) -> Array:
+    """The array in the bytes of an .npy file; raises `RefusedError` unless it holds numbers, whole and nothing else."""
+    if body[:6] != b"\x93NUMPY" or body[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
+        raise RefusedError(400, "the body is not an .npy file; write it with numpy.save")
+    wide = 2 if body[6] == 1 else 4
+    length = int.from_bytes(body[8 : 8 + wide], "little")
+    start = 8 + wide + length
+    found = _NPY_HEADER.fullmatch(body[8 + wide : start]) if length <= 10_000 else None
+    if found is None or len(body) < start:
+        raise RefusedError(400, "the head of the .npy file is damaged; write it with numpy.save, without pickle")
+    try:
+        dtype = np.dtype(found["descr"].decode())
+        shape = tuple(int(size) for size in found["shape"].replace(b" ", b"").split(b",") if size)
+    except (TypeError, ValueError) as error:
+        raise RefusedError(400, "the .npy file has a dtype or shape that numpy does not know") from error
+    if dtype.kind not in "fiub" or len(shape) > 32:
+        raise RefusedError(422, f"the .npy file holds {dtype} in {len(shape)} dimensions, expected numbers")
+    if math.prod(shape) * dtype.itemsize != len(body) - start:
+        raise RefusedError(
+            400, f"the .npy file says {shape} of {dtype}, but {len(body) - start} bytes follow; it may be cut off"
+        )
+    array: Array = np.frombuffer(body, dtype, offset=start)
+    array = array.reshape(shape, order="F" if found["fortran"] == b"True" else "C")
+    return np.asarray(array, dtype.newbyteorder("="), order="C")
+
+
+def _array(value: Any, spec: InputSpec | None, words: bool) -> Array:
+    """An array of the dtype that the network takes, from nested lists of numbers."""
+    if spec is None:
+        raise RefusedError(422, "the inputs have a name that the network does not")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise RefusedError(422, f"the input {spec.name!r} is ragged or nested too deeply; expected an array") from error
+    wanted = np.dtype(spec.dtype)
+    if wanted.kind != "b" and words and array.dtype.kind in "fiu":  # numpy takes true for 1 among numbers
+        flat = np.asarray(value, dtype=np.object_).ravel()
+        words = any(isinstance(one, bool) for one in flat)
+    if array.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[wanted.kind] or (
+        wanted.kind != "b" and words and array.dtype.kind in "fiu"
+    ):
+        kinds = {"f": "numbers", "i": "whole numbers", "u": "whole numbers", "b": "true or false"}
+        raise RefusedError(422, f"the input {spec.name!r} holds something else than {kinds[wanted.kind]} ({wanted})")
+    if wanted.kind in "fiu" and array.size:
+        # Of floats too: a number that is too large would round to the largest, or to infinity.
+        bounds: Any = np.finfo(wanted) if wanted.kind == "f" else np.iinfo(wanted)
+        least, most = array.min().item(), array.max().item()
+        if least < float(bounds.min) or most > float(bounds.max) or not (least == least and most == most):
+            raise RefusedError(422, f"the input {spec.name!r} goes from {least} to {most}, which is no {wanted}")
+    return array.astype(wanted)
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RefusedError(400, f"the text is not UTF-8: {error.reason} at byte {error.start}") from error

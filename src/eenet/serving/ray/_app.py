@@ -1,0 +1,251 @@
+"""A bundle as a Ray Serve application: every stage is a deployment with replicas and resources of its own.
+
+Importing this needs no Ray; using it does: `pip install 'eenet[ray]'`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eenet._extras import require
+from eenet._files import atomic_path
+from eenet.bundle import load
+from eenet.control import BudgetController
+from eenet.errors import InvalidInputError
+from eenet.serving.engine._controller import FixedBudget
+from eenet.serving.engine._servable import Controller
+from eenet.serving.http._server import is_loopback
+from eenet.serving.ray._options import RayOptions as RayOptions
+from eenet.serving.ray._options import StageScaling as StageScaling
+from eenet.serving.ray._runner import RayRunner
+from eenet.serving.ray._stage import StageReplica
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+APPLICATION = "eenet"
+INGRESS = "ingress"
+TOKEN_VARIABLE = "EENET_TOKEN"
+_GRACE = 60.0  # seconds that a replica which is taken away has to answer what it took in
+
+
+def app(args: Mapping[str, Any]) -> Any:
+    """The application for `serve run` and `serve deploy`: `import_path: eenet.serving.ray:app`.
+
+    `args` has `bundle`, the path of a folder that all nodes see, and what differs from `RayOptions`.
+    """
+    if not isinstance(args.get("bundle"), str):
+        raise InvalidInputError(f"the args are {dict(args)!r}, expected 'bundle', the path of a folder")
+    options = RayOptions.from_dict({name: value for name, value in args.items() if name != "bundle"})
+    return make_application(args["bundle"], options)
+
+
+def make_application(bundle: str | Path, options: RayOptions | None = None) -> Any:
+    """The application of a bundle, for `ray.serve.run`: deployments `stage-0` ... and `ingress`, which speaks HTTP.
+
+    Each process loads the bundle from the folder, which all nodes must see under this path, and only the stage it runs.
+    Raises `MissingExtraError` without the extra "ray", `InvalidInputError` where the options do not fit the bundle.
+    """
+    serve = _serve()
+    options = options or RayOptions()
+    folder = str(Path(bundle).resolve())
+    loaded = load(folder, stages=())
+    if options.budget is not None:
+        loaded.at(options.budget)
+    _token(options)
+    stages = []
+    for k, scaling in enumerate(options.scaling(len(loaded.exit_names))):
+        stage = serve.deployment(
+            StageReplica,
+            name=stage_name(k),
+            graceful_shutdown_timeout_s=_GRACE,
+            health_check_period_s=2.0,
+            **scaling.deployment(options.engine.max_batch),
+        )
+        stages.append(
+            stage.bind(
+                folder,
+                k,
+                options.engine,
+                workers=options.workers,
+                threads=options.threads,
+                allow=options.allow,
+                inline_bytes=options.inline_bytes,
+            )
+        )
+    ingress = serve.deployment(
+        serve.ingress()(Ingress),
+        name=INGRESS,
+        num_replicas=1,
+        graceful_shutdown_timeout_s=_GRACE,
+        **_ingress_deployment(options),
+    )
+    return ingress.bind(folder, options, *stages)
+
+
+def stage_name(k: int) -> str:
+    """What the deployment of stage k is called."""
+    return f"stage-{k}"
+
+
+class Ingress:
+    """The deployment that speaks HTTP: decodes requests, sends them through the stages and holds the budget."""
+
+    def __init__(self, bundle: str, options: RayOptions, *stages: Any) -> None:
+        exceptions, refusals = require("ray.exceptions", "ray"), require("ray.serve.exceptions", "ray")
+        loaded = load(bundle, stages=())
+        if options.budget is not None:
+            loaded = loaded.at(options.budget)
+        self._servable = loaded
+        self._controller: Controller = (
+            BudgetController(loaded.scheduler) if options.hold else FixedBudget(loaded.scheduler)
+        )
+        self._options = options
+        self._runner = RayRunner(
+            loaded,
+            self._controller,
+            # By reference, whatever the settings: what Ray Serve serialises itself pins the parcels in it for ever.
+            [stage.options(_by_reference=True).remote for stage in stages],
+            options.engine,
+            retries=options.retries,
+            lost=(exceptions.RayActorError, exceptions.ObjectLostError),
+            refused=(refusals.BackPressureError, refusals.DeploymentUnavailableError),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray Serve runs."""
+        from eenet.serving.http._app import make_app
+
+        return make_app(
+            self._servable, self._runner, self._controller, limits=self._options.limits, token=_token(self._options)
+        )
+
+
+def write_yaml(
+    path: str | Path,
+    bundle: str | Path,
+    options: RayOptions | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> None:
+    """Write the file for `serve deploy`, checked against Ray Serve's own schema.
+
+    Each deployment has its scaling and its resources there, to be changed by hand. Raises as `make_application`.
+    """
+    yaml = require("yaml", "ray", "writing the file for serve deploy")
+    text = yaml.safe_dump(describe(bundle, options, host=host, port=port), sort_keys=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def describe(
+    bundle: str | Path, options: RayOptions | None = None, *, host: str = "127.0.0.1", port: int = 8000
+) -> dict[str, Any]:
+    """What `write_yaml` writes, as Ray Serve's `ServeDeploySchema` has it."""
+    _serve()
+    options = options or RayOptions()
+    require_token(host, options)
+    folder = str(Path(bundle).resolve())
+    scaling = options.scaling(len(load(folder, stages=()).exit_names))
+    args = {"bundle": folder, **options.to_dict()}
+    args.pop("stages", None)  # each deployment says it for itself, in one place
+    document: dict[str, Any] = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": port},
+        "applications": [
+            {
+                "name": APPLICATION,
+                "route_prefix": "/",
+                "import_path": "eenet.serving.ray:app",
+                "args": args,
+                "deployments": [
+                    *(
+                        {"name": stage_name(k), **one.deployment(options.engine.max_batch)}
+                        for k, one in enumerate(scaling)
+                    ),
+                    {"name": INGRESS, "num_replicas": 1, **_ingress_deployment(options)},
+                ],
+            }
+        ],
+    }
+    require("ray.serve.schema", "ray").ServeDeploySchema.model_validate(document)
+    return document
+
+
+def start(
+    bundle: str | Path,
+    options: RayOptions | None = None,
+    *,
+    address: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+) -> str | None:
+    """Serve a bundle on the cluster at `address`, or on one that is started here; when it is ready, say where.
+
+    One that is started here has as many logical CPUs as the least replicas reserve, if that is more than there are.
+    Where Ray Serve runs already, it listens where it did and not at `host` and `port`, and None is returned. `stop`
+    ends it. Raises as `make_application`.
+    """
+    serve, ray = _serve(), require("ray", "ray")
+    options = options or RayOptions()
+    require_token(host, options)
+    application = make_application(bundle, options)
+    if not ray.is_initialized():
+        if address is None:
+            scaling = options.scaling(len(load(bundle, stages=()).exit_names))
+            needed = options.ingress_cpus + sum(one.min_replicas * one.cpus for one in scaling)
+            ray.init(num_cpus=max(os.cpu_count() or 1, int(needed + 1)), include_dashboard=False, log_to_driver=False)
+        else:
+            ray.init(address=address, log_to_driver=False)
+    running = bool(serve.status().proxies)
+    serve.start(http_options={"host": host, "port": port})
+    serve.run(application, name=APPLICATION, route_prefix="/")
+    return None if running else f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def stop(*, everything: bool = True) -> None:
+    """Take the application away when everybody inside has been answered; with `everything` also Ray Serve and Ray."""
+    serve, ray = _serve(), require("ray", "ray")
+    serve.delete(APPLICATION)
+    if everything:
+        serve.shutdown()
+    ray.shutdown()
+
+
+def require_token(host: str, options: RayOptions) -> None:
+    """Raise `InvalidInputError` where a host beyond loopback would be served without a token."""
+    if not is_loopback(host) and _token(options) is None:
+        raise InvalidInputError(
+            f"the host {host!r} can be reached from other machines, which needs a token for changing the budget: name "
+            "a token file, or serve on 127.0.0.1"
+        )
+
+
+def _token(options: RayOptions) -> str | None:
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if options.token_file is not None:
+        path = Path(options.token_file)
+        if not path.is_file():
+            raise InvalidInputError(f"there is no token file {str(path)!r}")
+        token = path.read_text(encoding="utf-8").strip()
+    if token is not None and len(token) < 8:
+        raise InvalidInputError("the token has fewer than 8 characters, which can be guessed; use a longer one")
+    return token
+
+
+def _ingress_deployment(options: RayOptions) -> dict[str, Any]:
+    # Whatever comes in is bounded by the samples inside, and what is above is refused with 503 by the ingress itself.
+    return {
+        "max_ongoing_requests": 10 * options.engine.max_samples,
+        "ray_actor_options": {"num_cpus": options.ingress_cpus},
+    }
+
+
+def _serve() -> Any:
+    for module in ("fastapi", "orjson", "prometheus_client", "python_multipart"):
+        require(module, "ray", "serving on Ray")
+    return require("ray.serve", "ray", "serving on Ray")

@@ -1,0 +1,137 @@
+"""How a bundle is laid out on a Ray cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from eenet.errors import InvalidInputError
+from eenet.serving.engine._engine import EngineOptions
+from eenet.serving.engine._limits import Limits
+from eenet.serving.ray._parcels import INLINE_BYTES
+
+_MOST_REPLICAS = 100_000
+
+
+@dataclass(frozen=True)
+class StageScaling:
+    """How many replicas a stage has and what each of them reserves.
+
+    Ray Serve keeps between `min_replicas` and `max_replicas`, so that each has about `target` calls running or waiting
+    (a call has at most a batch of samples); it adds replicas after `upscale_delay` seconds above that, and takes them
+    away after `downscale_delay` seconds below. `cpus` and `memory` (bytes) are set aside for each replica.
+    """
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target: float = 16.0
+    cpus: float = 1.0
+    memory: int | None = None
+    upscale_delay: float = 10.0
+    downscale_delay: float = 300.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_replicas <= self.max_replicas <= _MOST_REPLICAS:
+            raise InvalidInputError(
+                f"a stage has {self.min_replicas} to {self.max_replicas} replicas, expected at least 1, and no more at "
+                "least than at most"
+            )
+        for name in ("target", "cpus", "upscale_delay", "downscale_delay"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf or (name == "target" and value == 0):
+                raise InvalidInputError(f"{name} is {value!r}, expected a number, 0 or more")
+
+    def deployment(self, max_batch: int) -> dict[str, Any]:
+        """What Ray Serve calls it: the options of a deployment."""
+        resources: dict[str, Any] = {"num_cpus": self.cpus}
+        if self.memory is not None:
+            resources["memory"] = self.memory
+        # A replica takes in enough calls for a batch to form while another runs; the others wait where they may still
+        # go to any replica.
+        return {
+            "max_ongoing_requests": max(2 * max_batch, math.ceil(2 * self.target)),
+            "autoscaling_config": {
+                "min_replicas": self.min_replicas,
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.target,
+                "upscale_delay_s": self.upscale_delay,
+                "downscale_delay_s": self.downscale_delay,
+            },
+            "ray_actor_options": resources,
+        }
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """How a bundle is served on Ray: every stage a deployment of its own.
+
+    `stages` has a `StageScaling` for each stage, or one for all. `budget` is another than the bundle's; with `hold` a
+    `BudgetController` keeps it in traffic. `token_file`, or the variable EENET_TOKEN where the ingress runs, holds the
+    token for `PUT /budget`. `threads` are those of a run of a stage, `workers` the runs at the same time in a replica;
+    `retries` is how often a call is sent again when replicas die under it. `ingress_cpus` are set aside for the
+    process that speaks HTTP and decodes. Survivors of up to `inline_bytes` travel with a call, by way of that process;
+    larger ones wait in Ray's object store until the next stage fetches them.
+    """
+
+    stages: Sequence[StageScaling] = (StageScaling(),)
+    budget: str | float | None = None
+    hold: bool = True
+    token_file: str | None = None
+    workers: int = 1
+    threads: int | None = 1
+    allow: Sequence[str] = ()
+    retries: int = 3
+    ingress_cpus: float = 1.0
+    inline_bytes: int = INLINE_BYTES
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("retries", 0), ("inline_bytes", 0)):
+            if getattr(self, name) < least:
+                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected {least} or more")
+
+    def scaling(self, num_exits: int) -> list[StageScaling]:
+        """That of each of K stages; raises `InvalidInputError` where there are neither one nor K."""
+        if len(self.stages) not in (1, num_exits):
+            raise InvalidInputError(
+                f"{len(self.stages)} stages are described, but the bundle has {num_exits}; give one for all or one each"
+            )
+        return list(self.stages) * (num_exits if len(self.stages) == 1 else 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that differs from the defaults, for a YAML; `from_dict` reads it."""
+        data: dict[str, Any] = {}
+        for one in fields(self):
+            value, usual = getattr(self, one.name), getattr(RayOptions(), one.name)
+            if value != usual:
+                if one.name == "stages":
+                    data[one.name] = [_plain(stage, StageScaling()) for stage in value]
+                elif one.name in ("engine", "limits"):
+                    data[one.name] = _plain(value, usual)
+                else:
+                    data[one.name] = list(value) if one.name == "allow" else value
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RayOptions:
+        """The options of what `to_dict` gave; raises `InvalidInputError` for names or values that are not there."""
+        made = dict(data)
+        try:
+            for name, kind in (("engine", EngineOptions), ("limits", Limits)):
+                if name in made:
+                    made[name] = kind(**made[name])
+            if "stages" in made:
+                made["stages"] = [StageScaling(**stage) for stage in made["stages"]]
+            return cls(**made)
+        except TypeError as error:
+            raise InvalidInputError(
+                f"the options {dict(data)!r} cannot be used ({error}); they are those of eenet.serving.ray.RayOptions"
+            ) from error
+
+
+def _plain(value: Any, usual: Any) -> dict[str, Any]:
+    found = {one.name: getattr(value, one.name) for one in fields(value)}
+    return {name: one for name, one in found.items() if one != getattr(usual, name)}

@@ -1,0 +1,40 @@
+"""Benchmarks that nothing else runs still run: a warning that is new, or a name that is gone, would stop them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optional import import_or_skip
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(name: str, folder: Path, *words: str) -> dict[str, Any]:
+    """What a benchmark writes as JSON."""
+    out = folder / "found.json"
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *words, "--json", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.mark.slow
+def test_the_controllers_runs_on_all_results(tmp_path: Path) -> None:
+    words = ("--seeds", "1", "--samples", "2200", "--budgets", "60%", "--draws", "1")
+    found = run("controller.py", tmp_path, *words)["streams"]
+    named = {key.split("/")[0] for key in found}
+    assert {folder.parent.name for folder in (ROOT / "results").glob("*/costs.json")} <= named
+
+
+@pytest.mark.slow
+def test_the_one_for_gpus_runs_without_one(tmp_path: Path) -> None:
+    import_or_skip("torchvision")
+    words = ("--device", "cpu", "--networks", "resnet50", "--dtypes", "float32", "--batch-sizes", "2", "--samples", "4")
+    (found,) = run("gpu.py", tmp_path, *words, "--seconds", "0")["results"]
+    assert found["batches"][0]["ms_per_sample"]["plain"]["median"] > 0

@@ -1,0 +1,399 @@
+"""The command line from outside: what it prints, what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import refused, run
+from safetensors.numpy import save_file
+from typer.testing import CliRunner
+
+import eenet
+from eenet.cli import app
+from eenet.testing import toy_logits, toy_records
+
+COSTS = "1,2,3"
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    """An .npz with a calibration and a test part, and the costs."""
+    arrays: dict[str, Any] = {"costs": np.array([1.0, 2.0, 3.0])}
+    for seed, part in enumerate(("val", "test")):
+        records = toy_records(samples=400, seed=seed)
+        assert records.labels is not None
+        arrays |= {f"{part}_probs": records.probabilities, f"{part}_labels": records.labels}
+    path = tmp_path / "predictions.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def fit(path: Path, *words: object) -> dict[str, Any]:
+    result = run("fit", path, "--prefix", "val_", "--budget", "60%", "--json", *words)
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+class TestFit:
+    @pytest.mark.parametrize("method", ["eenet", "max_prob", "entropy", "patience", "searched"])
+    def test_every_method_keeps_the_budget_and_saves_what_it_says(
+        self, predictions: Path, tmp_path: Path, method: str
+    ) -> None:
+        out = tmp_path / "new folder" / "scheduler.safetensors"
+        found = fit(predictions, "--method", method, "--out", out)
+        assert found["method"] == method
+        assert found["budget"] == pytest.approx(1.8)
+        assert found["calibration_cost"] <= found["budget"] * (1 + 1e-9)
+        assert sum(found["exit_shares"]) == pytest.approx(1)
+        saved = eenet.load_scheduler(out)
+        assert saved.calibration_cost == found["calibration_cost"]
+        on = [t for t in found["thresholds"] if t is not None]
+        assert saved.policy.thresholds[saved.policy.enabled].tolist() == on
+
+    def test_seed_decides(self, predictions: Path) -> None:
+        assert fit(predictions, "--seed", 3) == fit(predictions, "--seed", 3)
+
+    def test_table_for_people_shows_costs_shares_and_thresholds(self, predictions: Path) -> None:
+        shown = run("fit", predictions, "--prefix", "val_", "--budget", "60%", "--method", "max_prob").stdout
+        for word in ("budget", "1.8", "planned cost", "calibration cost", "share", "threshold", "takes the rest"):
+            assert word in shown
+        assert "--out" in shown  # how to keep it
+
+    def test_logits_plain_safetensors_and_saved_records_give_the_same(self, tmp_path: Path) -> None:
+        logits, labels = toy_logits(samples=300)
+        np.savez(tmp_path / "a.npz", logits=logits, labels=labels)
+        save_file({"logits": logits, "labels": labels}, tmp_path / "b.safetensors")
+        eenet.ExitRecords.from_logits(logits, labels).save(tmp_path / "c.safetensors")
+        results = []
+        for name in ("a.npz", "b.safetensors", "c.safetensors"):
+            shown = run("fit", tmp_path / name, "--costs", COSTS, "--budget", "60%", "--method", "entropy", "--json")
+            results.append(json.loads(shown.stdout))
+        assert results[0] == results[1] == results[2]
+
+    def test_probabilities_is_another_name_for_probs(self, tmp_path: Path) -> None:
+        records = toy_records()
+        np.savez(tmp_path / "a.npz", probabilities=records.probabilities, labels=np.asarray(records.labels))
+        run("fit", tmp_path / "a.npz", "--costs", COSTS, "--budget", "2ms", "--method", "max_prob")
+
+    def test_unit_and_costs_can_be_given(self, predictions: Path) -> None:
+        words = ("--costs", "10,20,40", "--unit", "joules", "--budget", "30joules", "--method", "max_prob")
+        found = json.loads(run("fit", predictions, "--prefix", "val_", *words, "--json").stdout)
+        assert found["unit"] == "joules"
+        assert found["budget"] == 30
+
+    def test_costs_of_a_json_file(self, predictions: Path, tmp_path: Path) -> None:
+        path = tmp_path / "costs.json"
+        path.write_text(json.dumps(eenet.ExitCosts([1, 2, 4], unit="ms").to_dict()))
+        assert fit(predictions, "--method", "max_prob", "--costs", path)["budget"] == pytest.approx(2.4)
+
+    def test_costs_of_a_profile(self, predictions: Path, tmp_path: Path) -> None:
+        tables = {"ms": [[1, 2, 3], [1, 2, 4]], "flops": [[2, 5, 7]] * 2}
+        profile = {"batch_sizes": [1, 32], "costs": tables, "spreads": {unit: [[0.0] * 3] * 2 for unit in tables}}
+        path = tmp_path / "profile.json"
+        path.write_text(json.dumps(profile))
+        words = ("--method", "max_prob", "--costs", path)
+        assert fit(predictions, *words, "--batch-size", 32)["budget"] == pytest.approx(2.4)
+        assert fit(predictions, *words, "--batch-size", 1, "--unit", "flops")["budget"] == pytest.approx(4.2)
+        common = ("fit", predictions, "--prefix", "val_", "--budget", "60%", *words)
+        assert "[1, 32]" in refused(*common)
+        assert "'flops'" in refused(*common, "--batch-size", 1, "--unit", "cpu_ms")
+
+
+class TestFitRefuses:
+    def test_file_that_is_not_there(self, tmp_path: Path) -> None:
+        assert "nowhere.npz" in refused("fit", tmp_path / "nowhere.npz", "--budget", "60%")
+
+    def test_other_endings(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("1,2")
+        assert ".npz or .safetensors" in refused("fit", tmp_path / "a.csv", "--budget", "60%")
+
+    @pytest.mark.parametrize("name", ["a.npz", "a.safetensors"])
+    def test_truncated_files(self, predictions: Path, tmp_path: Path, name: str) -> None:
+        path = tmp_path / name
+        if name.endswith("npz"):
+            path.write_bytes(predictions.read_bytes()[:2000])
+        else:
+            toy_records().save(path)
+            path.write_bytes(path.read_bytes()[:2000])
+        assert "truncated" in refused("fit", path, "--budget", "60%")
+
+    def test_damaged_array_inside_an_npz(self, predictions: Path, tmp_path: Path) -> None:
+        data = bytearray(predictions.read_bytes())
+        start = data.index(b"val_probs.npy") + 3000
+        data[start : start + 64] = bytes(64)
+        path = tmp_path / "damaged.npz"
+        path.write_bytes(bytes(data))
+        assert "val_probs" in refused("fit", path, "--prefix", "val_", "--budget", "60%")
+
+    def test_pickled_objects(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.npz"
+        np.savez(path, probs=np.array([{"a": 1}], dtype=object), labels=np.zeros(1, dtype=int))
+        message = refused("fit", path, "--budget", "60%", "--costs", COSTS)
+        assert "probs" in message
+        assert "run code" in message
+
+    def test_pickle_that_is_named_safetensors(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.safetensors"
+        path.write_bytes(b"\x80\x04N.")
+        assert "pickle" in refused("fit", path, "--budget", "60%")
+
+    def test_missing_arrays_are_named_and_prefixes_suggested(self, predictions: Path) -> None:
+        message = refused("fit", predictions, "--budget", "60%")
+        assert "'probs'" in message
+        assert "'logits'" in message
+        assert "--prefix test_ or --prefix val_" in message
+        assert "'dev_probs'" in refused("fit", predictions, "--prefix", "dev_", "--budget", "60%")
+
+    def test_two_kinds_of_outputs(self, tmp_path: Path) -> None:
+        logits, labels = toy_logits()
+        np.savez(tmp_path / "a.npz", logits=logits, probs=logits, labels=labels)
+        assert "one of them" in refused("fit", tmp_path / "a.npz", "--budget", "60%")
+
+    def test_no_labels(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", logits=toy_logits()[0])
+        assert "labels" in refused("fit", tmp_path / "a.npz", "--budget", "60%", "--costs", COSTS)
+
+    def test_prefix_on_saved_records(self, tmp_path: Path) -> None:
+        toy_records().save(tmp_path / "a.safetensors")
+        assert "--prefix" in refused("fit", tmp_path / "a.safetensors", "--prefix", "val_", "--budget", "60%")
+
+    def test_wrong_values_in_the_arrays(self, tmp_path: Path) -> None:
+        logits, labels = toy_logits()
+        np.savez(tmp_path / "a.npz", probs=logits, labels=labels)
+        assert "from_logits" in refused("fit", tmp_path / "a.npz", "--budget", "60%", "--costs", COSTS)
+
+    def test_no_costs(self, tmp_path: Path) -> None:
+        toy_records().save(tmp_path / "a.safetensors")
+        assert "--costs 2.3,4.1,4.9" in refused("fit", tmp_path / "a.safetensors", "--budget", "60%")
+
+    @pytest.mark.parametrize(
+        ("costs", "word"), [("1,two,3", "two"), ("1,2", "2 exits"), ("3,2,1", "increase"), ("c.json", "not there")]
+    )
+    def test_bad_costs(self, predictions: Path, costs: str, word: str) -> None:
+        assert word in refused("fit", predictions, "--prefix", "val_", "--budget", "60%", "--costs", costs)
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"costs": {}}', '{"values": [1, 2, 3]}'])
+    def test_bad_costs_file(self, predictions: Path, tmp_path: Path, text: str) -> None:
+        path = tmp_path / "costs.json"
+        path.write_text(text)
+        refused("fit", predictions, "--prefix", "val_", "--budget", "60%", "--costs", path)
+
+    @pytest.mark.parametrize(
+        ("budget", "word"),
+        [
+            ("60", "60%"),
+            ("fast", "fast"),
+            ("0%", "positive"),
+            ("nan%", "positive"),
+            ("3 flops", "'flops'"),
+            ("0.5ms", "smallest feasible budget"),
+        ],
+    )
+    def test_bad_budget(self, predictions: Path, budget: str, word: str) -> None:
+        assert word in refused("fit", predictions, "--prefix", "val_", "--budget", budget)
+
+    def test_method_with_a_typo_gets_a_suggestion(self, predictions: Path) -> None:
+        words = ("fit", predictions, "--prefix", "val_", "--budget", "60%", "--method")
+        assert "did you mean 'entropy'?" in refused(*words, "entrop")
+        assert "choose from eenet, stopping, max_prob" in refused(*words, "zzz")
+
+    def test_folder_that_cannot_be_written(self, predictions: Path, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        out = tmp_path / "file" / "scheduler.safetensors"
+        words = ("--prefix", "val_", "--budget", "60%", "--method", "max_prob", "--out", out)
+        assert "cannot write" in refused("fit", predictions, *words)
+
+    def test_debug_shows_the_traceback(self, tmp_path: Path) -> None:
+        words = ["fit", str(tmp_path / "nowhere.npz"), "--budget", "60%", "--debug"]
+        result = CliRunner().invoke(app, words)
+        assert isinstance(result.exception, eenet.EENetError)
+
+    def test_budget_above_the_last_exit_is_a_warning(self, predictions: Path) -> None:
+        result = run("fit", predictions, "--prefix", "val_", "--budget", "200%", "--method", "max_prob", "--json")
+        assert json.loads(result.stdout)["calibration_cost"] <= 3
+        assert result.stderr.startswith("warning: budget '200%' is above")
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def scheduler(self, predictions: Path, tmp_path: Path) -> Path:
+        out = tmp_path / "scheduler.safetensors"
+        fit(predictions, "--method", "max_prob", "--out", out)
+        return out
+
+    def test_json_agrees_with_a_replay(self, predictions: Path, scheduler: Path) -> None:
+        shown = run("evaluate", predictions, "--prefix", "test_", "--scheduler", scheduler, "--json").stdout
+        found = json.loads(shown)
+        with np.load(predictions) as arrays:
+            records = eenet.ExitRecords.from_probabilities(arrays["test_probs"], arrays["test_labels"])
+        decisions = eenet.load_scheduler(scheduler).replay(records)
+        assert found["accuracy"] == decisions.accuracy
+        assert found["held_out_cost"] == decisions.mean_cost
+        assert found["overspend"] == pytest.approx(decisions.mean_cost / 1.8 - 1)
+        assert found["exit_shares"] == decisions.exit_shares.tolist()
+        rows = {row["name"]: row for row in found["comparison"]}
+        assert [name for name in rows if name.startswith("exit")] == ["exit 1 only", "exit 2 only", "exit 3 only"]
+        mixture, oracle = rows["best random mixture of exits"], rows["oracle (knows the labels)"]
+        assert mixture["accuracy"] <= found["accuracy"] <= oracle["accuracy"]
+        assert oracle["cost"] <= decisions.mean_cost * (1 + 1e-9)
+
+    def test_table_for_people(self, predictions: Path, scheduler: Path) -> None:
+        shown = run("evaluate", predictions, "--prefix", "test_", "--scheduler", scheduler).stdout
+        for word in ("held-out cost", "the budget", "exit shares", "exit 2 only", "random mixture", "oracle", "±"):
+            assert word in shown
+
+    def test_overspending_is_said(self, predictions: Path, tmp_path: Path) -> None:
+        out = tmp_path / "scheduler.safetensors"
+        records = toy_records(samples=100, sharpness=4.0)
+        eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2, 3]), budget="60%").save(out)
+        shown = run("evaluate", predictions, "--prefix", "test_", "--scheduler", out).stdout
+        assert re.search(r"\d% over the budget", shown)
+
+    def test_without_labels_cost_and_shares_are_shown(self, scheduler: Path, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", logits=toy_logits()[0])
+        found = json.loads(run("evaluate", tmp_path / "a.npz", "--scheduler", scheduler, "--json").stdout)
+        assert found["accuracy"] is None
+        assert 1 <= found["held_out_cost"] <= 3
+        assert "no labels" in run("evaluate", tmp_path / "a.npz", "--scheduler", scheduler).stdout
+
+    def test_utility_without_labels_is_shown(self, scheduler: Path, tmp_path: Path) -> None:
+        # As records of images with a class per pixel have it: no label, but what each answer was worth.
+        records = toy_records(samples=50)
+        worth = np.full((3, 50), 0.25, dtype=np.float32)
+        eenet.ExitRecords(records.probabilities, records.predictions, None, worth).save(tmp_path / "a.safetensors")
+        found = json.loads(run("evaluate", tmp_path / "a.safetensors", "--scheduler", scheduler, "--json").stdout)
+        assert (found["accuracy"], found["accuracy_error"]) == (0.25, 0.0)
+        assert len(found["comparison"]) == 5
+
+    def test_scheduler_for_another_number_of_exits(self, scheduler: Path, tmp_path: Path) -> None:
+        toy_records(exits=4).save(tmp_path / "a.safetensors")
+        message = refused("evaluate", tmp_path / "a.safetensors", "--scheduler", scheduler)
+        assert "3 exits" in message
+        assert "have 4" in message
+
+    def test_file_that_is_no_scheduler(self, predictions: Path, tmp_path: Path) -> None:
+        toy_records().save(tmp_path / "a.safetensors")
+        message = refused("evaluate", predictions, "--prefix", "test_", "--scheduler", tmp_path / "a.safetensors")
+        assert "eenet.records" in message
+
+
+NETWORK = """
+import torch
+import eenet
+from eenet.models import CifarResNet
+
+def with_example():
+    x = torch.zeros(2, 1, 12, 12)
+    return eenet.attach(CifarResNet([1, 1], widths=(4, 8), channels=1), ["layers.0"], 10, x), x
+
+def alone():
+    return with_example()[0]
+
+def something_else():
+    return 3
+
+constant = 1
+"""
+
+
+class TestProfile:
+    @pytest.fixture
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        (tmp_path / "cli_toy_networks.py").write_text(NETWORK)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delitem(sys.modules, "cli_toy_networks", raising=False)
+        return tmp_path
+
+    def profile(self, target: str, *words: object) -> dict[str, Any]:
+        shown = run("profile", target, "--batch-sizes", "1,3", "--seconds", 0.05, "--json", *words).stdout
+        found: dict[str, Any] = json.loads(shown)
+        return found
+
+    @pytest.mark.parametrize("name", ["with_example", "alone"])
+    def test_function_of_a_module_in_the_current_folder(self, here: Path, name: str) -> None:
+        found = self.profile(f"cli_toy_networks:{name}")
+        assert found["batch_sizes"] == [1, 3]
+        assert found["exits"] == ["layers.0", "output"]
+        for unit in ("ms", "cpu_ms", "flops"):
+            assert np.shape(found["costs"][unit]) == (2, 2)
+        assert all(first < last for first, last in found["costs"]["ms"])
+        assert str(here) not in sys.path
+
+    def test_what_it_prints_is_what_fit_reads(self, here: Path) -> None:
+        self.profile("cli_toy_networks:alone", "--out", here / "costs.json")
+        toy_records(exits=2).save(here / "a.safetensors")
+        costs = ("--costs", here / "costs.json", "--batch-size", 3, "--unit", "flops")
+        found = json.loads(
+            run("fit", here / "a.safetensors", *costs, "--budget", "90%", "--method", "max_prob", "--json").stdout
+        )
+        assert found["costs"]["batch_size"] == 3
+
+    def test_scheduler_steps_are_counted_where_asked(self, here: Path) -> None:
+        scheduler = eenet.MaxProbability().fit(toy_records(exits=2, classes=10), eenet.ExitCosts([1, 2]), budget="80%")
+        scheduler.save(here / "scheduler.safetensors")
+        found = self.profile("cli_toy_networks:alone", "--scheduler", here / "scheduler.safetensors")
+        assert "scheduler" in found["includes"]
+
+    @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+    def test_table_for_people(self, here: Path) -> None:
+        shown = run("profile", "cli_toy_networks:alone", "--batch-sizes", "1,3", "--seconds", 0.05).stdout
+        for word in ("wall ms", "CPU ms", "MFLOPs", "spread", "layers.0", "output", "thread"):
+            assert word in shown
+
+    @pytest.mark.parametrize(
+        ("target", "word"),
+        [
+            ("nowhere", "eenet demo"),
+            ("cli_toy_networks:nothing", "'nothing'"),
+            ("cli_toy_networks:constant", "'constant'"),
+            ("cli_toy_networks:something_else", "int"),
+            ("no_such_module_at_all:f", "no_such_module_at_all"),
+            (":f", "package.module:function"),
+            (".", "model.json"),
+        ],
+    )
+    def test_bad_targets(self, here: Path, target: str, word: str) -> None:
+        assert word in refused("profile", target)
+
+    @pytest.mark.parametrize("sizes", ["", "0", "1,x", "-2"])
+    def test_bad_batch_sizes(self, here: Path, sizes: str) -> None:
+        assert "--batch-sizes" in refused("profile", "cli_toy_networks:alone", "--batch-sizes", sizes)
+
+
+class TestFrontPage:
+    def test_version_as_json_and_for_people(self) -> None:
+        found = json.loads(run("version", "--json").stdout)
+        assert found["eenet"] == eenet.__version__
+        assert {"python", "torch", "numpy"} <= set(found)
+        assert f"eenet {eenet.__version__}" in run("version").stdout
+
+    def test_help_lists_the_commands_with_an_example(self) -> None:
+        shown = run("--help").stdout
+        for word in ("demo", "profile", "fit", "evaluate", "version", "--debug", "eenet fit predictions.npz"):
+            assert word in shown
+
+    @pytest.mark.parametrize("command", ["demo", "profile", "fit", "evaluate", "version"])
+    def test_help_of_every_command_has_an_example(self, command: str) -> None:
+        shown = run(command, "--help").stdout
+        assert "Example" in shown
+        assert shown.count(f"eenet {command}") >= 2
+
+    def test_starting_loads_nothing_heavy(self) -> None:
+        code = (
+            "import sys, eenet.cli; from typer.testing import CliRunner; "
+            "assert CliRunner().invoke(eenet.cli.app, ['--help']).exit_code == 0; "
+            "print([m for m in ('torch', 'matplotlib', 'mlxtend') if m in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    def test_unknown_command_is_exit_code_2(self) -> None:
+        run("nonsense", code=2)

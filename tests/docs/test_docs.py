@@ -1,0 +1,116 @@
+"""The code in the docs runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optional import import_or_skip
+from pages import DOCS
+
+import eenet
+from eenet.testing import toy_costs, toy_records
+from networks import table_model
+
+ROOT = Path(__file__).parents[2]
+
+
+def blocks(page: str) -> dict[str, list[str]]:
+    """The blocks of Python on a page, by the title of their section."""
+    found: dict[str, list[str]] = {}
+    for section in re.split(r"^## ", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
+        code = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+        if code:
+            found[section.splitlines()[0]] = code
+    return found
+
+
+def test_bring_your_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("torchvision", "timm", "transformers"):
+        import_or_skip(library)
+    monkeypatch.chdir(tmp_path)
+    sections = blocks("networks.md")
+    assert list(sections) == ["torchvision", "timm", "Hugging Face", "Where tracing fails"]
+    # A reader goes through the page from top to bottom, so the sections share their names.
+    names: dict[str, Any] = {"__name__": "networks.md"}
+    for title, code in sections.items():
+        for block in code:
+            exec(compile(block, f"docs/networks.md, {title}", "exec"), names)
+    assert {path.name for path in (tmp_path / "resnet18-3-exits").iterdir()} == {
+        "model.json",
+        "model.safetensors",
+        "example.safetensors",
+    }
+
+
+def test_the_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("lightning_fabric", "tensorboard"):
+        import_or_skip(library)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "training.md"}
+    with torch.random.fork_rng(devices=[]):
+        for title, code in blocks("training.md").items():
+            for block in code:
+                exec(compile(block, f"docs/training.md, {title}", "exec"), names)
+    for file in ("last.safetensors", "best.safetensors", "metrics.csv", "tensorboard"):
+        assert (tmp_path / "run" / file).exists(), "the guide lists it"
+    assert not (tmp_path / "heads" / "features").exists()
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    described = set(re.findall(r"`([a-z_]+?)(?:_[kb])?`", (DOCS / "training.md").read_text(encoding="utf-8")))
+    columns = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {re.sub(r"_\d+$", "", column) for column in columns} <= described | {"epoch"}
+
+
+def test_the_controller_on_the_method_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("method.md")["The budget in traffic"]
+    scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    names: dict[str, Any] = {"eenet": eenet, "scheduler": scheduler, "model": table_model(3, 5)}
+    exec(compile(code, "docs/method.md", "exec"), names)
+    names["fast"](torch.randn(10, 15))
+    assert names["controller"].samples == 10
+    assert eenet.BudgetController.load(scheduler, "controller.json").samples == 0
+
+
+def test_the_messages_in_the_training_guide_are_those_of_the_code() -> None:
+    """A message is quoted in part, with … for what is filled in."""
+    said = []
+    for path in (ROOT / "src" / "eenet").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                said.append("".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.append(node.value)
+    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    table = text.split("<!-- messages: begin -->")[1].split("<!-- messages: end -->")[0]
+    quoted = re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE)
+    assert len(quoted) > 10
+    for message in quoted:
+        pattern = re.compile(".*".join(re.escape(part) for part in message.split("…")), flags=re.DOTALL)
+        assert any(pattern.search(one) for one in said), f"no message of the code reads {message!r}"
+
+
+@pytest.mark.filterwarnings("ignore:the costs at batch size")  # a test machine may be busy
+@pytest.mark.filterwarnings("ignore:.*cannot tell apart:eenet.errors.ReliabilityWarning")  # the network is not trained
+def test_the_code_in_the_readme_runs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    code = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(code) == 1
+    network = torch.nn.Sequential(
+        OrderedDict(
+            layer1=torch.nn.Conv2d(3, 8, 3, 2),
+            layer2=torch.nn.Conv2d(8, 8, 3, 2),
+            pool=torch.nn.AdaptiveAvgPool2d(1),
+            flat=torch.nn.Flatten(),
+            top=torch.nn.Linear(8, 10),
+        )
+    ).eval()
+    x, y = torch.randn(60, 3, 16, 16), torch.arange(60) % 10
+    names: dict[str, Any] = {"network": network, "x": x[:4], "calibration_loader": [(x, y)], "test_loader": [(x, y)]}
+    exec(compile(code[0], "README.md", "exec"), names)
+    assert names["out"].logits.shape == (4, 10)

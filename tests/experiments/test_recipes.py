@@ -1,0 +1,355 @@
+"""Recipes: what they may say, how a run is resumed, and how each is refused that cannot be run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from safetensors import safe_open
+from typer.testing import CliRunner
+
+import eenet
+from eenet.cli import app
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.experiments.recipes import (
+    STEPS,
+    Place,
+    Recipe,
+    load_recipe,
+    readme,
+    recipe_folder,
+    recipe_names,
+    reference,
+    reproduce,
+)
+
+for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "recipes.md"
+PAPER = {
+    "cifar10-resnet56",
+    "cifar100-densenet121",
+    "imagenet-msdnet35",
+    "cityscapes-hrnet",
+    "sst2-bert",
+    "agnews-bert",
+}
+VARIANTS = {"cifar10-resnet56-shared", "cifar10-resnet20-shared", "sst2-minilm", "agnews-minilm", "camvid-hrnet"}
+KEPT = {
+    "README.md", "metrics.json", "costs.json", "split.json", "calibration.safetensors", "test.safetensors",
+    "schedulers", "work",
+}  # fmt: skip
+
+
+def minimal(**sections: Any) -> dict[str, Any]:
+    data = {"name": "cifar10", "train": "train", "calibration": ["train", 50], "test": "test", "validation": 40}
+    return {"title": "t", "data": data, "model": {"name": "resnet56"}, "train": {"batch_size": 8}} | sections
+
+
+def refused(values: Any) -> str:
+    with pytest.raises(InvalidInputError) as caught:
+        Recipe.from_mapping("mine", values)
+    return str(caught.value)
+
+
+def run(*words: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def error(*words: object) -> str:
+    """The one line on standard error of a command that ends with exit code 2."""
+    result = run(*words, code=2)
+    lines = [line for line in result.stderr.strip().splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return str(lines[0])
+
+
+def test_there_are_the_papers_six_and_the_variants() -> None:
+    assert set(recipe_names()) == PAPER | VARIANTS
+    listed = json.loads(run("reproduce", "--list", "--json").stdout)
+    assert {row["name"] for row in listed} == PAPER | VARIANTS
+
+
+def test_the_papers_settings() -> None:
+    published = {name: load_recipe(name).published for name in recipe_names()}
+    settings = {name: (found.costs[-1], found.budgets) for name, found in published.items() if found is not None}
+    assert settings["cifar10-resnet56"] == (4.93, (2.5,))
+    assert settings["cifar100-densenet121"] == (10.2, (6.5,))
+    assert settings["sst2-bert"] == settings["agnews-bert"] == (188.9, (125.0,))
+    assert all(len(load_recipe(name).evaluation.budgets) >= 3 for name in recipe_names())
+    assert all(load_recipe(name).evaluation.resplits == 5 for name in recipe_names())
+
+
+@pytest.mark.parametrize("name", sorted(PAPER | VARIANTS))
+def test_every_recipe_is_valid_with_and_without_smoke(name: str) -> None:
+    whole, small = load_recipe(name), load_recipe(name, smoke=True)
+    assert whole.name == small.name == name
+    assert small.config.epochs == 1 < whole.config.epochs
+    assert whole.data.train[0] != whole.data.test[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("text", "is a str, expected a mapping of sections"),
+        (minimal(modle={}), "has no 'modle'; did you mean model?"),
+        ({key: value for key, value in minimal().items() if key != "train"}, "has no section 'train'"),
+        (minimal(model={"nmae": "resnet56"}), "model has no 'nmae'; did you mean model.name?"),
+        (minimal(model={}), "model.name is missing; expected a name"),
+        (minimal(seed=-1), "seed is -1, expected a whole number of at least 0"),
+        (minimal(train={"batch_size": 0}), "train.batch_size is 0, expected a whole number of at least 1"),
+        (minimal(train={"batch_size": 8, "epochs": 0}), "train.epochs is 0, expected a whole number"),
+        (minimal(train={"batch_size": 8, "epoch": 3}), "train has no 'epoch'; did you mean train.epochs?"),
+        (minimal(train={"batch_size": 8, "seed": 3}), "give the seed of all steps at the top"),
+        (minimal(train={"batch_size": 8, "optimiser": "adam"}), "did you mean 'adamw'?"),
+        (minimal(evaluation={"budgets": [60]}), "evaluation.budgets is [60], expected a list of shares such as '60%'"),
+        (minimal(evaluation={"budgets": ["160%"]}), "expected a list of shares"),
+        (minimal(evaluation={"batch_size": 3}), "expected one of profile.batch_sizes [1, 8, 32]"),
+        (minimal(evaluation={"unit": "minutes"}), "expected 'ms', 'cpu_ms' or 'flops'"),
+        (minimal(profile={"seconds": 0}), "profile.seconds is 0, expected a number above 0"),
+        (minimal(published={"costs": [3, 2], "budgets": [2]}), "expected rising numbers"),
+        (minimal(model={"name": "resnet56", "heads": {"kind": 3}}), "model.heads.kind is 3, expected a name"),
+        (minimal(data=minimal()["data"] | {"calibration": ["train", 1.5]}), "data.calibration is"),
+        (minimal(data=minimal()["data"] | {"validation": "test"}), "data.validation is 'test', expected a number"),
+    ],
+)
+def test_a_faulty_recipe_is_refused_by_field(values: Any, message: str) -> None:
+    assert message in refused(values)
+
+
+def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    (tmp_path / "broken.yaml").write_text("title: [1,")
+    (tmp_path / "plain.yaml").write_text("title: t\ndata: {}\n")
+    with pytest.raises(FileFormatError, match="holds a list"):
+        load_recipe(str(tmp_path / "list.yaml"))
+    with pytest.raises(FileFormatError, match="is not YAML"):
+        load_recipe(str(tmp_path / "broken.yaml"))
+    with pytest.raises(InvalidInputError, match="has no section 'smoke'"):
+        load_recipe(str(tmp_path / "plain.yaml"), smoke=True)
+    with pytest.raises(InvalidInputError, match="there is no recipe file"):
+        load_recipe(str(tmp_path / "absent.yaml"))
+
+
+def test_changes_set_single_fields() -> None:
+    recipe = load_recipe("sst2-minilm", changes=["train.epochs=7", "evaluation.budgets=['40%']", "data.limit=20"])
+    assert recipe.config.epochs == 7
+    assert recipe.evaluation.budgets == ("40%",)
+    assert recipe.data.limit == 20
+    for change, message in (
+        ("train.epochs", "changes nothing"),
+        ("train..epochs=3", "changes nothing"),
+        ("train.epochs=[", "is not YAML"),
+        ("train.epocs=3", "did you mean train.epochs"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            load_recipe("sst2-minilm", changes=[change])
+
+
+def test_an_unknown_recipe_a_missing_folder_and_a_missing_checkpoint(tmp_path: Path) -> None:
+    assert "there is no recipe 'cifar10-resnet'; did you mean 'cifar10-resnet56'?" in error(
+        "reproduce", "cifar10-resnet"
+    )
+    assert "which recipe?" in error("reproduce")
+    assert "give --data-root, or --smoke" in error("reproduce", "cifar10-resnet56", "--out", tmp_path / "a")
+    (tmp_path / "data" / "pictures").mkdir(parents=True)
+    found = error("reproduce", "cifar10-resnet56", "--data-root", tmp_path / "data", "--out", tmp_path / "b")
+    assert "it holds pictures/" in found
+    assert "cifar-10-batches-bin" in found
+    absent = error("train", "cifar10-resnet56", "--data-root", tmp_path / "absent", "--out", tmp_path / "c")
+    assert "it does not exist" in absent
+    assert "is no step; choose from data, train" in error(
+        "reproduce", "cifar10-resnet56", "--smoke", "--from", "training", "--out", tmp_path / "d"
+    )
+    assert not (tmp_path / "b" / "split.json").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A smoke run of the recipe that starts from published weights."""
+    out = tmp_path_factory.mktemp("results") / "cifar"
+    run("reproduce", "cifar10-resnet56-shared", "--smoke", "--threads", 1, "--out", out)
+    return out
+
+
+def test_what_a_run_leaves_behind(finished: Path) -> None:
+    assert {path.name for path in finished.iterdir()} == KEPT
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["data"]["samples"] == {"train": 160, "validation": 40, "calibration": 50, "test": 50}
+    assert [row["name"] for row in metrics["exits"]] == ["layers.0", "layers.1", "output"]
+    assert metrics["machine"]["threads"] == 1
+    assert metrics["command"].split()[0] == "eenet"
+    assert metrics["machine"]["processors"] >= 1
+    methods = {"eenet", "stopping", "max_prob", "entropy", "patience", "searched"}
+    assert {row["method"] for row in metrics["schedulers"]} == methods
+    for key in ("comparison", "published"):
+        assert {row["scheduler"] for row in metrics[key]["rows"]} == methods
+        assert metrics[key]["separate"] is True
+    assert 2.5 in {row["budget"] for row in metrics["published"]["rows"]}
+    # The README says what the metrics say, and nothing else.
+    assert (finished / "README.md").read_text(encoding="utf-8") == readme(metrics)
+
+
+def test_parts_never_overlap_and_thresholds_are_fitted_on_calibration_alone(finished: Path) -> None:
+    split = eenet.experiments.data.ThreeWaySplit.load(finished / "split.json")
+    assert split.sources["calibration"] == split.sources["test"] == "test"
+    assert not set(split.indices["calibration"].tolist()) & set(split.indices["test"].tolist())
+    calibration = eenet.ExitRecords.load(finished / "calibration.safetensors")
+    for path in (finished / "schedulers").iterdir():
+        scheduler = eenet.load_scheduler(path)
+        assert scheduler.replay(calibration).mean_cost <= scheduler.budget * (1 + 1e-9)
+
+
+def test_predictions_are_small_and_serve_the_scheduler_commands(finished: Path, tmp_path: Path) -> None:
+    calibration, test = finished / "calibration.safetensors", finished / "test.safetensors"
+    assert calibration.stat().st_size + test.stat().st_size < 5e6
+    scheduler = tmp_path / "s.safetensors"
+    costs = ("--costs", finished / "costs.json", "--unit", "flops", "--batch-size", 1)
+    run("fit", calibration, *costs, "--budget", "80%", "--method", "max_prob", "--out", scheduler)
+    assert "accuracy" in run("evaluate", test, "--scheduler", scheduler, "--json").stdout
+
+
+def test_a_complete_run_is_not_run_again(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    result = run("reproduce", "cifar10-resnet56-shared", "--smoke", "--out", finished, "--json")
+    assert result.stderr.count("complete, skipped") == len(STEPS)
+    assert json.loads(result.stdout)["recipe"] == "cifar10-resnet56-shared"
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+
+
+def test_other_settings_are_refused_and_from_makes_steps_anew(finished: Path) -> None:
+    smoke = ("reproduce", "cifar10-resnet56-shared", "--smoke", "--out", finished)
+    changed = error(*smoke, "--set", "train.learning_rate=0.5")
+    assert "train.learning_rate: 0.5 instead of 0.004" in changed
+    assert "--from train" in changed
+    weights = (finished / "work" / "model" / "model.safetensors").stat().st_mtime_ns
+    budget = ("--set", "evaluation.budgets=['90%']")
+    assert "evaluation.budgets" in error(*smoke, *budget)
+    result = run(*smoke, *budget, "--from", "fit")
+    assert result.stderr.count("complete, skipped") == 4
+    assert {path.name for path in (finished / "schedulers").iterdir()} >= {"eenet-90.safetensors"}
+    assert not (finished / "schedulers" / "eenet-75.safetensors").exists()
+    assert (finished / "work" / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    run(*smoke, "--from", "fit")  # as the other tests expect it
+
+
+def test_the_command_in_the_results_is_that_of_a_new_run(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["reproduce", "cifar10-resnet56-shared", "--smoke", "--out", str(finished)]
+    monkeypatch.setattr(sys, "argv", ["eenet", *words, "--resume", "--from", "evaluate"])
+    run(*words, "--resume", "--from", "evaluate")
+    metrics = json.loads((finished / "metrics.json").read_text())
+    assert metrics["command"] == " ".join(["eenet", *words])
+
+
+def test_a_damaged_marker_is_named(finished: Path) -> None:
+    marker = finished / "work" / "steps" / "evaluate.json"
+    whole = marker.read_text()
+    marker.write_text(whole[:40])
+    assert "evaluate.json" in error("reproduce", "cifar10-resnet56-shared", "--smoke", "--out", finished)
+    marker.write_text(whole)
+
+
+def weights_of(folder: Path) -> dict[str, Any]:
+    with safe_open(str(folder / "work" / "model" / "model.safetensors"), framework="numpy") as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+
+
+def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
+    words = ["sst2-minilm", "--smoke", "--threads", "1", "--set", "train.epochs=12", "--set", "train.batch_size=4"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "eenet", "train", *words, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    history = tmp_path / "killed" / "work" / "training" / "metrics.csv"
+    deadline = time.monotonic() + 240
+    while not (history.is_file() and len(history.read_text().splitlines()) > 2):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "the run did not finish two epochs"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    again = ("train", *words, "--out", tmp_path / "killed")
+    assert "--resume goes on with it, --from train starts anew" in error(*again)
+    run(*again, "--resume")
+    run("train", *words, "--out", tmp_path / "whole")
+    killed, whole = weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole")
+    assert all(np.array_equal(killed[name], whole[name]) for name in whole)
+
+
+def test_heads_alone_on_a_frozen_backbone(tmp_path: Path) -> None:
+    out = tmp_path / "frozen"
+    result = run(
+        "train", "cifar10-resnet56-shared", "--smoke", "--freeze-backbone", "--epochs", 2, "--out", out, "--json"
+    )
+    assert len(json.loads(result.stdout)["history"]) == 2
+    assert (out / "work" / "training" / "features").is_dir()
+    run("train", "sst2-minilm", "--smoke", "--freeze-backbone", "--out", tmp_path / "text")
+
+
+def test_frozen_modules_do_not_learn(tmp_path: Path) -> None:
+    recipe = load_recipe("agnews-minilm", smoke=True)
+    place = Place(out=tmp_path / "run", smoke=True, threads=1, progress=False)
+    reproduce(recipe, place, console=Console(quiet=True), steps=("data", "train"))
+    name = "bert.embeddings.word_embeddings.weight"
+    learned = weights_of(tmp_path / "run")[f"backbone.{name}"]
+    checkpoint = tmp_path / "run" / "work" / "smoke" / "checkpoint" / "model.safetensors"
+    with safe_open(str(checkpoint), framework="numpy") as handle:
+        before = handle.get_tensor(name.removeprefix("bert."))
+    assert np.array_equal(learned, before)
+    with pytest.raises(InvalidInputError, match=r"model\.freeze names 'bert\.nothing'"):
+        reproduce(
+            load_recipe("agnews-minilm", smoke=True, changes=["model.freeze=[bert.nothing]"]),
+            Place(out=tmp_path / "other", smoke=True, progress=False),
+            console=Console(quiet=True),
+        )
+
+
+def test_faults_that_the_network_or_the_data_finds(tmp_path: Path) -> None:
+    smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data", "--set")
+    assert "there is no network 'resnet5'" in error(*smoke, "model.name=resnet5")
+    assert "does not take model.options" in error(*smoke, "model.options={depth: 3}")
+    assert "expected one of ConvHead" in error(*smoke, "model.heads.kind=Head")
+    assert "does not take model.heads.options" in error(*smoke, "model.heads.options={size: 3}")
+    assert "data.validation is 400, of the 200 samples" in error(*smoke, "data.validation=400")
+    assert "has no option 'colour'" in error(*smoke, "data.options.colour=1")
+    assert "cannot read" in error(*smoke[:-1], "--weights", tmp_path / "absent.safetensors")
+
+
+def test_the_reference_in_the_docs_is_that_of_the_schema() -> None:
+    page = DOCS.read_text(encoding="utf-8")
+    assert between(page, "fields") == reference()
+    assert between(page, "recipes") == table()
+    assert recipe_folder() == ROOT / "recipes"
+
+
+def table() -> str:
+    rows = [f"| `{name}` | {load_recipe(name).title} |" for name in [*sorted(PAPER), *sorted(VARIANTS)]]
+    return "\n".join(["| recipe | what |", "|---|---|", *rows]) + "\n"
+
+
+def between(page: str, what: str) -> str:
+    return page.split(f"<!-- {what}: begin -->\n")[1].split(f"<!-- {what}: end -->")[0]
+
+
+def write_docs() -> None:
+    """Write the two tables into the page: `python tests/test_recipes.py`."""
+    page = DOCS.read_text(encoding="utf-8")
+    for what, text in (("recipes", table()), ("fields", reference())):
+        page = page.replace(f"<!-- {what}: begin -->\n{between(page, what)}", f"<!-- {what}: begin -->\n{text}")
+    DOCS.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_docs()

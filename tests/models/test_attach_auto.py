@@ -1,0 +1,212 @@
+"""Exits that place themselves, heads that fit what they look at, and exits on networks cut already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from stages_toys import Chain, SmallResNet
+from torch import Tensor, nn
+from zoo import NETWORKS
+
+import eenet
+from eenet.errors import InvalidInputError
+from eenet.models import ConvHead, SegmentationHead, TokenHead, VectorHead
+from eenet.models._placement import choose
+from eenet.stages import Place, places
+from networks import SmallConvNet
+
+X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def blocks(count: int, width: int = 8) -> nn.Sequential:
+    """Residual blocks of equal cost, and a classifier that costs next to nothing."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = x + self.second(self.first(x).relu())
+            return out
+
+    return nn.Sequential(*(Residual() for _ in range(count)), nn.Linear(width, 2))
+
+
+@pytest.mark.parametrize("exits", [2, 3, 4])
+def test_exits_stand_at_the_ends_of_blocks_at_equal_cost(exits: int) -> None:
+    model = eenet.attach(blocks(12).eval(), f"auto:{exits}", example=torch.randn(2, 8))
+    assert model.exit_names == (*(str(12 * k // exits - 1) for k in range(1, exits)), "output")
+    shares = [row.flops for row in eenet.describe(model).rows]
+    assert max(shares) / min(shares) < 1.1
+
+
+def test_places_say_what_they_cost_and_what_would_cross() -> None:
+    found = {place.name: place for place in places(blocks(2).eval(), torch.randn(2, 8))}
+    assert list(found) == ["0.first", "0.second", "0", "1.first", "1.second", "1"]
+    assert found["0.first"].elements == 8 + 32
+    assert found["0.first"].tensors == 2
+    assert (found["0"].elements, found["0"].tensors) == (8, 1)
+    total = 4 * 8 * 32 + 8 * 2
+    assert found["0"].share == pytest.approx(2 * 8 * 32 / total)
+
+
+def test_a_small_interface_is_worth_a_little_inequality() -> None:
+    candidates = [Place("wide", 0.5, 4096, 1), Place("narrow", 0.52, 256, 1), Place("far", 0.9, 1, 1)]
+    assert choose(candidates, 2) == ["narrow"]
+    assert choose([Place("one", 0.48, 100, 1), Place("two", 0.5, 100, 3)], 2) == ["one"]
+
+
+def test_modules_that_end_nowhere_or_mix_samples_are_no_places() -> None:
+    twice = nn.Linear(4, 4)
+    model = Chain(
+        lambda net, x: net.last(net.mixed(net.twice(net.twice(x)).reshape(-1, 2)).reshape(-1, 4)),
+        twice=twice,
+        mixed=nn.Linear(2, 2),
+        last=nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),
+    )
+    assert [place.name for place in places(model.eval(), torch.randn(2, 4))] == ["last.0", "last.1"]
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model = SmallResNet().train()
+    model.layer1.eval()
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    places(model, X)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [module.training for module in model.modules()] == modes
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_exits_are_placed_by_measured_time_too() -> None:
+    found = places(blocks(6, width=256).eval(), torch.randn(64, 256), cost="ms")
+    shares = [place.share for place in found]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] < 1
+    model = eenet.attach(blocks(6, width=256).eval(), "auto:2:ms", example=torch.randn(64, 256))
+    assert model.num_exits == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision resnet18", ("layer1", "layer3.0", "output")),
+        ("torchvision vit_b_16", ("encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_7", "output")),
+        ("torchvision swin_t", None),
+        ("torchvision deeplabv3_resnet50", None),
+        ("Hugging Face MiniLM-L6-H384", ("bert.encoder.layer.1", "bert.encoder.layer.3", "output")),
+    ],
+)
+def test_exits_of_known_networks(name: str, expected: tuple[str, ...] | None) -> None:
+    network = NETWORKS[name]
+    model = eenet.attach(network.build().eval(), "auto:3", example=network.example(2)).eval()
+    assert model.num_classes == network.num_classes
+    assert expected is None or model.exit_names == expected
+    parts = [row.flops for row in eenet.describe(model).rows]
+    assert max(parts) < 0.5 * sum(parts)
+    assert len({logits.shape for logits in network.call(model, network.inputs(3))}) == 1
+
+
+@pytest.mark.parametrize("exits", ["auto", "auto:1", "auto:x", "auto:3:hours"])
+def test_what_cannot_be_read_is_refused(exits: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"'auto.*expected a list of module names.*or 'auto:3'"):
+        eenet.attach(SmallConvNet(), exits, 5, X)
+
+
+def test_too_many_exits_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="only 4 places of different cost in this network for 9 early exits"):
+        eenet.attach(blocks(2).eval(), "auto:10", 2, torch.randn(2, 8))
+
+
+def test_classes_are_read_off_the_output() -> None:
+    assert eenet.attach(SmallConvNet(classes=7), ["first"], example=X).num_classes == 7
+    with pytest.raises(InvalidInputError, match="example is None"):
+        eenet.attach(SmallConvNet(), ["first"])
+
+
+def test_a_network_cut_already_is_taken_as_it_is() -> None:
+    net = SmallConvNet().eval()
+    staged = eenet.cut(net, ["first"], X)
+    model = eenet.attach(staged, heads=[head := ConvHead(8, 5)])
+    assert model.staged is staged
+    assert model.heads[0] is head
+    assert model.exit_names == ("first", "output")
+
+
+# Default heads
+
+
+def only_head(net: nn.Module, at: str, example: Any) -> nn.Module:
+    model = eenet.attach(net.eval(), [at], example=example)
+    return model.heads[0]
+
+
+def test_channels_last_maps_are_told_by_the_ratio_of_the_image() -> None:
+    def forward(net: Chain, x: Tensor) -> Any:
+        maps = net.a(nn.functional.avg_pool2d(x, 2).permute(0, 2, 3, 1))
+        return net.b(maps.mean((1, 2)))
+
+    wide = torch.randn(2, 3, 8, 24)
+    for width, example in ((12, wide), (6, wide), (5, torch.randn(2, 3, 12, 12))):
+        net = Chain(forward, a=nn.Linear(3, width), b=nn.Linear(width, 4))
+        head = only_head(net, "a", example)
+        assert isinstance(head, ConvHead)
+        assert head.channels_last
+        assert head.conv.in_channels == width
+    plain = only_head(SmallConvNet(), "first", wide)
+    assert isinstance(plain, ConvHead)
+    assert not plain.channels_last
+
+
+def test_tokens_of_images_are_averaged_and_those_of_texts_are_not() -> None:
+    def forward(net: Chain, x: Tensor) -> Any:
+        tokens = net.a(x.flatten(2).transpose(1, 2))
+        return net.b(tokens.mean(1))
+
+    net = Chain(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 4))
+    image = only_head(net, "a", X)
+    assert isinstance(image, TokenHead)
+    assert image.pool == "mean"
+    text = only_head(
+        Chain(lambda net, ids: net.b(net.a(ids)[:, 0]), a=nn.Embedding(9, 8), b=nn.Linear(8, 4)),
+        "a",
+        torch.randint(9, (2, 5)),
+    )
+    assert isinstance(text, TokenHead)
+    assert text.pool == "first"
+
+
+def test_a_head_sees_the_batch_first() -> None:
+    net = Chain(lambda net, x: net.b(net.a(x.transpose(0, 1))[0]), a=nn.Linear(4, 8), b=nn.Linear(8, 3))
+    model = eenet.attach(net.eval(), ["a"], example=torch.randn(2, 6, 4)).eval()
+    x = torch.randn(5, 6, 4)
+    early, last = model(x)
+    assert early.shape == last.shape == (5, 3)
+    torch.testing.assert_close(model(x[2:3])[0], early[2:3])
+
+
+def test_dense_prediction_gives_every_exit_the_size_of_the_output() -> None:
+    def forward(net: Chain, x: Tensor) -> Any:
+        maps = net.b(net.a(x))
+        return {"out": nn.functional.interpolate(maps, size=x.shape[2:], mode="bilinear"), "aux": maps}
+
+    net = Chain(forward, a=nn.Conv2d(3, 6, 3, stride=2), b=nn.Conv2d(6, 4, 3, stride=2)).eval()
+    x = torch.randn(3, 3, 17, 21)
+    model = eenet.attach(net, ["a"], 4, x[:2]).eval()
+    assert isinstance(model.heads[0], SegmentationHead)
+    assert [tuple(logits.shape) for logits in model(x)] == [(3, 4, 17, 21)] * 2
+    torch.testing.assert_close(model(x)[-1], net(x)["out"])
+
+
+def test_a_feature_that_no_default_head_fits_asks_for_heads() -> None:
+    net = Chain(lambda net, x: net.b(net.a(x).flatten(1)), a=nn.Conv3d(1, 2, 3), b=nn.Linear(2 * 27, 3))
+    x = torch.randn(2, 1, 5, 5, 5)
+    with pytest.raises(InvalidInputError, match=r"'a' gives a feature of shape .*pass heads=\[...\]"):
+        eenet.attach(net.eval(), ["a"], 3, x)
+    head = nn.Sequential(nn.Flatten(), VectorHead(54, 3))
+    assert eenet.attach(net.eval(), ["a"], 3, x, heads=[head])(x)[0].shape == (2, 3)

@@ -1,0 +1,332 @@
+"""Attaching exits to a network, and collecting records with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import eenet
+from eenet.errors import CutError, InvalidInputError
+from eenet.models import ConvHead, DownsamplingHead, TokenHead, VectorHead
+from eenet.networks import CifarResNet
+from networks import SmallConvNet, conv_model
+
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_attach_shares_the_weights_and_leaves_the_network_as_it_was() -> None:
+    net = SmallConvNet().train()
+    before = copy.deepcopy(net.state_dict())
+    keys = set(net.state_dict())
+    model = eenet.attach(net, exits=["first", "second"], num_classes=5, example=X)
+    assert model.backbone is net
+    assert {id(p) for p in net.parameters()} <= {id(p) for p in model.parameters()}
+    assert set(net.state_dict()) == keys
+    for name, tensor in net.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+    assert net.training
+    assert not any(module._forward_hooks for module in net.modules())
+    assert model.num_exits == 3
+    assert model.exit_names == ("first", "second", "output")
+
+
+def test_the_last_exit_is_the_network_itself() -> None:
+    model = conv_model(0)
+    outputs = model(X)
+    assert [tuple(o.shape) for o in outputs] == [(4, 5)] * 3
+    torch.testing.assert_close(outputs[-1], model.backbone.eval()(X))
+
+
+def test_training_all_exits_moves_heads_and_backbone_and_batch_norm() -> None:
+    torch.manual_seed(0)
+    net = SmallConvNet()
+    model = eenet.attach(net, exits=["first", "second"], num_classes=5, example=X).train()
+    mean = net.first[1].running_mean
+    assert isinstance(mean, Tensor)
+    mean_before = mean.clone()
+    y = torch.tensor([0, 1, 2, 3])
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss = sum((nn.functional.cross_entropy(o, y) for o in model(X)), torch.zeros(()))
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] / 3
+    assert not torch.equal(net.first[1].running_mean, mean_before)  # type: ignore[arg-type]
+    model.eval()
+    torch.testing.assert_close(model(X)[-1], net(X))
+
+
+class Returning(nn.Module):
+    """A network that returns what the test says."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 6)
+        self.top = nn.Linear(6, 4)
+        self.make = make
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = self.body(x).relu()
+        return self.make(self.top(hidden), hidden)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda logits, hidden: logits,
+        lambda logits, hidden: {"logits": logits, "hidden": hidden},
+        lambda logits, hidden: (hidden, logits),
+    ],
+    ids=["tensor", "mapping", "tuple"],
+)
+def test_logits_are_found_in_the_usual_outputs(make: Any) -> None:
+    model = eenet.attach(Returning(make), exits=["body"], num_classes=4, example=torch.randn(3, 6))
+    assert [tuple(o.shape) for o in model(torch.randn(5, 6))] == [(5, 4), (5, 4)]
+
+
+@pytest.mark.parametrize(
+    ("make", "found"),
+    [
+        (lambda logits, hidden: (logits, logits * 2), "a tuple of a tensor of shape"),
+        (lambda logits, hidden: {"scores": logits}, "a mapping of 'scores': a tensor of shape"),
+        (lambda logits, hidden: hidden, r"a tensor of shape \(\d, 6\)"),
+    ],
+    ids=["two candidates", "no logits", "other width"],
+)
+def test_outputs_that_cannot_be_understood_are_refused_with_what_was_found(make: Any, found: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"returns {found}.*wrap the network"):
+        eenet.attach(Returning(make), exits=["body"], num_classes=4, example=torch.randn(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("exits", "message"),
+    [
+        ([], "expected a list of module names"),
+        ("first", "expected a list of module names"),
+        (["frist"], "frist.*first"),
+        (["first", "first"], "first"),
+        (["second", "first"], "first|second"),
+        (["first", "spare"], "spare"),
+    ],
+)
+def test_wrong_exit_names_are_refused_by_name(exits: Any, message: str) -> None:
+    net = SmallConvNet()
+    net.add_module("spare", nn.Linear(2, 2))
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.attach(net, exits=exits, num_classes=5, example=X)
+
+
+def test_wrong_heads_classes_and_examples_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="1 heads for 2 exits"):
+        eenet.attach(SmallConvNet(), ["first", "second"], 5, X, heads=[ConvHead(8, 5)])
+    with pytest.raises(
+        InvalidInputError, match=r"head at 'second' gives \(3, 7\) for 3 samples, expected .*\(batch, 5\)"
+    ):
+        eenet.attach(SmallConvNet(), ["first", "second"], 5, X, heads=[ConvHead(8, 5), ConvHead(16, 7)])
+    with pytest.raises(InvalidInputError, match="num_classes is 1"):
+        eenet.attach(SmallConvNet(), ["first"], 1, X)
+    with pytest.raises(InvalidInputError, match="batch"):
+        eenet.attach(SmallConvNet(), ["first"], 5, X[:0])
+    with pytest.raises((CutError, InvalidInputError)):
+        eenet.attach(SmallConvNet(), ["first"], 5, "not a tensor")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda y: y[:3], lambda y: torch.cat([y, y]), lambda y: y[: y.shape[0] // 2 * 2], lambda y: y.t() @ y],
+    ids=["drops", "repeats", "drops the odd one", "one answer for all"],
+)
+@pytest.mark.parametrize("samples", [2, 3])
+def test_a_network_without_one_answer_for_each_sample_is_refused(change: Any, samples: int) -> None:
+    class Changing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.top = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = change(self.top(self.body(x)))
+            return logits
+
+    with pytest.raises(InvalidInputError, match=r"drops, repeats or mixes samples|cannot (cut|trace)"):
+        eenet.attach(Changing(), ["body"], 4, torch.randn(samples, 4))
+
+
+def test_an_example_of_batch_size_one_is_enough() -> None:
+    model = eenet.attach(SmallConvNet(), ["first"], 5, X[:1]).eval()
+    for n in (1, 2, 7):
+        assert [tuple(o.shape) for o in model(torch.randn(n, 3, 8, 8))] == [(n, 5), (n, 5)]
+
+
+def test_default_heads_fit_the_feature() -> None:
+    vector = eenet.attach(Returning(lambda logits, hidden: logits), ["body"], 4, torch.randn(2, 6))
+    assert isinstance(vector.heads[0], VectorHead)
+    assert isinstance(conv_model(0).heads[0], ConvHead)
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+            self.last = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.last(self.layer(x)[:, 0])
+            return logits
+
+    tokens = eenet.attach(Tokens().eval(), ["layer"], 3, torch.randn(2, 5, 8))
+    assert isinstance(tokens.heads[0], TokenHead)
+
+
+def test_large_and_small_features_fit_the_convolutional_head() -> None:
+    head = ConvHead(8, 3).eval()
+    for size in (1, 2, 7, 8, 30):
+        assert head(torch.randn(2, 8, size, size)).shape == (2, 3)
+
+
+def test_moving_the_model_to_another_dtype_keeps_stages_and_network_together() -> None:
+    model = eenet.attach(SmallConvNet().eval(), ["first"], 5, X).eval().double()
+    x = X.double()
+    torch.testing.assert_close(model(x)[-1], model.backbone(x))
+    assert model(x)[0].dtype == torch.float64
+
+
+def test_state_dicts_round_trip(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    one = eenet.attach(SmallConvNet().eval(), ["first"], 5, X).eval()
+    torch.manual_seed(2)
+    two = eenet.attach(SmallConvNet().eval(), ["first"], 5, X).eval()
+    two.load_state_dict(one.state_dict())
+    for a, b in zip(one(X), two(X), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_residual_network_has_the_published_size() -> None:
+    # He et al., CVPR 2016, table 6: ResNet-20 has 0.27 M parameters, ResNet-56 has 0.85 M.
+    for blocks, millions in (((3, 3, 3), 0.27), ((9, 9, 9), 0.85)):
+        net = CifarResNet(blocks)
+        assert round(sum(p.numel() for p in net.parameters()) / 1e6, 2) == millions
+        assert net.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+# Collecting
+
+
+def test_collect_gives_the_models_logits_in_the_loaders_order_and_leaves_its_mode() -> None:
+    model = conv_model(1).train()
+    model.heads[0].eval()
+    x, y = torch.randn(10, 3, 8, 8), torch.arange(10) % 5
+    records = eenet.collect(model, [(x[:7], y[:7]), (x[7:], y[7:])])
+    assert model.training
+    assert not model.heads[0].training
+    model.eval()
+    expected = torch.softmax(torch.stack(model(x)), -1)
+    np.testing.assert_allclose(records.probabilities, expected.detach().numpy(), rtol=1e-4, atol=1e-6)
+    assert records.labels is not None
+    assert records.labels.tolist() == y.tolist()
+
+
+def test_collect_reads_the_usual_batches() -> None:
+    model = conv_model(2)
+    x, y = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
+    expected = eenet.collect(model, [(x, y)])
+    batches: list[Any] = [[x, y], ((x,), y), x, (x,)]
+    for batch in batches:
+        found = eenet.collect(model, [batch])
+        np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+        labelled = not (isinstance(batch, Tensor) or (isinstance(batch, tuple) and len(batch) == 1))
+        assert (found.labels is not None) == labelled
+    by_name = eenet.attach(SmallConvNet().eval(), ["first"], 5, {"x": x})
+    named: list[Any] = [{"x": x, "labels": y}, ({"x": x}, y), {"x": x, "label": y}]
+    for batch in named:
+        assert eenet.collect(by_name, [batch]).labels is not None
+
+
+def test_collect_passes_over_empty_batches() -> None:
+    model = conv_model(2)
+    x, y = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
+    expected = eenet.collect(model, [(x, y)])
+    found = eenet.collect(model, [(x[:0], y[:0]), (x[:4], y[:4]), (x[:0], y[:0]), (x[4:], y[4:])])
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
+    assert found.labels is not None
+    assert found.labels.tolist() == y.tolist()
+    with pytest.raises(InvalidInputError, match="no batch with a sample"):
+        eenet.collect(model, [(x[:0], y[:0])])
+    with pytest.raises(InvalidInputError, match=r"a batch of 0 samples has labels of shape \(6,\)"):
+        eenet.collect(model, [(x[:0], y)])
+
+
+def test_collect_passes_over_empty_batches_that_the_network_could_not_run() -> None:
+    class Reshaping(nn.Module):
+        """As BERT does: with no sample there is no telling what -1 stands for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.top = nn.Linear(6, 6), nn.Linear(2, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.top(self.body(x).reshape(x.shape[0], -1, 2).sum(1))
+            return logits
+
+    model = eenet.attach(Reshaping().eval(), ["body"], 4, torch.randn(2, 6))
+    x = torch.randn(3, 6)
+    assert len(eenet.collect(model, [x[:0], x])) == 3
+    with pytest.raises(RuntimeError):
+        model(x[:0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_inputs_of_another_precision_are_refused_before_torch_is(dtype: torch.dtype) -> None:
+    model = copy.deepcopy(conv_model(0))
+    x = torch.randn(4, 3, 8, 8)
+    records = eenet.collect(model, [(x, torch.arange(4))])
+    fast = eenet.AdaptiveModel(model, eenet.Static(1).fit(records, eenet.ExitCosts([1.0, 2.0, 3.0])))
+    message = rf"input .* has dtype {dtype}, but the model works in torch.float32; convert the input with "
+    for run in (fast, model, lambda z: eenet.collect(model, [(z, torch.arange(4))])):
+        with pytest.raises(InvalidInputError, match=message):
+            run(x.to(dtype))
+    if dtype == torch.float16:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert model(x.to(dtype))[-1].shape == (4, 5)  # autocast converts it
+    else:
+        assert model.to(dtype)(x.to(dtype))[-1].dtype == dtype, "the other way out"
+
+
+def test_collect_refuses_labels_that_do_not_fit_their_batch() -> None:
+    x, y = torch.randn(6, 3, 8, 8), torch.zeros(6, dtype=torch.long)
+    # Six labels in all, but the fourth would go to the wrong sample.
+    with pytest.raises(InvalidInputError, match=r"a batch of 3 samples has labels of shape \(4,\); expected one label"):
+        eenet.collect(conv_model(0), [(x[:3], y[:4]), (x[3:], y[4:])])
+    with pytest.raises(InvalidInputError, match=r"a batch of 6 samples has labels of shape \(\)"):
+        eenet.collect(conv_model(0), [(x, torch.tensor(1))])
+
+
+def test_collect_refuses_what_it_cannot_read() -> None:
+    model = conv_model(2)
+    x, y = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
+    with pytest.raises(InvalidInputError, match="gave no batch"):
+        eenet.collect(model, [])
+    with pytest.raises(InvalidInputError, match="1 of 2 batches have labels"):
+        eenet.collect(model, [(x, y), x])
+    with pytest.raises(InvalidInputError, match=r"labels\[0\] is 5, expected 0 to 4"):
+        eenet.collect(model, [(x, y + 5)])
+    bad: Mapping[str, Any] = {"labels": y}
+    with pytest.raises((InvalidInputError, TypeError)):
+        eenet.collect(model, [bad])
+
+
+@pytest.mark.parametrize("depth", [1, 3, 4])
+def test_a_downsampling_head_narrows_the_map_and_widens_it_in_channels(depth: int) -> None:
+    head = DownsamplingHead(8, 5, depth=depth).eval()
+    assert head(torch.randn(2, 8, 16, 24)).shape == (2, 5)
+    assert head.fc.in_features == 8 * 2 ** min(depth, 2)
+    with pytest.raises(RuntimeError, match="expected input"):
+        head(torch.randn(2, 4, 16, 24))

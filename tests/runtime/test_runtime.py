@@ -1,0 +1,229 @@
+"""Replay is reality, no sample is lost, and what the runtime copies and synchronises."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from policies import MAKERS, awkward_logits
+from torch import Tensor
+
+import eenet
+from eenet.errors import InvalidInputError
+from networks import SmallConvNet, conv_model, table_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+
+
+def run(fast: eenet.AdaptiveModel, x: Tensor, batch_size: int) -> tuple[NDArray[np.intp], Tensor]:
+    outputs = [fast(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
+    return torch.cat([o.exits for o in outputs]).numpy(), torch.cat([o.logits for o in outputs])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    exits=st.integers(2, 4),
+    classes=st.sampled_from([2, 5, 10]),
+    samples=st.integers(8, 150),
+    batch_size=st.integers(1, 64),
+    share=st.floats(0.05, 1.0),
+    name=st.sampled_from(sorted(MAKERS)),
+)
+def test_adaptive_model_takes_the_exits_and_gives_the_logits_that_replay_does(
+    seed: int, exits: int, classes: int, samples: int, batch_size: int, share: float, name: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    calibration = eenet.ExitRecords.from_logits(
+        awkward_logits(rng, exits, samples, classes), rng.integers(classes, size=samples)
+    )
+    costs = eenet.ExitCosts(np.cumsum(rng.random(exits) + 0.1))
+    try:
+        scheduler = MAKERS[name]().fit(calibration, costs, budget=costs[0] + share * (costs[-1] - costs[0]))
+    except eenet.InfeasibleBudgetError as error:
+        scheduler = MAKERS[name]().fit(calibration, costs, budget=error.smallest)
+    # Fresh samples, thresholds of other ones: nothing keeps the scores away from the thresholds.
+    logits = awkward_logits(rng, exits, samples, classes)
+    decisions = scheduler.replay(eenet.ExitRecords.from_logits(logits))
+    x = torch.from_numpy(logits.transpose(1, 0, 2).reshape(samples, -1).copy())
+    taken, answers = run(eenet.AdaptiveModel(table_model(exits, classes), scheduler), x, batch_size)
+    np.testing.assert_array_equal(taken, decisions.exits)
+    np.testing.assert_array_equal(answers.argmax(1).numpy(), decisions.predictions)
+    if scheduler.changes_predictions:
+        assert torch.isfinite(answers).all()
+    else:
+        np.testing.assert_array_equal(answers.numpy(), logits[taken, np.arange(samples)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 4),
+    data_seed=st.integers(0, 2**31 - 1),
+    batch_size=st.integers(1, 64),
+    budget=st.floats(1.0, 3.0),
+    name=st.sampled_from(sorted(MAKERS)),
+)
+def test_no_calibration_sample_flips_when_the_batch_size_changes_its_rounding(
+    seed: int, data_seed: int, batch_size: int, budget: float, name: str
+) -> None:
+    model = conv_model(seed)
+    generator = torch.Generator().manual_seed(data_seed)
+    x = torch.randn(120, 3, 8, 8, generator=generator)
+    x[100:] = x[:20]  # duplicated samples, which other neighbours may round differently
+    y = torch.randint(5, (120,), generator=generator)
+    records = eenet.collect(model, [(x[:50], y[:50]), (x[50:], y[50:])])
+    scheduler = MAKERS[name]().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=budget)
+    decisions = scheduler.replay(records)
+    taken, answers = run(eenet.AdaptiveModel(model, scheduler), x, batch_size)
+    np.testing.assert_array_equal(taken, decisions.exits)
+    with torch.inference_mode():
+        logits = torch.stack(model(x))
+    if not scheduler.changes_predictions:
+        torch.testing.assert_close(answers, logits[torch.from_numpy(taken), torch.arange(120)], rtol=1e-4, atol=1e-4)
+
+
+def fitted(model: eenet.MultiExitModel, x: Tensor, budget: float, maker: str = "MaxProbability") -> eenet.Scheduler:
+    records = eenet.collect(model, [(x, torch.zeros(len(x), dtype=torch.long))])
+    return MAKERS[maker]().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=budget)
+
+
+def test_an_empty_batch_gives_empty_answers() -> None:
+    model = conv_model(0)
+    fast = eenet.AdaptiveModel(model, fitted(model, torch.randn(40, 3, 8, 8), 2.0))
+    out = fast(torch.randn(0, 3, 8, 8))
+    assert out.logits.shape == (0, 5)
+    assert out.exits.shape == (0,)
+
+
+def calls_of_stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    calls: list[tuple[str, int]] = []
+    original = eenet.stages.Stage.__call__
+
+    def counted(stage: eenet.stages.Stage, *live: Tensor) -> tuple[Tensor, ...]:
+        calls.append((stage.name, len(live[0])))
+        return original(stage, *live)
+
+    monkeypatch.setattr(eenet.stages.Stage, "__call__", counted)
+    return calls
+
+
+def test_later_stages_run_for_the_survivors_alone_and_not_at_all_once_everybody_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = conv_model(1)
+    x = torch.randn(64, 3, 8, 8)
+    scheduler = fitted(model, x, 1.8)
+    exits = scheduler.replay(eenet.collect(model, [x])).exits
+    assert len(set(exits.tolist())) == 3
+    fast = eenet.AdaptiveModel(model, scheduler)
+    calls = calls_of_stages(monkeypatch)
+    fast(x)
+    assert calls == [("first", 64), ("second", int((exits > 0).sum())), ("output", int((exits > 1).sum()))]
+    calls.clear()
+    fast(x[exits == 0])
+    assert [name for name, _ in calls] == ["first"]
+
+
+def test_nobody_leaving_copies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = conv_model(1)
+    x = torch.randn(64, 3, 8, 8)
+    scheduler = fitted(model, x, 1.8)
+    staying = x[scheduler.replay(eenet.collect(model, [x])).exits == 2]
+    compacted: list[int] = []
+    original = eenet.StagedModel.compact
+
+    def counted(
+        staged: eenet.StagedModel, live: tuple[Tensor, ...], index: Tensor, stage_index: int
+    ) -> tuple[Tensor, ...]:
+        compacted.append(stage_index)
+        return original(staged, live, index, stage_index)
+
+    monkeypatch.setattr(eenet.StagedModel, "compact", counted)
+    out = eenet.AdaptiveModel(model, scheduler)(staying)
+    assert out.exits.tolist() == [2] * len(staying)
+    assert compacted == []
+
+
+def test_a_static_scheduler_runs_no_head_but_its_own() -> None:
+    model = conv_model(2)
+    x = torch.randn(8, 3, 8, 8)
+    seen: list[int] = []
+    handles = [h.register_forward_hook(lambda *_, k=k: seen.append(k)) for k, h in enumerate(model.heads)]
+    records = eenet.collect(model, [x])
+    seen.clear()
+    for k, expected in ((0, [0]), (1, [1]), (2, [])):
+        scheduler = eenet.Static(k).fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]))
+        out = eenet.AdaptiveModel(model, scheduler)(x)
+        assert out.exits.tolist() == [k] * 8
+        assert seen == expected
+        seen.clear()
+    for handle in handles:
+        handle.remove()
+
+
+def test_inputs_are_not_changed_and_answers_are_not_overwritten_by_the_next_call() -> None:
+    model = conv_model(3)
+    x = torch.randn(32, 3, 8, 8)
+    fast = eenet.AdaptiveModel(model, fitted(model, x, 2.0))
+    before = x.clone()
+    first = fast(x)
+    expected = first.logits.clone()
+    fast(x.flip(0))
+    assert torch.equal(x, before)
+    assert torch.equal(first.logits, expected)
+
+
+def test_a_model_in_training_mode_is_run_for_inference() -> None:
+    model = conv_model(4)
+    x = torch.randn(16, 3, 8, 8)
+    fast = eenet.AdaptiveModel(model, fitted(model, x, 2.0))
+    expected = fast(x)
+    model.train()
+    out = fast(x)
+    assert torch.equal(out.logits, expected.logits)
+    assert not model.training
+
+
+def test_a_scheduler_of_other_exits_or_classes_is_refused_by_name() -> None:
+    rng = np.random.default_rng(0)
+    for exits, classes in ((3, 4), (4, 5)):
+        records = eenet.ExitRecords.from_logits(rng.standard_normal((exits, 20, classes)), rng.integers(4, size=20))
+        scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts(np.arange(1.0, exits + 1)), budget=2.0)
+        with pytest.raises(
+            InvalidInputError, match=f"fitted for {exits} exits and {classes} classes, the model has 3 exits and 5"
+        ):
+            eenet.AdaptiveModel(conv_model(0), scheduler)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_empty_batch_has_the_answers_of_a_full_one_but_none_of_them(dtype: torch.dtype) -> None:
+    x = torch.randn(16, 3, 8, 8, dtype=dtype)
+    model = eenet.attach(SmallConvNet().eval().to(dtype), ["second"], 5, x)
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    fast = eenet.AdaptiveModel(model, scheduler)
+    full, empty = fast(x), fast(x[:0])
+    assert (empty.logits.shape, empty.exits.shape) == ((0, 5), (0,))
+    assert (empty.logits.dtype, empty.exits.dtype) == (dtype, full.exits.dtype)
+    assert full.logits.dtype == dtype
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_in_half_precision_the_exits_are_those_of_the_replay_in_it(before: bool) -> None:
+    x = torch.randn(64, 3, 8, 8, dtype=torch.bfloat16)
+    if before:
+        model = eenet.attach(SmallConvNet().eval().bfloat16(), ["first", "second"], 5, x)
+    else:
+        model = eenet.attach(SmallConvNet().eval(), ["first", "second"], 5, x.float()).bfloat16()
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+    fast = eenet.AdaptiveModel(model, scheduler)
+    fresh = torch.randn(64, 3, 8, 8, dtype=torch.bfloat16)
+    assert fast(fresh).exits.tolist() == scheduler.replay(eenet.collect(model, [fresh])).exits.tolist()
+    assert len(set(fast(fresh).exits.tolist())) > 1
+
+
+def test_an_unfitted_scheduler_is_refused() -> None:
+    with pytest.raises(eenet.EENetError, match="not fitted: call fit"):
+        eenet.AdaptiveModel(conv_model(0), eenet.EENet())

@@ -1,0 +1,274 @@
+"""Clients that stall, break off, flood or lie: the right refusal, and nobody else is slowed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from serving_toys import ToyServable, scripted_logits, serving, until
+
+import _load
+from _attack import ATTACKS
+from _load import Client, client, counters, server
+from eenet.serving.engine import Limits
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[httpx.Client]:
+    limits = Limits(head_timeout=0.5, body_timeout=0.5, max_body=1_000_000, max_head=4096)
+    with serving(ToyServable(), limits=limits) as url, httpx.Client(base_url=url) as connected:
+        yield connected
+
+
+@contextlib.contextmanager
+def connection(to: httpx.Client) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", to.base_url.port or 80), timeout=20) as opened:
+        yield opened
+
+
+def rest(opened: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := opened.recv(65536):
+            received += chunk
+    return received
+
+
+def still_serves(to: httpx.Client) -> None:
+    response = to.post("/predict", content=npy(scripted_logits([1], 3)), headers={"Content-Type": "application/x-npy"})
+    assert response.json()["predictions"][0]["exit"] == 1
+
+
+@pytest.mark.parametrize("start", [b"", b"\r\n", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: x\r\nA: "])
+def test_a_head_that_never_ends_is_given_up(impatient: httpx.Client, start: bytes) -> None:
+    with connection(impatient) as opened:
+        opened.sendall(start)
+        began = time.monotonic()
+        assert rest(opened) == b""
+        assert time.monotonic() - began < 10
+    still_serves(impatient)
+
+
+def test_a_head_that_comes_a_byte_at_a_time_is_given_up(impatient: httpx.Client) -> None:
+    with connection(impatient) as opened:
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 15:
+                opened.sendall(b"P" if time.monotonic() == began else b"A")
+                time.sleep(0.05)
+        assert time.monotonic() - began < 10
+    still_serves(impatient)
+
+
+def test_a_head_that_is_too_large_is_given_up(impatient: httpx.Client) -> None:
+    with connection(impatient) as opened:
+        with contextlib.suppress(ConnectionError):
+            opened.sendall(b"GET /health HTTP/1.1\r\n")
+            for _ in range(10_000):
+                opened.sendall(b"A: " + b"b" * 1000 + b"\r\n")
+        assert not rest(opened).startswith(b"HTTP/1.1 200")
+    still_serves(impatient)
+
+
+def test_a_body_that_stalls_gets_408(impatient: httpx.Client) -> None:
+    with connection(impatient) as opened:
+        opened.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + b"a" * 50)
+        assert rest(opened).startswith(b"HTTP/1.1 408 ")
+    still_serves(impatient)
+
+
+def test_a_client_that_breaks_off_in_its_body_leaves_nothing_behind(impatient: httpx.Client) -> None:
+    def gone() -> float:
+        lines = impatient.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith('eenet_requests_total{status="499"'))
+
+    before = gone()
+    for _ in range(5):
+        with connection(impatient) as opened:
+            opened.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + b"a" * 50)
+    until(lambda: gone() == before + 5)
+    still_serves(impatient)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_hundred_megabytes_are_refused_at_once(impatient: httpx.Client, chunked: bool) -> None:
+    piece = bytes(1 << 20)
+    with connection(impatient) as opened:
+        if chunked:
+            opened.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        else:
+            opened.sendall(HEAD + b"Content-Length: 104857600\r\n\r\n")
+        opened.settimeout(0.0)
+        received, sent = b"", 0
+        opened.setblocking(False)
+        for _ in range(100):
+            opened.setblocking(True)
+            opened.sendall((b"100000\r\n" + piece + b"\r\n") if chunked else piece)
+            sent += len(piece)
+            opened.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                received += opened.recv(65536)
+            if b"}" in received:
+                break
+        assert received.startswith(b"HTTP/1.1 413 ")
+        assert sent < 50 << 20
+    still_serves(impatient)
+
+
+def test_a_refused_client_that_goes_on_for_ever_is_cut_off(impatient: httpx.Client) -> None:
+    with connection(impatient) as opened:
+        opened.sendall(HEAD + b"Content-Length: 99999999999\r\n\r\n")
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 15:
+                opened.sendall(bytes(1000))
+                time.sleep(0.02)
+        assert time.monotonic() - began < 10
+    still_serves(impatient)
+
+
+@pytest.mark.parametrize(
+    "start", [b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"nonsense\r\n\r\n", b"GET  \r\n\r\n"]
+)
+def test_what_is_not_http_gets_400(impatient: httpx.Client, start: bytes) -> None:
+    with connection(impatient) as opened:
+        opened.sendall(start)
+        assert rest(opened)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 505")
+    still_serves(impatient)
+
+
+def test_lies_about_the_length_of_a_body(impatient: httpx.Client) -> None:
+    for head in (b"Content-Length: -1\r\n\r\n", b"Content-Length: 1e3\r\n\r\n", b"Content-Length: 5, 6\r\n\r\n"):
+        with connection(impatient) as opened:
+            opened.sendall(HEAD + head)
+            assert rest(opened).startswith(b"HTTP/1.1 400 ")
+    still_serves(impatient)
+
+
+@pytest.fixture(scope="module")
+def slow_server() -> Iterator[int]:
+    """A network that takes its time, 72 ms for a sample of one stage, in a process of its own."""
+    with server(["fixed", "stage", "--unit", "4e-3", "--max-wait", "0", "--head-timeout", "20"]) as (port, _):
+        yield port
+
+
+async def latencies(connected: Client, requests: int) -> list[float]:
+    found = []
+    body = npy(scripted_logits([0], 4))
+    for _ in range(requests):
+        began = time.perf_counter()
+        assert (await connected.request("POST", "/predict", body, "application/x-npy")).status == 200
+        found.append(time.perf_counter() - began)
+    return found
+
+
+@contextlib.contextmanager
+def attacker(name: str, port: int) -> Iterator[subprocess.Popen[str]]:
+    """A hostile client in a process of its own, stopped to begin with."""
+    script = Path(_load.__file__).with_name("_attack.py")
+    process = subprocess.Popen([sys.executable, str(script), name, str(port)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        yield process
+        assert process.poll() is None, "the attacker died"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="this system cannot stop and continue a process")
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_attack_slows_nobody_else_by_more_than_a_fifth(slow_server: int, name: str) -> None:
+    calm: list[float] = []
+    attacked: list[float] = []
+
+    async def compare(process: subprocess.Popen[str]) -> None:
+        async with client(slow_server) as connected:
+            await latencies(connected, 3)
+            for _ in range(8):  # in turns, so that what else the machine does falls on both
+                calm.extend(await latencies(connected, 5))
+                process.send_signal(signal.SIGCONT)
+                attacked.extend(await latencies(connected, 5))
+                process.send_signal(signal.SIGSTOP)
+
+    with attacker(name, slow_server) as process:
+        asyncio.run(compare(process))
+    before, during = statistics.median(calm), statistics.median(attacked)
+    assert during < 1.2 * before, f"{1000 * before:.0f} ms in peace, {1000 * during:.0f} ms under {name}"
+
+
+@pytest.mark.slow
+def test_ten_thousand_connections_slow_nobody_else_by_more_than_a_fifth(slow_server: int) -> None:
+    resource = pytest.importorskip("resource", reason="open files are limited otherwise on this system")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 10_000
+    if hard != resource.RLIM_INFINITY and hard < wanted + 200:
+        pytest.skip(f"this process may open {hard} files, {wanted + 200} are needed")
+    if soft != resource.RLIM_INFINITY and soft < wanted + 200:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + 200, hard))
+
+    async def compare() -> tuple[float, float]:
+        async with client(slow_server) as connected:
+            await latencies(connected, 3)
+            calm = await latencies(connected, 20)
+            with contextlib.ExitStack() as opened:
+                for _ in range(wanted):
+                    opened.enter_context(socket.create_connection(("127.0.0.1", slow_server), timeout=20))
+                crowded = await latencies(connected, 20)
+            return statistics.median(calm), statistics.median(crowded)
+
+    calm, crowded = asyncio.run(compare())
+    assert crowded < 1.2 * calm, f"{1000 * calm:.0f} ms in peace, {1000 * crowded:.0f} ms among {wanted} connections"
+
+
+def test_sigterm_in_the_middle_of_traffic_loses_no_request() -> None:
+    body = npy(scripted_logits([3], 4))
+
+    async def traffic(port: int, process: int) -> list[int]:
+        async with client(port) as connected:
+
+            async def one() -> int:
+                return (await connected.request("POST", "/predict", body, "application/x-npy")).status
+
+            await one()
+            waiting = [asyncio.ensure_future(one()) for _ in range(40)]
+            # A request that has not been read by then would rightly be refused: wait until all are inside, the batch
+            # that runs apart, which nothing counts.
+            inside = 0.0
+            while inside < len(waiting) + 1 - 4:
+                found = await counters(connected)
+                inside = sum(
+                    v for name, v in found.items() if name.startswith(("eenet_queue_samples{", "eenet_samples_total{"))
+                )
+            assert found['eenet_samples_total{exit="3"}'] < len(waiting), "all were answered before the signal"
+            os.kill(process, signal.SIGTERM)
+            return list(await asyncio.gather(*waiting))
+
+    with server(["fixed", "stage", "--unit", "4e-3", "--max-batch", "4"]) as (port, process):
+        assert asyncio.run(traffic(port, process)) == [200] * 40

@@ -1,0 +1,59 @@
+"""The server keeps to its OpenAPI document: schemathesis sends what the document allows, and what it does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from commands import TOKEN
+from serving_toys import Grey, ToyServable, Words, serving
+
+CONFIG = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", 504]
+
+[checks.negative_data_rejection]
+expected-statuses = ["4xx"]
+"""
+"""504 is right where the client waits a millisecond only."""
+
+PATHS = ["/budget", "/health", "/info", "/metrics", "/predict", "/ready"]
+
+
+@pytest.mark.parametrize("kind", ["array", "text", "image"])
+def test_schemathesis_finds_nothing_that_the_document_does_not_tell_of(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("schemathesis", reason="needs schemathesis: pip install 'eenet[dev]'")
+    preprocessing = {"array": None, "text": Words(), "image": Grey()}[kind]
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(CONFIG, encoding="utf-8")
+    with serving(ToyServable(preprocessing), token=TOKEN) as url:
+        command = [
+            *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", f"{url}/openapi.json"),
+            # What a schema allows may still be no image, no .npy file, no text with a word, no budget that can be met.
+            *(
+                "--exclude-checks",
+                "positive_data_acceptance",
+                "--phases",
+                "examples,coverage,fuzzing",
+                "--max-examples",
+                "30",
+            ),
+            *("--header", f"Authorization: Bearer {TOKEN}", "--generation-deterministic", "--no-color"),
+            *("--warnings", "off", "--continue-on-failure"),
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, cwd=tmp_path, env={**os.environ, "COLUMNS": "100"}
+        )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert "No issues found" in done.stdout or "passed" in done.stdout
+
+
+def test_the_document_names_every_path_that_is_served() -> None:
+    with serving(ToyServable()) as url:
+        document = httpx.get(f"{url}/openapi.json").json()
+        assert sorted(document["paths"]) == PATHS
+        assert document["openapi"] == "3.1.0"

@@ -1,0 +1,150 @@
+"""The page in a headless browser; where there is none, what the page would fetch."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from serving_toys import Grey, ToyServable, Words, serving
+
+PAGES = Path(__file__).resolve().parents[2] / "src" / "eenet" / "serving" / "http" / "pages"
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: chromium-headless-shell)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'eenet[dev]'")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """A page that fails the test on any error, and on any request to elsewhere."""
+    opened = browser.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    hosts: set[str] = set()
+    opened.on("request", lambda request: hosts.add(re.sub(r"^(\w+):(//([^/:]+))?.*", r"\1 \3", request.url)))
+    yield opened
+    opened.close()
+    assert [error for error in errors if "422" not in error] == []
+    assert hosts <= {"http 127.0.0.1", "blob "}
+
+
+def png(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), (level, level, level)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: Any) -> None:
+    with serving(ToyServable(Grey())) as url:
+        page.goto(url)
+        page.wait_for_selector("#image:not([hidden])")
+        assert page.locator("#about").inner_text() == "3 exits, 2 classes, running on table"
+        assert not page.locator("#answer").is_visible()
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(250)})
+        page.wait_for_selector("#answer:not([hidden])")
+        assert page.locator("#class").inner_text().startswith("even · 100.0")
+        assert page.locator("#exit").inner_text() == "exit 1 of 3 (first)"
+        assert page.locator("#time").inner_text().endswith(" ms")
+        against = page.locator("#against").inner_text()
+        assert re.match(r"The full network took [\d.]+ ms and gave the same answer", against)
+        assert "Planned cost 1.00 of 3.00 ms" in against
+        assert page.locator("#preview").is_visible()
+        page.set_input_files("#file", {"name": "b.png", "mimeType": "image/png", "buffer": png(10)})
+        page.locator("#exit", has_text="the end of the network").wait_for()
+        page.locator("[data-exit='2']", has_text="50.0 %").wait_for()
+        shares = [page.locator(f"[data-exit='{k}']").inner_text() for k in range(3)]
+        assert shares == ["50.0 %", "0.0 %", "50.0 %"]  # the runs of the full network do not count
+        assert "Budget 2.00 ms" in page.locator("#cost").inner_text()
+
+
+def test_an_image_can_be_dropped(page: Any) -> None:
+    with serving(ToyServable(Grey())) as url:
+        page.goto(url)
+        page.wait_for_selector("#image:not([hidden])")
+        page.evaluate(
+            """bytes => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], "c.png", { type: "image/png" }));
+                document.getElementById("drop").dispatchEvent(new DragEvent("drop", { dataTransfer: data }));
+            }""",
+            list(png(100)),
+        )
+        page.wait_for_selector("#answer:not([hidden])")
+        assert page.locator("#exit").inner_text() == "exit 2 of 3 (second)"
+
+
+def test_a_person_types_a_sentence(page: Any) -> None:
+    with serving(ToyServable(Words())) as url:
+        page.goto(url)
+        page.wait_for_selector("#text:not([hidden])")
+        page.fill("#words", "two words")
+        page.click("#text button")
+        page.wait_for_selector("#answer:not([hidden])")
+        assert page.locator("#exit").inner_text() == "exit 2 of 3 (second)"
+
+
+def test_what_is_refused_is_said(page: Any) -> None:
+    with serving(ToyServable()) as url:
+        page.goto(url)
+        page.wait_for_selector("#array:not([hidden])")
+        page.fill("#numbers", "[1, 2]")
+        page.click("#array button")
+        page.wait_for_selector("#error:not([hidden])")
+        assert "expected float32 (n, 6)" in page.locator("#error").inner_text()
+        assert not page.locator("#answer").is_visible()
+        page.fill("#numbers", "[9, 0, 9, 0, 9, 0]")
+        page.click("#array button")
+        page.wait_for_selector("#answer:not([hidden])")
+        assert not page.locator("#error").is_visible()
+
+
+def test_the_interface_page_lists_the_operations(page: Any) -> None:
+    with serving(ToyServable()) as url:
+        page.goto(f"{url}/docs")
+        page.wait_for_selector("details")
+        listed = page.locator("summary code").all_inner_texts()
+        assert "POST /predict" in listed
+        assert "PUT /budget" in listed
+
+
+@pytest.mark.parametrize("name", ["index.html", "docs.html"])
+def test_the_pages_are_one_file_each_with_nothing_from_elsewhere(name: str) -> None:
+    html = (PAGES / name).read_text(encoding="utf-8")
+    assert not re.search(r"https?://|src=|@import|<link", html)
+
+
+def test_what_the_page_fetches_is_there() -> None:
+    html = (PAGES / "index.html").read_text(encoding="utf-8")
+    fetched = set(re.findall(r'(?:ask|href=)\(?"(/[a-z]*)', html))
+    assert fetched == {"/predict", "/info", "/docs", "/metrics"}
+    with serving(ToyServable(Grey())) as url, httpx.Client(base_url=url) as client:
+        for path in fetched - {"/predict"}:
+            assert client.get(path).status_code == 200, path
+        for path in ("/predict", "/predict?full=true"):
+            answer = client.post(path, content=png(100), headers={"Content-Type": "image/png"}).json()
+            used = set(re.findall(r"(?:early|full)\.(\w+)", html)) - {"predictions"}
+            assert used <= set(answer)
+            assert set(re.findall(r"\b(?:answer|whole)\.(\w+)", html)) <= set(answer["predictions"][0]) | {"share"}
+        info = client.get("/info").json()
+        assert set(re.findall(r"\binfo\.(\w+)", html)) <= set(info)
+        response = client.get("/")
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy

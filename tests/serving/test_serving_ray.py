@@ -1,0 +1,317 @@
+"""A bundle on a real local Ray: each stage a deployment, the same answers, dead replicas, scaling, files in and out."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import serving_toys
+from bundles import Case, small_convolutions
+from commands import refused, run
+from optional import import_or_skip
+from serving_toys import until
+
+from eenet._extras import require
+from eenet.bundle import load
+from eenet.errors import InvalidInputError
+from eenet.predict import open_items, predict, predict_on_ray
+from eenet.preprocessing import ImagePreprocessing
+from eenet.serving.engine import EngineOptions, Limits
+from eenet.serving.ray._app import RayOptions, StageScaling, app, start, stop
+
+for _library in ("onnx", "onnxscript", "onnxruntime", "fastapi", "prometheus_client"):
+    pytest.importorskip(_library, reason="needs the extras that export and serve")
+pytest.importorskip("ray", reason="needs Ray: pip install 'eenet[ray]'")
+
+pytestmark = [
+    # Ray leaves sockets and log files to the garbage collector when it is shut down, and its settings are declared in
+    # a way that pydantic, which it brings, will not take for ever.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+]
+
+SETTINGS = {
+    # How often queue lengths are told: by default every 10 s, for which a test would wait.
+    **{f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2" for who in ("REPLICA", "HANDLE")},
+    # On a busy machine a proxy takes longer to start than the 5 s after which Ray would kill it.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+TOKEN = "correct horse battery"
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
+    import_or_skip("torchvision")
+    folder, case = tmp_path_factory.mktemp("ray") / "bundle", small_convolutions()
+    pixels = ImagePreprocessing((8, 8), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    case.export(folder, class_names=[f"kind {n}" for n in range(5)], preprocessing=pixels)
+    return folder, case
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray of its own on this machine, small; CPUs are logical."""
+    ray = require("ray", "ray")
+    os.environ.update(SETTINGS)
+    here = os.pathsep.join([str(Path(serving_toys.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": here}},
+    )
+    try:
+        yield ray
+    finally:
+        stop()
+        for name in SETTINGS:
+            del os.environ[name]
+
+
+@pytest.fixture(scope="module")
+def url(cluster: Any, bundle: tuple[Path, Case]) -> str:
+    """The address of the bundle, served with a second replica of stage 1 where two calls wait for the first."""
+    folder, _ = bundle
+    token = folder.with_name("token")
+    token.write_text(TOKEN)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    steady = StageScaling(cpus=0.1)
+    scaling = StageScaling(1, 2, target=1.0, cpus=0.1, upscale_delay=0.4, downscale_delay=600.0)
+    options = RayOptions(
+        stages=[steady, scaling, steady],
+        ingress_cpus=0.1,
+        hold=False,
+        token_file=str(token),
+        inline_bytes=0,  # all survivors wait in the object store
+        # A call waits for company long enough for a test to find it there.
+        engine=EngineOptions(max_batch=64, max_wait=0.2),
+        limits=Limits(timeout=120.0),
+    )
+    address = start(folder, options, port=port)
+    assert address == f"http://127.0.0.1:{port}"
+    return address
+
+
+def replicas(ray: Any, stage: int) -> list[str]:
+    """The names of the actors that are replicas of a stage."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(a["name"] for a in actors if a["name"].startswith(f"SERVE_REPLICA::eenet#stage-{stage}#"))
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def ask(client: httpx.Client, url: str, images: np.ndarray) -> list[int]:
+    """The exits of some images."""
+    headers = {"Content-Type": "application/x-npy"}
+    response = client.post(f"{url}/predict", content=npy(images), headers=headers)
+    assert response.status_code == 200, response.text
+    return [prediction["exit"] for prediction in response.json()["predictions"]]
+
+
+def test_the_file_for_serve_deploy_is_valid_and_builds_the_same_deployments(
+    bundle: tuple[Path, Case], tmp_path: Path
+) -> None:
+    yaml, schema = require("yaml", "ray"), require("ray.serve.schema", "ray")
+    folder, _ = bundle
+    (tmp_path / "token").write_text(TOKEN)
+    out = tmp_path / "cluster.yaml"
+    words = ["--replicas", "1:2,1:4,2:8", "--cpus", "0.5,1,2", "--target", "4", "--max-batch", "8", "--budget", "50%"]
+    words += ["--host", "0.0.0.0", "--port", "80", "--token-file", str(tmp_path / "token")]
+    run("serve", str(folder), "--ray", "--write-yaml", str(out), *words)
+    document = yaml.safe_load(out.read_text(encoding="utf-8"))
+    schema.ServeDeploySchema.model_validate(document)
+    (application,) = document["applications"]
+    assert TOKEN not in out.read_text(encoding="utf-8"), "the file names where the token is"
+    stages = [one for one in application["deployments"] if one["name"].startswith("stage-")]
+    assert [one["autoscaling_config"]["max_replicas"] for one in stages] == [2, 4, 8]
+    assert [one["autoscaling_config"]["min_replicas"] for one in stages] == [1, 1, 2]
+    assert [one["ray_actor_options"]["num_cpus"] for one in stages] == [0.5, 1.0, 2.0]
+    assert {one["autoscaling_config"]["target_ongoing_requests"] for one in stages} == {4.0}
+    module, _, name = application["import_path"].partition(":")
+    built = getattr(importlib.import_module(module), name)(application["args"])
+    names = {argument._bound_deployment.name for argument in (*built._bound_deployment.init_args[2:], built)}
+    assert names == {one["name"] for one in application["deployments"]}
+    assert built._bound_deployment.init_args[1].engine.max_batch == 8
+    assert built._bound_deployment.init_args[1].budget == "50%"
+
+
+def test_what_cannot_be_laid_out_is_refused(bundle: tuple[Path, Case], tmp_path: Path) -> None:
+    folder, _ = bundle
+    out = ["--write-yaml", str(tmp_path / "x.yaml")]
+    assert "2 stages are described, but the bundle has 3" in refused(
+        "serve", str(folder), "--ray", "--replicas", "1,2", *out
+    )
+    assert "--cpus has 2 entries, expected 1 or 3" in refused(
+        "serve", str(folder), "--ray", "--replicas", "1,2,3", "--cpus", "1,2", *out
+    )
+    assert "expected such as 1:4,2:8" in refused("serve", str(folder), "--ray", "--replicas", "many", *out)
+    assert "3 to 2 replicas" in refused("serve", str(folder), "--ray", "--replicas", "3:2", *out)
+    assert "needs a token" in refused("serve", str(folder), "--ray", "--host", "0.0.0.0", *out)
+    assert "add --ray" in refused("serve", str(folder), *out)
+    with pytest.raises(InvalidInputError, match="'bundle', the path of a folder"):
+        app({})
+    with pytest.raises(InvalidInputError, match=r"those of eenet\.serving\.ray\.RayOptions"):
+        app({"bundle": str(folder), "stags": []})
+    assert not (tmp_path / "x.yaml").exists()
+
+
+def test_the_exits_are_those_of_replay_and_each_stage_is_a_deployment(
+    url: str, bundle: tuple[Path, Case], cluster: Any
+) -> None:
+    _, case = bundle
+    (images,) = case.arrays.values()
+    expected = case.scheduler.replay(case.records(case.fresh)).exits.tolist()
+    assert len(set(expected)) == 3, "samples leave at each exit"
+    with httpx.Client(timeout=60) as client:
+        assert ask(client, url, images) == expected
+        assert [ask(client, url, images[n : n + 1])[0] for n in range(8)] == expected[:8]
+    assert [len(replicas(cluster, k)) for k in range(3)] == [1, 1, 1]
+
+
+def test_the_http_interface_is_that_of_the_plain_server(url: str, bundle: tuple[Path, Case]) -> None:
+    _, case = bundle
+    (images,) = case.arrays.values()
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/health").json() == {"status": "alive"}
+        assert client.get("/ready").json() == {"status": "ready"}
+        info = client.get("/info").json()
+        assert info["num_exits"] == 3
+        assert info["class_names"][0] == "kind 0"
+        assert info["traffic"]["waiting"] == [0, 0, 0]
+        assert {"/predict", "/budget", "/metrics"} <= set(client.get("/openapi.json").json()["paths"])
+        assert "<html" in client.get("/").text
+        whole = client.post("/predict?full=true", json={"inputs": images[:2].tolist()}).json()["predictions"]
+        assert [one["exit"] for one in whole] == [2, 2]
+        headers = {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}
+        answered = client.post("/predict", content=npy(images[:4]), headers=headers)
+        assert np.load(io.BytesIO(answered.content)).shape == (4, 5)
+        assert len(answered.headers["X-Exits"].split(",")) == 4
+        assert client.post("/predict", json={"inputs": [[1.0]]}).status_code == 422
+        assert client.post("/predict", content=b"\x00", headers={"Content-Type": "text/x"}).status_code == 415
+        assert 'eenet_samples_total{exit="2"}' in client.get("/metrics").text
+        assert metric(url, "eenet_batch_samples_count") > 0
+        assert client.put("/budget", json={"budget": "50%"}).status_code == 401
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        before = info["budget"]
+        assert client.put("/budget", json={"budget": 3.0}, headers=bearer).json() == {"budget": 3.0, "unit": "ms"}
+        assert client.get("/info").json()["budget"] == 3.0
+        assert client.put("/budget", json={"budget": before}, headers=bearer).status_code == 200
+        assert client.put("/budget", json={"budget": 0.1}, headers=bearer).status_code == 422
+
+
+def test_replicas_killed_under_load_cost_no_answer_and_a_stage_scales_up(
+    url: str, bundle: tuple[Path, Case], cluster: Any
+) -> None:
+    _, case = bundle
+    (images,) = case.arrays.values()
+    expected = case.scheduler.replay(case.records(case.fresh)).exits.tolist()
+    ended = threading.Event()
+    answered: list[int] = []
+
+    def client(number: int) -> int:
+        rng, asked = np.random.default_rng(number), 0
+        with httpx.Client(timeout=120) as session:
+            while not ended.is_set():
+                rows = rng.choice(len(images), 16)
+                assert ask(session, url, images[rows]) == [expected[row] for row in rows]
+                asked += 1
+                answered.append(number)
+        return asked
+
+    def kill() -> None:
+        until(lambda: len(replicas(cluster, 1)) == 2, 120)  # also: what was killed before has been replaced
+        (name, _) = replicas(cluster, 1)
+        cluster.kill(cluster.get_actor(name, namespace="serve"), no_restart=True)
+        gone = len(answered)
+        until(lambda: len(answered) > gone + 16, 120)  # each client has an answer from after it
+
+    with ThreadPoolExecutor(8) as pool:
+        clients = [pool.submit(client, number) for number in range(8)]
+        try:
+            until(lambda: len(replicas(cluster, 1)) == 2, 120)  # the queue before stage 1 is longer than its target
+            assert [len(replicas(cluster, k)) for k in (0, 2)] == [1, 1], "the others have as many as they are allowed"
+            kill()
+            while metric(url, "eenet_calls_sent_again_total") == 0:  # the one that was killed was idle just then
+                kill()
+        finally:
+            ended.set()
+        assert all(one.result() > 0 for one in clients)
+    assert metric(url, "eenet_calls_sent_again_total") > 0, "a replica died under a call"
+    assert metric(url, 'eenet_requests_total{status="5') == 0
+
+
+class Stopped(Exception):  # noqa: N818 - stands for a kill
+    pass
+
+
+def stopped_at(count: int, told: Callable[[int], None] = lambda _: None) -> Callable[[int], None]:
+    def progress(done: int) -> None:
+        told(done)
+        if done >= count:
+            raise Stopped
+
+    return progress
+
+
+def rows(path: Path) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = require("pyarrow.parquet", "predict").read_table(path).to_pydict()
+    return found
+
+
+def test_files_are_predicted_on_ray_as_in_one_process_and_a_stopped_run_goes_on(
+    cluster: Any, bundle: tuple[Path, Case], tmp_path: Path
+) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    folder, photos = bundle[0], tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(30):
+        pillow.fromarray(rng.integers(0, 256, (9, 8, 3), dtype=np.uint8)).save(photos / f"{n:02d}.png")
+    (photos / "13.png").write_bytes(b"not an image")
+    loaded, items = load(folder), open_items(photos, "image")
+    alone = predict(loaded, items, tmp_path / "alone.parquet", batch_size=3, piece=4)
+
+    out = tmp_path / "spread.parquet"
+    with pytest.raises(Stopped):
+        predict(loaded, items, out, batch_size=3, piece=4, progress=stopped_at(12))
+    (tmp_path / "spread.parquet.partial" / "piece-000000.parquet").unlink()  # what is missing need not be the end
+    told: list[int] = []
+    with pytest.raises(Stopped):
+        predict_on_ray(
+            loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=1, progress=stopped_at(9, told.append)
+        )
+    assert told[0] == 4, "what was done without Ray is kept"
+    assert not out.exists()
+    words = ["--batch-size", 3, "--piece", 4, "--ray", "--replicas", 2, "--json"]
+    printed = json.loads(run("predict", folder, photos, "--out", out, *words).stdout)
+    assert printed["resumed"] >= 9, "and so is what was done on it"
+    assert rows(out) == rows(tmp_path / "alone.parquet")
+    assert rows(out)["id"] == [f"{n:02d}.png" for n in range(30)]
+    assert (printed["items"], printed["failed"]) == (30, 1)
+    assert tuple(printed["exit_shares"]) == alone.exit_shares

@@ -1,0 +1,88 @@
+"""docs/api.md: every public name with its first line; `python tests/support/api_page.py` rewrites it."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import eenet
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+
+ROOMS = (
+    "records",
+    "costs",
+    "tasks",
+    "preprocessing",
+    "scheduler",
+    "control",
+    "stages",
+    "networks",
+    "models",
+    "optimize",
+    "runtime",
+    "bundle",
+    "bundle.onnx",
+    "profiling",
+    "evaluation",
+    "training",
+    "serving.engine",
+    "serving.http",
+    "serving.ray",
+    "capacity",
+    "predict",
+    "experiments.data",
+    "experiments.recipes",
+    "errors",
+    "testing",
+)
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """The names a module offers: those it defines or hands on from a private module of its own room."""
+    room = module.__name__
+    names = []
+    for name in dir(module):
+        value = getattr(module, name)
+        home = getattr(value, "__module__", None)
+        if name.startswith("_") or inspect.ismodule(value) or not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        if isinstance(home, str) and (home == room or home.startswith(f"{room}._")):
+            names.append(name)
+    return sorted(names)
+
+
+def summary(value: object) -> str:
+    """The first line of the docstring; raises `AssertionError` where there is none."""
+    text = inspect.getdoc(value) or ""
+    assert text, f"{value!r} has no docstring"
+    return text.splitlines()[0].replace("|", "\\|")
+
+
+def page() -> str:
+    """The page as it should be."""
+    lines = [
+        "# Every public name",
+        "",
+        "One line each; `help(name)` has the rest: shapes, units, errors, sources. Written by",
+        "`python tests/support/api_page.py`; a test says when it is out of date.",
+        "",
+        "## `eenet`",
+        "",
+        "| name | |",
+        "|---|---|",
+    ]
+    names = [name for name in eenet.__all__ if name != "__version__"]
+    lines += [f"| `{name}` | {summary(getattr(eenet, name))} |" for name in names]
+    for room in ROOMS:
+        module = import_module(f"eenet.{room}")
+        names = public_names(module)
+        lines += ["", f"## `eenet.{room}`", "", summary(module), "", "| name | |", "|---|---|"]
+        lines += [f"| `{name}` | {summary(getattr(module, name))} |" for name in names]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

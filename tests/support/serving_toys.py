@@ -1,0 +1,190 @@
+"""Toy back ends for the tests of serving: the logits of a request are its input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import eenet
+from eenet.errors import InvalidInputError
+from eenet.runtime import Live
+from eenet.scheduler import ThresholdPolicy
+from eenet.scheduler._scores import PLAIN_SCORES
+from eenet.serving.engine import EngineOptions, FixedBudget
+from eenet.serving.http import ServerOptions, make_server
+from eenet.tasks import Classification, Task
+
+Array = NDArray[Any]
+
+
+class TableBackend:
+    """A back end whose input (n, K * C) is the logits of its K exits, side by side; keeps the sizes of its batches.
+
+    An input that holds `poison` makes its batch fail.
+    """
+
+    poison = 1e30
+
+    def __init__(self, exits: int, classes: int) -> None:
+        self.num_exits = exits
+        self.num_classes = classes
+        self.calls: list[tuple[int, int]] = []
+
+    def enter(self, inputs: Mapping[str, Array] | Array) -> Live:
+        array = inputs["x"] if isinstance(inputs, Mapping) else inputs
+        width = self.num_exits * self.num_classes
+        if array.ndim != 2 or array.shape[1] != width or array.dtype != np.float32:
+            raise InvalidInputError(f"input 'x' is {array.dtype} {array.shape}, expected float32 (n, {width})")
+        return (array,)
+
+    def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:
+        (x,) = live
+        self.calls.append((k, len(x)))
+        if (x == self.poison).any():
+            raise RuntimeError("a poisonous sample")
+        last = k == self.num_exits - 1
+        logits = x[:, k * self.num_classes : (k + 1) * self.num_classes] if observe or last else None
+        return (() if last else (x,)), logits
+
+    def size(self, k: int, live: Live) -> int:
+        return len(live[0])
+
+    def take(self, k: int, live: Live, rows: NDArray[np.intp]) -> Live:
+        return tuple(tensor[rows] for tensor in live)
+
+    def join(self, k: int, parts: Sequence[Live]) -> Live:
+        return tuple(np.concatenate(tensors) for tensors in zip(*parts, strict=True))
+
+
+def scripted_policy(exits: int) -> ThresholdPolicy:
+    """Leaves where two classes' logits are far apart: see `scripted_logits`."""
+    return ThresholdPolicy(
+        PLAIN_SCORES["max_prob"], np.full(exits - 1, 5.0), np.ones(exits - 1, dtype=np.bool_), num_classes=2
+    )
+
+
+def scripted_logits(leave_at: Sequence[int], exits: int) -> NDArray[np.float32]:
+    """Inputs (n, 2 K) of a `TableBackend` that leave at these exits under `scripted_policy`."""
+    logits = np.zeros((len(leave_at), exits, 2), dtype=np.float32)
+    for n, k in enumerate(leave_at):
+        logits[n, k:, n % 2] = 10.0
+    return logits.reshape(len(leave_at), -1)
+
+
+def flat(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (K, N, C) as inputs (N, K * C) of a `TableBackend`."""
+    exits, samples, classes = logits.shape
+    return np.ascontiguousarray(logits.transpose(1, 0, 2).reshape(samples, exits * classes))
+
+
+def fitted(
+    maker: Any, logits: NDArray[np.float32], labels: NDArray[np.intp], share: float
+) -> tuple[eenet.Scheduler, eenet.ExitCosts]:
+    """A scheduler with a budget at this share of the way from the first to the last exit's cost, or the smallest."""
+    costs = eenet.ExitCosts(np.arange(1.0, len(logits) + 1))
+    records = eenet.ExitRecords.from_logits(logits, labels)
+    try:
+        return maker().fit(records, costs, budget=costs[0] + share * (costs[-1] - costs[0])), costs
+    except eenet.InfeasibleBudgetError as error:
+        return maker().fit(records, costs, budget=error.smallest), costs
+
+
+@dataclass
+class Spec:
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Plain:
+    """No preprocessing."""
+
+    kind = "array"
+
+    def __call__(self, items: Sequence[Any]) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+
+class Grey:
+    """Image files to the logits of a `TableBackend` of two classes and three exits: bright ones leave early."""
+
+    kind = "image"
+
+    def __call__(self, items: Sequence[bytes]) -> Mapping[str, Any]:
+        from PIL import Image
+
+        leave_at = []
+        for n, item in enumerate(items):
+            try:
+                with Image.open(io.BytesIO(item)) as image:
+                    level = np.asarray(image.convert("L")).mean()
+            except (OSError, SyntaxError, ValueError, EOFError) as error:
+                raise InvalidInputError(f"item {n} does not decode as an image") from error
+            leave_at.append(2 - int(level / 86))
+        return {"x": scripted_logits(leave_at, 3)}
+
+
+class Words:
+    """Texts to the logits of a `TableBackend`: a word leaves at the first exit, two at the second, more at the last."""
+
+    kind = "text"
+
+    def __call__(self, items: Sequence[str]) -> Mapping[str, Any]:
+        counts = [len(item.split()) for item in items]
+        if 0 in counts:
+            raise InvalidInputError(f"item {counts.index(0)} has no word")
+        return {"x": scripted_logits([min(count, 3) - 1 for count in counts], 3)}
+
+
+class ToyServable:
+    """Something to serve: three exits, two classes, costs 1, 2, 3 ms; exits as `scripted_logits` says."""
+
+    def __init__(self, preprocessing: Any = None, backend: Any = None) -> None:
+        self.backend: Any = backend or TableBackend(3, 2)
+        self.task: Task = Classification()
+        self.inputs = [Spec("x", "float32", ("batch", 6))]
+        self.preprocessing: Any = preprocessing or Plain()
+        self.class_names: Sequence[str] | None = ["even", "odd"]
+        self.info: dict[str, Any] = {"backend": "table", "exits": ["first", "second", "output"]}
+        logits = scripted_logits([0, 1, 2] * 20, 3).reshape(60, 3, 2).transpose(1, 0, 2)
+        records = eenet.ExitRecords.from_logits(logits, np.arange(60) % 2)
+        self.scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+        policy = scripted_policy(3)
+        self.scheduler.policy.thresholds[:] = policy.thresholds
+        self.scheduler.policy.enabled[:] = True
+        self.costs = self.scheduler.costs
+
+
+@contextlib.contextmanager
+def serving(
+    servable: Any, controller: Any = None, *, engine: EngineOptions | None = None, **options: Any
+) -> Iterator[str]:
+    """A real server on loopback, in a thread; gives its address. It has drained when the block ends."""
+    made = ServerOptions(port=0, engine=engine or EngineOptions(max_wait=0.0), **options)
+    server = make_server(servable, made, controller=controller or FixedBudget(servable.scheduler))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Wait until it holds; fail where it does not."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.005)
