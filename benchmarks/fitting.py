@@ -28,7 +28,7 @@ import torch
 import eenet
 from _machine import describe, machine
 from eenet.errors import ReliabilityWarning
-from eenet.scheduler import Route
+from eenet.scheduler import DecisionState
 from eenet.tasks import Evidence, softmax
 
 SCHEDULERS: dict[str, Callable[[], eenet.Scheduler]] = {
@@ -162,7 +162,7 @@ def _decide(scheduler: eenet.Scheduler, logits: np.ndarray[Any, np.dtype[np.floa
 
 
 def _decide_once(scheduler: eenet.Scheduler, logits: np.ndarray[Any, np.dtype[np.float32]]) -> float:
-    route = Route(scheduler.policy, logits.shape[1])
+    route = DecisionState(scheduler.policy, logits.shape[1])
     looked = 0
     spent = 0.0
     for k in range(len(logits) - 1):

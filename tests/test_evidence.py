@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eenet.scheduler import LearnedScore, Score, Trail
+from eenet.scheduler import ExitHistory, LearnedScore, Score
 from eenet.scheduler._scores import PLAIN_SCORES
 from eenet.tasks import LOG_ODDS_LIMIT, Classification, Evidence, Segmentation, Task, softmax
 from eenet.testing import toy_logits
@@ -38,7 +38,7 @@ def trail_of(logits: Logits) -> list[Evidence]:
 
 
 def scores_of(score: Score, logits: Logits) -> list[NDArray[np.float64]]:
-    trail = Trail()
+    trail = ExitHistory()
     for evidence in trail_of(logits)[:-1]:
         trail.evidence.append(evidence)
         trail.scores.append(score(trail))
@@ -79,7 +79,7 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_batch(logits: Logits, data: st
     exits, samples, classes = logits.shape
     rows = np.array(data.draw(st.lists(st.integers(0, samples - 1), min_size=1, max_size=samples)))
     whole, part = trail_of(logits), trail_of(np.ascontiguousarray(logits[:, rows]))
-    taken = Trail(whole).take(rows).evidence
+    taken = ExitHistory(whole).take(rows).evidence
     for together, alone, kept in zip(whole, part, taken, strict=True):
         for name in NUMBERS:
             expected = bits(getattr(together, name)[rows])
@@ -187,8 +187,8 @@ def test_evidence_joined_is_the_evidence_of_all_to_the_last_bit(
     logits[rng.random(logits.shape) < 0.001] = np.nan
     task: Task = Segmentation(stride=2) if dense else Classification()
 
-    def trail_of(rows: slice) -> Trail:
-        trail = Trail()
+    def trail_of(rows: slice) -> ExitHistory:
+        trail = ExitHistory()
         for k in range(3):
             trail.evidence.append(task.evidence(task.shown(logits[k, rows]), trail.evidence))
             trail.scores.append(trail.evidence[-1].log_odds)
@@ -198,7 +198,7 @@ def test_evidence_joined_is_the_evidence_of_all_to_the_last_bit(
     parts = [trail_of(slice(a, b)) for a, b in itertools.pairwise(edges)]
     if asked:  # one part has been asked for more than the others
         _ = parts[0].evidence[-1].entropy
-    joined, whole = Trail.join(parts), trail_of(slice(None))
+    joined, whole = ExitHistory.join(parts), trail_of(slice(None))
     for k in range(3):
         np.testing.assert_array_equal(joined.scores[k], whole.scores[k])
         for name in ("finite", "probabilities", "predictions", "entropy", "vote_share", "streak", "label_map"):

@@ -24,7 +24,7 @@ from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, feature_of, inferring
 from eenet.runtime import to_numpy
-from eenet.scheduler import Scheduler, Trail
+from eenet.scheduler import ExitHistory, Scheduler
 from eenet.stages import Example, arguments_of
 from eenet.tasks import Task
 
@@ -197,7 +197,7 @@ def _steps(
     rows = torch.arange(size, device=inputs[0].device) % model.staged.batch_size_of(inputs)
     live = model.staged.compact(inputs, rows, 0)
     steps: list[tuple[Step, ...]] = []
-    trail, task = Trail(), model.task
+    trail, task = ExitHistory(), model.task
     stages = model.staged.inference_stages
     for k, stage in enumerate(stages):
         outputs = stage(*live)
@@ -215,7 +215,7 @@ def _steps(
             trail.skip(size, model.num_classes)
         elif scheduler is not None:
             logits = head(feature)
-            timed = (*timed, _scheduler_step(scheduler, task, logits, Trail(trail.evidence, trail.scores)))
+            timed = (*timed, _scheduler_step(scheduler, task, logits, ExitHistory(trail.evidence, trail.scores)))
             trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), trail.evidence))
             scheduler.policy.leaves(trail)
         steps.append(timed)
@@ -223,26 +223,26 @@ def _steps(
     return steps
 
 
-def _scheduler_step(scheduler: Scheduler, task: Task, logits: Tensor, before: Trail) -> Step:
+def _scheduler_step(scheduler: Scheduler, task: Task, logits: Tensor, before: ExitHistory) -> Step:
     """What a runtime does at an exit that is on, between the head and the compaction."""
     policy = scheduler.policy
 
     def step() -> None:
-        trail = Trail(before.evidence, before.scores)
+        trail = ExitHistory(before.evidence, before.scores)
         trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), before.evidence))
         np.flatnonzero(policy.leaves(trail))
 
     return step
 
 
-def _ensemble_step(scheduler: Scheduler, task: Task, logits: Tensor, before: Trail) -> Step:
+def _ensemble_step(scheduler: Scheduler, task: Task, logits: Tensor, before: ExitHistory) -> Step:
     """What a runtime does after the last exit: nothing, but for an ensemble, which answers in its place."""
     ensemble = scheduler.policy.ensemble
     if ensemble is None:
         return _nothing
 
     def step() -> None:
-        trail = Trail(before.evidence, before.scores)
+        trail = ExitHistory(before.evidence, before.scores)
         trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), before.evidence))
         ensemble.answers(trail)
 

@@ -288,7 +288,7 @@ class TestEvaluate:
 NETWORK = """
 import torch
 import eenet
-from eenet.models import CifarResNet
+from eenet.networks import CifarResNet
 
 def with_example():
     x = torch.zeros(2, 1, 12, 12)

@@ -308,7 +308,7 @@ def test_a_model_that_can_be_built_again_runs_from_a_bundle_of_weights(tmp_path:
     loaded = eenet.bundle.load(tmp_path / "bundle")
     np.testing.assert_array_equal(loaded(x.numpy()).exits, scheduler.replay(records).exits)
     assert not list((tmp_path / "bundle").rglob("*.pt*"))
-    with pytest.raises(InvalidInputError, match=r"load it with eenet\.runtime\.load, which needs PyTorch"):
+    with pytest.raises(InvalidInputError, match=r"load it with eenet\.bundle\.load, which needs PyTorch"):
         eenet.bundle.onnx.load(tmp_path / "bundle")
     (tmp_path / "bundle" / "model" / "model.safetensors").write_bytes(b"other")
     with pytest.raises(FileFormatError, match=r"model\.safetensors' has 5 bytes, expected"):

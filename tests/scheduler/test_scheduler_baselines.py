@@ -22,6 +22,7 @@ from eenet.scheduler import (
     SCHEDULERS,
     ZTW,
     BEEMScore,
+    ExitHistory,
     ExponentialWeightsAssignment,
     GateScore,
     GeometricAssignment,
@@ -33,7 +34,6 @@ from eenet.scheduler import (
     SharedAssignment,
     TemperatureScaled,
     TemperatureScore,
-    Trail,
     Voting,
     ZTWScore,
 )
@@ -54,8 +54,8 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
 
 
-def trail_of(*probabilities: list[list[float]]) -> Trail:
-    trail = Trail()
+def trail_of(*probabilities: list[list[float]]) -> ExitHistory:
+    trail = ExitHistory()
     for p in probabilities:
         array = np.array(p, dtype=np.float32)
         trail.evidence.append(Evidence(array, array.argmax(axis=1), list(trail.evidence)))
@@ -153,7 +153,7 @@ def test_voting_counts_the_exits_that_agree_with_this_one() -> None:
 
 @given(seed=st.integers(0, 10**6), classes=st.sampled_from([2, 3, 10]))
 def test_margin_orders_samples_by_the_gap_of_the_two_largest(seed: int, classes: int) -> None:
-    trail = Trail([Evidence.from_logits(toy_logits(80, 2, classes, seed, sharpness=0.5)[0][0])])
+    trail = ExitHistory([Evidence.from_logits(toy_logits(80, 2, classes, seed, sharpness=0.5)[0][0])])
     top = np.sort(trail.evidence[0].probabilities.astype(np.float64), axis=1)
     gap = top[:, -1] - top[:, -2]
     scores = Margin().fit(toy_records(classes=classes), toy_costs(), 2.0).policy.score(trail)
@@ -182,7 +182,7 @@ def test_calibrated_confidences_are_those_of_the_scaled_logits() -> None:
     p = np.exp(logits[0] / 2.0)
     p /= p.sum(axis=1, keepdims=True)
     top = p.max(axis=1)
-    found = score(Trail([Evidence.from_logits(logits[0])]))
+    found = score(ExitHistory([Evidence.from_logits(logits[0])]))
     np.testing.assert_allclose(found, np.log(top / (1 - top)), rtol=1e-4, atol=1e-4)
 
 
@@ -200,7 +200,7 @@ def test_ztw_multiplies_the_exits_and_fits_better_than_any_of_them() -> None:
     records = ExitRecords.from_logits(logits, labels)
     score = ZTW().fit(records, toy_costs(), 2.0).policy.score
     assert isinstance(score, ZTWScore)
-    trail = Trail()
+    trail = ExitHistory()
     for k, evidence in enumerate(records.all_evidence()):
         trail.evidence.append(evidence)
         log_p = np.log(records.probabilities[: k + 1].astype(np.float64))
@@ -260,7 +260,7 @@ def test_what_is_not_finite_has_no_vote() -> None:
         assert decisions.exits.tolist() == [2] * 200
         np.testing.assert_array_equal(decisions.predictions[2:], usual.predictions[2:])
         # The first sample is answered by the first two exits, as at the second exit.
-        trail = Trail(records.subset([0]).all_evidence()[:2])
+        trail = ExitHistory(records.subset([0]).all_evidence()[:2])
         ensemble = scheduler.policy.ensemble
         assert ensemble is not None
         if make is BEEM:
@@ -296,7 +296,7 @@ def test_the_gate_learns_who_gains_nothing_from_going_on() -> None:
     assert decisions.accuracy > plain.accuracy - 0.01
     # Its first gate tells apart whom the first exit has right from whom a later one could mend.
     evidence = fresh.all_evidence()[:1]
-    logits = scheduler.policy.score(Trail(evidence))
+    logits = scheduler.policy.score(ExitHistory(evidence))
     utility = fresh.require_utility()
     mendable = (utility[0] == 0) & (utility[1:].max(axis=0) == 1)
     assert logits[mendable].mean() < logits[utility[0] == 1].mean() - 0.5

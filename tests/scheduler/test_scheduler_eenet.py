@@ -12,7 +12,7 @@ import torch
 import eenet
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler import LearningOptions, Trail
+from eenet.scheduler import ExitHistory, LearningOptions
 from eenet.scheduler._training import _Evidence, _Scores
 from eenet.testing import toy_costs, toy_logits, toy_records
 
@@ -64,7 +64,7 @@ def test_the_scores_used_are_the_scores_trained() -> None:
     training = _Scores(data, 1e-4)
     training.learn(data, data.targets("right"), torch.full((4, 200), 0.25))
     used = training.frozen(7, np.full(4, 0.25))
-    trail = Trail()
+    trail = ExitHistory()
     for k, evidence in enumerate(records.all_evidence()[:-1]):
         trail.evidence.append(evidence)
         trail.scores.append(used(trail))

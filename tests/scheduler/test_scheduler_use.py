@@ -16,11 +16,11 @@ from eenet.errors import InvalidInputError, NotFittedError
 from eenet.records import ExitRecords
 from eenet.scheduler import (
     SCHEDULERS,
+    DecisionState,
     GeometricAssignment,
     LearnedAssignment,
     LearnedScore,
     LearningOptions,
-    Route,
     Scheduler,
     SearchedAssignment,
     Static,
@@ -163,7 +163,7 @@ def test_records_of_other_exits_or_classes_are_refused(make: Callable[[], Schedu
 def test_a_route_refuses_evidence_of_another_number_of_samples() -> None:
     policy = eenet.MaxProbability().fit(toy_records(samples=60), toy_costs(), 2.0).policy
     with pytest.raises(InvalidInputError, match=r"evidence of 3 samples, 4 are running"):
-        Route(policy, 4).observe(Evidence.from_logits(toy_logits(samples=3)[0][0]))
+        DecisionState(policy, 4).observe(Evidence.from_logits(toy_logits(samples=3)[0][0]))
 
 
 def test_without_labels_costs_are_known_and_accuracy_is_not() -> None:

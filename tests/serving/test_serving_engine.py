@@ -15,7 +15,7 @@ from serving_toys import TableBackend, fitted, flat, scripted_logits, scripted_p
 
 import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
-from eenet.scheduler import Route
+from eenet.scheduler import DecisionState
 from eenet.serving.engine import Engine, EngineOptions, Outcome, Request
 from eenet.tasks import Classification
 
@@ -240,11 +240,11 @@ def test_options_that_make_no_sense_are_refused_by_name(value: int) -> None:
 def test_routes_join_only_at_one_exit_under_one_policy() -> None:
     policy, other = scripted_policy(3), scripted_policy(3)
     with pytest.raises(InvalidInputError, match="cannot be joined"):
-        Route.join([Route(policy, 1), Route(other, 1)])
-    ahead = Route(policy, 1)
+        DecisionState.join([DecisionState(policy, 1), DecisionState(other, 1)])
+    ahead = DecisionState(policy, 1)
     ahead.skip()
     with pytest.raises(InvalidInputError, match=r"before exits \[0, 1\]"):
-        Route.join([Route(policy, 1), ahead])
+        DecisionState.join([DecisionState(policy, 1), ahead])
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,7 +16,7 @@ from eenet.models import MultiExitModel, inferring
 from eenet.records import ExitRecords
 from eenet.runtime._adaptive import to_numpy
 from eenet.runtime._backend import Array
-from eenet.scheduler import Scheduler, Trail
+from eenet.scheduler import ExitHistory, Scheduler
 from eenet.tasks import Evidence, Segmentation
 
 LOGITS_TOLERANCE = 1e-3
@@ -125,7 +125,7 @@ def _compare_exits(
     apart = np.flatnonzero(replayed != exits)
     if len(apart) == 0:
         return 0
-    policy, seen = scheduler.policy, Trail()
+    policy, seen = scheduler.policy, ExitHistory()
     for evidence in trail[:-1]:
         seen.evidence.append(evidence)
         seen.scores.append(policy.score(seen))

@@ -18,7 +18,7 @@ from eenet.models import MultiExitModel, feature_of
 from eenet.optimize._frozen import Variant, eager
 from eenet.optimize._optimize import Optimization, StageTimes
 from eenet.optimize._optimize import optimize as measured
-from eenet.scheduler import Route, Scheduler, ThresholdPolicy
+from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
 from eenet.stages import Stage
 from eenet.tasks import Evidence
 
@@ -105,7 +105,7 @@ class AdaptiveModel:
         model, stages = self.model, variant.stages
         live = variant.entered(live)
         policy = self._current_policy()
-        route = Route(policy, samples)
+        route = DecisionState(policy, samples)
         answers = _Answers(samples)
         batch, rows = samples, None  # samples the stages run on, and where among them those still running are
         for k, stage in enumerate(stages[:-1]):

@@ -17,7 +17,7 @@ Live = tuple[Array, ...]
 class StageBackend(Protocol):
     """Runs the stages of a multi-exit network on live tensors that the caller keeps, splits and joins.
 
-    The caller decides who leaves (`eenet.scheduler.Route`); a backend only computes. It keeps no state between calls,
+    The caller decides which samples exit (`eenet.scheduler.DecisionState`); a backend only computes. It keeps no state,
     so calls may come from several threads and for several requests in turn.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.runtime._backend import Array, StageBackend
-from eenet.scheduler import Route, ThresholdPolicy
+from eenet.scheduler import DecisionState, ThresholdPolicy
 from eenet.tasks import Evidence, Task
 
 
@@ -34,7 +34,7 @@ def walk(
     samples = backend.size(0, live)
     if samples == 0:
         return None
-    route = Route(policy, samples)
+    route = DecisionState(policy, samples)
     answers: NDArray[np.float32] | None = None
     last = backend.num_exits - 1
     for k in range(backend.num_exits):
@@ -65,6 +65,6 @@ def walk(
     return Answers(answers, route.exits.astype(np.int64))
 
 
-def _evidence(task: Task, logits: NDArray[np.float32] | None, route: Route) -> Evidence:
+def _evidence(task: Task, logits: NDArray[np.float32] | None, route: DecisionState) -> Evidence:
     assert logits is not None, "the last exit always gives logits"
     return task.evidence(task.shown(logits), route.earlier)

@@ -36,11 +36,11 @@ from eenet.scheduler._gate import GateScore as GateScore
 from eenet.scheduler._induction import StoppingOptions as StoppingOptions
 from eenet.scheduler._learned import LearnedScore as LearnedScore
 from eenet.scheduler._learned import LearningOptions as LearningOptions
+from eenet.scheduler._policy import DecisionState as DecisionState
 from eenet.scheduler._policy import Ensemble as Ensemble
-from eenet.scheduler._policy import Route as Route
+from eenet.scheduler._policy import ExitHistory as ExitHistory
 from eenet.scheduler._policy import Score as Score
 from eenet.scheduler._policy import ThresholdPolicy as ThresholdPolicy
-from eenet.scheduler._policy import Trail as Trail
 from eenet.scheduler._scheduler import Scheduler as Scheduler
 from eenet.scheduler._scheduler import load_scheduler as load_scheduler
 from eenet.scheduler._table import FrontierPoint as FrontierPoint

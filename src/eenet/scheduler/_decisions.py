@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler._policy import Floats, Ints, Route, ThresholdPolicy
+from eenet.scheduler._policy import DecisionState, Floats, Ints, ThresholdPolicy
 from eenet.tasks import mean_iou
 
 
@@ -63,7 +63,7 @@ def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> D
     """Send all records through a policy, as a runtime would."""
     policy.require(records.num_exits, records.num_classes, "the records have")
     costs.require_exits(records.num_exits)
-    route = Route(policy, len(records))
+    route = DecisionState(policy, len(records))
     samples = np.arange(len(records))
     combined = np.zeros(len(records), dtype=np.intp)
     for k in range(policy.num_exits):

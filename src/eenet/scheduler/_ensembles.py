@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eenet.errors import FileFormatError
 from eenet.records import ExitRecords
-from eenet.scheduler._policy import Ensemble, Floats, Score, Trail, require_whole
+from eenet.scheduler._policy import Ensemble, ExitHistory, Floats, Score, require_whole
 from eenet.scheduler._scores import TINY
 from eenet.scheduler._temperature import log_probabilities, require_labels
 from eenet.tasks import Evidence
@@ -36,11 +36,11 @@ class ZTWScore:
     uses_history: bool = True
     whole_samples: bool = True
 
-    def answers(self, trail: Trail) -> NDArray[np.float32]:
+    def answers(self, trail: ExitHistory) -> NDArray[np.float32]:
         """log q_k (n, C), shifted so that the largest is 0."""
         return self._product(trail).astype(np.float32)
 
-    def _product(self, trail: Trail) -> Floats:
+    def _product(self, trail: ExitHistory) -> Floats:
         k = trail.exit_index
         z: Floats = np.broadcast_to(self.log_biases[k], trail.evidence[k].probabilities.shape).copy()
         for j, evidence in enumerate(trail.evidence):
@@ -48,7 +48,7 @@ class ZTWScore:
         z -= z.max(axis=-1, keepdims=True)
         return z
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         z = self._product(trail)
         others = np.exp(z)
@@ -87,7 +87,7 @@ class BEEMScore:
     uses_history: bool = True
     whole_samples: bool = True
 
-    def answers(self, trail: Trail) -> NDArray[np.float32]:
+    def answers(self, trail: ExitHistory) -> NDArray[np.float32]:
         """The logarithm of each class's share of the possible votes, (n, C)."""
         votes = np.zeros(trail.evidence[-1].probabilities.shape)
         for weight, evidence in zip(self.weights, trail.evidence, strict=False):
@@ -96,7 +96,7 @@ class BEEMScore:
         shares: NDArray[np.float32] = np.log(np.maximum(votes / possible, TINY)).astype(np.float32)
         return shares
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         winner = self.answers(trail).argmax(axis=-1)
         missing, possible = np.zeros(len(winner)), 0.0
@@ -137,7 +137,7 @@ def as_answered(score: Score, records: ExitRecords) -> ExitRecords:
     require_whole(score, pooled=bool(records.pooled))
     if not isinstance(score, Ensemble) or records.labels is None:
         return records
-    trail, utility = Trail(), []
+    trail, utility = ExitHistory(), []
     for evidence in records.all_evidence():
         trail.evidence.append(evidence)
         utility.append(score.answers(trail).argmax(axis=1) == records.labels)

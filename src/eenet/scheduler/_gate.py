@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eenet.errors import FileFormatError
 from eenet.records import ExitRecords
 from eenet.scheduler._learned import TIE_WEIGHT
-from eenet.scheduler._policy import Bools, Floats, Trail, refuse_pooled
+from eenet.scheduler._policy import Bools, ExitHistory, Floats, refuse_pooled
 from eenet.scheduler._scores import margin_left
 from eenet.tasks import Evidence
 
@@ -49,7 +49,7 @@ class GateScore:
     uses_history: bool = False
     whole_samples: bool = True
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         k = trail.exit_index
         evidence = trail.evidence[k]

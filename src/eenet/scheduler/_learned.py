@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.scheduler._policy import Floats, Trail
+from eenet.scheduler._policy import ExitHistory, Floats
 from eenet.tasks import Evidence
 
 TIE_WEIGHT = 1e-3
@@ -111,7 +111,7 @@ class LearnedScore:
     name: str = "learned"
     uses_history: bool = True
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,): the argument of the sigmoid, which orders samples as q_k does."""
         k = trail.exit_index
         evidence = trail.evidence[k]

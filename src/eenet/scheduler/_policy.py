@@ -1,7 +1,7 @@
 """The decision: which samples leave at which exit.
 
 `ThresholdPolicy.leaves` is the one function that decides it. Replays, the runtimes and the server all reach it through
-`Route`, which also does the bookkeeping: every sample leaves at exactly one exit.
+`DecisionState`, which also does the bookkeeping: every sample leaves at exactly one exit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.intp]
 
 
-class Trail:
+class ExitHistory:
     """What a policy knows of n samples that are still running: their evidence and scores at the exits so far."""
 
     def __init__(self, evidence: Sequence[Evidence] = (), scores: Sequence[Floats] = ()) -> None:
@@ -48,15 +48,15 @@ class Trail:
         self.evidence.append(Evidence(uniform, np.zeros(samples, dtype=np.intp)))
         self.scores.append(np.zeros(samples))
 
-    def take(self, rows: Ints) -> Trail:
+    def take(self, rows: Ints) -> ExitHistory:
         """The trail of some of the samples."""
         taken: list[Evidence] = []
         for evidence in self.evidence:
             taken.append(evidence.take(rows, taken))
-        return Trail(taken, [scores[rows] for scores in self.scores])
+        return ExitHistory(taken, [scores[rows] for scores in self.scores])
 
     @classmethod
-    def join(cls, parts: Sequence[Trail]) -> Trail:
+    def join(cls, parts: Sequence[ExitHistory]) -> ExitHistory:
         """The trail of the samples of several, in order; all must have come to the same exit."""
         if len(parts) == 1:  # evidence does not change, so only the lists, which grow, are copied
             return cls(parts[0].evidence, parts[0].scores)
@@ -80,7 +80,7 @@ class Score(Protocol):
         """Whether the score at an exit depends on the exits before it."""
         ...
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,) of the samples at the exit the trail has come to; each row independent of the others."""
         ...
 
@@ -93,7 +93,7 @@ class Score(Protocol):
 class Ensemble(Score, Protocol):
     """A score that also answers: with the exits so far combined, in place of the exit's own prediction."""
 
-    def answers(self, trail: Trail) -> NDArray[np.float32]:
+    def answers(self, trail: ExitHistory) -> NDArray[np.float32]:
         """Logits (n, C), finite, of the samples at the exit the trail has come to; each row independent of the others.
 
         The largest is the prediction. What is not finite in the evidence counts for nothing.
@@ -148,7 +148,7 @@ class ThresholdPolicy:
             return bool(self.enabled[exit_index:].any())
         return bool(self.enabled[exit_index])
 
-    def leaves(self, trail: Trail) -> Bools:
+    def leaves(self, trail: ExitHistory) -> Bools:
         """Whether each sample leaves at the exit it is at, (n,). Adds the exit's scores to the trail."""
         k = trail.exit_index
         if k == self.num_exits - 1:
@@ -158,7 +158,7 @@ class ThresholdPolicy:
         return leaves_at(scores, trail.finite, self.thresholds[k], bool(self.enabled[k]))
 
 
-class Route:
+class DecisionState:
     """The way of n samples through the exits under a policy.
 
     Call `observe` with the evidence of the running samples at each exit in turn, or `skip` where the policy does not
@@ -168,7 +168,7 @@ class Route:
 
     def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
         self._policy = policy
-        self._trail = Trail()
+        self._trail = ExitHistory()
         self.running: Ints = np.arange(samples)
         self.exits: Ints = np.empty(samples, dtype=np.intp)
         self.exits.fill(-1)
@@ -176,14 +176,14 @@ class Route:
         self.left: NDArray[np.float32] | None = None
 
     @classmethod
-    def onward(cls, policy: ThresholdPolicy, samples: int, trail: Trail) -> Route:
+    def onward(cls, policy: ThresholdPolicy, samples: int, trail: ExitHistory) -> DecisionState:
         """The way from here on of n samples that have this trail: what goes from one process to another."""
         route = cls(policy, samples)
         route._trail = trail
         return route
 
     @classmethod
-    def join(cls, routes: Sequence[Route]) -> Route:
+    def join(cls, routes: Sequence[DecisionState]) -> DecisionState:
         """The way from here on of the running samples of several routes, in order, numbered anew.
 
         This is how samples of different requests go on together. The routes themselves stay as they are. Raises
@@ -194,12 +194,12 @@ class Route:
             at = [route.exit_index for route in routes]
             raise InvalidInputError(f"routes before exits {at} cannot be joined, expected one exit and one policy")
         joined = cls(first._policy, sum(len(route.running) for route in routes))
-        joined._trail = Trail.join([route._trail for route in routes])
+        joined._trail = ExitHistory.join([route._trail for route in routes])
         return joined
 
-    def take(self, rows: Ints) -> Route:
+    def take(self, rows: Ints) -> DecisionState:
         """The way from here on of some of the running samples (positions among them), numbered anew."""
-        taken = Route(self._policy, len(rows))
+        taken = DecisionState(self._policy, len(rows))
         taken._trail = self._trail.take(rows)
         return taken
 
@@ -209,7 +209,7 @@ class Route:
         return self._policy
 
     @property
-    def trail(self) -> Trail:
+    def trail(self) -> ExitHistory:
         """What is known of the running samples."""
         return self._trail
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.scheduler._policy import Floats, Score, Trail
+from eenet.scheduler._policy import ExitHistory, Floats, Score
 from eenet.tasks import LOG_ODDS_LIMIT, Evidence
 
 _VOTE_STEP = 256.0  # above the whole range of the log odds, so that the count of exits always decides first
@@ -29,7 +29,7 @@ class MaxProbabilityScore:
     name: str = "max_prob"
     uses_history: bool = False
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         return trail.evidence[-1].log_odds
 
@@ -45,7 +45,7 @@ class EntropyScore:
     name: str = "entropy"
     uses_history: bool = False
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         scores: Floats = -np.log(np.maximum(trail.evidence[-1].entropy, 1e-40))
         return scores
@@ -65,7 +65,7 @@ class PatienceScore:
     name: str = "patience"
     uses_history: bool = True
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         evidence = trail.evidence[-1]
         scores: Floats = evidence.streak * _VOTE_STEP + evidence.log_odds
@@ -88,7 +88,7 @@ class VotingScore:
     name: str = "voting"
     uses_history: bool = True
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         evidence = trail.evidence[-1]
         scores: Floats = evidence.agreement * (len(trail.evidence) * _VOTE_STEP) + evidence.log_odds
@@ -111,7 +111,7 @@ class MarginScore:
     uses_history: bool = False
     whole_samples: bool = True
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         scores: Floats = -np.log(np.maximum(margin_left(trail.evidence[-1]), TINY))
         return scores
@@ -136,7 +136,7 @@ class ConstantScore:
     name: str = "constant"
     uses_history: bool = False
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         return np.zeros(len(trail.evidence[-1]))
 

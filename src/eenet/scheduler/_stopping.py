@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.errors import FileFormatError
-from eenet.scheduler._policy import Floats, Trail
+from eenet.scheduler._policy import ExitHistory, Floats
 from eenet.tasks import Evidence
 
 HINGED = 3
@@ -112,7 +112,7 @@ class StoppingScore:
     name: str = "stopping"
     uses_history: bool = True
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         return -self.models[trail.exit_index](trail.evidence)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler._policy import Floats, Ints, Trail, refuse_pooled
+from eenet.scheduler._policy import ExitHistory, Floats, Ints, refuse_pooled
 from eenet.scheduler._scores import TINY
 from eenet.tasks import Evidence
 
@@ -37,7 +37,7 @@ class TemperatureScore:
     uses_history: bool = False
     whole_samples: bool = True
 
-    def __call__(self, trail: Trail) -> Floats:
+    def __call__(self, trail: ExitHistory) -> Floats:
         """Scores (n,)."""
         k = trail.exit_index
         z = log_probabilities(trail.evidence[k]) / self.temperatures[k]

@@ -10,7 +10,7 @@ import numpy as np
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError
 from eenet.records import ExitRecords
-from eenet.scheduler._policy import Bools, Floats, Ints, Score, Trail, leaves_at
+from eenet.scheduler._policy import Bools, ExitHistory, Floats, Ints, Score, leaves_at
 
 RESOLUTION = 1e-5
 """Scores closer than this are one tie: the same network rounds a log-odds score by up to about as much when its batch
@@ -45,7 +45,7 @@ class ScoreTable:
         A sample counts as not finite from the first exit where it is not, also where that exit will be off and its
         output not looked at: then the run is cheaper than the plan, never dearer.
         """
-        trail = Trail()
+        trail = ExitHistory()
         finite = []
         for evidence in records.all_evidence()[:-1]:
             trail.evidence.append(evidence)

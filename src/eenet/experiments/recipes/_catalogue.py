@@ -17,7 +17,7 @@ _ENDINGS = (".yaml", ".yml")
 def recipe_folder() -> Path:
     """Where the recipes are: in the installed package, or at the top of the repository in an editable install."""
     packaged = Path(__file__).parent / "files"
-    return packaged if packaged.is_dir() else Path(__file__).parents[3] / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[4] / "recipes"
 
 
 def recipe_names() -> list[str]:

@@ -32,7 +32,7 @@ _PART = "the name of a published split, or [split, amount]: a number of samples,
 class DataSettings:
     """Which data, and who gets what of it."""
 
-    name: str = field(metadata=_says(_NAME, checks.text, "the data set, as `eenet.data.load` knows it"))
+    name: str = field(metadata=_says(_NAME, checks.text, "the data set, as `experiments.data.load` knows it"))
     options: dict[str, Any] = field(
         default_factory=dict,
         metadata=_says("a mapping", checks.mapping, "options of the data set, such as `mean` and `std`"),

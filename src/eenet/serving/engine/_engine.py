@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
-from eenet.scheduler import Route, ThresholdPolicy, Trail
+from eenet.scheduler import DecisionState, ExitHistory, ThresholdPolicy
 from eenet.serving.engine._request import Outcome, Request
 from eenet.serving.engine._work import Cohort, Work
 
@@ -100,7 +100,7 @@ class Engine:
         *,
         deadline: float | None = None,
         policy: ThresholdPolicy | None = None,
-        trail: Trail | None = None,
+        trail: ExitHistory | None = None,
         shape: Hashable = None,
         context: Any = None,
     ) -> Request:
@@ -125,7 +125,11 @@ class Engine:
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, request.number))
         shape = shape_of(live) if shape is None else shape
-        route = Route(request.policy, samples) if trail is None else Route.onward(request.policy, samples, trail)
+        route = (
+            DecisionState(request.policy, samples)
+            if trail is None
+            else DecisionState.onward(request.policy, samples, trail)
+        )
         cohort = Cohort(live, route, [request] * samples, list(range(samples)), shape, now)
         self.inside += samples
         self._push(self.stages[0], cohort)

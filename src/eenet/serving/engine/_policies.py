@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.errors import InvalidInputError
-from eenet.scheduler import Scheduler, Score, ThresholdPolicy, Trail
+from eenet.scheduler import ExitHistory, Scheduler, Score, ThresholdPolicy
 
 
 class _NoScore:
@@ -18,7 +18,7 @@ class _NoScore:
     name = "none"
     uses_history = False
 
-    def __call__(self, trail: Trail) -> NDArray[np.float64]:
+    def __call__(self, trail: ExitHistory) -> NDArray[np.float64]:
         return np.zeros(len(trail.evidence[-1]))
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.scheduler import Route
+from eenet.scheduler import DecisionState
 from eenet.serving.engine._request import Request
 from eenet.tasks import Task
 
@@ -32,7 +32,7 @@ class Cohort:
     def __init__(
         self,
         live: Live,
-        route: Route,
+        route: DecisionState,
         owners: list[Request],
         places: list[int],
         shape: Hashable,
@@ -136,7 +136,7 @@ class Work:
         owners = [owner for part in parts for owner in part.owners]
         places = [place for part in parts for place in part.places]
         # Joined also when there is one part only: what the parts hold must stay as it was, in case of a second try.
-        route = Route.join([part.route if part.rows is None else part.route.take(part.rows) for part in parts])
+        route = DecisionState.join([part.route if part.rows is None else part.route.take(part.rows) for part in parts])
         leaving: Ints
         staying: Ints | None = None
         if self.last:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from eenet.costs import Budget
-from eenet.scheduler import Trail
+from eenet.scheduler import ExitHistory
 from eenet.serving.engine._driver import account, change_budget
 from eenet.serving.engine._engine import EngineOptions, require_room, shape_of
 from eenet.serving.engine._limits import RefusedError
@@ -136,7 +136,7 @@ class RayRunner:
         assert request.deadline is not None, "a request has a deadline here"
         name = self._book.name(request.policy)
         entered, rows = live, np.arange(len(places))  # rows of what entered that are still running
-        trail: Trail | None = None
+        trail: ExitHistory | None = None
         k = begun = 0
         while k < len(self._stages):
             left = request.deadline - time.monotonic()

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.bundle import load
-from eenet.scheduler import Route, Trail
+from eenet.scheduler import DecisionState, ExitHistory
 from eenet.serving.engine._engine import Engine, EngineOptions
 from eenet.serving.engine._policies import PolicyBook, PolicyName
 from eenet.serving.engine._request import Outcome, Request
@@ -38,7 +38,7 @@ class StageCall:
 
     live: Live | Parcel
     samples: int
-    trail: Trail | None
+    trail: ExitHistory | None
     policy: PolicyName
     shape: Hashable
     timeout: float
@@ -59,7 +59,7 @@ class StageReply:
     logits: NDArray[np.float32] | None
     staying: Ints
     live: Live | Parcel | None = None
-    trail: Trail | None = None
+    trail: ExitHistory | None = None
     error: str | None = None
     runs: tuple[tuple[int, float], ...] = ()
 
@@ -189,6 +189,6 @@ def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple
         logits,
         np.array([place for cohort in request.onward for place in cohort.places], dtype=np.intp),
         lives[0] if len(lives) == 1 else backend.join(stage + 1, lives),
-        Route.join(routes).trail,
+        DecisionState.join(routes).trail,
         runs=runs,
     )
