@@ -6,7 +6,7 @@ Names are loaded when first used, so that `import eenet` is quick and a schedule
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from eenet._version import __version__ as __version__
 
 _HOMES = {
     "AdaptiveModel": "eenet.runtime",

@@ -184,7 +184,7 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:  # run from its source, not installed
-        from eenet import __version__
+        from eenet._version import __version__
 
         return __version__ if package == "eenet" else "unknown"
 

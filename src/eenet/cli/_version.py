@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from eenet import __version__
+from eenet._version import __version__
 from eenet.cli._console import output, print_json
 
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "mlxtend")

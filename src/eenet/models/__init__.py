@@ -1,5 +1,6 @@
 """Networks with exits."""
 
+import eenet._needs_torch  # noqa: F401
 from eenet.models._collect import ImageRecords as ImageRecords
 from eenet.models._collect import collect as collect
 from eenet.models._collect import unpack as unpack

@@ -29,7 +29,7 @@ def save_pretrained(model: MultiExitModel, folder: str | Path) -> None:
     """Write a model to a folder; see `MultiExitModel.save_pretrained`."""
     from safetensors.torch import save_file
 
-    from eenet import __version__
+    from eenet._version import __version__
 
     source = _source(model)
     tensors = {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()}

@@ -1,5 +1,6 @@
 """The paper's networks, without exits."""
 
+import eenet._needs_torch  # noqa: F401
 from eenet.networks._bert import bert as bert
 from eenet.networks._bert import bert_exits as bert_exits
 from eenet.networks._bert import bert_heads as bert_heads

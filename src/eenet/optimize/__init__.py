@@ -1,5 +1,6 @@
 """Faster variants of the stages, chosen by measuring: frozen, compiled, recorded."""
 
+import eenet._needs_torch  # noqa: F401
 from eenet.optimize._compiled import _key as _key
 from eenet.optimize._compiled import compiled as compiled
 from eenet.optimize._frozen import Variant as Variant

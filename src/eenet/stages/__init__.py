@@ -1,5 +1,6 @@
 """Any network, cut at named modules into stages whose interface is the tuple of live tensors."""
 
+import eenet._needs_torch  # noqa: F401
 from eenet.stages._capture import feature_at as feature_at
 from eenet.stages._example import Example as Example
 from eenet.stages._example import arguments_of as arguments_of

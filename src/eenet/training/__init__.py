@@ -1,5 +1,6 @@
 """Joint training of all exits, and of the early exit heads alone; needs the extra "train"."""
 
+import eenet._needs_torch  # noqa: F401
 from eenet.training._batch_norm import reestimate_batch_norm as reestimate_batch_norm
 from eenet.training._checkpoint import load_checkpoint as load_checkpoint
 from eenet.training._config import TrainConfig as TrainConfig

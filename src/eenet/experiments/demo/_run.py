@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from eenet import __version__
 from eenet._files import write_json
+from eenet._version import __version__
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.evaluation import Curve, Point, require_matplotlib, write_cost_figure

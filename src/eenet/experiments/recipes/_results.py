@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet import __version__
 from eenet._files import write_json
+from eenet._version import __version__
 from eenet.costs import ExitCosts, parse_budget
 from eenet.evaluation import Comparison, compare, oracle, random_mixture
 from eenet.experiments.recipes._schema import Recipe
