@@ -115,7 +115,7 @@ def test_every_recipe_is_valid_with_and_without_smoke(name: str) -> None:
         (minimal(train={"batch_size": 8, "epochs": 0}), "train.epochs is 0, expected a whole number"),
         (minimal(train={"batch_size": 8, "epoch": 3}), "train has no 'epoch'; did you mean train.epochs?"),
         (minimal(train={"batch_size": 8, "seed": 3}), "give the seed of all steps at the top"),
-        (minimal(train={"batch_size": 8, "optimiser": "adam"}), "did you mean 'adamw'?"),
+        (minimal(train={"batch_size": 8, "optimizer": "adam"}), "did you mean 'adamw'?"),
         (minimal(evaluation={"budgets": [60]}), "evaluation.budgets is [60], expected a list of shares such as '60%'"),
         (minimal(evaluation={"budgets": ["160%"]}), "expected a list of shares"),
         (minimal(evaluation={"batch_size": 3}), "expected one of profile.batch_sizes [1, 8, 32]"),

@@ -52,13 +52,13 @@ def test_training_all_exits_moves_heads_and_backbone_and_batch_norm() -> None:
     assert isinstance(mean, Tensor)
     mean_before = mean.clone()
     y = torch.tensor([0, 1, 2, 3])
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     losses = []
     for _ in range(60):
         loss = sum((nn.functional.cross_entropy(o, y) for o in model(X)), torch.zeros(()))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] / 3
     assert not torch.equal(net.first[1].running_mean, mean_before)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from eenet.training import TrainConfig, TrainResult, train
 SAMPLES, BATCH = 80, 16
 CONFIG = TrainConfig(
     epochs=5,
-    optimiser="adamw",
+    optimizer="adamw",
     learning_rate=0.01,
     head_learning_rate=0.02,
     schedule="cosine",

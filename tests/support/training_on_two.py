@@ -13,7 +13,7 @@ from eenet.training import TrainConfig, train
 
 CONFIG = TrainConfig(
     epochs=2,
-    optimiser="adamw",
+    optimizer="adamw",
     learning_rate=0.02,
     accumulate=2,
     accelerator="cpu",

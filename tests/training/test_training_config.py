@@ -17,7 +17,7 @@ from eenet.errors import InfeasibleBudgetError, InvalidInputError
 from eenet.testing import toy_costs, toy_records
 from eenet.training import WEIGHTINGS, ClassificationTask, TrainConfig, frontier, two_fold_frontier
 from eenet.training._loss import JointLoss
-from eenet.training._optim import make_optimiser, rate_factor
+from eenet.training._optim import make_optimizer, rate_factor
 from eenet.training._weights import Moment, exit_weights
 
 COSTS = eenet.ExitCosts([1.0, 2.0, 4.0])
@@ -32,7 +32,7 @@ COSTS = eenet.ExitCosts([1.0, 2.0, 4.0])
         ({"learning_rate": math.nan}, ["learning_rate is nan"]),
         ({"learning_rate": "0.1"}, ["learning_rate is '0.1'"]),
         ({"momentum": 1.0}, ["momentum is 1.0", "below 1"]),
-        ({"optimiser": "adam"}, ["'adam'", "did you mean 'adamw'"]),
+        ({"optimizer": "adam"}, ["'adam'", "did you mean 'adamw'"]),
         ({"schedule": "cosin"}, ["did you mean 'cosine'"]),
         ({"precision": "8"}, ["precision is '8'", "bf16"]),
         ({"milestones": (0.75, 0.5)}, ["milestones", "ascending"]),
@@ -45,7 +45,7 @@ COSTS = eenet.ExitCosts([1.0, 2.0, 4.0])
         ({"gradient_scaling": "equal"}, ["gradient_scaling", "or a number from 0 to 1"]),
         ({"patience": 0}, ["patience is 0"]),
         ({"nesterov": True, "momentum": 0.0}, ["nesterov is True"]),
-        ({"nesterov": True, "optimiser": "adamw"}, ["nesterov is True"]),
+        ({"nesterov": True, "optimizer": "adamw"}, ["nesterov is True"]),
         ({"devices": 0}, ["devices is 0"]),
         ({"cache_dtype": "float64"}, ["cache_dtype"]),
         ({"freeze_backbone": 1}, ["freeze_backbone is 1", "True or False"]),
@@ -62,8 +62,8 @@ def test_a_setting_out_of_range_is_refused_by_name(values: dict[str, Any], words
 def test_an_unknown_setting_names_what_is_near() -> None:
     with pytest.raises(InvalidInputError, match=r"no 'learning_rat'; did you mean 'learning_rate'"):
         TrainConfig.from_dict({"learning_rat": 0.1})
-    with pytest.raises(InvalidInputError, match=r"no 'optimizer'; did you mean 'optimiser'"):
-        TrainConfig.from_dict({"optimizer": "sgd"})
+    with pytest.raises(InvalidInputError, match=r"no 'optimzer'; did you mean 'optimizer'"):
+        TrainConfig.from_dict({"optimzer": "sgd"})
     with pytest.raises(InvalidInputError, match=r"no 'zzz'; known are \['epochs'"):
         TrainConfig.from_dict({"zzz": 1})
 
@@ -76,6 +76,11 @@ def test_a_config_goes_through_json_and_back() -> None:
     assert config.differences(TrainConfig.from_dict({**config.to_dict(), "progress": False})) == []
     other = TrainConfig.from_dict({**config.to_dict(), "seed": 1})
     assert config.differences(other) == ["seed: 0 instead of 1"]
+
+
+def test_the_spelling_of_older_files_is_read() -> None:
+    assert TrainConfig.from_dict({"optimiser": "adamw"}) == TrainConfig(optimizer="adamw")
+    assert "optimizer" in TrainConfig().to_dict()
 
 
 def moment(progress: float = 0.0, losses: tuple[float, ...] = ()) -> Moment:
@@ -169,10 +174,10 @@ def test_warm_up_rises_to_the_schedule() -> None:
 def test_heads_and_backbone_have_learning_rates_of_their_own() -> None:
     model = corner_model()
     config = TrainConfig(learning_rate=0.1, head_learning_rate=0.5, weight_decay=0.01, decay_vectors=False)
-    optimiser = make_optimiser(model, config)
+    optimizer = make_optimizer(model, config)
     heads = {id(p) for p in model.heads.parameters()}
     seen = 0
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             seen += 1
             assert group["lr"] == (0.5 if id(parameter) in heads else 0.1)
@@ -181,7 +186,7 @@ def test_heads_and_backbone_have_learning_rates_of_their_own() -> None:
     for parameter in model.parameters():
         parameter.requires_grad = False
     with pytest.raises(InvalidInputError, match="nothing can be trained"):
-        make_optimiser(model, config)
+        make_optimizer(model, config)
 
 
 def test_the_frontier_is_measured_on_samples_that_were_not_searched_on() -> None:

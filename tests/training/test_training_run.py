@@ -37,7 +37,7 @@ QUICK = TrainConfig(epochs=2, learning_rate=0.05, accelerator="cpu", tensorboard
 
 def test_training_makes_all_exits_good_and_keeps_the_best_frontier(tmp_path: Path) -> None:
     model, (train_loader, validation) = corner_model(), loaders(256)
-    config = replace(QUICK, epochs=6, schedule="cosine", optimiser="adamw", learning_rate=0.02, tensorboard=True)
+    config = replace(QUICK, epochs=6, schedule="cosine", optimizer="adamw", learning_rate=0.02, tensorboard=True)
     result = train(model, train_loader, validation, config=config, out=tmp_path)
     assert [report.epoch for report in result.history] == list(range(6))
     assert result.best == max(result.history, key=lambda report: report.score)
@@ -72,7 +72,7 @@ def test_costs_of_the_users_own_are_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"optimiser": "adamw", "learning_rate": 0.01, "precision": "bf16", "gradient_clip": 1.0},
+        {"optimizer": "adamw", "learning_rate": 0.01, "precision": "bf16", "gradient_clip": 1.0},
         {"accumulate": 3, "schedule": "linear", "warmup_epochs": 0.5, "loss_weights": "shallow_deep"},
         {"gradient_scaling": "equilibrium", "loss_weights": "adaptive", "distillation_part": 1.0, "nesterov": True},
         {"gradient_scaling": 0.0, "loss_weights": (1.0, 1.0, 2.0), "head_learning_rate": 0.1},
@@ -165,7 +165,7 @@ class Teacher(nn.Module):
 
 def test_exits_learn_from_a_teacher(tmp_path: Path) -> None:
     model, (train_loader, validation) = corner_model(), loaders(256)
-    config = replace(QUICK, epochs=5, teacher_weight=20.0, schedule="cosine", optimiser="adamw", learning_rate=0.02)
+    config = replace(QUICK, epochs=5, teacher_weight=20.0, schedule="cosine", optimizer="adamw", learning_rate=0.02)
     train(model, train_loader, validation, config=config, out=tmp_path, teacher=Teacher())
     x, y = images(96, 1)
     with torch.no_grad():

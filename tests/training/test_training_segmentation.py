@@ -49,7 +49,7 @@ def test_all_exits_learn_and_the_records_are_those_of_collect(tmp_path: Path) ->
     model = eenet.attach(PixelNet(), ["first"], CLASSES, torch.randn(2, 3, 8, 12))
     validation = scenes(24, seed=1)
     config = TrainConfig(
-        epochs=4, optimiser="adamw", learning_rate=0.02, schedule="linear", accelerator="cpu", tensorboard=False,
+        epochs=4, optimizer="adamw", learning_rate=0.02, schedule="linear", accelerator="cpu", tensorboard=False,
         progress=False,
     )  # fmt: skip
     result = train(model, scenes(64, seed=0), validation, config=config, out=tmp_path, task=SegmentationTask())

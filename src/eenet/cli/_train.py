@@ -34,7 +34,7 @@ def train(
     ] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training data.")] = None,
     precision: Annotated[str | None, typer.Option(help="32, bf16 or 16; the latter two are mixed.")] = None,
-    accumulate: Annotated[int | None, typer.Option(min=1, help="Batches to one step of the optimiser.")] = None,
+    accumulate: Annotated[int | None, typer.Option(min=1, help="Batches to one step of the optimizer.")] = None,
     devices: Annotated[str | None, typer.Option(help="How many devices, auto, or a list such as 0,1.")] = None,
     accelerator: Annotated[str | None, typer.Option(help="cpu, cuda, or auto.")] = None,
     smoke: Smoke = False,

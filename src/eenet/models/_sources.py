@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from eenet._compat import attention_of, set_attention
 from eenet._extras import require
 from eenet.errors import InvalidInputError
 
@@ -168,14 +169,14 @@ def _hugging_face(name: str, options: dict[str, Any]) -> Any:
             )
         config = known.config_class.from_dict(dict(config))
     if attention in _ATTENTION:
-        config._attn_implementation = attention
+        set_attention(config, attention)
     return known(config)
 
 
 def _hf_options(network: Any) -> dict[str, Any]:
     config = json.loads(network.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
-    attention = getattr(network.config, "_attn_implementation", None)
+    attention = attention_of(network.config)
     return {"config": config} | ({"attention": attention} if attention in _ATTENTION else {})
 
 

@@ -7,10 +7,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from eenet._compat import BatchNorm, pytree
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, unpack
 from eenet.stages import feature_at, modes_kept
@@ -25,7 +24,7 @@ def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches:
     """
     if batches < 1:
         raise InvalidInputError(f"batches is {batches}, expected at least 1")
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

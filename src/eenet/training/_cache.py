@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
+from eenet._compat import pytree
 from eenet._files import write_json
 from eenet.errors import InvalidInputError
 from eenet.models import ConvHead, MultiExitModel, TokenHead, feature_of, inferring, unpack

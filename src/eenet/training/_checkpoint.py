@@ -23,26 +23,27 @@ from eenet.training._errors import OutOfSpaceError
 _FORMAT = "eenet.checkpoint"
 _SCHEMA = 1
 _SHOWN = 5
-_MODEL, _OPTIMISER = "model.", "optimiser."
+# The spelling of schema 1, kept so that older checkpoints load.
+_MODEL, _OPTIMIZER, _NUMBERS = "model.", "optimiser.", "optimiser_numbers"
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, header: Mapping[str, Any], optimiser: torch.optim.Optimizer | None = None
+    path: Path, model: nn.Module, header: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Write the weights, and where given the optimiser's state, with a JSON-ready header; atomically."""
+    """Write the weights, and where given the optimizer's state, with a JSON-ready header; atomically."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     numbers: dict[str, dict[str, Any]] = {}
-    if optimiser is not None:
-        for index, state in optimiser.state_dict()["state"].items():
+    if optimizer is not None:
+        for index, state in optimizer.state_dict()["state"].items():
             for name, value in state.items():
                 if isinstance(value, Tensor):
-                    tensors[f"{_OPTIMISER}{index}.{name}"] = value
+                    tensors[f"{_OPTIMIZER}{index}.{name}"] = value
                 else:
                     numbers.setdefault(str(index), {})[name] = value
-    text = json.dumps({**header, "optimiser_numbers": numbers}, allow_nan=False)
+    text = json.dumps({**header, _NUMBERS: numbers}, allow_nan=False)
     metadata = {"format": _FORMAT, "schema": str(_SCHEMA), "header": text}
     with atomic_path(path) as temporary:
         try:
@@ -67,24 +68,24 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
     return header
 
 
-def restore(model: nn.Module, optimiser: torch.optim.Optimizer, path: Path) -> dict[str, Any]:
-    """Load weights and the optimiser's state; gives the header."""
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> dict[str, Any]:
+    """Load weights and the optimizer's state; gives the header."""
     tensors, header = _read(path)
     _load_weights(model, path, tensors)
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in header["optimiser_numbers"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in header[_NUMBERS].items()}
     for key, tensor in tensors.items():
-        if key.startswith(_OPTIMISER):
-            index, name = key[len(_OPTIMISER) :].split(".", 1)
+        if key.startswith(_OPTIMIZER):
+            index, name = key[len(_OPTIMIZER) :].split(".", 1)
             if int(index) >= len(parameters):
                 raise InvalidInputError(
-                    f"{str(path)!r} holds the optimiser's state of {int(index) + 1} parameters, the model has "
+                    f"{str(path)!r} holds the optimizer's state of {int(index) + 1} parameters, the model has "
                     f"{len(parameters)} that learn; freeze the same ones as in the run to be resumed"
                 )
             state.setdefault(int(index), {})[name] = _laid_out_as(parameters[int(index)], tensor)
-    whole = optimiser.state_dict()
+    whole = optimizer.state_dict()
     whole["state"] = state
-    optimiser.load_state_dict(whole)
+    optimizer.load_state_dict(whole)
     return header
 
 

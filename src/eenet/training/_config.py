@@ -16,10 +16,12 @@ from eenet.errors import InvalidInputError
 from eenet.training._gradients import SCALINGS
 from eenet.training._weights import WEIGHTINGS
 
-OPTIMISERS = ("sgd", "adamw")
+OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "multistep", "cosine", "linear")
 PRECISIONS = ("32", "bf16", "16")
 CACHE_DTYPES = ("float32", "float16")
+
+_RENAMED = {"optimiser": "optimizer"}
 
 # What may differ when a run is resumed: it changes what is shown, not what is computed.
 _PRESENTATION = ("progress", "tensorboard")
@@ -30,7 +32,7 @@ class TrainConfig:
     """The settings of a training run. Raises `InvalidInputError`, which names the field, for a value out of range.
 
     epochs                 passes over the training data
-    optimiser              "sgd" (with `momentum`, `nesterov`) or "adamw" (with `betas`)
+    optimizer              "sgd" (with `momentum`, `nesterov`) or "adamw" (with `betas`)
     learning_rate          of the backbone, the network's own last layers included
     head_learning_rate     of the early exit heads; None for that of the backbone
     weight_decay           L2 (SGD) or decoupled (AdamW)
@@ -45,7 +47,7 @@ class TrainConfig:
     gradient_scaling       between exits and backbone: "none", "equilibrium", or a number from 0 to 1 that multiplies
                            what early exit heads send into the backbone
     precision              "32", "bf16" or "16": the latter two are mixed, weights stay in float32
-    accumulate             batches whose gradients make one optimiser step
+    accumulate             batches whose gradients make one optimizer step
     gradient_clip          largest norm of the gradient; None is off
     accelerator, devices, strategy   as for `lightning.fabric.Fabric`
     patience               epochs without a better mean accuracy over the exits before stopping; None is off
@@ -57,7 +59,7 @@ class TrainConfig:
     """
 
     epochs: int = 10
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     learning_rate: float = 0.1
     head_learning_rate: float | None = None
     momentum: float = 0.9
@@ -97,7 +99,7 @@ class TrainConfig:
         if self.patience is not None:
             self._whole("patience", 1)
         for name, among in (
-            ("optimiser", OPTIMISERS),
+            ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("precision", PRECISIONS),
             ("cache_dtype", CACHE_DTYPES),
@@ -123,8 +125,8 @@ class TrainConfig:
             self._choice("gradient_scaling", SCALINGS, "or a number from 0 to 1")
         else:
             self._number("gradient_scaling", 0, 1)
-        if self.nesterov and (self.optimiser != "sgd" or self.momentum == 0):
-            raise self._wrong("nesterov", "False unless optimiser is 'sgd' with a momentum above 0")
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise self._wrong("nesterov", "False unless optimizer is 'sgd' with a momentum above 0")
         if not isinstance(self.devices, (int, str)) or isinstance(self.devices, bool) or self.devices in (0, ""):
             raise self._wrong("devices", "a number of devices, 'auto', or a list in text such as '0,1'")
         for name in ("accelerator", "strategy"):
@@ -133,7 +135,11 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """A config from a mapping such as a YAML file gives; raises `InvalidInputError` for an unknown key."""
+        """A config from a mapping such as a YAML file gives; raises `InvalidInputError` for an unknown key.
+
+        Files written before version 0.2 spell `optimizer` as "optimiser"; they are read too.
+        """
+        values = {_RENAMED.get(key, key): value for key, value in values.items()}
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in known:

@@ -8,7 +8,7 @@ from eenet.errors import EENetError
 class TrainingDivergedError(EENetError, ArithmeticError):
     """The loss or a weight is no longer finite.
 
-    `step` counts optimiser steps from 0, `exit_name` is the first exit whose loss is not finite (None for a weight).
+    `step` counts optimizer steps from 0, `exit_name` is the first exit whose loss is not finite (None for a weight).
     """
 
     def __init__(self, message: str, *, step: int, exit_name: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate.
+"""The optimizer and the learning rate.
 
 The learning rate is a function of the step and of nothing else, so that a resumed run has it right by construction.
 """
@@ -17,7 +17,7 @@ from eenet.models import MultiExitModel
 from eenet.training._config import TrainConfig
 
 
-def make_optimiser(model: MultiExitModel, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: MultiExitModel, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameters that learn, early exit heads and backbone in groups of their own.
 
     Each group keeps its full learning rate as "base_lr".
@@ -35,13 +35,13 @@ def make_optimiser(model: MultiExitModel, config: TrainConfig) -> torch.optim.Op
                 groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay})
     if not groups:
         raise InvalidInputError("no parameter requires a gradient, so nothing can be trained; unfreeze some")
-    if config.optimiser == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(groups, config.learning_rate, momentum=config.momentum, nesterov=config.nesterov)
     return torch.optim.AdamW(groups, config.learning_rate, betas=config.betas)
 
 
 def rate_factor(config: TrainConfig, step: int, steps: int) -> float:
-    """What multiplies the full learning rates at optimiser step `step` of `steps`, both counted from 0."""
+    """What multiplies the full learning rates at optimizer step `step` of `steps`, both counted from 0."""
     warmup = round(config.warmup_epochs / config.epochs * steps)
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -54,11 +54,11 @@ def rate_factor(config: TrainConfig, step: int, steps: int) -> float:
     return 1 - done if config.schedule == "linear" else 1.0
 
 
-def set_rate(optimiser: torch.optim.Optimizer, factor: float) -> float:
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     """Set each group's learning rate to `factor` of its full one; returns that of the first group."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-    return float(optimiser.param_groups[0]["lr"])
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def frozen(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

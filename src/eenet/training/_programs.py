@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eenet._compat import set_loader_epoch
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, inferring, unpack
 from eenet.records import ExitRecords
@@ -59,7 +60,7 @@ class JointProgram:
         self._model.train()
         if self._fabric.world_size > 1:
             # Lightning orders the samples by its own count of epochs, which starts from 0 again in a resumed run.
-            self._loader._num_iter_calls = epoch
+            set_loader_epoch(self._loader, epoch)
         else:
             _tell_epoch(self._loader, epoch)
         for batch in self._loader:

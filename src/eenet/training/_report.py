@@ -68,7 +68,7 @@ class EpochReport:
 class TrainResult:
     """A finished run. The model holds the weights of `best`, the report of the epoch with the highest score.
 
-    `best_checkpoint` has these weights, `last_checkpoint` those of the last epoch and the optimiser's state;
+    `best_checkpoint` has these weights, `last_checkpoint` those of the last epoch and the optimizer's state;
     `stopped_early` says whether patience ran out; `costs` is what the frontier was measured with.
     """
 

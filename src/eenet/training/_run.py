@@ -27,7 +27,7 @@ from eenet.training._config import TrainConfig
 from eenet.training._errors import TrainingDivergedError
 from eenet.training._frontier import two_fold_frontier
 from eenet.training._loss import JointLoss
-from eenet.training._optim import make_optimiser, rate_factor, set_rate
+from eenet.training._optim import make_optimizer, rate_factor, set_rate
 from eenet.training._programs import FrozenProgram, JointProgram, Program
 from eenet.training._report import Display, EpochReport, TrainResult, write_history
 from eenet.training._seeds import EpochSeeds
@@ -85,8 +85,8 @@ class Run:
         self.logger: Any = None
 
     def prepare(self, train_loader: Any, validation_loader: Any, costs: ExitCosts | None, *, resume: bool) -> None:
-        """Find out what there is to resume, count costs, make optimiser and program."""
-        self.optimiser = make_optimiser(self.model, self.config)
+        """Find out what there is to resume, count costs, make optimizer and program."""
+        self.optimizer = make_optimizer(self.model, self.config)
         header = self._resume() if resume and (self.folder / LAST).is_file() else None
         # Weights first, the cache after: features are those of the weights that the run goes on with.
         self.program: Program
@@ -114,7 +114,7 @@ class Run:
         self.costs.require_exits(self.model.num_exits)
         if not isinstance(self.config.loss_weights, str):
             exit_weights(self.config.loss_weights, self._moment(0, 1))
-        self.module, self.wrapped = self.fabric.setup(self.program.module, self.optimiser)
+        self.module, self.wrapped = self.fabric.setup(self.program.module, self.optimizer)
         if self.fabric.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (LAST, BEST, HISTORY):
@@ -168,7 +168,7 @@ class Run:
         distillation_starts = round(self._steps * (1 - config.distillation_part))
         advance = self.display.epoch(epoch, program.batches)
         trained = _Trained(self.model.num_exits)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         start = time.perf_counter()
         for index, (args, kwargs, targets) in enumerate(program.epoch(epoch)):
             # The last group of an epoch may be smaller than the others.
@@ -176,7 +176,7 @@ class Run:
             group = min(config.accumulate, program.batches - first)
             complete = index - first + 1 == group
             if index == first:
-                trained.rate = set_rate(self.optimiser, rate_factor(config, self.state.step, self._steps))
+                trained.rate = set_rate(self.optimizer, rate_factor(config, self.state.step, self._steps))
             with self.fabric.no_backward_sync(self.module, enabled=not complete):
                 logits = self.module(*args, **kwargs)
                 self.task.check(logits[-1], targets)
@@ -196,7 +196,7 @@ class Run:
                         self.module, self.wrapped, max_norm=config.gradient_clip, error_if_nonfinite=False
                     )
                 self.wrapped.step()
-                self.optimiser.zero_grad()
+                self.optimizer.zero_grad()
                 self.state.step += 1
             with torch.no_grad():
                 utilities = torch.stack([self.task.utility(z, targets).mean() for z in logits])
@@ -210,7 +210,7 @@ class Run:
 
     @property
     def _steps(self) -> int:
-        """The optimiser steps of the whole run."""
+        """The optimizer steps of the whole run."""
         return self.config.epochs * -(-self.program.batches // self.config.accumulate)
 
     def _moment(self, epoch: int, epochs: int) -> Moment:
@@ -293,7 +293,7 @@ class Run:
             # The best first: a run that is killed between the two repeats the epoch and writes the same best again.
             if best:
                 save_checkpoint(self.folder / BEST, self.model, header)
-            save_checkpoint(self.folder / LAST, self.model, header, self.optimiser)
+            save_checkpoint(self.folder / LAST, self.model, header, self.optimizer)
             write_history(self.folder / HISTORY, self.state.history)
             if self.logger is not None:
                 self.logger.log_metrics(report.row(), step=report.epoch + 1)
@@ -311,7 +311,7 @@ class Run:
                 f"the run in {str(self.folder)!r} has other settings ({'; '.join(changed)}); resume with the same, or "
                 "choose another `out`"
             )
-        restore(self.model, self.optimiser, path)
+        restore(self.model, self.optimizer, path)
         self.state.history = [EpochReport.from_dict(past) for past in header["history"]]
         self.state.step = header["step"]
         self.fabric.strategy.precision.load_state_dict(header["precision"])

@@ -52,9 +52,9 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     # Convolutions run faster this way on processors; it changes where numbers lie, not what they are.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=_WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=steps, pct_start=_WARM_UP
+        optimizer, settings.learning_rate, total_steps=steps, pct_start=_WARM_UP
     )
     running: list[float] = []
     model.train()
@@ -66,9 +66,9 @@ def train(
         labels = digits.labels[rows]
         logits = model(_shifted(digits.images[rows], generator))
         loss = joint_loss(logits, labels, distil=step >= steps * (1 - DISTILLED_PART))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         with torch.no_grad():
             now = [float((z.argmax(dim=1) == labels).float().mean()) for z in logits]

@@ -1,0 +1,107 @@
+"""The private APIs that the library uses: what each must do, and what to do when a release removes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from optional import import_or_skip
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from eenet import _compat
+
+REMOVED = "`eenet._compat.{name}` is gone from {library} {version}: {todo}"
+
+
+def needs(name: str, todo: str) -> Any:
+    """The private API, or a failure that says what to do about it."""
+    try:
+        return getattr(_compat, name)
+    except (AttributeError, ImportError) as error:
+        message = REMOVED.format(name=name, library="torch", version=torch.__version__, todo=todo)
+        pytest.fail(f"{message} ({error})")
+
+
+def test_nested_structures() -> None:
+    todo = "use its public successor (torch.utils.pytree) where there is one, else flatten with the package `optree`"
+    pytree = needs("pytree", todo)
+    value = {"a": torch.ones(1), "b": (2, [torch.zeros(1)])}
+    leaves, spec = pytree.tree_flatten(value)
+    assert isinstance(spec, pytree.TreeSpec), todo
+    assert len(leaves) == 3, todo
+    assert pytree.tree_unflatten(leaves, spec) == value, todo
+    assert [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(value)[0]] == [
+        "['a']",
+        "['b'][0]",
+        "['b'][1][0]",
+    ]
+    doubled = pytree.tree_map_only(torch.Tensor, lambda t: t + 1, value)
+    assert doubled["b"][0] == 2, todo
+    assert float(doubled["a"]) == 2, todo
+
+
+def test_the_base_of_all_batch_norms() -> None:
+    todo = "list the classes: BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm"
+    base = needs("BatchNorm", todo)
+    for norm in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm):
+        assert issubclass(norm, base), todo
+    assert not issubclass(nn.LayerNorm, base), todo
+
+
+def test_the_operators_of_a_graph() -> None:
+    todo = "see what `type(node.target)` is in a graph of torch.export, and import it from where it is now"
+    assert isinstance(torch.ops.aten.add.Tensor, needs("OpOverload", todo)), todo
+    assert isinstance(torch.ops.higher_order.cond, needs("HigherOrderOperator", todo)), todo
+
+
+@pytest.mark.parametrize("name", ["aoti_compile_and_package", "aoti_load_package"])
+def test_compilation_ahead_of_time(name: str) -> None:
+    todo = "look for it in torch.export or torch.compiler; tests/optimize says whether its arguments are the same"
+    assert callable(needs(name, todo)), todo
+
+
+def test_an_unknown_name_is_no_private_api() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = _compat.nothing
+
+
+def test_the_epoch_of_a_loader_of_fabric() -> None:
+    fabric = import_or_skip("lightning_fabric")
+    todo = (
+        "Fabric's loader no longer passes `_num_iter_calls` to the sampler's set_epoch: see _FabricDataLoader.__iter__ "
+        "for what it passes now, or call set_epoch on the sampler of the loader"
+    )
+    seen: list[int] = []
+
+    class Sampler(torch.utils.data.SequentialSampler):
+        def set_epoch(self, epoch: int) -> None:
+            seen.append(epoch)
+
+    data = TensorDataset(torch.arange(4))
+    run = fabric.Fabric(accelerator="cpu", devices=1)
+    loader = run.setup_dataloaders(DataLoader(data, 2, sampler=Sampler(data)), use_distributed_sampler=False)
+    _compat.set_loader_epoch(loader, 7)
+    assert len(list(loader)) == 2
+    assert seen == [7], todo
+
+
+def test_the_attention_of_a_configuration() -> None:
+    transformers = import_or_skip("transformers")
+    todo = (
+        "transformers no longer keeps the attention implementation in `config._attn_implementation`: build the network "
+        "with Model._from_config(config, attn_implementation=...) or its public successor"
+    )
+    small = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    for name in ("eager", "sdpa"):
+        config = transformers.BertConfig(**small)
+        _compat.set_attention(config, name)
+        network = transformers.BertModel(config)
+        assert _compat.attention_of(network.config) == name, todo
