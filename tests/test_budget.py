@@ -30,6 +30,12 @@ COSTS = ExitCosts([2.0, 4.0, 5.0], unit="ms")
         (" 3.5 MS ", 3.5),
         ("+3.5ms", 3.5),
         ("35e-1ms", 3.5),
+        ("3500us", 3.5),
+        ("3500 \u00b5s", 3.5),  # the micro sign, and the Greek letter
+        ("3500\u03bcs", 3.5),
+        ("0.0035s", 3.5),
+        ("0.0035 seconds", 3.5),
+        ("3.5e6ns", 3.5),
         ("60%", 3.0),
         ("60 %", 3.0),
         ("100%", 5.0),
@@ -58,7 +64,10 @@ NOT_POSITIVE = r"is not a positive, finite number; try '60%' or 3"
         ("nan%", NOT_POSITIVE),
         ("nan ms", NOT_POSITIVE),
         ("1e999ms", NOT_POSITIVE),
-        ("3.5s", r"budget '3.5s' is in 's', the costs are in 'ms'; give a number in ms, '60%', or '3ms'"),
+        (
+            "3.5cpu_ms",
+            r"budget '3.5cpu_ms' is in 'cpu_ms', the costs are in 'ms'; give a number in ms, '60%', or '3ms'",
+        ),
         ("3.5flops", r"is in 'flops', the costs are in 'ms'"),
         ("60", r"budget '60' is text without a unit; give a number in ms, '60%', or '3ms'"),
         ("", r"budget '' cannot be read; give"),
@@ -95,6 +104,53 @@ def test_below_the_first_exit_names_the_smallest_feasible(budget: Any) -> None:
     assert e.value.smallest == 2.0
     assert isinstance(e.value, EENetError)
     assert isinstance(e.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("unit", "budget", "value"),
+    [
+        ("flops", "250 MFLOPs", 250e6),
+        ("flops", "0.25gflops", 250e6),
+        ("MFLOPs", "0.25 GFLOPs", 250.0),
+        ("cpu_ms", "250000cpu_us", 250.0),
+        ("s", "250000ms", 250.0),
+        ("Joule", "250joule", 250.0),
+    ],
+)
+def test_units_of_the_same_kind_are_converted(unit: str, budget: str, value: float) -> None:
+    costs = ExitCosts([value / 2, 2 * value], unit=unit)
+    assert parse_budget(budget, costs) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("unit", "budget"),
+    [
+        ("cpu_ms", "3ms"),
+        ("cpu_ms", "3s"),
+        ("flops", "3ms"),
+        ("joule", "3kjoule"),
+        ("ms", "3 cpu_us"),
+        ("Ms", "3flops"),
+    ],
+)
+def test_units_of_another_kind_are_refused(unit: str, budget: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"is in '.*', the costs are in '{unit}'; give a number in {unit}"):
+        parse_budget(budget, ExitCosts([1.0, 5.0], unit=unit))
+
+
+def test_a_number_that_is_probably_a_share_is_answered_with_the_percentage() -> None:
+    hint = r"; if you mean a share of the last exit's cost, write '60%'$"
+    with pytest.raises(InfeasibleBudgetError, match=hint):
+        parse_budget(0.6, COSTS)
+    with pytest.warns(ReliabilityWarning, match=hint):
+        parse_budget(60, COSTS)
+    for budget in (1.5, "0.6ms", "0.6%"):
+        with pytest.raises(
+            InfeasibleBudgetError, match=r"smallest feasible budget is 2 ms, or 40% of the last.* cost$"
+        ):
+            parse_budget(budget, COSTS)
+    with pytest.warns(ReliabilityWarning, match=r"budget '3.5s' is 3500 ms, above the last exit's .* cannot be spent$"):
+        parse_budget("3.5s", COSTS)
 
 
 def test_above_the_last_exit_says_so_and_works() -> None:

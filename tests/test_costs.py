@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import numpy as np
@@ -76,9 +78,21 @@ def test_a_description_in_json_reads_back_equal() -> None:
     again = ExitCosts.from_dict(json.loads(json.dumps(costs.to_dict())))
     assert again == costs
     assert again != ExitCosts([1.5, 2.5], "ms")
-    assert again != [1.5, 2.5]
+    other: object = [1.5, 2.5]
+    assert again != other
     with pytest.raises(InvalidInputError, match=r"costs need 'unit'; found \['values'\]"):
         ExitCosts.from_dict({"values": [1, 2]})
+
+
+def test_equal_costs_are_equal_and_have_one_hash_also_after_a_copy_or_a_pickle() -> None:
+    costs = ExitCosts([1.5, 2.5], "cpu_ms", batch_size=8, spread=[0.1, 0.2], device={"cpu": "x"}, includes=("heads",))
+    unpickled = pickle.loads(pickle.dumps(costs))  # noqa: S301
+    for again in (copy.deepcopy(costs), unpickled, ExitCosts.from_dict(costs.to_dict())):
+        assert again == costs
+        assert hash(again) == hash(costs)
+        with pytest.raises(ValueError, match="read-only"):
+            again.values[0] = 5
+    assert len({costs, ExitCosts([1.5, 2.5]), ExitCosts([1.5, 2.5])}) == 2
 
 
 def test_costs_within_costs_are_refused() -> None:

@@ -15,8 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "eenet"
 
 FLOORS = [
-    {"errors", "_safetensors"},
+    {"errors", "_safetensors", "_values"},
     {"_files", "_extras"},
+    {"_evidence"},
     {"tasks", "preprocessing"},
     {"records", "costs"},
     {"scheduler", "stages"},

@@ -1,4 +1,4 @@
-"""Tasks: what the logits of an exit mean, for the scheduler and for the score.
+"""Tasks: what the logits of an exit mean, for the scheduler (`Evidence`) and for the score (utility).
 
 A task works on host arrays, so that every back end computes the same evidence. `shown` says which part of an exit's
 logits it needs there.
@@ -13,8 +13,21 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._evidence import LOG_ODDS_LIMIT, POOLED, Evidence, softmax
 from eenet.errors import InvalidInputError
-from eenet.tasks._evidence import LOG_ODDS_LIMIT, Evidence, softmax
+
+__all__ = [
+    "LOG_ODDS_LIMIT",
+    "POOLED",
+    "Classification",
+    "Evidence",
+    "Segmentation",
+    "Task",
+    "describe_task",
+    "mean_iou",
+    "softmax",
+    "task_from",
+]
 
 Array = TypeVar("Array")
 
@@ -40,7 +53,14 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """One class for each sample: logits (N, C)."""
+    """One class for each sample: logits (N, C).
+
+    Examples
+    --------
+    >>> evidence = Classification().evidence(np.array([[2.0, 0.0], [0.0, 0.5]]), earlier=[])
+    >>> evidence.predictions, evidence.max_probability.round(3)
+    (array([0, 1]), array([0.881, 0.622]))
+    """
 
     name: str = "classification"
 
@@ -57,10 +77,22 @@ class Classification:
 class Segmentation:
     """One class for each pixel: logits (N, C, H, W), labels (N, H, W).
 
-    The evidence of an image is pooled over the pixels of every `stride`-th row and column: the mean class
-    probabilities, mean max probability, mean entropy, and the share of exits so far that agree with this one. An
-    image's `utility` is its "pixel_accuracy" or its "mean_iou", the mean over the classes in its labels. Pixels
-    labelled `ignore_index` do not count.
+    The evidence of an image is pooled over its pixels: the mean class probabilities, mean max probability, mean
+    entropy, and the share of exits so far that agree with this one.
+
+    Parameters
+    ----------
+    stride : int
+        The evidence is of every `stride`-th row and column.
+    ignore_index : int
+        Pixels with this label do not count.
+    utility : {"pixel_accuracy", "mean_iou"}
+        What an image's answer is worth; "mean_iou" is the mean over the classes in its labels.
+
+    Raises
+    ------
+    InvalidInputError
+        If the stride is below 1 or the utility is neither of the two.
     """
 
     stride: int = 4

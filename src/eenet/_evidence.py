@@ -1,9 +1,8 @@
 """The evidence of n samples at one exit.
 
-Everything here works row by row: a sample's numbers never depend on who shares its batch, down to the last bit.
-That is what lets a replay over all records and a run over a compacted batch agree. It rules out BLAS products
-(their summation order depends on the shape) and strided reductions; `sum` along the last axis of a contiguous
-array is safe.
+Everything here works row by row: a sample's numbers do not depend on the other samples of its batch, in any bit. So a
+replay over all records and a run over the samples that are left agree. It rules out BLAS products (their order of
+summation depends on the shape) and strided reductions; `sum` along the last axis of a contiguous array is safe.
 """
 
 from __future__ import annotations
@@ -15,8 +14,10 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._values import equal, hash_of
+
 POOLED = ("max_probability", "log_odds", "entropy", "vote_share", "streak")
-"""What is a mean over the parts of a sample, where it has many, and cannot be computed from its probabilities."""
+"""The quantities that are means over the parts of a sample, where it has parts, such as the pixels of an image."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -31,7 +32,7 @@ _max, _sum, _all = np.maximum.reduce, np.add.reduce, np.logical_and.reduce
 _TINY = float(np.exp(-LOG_ODDS_LIMIT))
 
 _KEPT = 2**20
-"""Up to so many numbers are kept to be used again; more are computed again, or all exits' would fill the memory."""
+"""At most this many numbers are kept for a second use; more are computed again, to save memory."""
 
 _NOT_ROWS = ("_earlier", "is_pooled")  # of what evidence holds, what has no row for each sample
 
@@ -76,11 +77,27 @@ class _Once(Generic[T]):
 
 
 class Evidence:
-    """What is known of n samples at one exit, computed when first asked for.
+    """What is known of n samples at one exit: class probabilities, and what is computed from them when asked for.
 
-    `probabilities` (n, C) float32; `predictions` (n,); `earlier` is the evidence of the same n samples at the exits
-    before. A row that is not finite has `finite` False and counts as uniform everywhere else. `is_pooled` says whether
-    the quantities are means over the parts of each sample.
+    A row that is not finite has `finite` False and counts as uniform everywhere else. `is_pooled` says whether the
+    quantities are means over the parts of each sample.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (n, C), float32
+        Class probabilities.
+    predictions : ndarray of shape (n,), intp
+        The predicted classes.
+    earlier : sequence of Evidence
+        The evidence of the same n samples at the exits before.
+
+    Examples
+    --------
+    >>> evidence = Evidence.from_logits(np.array([[2.0, 0.0], [0.0, np.nan]], dtype=np.float32))
+    >>> evidence
+    Evidence(2 samples, 2 classes)
+    >>> evidence.finite, evidence.max_probability.round(3)
+    (array([ True, False]), array([0.881, 0.5  ]))
     """
 
     is_pooled = False
@@ -128,6 +145,22 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.finite)
+
+    def __repr__(self) -> str:
+        exits = f", after {len(self._earlier)} exits" if self._earlier else ""
+        return f"Evidence({len(self)} samples, {self.probabilities.shape[1]} classes{exits})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Evidence) and equal(self._content(), other._content())
+
+    def __hash__(self) -> int:
+        return hash_of(self._content()[:3])
+
+    def _content(self) -> tuple[object, ...]:
+        """What it was made of, and not what was computed from that since."""
+        given = (*POOLED, "label_map") if self.is_pooled else ()
+        quantities = {name: self.__dict__[name] for name in given if name in self.__dict__}
+        return self.finite, self.probabilities, self.predictions, quantities, self._earlier
 
     def take(self, rows: Ints, earlier: Sequence[Evidence]) -> Evidence:
         """The evidence of some rows; `earlier` is the earlier evidence, already taken."""
