@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import InvalidInputError
-from eenet.models import MODELS, build, multi_exit
+from eenet.models import MODELS, build, make_heads, multi_exit
 from eenet.models._sources import rebuild, source_of
 
 EXITS = {
@@ -48,7 +48,7 @@ def test_every_network_has_the_papers_exits_and_a_head_for_each(name: str) -> No
     modules = dict(net.named_modules())
     assert all(exit_name in modules for exit_name in exits)
     with torch.device("meta"):
-        heads = spec.heads(net, spec.num_classes)
+        heads = make_heads(net, exits)
     assert len(heads) == len(exits)
     assert all(isinstance(head, nn.Module) for head in heads)
 
@@ -96,7 +96,7 @@ def test_a_network_remembers_how_to_be_built_again(name: str, options: dict[str,
     again = on_meta(rebuild, source)
     shapes = [{key: tensor.shape for key, tensor in one.state_dict().items()} for one in (net, again)]
     assert shapes[0] == shapes[1]
-    heads = [MODELS[name].heads(one, 3) for one in (net, again)]
+    heads = [make_heads(one, MODELS[name].exits(one)) for one in (net, again)]
     assert [str(head) for head in heads[0]] == [str(head) for head in heads[1]]
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError, MissingExtraError
-from eenet.models import MODELS, build, multi_exit
+from eenet.models import MODELS, build, make_heads, multi_exit
 from eenet.models._sources import source_of
-from eenet.networks import bert, bert_exits, bert_heads, minilm
+from eenet.networks import bert, bert_exits, minilm
 
 Pooling = Literal["first", "mean"]
 
@@ -47,8 +47,9 @@ def batch(lengths: list[int], longest: int) -> dict[str, Tensor]:
 
 def tiny_text_model(pooling: Pooling) -> eenet.MultiExitModel:
     net = bert(3, pooling=pooling, **TINY)
-    heads = bert_heads(net, 3, 2)
-    model = eenet.attach(net, bert_exits((1, 2)), 3, batch([6, 4], 6), heads=heads, dynamic={1: "sequence"})
+    exits = bert_exits((1, 2))
+    heads = make_heads(net, exits)
+    model = eenet.attach(net, exits, 3, batch([6, 4], 6), heads=heads, dynamic={1: "sequence"})
     return model.eval()
 
 

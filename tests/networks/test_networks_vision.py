@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.models import StackedConvHead
+from eenet.models import StackedConvHead, make_heads
 from eenet.networks import CifarResNet, DenseNet, MSDNet, hrnet, load_published, resnet20, resnet56
 
 
@@ -44,7 +44,7 @@ class TestResNet56:
     def test_bottlenecks_with_heads_have_the_size_that_the_paper_gives(self) -> None:
         net = on_meta(resnet56, bottleneck=True)
         with torch.device("meta"):
-            heads = net.make_heads()
+            heads = make_heads(net)
         # Ilhan et al., WACV 2024: 0.94 M parameters with three exits; heads as in the code of that paper.
         assert params(net, *heads) == 939_438
         assert net.exit_names == ("layers.0", "layers.1")
@@ -65,7 +65,7 @@ class TestResNet56:
     def test_small_networks_of_other_users_keep_working(self) -> None:
         net = CifarResNet((1, 1), widths=(4, 8), num_classes=5, channels=1).eval()
         assert net(torch.zeros(2, 1, 8, 8)).shape == (2, 5)
-        assert [head(torch.zeros(2, 4, 8, 8)).shape for head in net.eval().make_heads()] == [(2, 5)]
+        assert [head(torch.zeros(2, 4, 8, 8)).shape for head in make_heads(net)] == [(2, 5)]
 
 
 class TestPublishedWeights:
@@ -177,7 +177,7 @@ class TestDenseNet:
         net = on_meta(eenet.networks.densenet121)
         assert net.exit_names == ("transitions.0", "transitions.1", "transitions.2")
         assert net.exit_widths == [48, 96, 192]
-        heads = net.make_heads()
+        heads = make_heads(net)
         assert all(isinstance(head, StackedConvHead) for head in heads)
         assert [params(head) for head in heads] == [
             9 * (width * width // 4 + 2 * (width // 4) ** 2) + 6 * width // 4 + (width // 4 + 1) * 100
@@ -199,7 +199,7 @@ class TestMSDNet:
     def test_imagenet_counts_at_every_exit_are_the_published_ones(self) -> None:
         net = on_meta(eenet.networks.msdnet35)
         with torch.device("meta"):
-            classifiers = [*net.make_heads(), net.head]
+            classifiers = [*make_heads(net), net.head]
         # github.com/kalviny/MSDNet-PyTorch/issues/10, the released model of step 7: (M parameters, M FLOPs), where
         # FLOPs are multiply-adds and those of pooling and ReLU, which are not counted here.
         published = [(8.76, 615.69), (20.15, 1436.39), (31.73, 2283.21), (41.86, 2967.42), (62.31, 3253.79)]
@@ -229,7 +229,7 @@ class TestMSDNet:
         # first; its defaults are three scales and growth 6 x (1, 2, 4).
         assert [tuple(x.shape[1:]) for x in maps] == [(160, 8, 8), (80, 16, 16), (40, 32, 32)]
         with torch.device("meta"):
-            heads = net.make_heads()
+            heads = make_heads(net)
         assert [head.get_parameter("fc.weight").shape[1] for head in heads] == [128] * 6
         # No counts are published for it; these are ours.
         counted = [operations / 1e6 for _, operations in counts_per_exit(net.blocks, [*heads, net.head], image(32, 32))]
@@ -238,12 +238,22 @@ class TestMSDNet:
 
     def test_staged_is_whole_when_survivors_carry_all_scales(self) -> None:
         net = MSDNet((2, 2, 2), width=4, growth=4, factors=(1, 2), num_classes=5, hidden=8, large_images=False).eval()
-        model = eenet.attach(net, net.exit_names, 5, torch.randn(2, 3, 16, 16), heads=net.make_heads()).eval()
+        model = eenet.attach(net, net.exit_names, 5, torch.randn(2, 3, 16, 16), heads=make_heads(net)).eval()
         x = torch.randn(4, 3, 16, 16)
         with torch.inference_mode():
             torch.testing.assert_close(model(x)[-1], net(x))
             torch.testing.assert_close(model(x)[0], model.heads[0](net.blocks[0](x)[0]))
         assert len(model.staged.stages[1].inputs) == 2  # both scales
+
+
+def test_heads_are_made_for_the_exits_asked_for_and_the_networks_known() -> None:
+    net = CifarResNet((1, 1, 1), widths=(4, 8, 16), num_classes=5)
+    (head,) = make_heads(net, ["layers.1"])
+    assert head(torch.zeros(2, 8, 4, 4)).shape == (2, 5)
+    with pytest.raises(InvalidInputError, match=r"'linear' is no exit.*layers\.0"):
+        make_heads(net, ["linear"])
+    with pytest.raises(InvalidInputError, match="Linear; leave heads out"):
+        make_heads(nn.Linear(2, 2))
 
 
 class TestHRNet:
@@ -274,7 +284,7 @@ class TestHRNet:
         with torch.inference_mode():
             assert net(x).shape == (1, 11, 60, 92)
             feature: tuple[Tensor, ...] | Tensor = net.stage1(net.stem(x))
-            for name, head in zip(net.exit_names, net.eval().make_heads(), strict=True):
+            for name, head in zip(net.exit_names, make_heads(net), strict=True):
                 if name != "stage1":
                     feature = getattr(net, name)((feature,) if isinstance(feature, Tensor) else feature)
                 seen = feature if isinstance(feature, Tensor) else getattr(net, name).exit_feature(feature)

@@ -22,6 +22,7 @@ from eenet.models._outputs import logits_in as logits_in
 from eenet.models._registry import MODELS as MODELS
 from eenet.models._registry import ModelSpec as ModelSpec
 from eenet.models._registry import build as build
+from eenet.models._registry import make_heads as make_heads
 from eenet.models._registry import multi_exit as multi_exit
 from eenet.models._registry import spec as spec
 from eenet.models._sources import Source as Source

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eenet.errors import InvalidInputError
+from eenet.networks import MSDNetHead
+from eenet.networks._bert import mean_of_tokens
 from eenet.stages import LiveTensor
 
 HeadClass = TypeVar("HeadClass", bound=type[nn.Module])
@@ -178,12 +180,6 @@ class SegmentationHead(nn.Module):
         return F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
 
 
-def mean_of_tokens(tokens: Tensor) -> Tensor:
-    """The mean (N, D) of the tokens (N, T, D) of each sample, without those that are zero in all of D: padding."""
-    kept = (tokens != 0).any(-1, keepdim=True)
-    return tokens.sum(1) / kept.sum(1).clamp(min=1)
-
-
 @rebuildable
 class TokenHead(nn.Module):
     """Classify a token sequence (N, T, D) by its first token, as BERT's pooler does: padding never reaches it.
@@ -224,6 +220,10 @@ class VectorHead(nn.Module):
         """Logits (N, num_classes)."""
         logits: Tensor = self.fc(self.act(self.dense(feature)))
         return logits
+
+
+# It records its options itself, since it stands where heads of this kind cannot be imported.
+HEADS["MSDNetHead"] = MSDNetHead
 
 
 def head_for(

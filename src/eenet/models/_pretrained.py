@@ -175,9 +175,9 @@ def _heads(found: Mapping[str, Any], source: Source, backbone: nn.Module) -> lis
     if all(isinstance(one, dict) and one.get("name") in HEADS for one in described):
         return [HEADS[one["name"]](**one["options"]) for one in described]
     if source.registry == "eenet":
-        from eenet.models._registry import spec
+        from eenet.models._registry import make_heads, spec
 
-        return spec(source.name.partition(":")[2]).heads(backbone, found["num_classes"])
+        return make_heads(backbone, spec(source.name.partition(":")[2]).exits(backbone))
     raise InvalidInputError(
         "this model was saved with exit heads that are not eenet's own; pass heads=[...] with new modules of the same "
         "kind, whose weights are then loaded"

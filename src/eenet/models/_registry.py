@@ -12,13 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from eenet.errors import InvalidInputError
+from eenet.models._heads import ConvHead, SegmentationHead, StackedConvHead, TokenHead
 from eenet.models._multi_exit import MultiExitModel, attach
 from eenet.models._sources import Source, remember
-from eenet.networks._bert import bert, bert_exits, bert_heads, bert_options, minilm
-from eenet.networks._densenet import densenet121
-from eenet.networks._hrnet import hrnet
-from eenet.networks._msdnet import msdnet35, msdnet_cifar
-from eenet.networks._resnet import resnet20, resnet56
+from eenet.networks import (
+    CifarResNet,
+    DenseNet,
+    HRNet,
+    MSDNet,
+    MSDNetHead,
+    bert,
+    bert_exits,
+    bert_options,
+    densenet121,
+    hrnet,
+    minilm,
+    msdnet35,
+    msdnet_cifar,
+    resnet20,
+    resnet56,
+)
+from eenet.networks._bert import pooling_of
 
 # Where weights come from is no part of an architecture.
 _WEIGHTS = ("weights", "checkpoint")
@@ -30,15 +44,13 @@ class _WithExits(Protocol):
     @property
     def exit_names(self) -> tuple[str, ...]: ...
 
-    def make_heads(self) -> list[nn.Module]: ...
-
 
 @dataclass(frozen=True)
 class ModelSpec:
     """How a network that is known by name is made.
 
     `build` makes the backbone from `num_classes=` and further options; `num_classes` is what it has by default;
-    `exits(backbone)` are the modules where its early exits stand and `heads(backbone, num_classes)` new heads for them;
+    `exits(backbone)` are the modules where its early exits stand, for which `make_heads` gives the heads;
     `example()` is an input it takes, whose size the stages are then made for, but for the `dynamic` dimensions;
     `settings(backbone)` are options that a checkpoint decided, for building the network again without it.
     """
@@ -46,7 +58,6 @@ class ModelSpec:
     build: Callable[..., nn.Module]
     num_classes: int
     exits: Callable[[Any], tuple[str, ...]]
-    heads: Callable[[Any, int], list[nn.Module]]
     example: Callable[[], Example]
     dynamic: Mapping[int, str] | None = None
     settings: Callable[[Any], dict[str, Any]] | None = None
@@ -54,10 +65,6 @@ class ModelSpec:
 
 def _own_exits(backbone: _WithExits) -> tuple[str, ...]:
     return backbone.exit_names
-
-
-def _own_heads(backbone: _WithExits, _num_classes: int) -> list[nn.Module]:
-    return backbone.make_heads()
 
 
 def _images(height: int, width: int) -> Tensor:
@@ -72,13 +79,12 @@ def _sentences() -> dict[str, Tensor]:
 
 
 def _own(build: Callable[..., nn.Module], num_classes: int, height: int, width: int) -> ModelSpec:
-    return ModelSpec(build, num_classes, _own_exits, _own_heads, partial(_images, height, width))
+    return ModelSpec(build, num_classes, _own_exits, partial(_images, height, width))
 
 
 def _text(build: Callable[..., nn.Module], after: Sequence[int]) -> ModelSpec:
     names = bert_exits(after)
-    heads = partial(bert_heads, exits=len(names))
-    return ModelSpec(build, 2, lambda _: names, heads, _sentences, {1: "sequence"}, bert_options)
+    return ModelSpec(build, 2, lambda _: names, _sentences, {1: "sequence"}, bert_options)
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -95,6 +101,51 @@ MODELS: dict[str, ModelSpec] = {
     "bert-base": _text(bert, (3, 6, 9)),
     "minilm": _text(minilm, (2, 4)),
 }
+
+
+def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[nn.Module]:
+    """New heads for exits of one of the paper's networks, of the design published with it.
+
+    Parameters
+    ----------
+    network
+        A `CifarResNet`, `DenseNet`, `MSDNet`, `HRNet`, or a network that `eenet.networks.bert` made.
+    exits
+        The modules that the exits stand at, by default `network.exit_names`. Needed for BERT.
+
+    Returns
+    -------
+    list of nn.Module
+        One head for each exit, with random weights, for the classes of the network.
+
+    Raises
+    ------
+    InvalidInputError
+        For another network, whose heads `attach` makes.
+    """
+    net: Any = network
+    if hasattr(getattr(net, "config", None), "hidden_size") and hasattr(net, "bert") and exits is not None:
+        width, classes, pool = net.config.hidden_size, net.config.num_labels, pooling_of(net)
+        return [TokenHead(width, classes, pool=pool) for _ in exits]
+    make: Callable[[int], nn.Module]
+    if isinstance(net, MSDNet):
+        make = partial(MSDNetHead, num_classes=net.num_classes, hidden=net.hidden)
+    elif isinstance(net, DenseNet):
+        make = partial(StackedConvHead, num_classes=net.num_classes)
+    elif isinstance(net, HRNet):
+        make = partial(SegmentationHead, num_classes=net.num_classes, stride=net.stride)
+    elif isinstance(net, CifarResNet):
+        make = partial(StackedConvHead if net.bottleneck else ConvHead, num_classes=net.linear.out_features)
+    else:
+        raise InvalidInputError(
+            f"no heads were published for a {type(net).__name__}; leave heads out, then `attach` makes default heads"
+        )
+    widths = dict(zip(net.exit_names, net.exit_widths, strict=True))
+    wanted = net.exit_names if exits is None else exits
+    unknown = [name for name in wanted if name not in widths]
+    if unknown:
+        raise InvalidInputError(f"{unknown[0]!r} is no exit of this network; its exits are {list(widths)}")
+    return [make(widths[name]) for name in wanted]
 
 
 def spec(name: str) -> ModelSpec:
@@ -138,6 +189,6 @@ def multi_exit(
         found.exits(backbone),
         classes,
         found.example() if example is None else example,
-        heads=found.heads(backbone, classes),
+        heads=make_heads(backbone, found.exits(backbone)),
         dynamic=found.dynamic,
     )

@@ -3,7 +3,6 @@
 import eenet._needs_torch  # noqa: F401
 from eenet.networks._bert import bert as bert
 from eenet.networks._bert import bert_exits as bert_exits
-from eenet.networks._bert import bert_heads as bert_heads
 from eenet.networks._bert import bert_options as bert_options
 from eenet.networks._bert import minilm as minilm
 from eenet.networks._densenet import DenseNet as DenseNet

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.models._heads import TokenHead, mean_of_tokens
 
 Pooling = Literal["first", "mean"]
 
@@ -90,20 +89,21 @@ def bert_exits(after: Sequence[int]) -> tuple[str, ...]:
     return tuple([f"bert.encoder.layer.{layer - 1}" for layer in after])
 
 
-def bert_heads(model: nn.Module, num_classes: int, exits: int) -> list[nn.Module]:
-    """New heads for early exits of a network that `bert` made, which pool as it does."""
-    settings: Any = model.config
-    return [TokenHead(settings.hidden_size, num_classes, pool=_pooling(model)) for _ in range(exits)]
-
-
 def bert_options(model: nn.Module) -> dict[str, Any]:
     """The options of `bert` that make a network of this architecture again, with random weights."""
     settings: Any = model.config
-    return {"pooling": _pooling(model)} | {name: getattr(settings, name) for name in _SETTINGS}
+    return {"pooling": pooling_of(model)} | {name: getattr(settings, name) for name in _SETTINGS}
 
 
-def _pooling(model: nn.Module) -> Pooling:
+def pooling_of(model: nn.Module) -> Pooling:
+    """How a network that `bert` made pools its tokens."""
     return "mean" if any(isinstance(module, _MeanPooler) for module in model.modules()) else "first"
+
+
+def mean_of_tokens(tokens: Tensor) -> Tensor:
+    """The mean (N, D) of the tokens (N, T, D) of each sample, without those that are zero in all of D: padding."""
+    kept = (tokens != 0).any(-1, keepdim=True)
+    return tokens.sum(1) / kept.sum(1).clamp(min=1)
 
 
 class _MeanPooler(nn.Module):

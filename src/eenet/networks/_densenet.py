@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eenet.models._heads import StackedConvHead
 from eenet.networks._weights import initialise
 
 
@@ -89,10 +88,6 @@ class DenseNet(nn.Module):
     def exit_names(self) -> tuple[str, ...]:
         """The modules where early exits stand: the transitions."""
         return tuple([f"transitions.{index}" for index in range(len(self.transitions))])
-
-    def make_heads(self) -> list[nn.Module]:
-        """New heads for `exit_names`, of the paper's design: three 3x3 convolutions on a quarter of the channels."""
-        return [StackedConvHead(width, self.num_classes) for width in self.exit_widths]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes)."""

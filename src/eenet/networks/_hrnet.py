@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from eenet.errors import InvalidInputError
-from eenet.models._heads import SegmentationHead
 from eenet.networks._resnet import BasicBlock, Bottleneck
 from eenet.networks._weights import initialise
 
@@ -141,6 +140,7 @@ class HRNet(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.stride = _STRIDE
         self.stem = nn.Sequential(_conv(channels, 64, 3, 2), _conv(64, 64, 3, 2))
         count, width = first
         entry = Bottleneck.expansion * width
@@ -156,10 +156,6 @@ class HRNet(nn.Module):
     def exit_names(self) -> tuple[str, ...]:
         """The modules where early exits stand: the first three stages."""
         return ("stage1", "stage2", "stage3")
-
-    def make_heads(self) -> list[nn.Module]:
-        """New heads for `exit_names`."""
-        return [SegmentationHead(width, self.num_classes, stride=_STRIDE) for width in self.exit_widths]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes, H, W)."""

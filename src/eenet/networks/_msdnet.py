@@ -9,7 +9,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from eenet.models._heads import rebuildable
 from eenet.networks._weights import initialise
 
 # The feature maps of all scales, the coarsest first: it is what classifiers look at, and a cut gives an exit head the
@@ -30,12 +29,12 @@ def _bottleneck(inputs: int, outputs: int, factor: int, stride: int = 1) -> nn.S
     return nn.Sequential(_conv(inputs, inner, 1), _conv(inner, outputs, 3, stride))
 
 
-@rebuildable
 class MSDNetHead(nn.Module):
     """The classifier of MSDNet, on a feature map (N, D, H, W): two 3x3 convolutions of stride 2, pool, linear layer."""
 
     def __init__(self, channels: int, num_classes: int, *, hidden: int | None = None) -> None:
         super().__init__()
+        self.options = {"channels": channels, "num_classes": num_classes, "hidden": hidden}
         hidden = hidden or channels
         self.convs = nn.Sequential(_conv(channels, hidden, 3, 2), _conv(hidden, hidden, 3, 2))
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -120,9 +119,9 @@ class MSDNet(nn.Module):
     times as wide. The depth is split evenly into as many parts as there are scales; each part drops the finest scale of
     the part before it and keeps the share `reduction` of the channels (section 4 and appendix A of the paper).
 
-    Module "blocks.k" ends block k and returns the maps of all scales, the coarsest first. The classifiers in between
-    are the heads that `make_heads` gives, for exits at `exit_names`. `hidden` is the width of the classifiers, by
-    default that of the coarsest map.
+    Module "blocks.k" ends block k and returns the maps of all scales, the coarsest first. `eenet.models.make_heads`
+    gives the classifiers in between, for exits at `exit_names`. `hidden` is the width of the classifiers, by default
+    that of the coarsest map.
     """
 
     def __init__(
@@ -165,10 +164,6 @@ class MSDNet(nn.Module):
     def exit_names(self) -> tuple[str, ...]:
         """The modules where early exits stand: all blocks but the last."""
         return tuple([f"blocks.{index}" for index in range(len(self.blocks) - 1)])
-
-    def make_heads(self) -> list[nn.Module]:
-        """New classifiers for `exit_names`, as published."""
-        return [MSDNetHead(width, self.num_classes, hidden=self.hidden) for width in self.exit_widths]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes) of the last classifier."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eenet.models._heads import ConvHead, StackedConvHead
 from eenet.networks._weights import load_weights
 
 
@@ -99,11 +98,6 @@ class CifarResNet(nn.Module):
     def exit_names(self) -> tuple[str, ...]:
         """The modules where early exits stand: all groups but the last."""
         return tuple([f"layers.{index}" for index in range(len(self.exit_widths))])
-
-    def make_heads(self) -> list[nn.Module]:
-        """New heads for `exit_names`; for bottlenecks those of the paper's code."""
-        make = StackedConvHead if self.bottleneck else ConvHead
-        return [make(width, self.linear.out_features) for width in self.exit_widths]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, num_classes)."""

@@ -13,7 +13,7 @@ from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.experiments.recipes._data import RecipeData
 from eenet.experiments.recipes._schema import HeadSettings, Recipe
-from eenet.models import HEADS, MultiExitModel, attach, build, spec
+from eenet.models import HEADS, MultiExitModel, attach, build, make_heads, spec
 
 _PACKAGE, _HUB = "package:", "hub:"
 
@@ -73,7 +73,10 @@ def make_network(
             raise InvalidInputError(
                 f"the network {settings.name!r} does not take model.options {options}: {error}"
             ) from error
-        heads = found.heads(backbone, classes) if settings.heads is None else _heads(settings.heads, backbone, classes)
+        if settings.heads is None:
+            heads = make_heads(backbone, found.exits(backbone))
+        else:
+            heads = _heads(settings.heads, backbone, classes)
     for name in settings.freeze:
         try:
             module = backbone.get_submodule(name)
