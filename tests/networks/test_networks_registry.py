@@ -121,16 +121,5 @@ def tensors(example: Tensor | dict[str, Tensor]) -> list[Tensor]:
 
 
 def test_what_is_public_is_documented() -> None:
-    for name in (
-        "build",
-        "multi_exit",
-        "resnet56",
-        "resnet20",
-        "densenet121",
-        "msdnet35",
-        "msdnet_cifar",
-        "hrnet",
-        "bert",
-        "minilm",
-    ):
-        assert inspect.getdoc(getattr(eenet.models, name)), name
+    for name in eenet.networks.__all__:
+        assert inspect.getdoc(getattr(eenet.networks, name)), name
