@@ -1,36 +1,14 @@
-"""The package as a whole: what importing it costs, and that its rooms stand where the architecture page says."""
+"""The package as a whole: what importing it costs, and the order of its layers."""
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import structure
 
 import eenet
-
-ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "src" / "eenet"
-
-FLOORS = [
-    {"errors", "_safetensors", "_values"},
-    {"_files", "_extras"},
-    {"_evidence"},
-    {"tasks", "preprocessing"},
-    {"records", "costs"},
-    {"scheduler", "stages"},
-    {"control", "networks", "testing"},
-    {"models"},
-    {"optimize", "runtime", "bundle"},
-    {"profiling", "evaluation", "predict"},
-    {"serving", "training"},
-    {"capacity"},
-    {"experiments"},
-    {"cli"},
-    {"__main__", "__init__"},
-]
 
 
 def python(code: str) -> str:
@@ -60,33 +38,14 @@ def test_every_public_name_is_there_and_unknown_ones_are_not() -> None:
         _ = eenet.Nonsense
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def test_imports_go_down_the_layers_only() -> None:
+    assert not structure.upward(structure.graph())
 
 
-@pytest.mark.xfail(reason="the modules were moved; runtime, optimize and bundle still import each other", strict=True)
-def test_rooms_import_only_from_floors_below() -> None:
-    floor = {room: index for index, rooms in enumerate(FLOORS) for room in rooms}
-    wrong = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        room = room_of(path)
-        if room == "__init__":
-            continue  # the front page points to every room, by name
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                modules = [node.module or ""]
-            elif isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            else:
-                continue
-            for module in modules:
-                parts = module.split(".")
-                if parts[0] != "eenet" or len(parts) < 2 or parts[1] == room:
-                    continue
-                if floor[parts[1]] >= floor[room]:
-                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {module}")
-                private = any(part.startswith("_") for part in parts[2:])
-                if private or (isinstance(node, ast.ImportFrom) and any(a.name.startswith("_") for a in node.names)):
-                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} imports what is private to {parts[1]}")
-    assert not wrong, "\n".join(wrong)
-    assert {room_of(p) for p in SOURCE.rglob("*.py")} <= set(floor)
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert not structure.circles(structure.graph())
+
+
+def test_the_picture_on_the_architecture_page_is_that_of_the_code() -> None:
+    written = structure.PAGE.read_text(encoding="utf-8")
+    assert written == structure.page(), "write it again: python tests/support/structure.py --write"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 import warnings
+from importlib import metadata
 from typing import Any
 
 from eenet.errors import MissingExtraError
@@ -32,6 +34,43 @@ def require(module: str, extra: str, purpose: str = "this") -> Any:
             raise MissingExtraError(
                 f"{purpose} needs {package}, which cannot be imported ({error}); pip install 'eenet[{extra}]'"
             ) from error
+
+
+def require_extra(extra: str, purpose: str) -> None:
+    """Check that all packages of an extra are installed, before anything is done for a purpose that the error names.
+
+    Raises `MissingExtraError`, which names what is missing and the command that installs it. Where eenet itself is not
+    installed (a checkout on the path) nothing is known of its extras, and nothing is checked.
+    """
+    missing = sorted(_missing(extra, set()))
+    if missing:
+        raise MissingExtraError(
+            f"{purpose} needs {', '.join(missing)}, not installed here: pip install 'eenet[{extra}]'"
+        )
+
+
+def _missing(extra: str, seen: set[str]) -> set[str]:
+    """The distributions of an extra, and of the extras it names, that are not installed."""
+    seen.add(extra)
+    try:
+        requirements = metadata.requires("eenet") or []
+    except metadata.PackageNotFoundError:
+        return set()
+    missing: set[str] = set()
+    for requirement in requirements:
+        wanted, _, marker = requirement.partition(";")
+        if not re.search(rf"""extra\s*==\s*['"]{re.escape(extra)}['"]""", marker) or "sys_platform" in marker:
+            continue  # of another extra, or not for every platform
+        name, inner = re.fullmatch(r"\s*([\w.-]+)(?:\[([\w,\s-]+)\])?.*", wanted).groups()  # type: ignore[union-attr]
+        if name == "eenet":
+            for other in {part.strip() for part in inner.split(",")} - seen:
+                missing |= _missing(other, seen)
+            continue
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            missing.add(name)
+    return missing
 
 
 def _mend_torchvision() -> None:

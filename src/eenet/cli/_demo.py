@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from eenet._extras import require_extra
 from eenet.cli._console import output
 
 
@@ -34,6 +35,7 @@ def demo(
 
         eenet demo --out /tmp/demo --seed 1 --threads 2
     """
+    require_extra("demo", "eenet demo")
     from eenet.experiments.demo import quick as quick_settings
     from eenet.experiments.demo import run_demo, standard
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
 from eenet.cli._target import is_demo, load_target
 from eenet.errors import FileFormatError, InvalidInputError
@@ -40,6 +41,9 @@ def export(
     opset: Annotated[
         int | None, typer.Option(help="Of the ONNX graphs: a lower one for an older ONNX Runtime.", show_default="20")
     ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -56,6 +60,7 @@ def export(
         eenet export mypackage.networks:resnet_with_exits --scheduler scheduler.safetensors --out bundle
         --samples images.npz --image-size 224 --resize 256 --classes imagenet.txt
     """
+    require_extra("export", "eenet export")
     if threads:
         import torch
 
@@ -64,7 +69,7 @@ def export(
     from eenet.scheduler import load_scheduler
 
     fitted = load_scheduler(scheduler)
-    model, example = load_target(target)
+    model, example = load_target(target, allow=allow or ())
     names = None if classes is None else _names(classes)
     preprocessing = _preprocessing(model, image_size, resize, mean, std, tokenizer, max_length)
     if is_demo(target):

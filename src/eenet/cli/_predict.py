@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
+from eenet.cli._target import current_folder_importable
 
 
 def predict(
@@ -43,6 +45,7 @@ def predict(
 
         eenet predict bundle photos --out answers.parquet --ray --address auto
     """
+    require_extra("ray" if ray else "predict", "eenet predict")
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from eenet.bundle import load
@@ -58,7 +61,8 @@ def predict(
         run = partial(
             predict_on_ray, address=address, replicas=replicas or None, threads=threads or 1, allow=allow or ()
         )
-    loaded = load(bundle, threads=threads or None, allow=allow or ())
+    with current_folder_importable():
+        loaded = load(bundle, threads=threads or None, allow=allow or ())
     items = open_items(source, loaded.preprocessing.kind, column=column)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=side(), transient=True) as bar:

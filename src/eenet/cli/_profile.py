@@ -22,6 +22,9 @@ def profile(
         Path | None, typer.Option(help="A saved scheduler whose steps are to be counted as well.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 2.0,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     json_output: Annotated[
@@ -50,7 +53,7 @@ def profile(
     from eenet.scheduler import load_scheduler
 
     fitted = None if scheduler is None else load_scheduler(scheduler)
-    model, example = load_target(target)
+    model, example = load_target(target, allow=allow or ())
     with side().status("measuring") as status:
         found = measure(
             model,

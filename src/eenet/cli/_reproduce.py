@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
 from eenet.errors import InvalidInputError
 
@@ -64,6 +65,7 @@ def reproduce(
 
         eenet reproduce sst2-minilm --data-root datasets --out results/sst2-minilm --threads 1
     """
+    require_extra("train", "eenet reproduce")
     from eenet.experiments.recipes import load_recipe
     from eenet.experiments.recipes import reproduce as run
 

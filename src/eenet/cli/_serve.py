@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from eenet._extras import require_extra
 from eenet.cli._console import side
+from eenet.cli._target import current_folder_importable
 
 TOKEN_VARIABLE = "EENET_TOKEN"
 
@@ -61,6 +63,7 @@ def serve(
 
         eenet serve bundle --ray --replicas 1:2,1:4,2:8 --cpus 0.5,1,1
     """
+    require_extra("ray" if ray else "serve", "eenet serve")
     from eenet.bundle import load
     from eenet.control import BudgetController
     from eenet.errors import InvalidInputError
@@ -106,7 +109,8 @@ def serve(
         engine=engine,
         limits=limits,
     )
-    loaded = load(bundle, threads=threads or None, allow=allow or ())
+    with current_folder_importable():
+        loaded = load(bundle, threads=threads or None, allow=allow or ())
     if budget is not None:
         loaded = loaded.at(budget)
     controller = BudgetController(loaded.scheduler) if hold else FixedBudget(loaded.scheduler)

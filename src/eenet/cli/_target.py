@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,11 @@ def is_demo(target: str) -> bool:
     return isinstance(description, dict) and "format" not in description and "settings" in description
 
 
-def load_target(target: str) -> tuple[MultiExitModel, Any]:
-    """A model and an example input; raises `InvalidInputError` for a target that gives none."""
+def load_target(target: str, *, allow: Sequence[str] = ()) -> tuple[MultiExitModel, Any]:
+    """A model and an example input; raises `InvalidInputError` for a target that gives none.
+
+    `allow` lists the import paths that a saved model may call to build a network of the caller's own.
+    """
     from eenet.models import MultiExitModel
 
     if ":" not in target or Path(target).is_dir():
@@ -36,7 +39,7 @@ def load_target(target: str) -> tuple[MultiExitModel, Any]:
                 "that returns a MultiExitModel"
             )
         if not is_demo(target) and (Path(target) / "model.json").is_file():
-            model = MultiExitModel.from_pretrained(target)
+            model = _saved(target, allow)
             args, kwargs = model.staged.example
             return model, args or kwargs
         from eenet.experiments.demo import example_input, load_model
@@ -52,10 +55,18 @@ def load_target(target: str) -> tuple[MultiExitModel, Any]:
     )
 
 
+def _saved(folder: str, allow: Sequence[str]) -> MultiExitModel:
+    """What `save_pretrained` wrote; its network may be a function of the current folder, where it is allowed."""
+    from eenet.models import MultiExitModel
+
+    with current_folder_importable():
+        return MultiExitModel.from_pretrained(folder, allow=allow)
+
+
 def _function(target: str) -> Any:
     module_name, _, name = target.partition(":")
     try:
-        with _current_folder_importable():
+        with current_folder_importable():
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise InvalidInputError(
@@ -70,7 +81,8 @@ def _function(target: str) -> Any:
 
 
 @contextmanager
-def _current_folder_importable() -> Iterator[None]:
+def current_folder_importable() -> Iterator[None]:
+    """Modules of the current folder can be imported, as with `python -m`."""
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:

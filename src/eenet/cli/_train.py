@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
 from eenet.cli._reproduce import (
     Changes,
@@ -60,6 +61,7 @@ def train(
 
         eenet train my-recipe.yaml --data-root datasets --freeze-backbone --set train.batch_size=256
     """
+    require_extra("train", "eenet train")
     from eenet.experiments.recipes import load_recipe
     from eenet.experiments.recipes import reproduce as run
 

@@ -89,7 +89,7 @@ def rebuild(source: Source, *, allow: Collection[str] = ()) -> nn.Module:
     if source.registry is None and source.name not in allow:
         raise InvalidInputError(
             f"this model's network is built by calling {source.name!r}, which may be any code; if you trust it, pass "
-            f"allow=[{source.name!r}]"
+            f"allow=[{source.name!r}], or --allow {source.name} on the command line"
         )
     refused = [key for key in source.options if key in _WEIGHTS]
     if refused:
