@@ -21,7 +21,7 @@ BEGIN, END = "<!-- written by tests/support/structure.py -->", "<!-- end -->"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "_safetensors"),
-    ("_extras", "_files", "_values"),
+    ("_extras", "_files", "_values", "_evidence"),
     ("_needs_torch", "_compat", "_timing"),
     ("tasks", "preprocessing"),
     ("records", "costs"),
