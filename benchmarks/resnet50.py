@@ -31,7 +31,6 @@ from torch import Tensor
 
 import eenet
 from _machine import describe, machine, progress_bar
-from eenet.models import feature_of
 from eenet.scheduler import Calibration, Plan, ScoreTable, Thresholds
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
@@ -166,22 +165,20 @@ def timed(function: Callable[..., Any], *args: Any) -> Clock:
 def _parts(model: eenet.MultiExitModel, batch: Tensor, exits: NDArray[np.intp]) -> Clock:
     """The sum of the stages' and heads' own times at the number of survivors."""
     total = np.zeros(2)
-    live: tuple[Tensor, ...] = (batch,)
-    stages = model.staged.inference_stages
-    for k, stage in enumerate(stages):
+    steps = model.staged.walk((batch,), model.staged.inference_stages)
+    for k in range(model.num_exits):
         results: list[Any] = []
-        total += timed(lambda stage=stage, live=live, out=results: out.append(stage(*live)))
-        outputs = results[0]
-        if k == len(stages) - 1:
+        total += timed(lambda out=results: out.append(next(steps)))
+        step = results[0]
+        if k == model.num_exits - 1:
             break
-        total += timed(model.heads[k], feature_of(stage, outputs))
+        total += timed(model.heads[k], step.feature)
         running = exits[exits >= k]
         staying = np.flatnonzero(running > k)
         if len(staying) == 0:
             break
-        live = tuple([outputs[i] for i in stage.passed])
         if len(staying) < len(running):
-            live = model.staged.compact(live, torch.from_numpy(staying), k + 1)
+            step.live = model.staged.compact(step.live, torch.from_numpy(staying), k + 1)
     return float(total[0]), float(total[1])
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.models import MultiExitModel, feature_of, inferring
+from eenet.models import MultiExitModel, inferring
 from eenet.runtime import to_numpy
 from eenet.scheduler import ExitHistory, Scheduler
-from eenet.stages import Example, arguments_of
+from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
 
 UNITS = ("ms", "cpu_ms", "flops")
@@ -199,16 +199,15 @@ def _steps(
     steps: list[tuple[Step, ...]] = []
     trail, task = ExitHistory(), model.task
     stages = model.staged.inference_stages
-    for k, stage in enumerate(stages):
-        outputs = stage(*live)
-        run_stage = _bound(stage, *live)
+    for k, step in enumerate(walk(stages, live)):
+        run_stage = _bound(step.stage, *live)
         if k == len(stages) - 1:
             last: tuple[Step, ...] = (run_stage, _nothing)
             if scheduler is not None:
-                last = (*last, _ensemble_step(scheduler, task, model.final_logits(outputs), trail))
+                last = (*last, _ensemble_step(scheduler, task, model.final_logits(step.outputs), trail))
             steps.append(last)
             break
-        head, feature = model.heads[k], feature_of(stage, outputs)
+        head, feature = model.heads[k], step.feature
         timed: tuple[Step, ...] = (run_stage, _bound(head, feature))
         if scheduler is not None and not scheduler.policy.observes(k):
             timed = (run_stage, _nothing, _nothing)  # the exit is off, and its head does not run
@@ -219,7 +218,7 @@ def _steps(
             trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), trail.evidence))
             scheduler.policy.leaves(trail)
         steps.append(timed)
-        live = tuple([outputs[i] for i in stage.passed])
+        live = step.live
     return steps
 
 

@@ -556,3 +556,17 @@ def test_settings_in_the_example_are_fixed() -> None:
         staged(x, [*pair, x], True)
     with pytest.raises(InvalidInputError, match="batch size 2"):
         staged(x, (pair[0], torch.randn(2, 4)), True)
+
+
+def test_a_walk_runs_a_stage_when_it_is_asked_for_and_takes_other_live_tensors() -> None:
+    model = small().eval()
+    staged = cut(model, ["layer1", "layer2"], images(2))
+    x = images(4)
+    steps = staged.walk(staged.flatten_inputs(x))
+    first = next(steps)
+    assert first.stage is staged.stages[0]
+    assert first.feature.shape[0] == 4
+    first.live = staged.compact(first.live, torch.tensor([3, 1]), 1)
+    *_, last = steps
+    assert last.live == ()
+    torch.testing.assert_close(staged.unflatten_output(last.outputs), model(x)[[3, 1]])

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eenet.bundle._export import export as export
-    from eenet.bundle._graphs import feature_spec as feature_spec
     from eenet.bundle._load import load as load
     from eenet.bundle._loaded import LoadedBundle as LoadedBundle
     from eenet.bundle._manifest import sealed as sealed
@@ -15,7 +14,6 @@ _HOMES = {
     "LoadedBundle": "_loaded",
     "TorchBackend": "_torch_backend",
     "export": "_export",
-    "feature_spec": "_graphs",
     "load": "_load",
     "sealed": "_manifest",
 }

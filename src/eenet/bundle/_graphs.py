@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from eenet._extras import require
 from eenet.bundle._manifest import StageSpec, TensorSpec
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel, feature_of, inferring
-from eenet.stages import LiveTensor, Stage
+from eenet.models import MultiExitModel, inferring
+from eenet.stages import LiveTensor, Stage, Step, walk
 
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
@@ -41,40 +41,31 @@ def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
     with inferring(model), torch.inference_mode(mode=False), torch.no_grad():
         live = model.staged.flatten_inputs(*args, **kwargs)
         stages = model.staged.inference_stages
-        for k, stage in enumerate(stages):
+        for k, step in enumerate(walk(stages, live)):
+            stage = step.stage
             inputs = tuple(tensor_spec(one) for one in stage.inputs)
             graph = f"stages/{k}.onnx"
-            outputs = stage(*live)
             if k == len(stages) - 1:
                 files[graph] = _graph(_Last(model, stage), live, stage.inputs, stage.name, opset)
                 specs.append(StageSpec(stage.name, inputs, graph, None, None))
                 break
-            feature, index = feature_of(stage, outputs), stage.feature_index
+            feature, index = step.feature, stage.feature_index
             # The head takes the feature with its samples first; where it is passed on like that, it is not sent twice.
             alone = index not in stage.passed or bool(index is not None and stage.outputs[index].batch_dim)
             wrapped = _Early(stage, feature=alone)
             files[graph] = _graph(wrapped, live, stage.inputs, stage.name, opset)
             head = f"heads/{k}.onnx"
-            described = (feature_spec(stage),)
+            described = (stage.feature,)
             files[head] = _graph(_Head(model.heads[k]), (feature,), described, f"the head at {stage.name}", opset)
             place = None if alone or index is None else stage.passed.index(index)
             specs.append(StageSpec(stage.name, inputs, graph, head, place))
-            live = tuple([outputs[i] for i in stage.passed])
+            live = step.live
     return Graphs(tuple(specs), files)
 
 
 def tensor_spec(live: LiveTensor) -> TensorSpec:
     """A live tensor as it stands in a manifest."""
     return TensorSpec(live.name, str(live.dtype).removeprefix("torch."), live.shape, live.batch_dim)
-
-
-def feature_spec(stage: Stage) -> LiveTensor:
-    """The feature at the end of a stage as a head takes it: with the samples first."""
-    feature = stage.outputs[stage.feature_index or 0]
-    shape = list(feature.shape)
-    if feature.batch_dim is not None:
-        shape.insert(0, shape.pop(feature.batch_dim))
-    return LiveTensor("feature", tuple(shape), feature.dtype, 0)
 
 
 class _Early(nn.Module):
@@ -87,9 +78,8 @@ class _Early(nn.Module):
         self._feature = feature
 
     def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.module(*live)
-        passed = [outputs[i] for i in self._stage.passed]
-        return (*passed, feature_of(self._stage, outputs)) if self._feature else tuple(passed)
+        step = Step(self._stage, self.module(*live))
+        return (*step.live, step.feature) if self._feature else step.live
 
 
 class _Last(nn.Module):

@@ -14,12 +14,12 @@ from eenet.bundle._boundaries import Boundaries
 from eenet.bundle._graphs import tensor_spec
 from eenet.bundle._manifest import Manifest
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.models import MultiExitModel, feature_of
+from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
 from eenet.optimize._frozen import Variant, eager
 from eenet.runtime._adaptive import to_numpy
 from eenet.runtime._backend import Array, Ints, Live
-from eenet.stages import LiveTensor
+from eenet.stages import LiveTensor, walk
 
 
 class TorchBackend:
@@ -58,11 +58,11 @@ class TorchBackend:
         """Run stage k and, if asked, its exit head."""
         stage = self._stages[k]
         with torch.inference_mode():
-            outputs = stage(*_tensors(live))
+            step = next(walk((stage,), _tensors(live)))
             if k == self.num_exits - 1:
-                return (), to_numpy(self.model.final_logits(outputs))
-            logits = to_numpy(self._heads[k](feature_of(stage, outputs))) if observe else None
-            return tuple([outputs[i].contiguous().numpy() for i in stage.passed]), logits
+                return (), to_numpy(self.model.final_logits(step.outputs))
+            logits = to_numpy(self._heads[k](step.feature)) if observe else None
+            return tuple([tensor.contiguous().numpy() for tensor in step.live]), logits
 
     def size(self, k: int, live: Live) -> int:
         """The number of samples in the live tensors before stage k."""

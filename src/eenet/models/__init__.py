@@ -17,7 +17,6 @@ from eenet.models._heads import VectorHead as VectorHead
 from eenet.models._modes import inferring as inferring
 from eenet.models._multi_exit import MultiExitModel as MultiExitModel
 from eenet.models._multi_exit import attach as attach
-from eenet.models._multi_exit import feature_of as feature_of
 from eenet.models._outputs import logits_in as logits_in
 from eenet.models._registry import MODELS as MODELS
 from eenet.models._registry import ModelSpec as ModelSpec

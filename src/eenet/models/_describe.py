@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from eenet.models._modes import inferring
-from eenet.models._multi_exit import MultiExitModel, feature_of
+from eenet.models._multi_exit import MultiExitModel
 from eenet.stages import LiveTensor, StagedModel
 
 
@@ -104,12 +104,12 @@ def describe(model: MultiExitModel | StagedModel) -> Description:
     with inferring(model):
         live = staged.flatten_inputs(*args, **kwargs)
         live = staged.compact(live, torch.zeros(1, dtype=torch.long, device=live[0].device), 0)
+        steps = staged.walk(live, staged.inference_stages)
         for stage, head in zip(staged.inference_stages, heads, strict=True):
-            flops, outputs = _counted(stage, *live)
-            head_flops = _counted(head, feature_of(stage, outputs))[0] if head is not None else 0
+            flops, step = _counted(next, steps)
+            head_flops = _counted(head, step.feature)[0] if head is not None else 0
             own, of_head = _new_parameters(stage.module, seen), _new_parameters(head, seen)
             measured.append((stage, head, own, flops, of_head, head_flops))
-            live = tuple(outputs[i] for i in stage.passed)
     total = max(sum(flops + head_flops for _, _, _, flops, _, head_flops in measured), 1)
     rows = tuple(
         StageRow(
@@ -128,7 +128,7 @@ def describe(model: MultiExitModel | StagedModel) -> Description:
     return Description(type(staged.backbone).__name__, rows, unused)
 
 
-def _counted(function: Callable[..., Any], *args: Tensor) -> tuple[int, Any]:
+def _counted(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

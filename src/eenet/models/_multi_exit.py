@@ -15,7 +15,7 @@ from eenet.models._modes import inferring
 from eenet.models._outputs import logits_in
 from eenet.models._placement import place_exits
 from eenet.models._sources import Source, source_of
-from eenet.stages import Example, Stage, StagedModel, cut
+from eenet.stages import Example, StagedModel, cut
 from eenet.tasks import Classification, Segmentation, Task
 
 
@@ -60,15 +60,9 @@ class MultiExitModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Logits of every exit, K tensors (N, C)."""
-        stages = self.staged.stages
-        live = self.staged.flatten_inputs(*args, **kwargs)
-        logits = []
-        for stage, head in zip(stages, self.heads, strict=False):
-            outputs = stage(*live)
-            logits.append(head(feature_of(stage, outputs)))
-            live = tuple([outputs[i] for i in stage.passed])
-        logits.append(self.final_logits(stages[-1](*live)))
-        return logits
+        steps = self.staged.walk(self.staged.flatten_inputs(*args, **kwargs))
+        logits = [head(next(steps).feature) for head in self.heads]
+        return [*logits, self.final_logits(next(steps).outputs)]
 
     def final_logits(self, outputs: tuple[Tensor, ...]) -> Tensor:
         """The logits (N, C) in the tensors that the last stage gives."""
@@ -100,14 +94,6 @@ class MultiExitModel(nn.Module):
         from eenet.models._pretrained import from_pretrained
 
         return from_pretrained(folder, allow=allow, heads=heads)
-
-
-def feature_of(stage: Stage, outputs: tuple[Tensor, ...]) -> Tensor:
-    """The tensor an exit head looks at, among the outputs of its stage: with the batch on dimension 0."""
-    index = stage.feature_index
-    assert index is not None, f"stage {stage.name} has no exit"
-    batch_dim = stage.outputs[index].batch_dim
-    return outputs[index].movedim(batch_dim, 0) if batch_dim else outputs[index]
 
 
 def attach(
@@ -145,10 +131,8 @@ def attach(
     args, kwargs = staged.example
     inference = staged.inference_stages
     with inferring(staged):
-        live = staged.flatten_inputs(*args, **kwargs)
-        for stage in inference:
-            outputs = stage(*live)
-            live = tuple([outputs[i] for i in stage.passed])
+        *_, last = staged.walk(staged.flatten_inputs(*args, **kwargs), inference)
+        outputs = last.outputs
         logits = logits_in(staged.unflatten_output(outputs), num_classes)
     answers = next((live for live, t in zip(inference[-1].outputs, outputs, strict=True) if t is logits), None)
     if answers is not None and answers.batch_dim != 0:

@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eenet.bundle._graphs import feature_spec
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel, feature_of
-from eenet.optimize._frozen import Variant, replaced, traced_heads
-from eenet.stages import LiveTensor, Stage
+from eenet.models import MultiExitModel
+from eenet.optimize._frozen import Variant, traced_heads
+from eenet.stages import LiveTensor, Stage, walk
 
 NAME = "compiled"
 _COMPILERS = ("g++", "clang++", "c++")
@@ -46,16 +45,16 @@ def compiled(model: MultiExitModel) -> Variant:
     with torch.no_grad(), torch.inference_mode(mode=False):
         live = model.staged.flatten_inputs(*args, **kwargs)
         graphs = traced_heads(model, stages)
-        for k, stage in enumerate(stages):
-            outputs = stage(*live)
-            made.append(replaced(stage, _Package(_package(stage.module, live, stage.inputs, cache))))
+        for k, step in enumerate(walk(stages, live)):
+            stage = step.stage
+            made.append(stage.replaced(_Package(_package(stage.module, live, stage.inputs, cache))))
             if k < len(graphs):
-                graph, feature = graphs[k], feature_of(stage, outputs).contiguous()
+                graph, feature = graphs[k], step.feature.contiguous()
                 if graph is None:
                     heads.append(model.heads[k])
                 else:
-                    heads.append(_Head(_package(graph, (feature,), (feature_spec(stage),), cache)))
-            live = tuple([outputs[i] for i in stage.passed])
+                    heads.append(_Head(_package(graph, (feature,), (stage.feature,), cache)))
+            live = step.live
     return Variant(NAME, tuple(made), tuple(heads))
 
 

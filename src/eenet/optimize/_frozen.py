@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from eenet.errors import CutError
-from eenet.models import MultiExitModel, feature_of
-from eenet.stages import Stage, cut
+from eenet.models import MultiExitModel
+from eenet.stages import Stage, cut, walk
 
 _CONVOLUTIONS = (
     torch.ops.aten.conv1d.default,
@@ -78,7 +78,7 @@ def frozen(model: MultiExitModel) -> list[Variant]:
             traced = [None if graph is None else fold(graph, channels_last) for graph in heads]
             return Variant(
                 name,
-                tuple(replaced(stage, module) for stage, module in zip(stages, modules, strict=True)),
+                tuple(stage.replaced(module) for stage, module in zip(stages, modules, strict=True)),
                 tuple(own if made is None else _call(made) for own, made in zip(model.heads, traced, strict=True)),
                 channels_last,
             )
@@ -155,35 +155,21 @@ def _constant(module: nn.Module, argument: Any) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def replaced(stage: Stage, module: nn.Module) -> Stage:
-    """The same stage with another module."""
-    return Stage(
-        module,
-        name=stage.name,
-        inputs=stage.inputs,
-        outputs=stage.outputs,
-        feature_index=stage.feature_index,
-        passed=stage.passed,
-    )
-
-
 def traced_heads(model: MultiExitModel, stages: tuple[Stage, ...]) -> list[fx.GraphModule | None]:
     """The heads as graphs; None for one that cannot be traced."""
     args, kwargs = model.staged.example
     live = model.staged.flatten_inputs(*args, **kwargs)
     found: list[fx.GraphModule | None] = []
-    for head, stage in zip(model.heads, stages, strict=False):
-        outputs = stage(*live)
-        feature = feature_of(stage, outputs).clone()
-        index = stage.feature_index or 0
-        sizes = [size for dim, size in enumerate(stage.outputs[index].shape) if dim != stage.outputs[index].batch_dim]
-        dynamic = {dim + 1: f"size{dim}" for dim, size in enumerate(sizes) if isinstance(size, str)}
+    for head, step in zip(model.heads, walk(stages, live), strict=False):
+        feature = step.stage.feature
+        dynamic = {dim: f"size{dim}" for dim, size in enumerate(feature.shape) if dim and isinstance(size, str)}
         try:
-            made: nn.Module = cut(head, [], feature, dynamic=dynamic, check=False).inference_stages[0].module
+            made: nn.Module = (
+                cut(head, [], step.feature.clone(), dynamic=dynamic, check=False).inference_stages[0].module
+            )
         except CutError:
             made = head
         found.append(made if isinstance(made, fx.GraphModule) else None)
-        live = tuple([outputs[i] for i in stage.passed])
     return found
 
 

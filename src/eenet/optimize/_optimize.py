@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.errors import ReliabilityWarning
-from eenet.models import MultiExitModel, feature_of
+from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
 from eenet.optimize._frozen import Variant, eager, frozen
 from eenet.optimize._recorded import recorded
+from eenet.stages import Stage, walk
 
 TOLERANCE = 1e-3
 """How far the logits of a variant may be from the model's own, times the largest where that is above 1."""
@@ -176,11 +177,10 @@ def stage_times(model: MultiExitModel, variant: Variant, largest: int, seconds: 
         live = variant.entered(_inputs(model, size))
         steps: list[Callable[[], Any]] = []
         rows = torch.arange(size, device=live[0].device)
-        for k, stage in enumerate(variant.stages):
+        for k, step in enumerate(walk(variant.stages, live)):
             head = variant.heads[k] if k < len(variant.heads) else None
-            steps += [_bound(model.staged.compact, live, rows, k), _bound(_stage, stage, head, live)]
-            outputs = stage(*live)
-            live = tuple([outputs[i] for i in stage.passed])
+            steps += [_bound(model.staged.compact, live, rows, k), _bound(_stage, step.stage, head, live)]
+            live = step.live
         best = _time(steps, seconds / len(sizes)).reshape(-1, 2)
         compaction.append(best[:, 0])
         stages.append(best[:, 1])
@@ -197,20 +197,16 @@ def _inputs(model: MultiExitModel, size: int) -> tuple[Tensor, ...]:
     return model.staged.compact(live, rows, 0)
 
 
-def _stage(stage: Any, head: Callable[[Tensor], Tensor] | None, live: tuple[Tensor, ...]) -> None:
-    outputs = stage(*live)
+def _stage(stage: Stage, head: Callable[[Tensor], Tensor] | None, live: tuple[Tensor, ...]) -> None:
+    step = next(walk((stage,), live))
     if head is not None:
-        head(feature_of(stage, outputs))
+        head(step.feature)
 
 
 def _all_logits(model: MultiExitModel, variant: Variant, live: tuple[Tensor, ...]) -> list[Tensor]:
-    live = variant.entered(live)
-    found = []
-    for stage, head in zip(variant.stages, variant.heads, strict=False):
-        outputs = stage(*live)
-        found.append(head(feature_of(stage, outputs)))
-        live = tuple([outputs[i] for i in stage.passed])
-    return [*found, model.final_logits(variant.stages[-1](*live))]
+    steps = walk(variant.stages, variant.entered(live))
+    found = [head(next(steps).feature) for head in variant.heads]
+    return [*found, model.final_logits(next(steps).outputs)]
 
 
 def _equal(expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:

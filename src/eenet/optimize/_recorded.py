@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.models import feature_of
-from eenet.optimize._frozen import Variant, replaced
+from eenet.optimize._frozen import Variant
+from eenet.stages import Step
 
 Tensors = tuple[Tensor, ...]
 Capture = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]
@@ -58,15 +58,15 @@ def recorded(
     for size in reversed(buckets(largest)):  # the largest first: the smaller ones find room in what it freed
         live = variant.entered(inputs(size))
         for k, stage in enumerate(variant.stages):
-            outputs = stages[k].record(size, live, capture)
+            step = Step(stage, stages[k].record(size, live, capture))
             if k < len(heads):
-                heads[k].record(size, (feature_of(stage, outputs),), capture)
-            live = tuple([outputs[i] for i in stage.passed])
+                heads[k].record(size, (step.feature,), capture)
+            live = step.live
     for one in (*stages, *heads):
         one.forget()
     return Variant(
         f"{variant.name}, recorded",
-        tuple(replaced(stage, module) for stage, module in zip(variant.stages, stages, strict=True)),
+        tuple(stage.replaced(module) for stage, module in zip(variant.stages, stages, strict=True)),
         tuple(_first_of(head) for head in heads),
         variant.channels_last,
         buckets=buckets(largest),

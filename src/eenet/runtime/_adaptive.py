@@ -14,12 +14,12 @@ from torch import Tensor
 
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel, feature_of
+from eenet.models import MultiExitModel
 from eenet.optimize._frozen import Variant, eager
 from eenet.optimize._optimize import Optimization, StageTimes
 from eenet.optimize._optimize import optimize as measured
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
-from eenet.stages import Stage
+from eenet.stages import Stage, walk
 from eenet.tasks import Evidence
 
 Ints = NDArray[np.intp]
@@ -108,13 +108,13 @@ class AdaptiveModel:
         route = DecisionState(policy, samples)
         answers = _Answers(samples)
         batch, rows = samples, None  # samples the stages run on, and where among them those still running are
-        for k, stage in enumerate(stages[:-1]):
-            outputs = stage(*live)
-            live = tuple([outputs[i] for i in stage.passed])
+        steps = walk(stages, live)
+        for k in range(len(stages) - 1):
+            step = next(steps)
             if not policy.observes(k):
                 route.skip()
                 continue
-            logits = variant.heads[k](feature_of(stage, outputs))
+            logits = variant.heads[k](step.feature)
             running = route.running
             # The one synchronisation of an exit: its logits come to the host, where the decision is made.
             shown = to_numpy(model.task.shown(logits))
@@ -130,12 +130,12 @@ class AdaptiveModel:
                 break
             left = staying if rows is None else rows[staying]
             if times is None or times.compacts(k + 1, batch, len(left)):
-                live = model.staged.compact(live, _index(left, logits), k + 1)
+                step.live = model.staged.compact(step.live, _index(left, logits), k + 1)
                 batch, rows = len(left), None
             else:
                 rows = left
         else:
-            logits = model.final_logits(stages[-1](*live))
+            logits = model.final_logits(next(steps).outputs)
             running = route.running
 
             def evidence_of_last(logits: Tensor = logits, rows: Ints | None = rows) -> Evidence:

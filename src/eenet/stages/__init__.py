@@ -9,5 +9,7 @@ from eenet.stages._places import Place as Place
 from eenet.stages._places import places as places
 from eenet.stages._stage import LiveTensor as LiveTensor
 from eenet.stages._stage import Stage as Stage
+from eenet.stages._stage import Step as Step
+from eenet.stages._stage import walk as walk
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut

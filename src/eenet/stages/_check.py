@@ -21,6 +21,7 @@ from eenet.stages._capture import feature_at
 from eenet.stages._compact import compact
 from eenet.stages._example import InputForm
 from eenet.stages._split import Split
+from eenet.stages._stage import walk
 
 _BATCH = 4
 _SURVIVORS = (2, 0, 3)
@@ -43,12 +44,9 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
         index = torch.tensor(_SURVIVORS, device=inputs[0].device)
         batched = [live.batch_dim for live in split.stages[-1].outputs]
         wanted = compact(tuple(expected), index, batched)
-        live = inputs
-        for boundary, stage in enumerate(split.stages[:-1]):
-            outputs = split.run(live, boundary, boundary)
-            live = tuple(outputs[i] for i in stage.passed)
-            following = split.stages[boundary + 1]
-            survivors = compact(live, index, following.batch_dims)
+        for boundary, step in enumerate(walk(split.stages[:-1], inputs)):
+            stage, following = step.stage, split.stages[boundary + 1]
+            survivors = compact(step.live, index, following.batch_dims)
             got = _run_stages(split, survivors, boundary + 1, f"with survivors selected after {stage.name!r}")
             for number, (one, other) in enumerate(zip(wanted, got, strict=True)):
                 # An output that mixes samples cannot be selected from; equal at the whole batch is all it promises.
@@ -66,11 +64,7 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
 
 def _check_neighbours(split: Split, inputs: tuple[Tensor, ...]) -> None:
     """After the first boundary the survivors' outputs must not depend on which other samples are in the batch."""
-    first = split.stages[0]
-    here, there = (
-        tuple([outputs[i] for i in first.passed])
-        for outputs in (split.run(tensors, 0, 0) for tensors in (inputs, _exchanged(inputs)))
-    )
+    here, there = (next(walk(split.stages, tensors)).live for tensors in (inputs, _exchanged(inputs)))
     # Both made the same way, so that they lie in memory the same way: another layout could round differently.
     ours, beside = (
         tuple(
@@ -92,8 +86,9 @@ def _check_neighbours(split: Split, inputs: tuple[Tensor, ...]) -> None:
         again = _run_stages(split, ours, 1, when)[number]
         if _same_bits(again, expected[number]):
             raise CutError(
-                f"cannot cut at {first.name!r}: in the output {live.name!r} samples {list(_SURVIVORS)} of {_BATCH} "
-                "change when the samples beside them are others; the layers after it mix the samples of a batch"
+                f"cannot cut at {split.stages[0].name!r}: in the output {live.name!r} samples {list(_SURVIVORS)} of "
+                f"{_BATCH} change when the samples beside them are others; the layers after it mix the samples of a "
+                "batch"
             )
 
 
@@ -152,18 +147,17 @@ def _compare_runs(
     backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...], when: str
 ) -> None:
     expected, features = _whole(backbone, at, split, form, inputs)
-    live = inputs
+    steps = walk(split.stages, inputs)
     torch.manual_seed(_SEED)
     for number, stage in enumerate(split.stages):
         try:
-            outputs = stage(*live)
+            step = next(steps)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise CutError(f"stage {stage.name!r} fails {when}: {error}") from error
         if stage.feature_index is not None:
-            got = outputs[stage.feature_index]
+            got = step.outputs[stage.feature_index]
             _compare(features[number], got, f"the feature at {stage.name!r} differs from the model's {when}")
-            live = tuple(outputs[i] for i in stage.passed)
-    for tensor, one, other in zip(split.stages[-1].outputs, expected, outputs, strict=True):
+    for tensor, one, other in zip(split.stages[-1].outputs, expected, step.outputs, strict=True):
         _compare(one, other, f"the output {tensor.name!r} of the last stage differs from the model's {when}")
 
 

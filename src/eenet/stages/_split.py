@@ -16,7 +16,7 @@ from eenet.stages._alias import tensors_to_copy
 from eenet.stages._binding import set_attribute
 from eenet.stages._capture import Capture, original_name
 from eenet.stages._plan import Plan
-from eenet.stages._stage import LiveTensor, Stage
+from eenet.stages._stage import LiveTensor, Stage, walk
 from eenet.stages._symbols import is_size, source_of_size
 
 _KEPT_META = ("nn_module_stack", "stack_trace")
@@ -42,12 +42,8 @@ class Split:
 
     def run(self, live: tuple[Tensor, ...], first: int = 0, last: int | None = None) -> tuple[Tensor, ...]:
         """Run stages `first` to `last` (by default to the end): the outputs of the last one run."""
-        stop = len(self.stages) if last is None else last + 1
-        for index in range(first, stop):
-            stage = self.stages[index]
-            outputs = stage(*live)
-            if index + 1 < stop:
-                live = outputs if len(stage.passed) == len(outputs) else tuple([outputs[i] for i in stage.passed])
+        for step in walk(self.stages[first : None if last is None else last + 1], live):
+            outputs = step.outputs
         return outputs
 
     def unflatten(self, tensors: tuple[Tensor, ...]) -> Any:

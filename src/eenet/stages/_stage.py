@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,27 @@ class Stage:
         outputs: tuple[Tensor, ...] = self.module(*live)
         return outputs
 
+    @property
+    def feature(self) -> LiveTensor:
+        """The feature at the end of the stage as a head takes it: with the samples first. Not for the last stage."""
+        assert self.feature_index is not None, f"stage {self.name} has no exit"
+        feature = self.outputs[self.feature_index]
+        shape = list(feature.shape)
+        if feature.batch_dim is not None:
+            shape.insert(0, shape.pop(feature.batch_dim))
+        return LiveTensor("feature", tuple(shape), feature.dtype, 0)
+
+    def replaced(self, module: nn.Module) -> Stage:
+        """The same stage with another module."""
+        return Stage(
+            module,
+            name=self.name,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            feature_index=self.feature_index,
+            passed=self.passed,
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """The parameters and buffers that this stage uses, under their names in the original model, not copied."""
         return dict(self.module.state_dict())
@@ -64,6 +86,39 @@ class Stage:
         ins = ", ".join(_describe(live) for live in self.inputs)
         outs = ", ".join(_describe(live) for live in self.outputs)
         return f"Stage({self.name!r}: ({ins}) -> ({outs}))"
+
+
+class Step:
+    """A stage that has run: its `outputs`, and `live`, the tensors the next stage will be run on.
+
+    Whoever walks may replace `live` before the next stage runs, for instance by the survivors of the batch.
+    """
+
+    __slots__ = ("live", "outputs", "stage")
+
+    def __init__(self, stage: Stage, outputs: tuple[Tensor, ...]) -> None:
+        self.stage = stage
+        self.outputs = outputs
+        self.live = tuple([outputs[i] for i in stage.passed])
+
+    @property
+    def feature(self) -> Tensor:
+        """The tensor an exit head looks at, with the samples first. Not for the last stage."""
+        index = self.stage.feature_index
+        assert index is not None, f"stage {self.stage.name} has no exit"
+        batch_dim = self.stage.outputs[index].batch_dim
+        return self.outputs[index].movedim(batch_dim, 0) if batch_dim else self.outputs[index]
+
+
+def walk(stages: Sequence[Stage], live: tuple[Tensor, ...]) -> Iterator[Step]:
+    """Run stages in turn, each when the next step is asked for; `live` are the tensors before the first.
+
+    This is the only loop over stages.
+    """
+    for stage in stages:
+        step = Step(stage, stage(*live))
+        yield step
+        live = step.live
 
 
 def _describe(live: LiveTensor) -> str:

@@ -18,7 +18,7 @@ from eenet.stages._example import Example, InputForm, form_of
 from eenet.stages._modes import modes_kept, set_evaluation
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
-from eenet.stages._stage import Stage
+from eenet.stages._stage import Stage, Step, walk
 
 
 def cut(
@@ -132,6 +132,24 @@ class StagedModel(nn.Module):
         live = self._form.flatten(args, kwargs)
         current = self._current()
         return current.unflatten(current.run(live))
+
+    def walk(self, live: tuple[Tensor, ...], stages: Sequence[Stage] | None = None) -> Iterator[Step]:
+        """Run the stages one at a time, each when the next step is asked for.
+
+        Parameters
+        ----------
+        live
+            The live tensors before the first stage, as `flatten_inputs` gives them.
+        stages
+            The stages to run; by default those of the current mode.
+
+        Yields
+        ------
+        Step
+            After each stage: its `outputs`, its `feature`, and `live`, the tensors before the next stage. These may be
+            replaced, for instance by `staged.compact(step.live, survivors, k + 1)`.
+        """
+        return walk(self.stages if stages is None else stages, live)
 
     def flatten_inputs(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """The live tensors of the first stage; raises InvalidInputError where the arguments differ from the example."""

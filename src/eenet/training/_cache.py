@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from eenet._compat import pytree
 from eenet._files import write_json
 from eenet.errors import InvalidInputError
-from eenet.models import ConvHead, MultiExitModel, TokenHead, feature_of, inferring, unpack
+from eenet.models import ConvHead, MultiExitModel, TokenHead, inferring, unpack
 from eenet.training._errors import OutOfSpaceError
 from eenet.training._task import targets_of
 
@@ -138,14 +138,10 @@ class _Source:
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(self.device), (args, kwargs))
         model = self.model
         with inferring(model):
-            live = inputs = model.staged.flatten_inputs(*args, **kwargs)
-            stages = model.staged.stages
-            features = []
-            for stage in stages[:-1]:
-                outputs = stage(*live)
-                features.append(feature_of(stage, outputs))
-                live = tuple([outputs[i] for i in stage.passed])
-            logits = model.final_logits(stages[-1](*live))
+            inputs = model.staged.flatten_inputs(*args, **kwargs)
+            *early, last = model.staged.walk(inputs)
+            features = [step.feature for step in early]
+            logits = model.final_logits(last.outputs)
         return _Outputs(list(inputs), features, logits, targets_of(labels, torch.device("cpu")))
 
 

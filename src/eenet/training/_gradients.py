@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.models import MultiExitModel, feature_of
+from eenet.models import MultiExitModel
 
 SCALINGS = ("none", "equilibrium")
 
@@ -34,16 +34,14 @@ class ScaledExits(nn.Module):
         if self.scaling == "none":
             found: list[Tensor] = model(*args, **kwargs)
             return found
-        stages = model.staged.stages
-        live = model.staged.flatten_inputs(*args, **kwargs)
+        steps = model.staged.walk(model.staged.flatten_inputs(*args, **kwargs))
         logits = []
-        for k, (stage, head) in enumerate(zip(stages, model.heads, strict=False)):
-            outputs = stage(*live)
+        for k, head in enumerate(model.heads):
+            step = next(steps)
             to_head, onward = self._factors(k)
-            logits.append(head(scale_gradient(feature_of(stage, outputs), to_head)))
-            live = tuple([scale_gradient(outputs[i], onward) for i in stage.passed])
-        logits.append(model.final_logits(stages[-1](*live)))
-        return logits
+            logits.append(head(scale_gradient(step.feature, to_head)))
+            step.live = tuple([scale_gradient(tensor, onward) for tensor in step.live])
+        return [*logits, model.final_logits(next(steps).outputs)]
 
     def _factors(self, k: int) -> tuple[float, float]:
         """What multiplies the gradient of the head at exit k (from 0), and that of everything after it."""
