@@ -14,13 +14,13 @@ import torch
 from optional import import_or_skip
 
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
-from eenet.experiments.data import ImageArray, class_sizes, load
+from eenet.experiments.data import ImageArray, load
 
 LABELS = [3, 0, 9, 1, 3, 7, 2, 8, 5, 6]
 
 
 def raw(root: Path, split: str = "train", **options: Any) -> ImageArray:
-    """A CIFAR-10 whose normalisation only scales to 0..1."""
+    """A CIFAR-10 whose normalization only scales to 0..1."""
     dataset = load("cifar10", root, split, mean=(0, 0, 0), std=(1, 1, 1), **options)
     assert isinstance(dataset, ImageArray)
     return dataset
@@ -45,7 +45,7 @@ def test_parquet_is_read_with_its_pixels_and_labels(tmp_path: Path, folder: str)
     assert y.tolist() == LABELS
     torch.testing.assert_close(x, torch.from_numpy(images).permute(0, 3, 1, 2) / 255, rtol=0, atol=1e-6)
     assert dataset[2][1] == 9
-    assert class_sizes(dataset)["cat"] == 2
+    assert dataset.class_sizes()["cat"] == 2
 
 
 def test_a_sample_by_index_is_the_one_of_the_batch_and_iteration_ends(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_sample_by_index_is_the_one_of_the_batch_and_iteration_ends(tmp_path: 
         dataset[10]
 
 
-def test_pixels_are_normalised_with_the_statistics_of_the_data(tmp_path: Path) -> None:
+def test_pixels_are_normalized_with_the_statistics_of_the_data(tmp_path: Path) -> None:
     images = write_train(tmp_path, 1)
     x, _ = load("cifar10", tmp_path, "train")[0]
     expected = (images[0] / 255 - np.array([0.4914, 0.4822, 0.4465])) / np.array([0.2470, 0.2435, 0.2616])

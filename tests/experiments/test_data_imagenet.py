@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from optional import import_or_skip
 
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
-from eenet.experiments.data import ImageFolder, load
+from eenet.experiments.data import load, three_way_split
 
 TRAIN = {"n01440764": 3, "n01443537": 4, "n01484850": 2}
 
@@ -23,10 +24,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def folder(root: Path, split: str = "train", **options: Any) -> ImageFolder:
-    dataset = load("imagenet", root, split, size=24, **options)
-    assert isinstance(dataset, ImageFolder)
-    return dataset
+def folder(root: Path, split: str = "train", **options: Any) -> Any:
+    return load("imagenet", root, split, size=24, **options)
 
 
 def test_synsets_in_order_are_the_classes(root: Path) -> None:
@@ -44,11 +43,6 @@ def test_val_uses_the_classes_of_train(root: Path) -> None:
     assert folder(root, "validation").split == "val"
 
 
-def test_val_alone_has_its_own_classes(tmp_path: Path) -> None:
-    files.write_imagenet(tmp_path, {"val": {"n1": 1, "n2": 1}})
-    assert folder(tmp_path, "val").classes == ("n1", "n2")
-
-
 def test_evaluation_is_what_torchvision_does(root: Path) -> None:
     transforms = import_or_skip("torchvision.transforms")
     pillow = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
@@ -62,7 +56,7 @@ def test_evaluation_is_what_torchvision_does(root: Path) -> None:
     )
     dataset = folder(root)
     for n in range(len(dataset)):
-        with pillow.open(dataset.paths[n]) as image:
+        with pillow.open(dataset.files[n]) as image:
             torch.testing.assert_close(dataset[n][0], reference(image.convert("RGB")), rtol=0, atol=1e-5)
 
 
@@ -152,7 +146,105 @@ def test_a_val_class_that_train_does_not_have_is_refused(root: Path) -> None:
         folder(root, "val")
 
 
-def test_images_and_labels_must_be_as_many(root: Path) -> None:
-    dataset = folder(root)
-    with pytest.raises(InvalidInputError, match="9 images and 8 labels"):
-        ImageFolder(root, dataset.paths, dataset.labels[:8], dataset.classes, name="mine", split="train")
+class TestSynsets:
+    """Numbering the classes as a network that was trained on more of them does."""
+
+    def test_val_alone_is_numbered_by_its_folders_and_that_is_said(self, tmp_path: Path) -> None:
+        files.write_imagenet(tmp_path, {"val": {"n1": 1, "n2": 1}})
+        with pytest.warns(ReliabilityWarning, match=r"numbered 0 to 1 by the 2 folders of val/.*synsets="):
+            assert folder(tmp_path, "val").classes == ("n1", "n2")
+
+    @pytest.mark.parametrize("name", ["list", "synset_words.txt", "classes.json", "index.json", "plain.json"])
+    def test_a_list_or_a_file_numbers_the_classes(self, tmp_path: Path, name: str) -> None:
+        files.write_imagenet(tmp_path, {"val": {"n2": 2, "n7": 1}})
+        order = ["n7", "n1", "n2"]
+        contents = {
+            "synset_words.txt": "".join(f"{synset} a word, another\n" for synset in order),
+            "classes.json": json.dumps([{"label": k, "wnid": synset, "name": "w"} for k, synset in enumerate(order)]),
+            "index.json": json.dumps({str(k): [synset, "w"] for k, synset in enumerate(order)}),
+            "plain.json": json.dumps(order),
+        }
+        if name in contents:
+            (tmp_path / name).write_text(contents[name])
+        dataset = folder(tmp_path, "val", synsets=order if name == "list" else name)
+        assert dataset.classes == tuple(order)
+        assert dataset.labels.tolist() == [2, 2, 0]
+
+    def test_a_list_that_cannot_be_used_is_refused(self, tmp_path: Path) -> None:
+        files.write_imagenet(tmp_path, {"val": {"n2": 1}})
+        (tmp_path / "broken.json").write_text("[1, 2]")
+        with pytest.raises(InvalidInputError, match="n2' is a label outside the 1 classes that `synsets` lists"):
+            folder(tmp_path, "val", synsets=["n1"])
+        with pytest.raises(InvalidInputError, match="none of them twice"):
+            folder(tmp_path, "val", synsets=["n2", "n2"])
+        with pytest.raises(InvalidInputError, match="there is no such file"):
+            folder(tmp_path, "val", synsets="nowhere.txt")
+        with pytest.raises(FileFormatError, match=r"broken.json' lists no synsets"):
+            folder(tmp_path, "val", synsets="broken.json")
+
+
+class TestParquet:
+    """Images as Hugging Face publishes them."""
+
+    @pytest.fixture
+    def parquet(self, tmp_path: Path) -> Path:
+        for split, count in (("train", 6), ("valid", 4)):
+            cells = files.image_cells(files.pixels(count, 30, 40), "JPEG")
+            labels = [(n + 1) % 3 for n in range(count)]
+            files.write_parquet(tmp_path / f"{split}-00000-of-00001.parquet", {"image": cells, "label": labels})
+        return tmp_path
+
+    def test_it_gives_the_images_of_the_folders(self, parquet: Path, tmp_path: Path) -> None:
+        dataset = folder(parquet, "val")
+        assert dataset.labels.tolist() == [1, 2, 0, 1]
+        assert dataset.classes == ("0", "1", "2")
+        for n, image in enumerate(files.pixels(4, 30, 40)):
+            files.write_image(tmp_path / "other" / "train" / "n1" / f"{n}.jpg", image, "JPEG")
+        torch.testing.assert_close(dataset.batch(range(4))[0], folder(tmp_path / "other").batch(range(4))[0])
+        train = folder(parquet, transform="train")
+        assert torch.equal(train.batch([0, 5], (0, 1))[0], train.batch([0, 5], (0, 1))[0])
+        assert train.fingerprint() != dataset.fingerprint()
+        assert three_way_split(train, calibration=2, test=2).duplicates == {
+            "calibration": {"train": 0},
+            "test": {"train": 0, "calibration": 0},
+        }
+
+    def test_names_come_from_classes_json_and_synsets_renumber_them(self, parquet: Path) -> None:
+        names = [{"label": k, "wnid": f"n{k}", "name": "w"} for k in range(3)]
+        (parquet / "classes.json").write_text(json.dumps(names))
+        assert folder(parquet, "val").classes == ("n0", "n1", "n2")
+        dataset = folder(parquet, "val", synsets=["n9", "n2", "n1", "n0"])
+        assert dataset.labels.tolist() == [2, 1, 3, 2]
+        with pytest.raises(InvalidInputError, match=r"`synsets` lacks 1 classes of split 'val' .* such as 'n2'"):
+            folder(parquet, "val", synsets=["n0", "n1"])
+
+    def test_limit_takes_evenly_spaced_rows(self, parquet: Path) -> None:
+        assert folder(parquet, limit=3).labels.tolist() == [2, 1, 0]
+
+    def test_rows_that_do_not_decode_are_named(self, parquet: Path) -> None:
+        cells = files.image_cells(files.pixels(3, 30, 40), "JPEG")
+        cells[1]["bytes"] = None
+        files.write_parquet(parquet / "train-00000-of-00001.parquet", {"image": cells, "label": [0, 1, 2]})
+        with pytest.raises(FileFormatError, match="parquet row 1' has no image bytes"):
+            folder(parquet).batch(range(3))
+        with pytest.warns(ReliabilityWarning, match="1 of 3 samples cannot be read: .*row 1: has no image bytes"):
+            assert folder(parquet, on_corrupt="skip").labels.tolist() == [0, 2]
+        files.write_parquet(parquet / "train-00000-of-00001.parquet", {"image": cells, "label": [0, None, 2]})
+        with pytest.raises(InvalidInputError, match="row 1 has label -1"):
+            folder(parquet)
+
+    def test_more_than_the_memory_is_refused(self, parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("os.sysconf", lambda name: 10)
+        with pytest.raises(InvalidInputError, match=r"are kept in memory.*give limit="):
+            folder(parquet)
+
+    def test_the_shared_tiny_imagenet_loads(self, shared: Path) -> None:
+        root = shared / "datasets" / "tiny-imagenet"
+        if not root.is_dir():
+            pytest.skip("the shared material has no datasets/tiny-imagenet")
+        dataset = load("imagenet", root, "val", size=56, limit=400)
+        assert len(dataset.classes) == 200
+        assert dataset.classes[0] == "n01443537"
+        assert dataset.batch([0, 399])[0].shape == (2, 3, 56, 56)
+        words = shared / "datasets" / "imagenet-mini" / "synset_words.txt"
+        assert len(load("imagenet", root, "val", limit=5, synsets=words).classes) == 1000

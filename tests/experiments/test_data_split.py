@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.experiments.data import PARTS, ImageArray, Texts, ThreeWaySplit, load, loader, three_way_split
+from eenet.experiments.data import ImageArray, Texts, ThreeWaySplit, load, loader, three_way_split
+
+PARTS = ("train", "calibration", "test")
 
 
 def texts(labels: list[int], prefix: str = "text", split: str = "train") -> Texts:

@@ -11,7 +11,7 @@ import torch
 from optional import import_or_skip
 
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
-from eenet.experiments.data import TextCollator, Texts, class_sizes, load, loader
+from eenet.experiments.data import TextCollator, Texts, load, loader
 
 SENTENCES = ["a good film", 'it said "bad " and meant it', "good", "bad film", ""]
 LABELS = [1, 0, 1, 0, 0]
@@ -33,7 +33,7 @@ def test_sst2_parquet(tmp_path: Path, folder: str) -> None:
         assert [dataset[n] for n in range(5)] == list(zip(SENTENCES, LABELS, strict=True))
     assert dataset.classes == ("negative", "positive")
     assert dataset.empty == 1
-    assert class_sizes(dataset) == {"negative": 3, "positive": 2}
+    assert dataset.class_sizes() == {"negative": 3, "positive": 2}
     strings, labels = dataset.batch([3, 0])
     assert strings == ["bad film", "a good film"]
     assert labels.tolist() == [0, 1]
@@ -261,5 +261,5 @@ def test_the_shared_texts_load(shared: Path) -> None:
             pytest.skip(f"the shared material has no datasets/{name}")
         dataset = texts(name, folder, split)
         assert len(dataset) == size
-        assert all(class_sizes(dataset).values())
+        assert all(dataset.class_sizes().values())
         assert len(texts(name, folder, split, limit=5)) == 5

@@ -175,15 +175,15 @@ class TestPreprocessing:
     """Raw inputs become what the network was trained on."""
 
     def test_images_as_the_data_loader_evaluates_them(self, tmp_path: Path) -> None:
-        from eenet.experiments.data._image_folder import ImageFolder
+        from eenet.experiments.data import load
 
         rng = np.random.default_rng(0)
-        paths = []
-        for n, shape in enumerate([(300, 260, 3), (180, 400, 3), (224, 224, 3)]):
-            paths.append(tmp_path / f"{n}.png")
-            pillow.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(paths[-1])
-        dataset = ImageFolder(tmp_path, paths, np.zeros(3, int), ["a", "b"], name="x", split="val", size=64)
-        expected, _ = dataset.batch(np.arange(3))
+        folder = tmp_path / "train" / "n1"
+        folder.mkdir(parents=True)
+        paths = [folder / f"{n}.png" for n in range(3)]
+        for path, shape in zip(paths, [(300, 260, 3), (180, 400, 3), (224, 224, 3)], strict=True):
+            pillow.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+        expected, _ = load("imagenet", tmp_path, "train", size=64).batch(np.arange(3))
         made = ImagePreprocessing((64, 64), resize=round(64 * 256 / 224))(paths)["x"]
         np.testing.assert_allclose(made, expected.numpy(), atol=1e-6)
         np.testing.assert_array_equal(

