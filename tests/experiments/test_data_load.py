@@ -94,7 +94,7 @@ def test_a_download_without_a_network_says_so(tmp_path: Path) -> None:
     [
         ("pyarrow.parquet", "sst2", "train"),
         ("PIL.Image", "cityscapes", "train"),
-        ("torchvision.datasets", "cifar10", "test"),
+        ("torchvision", "cifar10", "test"),
     ],
 )
 def test_what_the_extra_brings_is_named_when_it_is_missing(
