@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,7 @@ def test_bad_logits_are_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
-def test_every_float_type_gives_normalised_float32(dtype: Any) -> None:
+def test_every_float_type_gives_normalized_float32(dtype: Any) -> None:
     probs, labels = good()
     records = ExitRecords.from_probabilities(probs.astype(dtype), labels)
     assert records.probabilities.dtype == np.float32
@@ -131,12 +133,12 @@ def test_sizes_accuracy_and_description() -> None:
     assert (len(records), records.num_exits, records.num_classes) == (40, 4, 3)
     assert records.labels is not None
     np.testing.assert_allclose(records.accuracies, (records.predictions == records.labels).mean(axis=1))
-    assert repr(records) == "ExitRecords(4 exits, 40 labelled samples, 3 classes)"
+    assert repr(records) == "ExitRecords(4 exits, 40 labeled samples, 3 classes)"
 
 
 def test_without_labels_there_is_no_accuracy() -> None:
     records = ExitRecords.from_probabilities(good()[0])
-    assert "unlabelled" in repr(records)
+    assert "unlabeled" in repr(records)
     with pytest.raises(InvalidInputError, match=r"have no labels: pass labels=\.\.\. when making them"):
         _ = records.accuracies
 
@@ -175,17 +177,17 @@ def test_a_split_is_disjoint_complete_and_the_same_for_a_seed() -> None:
             marked.split(fraction, seed=0)
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_save_and_load(tmp_path: Path, labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [True, False])
+def test_save_and_load(tmp_path: Path, labeled: bool) -> None:
     logits, labels = toy_logits(samples=30, nonfinite=0.1)
-    records = ExitRecords.from_logits(logits, labels if labelled else None)
+    records = ExitRecords.from_logits(logits, labels if labeled else None)
     path = tmp_path / "new" / "records.safetensors"
     records.save(path)
     loaded = ExitRecords.load(path)
     np.testing.assert_array_equal(loaded.probabilities, records.probabilities)
     np.testing.assert_array_equal(loaded.predictions, records.predictions)
-    assert (loaded.labels is not None) == (loaded.utility is not None) == labelled
-    if labelled:
+    assert (loaded.labels is not None) == (loaded.utility is not None) == labeled
+    if labeled:
         np.testing.assert_array_equal(loaded.accuracies, records.accuracies)
 
 
@@ -225,8 +227,113 @@ def test_a_file_whose_predictions_are_not_those_of_its_probabilities_is_refused(
         message = f"exit 1 predicts class {wrong} for sample 4, which is not its most probable one"
         assert message in refused(predictions=predictions)
         with pytest.raises(InvalidInputError, match=message):
-            ExitRecords(records.probabilities, predictions, None, None).save(path)
-    assert "predictions of dtype float64" in refused(predictions=records.predictions.astype(float))
-    assert "probabilities of dtype int64" in refused(probabilities=records.probabilities.astype(int))
-    assert "labels outside 0 to 4" in refused(labels=np.full(30, records.num_classes))
-    assert "labels outside 0 to -1" in refused(probabilities=records.probabilities[:, :, :0])
+            ExitRecords(records.probabilities, predictions)
+    assert "predictions of dtype float64, expected integers" in refused(predictions=records.predictions.astype(float))
+    assert "probabilities have dtype int64" in refused(probabilities=records.probabilities.astype(int))
+    assert "labels[0] is 5, expected 0 to 4" in refused(labels=np.full(30, records.num_classes))
+    assert "probabilities have 0 class" in refused(probabilities=records.probabilities[:, :, :0])
+
+
+def parts() -> dict[str, Any]:
+    """Valid arguments of `ExitRecords`."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), size=(2, 4))
+    return {
+        "probabilities": probabilities,
+        "predictions": probabilities.argmax(axis=-1),
+        "labels": [0, 1, 2, 1],
+        "utility": rng.random((2, 4)),
+        "pooled": {"entropy": rng.random((2, 4))},
+        "pixel_counts": rng.integers(0, 9, (2, 4, 3, 3)),
+    }
+
+
+def test_the_constructor_makes_records_of_valid_arrays() -> None:
+    given = parts()
+    records = ExitRecords(**given)
+    assert records.probabilities.dtype == np.float32
+    np.testing.assert_allclose(records.probabilities, given["probabilities"], rtol=1e-6)
+    np.testing.assert_allclose(records.accuracies, given["utility"].mean(axis=1), rtol=1e-6)
+    assert repr(records) == "ExitRecords(2 exits, 4 labeled samples, 3 classes)"
+    by_labels = ExitRecords(given["probabilities"], given["predictions"], given["labels"])
+    assert by_labels == ExitRecords.from_probabilities(given["probabilities"], given["labels"])
+    assert ExitRecords(given["probabilities"], given["predictions"]).utility is None
+
+
+def test_the_constructor_takes_rows_that_are_not_finite() -> None:
+    given = parts()
+    given["probabilities"][1, 2] = np.nan
+    given["probabilities"][0, 3, given["predictions"][0, 3]] = np.inf
+    records = ExitRecords(**{name: given[name] for name in ("probabilities", "predictions")})
+    assert [evidence.finite.tolist() for evidence in records.all_evidence()] == [
+        [True, True, True, False],
+        [True, True, False, True],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        ("probabilities", lambda p: p[0], r"probabilities have shape \(4, 3\), expected \(exits, samples, classes\)"),
+        ("probabilities", lambda p: p * 2, r"probabilities\[0, 0\] sums to 2, expected 1 within 0.001; apply softmax"),
+        ("probabilities", lambda p: p - [0, 0, 1], r"probabilities\[0, 0, 2\] is -0.*, which is negative"),
+        ("probabilities", lambda p: p[:, :, ::-1], r"exit 0 predicts class . for sample ., which is not its most prob"),
+        ("predictions", lambda p: p.T, r"predictions of shape \(4, 2\), expected \(2, 4\)"),
+        ("predictions", lambda p: p * 1.0, r"predictions of dtype float64, expected integers"),
+        ("predictions", lambda p: p + 3, r"exit 0 predicts class . for sample 0, which is not its most probable one"),
+        ("labels", lambda y: [*y, 0], r"labels have shape \(5,\), expected \(4,\): one for each sample$"),
+        ("labels", lambda y: [3, *y[1:]], r"labels\[0\] is 3, expected 0 to 2"),
+        ("utility", lambda u: u + 1, r"utility\[0, 0\] is 1.*, expected a number from 0 to 1"),
+        ("utility", lambda u: np.where(u == u.max(), np.nan, u), r"utility\[., .\] is nan, expected a number from 0"),
+        ("utility", lambda u: u[:1], r"utility of shape \(1, 4\), expected \(2, 4\)"),
+        ("pooled", lambda _: {"surprise": np.zeros((2, 4))}, r"pooled holds \['surprise'\], expected names among"),
+        ("pooled", lambda _: {"entropy": np.zeros(4)}, r"pooled\['entropy'\] of shape \(4,\), expected \(2, 4\)"),
+        ("pixel_counts", lambda c: c[..., 0], r"pixel_counts of shape \(2, 4, 3\), expected \(2, 4, 3, 3\)"),
+        ("pixel_counts", lambda c: c * 1.0, r"pixel_counts of dtype float64, expected integers"),
+    ],
+)
+def test_the_constructor_refuses_what_is_not_as_described(name: str, spoil: Any, message: str) -> None:
+    given = parts()
+    given[name] = spoil(given[name])
+    with pytest.raises(InvalidInputError, match=message):
+        ExitRecords(**given)
+
+
+def test_swapped_axes_are_recognized() -> None:
+    logits, labels = toy_logits(samples=40, exits=3, classes=5)
+    probabilities = toy_records(samples=40, exits=3, classes=5).probabilities
+    by_samples = (
+        r"have shape \(40, 3, 5\), expected \(exits, samples, classes\): there are 40 labels, so the first axis"
+    )
+    with pytest.raises(InvalidInputError, match=rf"logits {by_samples} .*numpy.swapaxes\(logits, 0, 1\)"):
+        ExitRecords.from_logits(logits.swapaxes(0, 1), labels)
+    swapped = probabilities.swapaxes(0, 1)
+    for make in (ExitRecords.from_probabilities, lambda p, y: ExitRecords(p, p.argmax(axis=-1), y)):
+        with pytest.raises(InvalidInputError, match=rf"probabilities {by_samples}"):
+            make(swapped, labels)
+    with pytest.raises(
+        InvalidInputError, match=r"they sum to 1 along axis 1, so the classes are there: of shape \(3, 5"
+    ):
+        ExitRecords.from_probabilities(probabilities.swapaxes(1, 2))
+    with pytest.raises(InvalidInputError, match=r"they sum to 1 along axis 0, so the classes are there"):
+        ExitRecords.from_probabilities(probabilities.transpose(2, 0, 1))
+    with pytest.raises(
+        InvalidInputError, match=r"labels have shape \(40,\), expected \(5,\).*; logits have shape \(3, 5"
+    ):
+        ExitRecords.from_logits(logits.swapaxes(1, 2), labels)
+
+
+def test_equal_records_are_equal_and_have_one_hash_also_after_a_file_a_copy_or_a_pickle(tmp_path: Path) -> None:
+    logits, labels = toy_logits(samples=100, nonfinite=0.2)
+    path = tmp_path / "records.safetensors"
+    for records in (ExitRecords.from_logits(logits, labels), ExitRecords.from_logits(logits), ExitRecords(**parts())):
+        records.save(path)
+        unpickled = pickle.loads(pickle.dumps(records))  # noqa: S301
+        for again in (ExitRecords.load(path), unpickled, copy.deepcopy(records), records.subset(range(len(records)))):
+            assert again == records
+            assert hash(again) == hash(records)
+            assert again.subset([1, 0, *range(2, len(records))]) != records
+            assert again.first_exits(2) == records.first_exits(2)
+        other: object = "records"
+        assert records != other
+    assert ExitRecords.from_logits(logits, labels) != ExitRecords.from_logits(logits)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,78 +12,162 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eenet._files import read_arrays, write_arrays
+from eenet._values import equal, hash_of
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.tasks import POOLED, Evidence, softmax
+
+__all__ = ["ExitRecords"]
 
 _SCHEMA = 1
 _POOLED = "pooled."
 _SUM_TOLERANCE = 1e-3
+_AXES = "(exits, samples, classes)"
 
 
 class ExitRecords:
-    """Evidence and utility of N samples at K exits with C classes.
+    """The outputs of K exits for N samples with C classes, and what stopping at each exit is worth.
 
-    `probabilities` (K, N, C) float32, a non-finite row stands for an output that was not finite; `predictions`
-    (K, N); `labels` (N,) or None; `utility` (K, N) in [0, 1], what stopping at each exit is worth, or None. For samples
-    with many predictions each, such as images with a class per pixel, `pooled` has (K, N) means by name (see
-    `eenet.tasks.POOLED`) and `pixel_counts` (K, N, C, 3) the pixels that are right, predicted and labelled.
+    `from_logits` and `from_probabilities` are the usual ways to make records. All are validated.
+
+    Parameters
+    ----------
+    probabilities : array_like of shape (K, N, C)
+        Class probabilities, kept as float32; each row sums to 1 within 0.001. A row that is not finite stands for an
+        output that was not finite.
+    predictions : array_like of shape (K, N)
+        The predicted classes: at each exit a most probable class.
+    labels : array_like of shape (N,), optional
+        The true classes, from 0 to C - 1.
+    utility : array_like of shape (K, N), optional
+        What stopping at each exit is worth, in [0, 1]. By default, where there are labels, 1 for a right prediction.
+    pooled : mapping of str to array_like of shape (K, N), optional
+        For samples with many predictions each, such as images with a class per pixel: means over the parts of a sample,
+        by the names in `eenet.tasks.POOLED`.
+    pixel_counts : array_like of shape (K, N, C, 3), optional
+        The pixels of each class that are right, predicted and labeled.
+
+    Raises
+    ------
+    InvalidInputError
+        If a shape, a dtype or a value is not as described; the message names the first place.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> probabilities = np.array([[[0.6, 0.4], [0.5, 0.5]], [[0.9, 0.1], [0.2, 0.8]]])
+    >>> records = ExitRecords(probabilities, predictions=[[0, 1], [0, 1]], labels=[0, 0])
+    >>> records
+    ExitRecords(2 exits, 2 labeled samples, 2 classes)
+    >>> records.accuracies
+    array([0.5, 0.5])
     """
+
+    probabilities: NDArray[np.float32]
+    predictions: NDArray[np.intp]
+    labels: NDArray[np.intp] | None
+    utility: NDArray[np.float32] | None
+    pooled: dict[str, NDArray[np.float64]]
+    pixel_counts: NDArray[np.int64] | None
 
     def __init__(
         self,
-        probabilities: NDArray[np.float32],
-        predictions: NDArray[np.intp],
-        labels: NDArray[np.intp] | None,
-        utility: NDArray[np.float32] | None,
+        probabilities: ArrayLike,
+        predictions: ArrayLike,
+        labels: ArrayLike | None = None,
+        utility: ArrayLike | None = None,
         *,
-        pooled: Mapping[str, NDArray[np.float64]] | None = None,
-        pixel_counts: NDArray[np.int64] | None = None,
+        pooled: Mapping[str, ArrayLike] | None = None,
+        pixel_counts: ArrayLike | None = None,
     ) -> None:
-        self.probabilities = probabilities
-        self.predictions = predictions
-        self.labels = labels
-        self.utility = utility
-        self.pooled = dict(pooled or {})
-        self.pixel_counts = pixel_counts
+        p = _cube(probabilities, "probabilities", least=(1, 1, 1))
+        shape = p.shape[:2]
+        self.labels = None if labels is None else _labels(labels, p)
+        predicted = _checked(predictions, "predictions", "iu", shape).astype(np.intp)
+        for k, of_exit in enumerate(p):
+            _require_distributions(of_exit, p, k)
+        p = np.ascontiguousarray(p, dtype=np.float32)
+        _require_most_probable(p, predicted)
+        self.probabilities, self.predictions = p, predicted
+        if utility is None and self.labels is not None:
+            utility = predicted == self.labels
+        self.utility = None if utility is None else _fractions(utility, "utility", shape)
+        self.pooled = {
+            name: _checked(values, f"pooled[{name!r}]", "f", shape).astype(np.float64, copy=False)
+            for name, values in (pooled or {}).items()
+        }
+        unknown = sorted(set(self.pooled) - set(POOLED))
+        if unknown:
+            raise InvalidInputError(f"pooled holds {unknown}, expected names among {list(POOLED)}")
+        self.pixel_counts = None
+        if pixel_counts is not None:
+            counts = _checked(pixel_counts, "pixel_counts", "iu", (*p.shape, 3))
+            self.pixel_counts = counts.astype(np.int64, copy=False)
 
     @classmethod
     def from_probabilities(cls, probabilities: ArrayLike, labels: ArrayLike | None = None) -> ExitRecords:
-        """Records of class probabilities (K, N, C) and labels (N,); without labels only costs can be replayed.
+        """Records of class probabilities.
 
-        Raises `InvalidInputError` where a row is negative, not finite or does not sum to 1.
+        Parameters
+        ----------
+        probabilities : array_like of shape (K, N, C)
+            Class probabilities of K exits for N samples. Rows are normalized to a sum of exactly 1.
+        labels : array_like of shape (N,), optional
+            The true classes. Without labels only costs can be replayed.
+
+        Raises
+        ------
+        InvalidInputError
+            If a row is negative, not finite or does not sum to 1 within 0.001, or a shape is wrong.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> probabilities = np.full((3, 100, 4), 0.25)
+        >>> ExitRecords.from_probabilities(probabilities, labels=np.arange(100) % 4)
+        ExitRecords(3 exits, 100 labeled samples, 4 classes)
         """
-        p = _float_array(probabilities, "probabilities")
+        p = _cube(probabilities, "probabilities")
+        y = None if labels is None else _labels(labels, p)
         if not np.isfinite(p).all():
             k, n, c = np.argwhere(~np.isfinite(p))[0]
             raise InvalidInputError(
                 f"probabilities[{k}, {n}, {c}] is {p[k, n, c]}: expected finite values; drop the sample, or use "
                 "from_logits, which lets a sample whose output is not finite go on to the last exit"
             )
-        if (p < 0).any():
-            k, n, c = np.argwhere(p < 0)[0]
-            raise InvalidInputError(
-                f"probabilities[{k}, {n}, {c}] is {p[k, n, c]:.6g}, which is negative; for logits use from_logits"
-            )
         normal = np.empty(p.shape, dtype=np.float32)
         for k, of_exit in enumerate(p):  # one exit at a time: in float64 all of them would take twice their memory
-            exact = np.ascontiguousarray(of_exit, dtype=np.float64)
-            sums = exact.sum(axis=-1)
-            if (np.abs(sums - 1) > _SUM_TOLERANCE).any():
-                n = int((np.abs(sums - 1) > _SUM_TOLERANCE).argmax())
-                raise InvalidInputError(
-                    f"probabilities[{k}, {n}] sums to {sums[n]:.6g}, expected 1 within {_SUM_TOLERANCE}; apply "
-                    "softmax, or use from_logits"
-                )
+            exact, sums = _require_distributions(of_exit, p, k)
             np.divide(exact, sums[:, None], out=normal[k], casting="same_kind")
-        return cls._of(normal, normal.argmax(axis=-1), labels)
+        return cls._of(normal, normal.argmax(axis=-1), y)
 
     @classmethod
     def from_logits(cls, logits: ArrayLike, labels: ArrayLike | None = None) -> ExitRecords:
-        """Records of logits (K, N, C) and labels (N,); NaN and infinities are allowed and kept as not finite."""
-        z = _float_array(logits, "logits")
+        """Records of logits.
+
+        Parameters
+        ----------
+        logits : array_like of shape (K, N, C)
+            Logits of K exits for N samples. NaN and infinities are allowed, and kept as outputs that are not finite.
+        labels : array_like of shape (N,), optional
+            The true classes. Without labels only costs can be replayed.
+
+        Raises
+        ------
+        InvalidInputError
+            If a shape or dtype is wrong, or a label is outside the classes.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> logits = np.random.default_rng(0).normal(size=(3, 100, 4))
+        >>> ExitRecords.from_logits(logits)
+        ExitRecords(3 exits, 100 unlabeled samples, 4 classes)
+        """
+        z = _cube(logits, "logits")
+        y = None if labels is None else _labels(labels, z, name="logits")
         with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for a network that runs in float32
             z = np.ascontiguousarray(z, dtype=np.float32)
-        return cls._of(softmax(z), z.argmax(axis=-1), labels)
+        return cls._of(softmax(z), z.argmax(axis=-1), y)
 
     @classmethod
     def from_evidence(
@@ -92,9 +177,16 @@ class ExitRecords:
         utility: NDArray[np.float32] | None = None,
         pixel_counts: NDArray[np.int64] | None = None,
     ) -> ExitRecords:
-        """Records of pooled evidence: for each batch that of its K exits, in order, with the utility (K, N).
+        """Records of pooled evidence, which a task such as `eenet.tasks.Segmentation` makes.
 
-        A task makes such evidence; see `eenet.tasks.Segmentation`.
+        Parameters
+        ----------
+        batches : sequence of sequences of Evidence
+            For each batch the evidence of its K exits, in order.
+        utility : array_like of shape (K, N), optional
+            What stopping at each exit is worth, in [0, 1].
+        pixel_counts : array_like of shape (K, N, C, 3), optional
+            The pixels of each class that are right, predicted and labeled.
         """
 
         def joined(name: str) -> NDArray[Any]:
@@ -103,18 +195,32 @@ class ExitRecords:
 
         probabilities = joined("probabilities")
         probabilities[~joined("finite")] = np.nan
-        pooled = {name: joined(name).astype(np.float64) for name in POOLED}
-        predictions = joined("predictions")
-        return cls(probabilities, predictions, None, utility, pooled=pooled, pixel_counts=pixel_counts)
+        pooled = {name: joined(name) for name in POOLED}
+        return cls(probabilities, joined("predictions"), None, utility, pooled=pooled, pixel_counts=pixel_counts)
 
     @classmethod
     def _of(
-        cls, probabilities: NDArray[np.float32], predictions: NDArray[np.intp], labels: ArrayLike | None
+        cls, probabilities: NDArray[np.float32], predictions: NDArray[np.intp], labels: NDArray[np.intp] | None
     ) -> ExitRecords:
-        if labels is None:
-            return cls(probabilities, predictions, None, None)
-        y = _label_array(labels, samples=probabilities.shape[1], classes=probabilities.shape[2])
-        return cls(probabilities, predictions, y, (predictions == y).astype(np.float32))
+        """Records of arrays that are known to be valid, without the time of validation."""
+        records = cls.__new__(cls)
+        records.probabilities, records.predictions, records.labels = probabilities, predictions, labels
+        records.utility = None if labels is None else (predictions == labels).astype(np.float32)
+        records.pooled, records.pixel_counts = {}, None
+        return records
+
+    def _each(self, part: Callable[[NDArray[Any]], NDArray[Any]], labels: NDArray[np.intp] | None) -> ExitRecords:
+        """Records of a part of every array (K, N, ...), and of these labels."""
+        records = copy.copy(self)
+        records.probabilities, records.predictions, records.labels = (
+            part(self.probabilities),
+            part(self.predictions),
+            labels,
+        )
+        records.utility = None if self.utility is None else part(self.utility)
+        records.pooled = {name: part(values) for name, values in self.pooled.items()}
+        records.pixel_counts = None if self.pixel_counts is None else part(self.pixel_counts)
+        return records
 
     @property
     def num_exits(self) -> int:
@@ -130,8 +236,14 @@ class ExitRecords:
         return int(self.probabilities.shape[1])
 
     def __repr__(self) -> str:
-        labelled = "labelled" if self.labels is not None else "unlabelled"
-        return f"ExitRecords({self.num_exits} exits, {len(self)} {labelled} samples, {self.num_classes} classes)"
+        labeled = "labeled" if self.utility is not None else "unlabeled"
+        return f"ExitRecords({self.num_exits} exits, {len(self)} {labeled} samples, {self.num_classes} classes)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExitRecords) and equal(vars(self), vars(other))
+
+    def __hash__(self) -> int:
+        return hash_of((self.probabilities, self.predictions, self.labels, self.utility))
 
     @property
     def accuracies(self) -> NDArray[np.float64]:
@@ -155,10 +267,10 @@ class ExitRecords:
     def all_evidence(self) -> list[Evidence]:
         """The evidence of every sample at every exit, K long."""
         rows = np.arange(len(self))
-        trail: list[Evidence] = []
+        earlier: list[Evidence] = []
         for k in range(self.num_exits):
-            trail.append(self.evidence(k, rows, tuple(trail)))
-        return trail
+            earlier.append(self.evidence(k, rows, tuple(earlier)))
+        return earlier
 
     def subset(self, rows: ArrayLike) -> ExitRecords:
         """The records of some samples, in the order of `rows`: their numbers, or one true or false for each."""
@@ -174,27 +286,16 @@ class ExitRecords:
         outside = index[(index < -len(self)) | (index >= len(self))]
         if len(outside):
             raise InvalidInputError(f"rows hold {outside[0]}, expected sample numbers from 0 to {len(self) - 1}")
-        return ExitRecords(
-            np.ascontiguousarray(self.probabilities[:, index]),
-            self.predictions[:, index],
-            None if self.labels is None else self.labels[index],
-            None if self.utility is None else self.utility[:, index],
-            pooled={name: values[:, index] for name, values in self.pooled.items()},
-            pixel_counts=None if self.pixel_counts is None else self.pixel_counts[:, index],
+        # np.take, unlike an index, gives rows that are contiguous.
+        return self._each(
+            lambda values: np.take(values, index, axis=1), None if self.labels is None else self.labels[index]
         )
 
     def first_exits(self, exits: int) -> ExitRecords:
-        """The records of the first so many exits, of all samples."""
+        """The records of the first `exits` exits, of all samples."""
         if not 1 <= exits <= self.num_exits:
             raise InvalidInputError(f"exits is {exits}, expected 1 to {self.num_exits}")
-        return ExitRecords(
-            self.probabilities[:exits],
-            self.predictions[:exits],
-            self.labels,
-            None if self.utility is None else self.utility[:exits],
-            pooled={name: values[:exits] for name, values in self.pooled.items()},
-            pixel_counts=None if self.pixel_counts is None else self.pixel_counts[:exits],
-        )
+        return self._each(lambda values: values[:exits], self.labels)
 
     def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
         """Two disjoint random parts, the first with `fraction` of the samples."""
@@ -214,17 +315,14 @@ class ExitRecords:
     def digests(self) -> NDArray[np.void]:
         """For each sample 16 bytes, (N,), that are equal where two samples have equal outputs at all exits."""
         # Sorting or comparing the outputs themselves would take several times their memory.
-        found = [hashlib.blake2b(digest_size=16) for _ in range(len(self))]
+        digests = [hashlib.blake2b(digest_size=16) for _ in range(len(self))]
         for of_exit in np.ascontiguousarray(self.probabilities):
-            for digest, row in zip(found, of_exit, strict=True):
+            for digest, row in zip(digests, of_exit, strict=True):
                 digest.update(row)
-        return np.array([digest.digest() for digest in found], dtype="V16")
+        return np.array([digest.digest() for digest in digests], dtype="V16")
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically."""
-        wrong = _wrong_prediction(self.probabilities, self.predictions)
-        if wrong is not None:
-            raise InvalidInputError(f"{wrong}; make records with from_logits or from_probabilities")
         arrays: dict[str, NDArray[Any]] = {"probabilities": self.probabilities, "predictions": self.predictions}
         if self.labels is not None:
             arrays["labels"] = self.labels
@@ -239,46 +337,68 @@ class ExitRecords:
     def load(cls, path: str | Path) -> ExitRecords:
         """Read what `save` wrote."""
         arrays, _ = read_arrays(path, kind="records", schema=_SCHEMA)
-        labels = arrays.get("labels")
+        pooled = {f"{_POOLED}{name}": name for name in POOLED}
+        known = {"probabilities", "predictions", "labels", "utility", "pixel_counts"}
         shapes = {name: array.shape for name, array in arrays.items()}
-        whole = shapes.get("probabilities", ())
-        expected = {"probabilities": whole, "predictions": whole[:2], "utility": whole[:2], "labels": whole[1:2]}
-        expected |= {f"{_POOLED}{name}": whole[:2] for name in POOLED} | {"pixel_counts": (*whole, 3)}
-        if len(whole) != 3 or "predictions" not in shapes or any(shapes[n] != expected.get(n) for n in shapes):
+        if not {"probabilities", "predictions"} <= shapes.keys() <= known | pooled.keys():
             raise FileFormatError(
                 f"{str(path)!r} holds arrays of shapes {shapes}, which are no records; save them again"
             )
-        kinds = {"predictions": "iu", "labels": "iu", "pixel_counts": "iu"}
-        for name, array in arrays.items():
-            if array.dtype.kind not in kinds.get(name, "f"):
-                raise FileFormatError(f"{str(path)!r} holds {name} of dtype {array.dtype}; save the records again")
-        if labels is not None and ((labels < 0) | (labels >= whole[2])).any():
-            raise FileFormatError(f"{str(path)!r} holds labels outside 0 to {whole[2] - 1}; save the records again")
-        wrong = _wrong_prediction(arrays["probabilities"], arrays["predictions"])
-        if wrong is not None:
-            raise FileFormatError(f"{str(path)!r}: {wrong}; save the records again")
-        return cls(
-            arrays["probabilities"],
-            arrays["predictions"].astype(np.intp),
-            None if labels is None else labels.astype(np.intp),
-            arrays.get("utility"),
-            pooled={name: arrays[f"{_POOLED}{name}"] for name in POOLED if f"{_POOLED}{name}" in arrays},
-            pixel_counts=arrays.get("pixel_counts"),
+        try:
+            return cls(
+                **{name: array for name, array in arrays.items() if name in known},
+                pooled={pooled[name]: array for name, array in arrays.items() if name in pooled},
+            )
+        except InvalidInputError as error:
+            raise FileFormatError(f"{str(path)!r} holds no valid records: {error}; save them again") from error
+
+
+def _require_distributions(
+    of_exit: NDArray[np.floating[Any]], whole: NDArray[np.floating[Any]], exit_index: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One exit's probabilities in float64 and their sums; raises where a finite row is no distribution."""
+    exact = np.ascontiguousarray(of_exit, dtype=np.float64)
+    negative = np.isfinite(exact) & (exact < 0)
+    if negative.any():
+        n, c = np.argwhere(negative)[0]
+        raise InvalidInputError(
+            f"probabilities[{exit_index}, {n}, {c}] is {exact[n, c]:.6g}, which is negative; for logits use from_logits"
         )
+    sums = exact.sum(axis=-1)
+    wrong = np.isfinite(exact).all(axis=-1) & ~(np.abs(sums - 1) <= _SUM_TOLERANCE)
+    if wrong.any():
+        n = int(wrong.argmax())
+        raise InvalidInputError(
+            f"probabilities[{exit_index}, {n}] sums to {sums[n]:.6g}, expected 1 within {_SUM_TOLERANCE}; "
+            f"{_other_axis(whole) or 'apply softmax, or use from_logits'}"
+        )
+    return exact, sums
 
 
-def _wrong_prediction(probabilities: NDArray[np.floating[Any]], predictions: NDArray[np.integer[Any]]) -> str | None:
-    """What is wrong where a prediction is not a most probable class, which evidence takes for granted."""
+def _other_axis(whole: NDArray[np.floating[Any]]) -> str | None:
+    """What to do where probabilities sum to 1 along another axis than the last."""
+    for axis in (0, 1):
+        if (np.abs(whole.sum(axis=axis, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all():
+            return (
+                f"they sum to 1 along axis {axis}, so the classes are there: of shape {whole.shape}, expected {_AXES}; "
+                "reorder the axes with numpy.transpose"
+            )
+    return None
+
+
+def _require_most_probable(probabilities: NDArray[np.float32], predictions: NDArray[np.intp]) -> None:
+    """Raise where a prediction is not a most probable class, which evidence takes for granted."""
     classes = probabilities.shape[2]
     for k, (of_exit, predicted) in enumerate(zip(probabilities, predictions, strict=True)):
         wrong = (predicted < 0) | (predicted >= classes)
-        if classes:
-            most = np.take_along_axis(of_exit, np.where(wrong, 0, predicted).astype(np.intp)[:, None], axis=1)[:, 0]
-            wrong |= most < of_exit.max(axis=-1)
+        most = np.take_along_axis(of_exit, np.where(wrong, 0, predicted)[:, None], axis=1)[:, 0]
+        wrong |= most < of_exit.max(axis=-1)
         if wrong.any():
             n = int(wrong.argmax())
-            return f"exit {k} predicts class {predicted[n]} for sample {n}, which is not its most probable one"
-    return None
+            raise InvalidInputError(
+                f"exit {k} predicts class {predicted[n]} for sample {n}, which is not its most probable one; make "
+                "records with from_logits or from_probabilities, which predict themselves"
+            )
 
 
 def _array(values: ArrayLike, name: str) -> NDArray[Any]:
@@ -292,30 +412,69 @@ def _array(values: ArrayLike, name: str) -> NDArray[Any]:
         ) from error
 
 
-def _float_array(values: ArrayLike, name: str) -> NDArray[np.floating[Any]]:
+def _cube(values: ArrayLike, name: str, least: tuple[int, int, int] = (2, 1, 2)) -> NDArray[np.floating[Any]]:
+    """The array (K, N, C) of probabilities or logits, with at least so many of each."""
     array = _array(values, name)
     if array.dtype.kind != "f":
         raise InvalidInputError(f"{name} have dtype {array.dtype}, expected a float dtype such as float32")
     if array.ndim != 3:
-        raise InvalidInputError(f"{name} have shape {array.shape}, expected (exits, samples, classes)")
+        raise InvalidInputError(f"{name} have shape {array.shape}, expected {_AXES}")
     exits, samples, classes = array.shape
-    if exits < 2:
+    if exits < least[0]:
         raise InvalidInputError(f"{name} have {exits} exit, expected at least 2: with one exit there is no choice")
-    if samples < 1:
+    if samples < least[1]:
         raise InvalidInputError(f"{name} have 0 samples, expected at least 1")
-    if classes < 2:
+    if classes < least[2]:
         raise InvalidInputError(f"{name} have {classes} class, expected at least 2; give a binary output as (1 - p, p)")
     return array
 
 
-def _label_array(labels: ArrayLike, *, samples: int, classes: int) -> NDArray[np.intp]:
+def _labels(labels: ArrayLike, outputs: NDArray[np.floating[Any]], name: str = "probabilities") -> NDArray[np.intp]:
+    """The labels of outputs (K, N, C)."""
     y = _array(labels, "labels")
     if y.dtype.kind not in "iu":
         raise InvalidInputError(f"labels have dtype {y.dtype}, expected integers: class numbers from 0")
+    samples, classes = outputs.shape[1:]
     if y.shape != (samples,):
-        raise InvalidInputError(f"labels have shape {y.shape}, expected ({samples},): one for each sample")
+        if y.ndim == 1 and len(y) == len(outputs):
+            raise InvalidInputError(
+                f"{name} have shape {outputs.shape}, expected {_AXES}: there are {len(y)} labels, so the first axis is "
+                f"that of the samples; exchange the first two with numpy.swapaxes({name}, 0, 1)"
+            )
+        axis = f"; {name} have shape {outputs.shape}, expected {_AXES}" if y.size in outputs.shape else ""
+        raise InvalidInputError(f"labels have shape {y.shape}, expected ({samples},): one for each sample{axis}")
     bad = (y < 0) | (y >= classes)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}")
     return y.astype(np.intp)
+
+
+def _swapped(labels: int, outputs: NDArray[np.floating[Any]], name: str) -> str:
+    """What is wrong where the labels fit another axis of the outputs than that of the samples."""
+    axis = outputs.shape.index(labels)
+    order = {0: (1, 0, 2), 2: (0, 2, 1)}[axis]
+    return (
+        f"{name} have shape {outputs.shape}, expected {_AXES}; there are {labels} labels, so the samples are on axis "
+        f"{axis}: reorder the axes, such as with numpy.transpose({name}, {order})"
+    )
+
+
+def _checked(values: ArrayLike, name: str, kinds: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array of this shape whose dtype is of one of these kinds."""
+    array = _array(values, name)
+    if array.dtype.kind not in kinds:
+        expected = "integers" if kinds == "iu" else "floats"
+        raise InvalidInputError(f"{name} of dtype {array.dtype}, expected {expected}")
+    if array.shape != shape:
+        raise InvalidInputError(f"{name} of shape {array.shape}, expected {shape}")
+    return array
+
+
+def _fractions(values: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    array = _checked(values, name, "fbiu", shape)
+    outside = ~((array >= 0) & (array <= 1))
+    if outside.any():
+        k, n = np.argwhere(outside)[0]
+        raise InvalidInputError(f"{name}[{k}, {n}] is {array[k, n]:.6g}, expected a number from 0 to 1")
+    return array.astype(np.float32, copy=False)
