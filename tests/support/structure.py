@@ -21,8 +21,8 @@ BEGIN, END = "<!-- written by tests/support/structure.py -->", "<!-- end -->"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors", "_safetensors"),
-    ("_extras", "_files", "_values", "_evidence"),
-    ("_needs_torch", "_compat", "_timing"),
+    ("_extras", "_files", "_values"),
+    ("_needs_torch", "_compat", "_timing", "_evidence"),
     ("tasks", "preprocessing"),
     ("records", "costs"),
     ("scheduler",),

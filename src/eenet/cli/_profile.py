@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
 from eenet.cli._target import load_target
 from eenet.errors import InvalidInputError
@@ -45,6 +46,7 @@ def profile(
         eenet profile mypackage.networks:resnet_with_exits --batch-sizes 1,32 --json > costs.json
     """
     sizes = _sizes(batch_sizes)
+    require_extra("torch", "eenet profile")
     if threads:
         import torch
 
