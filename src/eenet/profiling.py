@@ -23,7 +23,7 @@ from torch import Tensor
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring
-from eenet.runtime import to_numpy
+from eenet.runtime._torch_backend import TENSORS
 from eenet.scheduler import ExitHistory, Scheduler
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
@@ -215,7 +215,7 @@ def _steps(
         elif scheduler is not None:
             logits = head(feature)
             timed = (*timed, _scheduler_step(scheduler, task, logits, ExitHistory(trail.evidence, trail.scores)))
-            trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), trail.evidence))
+            trail.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), trail.evidence))
             scheduler.policy.leaves(trail)
         steps.append(timed)
         live = step.live
@@ -228,7 +228,7 @@ def _scheduler_step(scheduler: Scheduler, task: Task, logits: Tensor, before: Ex
 
     def step() -> None:
         trail = ExitHistory(before.evidence, before.scores)
-        trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), before.evidence))
+        trail.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), before.evidence))
         np.flatnonzero(policy.leaves(trail))
 
     return step
@@ -242,7 +242,7 @@ def _ensemble_step(scheduler: Scheduler, task: Task, logits: Tensor, before: Exi
 
     def step() -> None:
         trail = ExitHistory(before.evidence, before.scores)
-        trail.evidence.append(task.evidence(to_numpy(task.shown(logits)), before.evidence))
+        trail.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), before.evidence))
         ensemble.answers(trail)
 
     return step

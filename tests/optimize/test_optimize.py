@@ -14,13 +14,11 @@ from bundles import CASES, Case
 from torch import nn
 
 import eenet
-from eenet.bundle._torch_backend import TorchBackend
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.optimize import _optimize
+from eenet.optimize import StageTimes, Variant, _optimize
 from eenet.optimize._compiled import _key, compiled
 from eenet.optimize._frozen import fold, frozen
-from eenet.optimize._optimize import StageTimes
-from eenet.runtime import walk
+from eenet.runtime import TorchBackend, run_arrays
 
 
 def make(case: Case, **options: Any) -> eenet.AdaptiveModel:
@@ -142,13 +140,13 @@ def test_the_measurement_itself_runs_and_reports_what_it_tried() -> None:
 
 
 def test_a_variant_with_other_logits_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _optimize._all_logits
+    real = Variant.all_logits
 
-    def wrong(model: Any, variant: Any, live: Any) -> Any:
-        found = real(model, variant, live)
+    def wrong(variant: Variant, live: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        found = real(variant, live)
         return [logits + 1 for logits in found] if variant.name == "folded" else found
 
-    monkeypatch.setattr(_optimize, "_all_logits", wrong)
+    monkeypatch.setattr(Variant, "all_logits", wrong)
     fast = make(CASES["convolutions"]())
     assert fast.optimized is not None
     assert fast.optimized.dropped == ("folded",)
@@ -213,7 +211,7 @@ def test_compiled_stages_take_the_same_exits_and_are_compiled_once(
     expected = case.scheduler.replay(case.records(case.fresh)).exits
     for size in (1, 7, 40):
         rows = {key: array[:size] for key, array in case.arrays.items()}
-        answers = walk(backend, case.scheduler.policy, case.model.task, rows)
+        answers = run_arrays(backend, case.scheduler.policy, case.model.task, rows)
         assert answers is not None
         np.testing.assert_array_equal(answers.exits, expected[:size])
     monkeypatch.setattr(_optimize, "frozen", lambda _: [])

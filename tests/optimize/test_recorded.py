@@ -24,10 +24,7 @@ from torch import Tensor
 
 import eenet
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.optimize import _optimize
-from eenet.optimize._frozen import Variant, eager, frozen
-from eenet.optimize._optimize import Optimization, StageTimes, stage_times
-from eenet.optimize._recorded import buckets, recorded
+from eenet.optimize import Optimization, StageTimes, Variant, _optimize, buckets, eager, frozen, recorded, stage_times
 
 Tensors = tuple[Tensor, ...]
 
@@ -152,10 +149,10 @@ def test_a_recording_that_does_nothing_is_found_out() -> None:
 
     variant, inputs = recording(case, 4, capture=empty), _optimize._inputs(case.model, 4)
     with torch.inference_mode():
-        expected = _optimize._all_logits(case.model, eager(case.model), inputs)
-        assert not _optimize._equal(expected, _optimize._all_logits(case.model, variant, inputs))
+        expected = eager(case.model).all_logits(inputs)
+        assert not _optimize._equal(expected, variant.all_logits(inputs))
         again = recording(case, 4)
-        assert _optimize._equal(expected, _optimize._all_logits(case.model, again, inputs))
+        assert _optimize._equal(expected, again.all_logits(inputs))
 
 
 def test_results_of_another_recording_are_not_relied_upon() -> None:

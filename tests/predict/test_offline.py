@@ -162,7 +162,7 @@ def test_one_bad_array_does_not_take_the_others_with_it() -> None:
 
 
 def _without_preprocessing() -> LoadedBundle:
-    from eenet.bundle._torch_backend import TorchBackend
+    from eenet.runtime import TorchBackend
 
     case = CASES["convolutions"]()
     bundle = LoadedBundle.__new__(LoadedBundle)

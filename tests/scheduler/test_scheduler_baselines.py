@@ -16,7 +16,7 @@ from serving_toys import TableBackend, flat
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
-from eenet.runtime import walk
+from eenet.runtime import run_arrays
 from eenet.scheduler import (
     BEEM,
     SCHEDULERS,
@@ -110,7 +110,7 @@ def test_every_scheduler_keeps_its_promises(
     combined = torch.cat([a.logits for a in answers])
     np.testing.assert_array_equal(combined.argmax(dim=1), decisions.predictions)
     np.testing.assert_array_equal((combined.argmax(dim=1).numpy() == labels).astype(np.float32), decisions.utility)
-    walked = walk(TableBackend(exits, classes), scheduler.policy, Classification(), flat(logits))
+    walked = run_arrays(TableBackend(exits, classes), scheduler.policy, Classification(), flat(logits))
     assert walked is not None
     np.testing.assert_array_equal(walked.exits, decisions.exits)
     np.testing.assert_array_equal(walked.logits, combined)

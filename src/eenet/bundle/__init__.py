@@ -8,11 +8,9 @@ if TYPE_CHECKING:
     from eenet.bundle._load import load as load
     from eenet.bundle._loaded import LoadedBundle as LoadedBundle
     from eenet.bundle._manifest import sealed as sealed
-    from eenet.bundle._torch_backend import TorchBackend as TorchBackend
 
 _HOMES = {
     "LoadedBundle": "_loaded",
-    "TorchBackend": "_torch_backend",
     "export": "_export",
     "load": "_load",
     "sealed": "_manifest",

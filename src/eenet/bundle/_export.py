@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
-from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs, tensor_spec
+from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs
 from eenet.bundle._load import load
 from eenet.bundle._loaded import LoadedBundle
-from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, TensorSpec, sealed
+from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, sealed
 from eenet.bundle._verify import verify
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
+from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
-from eenet.runtime._adaptive import empty_outputs
+from eenet.runtime import TensorSpec
+from eenet.runtime._torch_backend import tensor_spec
 from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task
@@ -161,7 +163,7 @@ def _allowed(model: MultiExitModel) -> list[str]:
 
 
 def _logits_spec(model: MultiExitModel) -> TensorSpec:
-    logits = model.final_logits(empty_outputs(model.staged.inference_stages[-1], torch.device("cpu")))
+    logits = eager(model).no_logits(torch.device("cpu"))
     dtype = str(logits.dtype).removeprefix("torch.")
     return TensorSpec("logits", dtype, ("batch", *logits.shape[1:]), 0)
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from eenet._extras import require
-from eenet.bundle._manifest import StageSpec, TensorSpec
+from eenet.bundle._manifest import StageSpec
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, inferring
+from eenet.runtime._torch_backend import tensor_spec
 from eenet.stages import LiveTensor, Stage, Step, walk
 
 OPSETS = range(18, 24)
@@ -61,11 +62,6 @@ def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
             specs.append(StageSpec(stage.name, inputs, graph, head, place))
             live = step.live
     return Graphs(tuple(specs), files)
-
-
-def tensor_spec(live: LiveTensor) -> TensorSpec:
-    """A live tensor as it stands in a manifest."""
-    return TensorSpec(live.name, str(live.dtype).removeprefix("torch."), live.shape, live.batch_dim)
 
 
 class _Early(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from eenet.bundle._boundaries import NoStages
 from eenet.bundle._loaded import LoadedBundle
 from eenet.bundle._manifest import read_manifest
+from eenet.runtime._boundaries import NoStages
 
 
 def load(
@@ -29,11 +29,11 @@ def load(
     manifest = read_manifest(folder)
     chosen = None if stages is None else frozenset(stages)
     if chosen is not None and not chosen:
-        return LoadedBundle(manifest, NoStages(manifest))
+        return LoadedBundle(manifest, NoStages([stage.inputs for stage in manifest.stages], manifest.num_classes))
     if manifest.backend == "onnx":
         from eenet.bundle.onnx import OnnxBackend
 
         return LoadedBundle(manifest, OnnxBackend(manifest, threads=threads, stages=chosen))
-    from eenet.bundle._torch_backend import load_torch
+    from eenet.bundle._weights import load_torch
 
     return LoadedBundle(manifest, load_torch(manifest, threads=threads, allow=tuple(allow)))

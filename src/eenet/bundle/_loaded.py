@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from eenet.bundle._manifest import Manifest, TensorSpec
+from eenet.bundle._manifest import Manifest
 from eenet.costs import Budget, ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.preprocessing import Preprocessing, preprocessing_from
-from eenet.runtime._backend import Array, StageBackend
-from eenet.runtime._walk import Answers, walk
+from eenet.runtime import AdaptiveOutput, StageBackend, TensorSpec, run_arrays
+from eenet.runtime._backend import Array
 from eenet.scheduler import Scheduler, load_scheduler
 from eenet.tasks import Task, task_from
 
@@ -36,17 +36,17 @@ class LoadedBundle:
         self.exit_names: tuple[str, ...] = tuple(manifest.data["exits"])
         self._logits = TensorSpec.from_dict(manifest.data["logits"])
 
-    def __call__(self, inputs: Mapping[str, Array] | Array) -> Answers:
+    def __call__(self, inputs: Mapping[str, Array] | Array) -> AdaptiveOutput[Array]:
         """Logits and exits of a batch, in its order; an empty batch gives empty answers.
 
         `inputs` is an array, or a mapping of the network's inputs by name. Raises `InvalidInputError`, which names the
         input, for another name, dtype or shape.
         """
-        answers = walk(self.backend, self.scheduler.policy, self.task, inputs)
+        answers = run_arrays(self.backend, self.scheduler.policy, self.task, inputs)
         if answers is not None:
             return answers
         shape = tuple(size if isinstance(size, int) else 0 for size in self._logits.shape)
-        return Answers(np.empty(shape, dtype=self._logits.dtype), np.empty(0, dtype=np.int64))
+        return AdaptiveOutput(np.empty(shape, dtype=self._logits.dtype), np.empty(0, dtype=np.int64))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

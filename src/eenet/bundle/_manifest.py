@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.runtime import TensorSpec
 
 MANIFEST = "manifest.json"
 FORMAT, SCHEMA = "eenet.bundle", 1
@@ -25,40 +26,11 @@ compiles on the machine that loads it: a bundle holds no code."""
 _CHECKSUM = "manifest_sha256"
 _MOST_BYTES = 16 * 1024 * 1024  # of the manifest, which for a thousand classes and twenty exits has some 100 kB
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
-_DTYPES = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
 _KINDS = {
     "backend": str, "task": dict, "logits": dict, "exits": list, "scheduler": str, "costs": dict, "budgets": list,
     "preprocessing": dict, "made_with": dict, "eenet": str,
 }  # fmt: skip
 _AGAIN = "get the bundle again, or export it again"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor at a boundary: its name, dtype, shape (symbols by name) and the dimension the samples lie along.
-
-    `batch_dim` is None for a constant: a tensor that is the same whatever the batch.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    batch_dim: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "batch_dim": self.batch_dim}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> TensorSpec:
-        """The tensor of what `to_dict` gave; raises ValueError for anything else."""
-        spec = cls(str(data["name"]), data["dtype"], tuple(data["shape"]), data["batch_dim"])
-        sizes = all(isinstance(size, str) or (type(size) is int and size >= 0) for size in spec.shape)
-        if spec.dtype not in _DTYPES or not sizes:
-            raise ValueError(f"{dict(data)} describes no tensor")
-        if spec.batch_dim is not None and spec.batch_dim not in range(len(spec.shape)):
-            raise ValueError(f"{spec.name!r} has its samples along dimension {spec.batch_dim!r} of {len(spec.shape)}")
-        return spec
 
 
 @dataclass(frozen=True)

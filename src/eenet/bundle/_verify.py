@@ -14,8 +14,8 @@ from eenet.bundle._loaded import LoadedBundle
 from eenet.errors import ExportError
 from eenet.models import MultiExitModel, inferring
 from eenet.records import ExitRecords
-from eenet.runtime._adaptive import to_numpy
 from eenet.runtime._backend import Array
+from eenet.runtime._torch_backend import TENSORS
 from eenet.scheduler import ExitHistory, Scheduler
 from eenet.tasks import Evidence, Segmentation
 
@@ -60,7 +60,7 @@ def verify(model: MultiExitModel, scheduler: Scheduler, bundle: LoadedBundle, li
     with inferring(model):
         for rows in _batches(samples):
             inputs = model.staged.compact(live, torch.from_numpy(rows), 0)
-            expected = [to_numpy(logits) for logits in _logits(model, inputs)]
+            expected = [TENSORS.to_host(logits) for logits in _logits(model, inputs)]
             given = {spec.name: tensor.numpy() for spec, tensor in zip(specs, inputs, strict=True)}
             worst = max(worst, _compare_logits(expected, _all_logits(bundle, given), bundle.exit_names))
             ties += _compare_exits(model, scheduler, expected, bundle(given).exits, rows)

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet.bundle._boundaries import Boundaries
 from eenet.bundle._loaded import LoadedBundle
 from eenet.bundle._manifest import Manifest, read_manifest
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.runtime._backend import Array, Ints, Live
+from eenet.runtime._boundaries import Boundaries
 
 
 def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> LoadedBundle:

@@ -22,7 +22,8 @@ from torch import Tensor, fx, nn
 
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
-from eenet.optimize._frozen import Variant, traced_heads
+from eenet.optimize._frozen import traced_heads
+from eenet.optimize._variant import Variant, eager
 from eenet.stages import LiveTensor, Stage, walk
 
 NAME = "compiled"
@@ -38,7 +39,8 @@ def compiled(model: MultiExitModel) -> Variant:
     if not model.staged.traced:
         raise InvalidInputError("stages written by hand cannot be compiled; run them as they are")
     cache = _cache()
-    stages = model.staged.inference_stages
+    own = eager(model)
+    stages = own.stages
     made: list[Stage] = []
     heads: list[Any] = []
     args, kwargs = model.staged.example
@@ -55,7 +57,7 @@ def compiled(model: MultiExitModel) -> Variant:
                 else:
                     heads.append(_Head(_package(graph, (feature,), (stage.feature,), cache)))
             live = step.live
-    return Variant(NAME, tuple(made), tuple(heads))
+    return own.replaced(NAME, stages=tuple(made), heads=tuple(heads))
 
 
 class _Package(nn.Module):

@@ -7,8 +7,6 @@ of its weights does not reach the frozen stages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from eenet.errors import CutError
 from eenet.models import MultiExitModel
+from eenet.optimize._variant import Variant, eager
 from eenet.stages import Stage, cut, walk
 
 _CONVOLUTIONS = (
@@ -27,38 +26,6 @@ _CONVOLUTIONS = (
 _NORM = torch.ops.aten.batch_norm.default
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to run a model: its stages, what its heads are called with, and whether images come channels last.
-
-    `buckets` are the numbers of samples its stages run on where not every number will do; `lock` is held by whoever
-    runs a batch, where only one can run at a time.
-    """
-
-    name: str
-    stages: tuple[Stage, ...]
-    heads: tuple[Callable[[Tensor], Tensor], ...]
-    channels_last: bool = False
-    buckets: tuple[int, ...] | None = None
-    lock: AbstractContextManager[Any] = field(default_factory=nullcontext)
-
-    def entered(self, live: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The live tensors before stage 0 in this variant's layout."""
-        if not self.channels_last:
-            return live
-        return tuple(
-            [
-                t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 and t.is_floating_point() else t
-                for t in live
-            ]
-        )
-
-
-def eager(model: MultiExitModel) -> Variant:
-    """The model's own stages and heads."""
-    return Variant("eager", model.staged.inference_stages, tuple(model.heads))
-
-
 def frozen(model: MultiExitModel) -> list[Variant]:
     """The frozen variants of a model, for networks with convolutions; none for other networks.
 
@@ -66,7 +33,8 @@ def frozen(model: MultiExitModel) -> list[Variant]:
     """
     if not model.staged.traced:
         return []
-    stages = model.staged.inference_stages
+    own = eager(model)
+    stages = own.stages
     with torch.no_grad(), torch.inference_mode(mode=False):
         graphs = [stage.module for stage in stages if isinstance(stage.module, fx.GraphModule)]
         heads = traced_heads(model, stages)
@@ -76,11 +44,13 @@ def frozen(model: MultiExitModel) -> list[Variant]:
         def variant(name: str, *, channels_last: bool) -> Variant:
             modules = [fold(graph, channels_last) for graph in graphs]
             traced = [None if graph is None else fold(graph, channels_last) for graph in heads]
-            return Variant(
+            return own.replaced(
                 name,
-                tuple(stage.replaced(module) for stage, module in zip(stages, modules, strict=True)),
-                tuple(own if made is None else _call(made) for own, made in zip(model.heads, traced, strict=True)),
-                channels_last,
+                stages=tuple(stage.replaced(module) for stage, module in zip(stages, modules, strict=True)),
+                heads=tuple(
+                    head if made is None else _call(made) for head, made in zip(own.heads, traced, strict=True)
+                ),
+                channels_last=channels_last,
             )
 
         return [variant("folded", channels_last=False), variant("folded, channels last", channels_last=True)]

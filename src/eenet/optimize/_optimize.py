@@ -17,9 +17,9 @@ from torch import Tensor
 from eenet.errors import ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
-from eenet.optimize._frozen import Variant, eager, frozen
+from eenet.optimize._frozen import frozen
 from eenet.optimize._recorded import recorded
-from eenet.stages import Stage, walk
+from eenet.optimize._variant import Variant, eager
 
 TOLERANCE = 1e-3
 """How far the logits of a variant may be from the model's own, times the largest where that is above 1."""
@@ -102,10 +102,10 @@ def optimize(
     """
     own = eager(model)
     inputs = {size: _inputs(model, size) for size in sorted(set(sizes))}
-    expected = {size: _all_logits(model, own, live) for size, live in inputs.items()}
+    expected = {size: own.all_logits(live) for size, live in inputs.items()}
 
     def agrees(variant: Variant) -> bool:
-        return all(_equal(expected[size], _all_logits(model, variant, live)) for size, live in inputs.items())
+        return all(_equal(expected[size], variant.all_logits(live)) for size, live in inputs.items())
 
     good: list[Variant] = [own]
     dropped: list[Variant] = []
@@ -114,13 +114,13 @@ def optimize(
     if exact:
         for variant in (*frozen(model), *((compiled(model),) if compile_stages else ())):
             (good if agrees(variant) else dropped).append(variant)
-    ratios = _ratios(model, good, inputs.values(), seconds)
+    ratios = _ratios(good, inputs.values(), seconds)
     if next(iter(inputs.values()))[0].is_cuda:
         variant = _recorded_if_possible(model, good[int(ratios.mean(0).argmin())], max(inputs))
         if variant is not None:
             (good if agrees(variant) else dropped).append(variant)
         if good[-1] is variant:
-            ratios = np.hstack([ratios, _ratios(model, [own, variant], inputs.values(), seconds)[:, 1:]])
+            ratios = np.hstack([ratios, _ratios([own, variant], inputs.values(), seconds)[:, 1:]])
     chosen = [good[int(of_own.argmin())] if of_own.min() <= WORTH else own for of_own in ratios]
     if all(variant is own for variant in chosen):
         others = {one.name: ratios[:, n].tolist() for n, one in enumerate(good) if one is not own}
@@ -145,11 +145,9 @@ def optimize(
     )
 
 
-def _ratios(
-    model: MultiExitModel, variants: Sequence[Variant], inputs: Iterable[tuple[Tensor, ...]], seconds: float
-) -> Floats:
-    """The time of each variant as a share of the first one's, (sizes, variants), nobody exiting."""
-    best = [_time([_bound(_all_logits, model, variant, live) for variant in variants], seconds) for live in inputs]
+def _ratios(variants: Sequence[Variant], inputs: Iterable[tuple[Tensor, ...]], seconds: float) -> Floats:
+    """The time of each variant as a share of the first one's where no sample exits early, (sizes, variants)."""
+    best = [_time([_bound(variant.all_logits, live) for variant in variants], seconds) for live in inputs]
     table = np.array(best)
     return table / table[:, :1]
 
@@ -177,10 +175,9 @@ def stage_times(model: MultiExitModel, variant: Variant, largest: int, seconds: 
         live = variant.entered(_inputs(model, size))
         steps: list[Callable[[], Any]] = []
         rows = torch.arange(size, device=live[0].device)
-        for k, step in enumerate(walk(variant.stages, live)):
-            head = variant.heads[k] if k < len(variant.heads) else None
-            steps += [_bound(model.staged.compact, live, rows, k), _bound(_stage, step.stage, head, live)]
-            live = step.live
+        for k, stage in enumerate(variant.stages):
+            steps += [_bound(stage.compact, live, rows), partial(variant.run, k, live, observe=True)]
+            live, _ = variant.run(k, live, observe=True)
         best = _time(steps, seconds / len(sizes)).reshape(-1, 2)
         compaction.append(best[:, 0])
         stages.append(best[:, 1])
@@ -195,18 +192,6 @@ def _inputs(model: MultiExitModel, size: int) -> tuple[Tensor, ...]:
     live = model.staged.flatten_inputs(*args, **kwargs)
     rows = torch.arange(size, device=live[0].device) % model.staged.batch_size_of(live)
     return model.staged.compact(live, rows, 0)
-
-
-def _stage(stage: Stage, head: Callable[[Tensor], Tensor] | None, live: tuple[Tensor, ...]) -> None:
-    step = next(walk((stage,), live))
-    if head is not None:
-        head(step.feature)
-
-
-def _all_logits(model: MultiExitModel, variant: Variant, live: tuple[Tensor, ...]) -> list[Tensor]:
-    steps = walk(variant.stages, variant.entered(live))
-    found = [head(next(steps).feature) for head in variant.heads]
-    return [*found, model.final_logits(next(steps).outputs)]
 
 
 def _equal(expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:

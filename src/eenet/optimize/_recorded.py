@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.optimize._frozen import Variant
+from eenet.optimize._variant import Variant
 from eenet.stages import Step
 
 Tensors = tuple[Tensor, ...]
@@ -64,11 +64,10 @@ def recorded(
             live = step.live
     for one in (*stages, *heads):
         one.forget()
-    return Variant(
+    return variant.replaced(
         f"{variant.name}, recorded",
-        tuple(stage.replaced(module) for stage, module in zip(variant.stages, stages, strict=True)),
-        tuple(_first_of(head) for head in heads),
-        variant.channels_last,
+        stages=tuple(stage.replaced(module) for stage, module in zip(variant.stages, stages, strict=True)),
+        heads=tuple(_first_of(head) for head in heads),
         buckets=buckets(largest),
         lock=_Turns(),
     )

@@ -1,4 +1,4 @@
-"""Running a policy for real: samples leave at their exits, and deeper stages run only for the rest.
+"""Running a policy for real: samples exit on the way, and deeper stages run only for the rest.
 
 Names are loaded when first used, so that a bundle of ONNX graphs runs without PyTorch (`eenet.bundle.onnx`)."""
 
@@ -7,22 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eenet.runtime._adaptive import AdaptiveModel as AdaptiveModel
-    from eenet.runtime._adaptive import AdaptiveOutput as AdaptiveOutput
-    from eenet.runtime._adaptive import to_numpy as to_numpy
     from eenet.runtime._backend import Live as Live
     from eenet.runtime._backend import StageBackend as StageBackend
-    from eenet.runtime._walk import Answers as Answers
-    from eenet.runtime._walk import walk as walk
+    from eenet.runtime._boundaries import TensorSpec as TensorSpec
+    from eenet.runtime._loop import AdaptiveOutput as AdaptiveOutput
+    from eenet.runtime._loop import run_arrays as run_arrays
+    from eenet.runtime._torch_backend import TorchBackend as TorchBackend
 
 _HOMES = {
     "AdaptiveModel": "_adaptive",
-    "AdaptiveOutput": "_adaptive",
-    "Answers": "_walk",
+    "AdaptiveOutput": "_loop",
     "Live": "_backend",
     "StageBackend": "_backend",
-    "to_numpy": "_adaptive",
-    "walk": "_walk",
+    "TensorSpec": "_boundaries",
+    "TorchBackend": "_torch_backend",
+    "run_arrays": "_loop",
 }
+
+__all__ = ["AdaptiveModel", "AdaptiveOutput", "Live", "StageBackend", "TensorSpec", "TorchBackend", "run_arrays"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,58 +1,73 @@
-"""AdaptiveModel: per-sample early exit inside a batch, in eager PyTorch."""
+"""AdaptiveModel: per-sample early exit inside a batch, in PyTorch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
-from eenet.optimize._frozen import Variant, eager
-from eenet.optimize._optimize import Optimization, StageTimes
-from eenet.optimize._optimize import optimize as measured
+from eenet.optimize import Optimization, StageTimes, Variant, eager
+from eenet.optimize import optimize as measured
+from eenet.runtime._loop import AdaptiveOutput, run
+from eenet.runtime._torch_backend import TENSORS
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
-from eenet.stages import Stage, walk
-from eenet.tasks import Evidence
-
-Ints = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class AdaptiveOutput:
-    """Answers in the order of the input.
-
-    `logits` (N, C), or (N, C, H, W) where each pixel has a class, of the exit each sample left at, or of the ensemble
-    where the scheduler changes predictions; `exits` (N,) from 0, int64, on the CPU. The logits are an inference tensor:
-    `clone()` it before changing it in place or using it with gradients.
-    """
-
-    logits: Tensor
-    exits: Tensor
 
 
 class AdaptiveModel:
     """Runs a multi-exit model under a fitted scheduler, or a controller that keeps its budget in traffic.
 
-    Calling it takes what the model takes and gives an `AdaptiveOutput`. A batch goes by the policy in force when it
-    comes, and a controller hears where its samples left. The model is put in inference mode.
+    Calling it takes what the model takes and gives an `AdaptiveOutput`, which unpacks to `logits, exits`. A batch goes
+    by the policy in force when it comes, and a controller is given the exits its samples took. The model is put in
+    inference mode.
 
-    With `optimize="auto"` frozen stages (folded batch norms, channels last) are measured against the model's own at
-    each of `batch_sizes`, about `seconds` for each, and the fastest is used; and survivors are selected at a boundary
-    only where the measured cost of the stage says that it pays. `optimized` tells what was chosen. Frozen stages keep
-    the weights the model had: make a new `AdaptiveModel` after changing them. With "aoti" stages compiled by
-    AOTInductor are tried as well, on the CPU; compiling takes a while the first time and needs a C++ compiler. On a GPU
-    the fastest is also recorded as CUDA graphs, for up to the largest of `batch_sizes`; where those are used, calls
-    from several threads wait for each other. In half precision nothing that computes otherwise is tried.
+    Parameters
+    ----------
+    model
+        The model; the same object runs here, not a copy.
+    scheduler
+        A fitted scheduler for this model's exits, or a `BudgetController`.
+    optimize
+        None runs the model's own stages. "auto" measures frozen stages (folded batch norms, channels last) against them
+        and uses the fastest; survivors are then selected before a stage only where its measured cost says that it pays.
+        "aoti" also tries stages compiled by AOTInductor, on the CPU; compiling takes a while the first time and needs a
+        C++ compiler. On a GPU the fastest is also recorded as CUDA graphs, for up to the largest of `batch_sizes`;
+        where those are used, calls from several threads wait for each other. In half precision nothing that computes
+        otherwise is tried.
+    batch_sizes
+        The batch sizes to measure at.
+    seconds
+        About how long to measure at each.
 
-    Raises `InvalidInputError` when the scheduler was fitted for other exits or classes.
+    Attributes
+    ----------
+    optimized : Optimization or None
+        What was measured and chosen. Optimized stages keep the weights that the model had: make a new `AdaptiveModel`
+        after changing them.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the scheduler was fitted for other exits or classes, or where `optimize` cannot be done.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randint(3, (64,)))
+    >>> records = eenet.collect(model, torch.utils.data.DataLoader(data, batch_size=16))
+    >>> scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([0.4, 1.0], "ms"), "100%")
+    >>> fast = eenet.AdaptiveModel(model, scheduler)
+    >>> logits, exits = fast(torch.randn(5, 4))
+    >>> logits.shape, exits.shape
+    (torch.Size([5, 3]), torch.Size([5]))
     """
 
     def __init__(
@@ -68,88 +83,79 @@ class AdaptiveModel:
         self.scheduler = scheduler
         self._checked: ThresholdPolicy | None = None
         self._current_policy()
-        self.optimized: Optimization | None = None
-        if optimize is not None:
-            _require_measurable(model, optimize, batch_sizes)
-            with _on(next((p.device for p in model.parameters()), torch.device("cpu"))):
-                self.optimized = measured(model, batch_sizes, seconds, compile_stages=optimize == "aoti")
-
-    def _current_policy(self) -> ThresholdPolicy:
-        policy = self.scheduler.policy
-        if policy is not self._checked:  # a scheduler may have been fitted anew, a controller changes its policies
-            policy.require(self.model.num_exits, self.model.num_classes, "the model has")
-            self._checked = policy
-        return policy
+        self._own = eager(model)
+        self._optimize = (optimize, tuple(batch_sizes), seconds)
+        self.optimized: Optimization | None = self._measure()
 
     @torch.inference_mode()
-    def __call__(self, *args: Any, **kwargs: Any) -> AdaptiveOutput:
+    def __call__(self, *args: Any, **kwargs: Any) -> AdaptiveOutput[Tensor]:
         """Logits and exits of a batch, in its order; an empty batch gives empty answers."""
         model = self.model
         if model.training:
             model.eval()
         live = model.staged.flatten_inputs(*args, **kwargs)
-        samples = model.staged.batch_size_of(live)
+        variant, times = self._own, None
+        if variant.stages is not model.staged.inference_stages or variant.heads != tuple(model.heads):
+            variant = self._own = eager(model)
+        samples = variant.size(0, live)
         if samples == 0:
-            nothing = model.final_logits(empty_outputs(model.staged.inference_stages[-1], live[0].device))
-            return AdaptiveOutput(nothing, torch.empty(0, dtype=torch.int64))
+            return AdaptiveOutput(variant.no_logits(live[0].device), torch.empty(0, dtype=torch.int64))
         if self.optimized is None:
-            return self._run(eager(model), None, live, samples)
+            return self._run(variant, None, live, samples)
         variant, times = self.optimized.at(samples)
         with _on(live[0].device), variant.lock:
             return self._run(variant, times, live, samples)
 
     def _run(
         self, variant: Variant, times: StageTimes | None, live: tuple[Tensor, ...], samples: int
-    ) -> AdaptiveOutput:
+    ) -> AdaptiveOutput[Tensor]:
         """A batch through the stages of a variant; without `times` survivors are always selected."""
-        model, stages = self.model, variant.stages
-        live = variant.entered(live)
         policy = self._current_policy()
-        route = DecisionState(policy, samples)
-        answers = _Answers(samples)
-        batch, rows = samples, None  # samples the stages run on, and where among them those still running are
-        steps = walk(stages, live)
-        for k in range(len(stages) - 1):
-            step = next(steps)
-            if not policy.observes(k):
-                route.skip()
-                continue
-            logits = variant.heads[k](step.feature)
-            running = route.running
-            # The one synchronisation of an exit: its logits come to the host, where the decision is made.
-            shown = to_numpy(model.task.shown(logits))
-            evidence = model.task.evidence(shown if rows is None else shown[rows], route.earlier)
-            leaving, staying = route.observe(evidence)
-            if staying is None:
-                continue
-            if route.left is None:
-                answers.put(running[leaving], logits, leaving if rows is None else rows[leaving])
-            else:
-                answers.put(running[leaving], torch.from_numpy(route.left).to(logits.device))
-            if len(staying) == 0:
-                break
-            left = staying if rows is None else rows[staying]
-            if times is None or times.compacts(k + 1, batch, len(left)):
-                step.live = model.staged.compact(step.live, _index(left, logits), k + 1)
-                batch, rows = len(left), None
-            else:
-                rows = left
-        else:
-            logits = model.final_logits(next(steps).outputs)
-            running = route.running
-
-            def evidence_of_last(logits: Tensor = logits, rows: Ints | None = rows) -> Evidence:
-                shown = to_numpy(model.task.shown(logits))
-                return model.task.evidence(shown if rows is None else shown[rows], route.earlier)
-
-            route.finish(evidence_of_last)
-            if route.left is None:
-                answers.put(running, logits, rows)
-            else:
-                answers.put(running, torch.from_numpy(route.left).to(logits.device))
+        state = DecisionState(policy, samples)
+        compacts = None if times is None else times.compacts
+        logits = run(variant, state, self.model.task, variant.entered(live), arrays=TENSORS, compacts=compacts)
         if isinstance(self.scheduler, BudgetController):
-            self.scheduler.observe(route.exits, policy)
-        return AdaptiveOutput(answers.logits, torch.from_numpy(route.exits))
+            self.scheduler.observe(state.exits, policy)
+        return AdaptiveOutput(logits, torch.from_numpy(state.exits))
+
+    def to(self, *args: Any, **kwargs: Any) -> AdaptiveModel:
+        """Move or convert the model, as `torch.nn.Module.to` does; returns itself.
+
+        The model itself changes. Where it was optimized, it is measured again, which takes as long as it did before.
+        """
+        before = _place(self.model)
+        self.model.to(*args, **kwargs)
+        if _place(self.model) != before:
+            self.optimized = self._measure()
+        return self
+
+    def _measure(self) -> Optimization | None:
+        optimize, batch_sizes, seconds = self._optimize
+        if optimize is None:
+            return None
+        _require_measurable(self.model, optimize, batch_sizes)
+        with _on(_place(self.model)[0]):
+            return measured(self.model, batch_sizes, seconds, compile_stages=optimize == "aoti")
+
+    def _current_policy(self) -> ThresholdPolicy:
+        policy = self.scheduler.policy
+        if policy is not self._checked:  # a scheduler may have been fitted again, a controller changes its policies
+            policy.require(self.model.num_exits, self.model.num_classes, "the model has")
+            self._checked = policy
+        return policy
+
+    def __repr__(self) -> str:
+        device, dtype = _place(self.model)
+        where = f"{device}, {str(dtype).removeprefix('torch.')}"
+        optimized = "" if self.optimized is None else f", optimized={str(self.optimized)!r}"
+        exits = ", ".join(self.model.exit_names)
+        network = type(self.model.backbone).__name__
+        return f"AdaptiveModel({network}, exits=[{exits}], {self.scheduler!r}, {where}{optimized})"
+
+
+def _place(model: MultiExitModel) -> tuple[torch.device, torch.dtype]:
+    parameter = next(model.parameters(), torch.empty(0))
+    return parameter.device, parameter.dtype
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
@@ -162,47 +168,8 @@ def _require_measurable(model: MultiExitModel, optimize: str, batch_sizes: Seque
         raise InvalidInputError(f"optimize is {optimize!r}, expected 'auto', 'aoti', or None to run the model as it is")
     if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
         raise InvalidInputError(f"batch_sizes are {list(batch_sizes)}, expected whole numbers from 1")
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = _place(model)[0]
     if device.type not in ("cpu", "cuda"):
         raise InvalidInputError(f"the model is on {device}; optimize measures on a CPU or a CUDA GPU: leave it out")
     if device.type != "cpu" and optimize == "aoti":
         raise InvalidInputError(f"the model is on {device}; stages are compiled for the CPU only: optimize='auto'")
-
-
-class _Answers:
-    """The logits (N, C) of a batch, filled as samples leave."""
-
-    logits: Tensor
-
-    def __init__(self, samples: int) -> None:
-        self._samples = samples
-        self._begun = False
-
-    def put(self, samples: Ints, logits: Tensor, rows: Ints | None = None) -> None:
-        """The answers to `samples` are these rows of `logits`, or all of them."""
-        if len(samples) == self._samples:  # everybody left at one exit: nothing to put in order
-            self.logits = logits
-            return
-        if not self._begun:
-            self.logits = logits.new_empty((self._samples, *logits.shape[1:]))
-            self._begun = True
-        if rows is not None:
-            logits = logits.index_select(0, _index(rows, logits))
-        self.logits.index_copy_(0, _index(samples, logits), logits)
-
-
-def to_numpy(logits: Tensor) -> NDArray[np.float32]:
-    """Logits on the host, as float32."""
-    return logits.float().cpu().numpy()
-
-
-def empty_outputs(stage: Stage, device: torch.device) -> tuple[Tensor, ...]:
-    """What a stage gives for no samples at all; not run, since not every network can run on an empty batch."""
-    shapes = [[size if isinstance(size, int) else 0 for size in live.shape] for live in stage.outputs]
-    return tuple(
-        torch.empty(shape, dtype=live.dtype, device=device) for shape, live in zip(shapes, stage.outputs, strict=True)
-    )
-
-
-def _index(rows: Ints, like: Tensor) -> Tensor:
-    return torch.from_numpy(rows).to(like.device, non_blocking=True)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eenet.stages._compact import compact
+
 
 @dataclass(frozen=True)
 class LiveTensor:
@@ -56,6 +58,10 @@ class Stage:
         """Run the stage on the tensors of `inputs`, in order; returns the tensors of `outputs`, in order."""
         outputs: tuple[Tensor, ...] = self.module(*live)
         return outputs
+
+    def compact(self, live: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+        """The samples `index` (int64, in any order) of its live input tensors; constants stay as they are."""
+        return compact(live, index, self.batch_dims)
 
     @property
     def feature(self) -> LiveTensor:

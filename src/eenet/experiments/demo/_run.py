@@ -314,7 +314,7 @@ def _key(title: str, percent: int | None) -> str:
     return title if percent is None else f"{title} {percent}%"
 
 
-def _answers(outputs: Sequence[AdaptiveOutput]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _answers(outputs: Sequence[AdaptiveOutput[torch.Tensor]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     logits = torch.cat([output.logits for output in outputs]).numpy()
     return logits, torch.cat([output.exits for output in outputs]).numpy()
 

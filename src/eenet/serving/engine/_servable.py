@@ -125,7 +125,7 @@ class ServedModel:
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        from eenet.bundle import TorchBackend  # brings in torch, which serving a bundle does not need
+        from eenet.runtime import TorchBackend  # brings in torch, which serving a bundle does not need
 
         backend = TorchBackend(model)
         scheduler.policy.require(model.num_exits, model.num_classes, "the model has")

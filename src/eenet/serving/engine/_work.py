@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState
 from eenet.serving.engine._request import Request
 from eenet.tasks import Task
@@ -137,24 +138,11 @@ class Work:
         places = [place for part in parts for place in part.places]
         # Joined also when there is one part only: what the parts hold must stay as it was, in case of a second try.
         route = DecisionState.join([part.route if part.rows is None else part.route.take(part.rows) for part in parts])
-        leaving: Ints
-        staying: Ints | None = None
-        if self.last:
-            assert logits is not None, "a backend gives the logits of the last exit"
-            seen = logits[start : start + count]
-            route.finish(lambda: task.evidence(task.shown(seen), route.earlier))
-            leaving, staying = np.arange(count), np.arange(0)
-        elif logits is None or not route.policy.observes(self.stage):
-            route.skip()
-            leaving = np.arange(0)
-        else:
-            seen = logits[start : start + count]
-            leaving, staying = route.observe(task.evidence(task.shown(seen), route.earlier))
+        rows = None if count == self.samples else np.arange(start, start + count)
+        leaving, staying, answers = decide(route, task, logits, rows)
         if len(leaving):
-            assert logits is not None
             left = leaving.tolist()
-            given = logits[start + leaving] if route.left is None else route.left
-            self.answers.append(([owners[i] for i in left], [places[i] for i in left], given))
+            self.answers.append(([owners[i] for i in left], [places[i] for i in left], answers))
         if staying is not None and len(staying) == 0:
             return
         if staying is not None:

@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.bundle._manifest import Manifest, TensorSpec
 from eenet.errors import InvalidInputError
 from eenet.runtime._backend import Array, Ints, Live
 
 _KINDS = {"f": "floating-point", "i": "integer", "u": "integer", "b": "boolean"}
+
+
+_SAVED = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor at a boundary: its name, dtype, shape (symbols by name) and the dimension the samples lie along.
+
+    `batch_dim` is None for a constant: a tensor that is the same whatever the batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    batch_dim: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "batch_dim": self.batch_dim}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> TensorSpec:
+        """The tensor of what `to_dict` gave; raises ValueError for anything else."""
+        spec = cls(str(data["name"]), data["dtype"], tuple(data["shape"]), data["batch_dim"])
+        sizes = all(isinstance(size, str) or (type(size) is int and size >= 0) for size in spec.shape)
+        if spec.dtype not in _SAVED or not sizes:
+            raise ValueError(f"{dict(data)} describes no tensor")
+        if spec.batch_dim is not None and spec.batch_dim not in range(len(spec.shape)):
+            raise ValueError(f"{spec.name!r} has its samples along dimension {spec.batch_dim!r} of {len(spec.shape)}")
+        return spec
 
 
 class Boundaries:
@@ -90,12 +121,12 @@ def _without(array: Array, dim: int) -> tuple[int, ...]:
 
 
 class NoStages(Boundaries):
-    """A `StageBackend` that runs nothing: for who takes inputs in and has the stages run elsewhere."""
+    """A `StageBackend` that runs nothing: for a process that takes inputs in and has the stages run elsewhere."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        super().__init__([stage.inputs for stage in manifest.stages])
-        self.num_exits = manifest.num_exits
-        self.num_classes = manifest.num_classes
+    def __init__(self, inputs: Sequence[Sequence[TensorSpec]], num_classes: int) -> None:
+        super().__init__(inputs)
+        self.num_exits = len(inputs)
+        self.num_classes = num_classes
 
     def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:  # noqa: ARG002
         """Raises `InvalidInputError`."""

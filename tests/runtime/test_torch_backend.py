@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import eenet
-from eenet.bundle import TorchBackend
 from eenet.errors import InvalidInputError
-from eenet.runtime import StageBackend
+from eenet.runtime import StageBackend, TorchBackend
 from eenet.serving.engine import Engine, EngineOptions
 from eenet.tasks import Classification
 from networks import conv_model

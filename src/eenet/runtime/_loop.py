@@ -1,0 +1,183 @@
+"""The decision loop: the one way from logits to exits, for PyTorch, numpy and the server.
+
+`run` takes a batch through the stages of a backend. At each exit it calls `decide`, which the server calls too, on
+batches that it puts together itself. Tensors are opaque here: `Arrays` is all that is asked of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet._values import array_value
+from eenet.runtime._backend import Array, Ints, StageBackend
+from eenet.scheduler import DecisionState, ThresholdPolicy
+from eenet.tasks import Evidence, Task
+
+T = TypeVar("T")
+
+_NO_ROWS: Ints = np.empty(0, dtype=np.intp)
+
+
+@array_value
+@dataclass(frozen=True)
+class AdaptiveOutput(Generic[T]):
+    """Answers in the order of the input; unpacks to `logits, exits`.
+
+    Attributes
+    ----------
+    logits
+        (N, C), or (N, C, H, W) where each pixel has a class: of the exit that each sample took, or of the ensemble
+        where the scheduler changes predictions. From `AdaptiveModel` an inference tensor: `clone()` it before changing
+        it in place or using it with gradients. From a bundle a numpy array.
+    exits
+        (N,) int64, counted from 0, on the CPU.
+    """
+
+    logits: T
+    exits: T
+
+    def __iter__(self) -> Iterator[T]:
+        yield self.logits
+        yield self.exits
+
+
+class Backend(Protocol):
+    """What `run` needs of a backend; live tensors and logits are of whatever kind the backend has."""
+
+    @property
+    def num_exits(self) -> int: ...
+
+    def run(self, k: int, live: Any, *, observe: bool) -> tuple[Any, Any]: ...
+
+    def take(self, k: int, live: Any, rows: Ints) -> Any: ...
+
+
+class Arrays:
+    """What the loop does with logits: here with numpy arrays, in a subclass with tensors."""
+
+    def to_host(self, logits: Any) -> NDArray[np.float32]:
+        """Logits as a numpy array."""
+        array: NDArray[np.float32] = logits
+        return array
+
+    def from_host(self, array: NDArray[np.float32], like: Any) -> Any:  # noqa: ARG002
+        """A numpy array as logits, on the device of `like`."""
+        return array
+
+    def take(self, logits: Any, rows: Ints) -> Any:
+        """The rows of some samples."""
+        return logits[rows]
+
+    def in_order(self, parts: list[tuple[Ints, Any]]) -> Any:
+        """The logits of parts as one array, in which those of part i are the rows `parts[i][0]`."""
+        answers = np.empty((sum(len(rows) for rows, _ in parts), *parts[0][1].shape[1:]), dtype=parts[0][1].dtype)
+        for rows, logits in parts:
+            answers[rows] = logits
+        return answers
+
+
+NUMPY = Arrays()
+
+
+class Exit(NamedTuple):
+    """What happens at an exit: positions, among the samples that ran until there, of those that exit and that go on.
+
+    `staying` is None where no sample exits, so that nothing need be copied. `answers` are the logits of those that
+    exit, None where none does.
+    """
+
+    leaving: Ints
+    staying: Ints | None
+    answers: Any
+
+
+_NO_EXIT = Exit(_NO_ROWS, None, None)
+
+
+def decide(state: DecisionState, task: Task, logits: Any, rows: Ints | None = None, arrays: Arrays = NUMPY) -> Exit:
+    """Let samples exit at the exit that `state` has come to; all do at the last.
+
+    `logits` are those of the exit, looked at only where the policy observes it; `rows` says which of them belong to the
+    running samples, by default all. This is the one place where logits come to the host.
+    """
+    policy = state.policy
+    k = state.exit_index
+    last = k == policy.num_exits - 1
+    if not last and not policy.observes(k):
+        state.skip()
+        return _NO_EXIT
+
+    def evidence() -> Evidence:
+        shown = arrays.to_host(task.shown(logits))
+        return task.evidence(shown if rows is None else shown[rows], state.earlier)
+
+    leaving: Ints
+    staying: Ints | None
+    if last:
+        leaving, staying = np.arange(len(state.running)), _NO_ROWS
+        state.finish(evidence)
+    else:
+        leaving, staying = state.observe(evidence())
+        if staying is None:
+            return _NO_EXIT
+    if state.left is not None:
+        return Exit(leaving, staying, arrays.from_host(state.left, logits))
+    chosen = leaving if rows is None else rows[leaving]
+    return Exit(leaving, staying, logits if len(chosen) == len(logits) else arrays.take(logits, chosen))
+
+
+def run(
+    backend: Backend,
+    state: DecisionState,
+    task: Task,
+    live: Any,
+    *,
+    arrays: Arrays = NUMPY,
+    compacts: Callable[[int, int, int], bool] | None = None,
+) -> Any:
+    """Take a batch through the stages; returns the logits in its order, and leaves the exits in `state`.
+
+    `live` are the live tensors before the first stage. Only heads that the policy observes run. The samples that go on
+    are selected where `compacts(k, samples, survivors)` says that it pays before stage k, by default everywhere;
+    otherwise the next stage runs on all samples, and the results of those that have exited are not read.
+    """
+    observes = state.policy.observes
+    samples = len(state.running)
+    batch, rows = samples, None  # the samples that the stages run on, and which of them are still running
+    parts: list[tuple[Ints, Any]] = []
+    for k in range(backend.num_exits):
+        live, logits = backend.run(k, live, observe=observes(k))
+        running = state.running
+        leaving, staying, answers = decide(state, task, logits, rows, arrays)
+        if staying is None:
+            continue
+        if len(leaving) == samples:  # all at one exit: nothing to put in order
+            return answers
+        parts.append((running[leaving], answers))
+        if len(staying) == 0:
+            break
+        left = staying if rows is None else rows[staying]
+        if compacts is None or compacts(k + 1, batch, len(left)):
+            live = backend.take(k + 1, live, left)
+            batch, rows = len(left), None
+        else:
+            rows = left
+    return arrays.in_order(parts)
+
+
+def run_arrays(
+    backend: StageBackend, policy: ThresholdPolicy, task: Task, inputs: Mapping[str, Array] | Array
+) -> AdaptiveOutput[NDArray[Any]] | None:
+    """Run a batch of numpy arrays under a policy; None for an empty batch, on which no stage is run."""
+    live = backend.enter(inputs)
+    samples = backend.size(0, live)
+    if samples == 0:
+        return None
+    state = DecisionState(policy, samples)
+    logits = run(backend, state, task, live)
+    return AdaptiveOutput(logits, state.exits.astype(np.int64))
