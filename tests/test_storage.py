@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save_file
 
 import eenet
 from eenet import ExitRecords
@@ -77,15 +78,34 @@ def test_a_torch_save_archive_is_refused(tmp_path: Path, loader: Callable[[Path]
 def test_a_foreign_safetensors_file(tmp_path: Path, loader: Callable[[Path], Any]) -> None:
     path = tmp_path / "file.safetensors"
     save_file({"weights": np.zeros(3)}, path)
-    with pytest.raises(FileFormatError, match=r"holds 'no eenet data', expected 'eenet"):
+    with pytest.raises(FileFormatError, match=r"holds no eenet data, expected (exit records|a fitted scheduler) \('eenet"):
         loader(path)
 
 
 def test_the_other_kind_of_file(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"holds 'eenet.records', expected 'eenet.scheduler'"):
+    records, scheduler = r"exit records \('eenet.records'\)", r"a fitted scheduler \('eenet.scheduler'\)"
+    with pytest.raises(FileFormatError, match=f"holds {records}, expected {scheduler}: have two arguments been exch"):
         eenet.load_scheduler(saved(tmp_path, ExitRecords.load))
-    with pytest.raises(FileFormatError, match=r"holds 'eenet.scheduler', expected 'eenet.records'"):
+    with pytest.raises(FileFormatError, match=f"holds {scheduler}, expected {records}: have two arguments been exch"):
         ExitRecords.load(saved(tmp_path, eenet.load_scheduler))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "what"),
+    [
+        ("a.npz", lambda path: np.savez(path, probs=np.zeros(3)), r"an .npz file of arrays"),
+        ("a.npy", lambda path: np.save(path, np.zeros(3)), r"a .npy file with one array"),
+        ("a.json", lambda path: path.write_text(json.dumps({"values": [1, 2]})), r"JSON"),
+        ("a.json", lambda path: path.write_text("[1, 2, 3, 4, 5, 6, 7]"), r"JSON"),
+    ],
+)
+def test_a_file_of_another_format_is_named(
+    tmp_path: Path, loader: Callable[[Path], Any], name: str, write: Callable[[Path], Any], what: str
+) -> None:
+    write(tmp_path / name)
+    expected = r"(exit records|a fitted scheduler) \(.*\) in a safetensors file: have two arguments been exchanged"
+    with pytest.raises(FileFormatError, match=rf"{name}' is {what}, expected {expected}"):
+        loader(tmp_path / name)
 
 
 @pytest.mark.parametrize("schema", ["3", "99", "", "-1", "1.0", "\u00b2"])
@@ -216,3 +236,23 @@ def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> No
         arrays, header = read_arrays(path, kind="test", schema=1)
         assert arrays["x"].tolist() == [0, 0]
         assert len(header["pad"]) == padding
+
+
+def test_arrays_that_were_read_can_be_written_and_outlive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    given = {"x": np.arange(6.0).reshape(2, 3), "none": np.zeros((0, 3)), "one": np.array(3), "flags": np.ones(3, bool)}
+    write_arrays(path, given, kind="test", schema=1, header={})
+    arrays, _ = read_arrays(path, kind="test", schema=1)
+    path.write_bytes(bytes(path.stat().st_size))
+    for name, array in given.items():
+        assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(arrays[name], array)
+        arrays[name][...] = 0
+
+
+def test_a_dtype_that_numpy_lacks_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    metadata = {"format": "eenet.thing", "schema": "1", "header": "{}"}
+    torch_save_file({"weights": torch.zeros(3, dtype=torch.bfloat16)}, path, metadata=metadata)
+    with pytest.raises(FileFormatError, match=r"'weights' in .* has a dtype that numpy does not know .*as float32"):
+        read_arrays(path, kind="thing", schema=1)

@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._safetensors import parse
 from eenet.errors import FileFormatError, InvalidInputError
 
-_PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04", b"\x1f\x8b")
+_PICKLE = "a pickle or an archive"
+_ZIP = b"PK\x03\x04"
+_STARTS = {
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", _ZIP, b"\x1f\x8b"), _PICKLE),
+    **dict.fromkeys((b"{", b"["), "JSON"),
+    b"\x93NUMPY": "a .npy file with one array",
+    b"PAR1": "a parquet file",
+    b"\x89HDF": "an HDF5 file",
+}
+_MOST_HEADER = 100_000_000  # the limit of the safetensors library
+_FORMATS = {"eenet.scheduler": "a fitted scheduler", "eenet.records": "exit records"}
 
 
 @contextmanager
@@ -51,8 +61,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it becomes `path` when the block ends well and is removed otherwise.
 
-    A folder that holds an earlier one, told by the file `marker`, is replaced; any other that is not empty is left
-    alone, and refused. `what` is the word for such a folder in the message: "saved model".
+    A folder that holds an earlier one, which has the file `marker`, is replaced; any other that is not empty is
+    refused. `what` is the word for such a folder in the message: "saved model".
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file())):
@@ -66,7 +76,7 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         if target.exists():
-            # A rename replaces an empty folder only, so the earlier one steps aside first.
+            # A rename replaces an empty folder only, so the earlier one is renamed first.
             aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
             target.rename(aside / "earlier")
             temporary.rename(target)
@@ -122,19 +132,15 @@ def write_arrays(
 
 
 def read_arrays(path: str | Path, *, kind: str, schema: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Read what `write_arrays` wrote; raises `FileFormatError` for anything else, naming what was found."""
+    """Read what `write_arrays` wrote; raises `FileFormatError` for anything else, naming what the file is."""
     source = existing_file(path)
-    refuse_pickle(source)
-    name = str(source)
-    try:
-        arrays, metadata = parse(source.read_bytes())
-    except ValueError as error:
+    require_safetensors(source, f"eenet.{kind}")
+    names, metadata = read_header(source)
+    name, form = str(source), metadata.get("format")
+    if form != f"eenet.{kind}":
         raise FileFormatError(
-            f"{name!r} is not a whole safetensors file ({error}); it may be truncated: write it again"
-        ) from error
-    found = metadata.get("format")
-    if found != f"eenet.{kind}":
-        raise FileFormatError(f"{name!r} holds {found or 'no eenet data'!r}, expected 'eenet.{kind}'")
+            f"{name!r} holds {_words(form)}, expected {_words(f'eenet.{kind}')}: have two arguments been exchanged?"
+        )
     version = metadata.get("schema", "")
     if not version.isdecimal() or int(version) > schema:
         raise FileFormatError(
@@ -146,7 +152,47 @@ def read_arrays(path: str | Path, *, kind: str, schema: int) -> tuple[dict[str, 
             raise TypeError("not a mapping")
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise FileFormatError(f"{name!r} has a damaged header ({error}); write the file again") from error
-    return arrays, header
+    return read_tensors(source, names), header
+
+
+def read_header(source: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of the arrays in a safetensors file, and its metadata; the arrays are not read."""
+    with _opened(source) as handle:
+        return list(handle.keys()), dict(handle.metadata() or {})
+
+
+def read_tensors(source: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Some arrays of a safetensors file."""
+    with _opened(source) as handle:
+        return {name: _tensor(handle, name, source) for name in names}
+
+
+def _tensor(handle: Any, name: str, source: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = handle.get_tensor(name)
+    except (TypeError, AttributeError) as error:  # numpy has no bfloat16 or float8
+        raise FileFormatError(
+            f"{name!r} in {str(source)!r} has a dtype that numpy does not know ({error}); write it as float32"
+        ) from error
+    return array
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(source), framework="numpy") as handle:
+            yield handle
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{str(source)!r} is not a whole safetensors file ({error}); it may be truncated: write it again"
+        ) from error
+
+
+def _words(form: str | None) -> str:
+    """Words for what a file holds, of the format in its metadata."""
+    return f"{_FORMATS.get(form, 'data')} ({form!r})" if form else "no eenet data"
 
 
 def existing_file(path: str | Path) -> Path:
@@ -158,14 +204,40 @@ def existing_file(path: str | Path) -> Path:
     return source
 
 
-def refuse_pickle(source: Path) -> None:
-    """Raise `FileFormatError` when the file starts like a pickle, gzip, or the zip that torch.save writes."""
-    with source.open("rb") as handle:
-        start = handle.read(9)
-    # A safetensors file starts with the length of its header, whose bytes may happen to be those of a pickle (a header
-    # of 640 bytes: 80 02), and then the header itself, a JSON object.
-    if start.startswith(_PICKLE_STARTS) and start[8:] != b"{":
+def require_safetensors(source: Path, expected: str = "") -> None:
+    """Raise `FileFormatError` where a file is plainly of another format, in words that help; a pickle above all."""
+    other = _other_format(source)
+    if other is None:
+        return
+    if other is _PICKLE:
         raise FileFormatError(
             f"{str(source)!r} looks like a pickle or an archive such as torch.save writes: loading one can run "
             "code, so eenet refuses; save it with eenet's own .save()"
         )
+    wanted = (
+        f"{_words(expected)} in a safetensors file: have two arguments been exchanged?" if expected else "safetensors"
+    )
+    raise FileFormatError(f"{str(source)!r} is {other}, expected {wanted}")
+
+
+def _other_format(source: Path) -> str | None:
+    """The format that a file has by its first bytes; None where it may be safetensors."""
+    with source.open("rb") as handle:
+        start = handle.read(9)
+    # A safetensors file starts with the length of its header, whose bytes may happen to be those of a pickle (a header
+    # of 640 bytes: 80 02), and then the header itself, a JSON object.
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") < _MOST_HEADER:
+        return None
+    for prefix, name in _STARTS.items():
+        if start.startswith(prefix):
+            return "an .npz file of arrays" if prefix == _ZIP and _is_npz(source) else name
+    return None
+
+
+def _is_npz(source: Path) -> bool:
+    try:
+        with zipfile.ZipFile(source) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)

@@ -144,6 +144,18 @@ class TestFitRefuses:
         path.write_bytes(b"\x80\x04N.")
         assert "pickle" in refused("fit", path, "--budget", "60%")
 
+    def test_exchanged_arguments_are_recognized(self, predictions: Path, tmp_path: Path) -> None:
+        scheduler = tmp_path / "scheduler.safetensors"
+        run("fit", predictions, "--prefix", "val_", "--budget", "60%", "--method", "max_prob", "--out", scheduler)
+        message = refused("evaluate", scheduler, "--scheduler", predictions)
+        assert "is an .npz file of arrays, expected a fitted scheduler" in message
+        for command in (["evaluate", scheduler, "--scheduler", scheduler], ["fit", scheduler, "--budget", "60%"]):
+            message = refused(*command)
+            assert "holds a fitted scheduler ('eenet.scheduler'), expected exit records ('eenet.records')" in message
+        toy_records(samples=20).save(tmp_path / "records.safetensors")
+        message = refused("evaluate", predictions, "--scheduler", tmp_path / "records.safetensors")
+        assert "holds exit records ('eenet.records'), expected a fitted scheduler" in message
+
     def test_missing_arrays_are_named_and_prefixes_suggested(self, predictions: Path) -> None:
         message = refused("fit", predictions, "--budget", "60%")
         assert "'probs'" in message

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._files import existing_file, refuse_pickle
+from eenet._files import existing_file, read_header, read_tensors, require_safetensors
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -38,15 +38,22 @@ def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array |
     if source.suffix == ".npz":
         names, read = _npz(source)
     elif source.suffix == ".safetensors":
-        refuse_pickle(source)
-        if _safetensors_format(source) == "eenet.records":
+        require_safetensors(source, "eenet.records")
+        names, metadata = read_header(source)
+        form = metadata.get("format", "")
+        if form == "eenet.records":
             if prefix:
                 raise InvalidInputError(
                     f"{str(source)!r} holds one set of eenet records, whose names have no prefix: leave out --prefix "
                     f"{prefix}"
                 )
             return ExitRecords.load(source), None
-        names, read = _safetensors(source)
+        if form.startswith("eenet."):
+            ExitRecords.load(source)  # says what the file is instead
+
+        def read(name: str) -> Array:
+            return read_tensors(source, [name])[name]
+
     else:
         raise InvalidInputError(
             f"{str(source)!r} ends in {source.suffix or 'nothing'!r}; predictions are read from .npz or .safetensors"
@@ -88,38 +95,6 @@ def _npz(source: Path) -> tuple[list[str], Callable[[str], Array]]:
             raise FileFormatError(
                 f"{name!r} in {str(source)!r} cannot be read ({error}); write plain arrays of numbers: eenet reads no "
                 "pickled objects, which can run code"
-            ) from error
-        return array
-
-    return names, read
-
-
-def _safetensors_format(source: Path) -> str | None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(source), framework="numpy") as handle:
-            return (handle.metadata() or {}).get("format")
-    except SafetensorError as error:
-        raise FileFormatError(
-            f"{str(source)!r} is not a whole safetensors file ({error}); it may be truncated: write it again"
-        ) from error
-
-
-def _safetensors(source: Path) -> tuple[list[str], Callable[[str], Array]]:
-    from safetensors import safe_open
-
-    with safe_open(str(source), framework="numpy") as handle:
-        names = list(handle.keys())
-
-    def read(name: str) -> Array:
-        try:
-            with safe_open(str(source), framework="numpy") as handle:
-                array: Array = handle.get_tensor(name)
-        except (TypeError, AttributeError) as error:
-            # numpy has no bfloat16 or float8.
-            raise FileFormatError(
-                f"{name!r} in {str(source)!r} has a dtype that numpy does not know ({error}); write it as float32"
             ) from error
         return array
 

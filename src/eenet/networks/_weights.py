@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from eenet._files import existing_file, refuse_pickle
+from eenet._files import existing_file, require_safetensors
 from eenet.errors import FileFormatError
 
 _LISTED = 5
@@ -35,7 +35,7 @@ def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], 
     from safetensors.torch import load_file
 
     source = existing_file(path)
-    refuse_pickle(source)
+    require_safetensors(source)
     try:
         loaded = load_file(source)
     except SafetensorError as error:

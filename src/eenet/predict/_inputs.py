@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet._files import refuse_pickle
+from eenet._files import require_safetensors
 from eenet.errors import FileFormatError, InvalidInputError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -233,7 +233,7 @@ def read_arrays_file(path: Path) -> dict[str, NDArray[Any]]:
             f"{str(path)!r} cannot be read ({error}); write plain arrays of numbers with numpy.save or numpy.savez: "
             "pickled objects, which can run code, are not read"
         ) from error
-    refuse_pickle(path)
+    require_safetensors(path)
     raise InvalidInputError(f"{str(path)!r} ends in {path.suffix or 'nothing'!r}; arrays are read from .npy or .npz")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet._files import atomic_path, existing_file, refuse_pickle
+from eenet._files import atomic_path, existing_file, require_safetensors
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.training._errors import OutOfSpaceError
 
@@ -116,7 +116,7 @@ def _open(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[s
     from safetensors import SafetensorError, safe_open
 
     source = existing_file(path)
-    refuse_pickle(source)
+    require_safetensors(source)
     try:
         with safe_open(str(source), framework="pt") as handle:
             metadata = handle.metadata() or {}
