@@ -30,19 +30,19 @@ def learned(exits: int, classes: int, seed: int = 0) -> LearnedScore:
     )
 
 
-def trail_of(logits: Logits) -> list[Evidence]:
-    trail: list[Evidence] = []
+def history_of(logits: Logits) -> list[Evidence]:
+    history: list[Evidence] = []
     for z in logits:
-        trail.append(Evidence.from_logits(z, tuple(trail)))
-    return trail
+        history.append(Evidence.from_logits(z, tuple(history)))
+    return history
 
 
 def scores_of(score: Score, logits: Logits) -> list[NDArray[np.float64]]:
-    trail = ExitHistory()
-    for evidence in trail_of(logits)[:-1]:
-        trail.evidence.append(evidence)
-        trail.scores.append(score(trail))
-    return trail.scores
+    history = ExitHistory()
+    for evidence in history_of(logits)[:-1]:
+        history.evidence.append(evidence)
+        history.scores.append(score(history))
+    return history.scores
 
 
 def bits(array: NDArray[Any]) -> bytes:
@@ -78,7 +78,7 @@ def odd_logits(draw: st.DrawFn) -> Logits:
 def test_a_row_is_the_same_to_the_last_bit_in_any_batch(logits: Logits, data: st.DataObject) -> None:
     exits, samples, classes = logits.shape
     rows = np.array(data.draw(st.lists(st.integers(0, samples - 1), min_size=1, max_size=samples)))
-    whole, part = trail_of(logits), trail_of(np.ascontiguousarray(logits[:, rows]))
+    whole, part = history_of(logits), history_of(np.ascontiguousarray(logits[:, rows]))
     taken = ExitHistory(whole).take(rows).evidence
     for together, alone, kept in zip(whole, part, taken, strict=True):
         for name in NUMBERS:
@@ -105,7 +105,7 @@ def test_the_memory_layout_makes_no_difference(classes: int) -> None:
 @given(logits=odd_logits())
 @settings(max_examples=60)
 def test_evidence_is_never_nan_and_stays_in_its_range(logits: Logits) -> None:
-    for z, evidence in zip(logits, trail_of(logits), strict=True):
+    for z, evidence in zip(logits, history_of(logits), strict=True):
         # A row is usable when softmax is defined: no NaN, no +inf, and not -inf everywhere.
         usable = ~(np.isnan(z).any(axis=1) | np.isposinf(z).any(axis=1) | np.isneginf(z).all(axis=1))
         np.testing.assert_array_equal(evidence.finite, usable)
@@ -151,12 +151,12 @@ def test_order_is_kept_where_the_largest_probability_rounds_to_1() -> None:
 def test_votes_and_streaks_are_counted() -> None:
     predictions = np.array([[0, 0, 0, 1], [0, 1, 1, 1], [0, 0, 1, 2], [1, 0, 1, 2]])  # exits x samples
     p = np.full((4, 3), 1 / 3, dtype=np.float32)
-    trail: list[Evidence] = []
+    history: list[Evidence] = []
     for row in predictions:
-        trail.append(Evidence(p, row, tuple(trail)))
-    np.testing.assert_array_equal([e.streak for e in trail], [[1, 1, 1, 1], [2, 1, 1, 2], [3, 1, 2, 1], [1, 2, 3, 2]])
-    np.testing.assert_allclose(trail[2].vote_share, [1, 2 / 3, 2 / 3, 2 / 3])
-    np.testing.assert_allclose(trail[3].vote_share, [3 / 4, 3 / 4, 3 / 4, 1 / 2])
+        history.append(Evidence(p, row, tuple(history)))
+    np.testing.assert_array_equal([e.streak for e in history], [[1, 1, 1, 1], [2, 1, 1, 2], [3, 1, 2, 1], [1, 2, 3, 2]])
+    np.testing.assert_allclose(history[2].vote_share, [1, 2 / 3, 2 / 3, 2 / 3])
+    np.testing.assert_allclose(history[3].vote_share, [3 / 4, 3 / 4, 3 / 4, 1 / 2])
 
 
 def test_softmax_agrees_with_torch() -> None:
@@ -187,18 +187,18 @@ def test_evidence_joined_is_the_evidence_of_all_to_the_last_bit(
     logits[rng.random(logits.shape) < 0.001] = np.nan
     task: Task = Segmentation(stride=2) if dense else Classification()
 
-    def trail_of(rows: slice) -> ExitHistory:
-        trail = ExitHistory()
+    def history_of(rows: slice) -> ExitHistory:
+        history = ExitHistory()
         for k in range(3):
-            trail.evidence.append(task.evidence(task.shown(logits[k, rows]), trail.evidence))
-            trail.scores.append(trail.evidence[-1].log_odds)
-        return trail
+            history.evidence.append(task.evidence(task.shown(logits[k, rows]), history.evidence))
+            history.scores.append(history.evidence[-1].log_odds)
+        return history
 
     edges = sorted({0, *cuts, 30})
-    parts = [trail_of(slice(a, b)) for a, b in itertools.pairwise(edges)]
+    parts = [history_of(slice(a, b)) for a, b in itertools.pairwise(edges)]
     if asked:  # one part has been asked for more than the others
         _ = parts[0].evidence[-1].entropy
-    joined, whole = ExitHistory.join(parts), trail_of(slice(None))
+    joined, whole = ExitHistory.join(parts), history_of(slice(None))
     for k in range(3):
         np.testing.assert_array_equal(joined.scores[k], whole.scores[k])
         for name in ("finite", "probabilities", "predictions", "entropy", "vote_share", "streak", "label_map"):

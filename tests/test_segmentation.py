@@ -62,10 +62,10 @@ def test_evidence_is_the_mean_over_pixels() -> None:
     rng = np.random.default_rng(0)
     logits = [rng.standard_normal((3, CLASSES, 8, 12)).astype(np.float32) * 3 for _ in range(3)]
     task = Segmentation(stride=1)
-    trail: list[eenet.tasks.Evidence] = []
+    history: list[eenet.tasks.Evidence] = []
     for z in logits:
-        trail.append(task.evidence(z, trail))
-    for k, evidence in enumerate(trail):
+        history.append(task.evidence(z, history))
+    for k, evidence in enumerate(history):
         p = torch.softmax(torch.from_numpy(logits[k]).double(), 1)
         np.testing.assert_allclose(evidence.probabilities, p.mean((2, 3)), rtol=1e-5)
         np.testing.assert_allclose(evidence.max_probability, p.amax(1).mean((1, 2)), rtol=1e-5)

@@ -20,7 +20,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- written by tests/support/structure.py -->", "<!-- end -->"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("_version", "errors", "_safetensors"),
+    ("_version", "errors"),
     ("_extras", "_files", "_values"),
     ("_needs_torch", "_compat", "_timing", "_evidence"),
     ("tasks", "preprocessing"),
