@@ -13,20 +13,20 @@ from zoo import NETWORKS
 import eenet
 from eenet.errors import InvalidInputError
 from eenet.models import ConvHead, SegmentationHead, TokenHead, VectorHead
-from eenet.models._placement import choose
-from eenet.stages import Place, places
+from eenet.stages import places
 from networks import SmallConvNet
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def blocks(count: int, width: int = 8) -> nn.Sequential:
+def blocks(count: int, width: int = 8, inner: int | None = None) -> nn.Sequential:
     """Residual blocks of equal cost, and a classifier that costs next to nothing."""
 
     class Residual(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.second = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+            between = inner or 4 * width
+            self.first, self.second = nn.Linear(width, between), nn.Linear(between, width)
 
         def forward(self, x: Tensor) -> Tensor:
             out: Tensor = x + self.second(self.first(x).relu())
@@ -54,9 +54,21 @@ def test_places_say_what_they_cost_and_what_would_cross() -> None:
 
 
 def test_a_small_interface_is_worth_a_little_inequality() -> None:
-    candidates = [Place("wide", 0.5, 4096, 1), Place("narrow", 0.52, 256, 1), Place("far", 0.9, 1, 1)]
-    assert choose(candidates, 2) == ["narrow"]
-    assert choose([Place("one", 0.48, 100, 1), Place("two", 0.5, 100, 3)], 2) == ["one"]
+    front = [nn.Linear(64, 64) for _ in range(9)]
+    wide, narrow = nn.Linear(64, 1024), nn.Linear(1024, 4)
+    net = nn.Sequential(*front, wide, narrow, nn.Linear(4, 16384), nn.Linear(16384, 2)).eval()
+    shares = {place.name: place.share for place in places(net, torch.randn(2, 64))}
+    assert shares["9"] == pytest.approx(0.5)
+    assert shares["10"] == pytest.approx(0.52)
+    assert eenet.attach(net, "auto:2", example=torch.randn(2, 64)).exit_names == ("10", "output")
+
+
+def test_one_tensor_to_hand_on_is_worth_a_little_inequality() -> None:
+    net = blocks(3, inner=8).eval()
+    shares = {place.name: place.share for place in places(net, torch.randn(2, 8))}
+    assert shares["1.first"] == pytest.approx(0.48)
+    assert shares["1"] == pytest.approx(0.64)
+    assert eenet.attach(net, "auto:2", example=torch.randn(2, 8)).exit_names == ("1", "output")
 
 
 def test_modules_that_end_nowhere_or_mix_samples_are_no_places() -> None:
@@ -163,22 +175,14 @@ def test_channels_last_maps_are_told_by_the_ratio_of_the_image() -> None:
     assert not plain.channels_last
 
 
-def test_tokens_of_images_are_averaged_and_those_of_texts_are_not() -> None:
+def test_tokens_of_images_are_averaged() -> None:
     def forward(net: Chain, x: Tensor) -> Any:
         tokens = net.a(x.flatten(2).transpose(1, 2))
         return net.b(tokens.mean(1))
 
-    net = Chain(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 4))
-    image = only_head(net, "a", X)
-    assert isinstance(image, TokenHead)
-    assert image.pool == "mean"
-    text = only_head(
-        Chain(lambda net, ids: net.b(net.a(ids)[:, 0]), a=nn.Embedding(9, 8), b=nn.Linear(8, 4)),
-        "a",
-        torch.randint(9, (2, 5)),
-    )
-    assert isinstance(text, TokenHead)
-    assert text.pool == "first"
+    head = only_head(Chain(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 4)), "a", X)
+    assert isinstance(head, TokenHead)
+    assert head.pool == "mean"
 
 
 def test_a_head_sees_the_batch_first() -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import InvalidInputError
-from eenet.models import MODELS, build, make_heads, multi_exit
-from eenet.models._sources import rebuild, source_of
+from eenet.models import MODELS, build_network, make_heads, multi_exit
+from eenet.models._networks import rebuild, source_of
 
 EXITS = {
     "resnet56": 3,
@@ -42,7 +42,7 @@ def test_every_network_has_the_papers_exits_and_a_head_for_each(name: str) -> No
     if name in ("bert-base", "minilm"):
         import_or_skip("transformers")
     spec = MODELS[name]
-    net: Any = on_meta(build, name)
+    net: Any = on_meta(build_network, name)
     exits = spec.exits(net)
     assert len(exits) == EXITS[name] - 1
     modules = dict(net.named_modules())
@@ -89,7 +89,7 @@ def test_options_and_examples_reach_a_network_that_trains() -> None:
 def test_a_network_remembers_how_to_be_built_again(name: str, options: dict[str, Any]) -> None:
     if name in ("bert-base", "minilm"):
         import_or_skip("transformers")
-    net = on_meta(build, name, num_classes=3, **options)
+    net = on_meta(build_network, name, num_classes=3, **options)
     source = source_of(net)
     assert source is not None
     assert source.name == f"eenet:{name}"
@@ -102,7 +102,7 @@ def test_a_network_remembers_how_to_be_built_again(name: str, options: dict[str,
 
 def test_unknown_names_are_refused_with_those_there_are() -> None:
     with pytest.raises(InvalidInputError, match=r"did you mean 'resnet56'.*msdnet35"):
-        build("resnet-56")
+        build_network("resnet-56")
     with pytest.raises(InvalidInputError, match="there are resnet56"):
         multi_exit("zzz")
 

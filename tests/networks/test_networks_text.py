@@ -16,8 +16,8 @@ from torch import Tensor
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError, MissingExtraError
-from eenet.models import MODELS, build, make_heads, multi_exit
-from eenet.models._sources import source_of
+from eenet.models import MODELS, build_network, make_heads, multi_exit
+from eenet.models._networks import source_of
 from eenet.networks import bert, bert_exits, minilm
 
 Pooling = Literal["first", "mean"]
@@ -131,10 +131,10 @@ def test_a_checkpoint_is_loaded(tmp_path: Path, pooling: Pooling) -> None:
 def test_a_checkpoint_decides_the_architecture_that_is_remembered(tmp_path: Path) -> None:
     saved: Any = bert(3, **TINY)
     saved.save_pretrained(tmp_path)
-    net: Any = build("bert-base", num_classes=3, checkpoint=tmp_path, pooling="mean")
+    net: Any = build_network("bert-base", num_classes=3, checkpoint=tmp_path, pooling="mean")
     source = source_of(net)
     assert source is not None
-    again: Any = build(source.name.removeprefix("eenet:"), **json.loads(json.dumps(dict(source.options))))
+    again: Any = build_network(source.name.removeprefix("eenet:"), **json.loads(json.dumps(dict(source.options))))
     again.load_state_dict(net.state_dict())
     inputs = batch([3, 7], 9)
     with torch.inference_mode():

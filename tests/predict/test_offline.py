@@ -299,7 +299,7 @@ class TestCommands:
 
 
 def test_a_model_that_can_be_built_again_runs_from_a_bundle_of_weights(tmp_path: Path) -> None:
-    model = eenet.models.build("resnet56", num_classes=10)
+    model = eenet.models.build_network("resnet56", num_classes=10)
     model = eenet.attach(model.eval(), ["layers.0", "layers.1"], 10, torch.randn(2, 3, 32, 32)).eval()
     x = torch.randn(24, 3, 32, 32)
     records = eenet.collect(model, [x])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.errors import InvalidInputError
-from eenet.models._modes import inferring
+from eenet.models._io import inferring, moved, unpack
 from eenet.models._multi_exit import MultiExitModel
 from eenet.records import ExitRecords
 from eenet.tasks import Evidence, Segmentation
-
-_LABEL_KEYS = ("labels", "label")
 
 
 def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     """The records of a model on the batches of a loader, in the loader's order.
 
-    A batch is (inputs, labels), a mapping with "labels", or inputs alone; inputs are a tensor, a tuple of arguments or
-    a mapping of keyword arguments. An empty batch, which not every network can run, adds nothing. The model is run in
-    inference mode and left as it was.
+    The model is run in inference mode and left as it was.
+
+    Parameters
+    ----------
+    model
+        A model with K exits.
+    loader
+        Batches: (inputs, labels), a mapping with "labels", or inputs alone. Inputs are a tensor, a tuple of arguments
+        or a mapping of keyword arguments; labels have shape (N,), or (N, H, W) where every pixel has a class. An empty
+        batch, which not every network can run, adds nothing.
+
+    Returns
+    -------
+    ExitRecords
+        What the K exits said of the N samples of all batches, and the labels where the batches have them.
+
+    Raises
+    ------
+    InvalidInputError
+        Where there is no sample, a batch does not fit, or only some batches have labels.
+
+    Examples
+    --------
+    >>> import torch, eenet
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> records = eenet.collect(model, [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))])
+    >>> records.num_exits, len(records)
+    (2, 5)
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = ImageRecords(model.task) if isinstance(model.task, Segmentation) else None
@@ -33,7 +57,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     with inferring(model):
         for batch in loader:
             args, kwargs, y = unpack(batch)
-            args, kwargs = _to(args, device), _to(kwargs, device)
+            args, kwargs = moved((args, kwargs), device)
             if model.staged.batch_size_of(model.staged.flatten_inputs(*args, **kwargs)) == 0:
                 if y is not None:
                     _labels_of(y, 0)
@@ -71,10 +95,10 @@ class ImageRecords:
 
     def add(self, outputs: Sequence[Tensor], labels: Tensor | NDArray[Any] | None) -> None:
         """One batch: the logits (N, C, H, W) of the K exits, and labels (N, H, W) or None."""
-        trail: list[Evidence] = []
+        history: list[Evidence] = []
         for logits in outputs:
-            trail.append(self._task.evidence(self._task.shown(logits).float().cpu().numpy(), trail))
-        self._batches.append(trail)
+            history.append(self._task.evidence(self._task.shown(logits).float().cpu().numpy(), history))
+        self._batches.append(history)
         if labels is not None:
             y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
             maps = [logits.argmax(dim=1).cpu().numpy() for logits in outputs]
@@ -95,35 +119,3 @@ def _require_batches(batches: int, labelled: int) -> None:
         raise InvalidInputError("the loader gave no batch with a sample; expected at least one")
     if labelled not in (0, batches):
         raise InvalidInputError(f"{labelled} of {batches} batches have labels; give all of them labels, or none")
-
-
-def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """Positional arguments, keyword arguments and labels (or None) of one batch of a loader."""
-    labels: Any = None
-    if isinstance(batch, Mapping):
-        kwargs = {name: value for name, value in batch.items() if name not in _LABEL_KEYS}
-        labels = next((batch[name] for name in _LABEL_KEYS if name in batch), None)
-        return (), kwargs, labels
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        inputs, labels = batch
-    elif isinstance(batch, (tuple, list)) and len(batch) == 1:
-        inputs = batch[0]
-    else:
-        inputs = batch
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs), labels
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}, labels
-    if isinstance(inputs, (tuple, list)):
-        return tuple(inputs), {}, labels
-    raise InvalidInputError(
-        f"a batch holds {type(batch).__name__}; expected (inputs, labels), a mapping with 'labels', or inputs alone"
-    )
-
-
-def _to(values: Any, device: torch.device) -> Any:
-    if isinstance(values, dict):
-        return {name: _to(value, device) for name, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(_to(value, device) for value in values)
-    return values.to(device) if isinstance(values, Tensor) else values

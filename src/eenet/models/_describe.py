@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from eenet.models._modes import inferring
+from eenet.models._io import inferring
 from eenet.models._multi_exit import MultiExitModel
 from eenet.stages import LiveTensor, StagedModel
 
@@ -93,7 +93,24 @@ class Description:
 def describe(model: MultiExitModel | StagedModel) -> Description:
     """The stages of a model, for inference: live tensors, parameters, FLOPs, the cost of the heads, shares of the cost.
 
-    FLOPs are counted by running the example that the model was cut with; a model on another device is run there.
+    Parameters
+    ----------
+    model
+        A model with exits, or a network that was cut. It is left as it was.
+
+    Returns
+    -------
+    Description
+        One row for each stage; it prints as a table. FLOPs are those of one sample, two for each multiply-add, counted
+        by running the example that the model was cut with, on the device of the model.
+
+    Examples
+    --------
+    >>> import torch, eenet
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> description = eenet.describe(eenet.attach(network, ["1"], example=torch.randn(2, 4)))
+    >>> [(row.name, row.flops) for row in description.rows]
+    [('1', 64), ('output', 48)]
     """
     staged = model.staged if isinstance(model, MultiExitModel) else model
     heads: list[nn.Module | None] = [*model.heads, None] if isinstance(model, MultiExitModel) else []

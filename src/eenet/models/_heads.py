@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -16,9 +15,10 @@ from torch.nn import functional as F
 from eenet.errors import InvalidInputError
 from eenet.networks import MSDNetHead
 from eenet.networks._bert import mean_of_tokens
-from eenet.stages import LiveTensor
 
 HeadClass = TypeVar("HeadClass", bound=type[nn.Module])
+
+_POOLS = ("first", "last", "mean")
 
 HEADS: dict[str, type[nn.Module]] = {}
 """The heads that a saved model can be rebuilt with, by the name of their class."""
@@ -71,6 +71,14 @@ class ConvHead(nn.Module):
         self.act = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(hidden, num_classes)
+
+    def reduced(self, feature: Tensor) -> Tensor:
+        """The feature after what comes before the weights; the head gives the same for it."""
+        if max(feature.shape[1:3] if self.channels_last else feature.shape[2:]) <= self.grid:
+            return feature
+        if self.channels_last:
+            return self.shrink(feature.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.shrink(feature)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
@@ -181,27 +189,82 @@ class SegmentationHead(nn.Module):
 
 
 @rebuildable
-class TokenHead(nn.Module):
-    """Classify a token sequence (N, T, D) by its first token, as BERT's pooler does: padding never reaches it.
+class SequenceHead(nn.Module):
+    """Classify a sequence of channels (N, D, T), as `Conv1d` gives: average, convolve, pool over time, linear layer.
 
-    With `pool="mean"`, by the mean of the tokens. A head does not see the attention mask, so a network for padded text
-    must then give zeros for padding, as `eenet.networks.bert` with `pooling="mean"` does; images have no padding.
+    Parameters
+    ----------
+    channels
+        D, the channels of the feature.
+    num_classes
+        C, the classes.
+    stride
+        How many steps are averaged to one before the convolution.
+    hidden
+        The channels of the convolution, by default D, at least 32 and at most 128.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, stride: int = 1, hidden: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden or min(max(channels, 32), 128)
+        self.shrink: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shrink = nn.AvgPool1d(stride, ceil_mode=True, count_include_pad=False)
+        self.conv = nn.Conv1d(channels, hidden, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.act = nn.ReLU()
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        feature = self.act(self.norm(self.conv(self.shrink(feature))))
+        logits: Tensor = self.fc(feature.mean(-1))
+        return logits
+
+
+@rebuildable
+class TokenHead(nn.Module):
+    """Classify a token sequence (N, T, D) by one vector of it.
+
+    A head does not see the attention mask. Where inputs are padded, use `pool="first"`, which padding does not reach,
+    or a network that gives zeros for padding, as `eenet.networks.bert` with `pooling="mean"` does.
+
+    Parameters
+    ----------
+    width
+        D, the width of a token.
+    num_classes
+        C, the classes.
+    dropout
+        The probability of dropout before the last layer.
+    pool
+        The vector: the "first" token, as in BERT's pooler; the "last" one, for recurrent and causal networks, whose
+        first token has seen one step only; or the "mean" of all tokens that are not zero.
     """
 
     def __init__(self, width: int, num_classes: int, *, dropout: float = 0.1, pool: str = "first") -> None:
         super().__init__()
-        if pool not in ("first", "mean"):
-            raise InvalidInputError(f"pool is {pool!r}, expected 'first' or 'mean'")
+        if pool not in _POOLS:
+            raise InvalidInputError(f"pool is {pool!r}, expected one of {list(_POOLS)}")
         self.pool = pool
         self.dense = nn.Linear(width, width)
         self.act = nn.Tanh()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width, num_classes)
 
+    def pooled(self, feature: Tensor) -> Tensor:
+        """The vector (N, D) of the tokens."""
+        if self.pool == "mean":
+            return mean_of_tokens(feature)
+        return feature[:, 0] if self.pool == "first" else feature[:, -1]
+
+    def reduced(self, feature: Tensor) -> Tensor:
+        """The feature after what comes before the weights, (N, 1, D); the head gives the same for it."""
+        return self.pooled(feature).unsqueeze(1)
+
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
-        pooled = mean_of_tokens(feature) if self.pool == "mean" else feature[:, 0]
-        logits: Tensor = self.fc(self.dropout(self.act(self.dense(pooled))))
+        logits: Tensor = self.fc(self.dropout(self.act(self.dense(self.pooled(feature)))))
         return logits
 
 
@@ -224,60 +287,3 @@ class VectorHead(nn.Module):
 
 # It records its options itself, since it stands where heads of this kind cannot be imported.
 HEADS["MSDNetHead"] = MSDNetHead
-
-
-def head_for(
-    name: str,
-    feature: LiveTensor,
-    num_classes: int,
-    *,
-    image: tuple[int, int] | None = None,
-    dense: tuple[int, int] | None = None,
-) -> nn.Module:
-    """The default head for the feature at the end of module `name`.
-
-    `image` is the height and width of the network's input, where that is an image; `dense` is that of its output,
-    where that has a class for every pixel. Raises InvalidInputError for a feature that no default head fits.
-    """
-    shape = batch_first(feature)
-    channels_last = len(shape) == 4 and _is_channels_last(shape, image)
-    width = shape[1] if len(shape) == 4 and not channels_last else shape[-1]
-    if isinstance(width, int):
-        if dense is not None:
-            if len(shape) == 4 and not channels_last:
-                return SegmentationHead(width, num_classes, size=dense)
-        elif len(shape) == 4:
-            return ConvHead(width, num_classes, channels_last=channels_last)
-        elif len(shape) == 3:
-            return TokenHead(width, num_classes, pool="first" if image is None else "mean")
-        elif len(shape) == 2:
-            return VectorHead(width, num_classes)
-    known = (
-        "(batch, channels, height, width) for an output that has a class for every pixel"
-        if dense is not None
-        else "(batch, features), (batch, tokens, features), (batch, channels, height, width) and (batch, height, "
-        "width, channels)"
-    )
-    raise InvalidInputError(
-        f"module {name!r} gives a feature of shape {shape}; default heads know {known}: pass heads=[...] with modules "
-        "of your own"
-    )
-
-
-def batch_first(feature: LiveTensor) -> tuple[int | str, ...]:
-    """The shape of a feature as a head sees it: with the batch on dimension 0."""
-    shape = list(feature.shape)
-    if feature.batch_dim is not None:
-        shape.insert(0, shape.pop(feature.batch_dim))
-    return tuple(shape)
-
-
-def _is_channels_last(shape: tuple[int | str, ...], image: tuple[int, int] | None) -> bool:
-    """Whether a map is (batch, height, width, channels): its sides have the ratio of those of the image."""
-    _, first, second, third = shape
-    if not isinstance(first, int):  # a size that may change is no number of channels
-        return isinstance(third, int)
-    if image is None or not isinstance(second, int) or not isinstance(third, int):
-        return False
-    wanted = math.log(image[0] / image[1])
-    return abs(math.log(first / second) - wanted) < abs(math.log(second / third) - wanted) - 1e-6

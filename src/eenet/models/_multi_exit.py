@@ -1,4 +1,4 @@
-"""MultiExitModel: a cut network with an exit head at the end of each stage."""
+"""MultiExitModel: a cut network with an exit head at the end of each stage; made by `attach`, saved and loaded."""
 
 from __future__ import annotations
 
@@ -9,22 +9,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.errors import InvalidInputError
-from eenet.models._heads import head_for
-from eenet.models._modes import inferring
-from eenet.models._outputs import logits_in
-from eenet.models._placement import place_exits
-from eenet.models._sources import Source, source_of
+from eenet._version import __version__
+from eenet.errors import CutError, FileFormatError, InvalidInputError
+from eenet.models._exits import default_heads, place_exits
+from eenet.models._folder import WEIGHTS, read_folder, write_folder
+from eenet.models._heads import HEADS
+from eenet.models._io import inferring, logits_in
+from eenet.models._networks import Source, build_network, known, make_heads, rebuild, source_of
+from eenet.networks._weights import load_weights
 from eenet.stages import Example, StagedModel, cut
-from eenet.tasks import Classification, Segmentation, Task
+from eenet.tasks import Classification, Segmentation, Task, describe_task, task_from
 
 
 class MultiExitModel(nn.Module):
-    """A network with K exits; calling it gives the logits of all of them, a list of K tensors (N, C).
+    """A network with K exits; calling it gives the logits of all of them. Made by `attach` or `from_pretrained`.
 
-    Where the network gives every pixel a class they are (N, C, H, W). `staged` is the cut backbone, whose weights are
-    those of the network it was made from; `heads` are the K-1 early exit heads; `source` says how the network can be
-    built again, where that is known. Made by `attach` or `from_pretrained`.
+    Parameters
+    ----------
+    staged
+        The network, cut at the exits; its weights are those of the network it was made from.
+    heads
+        The K-1 heads of the early exits: feature in, logits (N, C) out.
+    num_classes
+        C, the classes.
+    source
+        How the network can be built again, where that is known.
+    task
+        What the logits mean, by default `eenet.tasks.Classification()`.
+
+    Attributes
+    ----------
+    staged, heads, num_classes, source, task
+        As given; `heads` is a `torch.nn.ModuleList`.
+
+    Examples
+    --------
+    >>> import torch, eenet
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> [tuple(logits.shape) for logits in model(torch.randn(5, 4))]
+    [(5, 3), (5, 3)]
     """
 
     def __init__(
@@ -55,11 +79,11 @@ class MultiExitModel(nn.Module):
 
     @property
     def exit_names(self) -> tuple[str, ...]:
-        """The modules the exits stand at; the last is "output"."""
+        """The modules at whose ends the exits are; the last is "output"."""
         return (*self.staged.at, "output")
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """Logits of every exit, K tensors (N, C)."""
+        """Logits of every exit, K tensors (N, C), or (N, C, H, W) where every pixel has a class."""
         steps = self.staged.walk(self.staged.flatten_inputs(*args, **kwargs))
         logits = [head(next(steps).feature) for head in self.heads]
         return [*logits, self.final_logits(next(steps).outputs)]
@@ -72,13 +96,33 @@ class MultiExitModel(nn.Module):
         """Write the whole model to a folder of JSON and safetensors files, nothing that runs code.
 
         The network must be one that can be built again from a name: made by `build_network`, given `source` in
-        `attach`, or a Hugging Face model. The example that the model was cut with is stored too, two samples of it. The
-        folder appears whole or not at all. Raises InvalidInputError where the model cannot be described or the folder
-        cannot be written.
-        """
-        from eenet.models._pretrained import save_pretrained
+        `attach`, or a Hugging Face model. The example that the model was cut with is stored too, two samples of it.
 
-        save_pretrained(self, folder)
+        Parameters
+        ----------
+        folder
+            A new folder, or one that holds a saved model, which is replaced. It appears whole or not at all.
+
+        Raises
+        ------
+        InvalidInputError
+            Where the model cannot be described, or the folder cannot be written.
+        """
+        source = _proved_source(self)
+        tensors = {f"backbone.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
+        tensors |= {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
+        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
+        description = {
+            "eenet": __version__,
+            "source": source.to_dict(),
+            "exits": list(self.staged.at),
+            "num_classes": self.num_classes,
+            "dynamic": {str(dim): name for dim, name in self.staged.dynamic.items()},
+            "heads": [_described_head(head) for head in self.heads],
+            "task": describe_task(self.task),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        write_folder(folder, description, tensors, self.staged.example)
 
     @classmethod
     def from_pretrained(
@@ -86,14 +130,60 @@ class MultiExitModel(nn.Module):
     ) -> MultiExitModel:
         """The model that `save_pretrained` wrote, in inference mode.
 
-        A network of torchvision, timm, Hugging Face or eenet is built by its name. `allow` lists the import paths, such
-        as "mypackage.networks:make", that may be called for any other; `heads` are the exit heads where they were the
-        caller's own. Raises FileFormatError where the folder is damaged or its weights are of another architecture (the
-        message lists the first names that differ), InvalidInputError where something has to be allowed or given.
-        """
-        from eenet.models._pretrained import from_pretrained
+        A network of torchvision, timm, Hugging Face or eenet is built by its name.
 
-        return from_pretrained(folder, allow=allow, heads=heads)
+        Parameters
+        ----------
+        folder
+            The folder of the model.
+        allow
+            The import paths, such as "mypackage.networks:make", that may be called to build any other network.
+        heads
+            New heads of the same kind, where those of the model were the caller's own; their weights are loaded.
+
+        Returns
+        -------
+        MultiExitModel
+            The model on the CPU, with the dtype it was saved in.
+
+        Raises
+        ------
+        FileFormatError
+            Where the folder is damaged, or its weights are of another architecture; the message lists the first names
+            that differ.
+        InvalidInputError
+            Where something has to be allowed or given.
+        """
+        root = Path(folder)
+        saved = read_folder(root)
+        found = saved.found
+        source = Source(found["source"]["name"], found["source"]["options"])
+        with torch.random.fork_rng(devices=[]):
+            backbone = rebuild(source, allow=list(allow)).to(getattr(torch, found["dtype"])).eval()
+            made = heads if heads is not None else _described_heads(found, source, backbone)
+        args, kwargs = saved.example
+        try:
+            task = task_from(found["task"])
+        except InvalidInputError as error:
+            raise FileFormatError(f"{str(root)!r} is of a task that cannot be made here: {error}") from error
+        try:
+            model = attach(
+                backbone,
+                found["exits"],
+                found["num_classes"],
+                kwargs if kwargs and not args else args,
+                heads=made,
+                dynamic={int(dim): name for dim, name in found["dynamic"].items()},
+                source=source,
+                task=task,
+            )
+        except CutError as error:
+            raise FileFormatError(
+                f"{str(root)!r} was saved with exits at {found['exits']}, but the network that {source.name!r} gives "
+                f"here cannot be cut there ({error}); install the version of the library that it was saved with"
+            ) from error
+        load_weights(model, root / WEIGHTS, rename=_name_in_model)
+        return model.eval()
 
 
 def attach(
@@ -109,21 +199,50 @@ def attach(
 ) -> MultiExitModel:
     """Give a network exits at the ends of the named modules; the network's weights are shared, not copied.
 
-    `exits` is a list of module names, or "auto:3" for three exits in all, the network's own included: the early ones
-    are placed at about equal FLOPs ("auto:3:ms": at about equal measured time) where little crosses the boundary.
-    `num_classes` is read off the network's output where it is not given. `example` is an input the network takes: a
-    tensor, a tuple of arguments or a mapping of keyword arguments, with the batch on dimension 0. A network that was
-    cut already, or whose stages were written by hand (`StagedModel.from_stages`), needs neither `exits` nor `example`.
+    Parameters
+    ----------
+    backbone
+        The network. One that was cut already, or whose stages were written by hand (`StagedModel.from_stages`), needs
+        neither `exits` nor `example`.
+    exits
+        Names of modules, or "auto:3" for three exits in all, the network's own included: the early ones are placed at
+        about equal FLOPs ("auto:3:ms": at about equal measured time) where few values cross the boundary.
+    num_classes
+        C, the classes; read off the network's output where it is not given.
+    example
+        An input the network takes: a tensor, a tuple of arguments or a mapping of keyword arguments, with the batch on
+        dimension 0.
+    heads
+        One module for each early exit in place of the default heads: feature in, with the batch on dimension 0, and
+        logits (N, C) out. A default head fits the feature: a vector (N, D), tokens (N, T, D), channels over time
+        (N, D, T), a map (N, D, H, W) or (N, H, W, D), and a map for a network that gives every pixel a class. Which
+        dimension is which, and which token has seen the whole input, is observed on the example.
+    dynamic
+        Further dimensions of the inputs whose size may change, by name, such as `{1: "sequence"}`.
+    source
+        How the network can be built again, such as "torchvision:resnet18", where it does not say so itself.
+    task
+        What the logits mean, by default `eenet.tasks.Classification()`, or `Segmentation()` for a class per pixel.
 
-    `heads` replaces the default heads, one module for each early exit, feature in and logits (N, num_classes) out. The
-    default head is made for the feature: vectors (N, D), tokens (N, T, D), maps (N, D, H, W) or (N, H, W, D), and maps
-    for a network that gives every pixel a class. `dynamic` names further dimensions whose size may change, such as
-    `{1: "sequence"}`. `source` says how the network can be built again, such as "torchvision:resnet18".
+    Returns
+    -------
+    MultiExitModel
+        The model with K exits, in the mode of the network.
 
-    `task` says what the logits mean, where not `eenet.tasks.Classification()` or, for a class per pixel,
-    `Segmentation()`.
+    Raises
+    ------
+    CutError
+        Where the network cannot be cut there.
+    InvalidInputError
+        Where outputs, features or heads do not fit; the message names the module.
 
-    Raises `CutError` where the network cannot be cut there, `InvalidInputError` where outputs or heads do not fit.
+    Examples
+    --------
+    >>> import torch, eenet
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> model = eenet.attach(network, exits=["1"], example=torch.randn(2, 4))
+    >>> model.exit_names
+    ('1', 'output')
     """
     if num_classes is not None and num_classes < 2:
         raise InvalidInputError(f"num_classes is {num_classes}, expected at least 2")
@@ -131,8 +250,8 @@ def attach(
     args, kwargs = staged.example
     inference = staged.inference_stages
     with inferring(staged):
-        *_, last = staged.walk(staged.flatten_inputs(*args, **kwargs), inference)
-        outputs = last.outputs
+        *early, last = staged.walk(staged.flatten_inputs(*args, **kwargs), inference)
+        features, outputs = [step.feature for step in early], last.outputs
         logits = logits_in(staged.unflatten_output(outputs), num_classes)
     answers = next((live for live, t in zip(inference[-1].outputs, outputs, strict=True) if t is logits), None)
     if answers is not None and answers.batch_dim != 0:
@@ -142,36 +261,64 @@ def attach(
             "sample by itself"
         )
     num_classes = logits.shape[1]
-    early = inference[:-1]
-    if heads is not None and len(heads) != len(early):
-        raise InvalidInputError(f"{len(heads)} heads for {len(early)} exits; give one head for each name in exits")
-    if heads is None:
-        image = next((tuple(t.shape[2:]) for t in staged.flatten_inputs(*args, **kwargs) if _is_image(t)), None)
-        heads = [
-            head_for(
-                stage.name,
-                stage.outputs[stage.feature_index or 0],
-                num_classes,
-                image=None if image is None else (image[0], image[1]),
-                dense=None if logits.ndim == 2 else (logits.shape[2], logits.shape[3]),
-            )
-            for stage in early
-        ]
-    reference = next((p for p in staged.parameters() if p.is_floating_point()), torch.empty(0))
-    known = Source.parse(source) if isinstance(source, str) else source or source_of(staged.backbone)
-    heads = [head.to(reference.device, reference.dtype) for head in heads]
     dense = logits.ndim == 4
+    if heads is not None and len(heads) != len(features):
+        raise InvalidInputError(f"{len(heads)} heads for {len(features)} exits; give one head for each name in exits")
+    if heads is None:
+        heads = default_heads(staged, num_classes, dense=(logits.shape[2], logits.shape[3]) if dense else None)
+    reference = next((p for p in staged.parameters() if p.is_floating_point()), torch.empty(0))
+    known_source = Source.parse(source) if isinstance(source, str) else source or source_of(staged.backbone)
+    heads = [head.to(reference.device, reference.dtype) for head in heads]
     if task is not None and isinstance(task, Segmentation) != dense:
         raise InvalidInputError(
             f"the task is {task.name}, but the network gives logits of shape {tuple(logits.shape)}; leave task out"
         )
     task = task or (Segmentation() if dense else Classification())
-    model = MultiExitModel(staged, heads, num_classes, source=known, task=task)
+    model = MultiExitModel(staged, heads, num_classes, source=known_source, task=task)
     model.training = staged.training
     model.heads.train(staged.training)
-    with inferring(model):
-        _dry_run(model, args, kwargs, logits)
+    for name, head, feature in zip(staged.at, heads, features, strict=True):
+        _try_head(name, head, feature, logits)
     return model
+
+
+def multi_exit(
+    name: str, *, num_classes: int | None = None, example: Example | None = None, **options: Any
+) -> MultiExitModel:
+    """A network of the paper by name, with its exits and heads.
+
+    Parameters
+    ----------
+    name
+        One of `eenet.models.MODELS`.
+    num_classes
+        C, the classes, by default those of the network's data set.
+    example
+        An input; images must have its size, by default that of the network's data set. Texts may have any length.
+    **options
+        The keyword arguments of the network's function, such as `weights`.
+
+    Returns
+    -------
+    MultiExitModel
+        The model, with random weights unless the options say otherwise.
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown name.
+
+    Examples
+    --------
+    >>> from eenet.models import multi_exit
+    >>> multi_exit("resnet20", num_classes=4).exit_names
+    ('layers.0', 'layers.1', 'output')
+    """
+    found = known(name)
+    backbone = build_network(f"eenet:{name}", num_classes=num_classes, **options)
+    exits = found.exits(backbone)
+    given = found.example() if example is None else example
+    return attach(backbone, exits, num_classes, given, heads=make_heads(backbone, exits), dynamic=found.dynamic)
 
 
 def _staged(
@@ -181,11 +328,17 @@ def _staged(
         if exits is not None and list(exits) != list(backbone.at):
             raise InvalidInputError(
                 f"exits is {exits!r}, but the network is cut at {list(backbone.at)} already; leave exits out, or cut "
-                "the network anew"
+                "the network again"
             )
         if not backbone.at:
             raise InvalidInputError("the network has one stage only, so there is no place for an early exit; cut it")
         return backbone
+    scripted = next((name for name, m in backbone.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise InvalidInputError(
+            f"{repr(scripted) + ' of the network' if scripted else 'the network'} is a torch.jit module, which cannot "
+            "be cut: give the module that it was scripted or traced from, with its weights (load_state_dict)"
+        )
     if example is None:
         raise InvalidInputError("example is None, expected an input that the network takes")
     if isinstance(exits, str) and exits.startswith("auto"):
@@ -197,17 +350,92 @@ def _staged(
     return cut(backbone, list(exits), example, dynamic=dynamic)
 
 
-def _is_image(tensor: Tensor) -> bool:
-    return tensor.ndim == 4 and tensor.is_floating_point()
+def _try_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> None:
+    """Run a head on its feature of the example, so that what does not fit is refused here and not in training."""
+    weight = next((p for p in head.parameters() if p.is_floating_point()), None)
+    what = f"the feature at {name!r}, of shape {tuple(feature.shape)} and {feature.dtype}"
+    if weight is not None and weight.dtype != feature.dtype:
+        raise InvalidInputError(
+            f"{what}, does not fit the head there, a {type(head).__name__} of {weight.dtype}: pass heads=[...] with a "
+            "module that converts it first, such as feature.float(), or place the exit at another module"
+        )
+    try:
+        with inferring(head):
+            logits = head(feature)
+    # What a module raises for an input of another shape: torch's own are RuntimeErrors, the rest is the caller's code.
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidInputError(
+            f"the head at {name!r}, a {type(head).__name__}, fails on {what} ({reason}); give a head for a feature of "
+            "this shape, or leave heads out"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InvalidInputError(
+            f"the head at {name!r} gives {found} for {expected.shape[0]} samples, expected logits of shape (batch, "
+            f"{', '.join(str(size) for size in expected.shape[1:])})"
+        )
 
 
-def _dry_run(model: MultiExitModel, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Tensor) -> None:
-    """Run the example once, so that what does not fit is refused here and not in the middle of training."""
-    sizes = ", ".join(str(size) for size in expected.shape[1:])
-    for name, logits in zip(model.exit_names, model(*args, **kwargs), strict=True):
-        if not isinstance(logits, Tensor) or logits.shape != expected.shape:
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+def _name_in_model(name: str) -> str:
+    return f"staged.{name}" if name.startswith("backbone.") else name
+
+
+def _proved_source(model: MultiExitModel) -> Source:
+    """The model's source, after a proof that it gives this very network."""
+    source = model.source
+    if not model.staged.traced:
+        raise InvalidInputError(
+            "the stages of this model were written by hand, so it cannot be built again from a name; save its "
+            "state_dict() with safetensors and build it in code"
+        )
+    if source is None:
+        raise InvalidInputError(
+            f"it is not known how this {type(model.backbone).__name__} is built; make it with eenet.build_network, or "
+            "pass source='torchvision:resnet18' or the like to eenet.attach"
+        )
+    way_out = (
+        "give the options it was built with, as in eenet.attach(..., source=eenet.Source('torchvision:resnet18', "
+        "{'num_classes': 10})), or build it with eenet.build_network(...) and leave its modules as they are"
+    )
+    with torch.random.fork_rng(devices=[]):
+        again = rebuild(source, allow=[source.name])
+    mine, other = model.backbone.state_dict(), again.state_dict()
+    for name in [*mine, *other]:
+        shapes = [tuple(state[name].shape) if name in state else "nothing" for state in (mine, other)]
+        if shapes[0] != shapes[1]:
             raise InvalidInputError(
-                f"the head at {name!r} gives {found} for {expected.shape[0]} samples, expected logits of shape (batch, "
-                f"{sizes})"
+                f"the network is not the one that the source {source.name!r} gives: {name!r} has shape {shapes[0]} in "
+                f"it and {shapes[1]} in that; {way_out}"
             )
+    args, kwargs = model.staged.example
+    parameter = next(model.backbone.parameters(), torch.empty(0))
+    again.to(parameter.device, parameter.dtype).load_state_dict(mine)
+    with inferring(model.backbone), inferring(again):
+        expected, got = (logits_in(network(*args, **kwargs), model.num_classes) for network in (model.backbone, again))
+    if not torch.allclose(expected, got, rtol=1e-3, atol=1e-5, equal_nan=True):
+        raise InvalidInputError(
+            f"the network gives other logits than the one that the source {source.name!r} gives with the same weights, "
+            f"by up to {(expected - got).abs().max().item():.2g}; {way_out}"
+        )
+    return source
+
+
+def _described_head(head: nn.Module) -> dict[str, Any] | None:
+    """How a head is made again; None for a module of the caller's own."""
+    name, options = type(head).__name__, getattr(head, "options", None)
+    if HEADS.get(name) is not type(head) or not isinstance(options, dict):
+        return None
+    return {"name": name, "options": options}
+
+
+def _described_heads(found: Mapping[str, Any], source: Source, backbone: nn.Module) -> list[nn.Module]:
+    described = found["heads"]
+    if all(isinstance(one, dict) and one.get("name") in HEADS for one in described):
+        return [HEADS[one["name"]](**one["options"]) for one in described]
+    if source.registry == "eenet":
+        return make_heads(backbone, known(source.name.partition(":")[2]).exits(backbone))
+    raise InvalidInputError(
+        "this model was saved with exit heads that are not eenet's own; pass heads=[...] with new modules of the same "
+        "kind, whose weights are then loaded"
+    )

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from eenet._compat import pytree
 from eenet._files import write_json
 from eenet.errors import InvalidInputError
-from eenet.models import ConvHead, MultiExitModel, TokenHead, inferring, unpack
+from eenet.models import MultiExitModel, inferring, unpack
 from eenet.training._errors import OutOfSpaceError
 from eenet.training._task import targets_of
 
@@ -214,11 +214,7 @@ def _reducer(head: nn.Module, feature: Tensor) -> Callable[[Tensor], Tensor]:
 
     Taken only where the head gives the same for the reduced feature.
     """
-    reduced: Callable[[Tensor], Tensor] = _whole
-    if isinstance(head, ConvHead) and max(feature.shape[-2:]) > head.grid:
-        reduced = head.shrink
-    elif isinstance(head, TokenHead) and feature.shape[1] > 1:
-        reduced = _first_token
+    reduced: Callable[[Tensor], Tensor] = getattr(head, "reduced", _whole)
     with inferring(head):
         same = reduced is _whole or torch.allclose(head(reduced(feature)), head(feature), rtol=1e-5, atol=1e-6)
     return reduced if same else _whole
@@ -226,10 +222,6 @@ def _reducer(head: nn.Module, feature: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _whole(feature: Tensor) -> Tensor:
     return feature
-
-
-def _first_token(feature: Tensor) -> Tensor:
-    return feature[:, :1]
 
 
 def _key(
@@ -241,7 +233,11 @@ def _key(
 ) -> str:
     """A hash of all that the files depend on, of the data its length and first batch; heads do not matter."""
     kinds = {name: [list(shape), str(kind)] for name, (shape, kind) in parts.items()}
-    reduced = [reducer.__name__ if hasattr(reducer, "__name__") else type(reducer).__name__ for reducer in reducers]
+    # Heads that reduce a feature to the same shape may do so in other ways.
+    reduced = [
+        "" if reducer is _whole else f"{type(head).__name__} {getattr(head, 'options', '')}"
+        for reducer, head in zip(reducers, model.heads, strict=True)
+    ]
     found = hashlib.sha256(json.dumps([_SCHEMA, samples, model.exit_names, kinds, reduced]).encode())
     for name, tensor in model.backbone.state_dict().items():
         found.update(name.encode())

@@ -13,7 +13,7 @@ from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.experiments.recipes._data import RecipeData
 from eenet.experiments.recipes._schema import HeadSettings, Recipe
-from eenet.models import HEADS, MultiExitModel, attach, build, make_heads, spec
+from eenet.models import HEADS, MultiExitModel, attach, build_network, known, make_heads
 
 _PACKAGE, _HUB = "package:", "hub:"
 
@@ -56,7 +56,7 @@ def make_network(
 ) -> MultiExitModel:
     """The network with its exits, weights as the recipe starts from; the same for the same seed."""
     settings = recipe.model
-    found = spec(settings.name)
+    found = known(settings.name)
     options = dict(settings.options)
     if checkpoint is not None:
         options["checkpoint"] = checkpoint
@@ -68,7 +68,7 @@ def make_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         try:
-            backbone = build(settings.name, num_classes=classes, **options)
+            backbone = build_network(settings.name, num_classes=classes, **options)
         except TypeError as error:
             raise InvalidInputError(
                 f"the network {settings.name!r} does not take model.options {options}: {error}"

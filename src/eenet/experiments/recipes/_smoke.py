@@ -19,7 +19,7 @@ from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.experiments.data._segmentation import CITYSCAPES_IDS
 from eenet.experiments.recipes._schema import Recipe
-from eenet.models import build
+from eenet.models import build_network
 
 Pixels = NDArray[np.uint8]
 
@@ -161,7 +161,7 @@ def _write_weights(path: Path, name: str) -> None:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tensors = build(name).state_dict()
+        tensors = build_network(name).state_dict()
     published = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")

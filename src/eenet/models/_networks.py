@@ -1,20 +1,45 @@
-"""Sources: the names by which networks can be built again, without their code being stored anywhere."""
+"""Networks by name: the paper's own, those of other libraries, and sources, by which a network is built again.
+
+A source is a name and options. No code is stored anywhere.
+"""
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from eenet._compat import attention_of, set_attention
 from eenet._extras import require
 from eenet.errors import InvalidInputError
+from eenet.models._heads import ConvHead, SegmentationHead, StackedConvHead, TokenHead
+from eenet.networks import (
+    CifarResNet,
+    DenseNet,
+    HRNet,
+    MSDNet,
+    MSDNetHead,
+    bert,
+    bert_exits,
+    bert_options,
+    densenet121,
+    hrnet,
+    minilm,
+    msdnet35,
+    msdnet_cifar,
+    resnet20,
+    resnet56,
+)
+from eenet.networks._bert import pooling_of
 
 REGISTRIES = ("torchvision", "timm", "hf", "eenet")
 
@@ -64,15 +89,150 @@ class Source:
         return {"name": self.name, "options": options}
 
 
+Example = Tensor | dict[str, Tensor]
+
+
+class _WithExits(Protocol):
+    @property
+    def exit_names(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a network that is known by name is made.
+
+    `build` makes the backbone from `num_classes=` and further options; `num_classes` is what it has by default;
+    `exits(backbone)` are the modules where its early exits stand, for which `make_heads` gives the heads;
+    `example()` is an input it takes, whose size the stages are then made for, but for the `dynamic` dimensions;
+    `settings(backbone)` are options that a checkpoint decided, for building the network again without it.
+    """
+
+    build: Callable[..., nn.Module]
+    num_classes: int
+    exits: Callable[[Any], tuple[str, ...]]
+    example: Callable[[], Example]
+    dynamic: Mapping[int, str] | None = None
+    settings: Callable[[Any], dict[str, Any]] | None = None
+
+
+def _own_exits(backbone: _WithExits) -> tuple[str, ...]:
+    return backbone.exit_names
+
+
+def _images(height: int, width: int) -> Tensor:
+    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _sentences() -> dict[str, Tensor]:
+    ids = torch.arange(1000, 1024).reshape(2, 12)
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _own(build: Callable[..., nn.Module], num_classes: int, height: int, width: int) -> ModelSpec:
+    return ModelSpec(build, num_classes, _own_exits, partial(_images, height, width))
+
+
+def _text(build: Callable[..., nn.Module], after: Sequence[int]) -> ModelSpec:
+    names = bert_exits(after)
+    return ModelSpec(build, 2, lambda _: names, _sentences, {1: "sequence"}, bert_options)
+
+
+MODELS: dict[str, ModelSpec] = {
+    "resnet56": _own(resnet56, 10, 32, 32),
+    "resnet56-bottleneck": _own(partial(resnet56, bottleneck=True), 10, 32, 32),
+    "resnet20": _own(resnet20, 10, 32, 32),
+    "densenet121-cifar": _own(densenet121, 100, 32, 32),
+    "msdnet35": _own(msdnet35, 1000, 224, 224),
+    "msdnet-cifar": _own(msdnet_cifar, 100, 32, 32),
+    **{
+        f"hrnet-{variant}": _own(partial(hrnet, variant), 19, 64, 128)
+        for variant in ("w18-small-v1", "w18-small-v2", "w18", "w32", "w48")
+    },
+    "bert-base": _text(bert, (3, 6, 9)),
+    "minilm": _text(minilm, (2, 4)),
+}
+
+
+def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[nn.Module]:
+    """New heads for exits of one of the paper's networks, of the design published with it.
+
+    Parameters
+    ----------
+    network
+        A `CifarResNet`, `DenseNet`, `MSDNet`, `HRNet`, or a network that `eenet.networks.bert` made.
+    exits
+        The modules that the exits stand at, by default `network.exit_names`. Needed for BERT.
+
+    Returns
+    -------
+    list of nn.Module
+        One head for each exit, with random weights, for the classes of the network.
+
+    Raises
+    ------
+    InvalidInputError
+        For another network, whose heads `attach` makes.
+    """
+    net: Any = network
+    if hasattr(getattr(net, "config", None), "hidden_size") and hasattr(net, "bert") and exits is not None:
+        width, classes, pool = net.config.hidden_size, net.config.num_labels, pooling_of(net)
+        return [TokenHead(width, classes, pool=pool) for _ in exits]
+    make: Callable[[int], nn.Module]
+    if isinstance(net, MSDNet):
+        make = partial(MSDNetHead, num_classes=net.num_classes, hidden=net.hidden)
+    elif isinstance(net, DenseNet):
+        make = partial(StackedConvHead, num_classes=net.num_classes)
+    elif isinstance(net, HRNet):
+        make = partial(SegmentationHead, num_classes=net.num_classes, stride=net.stride)
+    elif isinstance(net, CifarResNet):
+        make = partial(StackedConvHead if net.bottleneck else ConvHead, num_classes=net.linear.out_features)
+    else:
+        raise InvalidInputError(
+            f"no heads were published for a {type(net).__name__}; leave heads out, then `attach` makes default heads"
+        )
+    widths = dict(zip(net.exit_names, net.exit_widths, strict=True))
+    wanted = net.exit_names if exits is None else exits
+    unknown = [name for name in wanted if name not in widths]
+    if unknown:
+        raise InvalidInputError(f"{unknown[0]!r} is no exit of this network; its exits are {list(widths)}")
+    return [make(widths[name]) for name in wanted]
+
+
 def build_network(name: str, **options: Any) -> nn.Module:
     """A network by name, which remembers it, so that a model made of it can be saved whole.
 
-    `name` is "torchvision:resnet50", "timm:NAME", "hf:CLASS" with `config` (a mapping or a configuration), "eenet:NAME"
-    (see `eenet.models.build`), or an import path "mypackage.networks:make" of a function that gives a module. `options`
-    are its keyword arguments; weights start at random unless they say otherwise. Raises `MissingExtraError` where the
-    library is not installed, `InvalidInputError` for a name it does not know.
+    Parameters
+    ----------
+    name
+        A network of the paper ("resnet56" or "eenet:resnet56", see `eenet.models.MODELS`), "torchvision:resnet50",
+        "timm:NAME", "hf:CLASS" with the option `config` (a mapping or a configuration), or an import path
+        "mypackage.networks:make" of a function that gives a module.
+    **options
+        The keyword arguments of the network's function, such as `num_classes`. Weights start at random unless the
+        options say otherwise.
+
+    Returns
+    -------
+    torch.nn.Module
+        The network, without exits.
+
+    Raises
+    ------
+    MissingExtraError
+        Where the library is not installed.
+    InvalidInputError
+        For a name that the library does not know.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> network = eenet.build_network("resnet20", num_classes=4)
+    >>> network.exit_names
+    ('layers.0', 'layers.1')
     """
-    source = Source(Source.parse(name).name, options)
+    source = Source(Source.parse(name if ":" in str(name) else f"eenet:{name}").name, options)
     network = _build(source)
     noted = getattr(network, "_eenet_source", None)
     if isinstance(noted, Source):
@@ -80,7 +240,7 @@ def build_network(name: str, **options: Any) -> nn.Module:
     kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
     if source.registry == "hf":
         kept = _hf_options(network)
-    return remember(network, Source(name, kept))
+    return remember(network, Source(source.name, kept))
 
 
 def rebuild(source: Source, *, allow: Collection[str] = ()) -> nn.Module:
@@ -127,14 +287,32 @@ def _build(source: Source) -> nn.Module:
     elif prefix == "hf":
         network = _hugging_face(name, options)
     elif prefix == "eenet":
-        from eenet.models._registry import build
-
-        network = build(name, **options)
+        network = _own_network(name, options)
     else:
         network = _imported(prefix, name)(**options)
     if not isinstance(network, nn.Module):
         raise InvalidInputError(f"{source.name!r} gave a {type(network).__name__}, expected a torch.nn.Module")
     return network
+
+
+def known(name: str) -> ModelSpec:
+    """What is known of a network of `MODELS`; raises `InvalidInputError`, with the names there are."""
+    found = MODELS.get(name)
+    if found is None:
+        near = difflib.get_close_matches(str(name), MODELS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(repr(one) for one in near)}? There are" if near else "there are"
+        raise InvalidInputError(f"there is no network {name!r}; {hint} {', '.join(MODELS)}")
+    return found
+
+
+def _own_network(name: str, options: dict[str, Any]) -> nn.Module:
+    found = known(name)
+    classes = options.pop("num_classes", None) or found.num_classes
+    network = found.build(num_classes=classes, **options)
+    kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
+    if found.settings is not None:
+        kept |= found.settings(network)
+    return remember(network, Source(f"eenet:{name}", {"num_classes": classes, **kept}))
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> Any:

@@ -1,15 +1,58 @@
-"""Finding the logits in whatever a network returns."""
+"""What goes into a network and comes out of it, batches and logits; and running it for inference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from eenet._compat import pytree
 from eenet.errors import InvalidInputError
+from eenet.stages import modes_kept
 
-_KEYS = ("logits", "out")
+_LABEL_KEYS = ("labels", "label")
+_LOGITS_KEYS = ("logits", "out")
+
+
+@contextmanager
+def inferring(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients within the block; the modes of all submodules are restored after it."""
+    with modes_kept(model):
+        model.eval()
+        with torch.inference_mode():
+            yield
+
+
+def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """Positional arguments, keyword arguments and labels (or None) of one batch of a loader."""
+    labels: Any = None
+    if isinstance(batch, Mapping):
+        kwargs = {name: value for name, value in batch.items() if name not in _LABEL_KEYS}
+        labels = next((batch[name] for name in _LABEL_KEYS if name in batch), None)
+        return (), kwargs, labels
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        inputs, labels = batch
+    elif isinstance(batch, (tuple, list)) and len(batch) == 1:
+        inputs = batch[0]
+    else:
+        inputs = batch
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs), labels
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}, labels
+    if isinstance(inputs, (tuple, list)):
+        return tuple(inputs), {}, labels
+    raise InvalidInputError(
+        f"a batch holds {type(batch).__name__}; expected (inputs, labels), a mapping with 'labels', or inputs alone"
+    )
+
+
+def moved(values: Any, device: torch.device) -> Any:
+    """Nested inputs with their tensors on a device."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)
 
 
 def logits_in(output: Any, num_classes: int | None = None) -> Tensor:
@@ -20,7 +63,7 @@ def logits_in(output: Any, num_classes: int | None = None) -> Tensor:
     """
     found: Any = output
     if isinstance(output, Mapping):
-        found = next((output[key] for key in _KEYS if key in output), None)
+        found = next((output[key] for key in _LOGITS_KEYS if key in output), None)
     elif isinstance(output, (tuple, list)):
         fitting = [t for t in output if _fits(t, num_classes)]
         found = fitting[0] if len(fitting) == 1 else None

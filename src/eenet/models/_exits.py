@@ -1,0 +1,355 @@
+"""Exits that nothing was said about: where they go, and which heads fit the features there.
+
+The layout of a feature is not assumed. The network is run on its example at another size, to see which dimensions of
+the feature follow the input, and its stages on an example whose steps are exchanged one after the other, to see which
+positions of the feature depend on the whole input.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet.errors import InvalidInputError
+from eenet.models._heads import ConvHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
+from eenet.models._io import inferring
+from eenet.stages import Example, LiveTensor, Place, StagedModel, feature_at, places
+
+# What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
+_DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
+
+# The steps that are left of a long sequence for the convolution of a default head.
+_STEPS = 32
+
+# A change is local along a dimension where it reaches this share at most of what it reaches along the other.
+_LOCAL = 0.75
+
+# What a network may raise at a size that it was not made for.
+_REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError)
+
+
+def place_exits(
+    backbone: nn.Module, asked: str, example: Example, *, dynamic: Mapping[int, str] | None = None
+) -> list[str]:
+    """The modules for `exits="auto:K"`, K exits in all, the last one included; "auto:K:ms" measures what is counted.
+
+    The k-th early exit is near k/K of the network's FLOPs, or of its time, at the end of a module that few values have
+    to cross. Raises InvalidInputError where there are too few places.
+    """
+    match = re.fullmatch(r"auto:(\d+)(?::(flops|ms))?", asked)
+    if match is None or int(match[1]) < 2:
+        raise InvalidInputError(
+            f"exits is {asked!r}, expected a list of module names such as ['layer1', 'layer2'], or 'auto:3' for three "
+            "exits, the network's own included ('auto:3:ms' places them by measured time instead of counted FLOPs)"
+        )
+    return choose(places(backbone, example, dynamic=dynamic, cost=match[2] or "flops"), int(match[1]))
+
+
+def choose(candidates: Sequence[Place], exits: int) -> list[str]:
+    """The names of the `exits` - 1 best places, in order."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for number in range(1, exits):
+        target = number / exits
+        near = [place.elements for place in candidates if abs(place.share - target) <= 0.5 / exits]
+        following: list[tuple[float, tuple[int, ...]]] = []
+        for index, place in enumerate(candidates):
+            price = abs(place.share - target) * exits + _ANOTHER_TENSOR * (place.tensors - 1)
+            narrowest = max(min(near, default=place.elements), 1)
+            price += _DOUBLED * math.log2(max(place.elements / narrowest, 1))
+            before = [
+                (total, chosen)
+                for total, chosen in best
+                # A stage that costs nothing would be no stage.
+                if not chosen or (chosen[-1] < index and candidates[chosen[-1]].share < place.share)
+            ]
+            if before:
+                total, chosen = min(before)
+                following.append((total + price, (*chosen, index)))
+        best = following
+    if not best:
+        raise InvalidInputError(
+            f"there are only {len({place.share for place in candidates})} places of different cost in this network for "
+            f"{exits - 1} early exits; ask for fewer, or name the modules"
+        )
+    return [candidates[index].name for index in min(best)[1]]
+
+
+def default_heads(staged: StagedModel, num_classes: int, *, dense: tuple[int, int] | None = None) -> list[nn.Module]:
+    """Heads that fit the features at the early exits of a cut network.
+
+    `dense` is the height and width of the network's output, where that has a class for every pixel. Raises
+    InvalidInputError for a feature that no default head fits.
+    """
+    observed = _Observation(staged)
+    stages = staged.inference_stages[:-1]
+    return [_head(stage.name, observed, k, num_classes, dense) for k, stage in enumerate(stages)]
+
+
+def _head(name: str, observed: _Observation, k: int, num_classes: int, dense: tuple[int, int] | None) -> nn.Module:
+    shape, channels = observed.shapes[k], observed.channels(k)
+    width = shape[channels]
+    if isinstance(width, int):
+        if dense is not None:
+            if len(shape) == 4 and channels == 1:
+                return SegmentationHead(width, num_classes, size=dense)
+        elif len(shape) == 4:
+            return ConvHead(width, num_classes, channels_last=channels == 3)
+        elif len(shape) == 3 and channels == 1:
+            return SequenceHead(width, num_classes, stride=max(observed.features[k].shape[2] // _STEPS, 1))
+        elif len(shape) == 3:
+            return TokenHead(width, num_classes, pool=observed.pool(k))
+        elif len(shape) == 2:
+            return VectorHead(width, num_classes)
+    known = (
+        "(batch, channels, height, width) for an output that has a class for every pixel"
+        if dense is not None
+        else "(batch, features), (batch, tokens, features), (batch, channels, steps), (batch, channels, height, width) "
+        "and (batch, height, width, channels)"
+    )
+    raise InvalidInputError(
+        f"module {name!r} gives a feature of shape {shape}; default heads know {known}: pass heads=[...] with modules "
+        "of your own"
+    )
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """Which positions of a feature see the whole input, as far as observed: the first one, the last one."""
+
+    first: bool
+    last: bool
+
+
+class _Observation:
+    """What a network does with its example: the features at the early exits, and what they follow and depend on."""
+
+    def __init__(self, staged: StagedModel) -> None:
+        args, kwargs = staged.example
+        self._staged = staged
+        self._inputs = staged.flatten_inputs(*args, **kwargs)
+        self._generator = torch.Generator().manual_seed(0)
+        self._image = next((t.shape[2:] for t in self._inputs if _is_image(t)), None)
+        self._text = any(not t.is_floating_point() and t.dtype != torch.bool for t in self._inputs)
+        self.shapes = [_batch_first(stage.outputs[stage.feature_index or 0]) for stage in self._early]
+        self.features = self._run(self._inputs)
+        # For each feature, which of its dimensions follow which dimension of the input.
+        self._following: list[dict[int, set[int]]] = [{} for _ in self.shapes]
+        if any(len(shape) in (3, 4) for shape in self.shapes):
+            self._resize()
+
+    def channels(self, k: int) -> int:
+        """The dimension of the channels in feature k: the one that follows no size of the input."""
+        shape = self.shapes[k]
+        follow = {dim for dims in self._following[k].values() for dim in dims}
+        follow |= {dim for dim, size in enumerate(shape) if dim and not isinstance(size, int)}
+        if len(shape) == 4:
+            if (1 in follow) != (3 in follow):
+                return 3 if 1 in follow else 1
+            return 3 if _is_channels_last(shape, self._image) else 1
+        if len(shape) == 3:
+            if len(follow) != 1:
+                follow = self._local(k)
+            return 1 if follow == {2} else 2
+        return len(shape) - 1
+
+    def pool(self, k: int) -> str:
+        """How the tokens (N, T, D) of feature k are pooled, so that the whole input counts."""
+        if self._image is not None:
+            return "mean"
+        sight = self._sight(k)
+        if self._text:
+            # Padding never reaches the first token; but that of a recurrent or causal network has seen itself alone.
+            return "first" if sight.first else "mean"
+        if sight.first == sight.last:
+            return "mean"
+        return "first" if sight.first else "last"
+
+    @property
+    def _early(self) -> Any:
+        return self._staged.inference_stages[:-1]
+
+    def _run(self, live: tuple[Tensor, ...]) -> list[Tensor]:
+        with inferring(self._staged):
+            return [step.feature.clone() for step in self._staged.walk(live, self._early)]
+
+    def _resize(self) -> None:
+        """Run the network with half of the example along each dimension, or twice of it, where it takes that."""
+        if self._image is not None:
+            dimensions = [(2, 3)]
+        else:
+            dimensions = [(dim,) for dim in range(1, max(t.ndim for t in self._inputs))]
+        for dims in dimensions:
+            missing = set(range(len(self.shapes)))
+            for change in (_half, _twice):
+                inputs = [self._changed(tensor, dims, change) for tensor in self._inputs]
+                if all(one.shape == other.shape for one, other in zip(inputs, self._inputs, strict=True)):
+                    continue
+                for k, shape in self._shapes_of(inputs).items():
+                    before = self.features[k].shape
+                    if k in missing and len(shape) == len(before):
+                        missing.discard(k)
+                        differ = {dim for dim, size in enumerate(shape) if dim and size != before[dim]}
+                        self._following[k][dims[0]] = differ
+                if not missing:
+                    break
+
+    def _changed(self, tensor: Tensor, dims: tuple[int, ...], change: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """A tensor at another size, if it has the size of the first input there."""
+        if self._image is not None and not _is_image(tensor):
+            return tensor
+        for dim in dims:
+            first = next(t for t in self._inputs if t.ndim > dim)
+            if tensor.ndim > dim and tensor.shape[dim] == first.shape[dim]:
+                tensor = change(tensor, dim)
+        return tensor
+
+    def _shapes_of(self, inputs: Sequence[Tensor]) -> dict[int, torch.Size]:
+        """The shapes of the features that the network itself gives for an input, up to where it fails."""
+        backbone, found = self._staged.backbone, dict[int, torch.Size]()
+        dims = [stage.outputs[stage.feature_index].batch_dim or 0 for stage in self._early]
+
+        def keep(k: int) -> Callable[..., None]:
+            def hook(module: nn.Module, _args: Any, output: Any) -> None:
+                found[k] = feature_at(module, output).movedim(dims[k], 0).shape
+
+            return hook
+
+        with ExitStack() as stack:
+            stack.enter_context(inferring(self._staged))
+            # Not in inference mode: the network may keep a tensor, which training could not use later.
+            stack.enter_context(torch.inference_mode(mode=False))
+            stack.enter_context(torch.no_grad())
+            args, kwargs = self._staged.call_of(tuple(tensor.clone() for tensor in inputs))
+            stack.enter_context(_attributes_kept(backbone))
+            stack.enter_context(torch.random.fork_rng(devices=[]))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+            for k, name in enumerate(self._staged.at):
+                stack.callback(backbone.get_submodule(name).register_forward_hook(keep(k)).remove)
+            # What it gives before it refuses the size has been seen.
+            stack.enter_context(suppress(*_REFUSALS))
+            backbone(*args, **kwargs)
+        return found
+
+    def _local(self, k: int) -> set[int]:
+        """The dimension of a feature (N, ., .) along which a change of one step stays local; empty where none does."""
+        for dim in self._sequence_dims(k):
+            middle = self._size(dim) // 2
+            moved = self._moved(k, dim, middle, middle + 1)
+            if moved is None:
+                continue
+            shares = {axis: float(moved.any(3 - axis).any(0).float().mean()) for axis in (1, 2)}
+            for axis in (1, 2):
+                if 0 < shares[axis] < _LOCAL * shares[3 - axis]:
+                    return {axis}
+        return set()
+
+    def _sight(self, k: int) -> _Sight:
+        """Exchange the first, the middle and the last steps of the example, and see which tokens that changes."""
+        found = _Sight(first=True, last=True)
+        for dim in self._sequence_dims(k)[:1]:
+            size = self._size(dim)
+            middle = size // 2
+            # More steps where one has no effect, as padding has none.
+            for blocks in (
+                [(0, 1), (0, max(size // 4, 1)), (0, middle)],
+                [(middle, middle + 1)],
+                [(size - 1, size), (size - max(size // 4, 1), size), (middle, size)],
+            ):
+                for start, end in blocks:
+                    moved = self._moved(k, dim, start, end)
+                    if moved is not None and bool(moved.any()):
+                        tokens = moved.any(2).any(0)
+                        found = _Sight(found.first and bool(tokens[0]), found.last and bool(tokens[-1]))
+                        break
+        return found
+
+    def _sequence_dims(self, k: int) -> list[int]:
+        """The dimensions of the input that may be its length, those that the feature is known to follow first."""
+        followed = [dim for dim, dims in self._following[k].items() if len(dims) == 1]
+        others = range(1, max(t.ndim for t in self._inputs))
+        return [*followed, *(dim for dim in others if dim not in followed and self._size(dim) > 1)]
+
+    def _size(self, dim: int) -> int:
+        return next(t.shape[dim] for t in self._inputs if t.ndim > dim)
+
+    def _moved(self, k: int, dim: int, start: int, end: int) -> Tensor | None:
+        """Which elements of feature k change when steps of the example are exchanged; None where it cannot be run."""
+        inputs = tuple(
+            self._exchanged(t, dim, start, end) if t.ndim > dim and t.shape[dim] == self._size(dim) else t
+            for t in self._inputs
+        )
+        try:
+            return self._run(inputs)[k] != self.features[k]
+        except _REFUSALS:
+            return None
+
+    def _exchanged(self, tensor: Tensor, dim: int, start: int, end: int) -> Tensor:
+        """Other values in some steps: noise, or numbers of other samples or steps, which are in range."""
+        steps = tensor.narrow(dim, start, end - start)
+        if tensor.is_floating_point():
+            spread = tensor.float().std(correction=0).item() or 1.0
+            noise = torch.randn(steps.shape, generator=self._generator).to(steps.device) * spread
+            changed = (steps + noise).to(tensor.dtype)
+        else:
+            if int(tensor.max()) <= 1:
+                return tensor  # a mask
+            others = [tensor.roll(1, 0), *(tensor.roll(shift, dim) for shift in range(1, tensor.shape[dim]))]
+            changed = next(
+                (o for o in (other.narrow(dim, start, end - start) for other in others) if not torch.equal(o, steps)),
+                steps,
+            )
+        found = tensor.clone()
+        found.narrow(dim, start, end - start).copy_(changed)
+        return found
+
+
+@contextmanager
+def _attributes_kept(network: nn.Module) -> Iterator[None]:
+    """Put the attributes of all modules back, such as a table that a network keeps for the length it saw last."""
+    parts = [(part, [(held, dict(held)) for held in (vars(part), part._buffers)]) for part in network.modules()]
+    try:
+        yield
+    finally:
+        for _, kept in parts:
+            for held, before in kept:
+                for name in [name for name in held if name not in before]:
+                    del held[name]
+                held.update(before)
+
+
+def _half(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.narrow(dim, 0, max(tensor.shape[dim] // 2, 1))
+
+
+def _twice(tensor: Tensor, dim: int) -> Tensor:
+    return torch.cat([tensor, tensor], dim)
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.ndim == 4 and tensor.is_floating_point()
+
+
+def _batch_first(feature: LiveTensor) -> tuple[int | str, ...]:
+    """The shape of a feature as a head sees it: with the batch on dimension 0."""
+    shape = list(feature.shape)
+    if feature.batch_dim is not None:
+        shape.insert(0, shape.pop(feature.batch_dim))
+    return tuple(shape)
+
+
+def _is_channels_last(shape: tuple[int | str, ...], image: Sequence[int] | None) -> bool:
+    """Whether a map is (batch, height, width, channels), for a network of one size only: by the sides of the image."""
+    _, first, second, third = shape
+    if image is None or not isinstance(first, int) or not isinstance(second, int) or not isinstance(third, int):
+        return False
+    wanted = math.log(image[0] / image[1])
+    return abs(math.log(first / second) - wanted) < abs(math.log(second / third) - wanted) - 1e-6

@@ -1,0 +1,216 @@
+"""Default heads look at the whole feature, however it is laid out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from optional import import_or_skip
+from stages_toys import Chain
+from torch import Tensor, nn
+
+import eenet
+from eenet.models import ConvHead, SequenceHead, TokenHead, VectorHead
+
+
+class Recurrent(nn.Module):
+    """An LSTM over (N, T, 3) whose answer is that of its last step; the exit is at the first layer."""
+
+    def __init__(self, *, both: bool = False, text: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 3) if text else nn.Identity()
+        self.first = nn.LSTM(3, 8, batch_first=True, bidirectional=both)
+        self.second = nn.LSTM(16 if both else 8, 8, batch_first=True)
+        self.top = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.top(self.second(self.first(self.embed(x))[0])[0][:, -1])
+        return logits
+
+
+class Attending(nn.Module):
+    """A transformer of two layers; `steps` fixes the length, by a table of positions that has no other."""
+
+    def __init__(self, *, causal: bool = False, text: bool = False, steps: int | None = None) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8) if text else nn.Linear(3, 8)
+        self.positions = None if steps is None else nn.Parameter(torch.randn(steps, 8))
+        make = {"d_model": 8, "nhead": 2, "dim_feedforward": 16, "batch_first": True, "dropout": 0.0}
+        self.first = nn.TransformerEncoderLayer(**make)  # type: ignore[arg-type]
+        self.second = nn.TransformerEncoderLayer(**make)  # type: ignore[arg-type]
+        self.top = nn.Linear(8, 2)
+        self.causal = causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.positions is not None:
+            x = x + self.positions
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1]) if self.causal else None
+        x = self.second(self.first(x, src_mask=mask), src_mask=mask)
+        logits: Tensor = self.top(x[:, -1])
+        return logits
+
+
+def convolutions(*, flat: bool = False, width: int = 16, steps: int = 100) -> nn.Module:
+    end: tuple[nn.Module, ...] = (nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, 4))
+    if flat:
+        end = (nn.Flatten(), nn.Linear(32 * (steps - 8), 4))
+    return nn.Sequential(nn.Conv1d(1, width, 5), nn.Tanh(), nn.Conv1d(width, 32, 5), *end)
+
+
+def gpt2() -> nn.Module:
+    transformers = import_or_skip("transformers")
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=2, n_head=2, vocab_size=20, n_positions=32, num_labels=3, pad_token_id=0, use_cache=False,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    network: nn.Module = transformers.GPT2ForSequenceClassification(config)
+    return network
+
+
+def time_first(net: Chain, x: Tensor) -> Any:
+    return net.top(net.first(x.transpose(0, 1))[0][-1])
+
+
+def rows_last(net: Chain, x: Tensor) -> Any:
+    return net.top(net.first(x.permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A network, where its exit is, an input, the dimension its steps lie along, and the head that fits."""
+
+    build: Callable[[], nn.Module]
+    at: str
+    example: Callable[[int], Tensor]
+    steps: int
+    head: type[nn.Module]
+    pool: str | None = None
+    dynamic: bool = False
+
+
+def floats(*shape: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.randn(batch, *shape)
+
+
+def words(batch: int) -> Tensor:
+    return torch.randint(1, 20, (batch, 12))
+
+
+LAYOUTS = {
+    "vector": Layout(
+        lambda: nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3)), "1", floats(6), 1, VectorHead
+    ),
+    "convolution over time": Layout(convolutions, "1", floats(1, 100), 2, SequenceHead),
+    "convolution over a fixed time": Layout(lambda: convolutions(flat=True), "1", floats(1, 100), 2, SequenceHead),
+    "as many channels as steps": Layout(lambda: convolutions(width=16), "1", floats(1, 20), 2, SequenceHead),
+    "convolution over any time": Layout(convolutions, "1", floats(1, 100), 2, SequenceHead, dynamic=True),
+    "map": Layout(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
+        ),
+        "1", floats(3, 10, 10), 2, ConvHead,
+    ),
+    "map with channels last": Layout(
+        lambda: Chain(rows_last, first=nn.Linear(3, 9), top=nn.Linear(9, 3)), "first", floats(3, 10, 10), 2, ConvHead
+    ),
+    "recurrent": Layout(Recurrent, "first", floats(9, 3), 1, TokenHead, "last"),
+    "recurrent both ways": Layout(lambda: Recurrent(both=True), "first", floats(9, 3), 1, TokenHead, "mean"),
+    "recurrent over text": Layout(lambda: Recurrent(text=True), "first", words, 1, TokenHead, "mean"),
+    "time first inside": Layout(
+        lambda: Chain(time_first, first=nn.LSTM(3, 8), top=nn.Linear(8, 3)), "first", floats(9, 3), 1, TokenHead, "last"
+    ),
+    "attention": Layout(Attending, "first", floats(9, 3), 1, TokenHead, "mean"),
+    "attention over text": Layout(lambda: Attending(text=True), "first", words, 1, TokenHead, "first"),
+    "causal attention": Layout(lambda: Attending(causal=True), "first", floats(9, 3), 1, TokenHead, "last"),
+    "causal attention at one length": Layout(
+        lambda: Attending(causal=True, steps=9), "first", floats(9, 3), 1, TokenHead, "last"
+    ),
+    "causal attention over text": Layout(
+        lambda: Attending(causal=True, text=True), "first", words, 1, TokenHead, "mean"
+    ),
+    "GPT-2": Layout(gpt2, "transformer.h.0", words, 1, TokenHead, "mean"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_exit_depends_on_every_step_and_every_channel(name: str) -> None:
+    layout = LAYOUTS[name]
+    torch.manual_seed(0)
+    net = layout.build().eval()
+    dynamic = {layout.steps: "steps"} if layout.dynamic else None
+    model = eenet.attach(net, [layout.at], example=layout.example(3), dynamic=dynamic).eval()
+    head = model.heads[0]
+    assert type(head) is layout.head
+    assert getattr(head, "pool", None) == layout.pool or layout.pool is None
+    x, other = layout.example(6), layout.example(6)
+    features: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _module, args, _output: features.append(args[0].clone()))
+    with torch.no_grad():
+        before = model(x)[0]
+        handle.remove()
+        for step in range(x.shape[layout.steps]):
+            changed = x.clone()
+            changed.select(layout.steps, step).copy_(other.select(layout.steps, step))
+            assert not torch.equal(model(changed)[0], before), f"step {step} is not seen"
+        (feature,) = features
+        for dim in range(1, feature.ndim):
+            if layout.pool in ("first", "last") and dim == 1:
+                continue  # one token, which has seen the others, as above
+            for index in range(feature.shape[dim]):
+                changed = feature.clone()
+                changed.select(dim, index).add_(torch.randn_like(changed.select(dim, index)))
+                assert not torch.equal(head(changed), before), f"index {index} of dimension {dim} is not seen"
+
+
+def test_a_network_is_as_it_was_after_its_layout_was_observed() -> None:
+    class Remembering(nn.Module):
+        """Keeps a table for the length it saw last, and does not look whether that is the present one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.top = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.length = 9
+            self.register_buffer("table", torch.ones(9))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.length = x.shape[1]
+            self.table = torch.ones(x.shape[1])
+            logits: Tensor = self.top(self.first(x).mean(1))
+            return logits
+
+    net = Remembering().eval()
+    table = net.table
+    eenet.attach(net, ["first"], example=torch.randn(2, 9, 3))
+    assert net.length == 9
+    assert net.table.shape == table.shape
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_an_exit_of_a_recurrent_network_learns_what_the_whole_sequence_says() -> None:
+    torch.manual_seed(0)
+    model = eenet.attach(Recurrent(), ["first"], example=torch.randn(3, 9, 3)).train()
+    x = torch.randn(512, 9, 3)
+    y = (x.sum((1, 2)) > 0).long()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model(x)[0], y)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    fresh = torch.randn(512, 9, 3)
+    with torch.no_grad():
+        right = model.eval()(fresh)[0].argmax(1) == (fresh.sum((1, 2)) > 0).long()
+    assert right.float().mean() > 0.9
+
+
+def test_a_head_that_reads_a_sequence_shortens_it() -> None:
+    head = SequenceHead(4, 3, stride=8).eval()
+    for steps in (1, 7, 8, 100):
+        assert head(torch.randn(2, 4, steps)).shape == (2, 3)
+    again = copy.deepcopy(head)
+    assert again.options == {"channels": 4, "num_classes": 3, "stride": 8}
