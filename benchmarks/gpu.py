@@ -6,6 +6,7 @@ each network, precision and batch size these take turns, batch by batch:
 plain      the network itself, without exits
 mix        AdaptiveModel with the 40/30/20/10 % policy, stages as they are
 optimized  the same with optimize="auto": frozen stages and CUDA graphs where the measurement finds them faster
+static     the stages of "optimized" with all early exits off: what freezing and graphs save without early exit
 nobody     AdaptiveModel where every head runs, every decision is made, and nobody leaves
 
 Each time is of a call until its answer is on the device and done. `--device cpu` runs the same code without a GPU.
@@ -32,14 +33,15 @@ from _machine import describe, machine
 from eenet._extras import require
 from eenet.errors import ReliabilityWarning
 from eenet.profiling import fingerprint
-from resnet50 import SHARES, cell, fixed, noise, spread
+from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, spread
 
 Inputs = dict[str, Tensor] | Tensor
 
-VARIANTS = ("plain", "mix", "optimized", "nobody")
+VARIANTS = ("plain", "mix", "optimized", "static", "nobody")
 RATIOS = (
     ("plain / mix", "plain", "mix"),
     ("plain / optimized", "plain", "optimized"),
+    ("static / optimized", "static", "optimized"),
     ("nobody / plain", "nobody", "plain"),
 )
 POOL = 128
@@ -118,10 +120,13 @@ def _measure(name: str, dtype: str, device: torch.device, options: argparse.Name
             fast = eenet.AdaptiveModel(
                 model, mix, optimize="auto", batch_sizes=(size,), seconds=min(options.seconds, 2)
             )
+        static = eenet.AdaptiveModel(model, eenet.Static(len(SHARES) - 1).fit(records, PLACEHOLDER))
+        static.optimized = fast.optimized
         runners: dict[str, Callable[..., Any]] = {
             "plain": network,
             "mix": eenet.AdaptiveModel(model, mix),
             "optimized": fast,
+            "static": static,
             "nobody": eenet.AdaptiveModel(model, fixed(records, (0, 0, 0, 1))),
         }
         found["batches"].append(
@@ -136,14 +141,14 @@ def _turns(
 ) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     for name in VARIANTS:  # warm-up
-        _timed(runners[name], batches[0], device)
+        timed(runners[name], batches[0], device)
     rounds: list[NDArray[np.float64]] = []
     start = time.perf_counter()
     while len(rounds) < MIN_ROUNDS or time.perf_counter() - start < seconds:
         spent = np.zeros(len(VARIANTS))
         for batch in batches:
             for turn in rng.permutation(len(VARIANTS)):
-                spent[turn] += _timed(runners[VARIANTS[turn]], batch, device)
+                spent[turn] += timed(runners[VARIANTS[turn]], batch, device)
         rounds.append(spent / (len(batches) * size) * 1000)
     table = np.array(rounds)
     columns = {name: table[:, number] for number, name in enumerate(VARIANTS)}
@@ -155,7 +160,7 @@ def _turns(
     }
 
 
-def _timed(function: Callable[..., Any], batch: Inputs, device: torch.device) -> float:
+def timed(function: Callable[..., Any], batch: Inputs, device: torch.device) -> float:
     wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
     wait()
     start = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -114,6 +115,14 @@ def test_a_spread_too_large_to_trust_warns() -> None:
     )
     with pytest.warns(ReliabilityWarning, match="vary by 90%.*quieter machine"):
         noisy.costs("ms", 1)
+
+
+def test_an_example_on_another_device_than_the_model_is_moved_there() -> None:
+    model = conv_model(2)
+    expected = eenet.profile(model, X, unit="flops", seconds=0.0)
+    found = eenet.profile(copy.deepcopy(model).to("meta"), X, unit="flops", seconds=0.0)  # stands in for a GPU
+    assert found.device["device"] == "meta"
+    assert np.array_equal(found.values, expected.values)
 
 
 def test_profiling_leaves_the_model_the_weights_and_the_example_alone() -> None:

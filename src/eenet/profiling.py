@@ -99,9 +99,9 @@ def profile(
 ) -> ExitCosts:
     """The cost per sample of each exit: "ms" of wall time, "cpu_ms" of CPU time of all threads, or "flops".
 
-    `example` is an input of any batch size, repeated or shortened to `batch_size`. Exit heads on the way are included;
-    with `scheduler` only those that it looks at, since the others do not run, and its steps too. `seconds` is about how
-    long to measure.
+    `example` is an input of any batch size, repeated or shortened to `batch_size`, and moved to the model's device.
+    Exit heads on the way are included; with `scheduler` only those that it looks at, since the others do not run, and
+    its steps too. `seconds` is about how long to measure.
     """
     _require_unit(unit)
     return measure(model, example, batch_sizes=(batch_size,), scheduler=scheduler, seconds=seconds).costs(
@@ -132,6 +132,7 @@ def measure(
     if model.staged.batch_size_of(inputs) == 0:
         raise InvalidInputError("the example has batch size 0; give at least one sample, which is repeated as needed")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    inputs = tuple([tensor.to(device) for tensor in inputs])
     tables: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     spreads: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     parts = []

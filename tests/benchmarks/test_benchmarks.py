@@ -37,4 +37,4 @@ def test_the_one_for_gpus_runs_without_one(tmp_path: Path) -> None:
     import_or_skip("torchvision")
     words = ("--device", "cpu", "--networks", "resnet50", "--dtypes", "float32", "--batch-sizes", "2", "--samples", "4")
     (found,) = run("gpu.py", tmp_path, *words, "--seconds", "0")["results"]
-    assert found["batches"][0]["ms_per_sample"]["plain"]["median"] > 0
+    assert found["batches"][0]["ms_per_sample"]["static"]["median"] > 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from safetensors import safe_open
 from typer.testing import CliRunner
@@ -45,7 +46,14 @@ PAPER = {
     "sst2-bert",
     "agnews-bert",
 }
-VARIANTS = {"cifar10-resnet56-shared", "cifar10-resnet20-shared", "sst2-minilm", "agnews-minilm", "camvid-hrnet"}
+VARIANTS = {
+    "cifar10-resnet56-gpu",
+    "cifar10-resnet56-shared",
+    "cifar10-resnet20-shared",
+    "sst2-minilm",
+    "agnews-minilm",
+    "camvid-hrnet",
+}
 KEPT = {
     "README.md", "metrics.json", "costs.json", "split.json", "calibration.safetensors", "test.safetensors",
     "schedulers", "work",
@@ -204,6 +212,12 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert (finished / "README.md").read_text(encoding="utf-8") == readme(metrics)
 
 
+def test_the_readme_names_the_accelerator_that_was_measured_on(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    metrics["machine"]["accelerator"] = "NVIDIA H200"
+    assert f"\nNVIDIA H200; {metrics['machine']['processor']}, 1 thread(s)" in readme(metrics)
+
+
 def test_parts_never_overlap_and_thresholds_are_fitted_on_calibration_alone(finished: Path) -> None:
     split = eenet.experiments.data.ThreeWaySplit.load(finished / "split.json")
     assert split.sources["calibration"] == split.sources["test"] == "test"
@@ -286,6 +300,15 @@ def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
     run("train", *words, "--out", tmp_path / "whole")
     killed, whole = weights_of(tmp_path / "killed"), weights_of(tmp_path / "whole")
     assert all(np.array_equal(killed[name], whole[name]) for name in whole)
+
+
+def test_steps_after_a_training_that_was_run_before_are_on_the_device_that_trains(tmp_path: Path) -> None:
+    recipe = load_recipe("cifar10-resnet56-shared", smoke=True)
+    place = Place(out=tmp_path / "run", smoke=True, threads=1, progress=False)
+    for steps in (("data", "train"), ("collect", "profile")):
+        reproduce(recipe, place, console=Console(quiet=True), steps=steps)
+    found = json.loads((tmp_path / "run" / "costs.json").read_text(encoding="utf-8"))
+    assert found["device"]["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
 def test_heads_alone_on_a_frozen_backbone(tmp_path: Path) -> None:

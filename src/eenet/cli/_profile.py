@@ -112,7 +112,8 @@ def _show(data: dict[str, Any]) -> None:
     console = output()
     console.print(table)
     device, threads = data["device"], data["device"]["threads"]
+    gpu = f"{device['accelerator']}; " if "accelerator" in device else ""
     console.print(
-        f"{device['processor']}, {threads} thread{'' if threads == 1 else 's'}, torch {device['torch']}; counted: "
+        f"{gpu}{device['processor']}, {threads} thread{'' if threads == 1 else 's'}, torch {device['torch']}; counted: "
         f"{', '.join(data['includes'])}"
     )

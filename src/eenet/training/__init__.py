@@ -15,4 +15,5 @@ from eenet.training._segmentation import SegmentationTask as SegmentationTask
 from eenet.training._task import ClassificationTask as ClassificationTask
 from eenet.training._task import TrainingTask as TrainingTask
 from eenet.training._train import train as train
+from eenet.training._train import training_device as training_device
 from eenet.training._weights import WEIGHTINGS as WEIGHTINGS

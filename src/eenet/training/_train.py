@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from eenet.costs import ExitCosts
@@ -64,6 +65,7 @@ def train(
     config = config or TrainConfig()
     _check_arguments(model, config, teacher, out, resume=resume)
     fabric = _fabric(config)
+    fabric.launch()
     folder = Path(out)
     task = task or ClassificationTask()
     shown = config.progress and fabric.is_global_zero
@@ -85,6 +87,15 @@ def train(
     finally:
         for parameter in stopped:
             parameter.requires_grad = True
+
+
+def training_device(config: TrainConfig) -> torch.device:
+    """The device that `train` puts a model on with this config; with several devices, that of the first process.
+
+    Raises as `train` does where this machine has no such device.
+    """
+    device: torch.device = _fabric(config).device
+    return device
 
 
 def _check_arguments(
@@ -129,5 +140,4 @@ def _fabric(config: TrainConfig) -> Any:
             f"accelerator={config.accelerator!r}, devices={config.devices!r}, strategy={config.strategy!r} cannot be "
             f"used on this machine: {error}"
         ) from error
-    fabric.launch()
     return fabric

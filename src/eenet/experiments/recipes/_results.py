@@ -212,6 +212,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
     unit = metrics["costs"]["unit"]
     images = "test_mean_iou" in metrics["exits"][0]
     seconds = sum(metrics["seconds"].values())
+    gpu = f"{device['accelerator']}; " if "accelerator" in device else ""
     lines = [
         f"# {metrics['title']}",
         "",
@@ -222,7 +223,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
         metrics["command"],
         "```",
         "",
-        f"{device['processor']}, {device['threads']} thread(s) of {device['processors']} processors, torch "
+        f"{gpu}{device['processor']}, {device['threads']} thread(s) of {device['processors']} processors, torch "
         f"{device['torch']}, eenet {metrics['eenet']}, seed {metrics['seed']}; {_duration(seconds)} in all, "
         f"{_duration(training['seconds'])} of it training ({len(training['history'])} epochs, the best by its frontier "
         f"is number {training['best_epoch']}). {samples['train']:,} samples were trained on, {samples['validation']:,} "

@@ -39,7 +39,7 @@ from eenet.experiments.recipes._smoke import DATASETS, write_smoke_files
 from eenet.models import MultiExitModel, collect
 from eenet.profiling import measure
 from eenet.records import ExitRecords
-from eenet.training import SegmentationTask, reestimate_batch_norm, train
+from eenet.training import SegmentationTask, reestimate_batch_norm, train, training_device
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
 WORK = "work"
@@ -187,6 +187,7 @@ class _Run:
                 "starts anew"
             )
         model = make_network(recipe, data, self._root, checkpoint=self._checkpoint, weights=self.place.weights)
+        model.to(training_device(recipe.config))
         frozen = recipe.config.freeze_backbone
         if recipe.train.batch_norm_batches and not begun:
             self._say(f"  re-estimating batch norms on {recipe.train.batch_norm_batches} batches")
@@ -301,7 +302,9 @@ class _Run:
 
     def _read_model(self) -> MultiExitModel:
         if self._model is None:
-            self._model = MultiExitModel.from_pretrained(self.work / _MODEL)
+            # A run that goes on after its training must measure where a run in one go does.
+            device = training_device(self.recipe.config)
+            self._model = MultiExitModel.from_pretrained(self.work / _MODEL).to(device)
         return self._model
 
     def _result(self, step: str) -> dict[str, Any]:
