@@ -85,7 +85,7 @@ class _Arrays:
 
 
 class Synthetic:
-    """A servable around a `SleepingBackend`."""
+    """A model around a `SleepingBackend`."""
 
     def __init__(self, unit: float) -> None:
         self.backend = SleepingBackend(unit)
@@ -131,7 +131,7 @@ def export_bundle(folder: Path) -> None:
     eenet.export(model, scheduler, folder, example=torch.from_numpy(images(_SIZES["cpu"])[:64]))
 
 
-def servable(name: str, unit: float, bundle: Path | None = None) -> Any:
+def model(name: str, unit: float, bundle: Path | None = None) -> Any:
     """What is served."""
     if name not in _SIZES:
         return Synthetic(unit if name == "fixed" else 0.0)
@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("--head-timeout", type=float, default=10.0)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    served = servable(options.model, options.unit, options.bundle)
+    served = model(options.model, options.unit, options.bundle)
     controller = FixedBudget(served.scheduler)
     if options.engine == "model":
         controller.policy = everybody_to_the_end(controller.policy)

@@ -36,9 +36,8 @@ from eenet.capacity import StageTime, simulate_fleet
 from eenet.runtime import Live
 from eenet.serving.engine import Engine, EngineOptions, FixedBudget
 from eenet.serving.engine._policies import PolicyBook
-from eenet.serving.ray._app import RayOptions, StageScaling, start, stop
-from eenet.serving.ray._runner import RayRunner
-from eenet.serving.ray._stage import StageCall, StageReplica, StageReply, StageServer, reply
+from eenet.serving.ray import RayOptions, RayService, StageScaling, StageServer, start, stop
+from eenet.serving.ray._stage import StageCall, StageReplica, StageReply, reply
 from eenet.tasks import Classification
 
 OPTIONS = EngineOptions(max_batch=16, max_wait=0.002)
@@ -136,8 +135,8 @@ def batching(calls: int, rounds: int) -> str:
                 )
                 made = one.bind(bundle, 0, OPTIONS, threads=1)
                 handles[name] = serve.run(made, name=name.strip("@"), route_prefix=None)
-            servable = load(bundle, stages=())
-            name_of = PolicyBook(servable.scheduler).name(servable.scheduler.policy)
+            loaded = load(bundle, stages=())
+            name_of = PolicyBook(loaded.scheduler).name(loaded.scheduler.policy)
             sample = x[:1].numpy()
             call = StageCall((sample,), 1, None, name_of, "x", 60.0)
             found: dict[str, list[tuple[float, float]]] = {name: [] for name in handles}
@@ -246,13 +245,13 @@ async def queues(requests: int) -> str:
     scheduler = eenet.MaxProbability().fit(flat, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=3.0)
     scheduler.policy.thresholds[:] = 5.0
     scheduler.policy.enabled[:] = True
-    servable: Any = _Servable(scheduler)
+    model: Any = _Servable(scheduler)
     lines = ["queues of stages with (2, 2, 1) replicas: latency in ms, measured / simulated"]
     for rate in (1.2 / UNIT, 2.4 / UNIT, 3.6 / UNIT):
         rng = np.random.default_rng(int(rate))
         exits = rng.choice(3, requests, p=SHARES)
         arrivals = np.cumsum(rng.exponential(1 / rate, requests))
-        measured = await _measure(servable, exits, arrivals)
+        measured = await _measure(model, exits, arrivals)
         simulated = simulate_fleet(arrivals, exits, lambda k, n: STAGES[k](n), REPLICAS, QUEUE_OPTIONS).latencies
         cells = [
             f"p{q} {1000 * np.percentile(measured, q):6.1f} / {1000 * np.percentile(simulated, q):6.1f}"
@@ -268,8 +267,8 @@ class _Servable:
         self.task = Classification()
 
 
-async def _measure(servable: Any, exits: NDArray[np.intp], arrivals: NDArray[np.float64]) -> NDArray[np.float64]:
-    servers = [[StageServer(servable, k, QUEUE_OPTIONS) for _ in range(count)] for k, count in enumerate(REPLICAS)]
+async def _measure(model: Any, exits: NDArray[np.intp], arrivals: NDArray[np.float64]) -> NDArray[np.float64]:
+    servers = [[StageServer(model, k, QUEUE_OPTIONS) for _ in range(count)] for k, count in enumerate(REPLICAS)]
     rng = np.random.default_rng(0)
 
     def handle(k: int) -> Any:
@@ -286,12 +285,12 @@ async def _measure(servable: Any, exits: NDArray[np.intp], arrivals: NDArray[np.
 
         return lambda call: asyncio.ensure_future(sent(call))
 
-    runner = RayRunner(servable, FixedBudget(servable.scheduler), [handle(k) for k in range(3)], QUEUE_OPTIONS)
+    service = RayService(model, FixedBudget(model.scheduler), [handle(k) for k in range(3)], QUEUE_OPTIONS)
     began = time.perf_counter()
 
     async def one(exit_index: int, at: float) -> float:
         await asyncio.sleep(max(0.0, at - (time.perf_counter() - began)))
-        await runner.answer(np.array([[exit_index]]), timeout=600.0)
+        await service.answer(np.array([[exit_index]]), timeout=600.0)
         return time.perf_counter() - began - at
 
     found = await asyncio.gather(*(one(int(e), float(a)) for e, a in zip(exits, arrivals, strict=True)))

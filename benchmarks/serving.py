@@ -8,7 +8,7 @@ stage   the product's engine: survivors of several requests merge before each st
 The engines take turns, round by round. "fixed" is a back end where a call costs as much as 16 samples (it sleeps);
 "cpu" is ResNet-18 at 112 px, a bundle of ONNX graphs, one thread. Saturation: a closed loop of clients, as many answers
 a second as the server gives. Tails: Poisson arrivals at 0.9 of what the batch engine saturates at, the same for all.
-CPU per answer is the server process's own (all threads). "simulated" is what eenet.serving.simulate says for the same
+CPU per answer is the server process's own (all threads). "simulated" is what eenet.capacity.simulate says for the same
 traffic, without any HTTP.
 """
 
@@ -31,8 +31,7 @@ from _load import Client, Result, client, counters, poisson, saturate, server
 from _machine import describe, machine
 from _serving_models import ENGINES, EXITS, FIXED, export_bundle, inputs_of
 from eenet.capacity import simulate
-from eenet.serving.engine import EngineOptions
-from eenet.serving.engine._holding import hold_of
+from eenet.serving.engine import BatchingDelay, EngineOptions
 from resnet50 import SHARES
 
 AT_ONCE = 96
@@ -157,10 +156,10 @@ async def _overhead(requests: int) -> dict[str, Any]:
 def _simulated(options: argparse.Namespace, batch: int) -> dict[str, Any]:
     """The same loads by discrete events, the closed loop as arrivals all at once; and how tails compare by chance."""
     fixed, full = options.unit * FIXED, options.unit * (FIXED + batch)
-    hold = hold_of(fixed, full, EngineOptions.max_hold)  # as the server learns it
+    delay = BatchingDelay.of(fixed, full, EngineOptions.max_delay)  # as the server learns it
 
     def run(engine: str, arrivals: NDArray[np.float64], exits: NDArray[np.intp]) -> Any:
-        engine_options = EngineOptions(max_batch=batch, merge=engine == "stage", max_hold=hold)
+        engine_options = EngineOptions(max_batch=batch, merge=engine == "stage", max_delay=delay)
         leave = np.full(len(exits), EXITS - 1) if engine == "model" else exits
         return simulate(arrivals, leave, lambda _, n: options.unit * (FIXED + n), EXITS, engine_options)
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 import eenet
 from _load import Client, client, counters, poisson, saturate, server
-from _serving_models import EXITS, inputs_of, network_and_scheduler, servable
+from _serving_models import EXITS, inputs_of, model, network_and_scheduler
 
 NPY = "application/x-npy"
 LOAD = 0.8
@@ -211,7 +211,7 @@ def _leaks(seen: Soak) -> list[str]:
 async def _overload(seconds: float) -> list[str]:
     """On the network that sleeps, which leaves the client the time to send three times what it can do."""
     wrong: list[str] = []
-    known = servable("free", 0.0)
+    known = model("free", 0.0)
     inputs = inputs_of("fixed")
     logits = inputs.reshape(len(inputs), EXITS, -1).transpose(1, 0, 2)
     exits = known.scheduler.replay(eenet.ExitRecords.from_logits(logits)).exits

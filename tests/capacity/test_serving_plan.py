@@ -166,7 +166,7 @@ def test_capacity_grows_with_replicas_and_a_plan_for_it_needs_no_more() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: plan(STAGES, SHARES, rate=10, p99=0.001), "with replicas without end 99 % .* 0.025 s"),
+        (lambda: plan(STAGES, SHARES, rate=10, p99=0.001), "with any number of replicas 99 % .* 0.025 s"),
         (lambda: plan(STAGES, [0.5, 0.5], rate=10, p99=1), "expected one for each, which sum to 1"),
         (lambda: plan(STAGES, SHARES, rate=0, p99=1), "rate is 0"),
         (lambda: plan(STAGES, SHARES, rate=1, p99=1, hop=-1), "hop is -1"),

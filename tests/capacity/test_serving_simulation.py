@@ -65,7 +65,7 @@ def drive(
     fixed=st.sampled_from([0.0, 0.25, 4.0]),
     max_batch=st.integers(1, 9),
     max_wait=st.sampled_from([0.0, 0.5, 8.0]),
-    max_hold=st.sampled_from([0.0, 4.0, 1000.0]),
+    max_delay=st.sampled_from([0.0, 4.0, 1000.0]),
     merge=st.booleans(),
 )
 def test_engine_and_simulation_make_the_same_calls_at_the_same_times(
@@ -76,14 +76,14 @@ def test_engine_and_simulation_make_the_same_calls_at_the_same_times(
     fixed: float,
     max_batch: int,
     max_wait: float,
-    max_hold: float,
+    max_delay: float,
     merge: bool,
 ) -> None:
     rng = np.random.default_rng(seed)
     # Times in quarters, so that both add them up without rounding, and so that events do fall together.
     arrivals = np.cumsum(np.round(rng.exponential(1 / load, samples) * 4) / 4)
     exits = rng.integers(0, num_exits, samples).tolist()
-    options = EngineOptions(max_batch=max_batch, max_wait=max_wait, max_hold=max_hold, merge=merge, max_samples=10**6)
+    options = EngineOptions(max_batch=max_batch, max_wait=max_wait, max_delay=max_delay, merge=merge, max_samples=10**6)
 
     def cost(k: int, n: int) -> float:
         return fixed + 0.25 * n * (k + 1)

@@ -78,7 +78,7 @@ def test_a_batch_waits_for_company_no_longer_than_it_is_told() -> None:
 
 
 def test_survivors_held_too_long_before_a_deep_stage_go_first() -> None:
-    engine, backend = engine_of(max_batch=2, max_wait=0.0, max_hold=1.0)
+    engine, backend = engine_of(max_batch=2, max_wait=0.0, max_delay=1.0)
     rare = submit(engine, [2, 0], now=0.0)
     assert step(engine, backend, 0.0) == (0, 2)
     stages = []
@@ -200,7 +200,7 @@ def test_draining_takes_nobody_in_and_answers_everybody_inside_at_once() -> None
     requests = [submit(engine, [k]) for k in (0, 1, 2)]
     assert engine.next_work(0.0) is None
     engine.drain()
-    with pytest.raises(DrainingError, match="going down"):
+    with pytest.raises(DrainingError, match="is stopping"):
         submit(engine, [0])
     while not engine.idle:
         assert step(engine, backend, 0.0) is not None
@@ -300,7 +300,7 @@ class Traffic(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.engine, self.backend = engine_of(max_batch=4, max_wait=1.0, max_hold=3.0, max_samples=20)
+        self.engine, self.backend = engine_of(max_batch=4, max_wait=1.0, max_delay=3.0, max_samples=20)
         self.requests: list[tuple[Request, list[int]]] = []
         self.told: list[int] = []
         self.at_work: list[Any] = []

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from serving_toys import ToyServable, scripted_logits, serving, until
+from serving_toys import ToyModel, scripted_logits, serving, until
 
 import _load
 from _attack import ATTACKS
@@ -37,7 +37,7 @@ def npy(array: np.ndarray) -> bytes:
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[httpx.Client]:
     limits = Limits(head_timeout=0.5, body_timeout=0.5, max_body=1_000_000, max_head=4096)
-    with serving(ToyServable(), limits=limits) as url, httpx.Client(base_url=url) as connected:
+    with serving(ToyModel(), limits=limits) as url, httpx.Client(base_url=url) as connected:
         yield connected
 
 

@@ -19,7 +19,7 @@ from serving_toys import (
     Grey,
     Spec,
     TableBackend,
-    ToyServable,
+    ToyModel,
     Words,
     fitted,
     flat,
@@ -34,7 +34,7 @@ from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
 from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
-from eenet.serving.engine import Driver, EngineOptions, FixedBudget, Limits, ServedModel
+from eenet.serving.engine import EngineOptions, FixedBudget, Limits, LocalService, ServedModel
 from eenet.serving.http import ServerOptions
 from eenet.testing import toy_logits
 from networks import conv_model
@@ -56,20 +56,20 @@ def png(level: int, size: tuple[int, int] = (8, 8)) -> bytes:
 
 @pytest.fixture(scope="module")
 def arrays() -> Iterator[httpx.Client]:
-    with serving(ToyServable()) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel()) as url, httpx.Client(base_url=url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[httpx.Client]:
     limits = Limits(max_pixels=10_000, max_samples=4, max_body=100_000)
-    with serving(ToyServable(Grey()), limits=limits) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(Grey()), limits=limits) as url, httpx.Client(base_url=url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def texts() -> Iterator[httpx.Client]:
-    with serving(ToyServable(Words()), limits=Limits(max_text=50)) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(Words()), limits=Limits(max_text=50)) as url, httpx.Client(base_url=url) as client:
         yield client
 
 
@@ -175,11 +175,16 @@ BAD_NPY: list[tuple[bytes, int, str]] = [
     (npy(scripted_logits([0], 3))[:40], 400, "damaged"),
     (damaged(b"(1, 6), }          ", b"(999999999999, 6),}"), 400, "cut off"),
     (damaged(b"(1, 6), }", b"exit(1) }"), 400, "damaged"),
-    (damaged(b"'<f4'", b"'|O4'"), 400, "without pickle"),
-    (damaged(b"'<f4'", b"'<f3'"), 400, "numpy does not know"),
+    (damaged(b"'<f4'", b"'|O4'"), 422, "expected numbers"),
+    (damaged(b"'<f4'", b"'<f3'"), 400, "damaged"),
     (damaged(b"'<f4'", b"'<m8'"), 422, "expected numbers"),
-    (npy(np.array([{"a": 1}], dtype=object)), 400, "without pickle"),
-    (npy(np.array(["a"])), 400, "damaged"),
+    (npy(np.array([{"a": 1}], dtype=object)), 422, "expected numbers"),
+    (npy(np.array(["a"])), 422, "expected numbers"),
+    (npy(np.zeros(2, dtype=[("a", "f4")])), 422, "expected numbers"),
+    (damaged(b"(1, 6), }", b"(-1, -6)}"), 400, "cut off"),
+    (damaged(b"'<f4'", b"(((1" + b"(" * 1), 400, "damaged"),
+    (b"\x93NUMPY\x03\x00" + npy(scripted_logits([0], 3))[8:], 400, "damaged"),
+    (b"\x93NUMPY\x01\x00\xff\xff" + b"[" * 65535, 400, "damaged"),
     (npy(np.zeros((2, 6))), 422, "float64"),
     (npy(np.zeros((2, 7), np.float32)), 422, "(2, 7)"),
     (npy(np.zeros((2, 2, 6), np.float32)), 422, "(2, 2, 6)"),
@@ -240,7 +245,13 @@ def test_a_bomb_of_a_hundred_megapixels_is_refused_unopened(images: httpx.Client
 @pytest.mark.parametrize(
     ("content_type", "body", "status", "message"),
     [
-        ("multipart/form-data", b"", 400, "no boundary"),
+        ("multipart/form-data", b"", 400, "Missing boundary"),
+        (
+            "multipart/form-data; boundary=x; charset=undefined",
+            b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\n',
+            400,
+            "cannot be read",
+        ),
         ("multipart/form-data; boundary=x", b"", 400, "cut off"),
         ("multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data", 400, "cannot be read|cut off"),
         ("multipart/form-data; boundary=x", b"nonsense", 400, "cannot be read"),
@@ -251,7 +262,7 @@ def test_a_bomb_of_a_hundred_megapixels_is_refused_unopened(images: httpx.Client
             422,
             "no named file",
         ),
-        ("multipart/form-data; boundary=x", b"--x\r\n\r\nhi\r\n--x--\r\n", 422, "no named file"),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\nhi\r\n--x--\r\n", 400, "must be provided"),
         ("text/plain", b"hello", 415, "'text/plain' is not taken; send application/json"),
         ("", b"hello", 415, "''"),
         ("application/x-www-form-urlencoded", b"a=b", 415, "is not taken"),
@@ -339,7 +350,7 @@ class SlowBackend(TableBackend):
 
 def test_a_request_past_its_deadline_gets_504_and_leaves_the_queue() -> None:
     backend = SlowBackend()
-    with serving(ToyServable(backend=backend)) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(backend=backend)) as url, httpx.Client(base_url=url) as client:
         response = post_npy(client, scripted_logits([2], 3), params={"timeout_ms": "50"})
         assert response.status_code == 504
         assert "within 0.05 s" in response.json()["detail"]
@@ -350,7 +361,7 @@ def test_a_request_past_its_deadline_gets_504_and_leaves_the_queue() -> None:
 
 def test_a_client_that_disconnects_takes_its_request_along() -> None:
     backend = SlowBackend()
-    with serving(ToyServable(backend=backend)) as url:
+    with serving(ToyModel(backend=backend)) as url:
         with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=url, timeout=0.2) as client:
             post_npy(client, scripted_logits([2], 3))
         with httpx.Client(base_url=url) as client:
@@ -363,7 +374,7 @@ def test_a_client_that_disconnects_takes_its_request_along() -> None:
 def test_a_full_server_answers_503_with_a_time_to_come_back() -> None:
     backend = SlowBackend()
     engine = EngineOptions(max_batch=2, max_samples=4, max_wait=0.0)
-    with serving(ToyServable(backend=backend), engine=engine) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(backend=backend), engine=engine) as url, httpx.Client(base_url=url) as client:
         x = scripted_logits([0, 0], 3)
         with ThreadPoolExecutor(2) as pool:
             accepted = [pool.submit(post_npy, client, x) for _ in range(2)]
@@ -381,7 +392,7 @@ def test_a_full_server_answers_503_with_a_time_to_come_back() -> None:
 def test_stopping_answers_everybody_who_was_accepted() -> None:
     backend = SlowBackend()
     with ThreadPoolExecutor(8) as pool:
-        with serving(ToyServable(backend=backend), engine=EngineOptions(max_batch=2, max_wait=0.0)) as url:
+        with serving(ToyModel(backend=backend), engine=EngineOptions(max_batch=2, max_wait=0.0)) as url:
             client = httpx.Client(base_url=url)
             accepted = [pool.submit(post_npy, client, scripted_logits([k % 3], 3)) for k in range(8)]
             until(lambda: sum(httpx.get(f"{url}/info").json()["traffic"]["waiting"]) >= 6)
@@ -392,7 +403,7 @@ def test_stopping_answers_everybody_who_was_accepted() -> None:
 
 def test_a_network_that_fails_ends_its_request_and_nobody_elses(caplog: pytest.LogCaptureFixture) -> None:
     backend = SlowBackend()
-    with serving(ToyServable(backend=backend)) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(backend=backend)) as url, httpx.Client(base_url=url) as client:
         with ThreadPoolExecutor(3) as pool:
             first = pool.submit(post_npy, client, scripted_logits([0], 3))
             assert backend.entered.wait(20)
@@ -433,8 +444,8 @@ class Budgets:
 
 def test_the_budget_changes_while_running_for_who_has_the_token() -> None:
     budgets = Budgets()
-    servable = ToyServable()
-    with serving(servable, budgets, token=TOKEN) as url, httpx.Client(base_url=url) as client:
+    model = ToyModel()
+    with serving(model, budgets, token=TOKEN) as url, httpx.Client(base_url=url) as client:
         assert exits(post_npy(client, scripted_logits([0, 1, 2], 3))) == [0, 1, 2]
         assert budgets.seen == [0, 1, 2]
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
@@ -495,10 +506,10 @@ def test_several_inputs_go_by_name() -> None:
         def enter(self, inputs: Any) -> Live:
             return super().enter({"x": inputs["x"] + inputs["shift"].astype(np.float32)})
 
-    servable = ToyServable(backend=Two(3, 2))
-    servable.inputs = [Spec("x", "float32", ("batch", 6)), Spec("shift", "int64", ("batch", 1))]
+    model = ToyModel(backend=Two(3, 2))
+    model.inputs = [Spec("x", "float32", ("batch", 6)), Spec("shift", "int64", ("batch", 1))]
     x = scripted_logits([0, 2], 3).tolist()
-    with serving(servable) as url, httpx.Client(base_url=url) as client:
+    with serving(model) as url, httpx.Client(base_url=url) as client:
         assert exits(client.post("/predict", json={"inputs": {"x": x, "shift": [[3], [4]]}})) == [0, 2]
         assert exits(client.post("/predict", json={"inputs": {"x": x[0], "shift": [3]}})) == [0]
         files = {"x": ("x", npy(np.array(x, np.float32))), "shift": ("shift", npy(np.array([[3], [4]])))}
@@ -522,28 +533,28 @@ def test_several_workers_run_stages_at_the_same_time() -> None:
             together.wait(20)  # broken, which is an error, unless the other worker is here too
             return super().run(k, live, observe=observe)
 
-    servable = ToyServable(backend=Meeting(3, 2))
+    model = ToyModel(backend=Meeting(3, 2))
     engine = EngineOptions(max_batch=1, max_wait=0.0)
     with (
-        serving(servable, workers=2, engine=engine) as url,
+        serving(model, workers=2, engine=engine) as url,
         httpx.Client(base_url=url) as client,
         ThreadPoolExecutor(2) as pool,
     ):
         both = [pool.submit(post_npy, client, scripted_logits([0], 3)) for _ in range(2)]
         assert [exits(one.result()) for one in both] == [[0], [0]]
     with pytest.raises(InvalidInputError, match="workers is 0"):
-        Driver(servable, Budgets(), workers=0)
+        LocalService(model, Budgets(), workers=0)
 
 
 def test_the_budget_is_held_in_traffic_that_is_harder_than_the_calibration_set() -> None:
     logits, labels = toy_logits(600, 3, 2, seed=1)
     scheduler, costs = fitted(eenet.MaxProbability, logits, labels, 0.4)
     hard = flat(0.3 * toy_logits(1200, 3, 2, seed=2)[0])
-    servable = ToyServable()
-    servable.scheduler, servable.costs = scheduler, costs
+    model = ToyModel()
+    model.scheduler, model.costs = scheduler, costs
     spent = {}
     for controller in (FixedBudget(scheduler), BudgetController(scheduler)):
-        with serving(servable, controller) as url, httpx.Client(base_url=url) as client:
+        with serving(model, controller) as url, httpx.Client(base_url=url) as client:
             taken: list[int] = []
             for start in range(0, len(hard), 10):
                 taken += exits(post_npy(client, hard[start : start + 10]))
@@ -554,13 +565,13 @@ def test_the_budget_is_held_in_traffic_that_is_harder_than_the_calibration_set()
 
 def test_a_budget_that_cannot_be_met_is_refused_and_changes_nothing() -> None:
     logits, labels = toy_logits(600, 3, 2, seed=1)
-    servable = ToyServable()
-    servable.scheduler, servable.costs = fitted(eenet.MaxProbability, logits, labels, 0.4)
-    controller = BudgetController(servable.scheduler)
-    with serving(servable, controller, token=TOKEN) as url, httpx.Client(base_url=url) as client:
+    model = ToyModel()
+    model.scheduler, model.costs = fitted(eenet.MaxProbability, logits, labels, 0.4)
+    controller = BudgetController(model.scheduler)
+    with serving(model, controller, token=TOKEN) as url, httpx.Client(base_url=url) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         for budget in (-1, 0, "nonsense", "10%", 0.5):
             assert client.put("/budget", json={"budget": budget}).status_code == 422, budget
-        assert client.get("/info").json()["budget"] == servable.scheduler.budget
+        assert client.get("/info").json()["budget"] == model.scheduler.budget
         assert client.put("/budget", json={"budget": "90%"}).json()["budget"] == pytest.approx(2.7)
         assert client.put("/budget", json={"budget": 1e9}).json()["budget"] == 3.0  # no more can be spent

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from commands import TOKEN
-from serving_toys import Grey, ToyServable, Words, serving
+from serving_toys import Grey, ToyModel, Words, serving
 
 CONFIG = """
 [checks.not_a_server_error]
@@ -30,7 +30,7 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_tell_of(kind: str
     preprocessing = {"array": None, "text": Words(), "image": Grey()}[kind]
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG, encoding="utf-8")
-    with serving(ToyServable(preprocessing), token=TOKEN) as url:
+    with serving(ToyModel(preprocessing), token=TOKEN) as url:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(config), "run", f"{url}/openapi.json"),
             # What a schema allows may still be no image, no .npy file, no text with a word, no budget that can be met.
@@ -53,7 +53,7 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_tell_of(kind: str
 
 
 def test_the_document_names_every_path_that_is_served() -> None:
-    with serving(ToyServable()) as url:
+    with serving(ToyModel()) as url:
         document = httpx.get(f"{url}/openapi.json").json()
         assert sorted(document["paths"]) == PATHS
         assert document["openapi"] == "3.1.0"

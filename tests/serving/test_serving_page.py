@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from serving_toys import Grey, ToyServable, Words, serving
+from serving_toys import Grey, ToyModel, Words, serving
 
 PAGES = Path(__file__).resolve().parents[2] / "src" / "eenet" / "serving" / "http" / "pages"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -52,7 +52,7 @@ def png(level: int) -> bytes:
 
 
 def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: Any) -> None:
-    with serving(ToyServable(Grey())) as url:
+    with serving(ToyModel(Grey())) as url:
         page.goto(url)
         page.wait_for_selector("#image:not([hidden])")
         assert page.locator("#about").inner_text() == "3 exits, 2 classes, running on table"
@@ -75,7 +75,7 @@ def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: A
 
 
 def test_an_image_can_be_dropped(page: Any) -> None:
-    with serving(ToyServable(Grey())) as url:
+    with serving(ToyModel(Grey())) as url:
         page.goto(url)
         page.wait_for_selector("#image:not([hidden])")
         page.evaluate(
@@ -91,7 +91,7 @@ def test_an_image_can_be_dropped(page: Any) -> None:
 
 
 def test_a_person_types_a_sentence(page: Any) -> None:
-    with serving(ToyServable(Words())) as url:
+    with serving(ToyModel(Words())) as url:
         page.goto(url)
         page.wait_for_selector("#text:not([hidden])")
         page.fill("#words", "two words")
@@ -101,7 +101,7 @@ def test_a_person_types_a_sentence(page: Any) -> None:
 
 
 def test_what_is_refused_is_said(page: Any) -> None:
-    with serving(ToyServable()) as url:
+    with serving(ToyModel()) as url:
         page.goto(url)
         page.wait_for_selector("#array:not([hidden])")
         page.fill("#numbers", "[1, 2]")
@@ -116,7 +116,7 @@ def test_what_is_refused_is_said(page: Any) -> None:
 
 
 def test_the_interface_page_lists_the_operations(page: Any) -> None:
-    with serving(ToyServable()) as url:
+    with serving(ToyModel()) as url:
         page.goto(f"{url}/docs")
         page.wait_for_selector("details")
         listed = page.locator("summary code").all_inner_texts()
@@ -134,7 +134,7 @@ def test_what_the_page_fetches_is_there() -> None:
     html = (PAGES / "index.html").read_text(encoding="utf-8")
     fetched = set(re.findall(r'(?:ask|href=)\(?"(/[a-z]*)', html))
     assert fetched == {"/predict", "/info", "/docs", "/metrics"}
-    with serving(ToyServable(Grey())) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(Grey())) as url, httpx.Client(base_url=url) as client:
         for path in fetched - {"/predict"}:
             assert client.get(path).status_code == 200, path
         for path in ("/predict", "/predict?full=true"):

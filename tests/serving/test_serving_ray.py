@@ -28,7 +28,7 @@ from eenet.errors import InvalidInputError
 from eenet.predict import open_items, predict, predict_on_ray
 from eenet.preprocessing import ImagePreprocessing
 from eenet.serving.engine import EngineOptions, Limits
-from eenet.serving.ray._app import RayOptions, StageScaling, app, start, stop
+from eenet.serving.ray import RayOptions, StageScaling, app, start, stop
 
 for _library in ("onnx", "onnxscript", "onnxruntime", "fastapi", "prometheus_client"):
     pytest.importorskip(_library, reason="needs the extras that export and serve")
@@ -102,7 +102,7 @@ def url(cluster: Any, bundle: tuple[Path, Case]) -> str:
     options = RayOptions(
         stages=[steady, scaling, steady],
         ingress_cpus=0.1,
-        hold=False,
+        adapt=False,
         token_file=str(token),
         inline_bytes=0,  # all survivors wait in the object store
         # A call waits for company long enough for a test to find it there.

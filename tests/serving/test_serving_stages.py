@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_toys import TableBackend, ToyServable, fitted, flat, scripted_logits
+from serving_toys import TableBackend, ToyModel, fitted, flat, scripted_logits
 
 import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
@@ -20,10 +20,7 @@ from eenet.serving.engine import EngineOptions, FixedBudget, Outcome, RefusedErr
 
 pytest.importorskip("prometheus_client", reason="needs the extra that serves")
 
-from eenet.serving.engine._policies import PolicyBook, WholeNetwork
-from eenet.serving.ray._parcels import LostParcelError, Parcel
-from eenet.serving.ray._runner import RayRunner
-from eenet.serving.ray._stage import StageCall, StageServer
+from eenet.serving.ray import LostObjectError, ObjectReference, RayService, StageServer
 
 MAKERS = [MaxProbability, Patience, Voting, BEEM]
 
@@ -35,7 +32,7 @@ class Lost(Exception):  # noqa: N818 - stands for the death of a replica
 class Sent:
     """A call under way, through pickle there and back as between processes."""
 
-    def __init__(self, server: StageServer, call: StageCall, *, dies: bool = False) -> None:
+    def __init__(self, server: StageServer, call: Any, *, dies: bool = False) -> None:
         self._server, self._call, self._dies = server, call, dies
 
     def __await__(self) -> Any:
@@ -52,71 +49,72 @@ class Sent:
 
 
 class Process:
-    """A servable as another process has it: a copy, so that no object is the same."""
+    """A model as another process has it: a copy, so that no object is the same."""
 
-    def __init__(self, servable: Any) -> None:
-        self.backend, self.task = servable.backend, servable.task
-        self.scheduler = pickle.loads(pickle.dumps(servable.scheduler))  # noqa: S301
-        self.costs, self.inputs = servable.costs, servable.inputs
-        self.preprocessing, self.class_names = servable.preprocessing, servable.class_names
+    def __init__(self, model: Any) -> None:
+        self.backend, self.task = model.backend, model.task
+        self.scheduler = pickle.loads(pickle.dumps(model.scheduler))  # noqa: S301
+        self.costs, self.inputs = model.costs, model.inputs
+        self.preprocessing, self.class_names = model.preprocessing, model.class_names
         self.info: dict[str, Any] = {}
 
 
-class Shelf:
+class MemoryStore:
     """A store in this process, which may lose what was left there."""
 
     def __init__(self, loses: Callable[[int], bool]) -> None:
         self._loses, self._left, self.fetched = loses, iter(range(10**6)), 0
         self._held: dict[int, Any] = {}
 
-    async def leave(self, live: Any) -> Parcel:
+    async def put(self, live: Any) -> ObjectReference:
         number = next(self._left)
         if not self._loses(number):
             self._held[number] = live
-        return Parcel(number)
+        return ObjectReference(number)
 
-    async def fetch(self, parcel: Parcel) -> Any:
-        if parcel.reference not in self._held:
-            raise LostParcelError("its owner died")
+    async def get(self, reference: ObjectReference) -> Any:
+        if reference.key not in self._held:
+            raise LostObjectError("its owner died")
         self.fetched += 1
-        return self._held[parcel.reference]
+        return self._held[reference.key]
 
 
 async def through_stages(
-    servable: Any,
+    model: Any,
     inputs: Sequence[Any],
     *,
     options: EngineOptions | None = None,
     deaths: Callable[[int], bool] = lambda _: False,
     full: bool = False,
     retries: int = 3,
-    store: Shelf | None = None,
+    store: MemoryStore | None = None,
+    controller: Any = None,
 ) -> list[Any]:
     """The requests that came of these inputs, all sent at once, or what was raised instead."""
     options = options or EngineOptions(max_wait=0.0)
-    exits = servable.backend.num_exits
-    servers = [StageServer(Process(servable), k, options, store=store) for k in range(exits)]
+    exits = model.backend.num_exits
+    servers = [StageServer(Process(model), k, options, store=store) for k in range(exits)]
     calls = iter(range(10**6))
 
-    def sender(k: int) -> Callable[[StageCall], Sent]:
+    def sender(k: int) -> Callable[[Any], Sent]:
         return lambda call: Sent(servers[k], call, dies=deaths(next(calls)))
 
-    controller = FixedBudget(servable.scheduler)
+    controller = controller or FixedBudget(model.scheduler)
     handles = [sender(k) for k in range(exits)]
-    runner = RayRunner(servable, controller, handles, options, lost=(Lost,), retries=retries)
-    found = await asyncio.gather(*(runner.answer(x, timeout=20.0, full=full) for x in inputs), return_exceptions=True)
-    await runner.drain()
+    service = RayService(model, controller, handles, options, lost=(Lost,), retries=retries)
+    found = await asyncio.gather(*(service.answer(x, timeout=20.0, full=full) for x in inputs), return_exceptions=True)
+    await service.drain()
     with pytest.raises(DrainingError):
-        await runner.answer(inputs[0], timeout=1.0)
-    assert list(runner.waiting) == [0] * exits
+        await service.answer(inputs[0], timeout=1.0)
+    assert list(service.waiting) == [0] * exits
     for server in servers:
         server.check_health()
         await server.drain()
     return found
 
 
-class Table(ToyServable):
-    """A servable whose inputs are logits, with a scheduler fitted on some."""
+class Table(ToyModel):
+    """A model whose inputs are logits, with a scheduler fitted on some."""
 
     def __init__(self, scheduler: Any, exits: int, classes: int) -> None:
         super().__init__(backend=TableBackend(exits, classes))
@@ -132,7 +130,7 @@ class Table(ToyServable):
     max_batch=st.integers(1, 8),
     share=st.floats(0.2, 0.8),
 )
-def test_stages_that_know_nothing_of_each_other_give_the_exits_of_replay(
+def test_stages_in_separate_processes_give_the_exits_of_replay(
     seed: int, maker: Any, exits: int, sizes: list[int], max_batch: int, share: float
 ) -> None:
     rng, classes = np.random.default_rng(seed), 3
@@ -152,22 +150,20 @@ def test_stages_that_know_nothing_of_each_other_give_the_exits_of_replay(
 def test_a_call_whose_replica_died_is_sent_again_and_nothing_is_lost_or_doubled() -> None:
     leave_at = [0, 1, 2, 2, 1, 0] * 5
     inputs = [scripted_logits([k], 3) for k in leave_at]
-    found = asyncio.run(through_stages(ToyServable(), inputs, deaths=lambda n: n % 3 == 0, retries=100))
+    found = asyncio.run(through_stages(ToyModel(), inputs, deaths=lambda n: n % 3 == 0, retries=100))
     assert [request.exits.tolist() for request in found] == [[k] for k in leave_at]
 
 
-def test_survivors_wait_in_a_store_and_begin_anew_where_it_lost_them() -> None:
+def test_live_tensors_wait_in_a_store_and_samples_start_again_where_it_lost_them() -> None:
     leave_at = [[0, 2, 1], [1], [2, 2], [0, 1, 2, 0]] * 5
     inputs = [scripted_logits(exits, 3) for exits in leave_at]
     for loses in (lambda _: False, lambda n: n % 3 == 0):
-        shelf = Shelf(loses)
-        found = asyncio.run(
-            through_stages(ToyServable(), inputs, deaths=lambda n: n % 5 == 0, retries=100, store=shelf)
-        )
+        store = MemoryStore(loses)
+        found = asyncio.run(through_stages(ToyModel(), inputs, deaths=lambda n: n % 5 == 0, retries=100, store=store))
         assert [request.exits.tolist() for request in found] == leave_at
-        assert shelf.fetched > 0
+        assert store.fetched > 0
     (lost,) = asyncio.run(
-        through_stages(ToyServable(), [scripted_logits([2], 3)], retries=2, store=Shelf(lambda _: True))
+        through_stages(ToyModel(), [scripted_logits([2], 3)], retries=2, store=MemoryStore(lambda _: True))
     )
     assert isinstance(lost, RefusedError)
     assert lost.status == 503
@@ -175,7 +171,7 @@ def test_survivors_wait_in_a_store_and_begin_anew_where_it_lost_them() -> None:
 
 
 def test_where_replicas_die_again_and_again_the_request_is_refused_with_503() -> None:
-    (found,) = asyncio.run(through_stages(ToyServable(), [scripted_logits([2], 3)], deaths=lambda _: True, retries=2))
+    (found,) = asyncio.run(through_stages(ToyModel(), [scripted_logits([2], 3)], deaths=lambda _: True, retries=2))
     assert isinstance(found, RefusedError)
     assert found.status == 503
     assert "3 replicas of stage 0 died under the request; try again later" in str(found)
@@ -185,38 +181,46 @@ def test_a_stage_that_fails_on_a_sample_fails_its_request_alone() -> None:
     poison = np.full((1, 6), TableBackend.poison, dtype=np.float32)
     inputs = [scripted_logits([2], 3), poison, scripted_logits([1], 3)]
     options = EngineOptions(max_batch=8, max_wait=0.05)
-    found = asyncio.run(through_stages(ToyServable(), inputs, options=options))
+    found = asyncio.run(through_stages(ToyModel(), inputs, options=options))
     assert [request.outcome for request in found] == [Outcome.ANSWERED, Outcome.FAILED, Outcome.ANSWERED]
 
 
-def test_the_exits_can_be_switched_off_and_inputs_are_bounded() -> None:
+def test_early_exits_can_be_switched_off_and_inputs_are_limited() -> None:
     inputs = [scripted_logits([0, 1, 2], 3)]
-    (whole,) = asyncio.run(through_stages(ToyServable(), inputs, full=True))
+    (whole,) = asyncio.run(through_stages(ToyModel(), inputs, full=True))
     assert whole.exits.tolist() == [2, 2, 2]
     options = EngineOptions(max_samples=4, max_batch=2)
     many = [scripted_logits([0] * 3, 3), scripted_logits([0] * 3, 3), scripted_logits([0] * 5, 3)]
-    first, second, third = asyncio.run(through_stages(ToyServable(), many, options=options))
+    first, second, third = asyncio.run(through_stages(ToyModel(), many, options=options))
     assert first.exits.tolist() == [0, 0, 0]
     assert isinstance(second, OverloadedError)
     assert isinstance(third, InvalidInputError)
 
 
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), maker=st.sampled_from(MAKERS))
+def test_every_policy_of_a_scheduler_is_known_to_processes_that_loaded_a_copy(seed: int, maker: Any) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (3, 60, 3)).astype(np.float32)
+    scheduler, costs = fitted(maker, logits, rng.integers(0, 3, 60), 0.5)
+    fresh = rng.normal(0, 2, (3, 20, 3)).astype(np.float32)
+    for budget in np.quantile(costs.values, [0.2, 0.6, 1.0]):
+        try:
+            other = scheduler.at(float(budget))
+        except eenet.InfeasibleBudgetError:
+            continue
+        controller = FixedBudget(scheduler)
+        controller.policy = other.policy
+        (found,) = asyncio.run(through_stages(Table(scheduler, 3, 3), [flat(fresh)], controller=controller))
+        expected = other.replay(eenet.ExitRecords.from_logits(fresh, None))
+        np.testing.assert_array_equal(found.exits, expected.exits)
+
+
 @pytest.mark.filterwarnings("ignore:.*cannot tell apart:eenet.errors.ReliabilityWarning")  # of equal records
-def test_policies_go_by_name_and_come_back_as_one_object() -> None:
-    servable = ToyServable()
-    here, there = PolicyBook(servable.scheduler), PolicyBook(Process(servable).scheduler)
-    whole = WholeNetwork().of(servable.scheduler.policy)
-    for policy in (*servable.scheduler.table.policies, servable.scheduler.policy, whole):
-        name = here.name(policy)
-        back = there.policy(pickle.loads(pickle.dumps(name)))  # noqa: S301
-        assert back is there.policy(name)
-        assert back.score.name == policy.score.name
-        np.testing.assert_array_equal(back.thresholds, policy.thresholds)
-        np.testing.assert_array_equal(back.enabled, policy.enabled)
-    other = eenet.Entropy().fit(
-        eenet.ExitRecords.from_logits(np.zeros((3, 4, 2), dtype=np.float32), np.zeros(4, dtype=int)),
-        servable.costs,
-        budget=2.0,
-    )
-    with pytest.raises(InvalidInputError, match="'entropy' is not of the served scheduler"):
-        here.name(other.policy)
+def test_a_controller_of_another_scheduler_is_refused() -> None:
+    model = ToyModel()
+    records = eenet.ExitRecords.from_logits(np.zeros((3, 4, 2), dtype=np.float32), np.zeros(4, dtype=int))
+    other = FixedBudget(eenet.Entropy().fit(records, model.costs, budget=2.0))
+    (found,) = asyncio.run(through_stages(model, [scripted_logits([1], 3)], controller=other))
+    assert isinstance(found, InvalidInputError)
+    assert "'entropy' is not of the served scheduler" in str(found)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,7 @@ import eenet
 from eenet.errors import InvalidInputError
 from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
-from eenet.scheduler._scores import PLAIN_SCORES
-from eenet.serving.engine import EngineOptions, FixedBudget
+from eenet.serving.engine import EngineOptions, FixedBudget, Limits
 from eenet.serving.http import ServerOptions, make_server
 from eenet.tasks import Classification, Task
 
@@ -66,9 +66,10 @@ class TableBackend:
 
 def scripted_policy(exits: int) -> ThresholdPolicy:
     """Leaves where two classes' logits are far apart: see `scripted_logits`."""
-    return ThresholdPolicy(
-        PLAIN_SCORES["max_prob"], np.full(exits - 1, 5.0), np.ones(exits - 1, dtype=np.bool_), num_classes=2
-    )
+    logits = np.repeat(np.linspace(0, 1, 2 * exits, dtype=np.float32).reshape(exits, 1, 2), 4, axis=1)
+    records = eenet.ExitRecords.from_logits(logits, np.arange(4) % 2)
+    policy = eenet.MaxProbability().fit(records, eenet.ExitCosts(np.arange(1.0, exits + 1)), budget=float(exits)).policy
+    return replace(policy, thresholds=np.full(exits - 1, 5.0), enabled=np.ones(exits - 1, dtype=np.bool_))
 
 
 def scripted_logits(leave_at: Sequence[int], exits: int) -> NDArray[np.float32]:
@@ -144,7 +145,7 @@ class Words:
         return {"x": scripted_logits([min(count, 3) - 1 for count in counts], 3)}
 
 
-class ToyServable:
+class ToyModel:
     """Something to serve: three exits, two classes, costs 1, 2, 3 ms; exits as `scripted_logits` says."""
 
     def __init__(self, preprocessing: Any = None, backend: Any = None) -> None:
@@ -165,11 +166,11 @@ class ToyServable:
 
 @contextlib.contextmanager
 def serving(
-    servable: Any, controller: Any = None, *, engine: EngineOptions | None = None, **options: Any
+    model: Any, controller: Any = None, *, engine: EngineOptions | None = None, **options: Any
 ) -> Iterator[str]:
     """A real server on loopback, in a thread; gives its address. It has drained when the block ends."""
     made = ServerOptions(port=0, engine=engine or EngineOptions(max_wait=0.0), **options)
-    server = make_server(servable, made, controller=controller or FixedBudget(servable.scheduler))
+    server = make_server(model, made, controller=controller or FixedBudget(model.scheduler))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -180,6 +181,69 @@ def serving(
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+class InProcess:
+    """The application of a server, called in this process and without sockets; `decoded` is what it made of a body."""
+
+    def __init__(self, preprocessing: Any, limits: Limits) -> None:
+        model = ToyModel(preprocessing, _Remembers(3, 2))
+        options = ServerOptions(limits=limits, engine=EngineOptions(max_wait=0.0))
+        self._backend = model.backend
+        server: Any = make_server(model, options, controller=FixedBudget(model.scheduler))
+        self._app = server.config.app
+        self._loop = asyncio.new_event_loop()
+        self._lifespan = self._app.router.lifespan_context(self._app)
+        self._loop.run_until_complete(self._lifespan.__aenter__())
+
+    def post(self, content_type: str, body: bytes) -> tuple[int, str]:
+        """Status and body of the answer to `POST /predict`."""
+        self._backend.inputs = None
+        return self._loop.run_until_complete(self._post(content_type, body))
+
+    @property
+    def decoded(self) -> Mapping[str, Array] | None:
+        """The arrays that the last body became; None where it was refused before that."""
+        inputs: Mapping[str, Array] | None = self._backend.inputs
+        return inputs
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._loop.run_until_complete(self._lifespan.__aexit__(None, None, None))
+        self._loop.close()
+
+    async def _post(self, content_type: str, body: bytes) -> tuple[int, str]:
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "method": "POST",
+            "path": "/predict", "raw_path": b"/predict", "root_path": "", "query_string": b"",
+            "headers": [(b"content-type", content_type.encode("latin-1", "replace"))],
+            "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 8000),
+        }  # fmt: skip
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            for message in messages:
+                return message
+            return await asyncio.Event().wait()  # the client stays
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self._app(scope, receive, send)
+        content: bytes = b"".join(message.get("body", b"") for message in sent[1:])
+        return sent[0]["status"], content.decode()
+
+
+class _Remembers(TableBackend):
+    """Keeps what entered last."""
+
+    poison = float("nan")
+    inputs: Any = None
+
+    def enter(self, inputs: Mapping[str, Array] | Array) -> Live:
+        self.inputs = inputs
+        return super().enter(inputs)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.capacity._fleet import simulate_fleet
-from eenet.capacity._simulation import SimulatedTraffic, simulate
+from eenet.capacity._simulation import SimulatedTraffic, simulate, simulate_fleet
 from eenet.errors import InvalidInputError
-from eenet.serving.engine._engine import EngineOptions
-from eenet.serving.engine._holding import hold_of
+from eenet.serving.engine import BatchingDelay, EngineOptions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
@@ -39,12 +37,12 @@ class StageTime:
             raise InvalidInputError("a stage that takes no time needs no plan; give seconds above 0")
 
     def __call__(self, samples: int) -> float:
-        """Seconds for so many samples."""
+        """Seconds for n samples."""
         return self.fixed + self.per_sample * samples
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReplicaPlan:
     """Replicas of each stage for `rate` requests per second.
 
     `p50` and `p99` are the simulated latencies in seconds, `load` (K,) is the share of what each stage's replicas can
@@ -72,13 +70,43 @@ def plan(
     options: EngineOptions | None = None,
     hop: float = 0.0,
     seed: int = 0,
-) -> Plan:
+) -> ReplicaPlan:
     """The replicas of each stage that answer `rate` requests a second, 99 % of them within `p99` seconds.
 
-    Requests have one sample and come at random times (Poisson); `exit_shares` (K,) of them leave at each exit. `hop` is
-    how long a call is on its way to a stage. The replicas are in proportion to the work, as few as the simulation says
-    will do, and then each stage is tried with fewer. Raises `InvalidInputError` for an objective that no number of
-    replicas can meet.
+    The replicas are in proportion to the work, as few as the simulation allows; then fewer are tried stage by stage.
+
+    Parameters
+    ----------
+    stages : sequence of StageTime (K,)
+        What each stage takes.
+    exit_shares : sequence of float (K,)
+        The share of requests that leave at each exit.
+    rate : float
+        Requests a second, each of one sample, at random times (Poisson).
+    p99 : float
+        Seconds.
+    options : EngineOptions
+        How batches are formed.
+    hop : float
+        Seconds that a call takes to arrive at a stage.
+    seed : int
+        Of the simulated traffic.
+
+    Returns
+    -------
+    ReplicaPlan
+
+    Raises
+    ------
+    InvalidInputError
+        For an objective that no number of replicas can meet.
+
+    Examples
+    --------
+    >>> from eenet.capacity import StageTime, plan
+    >>> stages = [StageTime(fixed=0.004, per_sample=0.001), StageTime(fixed=0.004, per_sample=0.004)]
+    >>> plan(stages, [0.6, 0.4], rate=200, p99=0.1).replicas
+    (1, 1)
     """
     work = _Work(stages, exit_shares, options, hop, seed)
     if not 0 < rate < math.inf:
@@ -124,11 +152,25 @@ def capacity(
     options: EngineOptions | None = None,
     hop: float = 0.0,
     seed: int = 0,
-) -> Plan:
-    """The most requests a second that so many replicas in all answer, 99 % of them within `p99` seconds; see `plan`.
+) -> ReplicaPlan:
+    """The most requests a second that a number of replicas answers, 99 % of them within `p99` seconds.
 
-    The replicas are shared out in proportion to the stages' work. One is a process that runs all stages, batched by the
-    engine, without hops. Raises `InvalidInputError` where there are fewer replicas than stages, but more than one.
+    Parameters
+    ----------
+    replicas : int
+        Of all stages together; they are divided in proportion to the work. 1 is one process that runs all stages,
+        batched by the engine, without hops.
+    stages, exit_shares, p99, options, hop, seed
+        As for `plan`.
+
+    Returns
+    -------
+    ReplicaPlan
+
+    Raises
+    ------
+    InvalidInputError
+        Where there are fewer replicas than stages, but more than one, and where they answer too slowly at any rate.
     """
     work = _Work(stages, exit_shares, options, hop, seed)
     work.require_possible(p99)
@@ -156,7 +198,7 @@ def capacity(
 
 
 class _Work:
-    """What the stages have to do, checked, and how a number of replicas would do it."""
+    """The work of the stages, checked, and simulations of it."""
 
     def __init__(
         self,
@@ -188,12 +230,12 @@ class _Work:
         k = int(np.searchsorted(np.cumsum(self._shares), 0.99 - 1e-9))
         if not alone[k] <= p99 < math.inf:
             raise InvalidInputError(
-                f"p99 is {p99!r} s, but with replicas without end 99 % of the requests are answered in {alone[k]:.6g} "
+                f"p99 is {p99!r} s, but with any number of replicas 99 % of the requests take {alone[k]:.6g} "
                 "s; allow more, or shorten max_wait, hops or stages"
             )
 
     def shared_out(self, total: int) -> tuple[int, ...]:
-        """So many replicas, one for each stage and the others in proportion to its work."""
+        """The replicas of each stage: one, and the others in proportion to its work."""
         counts = [1] * len(self.seconds)
         for _ in range(total - len(counts)):
             counts[max(range(len(counts)), key=lambda k: self.seconds[k] / counts[k])] += 1
@@ -213,19 +255,19 @@ class _Work:
         return self._known[key]
 
     def alone(self, rate: float) -> _Tried:
-        """Traffic through one process that runs all stages, and knows what its calls cost."""
-        batch, most = self._options.max_batch, self._options.max_hold
-        hold = max(hold_of(stage.fixed, stage(batch), most) for stage in self._stages)
-        options = replace(self._options, max_hold=hold)
+        """Traffic through one process that runs all stages, with the batching delay it would learn."""
+        batch, most = self._options.max_batch, self._options.max_delay
+        delay = max(BatchingDelay.of(stage.fixed, stage(batch), most) for stage in self._stages)
+        options = replace(self._options, max_delay=delay)
         return self._run(
             rate, 1, lambda arrivals, exits: simulate(arrivals, exits, self._cost, len(self._stages), options)
         )
 
-    def as_plan(self, rate: float, replicas: tuple[int, ...], tried: _Tried) -> Plan:
+    def as_plan(self, rate: float, replicas: tuple[int, ...], tried: _Tried) -> ReplicaPlan:
         """The plan that was tried."""
         counts = replicas or (1,) * len(self.seconds)
         load = tuple(rate * one / count for one, count in zip(self.seconds, counts, strict=True))
-        return Plan(rate, replicas, tried.percentile(50), tried.percentile(99), load)
+        return ReplicaPlan(rate, replicas, tried.percentile(50), tried.percentile(99), load)
 
     def _cost(self, k: int, samples: int) -> float:
         return self._stages[k](samples)

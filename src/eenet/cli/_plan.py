@@ -11,7 +11,7 @@ from eenet.cli._console import output, print_json
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.capacity import Plan, StageTime
+    from eenet.capacity import ReplicaPlan, StageTime
 
 
 def plan(
@@ -48,7 +48,7 @@ def plan(
     stages = [_stage(text, stages_ms) for text in stages_ms.split(",")]
     shares = [_number(text, "--exit-shares", exit_shares, "40%,30%,30%") for text in exit_shares.split(",")]
     options = EngineOptions(max_batch=max_batch, max_wait=max_wait_ms / 1000)
-    made: list[Plan] = []
+    made: list[ReplicaPlan] = []
     if rate is not None:
         for text in rate.split(","):
             wanted = _number(text, "--rate", rate, "100,1000")
@@ -78,7 +78,7 @@ def plan(
     _show(made)
 
 
-def _show(plans: list[Plan]) -> None:
+def _show(plans: list[ReplicaPlan]) -> None:
     table = Table(box=None)
     for name in ("replicas", "of each stage", "requests/s", "p50 ms", "p99 ms", "load"):
         table.add_column(name, justify="left" if name in ("of each stage", "load") else "right")

@@ -13,12 +13,12 @@ from eenet.cli._console import side
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.serving.ray._app import RayOptions, StageScaling
+    from eenet.serving.ray import RayOptions, StageScaling
 
 
 def scaling(replicas: str, cpus: str, target: float) -> Sequence[StageScaling]:
     """The stages of "1:4,2:8" and "0.5,1": numbers of replicas or ranges of them, and CPUs, one for all or one each."""
-    from eenet.serving.ray._app import StageScaling
+    from eenet.serving.ray import StageScaling
 
     ranges, shares = replicas.split(","), cpus.split(",")
     count = max(len(ranges), len(shares))
@@ -40,7 +40,7 @@ def scaling(replicas: str, cpus: str, target: float) -> Sequence[StageScaling]:
 
 def serve_on_ray(bundle: Path, options: RayOptions, *, address: str | None, host: str, port: int) -> None:
     """Serve until Ctrl+C or SIGTERM; Ray is ended too where it was started here."""
-    from eenet.serving.ray._app import start, stop
+    from eenet.serving.ray import start, stop
 
     port = port or _free_port(host)
     ended = threading.Event()

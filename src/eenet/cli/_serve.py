@@ -79,13 +79,13 @@ def serve(
     limits = Limits(timeout=timeout, max_samples=min(256, max_samples))
     if ray:
         from eenet.cli._ray import scaling, serve_on_ray
-        from eenet.serving.ray._app import RayOptions
-        from eenet.serving.ray._app import write_yaml as write
+        from eenet.serving.ray import RayOptions
+        from eenet.serving.ray import write_yaml as write
 
         laid_out = RayOptions(
             stages=scaling(replicas, cpus, target),
             budget=budget,
-            hold=hold,
+            adapt=hold,
             token_file=None if token_file is None else str(token_file.resolve()),
             workers=workers,
             threads=threads or 1,  # a replica has its own share of the machine

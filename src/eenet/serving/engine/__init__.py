@@ -1,29 +1,22 @@
 """Queues and batching by stage, without HTTP."""
 
-from eenet.serving.engine._controller import FixedBudget as FixedBudget
-from eenet.serving.engine._driver import Driver as Driver
-from eenet.serving.engine._driver import account as account
-from eenet.serving.engine._driver import change_budget as change_budget
-from eenet.serving.engine._engine import Engine as Engine
-from eenet.serving.engine._engine import EngineOptions as EngineOptions
-from eenet.serving.engine._engine import require_room as require_room
-from eenet.serving.engine._engine import shape_of as shape_of
-from eenet.serving.engine._holding import CALLS as CALLS
-from eenet.serving.engine._holding import FixedCosts as FixedCosts
-from eenet.serving.engine._holding import hold_of as hold_of
-from eenet.serving.engine._limits import Limits as Limits
-from eenet.serving.engine._limits import RefusedError as RefusedError
-from eenet.serving.engine._metrics import Metrics as Metrics
-from eenet.serving.engine._policies import PolicyBook as PolicyBook
-from eenet.serving.engine._policies import PolicyName as PolicyName
-from eenet.serving.engine._policies import WholeNetwork as WholeNetwork
-from eenet.serving.engine._request import Outcome as Outcome
-from eenet.serving.engine._request import Request as Request
-from eenet.serving.engine._runner import Runner as Runner
-from eenet.serving.engine._servable import Controller as Controller
-from eenet.serving.engine._servable import InputSpec as InputSpec
-from eenet.serving.engine._servable import Servable as Servable
-from eenet.serving.engine._servable import ServedModel as ServedModel
-from eenet.serving.engine._work import Cohort as Cohort
-from eenet.serving.engine._work import Work as Work
-from eenet.serving.engine._workers import Workers as Workers
+from eenet.serving.engine._engine import Engine
+from eenet.serving.engine._model import Controller, Model, ServedModel
+from eenet.serving.engine._policies import FixedBudget
+from eenet.serving.engine._request import EngineOptions, Limits, Outcome, RefusedError, Request
+from eenet.serving.engine._service import BatchingDelay, LocalService
+
+__all__ = [
+    "BatchingDelay",
+    "Controller",
+    "Engine",
+    "EngineOptions",
+    "FixedBudget",
+    "Limits",
+    "LocalService",
+    "Model",
+    "Outcome",
+    "RefusedError",
+    "Request",
+    "ServedModel",
+]

@@ -1,66 +1,64 @@
-"""The engine: queues before each stage, and which stage runs next on whom. No threads and no clock of its own."""
+"""The engine: queues before each stage, and which stage runs next on which samples; no threads and no clock."""
 
 from __future__ import annotations
 
 import heapq
-import math
 from collections import deque
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.scheduler import DecisionState, ExitHistory, ThresholdPolicy
-from eenet.serving.engine._request import Outcome, Request
-from eenet.serving.engine._work import Cohort, Work
+from eenet.serving.engine._request import Batch, EngineOptions, Outcome, Request
+from eenet.serving.engine._work import Work
 
 if TYPE_CHECKING:
     from eenet.runtime import Live
 
 _RATE_MEMORY = 0.9  # the weight of the past in the running mean of the time a sample takes
-_STALE_DEADLINES = 256  # so many deadlines of requests that have ended are kept before the heap is rebuilt
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the engine batches. Times are in seconds.
-
-    A batch has at most `max_batch` samples. A request waits at most `max_wait` for company while the machine is idle.
-    Survivors that have stood before a deep stage for `max_hold` go first, full batch or not, so that nobody starves
-    while the machine is saturated; a server holds them for less where a call costs little beyond its samples. More than
-    `max_samples` samples are not taken in at once. With `merge` off, a batch goes through its stages alone, as it would
-    without an engine.
-    """
-
-    max_batch: int = 16
-    max_wait: float = 0.002
-    max_hold: float = 1.0
-    max_samples: int = 1024
-    merge: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_samples"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected 1 or more")
-        for name in ("max_wait", "max_hold"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected seconds, 0 or more")
+_STALE_DEADLINES = 256  # deadlines of ended requests that are kept before the heap is rebuilt
 
 
 class Engine:
     """Batches by stage: the samples of several requests go through a multi-exit network together.
 
     There is a queue before each stage. The next stage to run is the deepest one with a full batch before it, else that
-    of the oldest request. The caller submits, asks for work, does it (`Work.execute`) and says that it is complete;
-    `submit`, `complete`, `fail` and `expire` are told the time, in seconds of any clock that does not go back. Every
-    accepted request ends exactly once: `complete`, `fail` and `expire` return those that did, `cancel` ends one. A
-    request's samples go by the policy that was in force when it came, whatever `policy` is set to later. `max_hold`, at
-    first that of the options, may be set anew at any time.
+    of the oldest request. The caller submits requests, asks for work, executes it and reports that it is complete. Each
+    of these calls is given the time, in seconds of a clock that does not go back. Every accepted request ends once:
+    `complete`, `fail` and `expire` return the requests that ended, `cancel` ends one. A request keeps the policy that
+    was in force when it came.
 
-    `stages` are those it runs, one after the other, by default all. Samples that neither left nor have a stage to go to
-    leave it as their request's `onward`: that is how stages in different processes make up one network.
+    An engine has no threads and no clock. Only one thread may use it at a time; `Work.execute` may run in any.
 
-    It is not safe to call from several threads at once; `Work.execute` is.
+    Parameters
+    ----------
+    policy : ThresholdPolicy
+        Decides on requests that name no policy of their own. The attribute may be set at any time.
+    options : EngineOptions
+        How batches are formed. The attribute `max_delay`, at first the one of the options, may be set at any time.
+    stages : range
+        The stages that run here, one after the other, by default all K. Samples that go on to a stage elsewhere leave
+        as their request's `onward`: so stages in different processes make up one network.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import eenet
+    >>> from eenet.serving.engine import Engine
+    >>> from eenet.testing import toy_logits
+    >>> logits, labels = toy_logits(100, exits=3, classes=4, seed=0)
+    >>> costs = eenet.ExitCosts([1.0, 2.0, 3.0])
+    >>> records = eenet.ExitRecords.from_logits(logits, labels)
+    >>> scheduler = eenet.MaxProbability().fit(records, costs, budget=2.0)
+    >>> engine = Engine(scheduler.policy)
+    >>> request = engine.submit((np.zeros((2, 8), dtype=np.float32),), 2, now=0.0)
+    >>> engine.waiting
+    [2, 0, 0]
+    >>> engine.next_work(now=0.001) is None  # it waits for other requests
+    True
+    >>> work = engine.next_work(now=0.002)
+    >>> work.stage, work.samples
+    (0, 2)
     """
 
     def __init__(
@@ -70,12 +68,12 @@ class Engine:
         self.options = options or EngineOptions()
         self.num_exits = policy.num_exits
         self.stages = stages or range(self.num_exits)
-        self.max_hold = self.options.max_hold
+        self.max_delay = self.options.max_delay
         self.draining = False
         self.inside = 0
         self.working = 0
         self._queues: list[dict[Hashable, _Queue]] = [{} for _ in range(self.num_exits)]
-        self._alone: deque[tuple[int, Cohort]] = deque()
+        self._alone: deque[tuple[int, Batch]] = deque()
         self._open: dict[int, Request] = {}
         self._deadlines: list[tuple[float, int]] = []
         self._submitted = 0
@@ -84,7 +82,7 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nobody inside and nothing at work."""
+        """Whether no request is inside and no stage runs."""
         return self.inside == 0 and self.working == 0
 
     @property
@@ -100,15 +98,34 @@ class Engine:
         *,
         deadline: float | None = None,
         policy: ThresholdPolicy | None = None,
-        trail: ExitHistory | None = None,
+        history: ExitHistory | None = None,
         shape: Hashable = None,
         context: Any = None,
     ) -> Request:
-        """Take in a request: the live tensors before the first stage, of so many samples.
+        """Take in a request.
 
-        `StageBackend.enter` gives them before stage 0; before another one `trail` says what is known of the samples
-        already. It goes by `policy`, or by the engine's, and merges with requests of the same `shape`, by default that
-        of its live tensors. Raises as `require_room` does.
+        Parameters
+        ----------
+        live : tuple of arrays
+            The live tensors before the first stage here; `StageBackend.enter` gives them before stage 0.
+        samples : int
+            How many samples they hold.
+        now, deadline : float
+            The time, and when the request is given up.
+        policy : ThresholdPolicy
+            Decides on its samples, by default the engine's policy.
+        history : ExitHistory
+            What earlier exits showed of the samples, where stage 0 runs elsewhere.
+        shape : hashable
+            Only requests of one shape share a batch, by default that of the live tensors.
+        context : Any
+            The caller's own.
+
+        Raises
+        ------
+        OverloadedError, DrainingError, InvalidInputError
+            While there is no room for it, while the server stops, and for a request without samples or with more than
+            `EngineOptions.max_samples`.
         """
         require_room(
             samples,
@@ -125,18 +142,18 @@ class Engine:
         if deadline is not None:
             heapq.heappush(self._deadlines, (deadline, request.number))
         shape = shape_of(live) if shape is None else shape
-        route = (
+        state = (
             DecisionState(request.policy, samples)
-            if trail is None
-            else DecisionState.onward(request.policy, samples, trail)
+            if history is None
+            else DecisionState.onward(request.policy, samples, history)
         )
-        cohort = Cohort(live, route, [request] * samples, list(range(samples)), shape, now)
+        batch = Batch(live, state, [request] * samples, list(range(samples)), shape, now)
         self.inside += samples
-        self._push(self.stages[0], cohort)
+        self._push(self.stages[0], batch)
         return request
 
     def cancel(self, request: Request, now: float) -> bool:
-        """Drop a request that nobody waits for any more; False when it has ended already."""
+        """Drop a request whose caller has gone; False when it has ended already."""
         if not request.open:
             return False
         self._end(request, Outcome.CANCELLED, now)
@@ -152,15 +169,15 @@ class Engine:
         return late
 
     def drain(self) -> None:
-        """Take no more requests; those inside are answered, without waiting for company."""
+        """Take no more requests; those inside are answered, without waiting for others."""
         self.draining = True
 
     def next_work(self, now: float) -> Work | None:
-        """The stage to run now and on whom, or None; then `wake_at` says when to ask again if nothing happens."""
+        """The stage to run now and its samples, or None; then `wake_at` says when to ask again if nothing happens."""
         while self._alone:
-            k, cohort = self._alone.popleft()
-            if cohort.open:
-                return self._work(k, [cohort])
+            k, batch = self._alone.popleft()
+            if batch.open:
+                return self._work(k, [batch])
         found = self._choose(now)
         if found is None:
             return None
@@ -169,7 +186,7 @@ class Engine:
 
     @property
     def wake_at(self) -> float | None:
-        """When a request will have waited for company long enough, or is past its deadline; None when nobody waits."""
+        """When a request has waited for `max_wait`, or is past its deadline; None when no request waits."""
         times = []
         if oldest := self._oldest():
             times.append(oldest[0].arrived + self.options.max_wait)
@@ -193,17 +210,17 @@ class Engine:
             work.survivors.clear()
         if answered:
             self._measure(sum(request.samples for request in answered), now)
-        for cohort in work.survivors:
-            cohort.queued = now
-            if cohort.open:
-                self._push(work.stage + 1, cohort)
+        for batch in work.survivors:
+            batch.queued = now
+            if batch.open:
+                self._push(work.stage + 1, batch)
         return answered
 
     def _hand_on(self, work: Work, now: float) -> list[Request]:
-        """Let the survivors of the last stage that runs here go; returns the requests that end with it."""
+        """Samples that go on to a stage elsewhere leave the engine; returns the requests that end with it."""
         ended = []
-        for cohort in work.survivors:
-            for part in cohort.by_request():
+        for batch in work.survivors:
+            for part in batch.by_request():
                 request = part.owners[0]
                 if request.open:
                     request.pass_on(part)
@@ -215,7 +232,7 @@ class Engine:
     def fail(self, work: Work, error: Exception, now: float) -> list[Request]:
         """Say that executing raised; returns the requests that fail with it.
 
-        Where several requests shared the batch, each is tried again alone, so that none fails for another's sake.
+        Where several requests shared the batch, each is tried again alone, so that none fails because of another.
         """
         self.working -= 1
         requests = [request for request in work.requests if request.open]
@@ -225,7 +242,7 @@ class Engine:
                 self._end(request, Outcome.FAILED, now)
             return requests
         for part in work.parts:
-            self._alone.extend((work.stage, cohort) for cohort in part.by_request() if cohort.open)
+            self._alone.extend((work.stage, batch) for batch in part.by_request() if batch.open)
         return []
 
     def _end(self, request: Request, outcome: Outcome, now: float) -> None:
@@ -242,18 +259,18 @@ class Engine:
         for k, queues in enumerate(self._queues):
             for shape, queue in list(queues.items()):
                 queue.drop(request)
-                if not queue.cohorts:
+                if not queue.batches:
                     del self._queues[k][shape]
 
     def _measure(self, samples: int, now: float) -> None:
-        """Keep a running mean of the time a sample takes while there is work, for the advice when to come back."""
+        """Keep a running mean of the time that a sample takes, while there is work: for `retry_after`."""
         spent = (now - self._measured_at) / samples
         weight = _RATE_MEMORY**samples
         self._seconds_per_sample = weight * self._seconds_per_sample + (1 - weight) * spent
         self._measured_at = now
 
-    def _push(self, k: int, cohort: Cohort) -> None:
-        self._queues[k].setdefault(cohort.shape, _Queue()).push(cohort)
+    def _push(self, k: int, batch: Batch) -> None:
+        self._queues[k].setdefault(batch.shape, _Queue()).push(batch)
 
     def _oldest(self) -> tuple[Request, int, _Queue] | None:
         """The oldest request that waits, the stage it waits before, and the queue it is in."""
@@ -276,10 +293,10 @@ class Engine:
             deepest = next(((k, queue) for k, queue in self._all_queues() if k > 0), None)
             if deepest is not None:
                 return deepest
-        held = [(queue.cohorts[0].queued, k, queue) for k, queue in self._all_queues() if k > 0]
-        if held:
-            since, k, queue = min(held, key=lambda item: item[0])
-            if now - since >= self.max_hold:
+        waited = [(queue.batches[0].queued, k, queue) for k, queue in self._all_queues() if k > 0]
+        if waited:
+            since, k, queue = min(waited, key=lambda item: item[0])
+            if now - since >= self.max_delay:
                 return k, queue
         for k, queue in self._all_queues():
             if queue.samples >= options.max_batch:
@@ -290,21 +307,21 @@ class Engine:
         request, k, queue = oldest
         return (k, queue) if self.draining or now >= request.arrived + options.max_wait else None
 
-    def _form(self, k: int, queue: _Queue) -> list[Cohort]:
+    def _form(self, k: int, queue: _Queue) -> list[Batch]:
         """Take a batch out of a queue."""
-        shape = queue.cohorts[0].shape
+        shape = queue.batches[0].shape
         if k > 0 and not self.options.merge:
             parts = [queue.pop(queue.samples)]
         else:
             parts, room = [], self.options.max_batch
-            while room > 0 and queue.cohorts:
+            while room > 0 and queue.batches:
                 parts.append(queue.pop(room))
                 room -= len(parts[-1])
-        if not queue.cohorts:
+        if not queue.batches:
             del self._queues[k][shape]
         return parts
 
-    def _work(self, k: int, parts: list[Cohort]) -> Work:
+    def _work(self, k: int, parts: list[Batch]) -> Work:
         self.working += 1
         return Work(k, parts, self.num_exits)
 
@@ -317,13 +334,9 @@ def shape_of(live: Live) -> Hashable:
 def require_room(
     samples: int, inside: int, options: EngineOptions, *, draining: bool = False, retry_after: float = 0.0
 ) -> None:
-    """Raise where a request of so many samples cannot be taken in beside the `inside` samples that are.
-
-    `OverloadedError`, which says when to try again, while there is no room for it, `DrainingError` while `draining`,
-    and `InvalidInputError` for a request without samples or with more than there is ever room for.
-    """
+    """Raise as `Engine.submit` where a request cannot be taken in beside the `inside` samples that are."""
     if draining:
-        raise DrainingError("the server is going down and takes no more requests; try another one")
+        raise DrainingError("the server is stopping and takes no more requests; try another one")
     if not 1 <= samples <= options.max_samples:
         raise InvalidInputError(
             f"the request has {samples} samples, expected 1 to {options.max_samples}; send it in parts"
@@ -336,38 +349,38 @@ def require_room(
 
 
 class _Queue:
-    """Cohorts of one shape before one stage, in the order they came; each has samples that still wait."""
+    """Batches of one shape before one stage, in the order they came; each has samples that still wait."""
 
     def __init__(self) -> None:
-        self.cohorts: deque[Cohort] = deque()
+        self.batches: deque[Batch] = deque()
         self.samples = 0
 
-    def push(self, cohort: Cohort) -> None:
-        cohort = cohort.without_ended()
-        self.cohorts.append(cohort)
-        self.samples += len(cohort)
+    def push(self, batch: Batch) -> None:
+        batch = batch.without_ended()
+        self.batches.append(batch)
+        self.samples += len(batch)
 
-    def pop(self, most: int) -> Cohort:
-        """Take the first cohort, or so many samples of it."""
-        cohort = self.cohorts.popleft()
-        if len(cohort) > most:
-            self.cohorts.appendleft(cohort.select(range(most, len(cohort))))
-            cohort = cohort.select(range(most))
-        self.samples -= len(cohort)
-        return cohort
+    def pop(self, most: int) -> Batch:
+        """Take the first batch, or `most` samples of it."""
+        batch = self.batches.popleft()
+        if len(batch) > most:
+            self.batches.appendleft(batch.select(range(most, len(batch))))
+            batch = batch.select(range(most))
+        self.samples -= len(batch)
+        return batch
 
     def drop(self, request: Request) -> None:
         """Leave out the samples of a request that has ended."""
-        if not any(request in cohort.owners for cohort in self.cohorts):
+        if not any(request in batch.owners for batch in self.batches):
             return
-        self.cohorts = deque(cohort.without_ended() for cohort in self.cohorts if cohort.open)
-        self.samples = sum(map(len, self.cohorts))
+        self.batches = deque(batch.without_ended() for batch in self.batches if batch.open)
+        self.samples = sum(map(len, self.batches))
 
     def oldest(self, *, ordered: bool) -> Request:
-        """The oldest request with samples here; `ordered` where cohorts stand in the order of their requests."""
+        """The oldest request with samples here; `ordered` where batches stand in the order of their requests."""
         if ordered:
-            return self.cohorts[0].oldest
-        return min((cohort.oldest for cohort in self.cohorts), key=lambda request: request.number)
+            return self.batches[0].oldest
+        return min((batch.oldest for batch in self.batches), key=lambda request: request.number)
 
 
 def _by_request(owners: list[Request]) -> Iterator[tuple[Request, list[int]]]:

@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus and for people."""
+"""What the server counts, for Prometheus and for its page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Metrics:
         self._recent_counts = np.zeros(len(costs), dtype=np.int64)
         self._waiting = waiting
 
-        # CPU time, memory and open files, where the system tells them.
+        # CPU time, memory and open files, on systems that show them.
         client.ProcessCollector(registry=self._registry)
 
         def made(kind: Any, name: str, text: str, labels: Sequence[str] = (), **more: Any) -> Any:
@@ -61,25 +61,25 @@ class Metrics:
             self._failures.labels(stage)
 
     def request(self, status: int, seconds: float) -> None:
-        """A request was answered, or refused."""
+        """Count a request that was answered or refused."""
         self._requests.labels(str(status)).inc()
         self._seconds.observe(seconds)
 
     def batch(self, stage: int, samples: int, seconds: float) -> None:
-        """A stage was run."""
+        """Count a run of a stage."""
         self._batch_at[stage].observe(samples)
         self._stage_at[stage].observe(seconds)
 
     def failure(self, stage: int) -> None:
-        """A run of a stage raised."""
+        """Count a run of a stage that raised."""
         self._failures.labels(str(stage)).inc()
 
     def sent_again(self, stage: int) -> None:
-        """A call of a stage was sent again, because a replica died under it."""
+        """Count a call of a stage that was sent again, because its replica died."""
         self._again.labels(str(stage)).inc()
 
     def left(self, exits: NDArray[np.intp]) -> None:
-        """Samples left at these exits (n,) under the policy."""
+        """Count samples that left at these exits (n,)."""
         counts = np.bincount(exits, minlength=len(self._costs))
         for k in np.flatnonzero(counts):
             self._samples_at[k].inc(int(counts[k]))

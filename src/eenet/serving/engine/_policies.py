@@ -1,4 +1,4 @@
-"""Policies by name, so that they can go from one process to another, and the one without early exits."""
+"""Policies: the one of a fixed budget, the one without early exits, and names that other processes know."""
 
 from __future__ import annotations
 
@@ -8,12 +8,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet.costs import Budget
 from eenet.errors import InvalidInputError
 from eenet.scheduler import ExitHistory, Scheduler, Score, ThresholdPolicy
 
 
+class FixedBudget:
+    """A controller that keeps to the policy of a scheduler, whatever the traffic.
+
+    Parameters
+    ----------
+    scheduler : Scheduler
+        Gives the policy of its own budget, and of those that are set later.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self.policy: ThresholdPolicy = scheduler.policy
+
+    @property
+    def budget(self) -> float:
+        """The budget per sample, in the unit of the costs."""
+        return self._scheduler.budget
+
+    def observe(self, exits: Any, policy: ThresholdPolicy | None = None) -> None:
+        """Do nothing: this controller learns nothing from traffic."""
+
+    def set_budget(self, budget: Budget) -> None:
+        """Take the scheduler's policy for another budget; raises `InfeasibleBudgetError` where there is none."""
+        self._scheduler = self._scheduler.at(budget)
+        self.policy = self._scheduler.policy
+
+
 class _NoScore:
-    """Of a policy whose early exits are off: nothing is looked at, and the last exit answers for itself."""
+    """The score of a policy whose early exits are off: no exit but the last is observed."""
 
     name = "none"
     uses_history = False
@@ -29,9 +57,9 @@ _NO_SCORE = _NoScore()
 
 
 class WholeNetwork:
-    """The policy without early exits that goes with a policy: one object for as long as that one is in force.
+    """The policy without early exits that belongs to a policy.
 
-    Only requests of one policy object are decided together.
+    It is one object while that policy is in force: only requests of one policy object are decided together.
     """
 
     def __init__(self) -> None:
@@ -63,7 +91,7 @@ class PolicyBook:
         policies = (*scheduler.table.policies, scheduler.policy)
         self._scores: list[Score] = list({id(policy.score): policy.score for policy in policies}.values())
         self._num_classes = scheduler.policy.num_classes
-        # A policy is kept with its name, so that its id stays its.
+        # A policy is kept with its name, so that no other gets its id.
         self._names: dict[int, tuple[ThresholdPolicy, PolicyName]] = {}
         self._policies: dict[PolicyName, ThresholdPolicy] = {}
 
@@ -77,7 +105,7 @@ class PolicyBook:
             numbers = [-1]
         if not numbers:
             raise InvalidInputError(
-                f"the score {policy.score.name!r} is not of the served scheduler; use a controller made for it"
+                f"the score {policy.score.name!r} is not of the served scheduler; make the controller from that one"
             )
         name = PolicyName(numbers[0], tuple(policy.thresholds.tolist()), tuple(policy.enabled.tolist()))
         self._names[id(policy)] = policy, name

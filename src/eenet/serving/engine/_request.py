@@ -1,17 +1,109 @@
-"""What the engine was asked, and what became of it."""
+"""Requests, the batches that their samples form before a stage, and the limits and options of both."""
 
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.scheduler import ThresholdPolicy
+from eenet.errors import EENetError, InvalidInputError
+from eenet.scheduler import DecisionState, ThresholdPolicy
 
 if TYPE_CHECKING:
-    from eenet.serving.engine._work import Cohort
+    from eenet.runtime import Live
+
+Ints = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits on what one request may cost the server.
+
+    Parameters
+    ----------
+    max_body, max_json : int
+        The largest body, in bytes, of any content type and of JSON, which takes longer to read.
+    max_uploads : int
+        Bytes of all bodies that are being received at the same time.
+    max_samples : int
+        Samples of a request.
+    max_pixels, max_aspect : int, float
+        Pixels of an image, and the ratio of its longer side to its shorter one.
+    max_text : int
+        Characters of a text.
+    max_head : int
+        Bytes of the head of a request.
+    head_timeout, body_timeout : float
+        Seconds after which an incomplete head or body is given up.
+    timeout : float
+        Seconds until an answer, where the client names no limit of its own.
+    """
+
+    max_body: int = 32 * 1024 * 1024
+    max_json: int = 4 * 1024 * 1024
+    max_uploads: int = 256 * 1024 * 1024
+    max_samples: int = 256
+    max_pixels: int = 16_000_000
+    max_aspect: float = 50.0
+    max_text: int = 20_000
+    max_head: int = 64 * 1024
+    head_timeout: float = 10.0
+    body_timeout: float = 10.0
+    timeout: float = 30.0
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the engine forms batches.
+
+    Parameters
+    ----------
+    max_batch : int
+        Samples in a batch.
+    max_wait : float
+        Seconds that a request waits for others while no stage runs.
+    max_delay : float
+        The batching delay at the deep stages, in seconds: samples that have waited there for longer go first, in a full
+        batch or not, so that none waits for ever on a saturated machine. `LocalService` learns a shorter delay where a
+        call of a stage costs little beyond its samples (`BatchingDelay`).
+    max_samples : int
+        Samples that may be inside at the same time.
+    merge : bool
+        Whether samples of several requests are merged before each stage. If not, a batch goes through its stages
+        alone, as without an engine.
+
+    Raises
+    ------
+    InvalidInputError
+        For a value out of range.
+    """
+
+    max_batch: int = 16
+    max_wait: float = 0.002
+    max_delay: float = 1.0
+    max_samples: int = 1024
+    merge: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_samples"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected 1 or more")
+        for name in ("max_wait", "max_delay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected seconds, 0 or more")
+
+
+class RefusedError(EENetError):
+    """A request that cannot be served; `status` is the HTTP status that says so."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Outcome(enum.Enum):
@@ -26,11 +118,30 @@ class Outcome(enum.Enum):
 class Request:
     """n samples that came together and are answered together.
 
-    `number` counts the requests in the order they came. When `outcome` is `ANSWERED`, `logits` (n, C, ...) and `exits`
-    (n,) are those of the samples in their order; where it is `FAILED`, `error` says why. Times are in seconds of the
-    caller's clock; `deadline` is None where the caller waits as long as it takes. It goes by `policy` all the way.
-    `context` is the caller's own. Where an engine runs some of the stages only, `onward` holds the samples that go on
-    to stages elsewhere; their exits are -1.
+    `Engine.submit` makes it. Times are in seconds of the caller's clock.
+
+    Attributes
+    ----------
+    number : int
+        Counts the requests in the order they came.
+    samples : int
+        n.
+    policy : ThresholdPolicy
+        What decides on its samples, at every exit.
+    arrived, deadline, finished : float
+        `deadline` is None where the caller sets no limit; `finished` is None until the request has ended.
+    outcome : Outcome
+        None until the request has ended.
+    logits : array (n, C, ...)
+        The logits that each sample left with; complete when `outcome` is `ANSWERED`.
+    exits : array (n,)
+        The exit of each sample, from 0; -1 for samples without an answer.
+    error : Exception
+        Why the request failed, where `outcome` is `FAILED`.
+    context : Any
+        The caller's own.
+    onward : list of Batch
+        Where an engine runs some of the stages only: the samples that go on to a stage elsewhere.
     """
 
     __slots__ = (
@@ -54,12 +165,12 @@ class Request:
         self.deadline = deadline
         self.context = context
         self.remaining = samples
-        self.exits: NDArray[np.intp] = np.full(samples, -1, dtype=np.intp)
+        self.exits: Ints = np.full(samples, -1, dtype=np.intp)
         self.logits: NDArray[np.float32] | None = None
         self.outcome: Outcome | None = None
         self.finished: float | None = None
         self.error: Exception | None = None
-        self.onward: list[Cohort] = []
+        self.onward: list[Batch] = []
 
     @property
     def open(self) -> bool:
@@ -74,11 +185,79 @@ class Request:
         self.exits[places] = exit_index
         self.remaining -= len(places)
 
-    def pass_on(self, cohort: Cohort) -> None:
+    def pass_on(self, batch: Batch) -> None:
         """Samples of this request go on to a stage elsewhere."""
-        self.onward.append(cohort)
-        self.remaining -= len(cohort)
+        self.onward.append(batch)
+        self.remaining -= len(batch)
 
     def __repr__(self) -> str:
         state = f"{self.remaining} of {self.samples} samples left" if self.outcome is None else self.outcome.value
         return f"Request({self.number}, {state})"
+
+
+class Batch:
+    """Samples of one or more requests that wait before one stage and go by one policy.
+
+    Sample i is row `rows[i]` of `live` and of the running samples of `state`, and number `places[i]` of its request
+    `owners[i]`. Selecting samples copies no tensor: `Work.execute` does that. Live tensors merge only with those of the
+    same `shape`. `queued` is when the batch came to its stage.
+    """
+
+    __slots__ = ("live", "owners", "places", "queued", "rows", "shape", "state")
+
+    def __init__(
+        self,
+        live: Live,
+        state: DecisionState,
+        owners: list[Request],
+        places: list[int],
+        shape: Hashable,
+        queued: float,
+        rows: Ints | None = None,
+    ) -> None:
+        self.live = live
+        self.state = state
+        self.owners = owners
+        self.places = places
+        self.shape = shape
+        self.queued = queued
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    @property
+    def open(self) -> bool:
+        """Whether any of its requests still waits for an answer."""
+        return any(owner.open for owner in self.owners)
+
+    @property
+    def oldest(self) -> Request:
+        """The oldest of its requests that still waits; there must be one."""
+        return min((owner for owner in self.owners if owner.open), key=lambda owner: owner.number)
+
+    def select(self, positions: Sequence[int]) -> Batch:
+        """The samples at these positions."""
+        if len(positions) == len(self.owners):
+            return self
+        picked = np.asarray(positions, dtype=np.intp)
+        return Batch(
+            self.live,
+            self.state,
+            [self.owners[i] for i in positions],
+            [self.places[i] for i in positions],
+            self.shape,
+            self.queued,
+            picked if self.rows is None else self.rows[picked],
+        )
+
+    def without_ended(self) -> Batch:
+        """The samples whose requests still wait."""
+        return self.select([i for i, owner in enumerate(self.owners) if owner.open])
+
+    def by_request(self) -> list[Batch]:
+        """One batch for each of its requests."""
+        return [
+            self.select([i for i, one in enumerate(self.owners) if one is owner])
+            for owner in dict.fromkeys(self.owners)
+        ]

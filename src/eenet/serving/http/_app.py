@@ -1,193 +1,201 @@
-"""The HTTP interface: a FastAPI application around a runner of stages; importing it needs the extra."""
+"""The HTTP interface: a FastAPI application around a service; importing it needs the extra."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import functools
+import hashlib
+import io
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from importlib.resources import files
+from typing import Annotated, Any
 
+import numpy as np
 import orjson
-from fastapi import FastAPI, Query, Response
+from fastapi import Depends, FastAPI, Query, Response
 from fastapi import Request as HTTPRequest
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from eenet._version import __version__
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
-from eenet.serving.engine._limits import Limits, RefusedError
-from eenet.serving.engine._request import Outcome, Request
-from eenet.serving.engine._runner import Runner
-from eenet.serving.engine._servable import Controller, Servable
-from eenet.serving.http._answers import answers_json, answers_npy
-from eenet.serving.http._body import ClientGoneError, Receiver, form_files
-from eenet.serving.http._decode import NPY, Decoder
-from eenet.serving.http._openapi import describe
-from eenet.serving.http._page import page
+from eenet.serving.engine._model import Controller, Model, Service
+from eenet.serving.engine._request import Limits, Outcome, RefusedError, Request
+from eenet.serving.http import _models as models
+from eenet.serving.http._decode import ClientGoneError, Decoder, Receiver
+from eenet.tasks import softmax
 
 _INLINE = 16 * 1024  # bodies up to this size are decoded in the event loop; handing them to a thread would take longer
-_GONE = 499  # the client closed the connection; nobody sees this status but the metrics
+_GONE = 499  # the client closed the connection: only the metrics show this status
 _MAX_TIMEOUT_MS = 600_000
+_BEARER = HTTPBearer(scheme_name="token", auto_error=False)
 
 
 def make_app(
-    servable: Servable,
-    runner: Runner,
-    controller: Controller,
-    *,
-    limits: Limits | None = None,
-    token: str | None = None,
+    model: Model, service: Service, controller: Controller, *, limits: Limits | None = None, token: str | None = None
 ) -> FastAPI:
-    """The application that serves a model. `token` is what `PUT /budget` asks for; without one it is off."""
-    service = _Service(servable, runner, controller, limits or Limits(), token)
+    """The application that serves a model. `PUT /budget` asks for the token; without one it is off."""
+    handlers = _Handlers(model, service, controller, limits or Limits(), token)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        runner.start()
+        service.start()
         yield
-        await runner.drain()
-        service.close()
+        await service.drain()
+        handlers.close()
 
-    app = FastAPI(title="eenet", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="eenet",
+        version=__version__,
+        description="A multi-exit network behind a server that batches by stage and keeps a budget.",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HTTPRequest, error: RequestValidationError) -> Response:
         first = error.errors()[0]
-        return service.refusal(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        return _refusal(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
 
     @app.exception_handler(HTTPException)
     async def wrong(_: HTTPRequest, error: HTTPException) -> Response:
-        return service.refusal(error.status_code, str(error.detail), error.headers)
+        return _refusal(error.status_code, str(error.detail), error.headers)
 
-    @app.post("/predict")
+    retry = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+
+    @app.post(
+        "/predict",
+        summary="Predict for one sample or several.",
+        response_model=models.Answer,
+        responses={
+            200: {"description": "An answer for each sample, in order.", "content": models.file_content()},
+            **models.refusals(models.REFUSED_PREDICT),
+            503: {"model": models.Error, "description": "There is no room now.", "headers": retry},
+        },
+        openapi_extra=models.predict_body(model, handlers.decoder.content_types, handlers.limits),
+    )
     async def predict(
         request: HTTPRequest,
-        full: bool = Query(default=False),
-        timeout_ms: int | None = Query(default=None, ge=1, le=_MAX_TIMEOUT_MS),
+        full: Annotated[bool, Query(description="Switch the early exits off for this request.")] = False,
+        timeout_ms: Annotated[
+            int | None, Query(ge=1, le=_MAX_TIMEOUT_MS, description="How long to wait for the answer.")
+        ] = None,
     ) -> Response:
-        return await service.predict(request, full, timeout_ms)
+        return await handlers.predict(request, full, timeout_ms)
 
-    @app.put("/budget")
-    async def budget(request: HTTPRequest) -> Response:
-        return await service.change_budget(request)
+    @app.put(
+        "/budget",
+        summary="Keep to another budget from now on.",
+        response_model=models.SetBudget,
+        responses=models.refusals(models.REFUSED_BUDGET),
+        openapi_extra=models.json_body(models.NewBudget.model_json_schema()),
+    )
+    async def budget(
+        request: HTTPRequest, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
+    ) -> Response:
+        return await handlers.set_budget(request, None if given is None else given.credentials)
 
-    @app.get("/health")
+    unready = models.refusals({503: "No."})
+
+    @app.get("/health", summary="Whether the server is alive.", response_model=models.Status, responses=unready)
     async def health() -> Response:
-        if not runner.alive:
-            return service.refusal(503, "a worker has died; restart the server")
-        return service.json({"status": "alive"})
+        if not service.alive:
+            return _refusal(503, "a worker has died; restart the server")
+        return _json({"status": "alive"})
 
-    @app.get("/ready")
+    @app.get("/ready", summary="Whether it takes requests.", response_model=models.Status, responses=unready)
     async def ready() -> Response:
-        if not runner.accepting:
-            return service.refusal(503, "not taking requests", {"Retry-After": "1"})
-        return service.json({"status": "ready"})
+        if not service.accepting:
+            return _refusal(503, "not taking requests", {"Retry-After": "1"})
+        return _json({"status": "ready"})
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return service.answer(runner.metrics.exposition(controller.budget), "text/plain; version=0.0.4; charset=utf-8")
-
-    @app.get("/info")
+    @app.get("/info", summary="What is served, its budget, and recent traffic.", response_model=models.Info)
     async def info() -> Response:
-        return service.json(service.info())
+        return _json(handlers.info())
 
-    @app.get("/openapi.json")
-    async def openapi() -> Response:
-        return service.json(document)
-
-    document = describe(servable, service.decoder, service.limits)
+    @app.get("/metrics", summary="Counters in the text format of Prometheus.", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(
+            service.metrics.exposition(handlers.budget), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
     for path, name in (("/", "index.html"), ("/docs", "docs.html")):
-        app.add_api_route(path, _page_handler(name), methods=["GET"])
+        app.add_api_route(path, _page_handler(name), methods=["GET"], include_in_schema=False)
     return app
 
 
-def _page_handler(name: str) -> Callable[[], Awaitable[Response]]:
-    html, headers = page(name)
-
-    async def handler() -> Response:
-        return Response(html, headers=headers, media_type="text/html; charset=utf-8")
-
-    return handler
-
-
-class _Service:
-    """What the handlers share."""
+class _Handlers:
+    """What the routes do, and what they share."""
 
     def __init__(
-        self, servable: Servable, runner: Runner, controller: Controller, limits: Limits, token: str | None
+        self, model: Model, service: Service, controller: Controller, limits: Limits, token: str | None
     ) -> None:
-        self._servable, self._runner, self._controller = servable, runner, controller
+        self._model, self._service, self._controller = model, service, controller
         self._token = token
         self._receiver = Receiver(limits)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="eenet-decode")
         self.limits = limits
-        self.decoder = Decoder(servable, limits)
+        self.decoder = Decoder(model, limits)
 
     def close(self) -> None:
         self._threads.shutdown()
 
-    def answer(
-        self, content: bytes, media_type: str, headers: Mapping[str, str] | None = None, status: int = 200
-    ) -> Response:
-        return Response(content, status, dict(headers or {}), media_type)
-
-    def json(self, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-        content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-        return self.answer(content, "application/json", headers, status)
-
-    def refusal(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-        return self.json({"detail": message}, status, headers)
-
     async def predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None) -> Response:
         began = time.perf_counter()
         response = await self._predict(request, full, timeout_ms)
-        self._runner.metrics.request(response.status_code, time.perf_counter() - began)
+        self._service.metrics.request(response.status_code, time.perf_counter() - began)
         return response
 
     async def _predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None) -> Response:
         try:
-            header = request.headers.get("content-type", "")
-            content_type = header.partition(";")[0].strip().lower()
-            body = await self._receiver.body(request, content_type)
-            began = time.perf_counter()
-            if len(body) <= _INLINE and content_type == "application/json":
-                inputs = self.decoder(content_type, body)
+            content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if content_type == "multipart/form-data":
+                body: Any = await self._receiver.form(request)
+                began = time.perf_counter()
+                decode: Callable[[Any], Any] = self.decoder.from_parts
             else:
-                loop = asyncio.get_running_loop()
-                inputs = await loop.run_in_executor(self._threads, self._decode, header, content_type, body)
+                body = await self._receiver.body(request, content_type)
+                began = time.perf_counter()
+                decode = functools.partial(self.decoder, content_type)
+            if content_type == "application/json" and len(body) <= _INLINE:
+                inputs = decode(body)
+            else:
+                inputs = await asyncio.get_running_loop().run_in_executor(self._threads, decode, body)
             timeout = self.limits.timeout if timeout_ms is None else timeout_ms / 1000
             answered = await self._answer(request, inputs, timeout, full)
         except ClientGoneError:
-            return self.refusal(_GONE, "the client is gone")
+            return _refusal(_GONE, "the client is gone")
         except RefusedError as error:
-            headers = {"Retry-After": "1"} if error.status == 503 else {}
-            return self.refusal(error.status, str(error), headers)
+            return _refusal(error.status, str(error), {"Retry-After": "1"} if error.status == 503 else None)
         except OverloadedError as error:
-            return self.refusal(503, str(error), {"Retry-After": str(min(600, round(error.retry_after)))})
+            return _refusal(503, str(error), {"Retry-After": str(min(600, round(error.retry_after)))})
         except DrainingError as error:
-            return self.refusal(503, str(error), {"Retry-After": "1"})
+            return _refusal(503, str(error), {"Retry-After": "1"})
         except InvalidInputError as error:
-            return self.refusal(422, str(error))
+            return _refusal(422, str(error))
         if answered.outcome is Outcome.LATE:
-            return self.refusal(504, f"no answer within {timeout:g} s; allow more time with timeout_ms")
+            return _refusal(504, f"no answer within {timeout:g} s; allow more time with timeout_ms")
         if answered.outcome is not Outcome.ANSWERED:
-            return self.refusal(500, "the network failed on this request; the server's log says why")
+            return _refusal(500, "the network failed on this request; the server's log says why")
         milliseconds = 1000 * (time.perf_counter() - began)
-        if request.headers.get("accept", "") in NPY:
-            return self.answer(answers_npy(answered), NPY[0], {"X-Exits": ",".join(map(str, answered.exits))})
-        return self.json(answers_json(answered, self._servable, milliseconds))
-
-    def _decode(self, header: str, content_type: str, body: bytes) -> Any:
-        if content_type == "multipart/form-data":
-            return self.decoder.from_parts(form_files(header, body, self.limits.max_samples))
-        return self.decoder(content_type, body)
+        if request.headers.get("accept", "") in models.NPY:
+            headers = {"X-Exits": ",".join(map(str, answered.exits))}
+            return Response(_npy(answered), headers=headers, media_type=models.NPY[0])
+        return _json(_answers(answered, self._model, milliseconds))
 
     async def _answer(self, request: HTTPRequest, inputs: Any, timeout: float, full: bool) -> Request:
-        """Wait for the answer or for the client to go away, whatever comes first."""
-        answer = asyncio.ensure_future(self._runner.answer(inputs, timeout=timeout, full=full))
+        """Wait for the answer or for the client to close the connection, whichever comes first."""
+        answer = asyncio.ensure_future(self._service.answer(inputs, timeout=timeout, full=full))
         gone = asyncio.ensure_future(_gone(request))
         try:
             await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -199,48 +207,47 @@ class _Service:
                 if not task.done():
                     task.cancel()
 
-    async def change_budget(self, request: HTTPRequest) -> Response:
+    async def set_budget(self, request: HTTPRequest, token: str | None) -> Response:
         if self._token is None:
-            return self.refusal(403, "changing the budget is off: start the server with a token")
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), self._token.encode()):
-            return self.refusal(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+            return _refusal(403, "changing the budget is off: start the server with a token")
+        if token is None or not secrets.compare_digest(token.strip().encode(), self._token.encode()):
+            return _refusal(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
         try:
-            body = await self._receiver.body(request, "application/json")
-            document = orjson.loads(body)
-            if not isinstance(document, dict) or set(document) != {"budget"}:
-                raise RefusedError(422, "expected a JSON object with 'budget' and nothing else")
-            budget = document["budget"]
-            if isinstance(budget, bool) or not isinstance(budget, (int, float, str)):
-                raise RefusedError(422, f"the budget is {budget!r}, expected a number or a text such as '60%'")
-            limit = await self._runner.set_budget(budget)
+            document = orjson.loads(await self._receiver.body(request, "application/json"))
+            await self._service.set_budget(models.NewBudget.model_validate(document).budget)
         except ClientGoneError:
-            return self.refusal(_GONE, "the client is gone")
+            return _refusal(_GONE, "the client is gone")
         except orjson.JSONDecodeError as error:
-            return self.refusal(400, f"the body is not JSON: {error}")
+            return _refusal(400, f"the body is not JSON: {error}")
         except RefusedError as error:
-            return self.refusal(error.status, str(error))
+            return _refusal(error.status, str(error))
+        except ValidationError:
+            return _refusal(422, "expected a JSON object with 'budget', a number or a text such as '60%', and no more")
         except InvalidInputError as error:
-            return self.refusal(422, str(error))
-        spendable = min(limit, float(self._servable.costs[-1]))
-        return self.json({"budget": spendable, "unit": self._servable.costs.unit})
+            return _refusal(422, str(error))
+        return _json({"budget": self.budget, "unit": self._model.costs.unit})
+
+    @property
+    def budget(self) -> float:
+        """The budget in force, or the cost of the last exit where it is larger: no sample can cost more."""
+        return min(float(self._controller.budget), float(self._model.costs[-1]))
 
     def info(self) -> dict[str, Any]:
-        servable, metrics = self._servable, self._runner.metrics
-        names = servable.class_names
+        model, metrics = self._model, self._service.metrics
+        names = model.class_names
         return {
-            **servable.info,
+            **model.info,
             "kind": self.decoder.kind,
-            "num_exits": servable.backend.num_exits,
-            "num_classes": servable.backend.num_classes,
+            "num_exits": model.backend.num_exits,
+            "num_classes": model.backend.num_classes,
             "class_names": None if names is None else list(names),
-            "inputs": [{"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape)} for s in servable.inputs],
-            "costs": servable.costs.to_dict(),
-            "budget": self._controller.budget,
+            "inputs": [{"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape)} for s in model.inputs],
+            "costs": model.costs.to_dict(),
+            "budget": self.budget,
             "traffic": {
                 "exit_shares": metrics.exit_shares,
                 "mean_cost": metrics.mean_cost,
-                "waiting": list(self._runner.waiting),
+                "waiting": list(self._service.waiting),
             },
         }
 
@@ -248,3 +255,78 @@ class _Service:
 async def _gone(request: HTTPRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    content = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, status, headers, "application/json")
+
+
+def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    return _json({"detail": message}, status, headers)
+
+
+def _answers(request: Request, model: Model, milliseconds: float) -> dict[str, Any]:
+    """Class, probability, exit and cost of each sample; where each pixel has a class, the share of the commonest."""
+    logits = request.logits
+    assert logits is not None, "an answered request has logits"
+    dense = logits.ndim > 2
+    if dense:
+        labels = logits.argmax(axis=1).reshape(len(logits), -1)
+        shares = np.stack([np.bincount(row, minlength=logits.shape[1]) / len(row) for row in labels])
+    else:
+        shares = softmax(logits).astype(np.float64)
+    names, costs = model.class_names, model.costs
+    predictions = []
+    for n, (row, k) in enumerate(zip(shares, request.exits.tolist(), strict=True)):
+        best = int(row.argmax()) if dense else int(logits[n].argmax())
+        value = float(row[best])
+        predictions.append(
+            {
+                "class": best,
+                "name": None if names is None else names[best],
+                "share" if dense else "probability": value if np.isfinite(value) else None,
+                "exit": k,
+                "cost": costs[k],
+            }
+        )
+    return {
+        "predictions": predictions,
+        "cost_unit": costs.unit,
+        "full_cost": costs[-1],
+        "milliseconds": milliseconds,
+    }
+
+
+def _npy(request: Request) -> bytes:
+    """The logits (n, C, ...) as an .npy file."""
+    assert request.logits is not None, "an answered request has logits"
+    file = io.BytesIO()
+    np.save(file, request.logits, allow_pickle=False)
+    return file.getvalue()
+
+
+def _page_handler(name: str) -> Callable[[], Awaitable[Response]]:
+    """A page, with headers that allow its own script and style, and requests to this server only."""
+    html = files("eenet.serving.http").joinpath("pages").joinpath(name).read_bytes()
+    policy = [
+        "default-src 'none'",
+        "connect-src 'self'",
+        "img-src blob: data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+    ]
+    for element in ("script", "style"):
+        contents = re.findall(rf"<{element}>(.*?)</{element}>".encode(), html, flags=re.DOTALL)
+        hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(text).digest()).decode()}'" for text in contents]
+        policy.append(f"{element}-src {' '.join(hashes)}")
+    headers = {
+        "Content-Security-Policy": "; ".join(policy),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+
+    async def handler() -> Response:
+        return Response(html, headers=headers, media_type="text/html; charset=utf-8")
+
+    return handler

@@ -1,44 +1,154 @@
-"""From the bytes of a request to a network's inputs. Nothing here trusts a byte of them."""
+"""From the bytes of a request to a network's inputs, within limits. No byte is trusted."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import math
-import re
 import struct
+import tokenize
 import zlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
 
 from eenet._extras import require
-from eenet.serving.engine._limits import Limits, RefusedError
-from eenet.serving.engine._servable import InputSpec, Servable
+from eenet.serving.engine._model import InputSpec, Model
+from eenet.serving.engine._request import Limits, RefusedError
+from eenet.serving.http._models import NPY
 
 Array = NDArray[Any]
+T = TypeVar("T")
 
-NPY = ("application/x-npy", "application/npy")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
 # What Pillow raises for damaged files is not one family.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, struct.error, zlib.error)
 
-# What numpy.save writes, and nothing else that Python could read as a literal.
-_NPY_HEADER = re.compile(
-    rb"\{'descr': '(?P<descr>[<>|=]?[a-z][0-9]{1,2})', 'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>[0-9, ]{0,200})\),? ?\}[ \n]*"
-)
+# What numpy raises for a damaged head, which it reads as a Python literal.
+_BAD_HEAD = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError, UserWarning)
+_MAX_NPY_HEAD = 1000  # bytes; numpy.save writes 118 for an array of numbers with few dimensions
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+class Receiver:
+    """Receives bodies; limits each of them and all together."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._uploading = 0
+
+    async def body(self, request: Request, content_type: str) -> bytes:
+        """The whole body.
+
+        Raises `RefusedError` for one that is too large or too slow, `ClientGoneError` where it breaks off.
+        """
+        most = self._limits.max_json if content_type == "application/json" else self._limits.max_body
+
+        async def receive() -> bytes:
+            async with contextlib.aclosing(self._chunks(request, most)) as chunks:
+                return b"".join([chunk async for chunk in chunks])
+
+        return await self._in_time(receive())
+
+    async def form(self, request: Request) -> list[tuple[str, bytes]]:
+        """The names and contents of the files in a multipart body.
+
+        Raises as `body`, and `RefusedError` for a form that is malformed, is cut off, or holds anything but files.
+        """
+
+        async def receive() -> list[tuple[str, bytes]]:
+            most = self._limits.max_samples
+            async with contextlib.aclosing(self._chunks(request, self._limits.max_body)) as chunks:
+                parser = _FormParser(request.headers, chunks, max_files=most, max_fields=most)
+                try:
+                    form = await parser.parse()
+                except MultiPartException as error:
+                    if len(parser.items) >= most:
+                        raise RefusedError(413, f"the form has more than {most} files") from error
+                    raise RefusedError(400, f"the form cannot be read: {error.message}") from error
+                except ValueError as error:  # of a charset that decodes no text
+                    raise RefusedError(400, f"the form cannot be read: {error}") from error
+            try:
+                return [(name, _content(value)) for name, value in form.multi_items()]
+            finally:
+                await form.close()
+
+        return await self._in_time(receive())
+
+    async def _in_time(self, receiving: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await asyncio.wait_for(receiving, self._limits.body_timeout)
+        except asyncio.TimeoutError as error:
+            raise RefusedError(408, f"the body was not complete after {self._limits.body_timeout:g} s") from error
+
+    async def _chunks(self, request: Request, most: int) -> AsyncGenerator[bytes, None]:
+        """The body as it comes, counted."""
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > most:
+            raise _too_large(most)
+        size = 0
+        try:
+            async for chunk in request.stream():
+                size += len(chunk)
+                self._uploading += len(chunk)
+                if size > most:
+                    raise _too_large(most)
+                if self._uploading > self._limits.max_uploads:
+                    raise RefusedError(503, "too much is being uploaded now; try again later")
+                yield chunk
+        except ClientDisconnect as error:
+            raise ClientGoneError from error
+        finally:
+            self._uploading -= size
+
+
+def _too_large(most: int) -> RefusedError:
+    return RefusedError(413, f"the body has more than the {most} bytes that are taken")
+
+
+class _FormParser(MultiPartParser):
+    """Starlette's, with all files in memory, where the limits on bodies hold; and it refuses a form without an end."""
+
+    spool_max_size = 0  # no limit
+
+    def __init__(self, headers: Headers, chunks: AsyncGenerator[bytes, None], **limits: Any) -> None:
+        super().__init__(headers, self._to_the_end(chunks), **limits)
+        self._ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def _to_the_end(self, chunks: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+        async for chunk in chunks:
+            yield chunk
+        if not self._ended:
+            raise MultiPartException("it is cut off")
+
+
+def _content(value: UploadFile | str) -> bytes:
+    if isinstance(value, str):
+        raise RefusedError(422, "the form has a field that is no named file; give each part a filename")
+    return value.file.read()
 
 
 class Decoder:
     """Turns bodies into a network's inputs by name; raises `RefusedError` or `InvalidInputError` for any it cannot."""
 
-    def __init__(self, servable: Servable, limits: Limits) -> None:
-        self.kind = servable.preprocessing.kind
-        self._preprocess = servable.preprocessing
-        self._specs = {spec.name: spec for spec in servable.inputs}
+    def __init__(self, model: Model, limits: Limits) -> None:
+        self.kind = model.preprocessing.kind
+        self._preprocess = model.preprocessing
+        self._specs = {spec.name: spec for spec in model.inputs}
         self._limits = limits
         self._json = require("orjson", "serve")
         if self.kind == "image":
@@ -166,28 +276,26 @@ class Decoder:
 
 
 def npy_array(body: bytes) -> Array:
-    """The array in the bytes of an .npy file; raises `RefusedError` unless it holds numbers, whole and nothing else."""
-    if body[:6] != b"\x93NUMPY" or body[6:8] not in (b"\x01\x00", b"\x02\x00", b"\x03\x00"):
-        raise RefusedError(400, "the body is not an .npy file; write it with numpy.save")
-    wide = 2 if body[6] == 1 else 4
-    length = int.from_bytes(body[8 : 8 + wide], "little")
-    start = 8 + wide + length
-    found = _NPY_HEADER.fullmatch(body[8 + wide : start]) if length <= 10_000 else None
-    if found is None or len(body) < start:
-        raise RefusedError(400, "the head of the .npy file is damaged; write it with numpy.save, without pickle")
+    """The array in the bytes of an .npy file; raises `RefusedError` unless it holds numbers, complete and no more."""
+    file = io.BytesIO(body)
     try:
-        dtype = np.dtype(found["descr"].decode())
-        shape = tuple(int(size) for size in found["shape"].replace(b" ", b"").split(b",") if size)
-    except (TypeError, ValueError) as error:
-        raise RefusedError(400, "the .npy file has a dtype or shape that numpy does not know") from error
+        version = npy_format.read_magic(file)
+    except ValueError as error:
+        raise RefusedError(400, "the body is not an .npy file; write it with numpy.save") from error
+    readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+    try:
+        shape, fortran, dtype = readers[version](file, max_header_size=_MAX_NPY_HEAD)
+    except (KeyError, *_BAD_HEAD) as error:
+        raise RefusedError(
+            400, "the head of the .npy file is damaged; write it with numpy.save, without pickle"
+        ) from error
     if dtype.kind not in "fiub" or len(shape) > 32:
         raise RefusedError(422, f"the .npy file holds {dtype} in {len(shape)} dimensions, expected numbers")
-    if math.prod(shape) * dtype.itemsize != len(body) - start:
-        raise RefusedError(
-            400, f"the .npy file says {shape} of {dtype}, but {len(body) - start} bytes follow; it may be cut off"
-        )
-    array: Array = np.frombuffer(body, dtype, offset=start)
-    array = array.reshape(shape, order="F" if found["fortran"] == b"True" else "C")
+    size = len(body) - file.tell()
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+        raise RefusedError(400, f"the .npy file says {shape} of {dtype}, but {size} bytes follow; it may be cut off")
+    # numpy's reader of the rest, `read_array`, copies the bytes.
+    array = np.frombuffer(body, dtype, offset=file.tell()).reshape(shape, order="F" if fortran else "C")
     return np.asarray(array, dtype.newbyteorder("="), order="C")
 
 

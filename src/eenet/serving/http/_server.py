@@ -1,7 +1,8 @@
-"""Serving over HTTP with uvicorn: one process, ready for one command."""
+"""Serving over HTTP with uvicorn, in one process."""
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import sys
@@ -12,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 from eenet._extras import require
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
-from eenet.serving.engine._driver import Driver
-from eenet.serving.engine._engine import EngineOptions
-from eenet.serving.engine._limits import Limits
-from eenet.serving.engine._servable import Controller, Servable
-from eenet.serving.http._protocol import guarded_protocol
+from eenet.serving.engine._model import Controller, Model
+from eenet.serving.engine._request import EngineOptions, Limits
+from eenet.serving.engine._service import LocalService
 
 if TYPE_CHECKING:
     from uvicorn.server import Server
@@ -27,10 +26,27 @@ _BACKLOG = 2048
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """Where and how to serve. `token` allows changing the budget; a host beyond loopback needs one.
+    """Where and how to serve.
 
-    `workers` threads run stages at the same time; `drain_timeout` is how many seconds requests have to end after
-    SIGTERM.
+    Parameters
+    ----------
+    host, port : str, int
+        Where to listen; port 0 takes a free one. A host that other machines can reach needs a token.
+    token : str
+        What `PUT /budget` asks for, at least 8 characters; None switches changing the budget off.
+    workers : int
+        Threads that run stages at the same time.
+    drain_timeout : float
+        Seconds that accepted requests have to end after SIGTERM.
+    engine : EngineOptions
+        How batches are formed.
+    limits : Limits
+        What a request may cost.
+
+    Raises
+    ------
+    InvalidInputError
+        For a short token, or a host beyond loopback without a token.
     """
 
     host: str = "127.0.0.1"
@@ -52,31 +68,64 @@ class ServerOptions:
 
 
 def make_server(
-    servable: Servable,
+    model: Model,
     options: ServerOptions | None = None,
     *,
     controller: Controller | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> Server:
-    """A server to `run()`; it ends after SIGTERM or Ctrl+C, when every accepted request is answered.
+    """A server for HTTP; its method `run()` serves until SIGTERM or Ctrl+C, and answers every accepted request.
 
-    `controller` holds the budget, by default a `BudgetController`; `ready` is called with the server's address
-    once it listens. Raises `MissingExtraError` without the extra "serve".
+    Parameters
+    ----------
+    model : Model
+        A loaded bundle, or a `ServedModel`.
+    options : ServerOptions
+        Where and how to serve.
+    controller : Controller
+        Holds the budget, by default a `BudgetController`.
+    ready : callable
+        Called with the server's address when it listens.
+
+    Returns
+    -------
+    uvicorn.Server
+        Call its `run()`.
+
+    Raises
+    ------
+    MissingExtraError
+        Without the extra "serve".
+
+    Examples
+    --------
+    >>> import torch
+    >>> import eenet
+    >>> from eenet.serving.engine import ServedModel
+    >>> from eenet.serving.http import ServerOptions, make_server
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, exits=["0"], num_classes=3, example=x[:2])
+    >>> records = eenet.collect(model, [x])
+    >>> scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), budget="80%")
+    >>> server = make_server(ServedModel(model, scheduler), ServerOptions(port=0))
+    >>> server.config.host  # server.run() serves
+    '127.0.0.1'
     """
-    uvicorn: Any = require("uvicorn", "serve", "serving")
     for module in ("fastapi", "httptools", "orjson", "prometheus_client", "python_multipart"):
         require(module, "serve", "serving")
+    uvicorn: Any = require("uvicorn", "serve", "serving")
     from eenet.serving.http._app import make_app
 
     options = options or ServerOptions()
-    chosen: Controller = controller or BudgetController(servable.scheduler)
-    driver = Driver(servable, chosen, options.engine, workers=options.workers)
-    app = make_app(servable, driver, chosen, limits=options.limits, token=options.token)
+    chosen: Controller = controller or BudgetController(model.scheduler)
+    service = LocalService(model, chosen, options.engine, workers=options.workers)
+    app = make_app(model, service, chosen, limits=options.limits, token=options.token)
     config = uvicorn.Config(
         app,
         host=options.host,
         port=options.port,
-        http=guarded_protocol(options.limits),
+        http=_guarded_protocol(options.limits),
         ws="none",
         lifespan="on",
         log_level=logging.WARNING,
@@ -123,3 +172,62 @@ def _most_connections() -> int | None:
         except (ValueError, OSError):
             pass  # some systems set the hard limit higher than they allow
     return None if soft == resource.RLIM_INFINITY else max(1, soft - _SPARE_FILES)
+
+
+def _guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn that closes connections which send no complete head in time, or one too large.
+
+    uvicorn waits without end for the head of a connection's first request, keeps all of it, and reads without end what
+    comes after an early refusal. `Receiver` looks after bodies that are awaited.
+    """
+    require("httptools", "serve")
+    base: Any = require("uvicorn.protocols.http.httptools_impl", "serve").HttpToolsProtocol
+
+    class GuardedProtocol(base):  # type: ignore[misc]
+        _timer: asyncio.TimerHandle | None = None
+        _head = 0
+        _in_body = False
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._rest()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            self._head += len(data)
+            super().data_received(data)
+            if self.transport.is_closing():
+                return
+            if self._in_body:
+                self._head = 0
+            elif self._head > limits.max_head:
+                self.transport.close()
+                return
+            if self.cycle is None or self.cycle.response_complete:
+                # Either a head is coming, or the rest of a body that was refused.
+                self._watch()
+
+        def on_headers_complete(self) -> None:
+            self._rest()
+            self._head = 0
+            self._in_body = True
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._head = 0
+            self._in_body = False
+            super().on_message_complete()
+
+        def _watch(self) -> None:
+            if self._timer is None:
+                self._timer = self.loop.call_later(limits.head_timeout, self.transport.close)
+
+        def _rest(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return GuardedProtocol

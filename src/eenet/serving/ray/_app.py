@@ -15,12 +15,11 @@ from eenet._files import atomic_path
 from eenet.bundle import load
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
-from eenet.serving.engine._controller import FixedBudget
-from eenet.serving.engine._servable import Controller
+from eenet.serving.engine._model import Controller
+from eenet.serving.engine._policies import FixedBudget
 from eenet.serving.http._server import is_loopback
-from eenet.serving.ray._options import RayOptions as RayOptions
-from eenet.serving.ray._options import StageScaling as StageScaling
-from eenet.serving.ray._runner import RayRunner
+from eenet.serving.ray._options import RayOptions
+from eenet.serving.ray._service import RayService
 from eenet.serving.ray._stage import StageReplica
 
 if TYPE_CHECKING:
@@ -35,19 +34,28 @@ _GRACE = 60.0  # seconds that a replica which is taken away has to answer what i
 def app(args: Mapping[str, Any]) -> Any:
     """The application for `serve run` and `serve deploy`: `import_path: eenet.serving.ray:app`.
 
-    `args` has `bundle`, the path of a folder that all nodes see, and what differs from `RayOptions`.
+    Parameters
+    ----------
+    args : mapping
+        `bundle`, the path of a folder that all nodes see, and what differs from the defaults of `RayOptions`.
+
+    Raises
+    ------
+    InvalidInputError
+        For args that are not these, and options that do not fit the bundle.
+    MissingExtraError
+        Without the extra "ray".
     """
     if not isinstance(args.get("bundle"), str):
         raise InvalidInputError(f"the args are {dict(args)!r}, expected 'bundle', the path of a folder")
     options = RayOptions.from_dict({name: value for name, value in args.items() if name != "bundle"})
-    return make_application(args["bundle"], options)
+    return _application(args["bundle"], options)
 
 
-def make_application(bundle: str | Path, options: RayOptions | None = None) -> Any:
+def _application(bundle: str | Path, options: RayOptions | None = None) -> Any:
     """The application of a bundle, for `ray.serve.run`: deployments `stage-0` ... and `ingress`, which speaks HTTP.
 
     Each process loads the bundle from the folder, which all nodes must see under this path, and only the stage it runs.
-    Raises `MissingExtraError` without the extra "ray", `InvalidInputError` where the options do not fit the bundle.
     """
     serve = _serve()
     options = options or RayOptions()
@@ -60,7 +68,7 @@ def make_application(bundle: str | Path, options: RayOptions | None = None) -> A
     for k, scaling in enumerate(options.scaling(len(loaded.exit_names))):
         stage = serve.deployment(
             StageReplica,
-            name=stage_name(k),
+            name=_stage_name(k),
             graceful_shutdown_timeout_s=_GRACE,
             health_check_period_s=2.0,
             **scaling.deployment(options.engine.max_batch),
@@ -86,7 +94,7 @@ def make_application(bundle: str | Path, options: RayOptions | None = None) -> A
     return ingress.bind(folder, options, *stages)
 
 
-def stage_name(k: int) -> str:
+def _stage_name(k: int) -> str:
     """What the deployment of stage k is called."""
     return f"stage-{k}"
 
@@ -99,15 +107,15 @@ class Ingress:
         loaded = load(bundle, stages=())
         if options.budget is not None:
             loaded = loaded.at(options.budget)
-        self._servable = loaded
+        self._model = loaded
         self._controller: Controller = (
-            BudgetController(loaded.scheduler) if options.hold else FixedBudget(loaded.scheduler)
+            BudgetController(loaded.scheduler) if options.adapt else FixedBudget(loaded.scheduler)
         )
         self._options = options
-        self._runner = RayRunner(
+        self._service = RayService(
             loaded,
             self._controller,
-            # By reference, whatever the settings: what Ray Serve serialises itself pins the parcels in it for ever.
+            # Ray Serve's own serialization would keep the objects that a call refers to for ever.
             [stage.options(_by_reference=True).remote for stage in stages],
             options.engine,
             retries=options.retries,
@@ -120,7 +128,7 @@ class Ingress:
         from eenet.serving.http._app import make_app
 
         return make_app(
-            self._servable, self._runner, self._controller, limits=self._options.limits, token=_token(self._options)
+            self._model, self._service, self._controller, limits=self._options.limits, token=_token(self._options)
         )
 
 
@@ -134,21 +142,28 @@ def write_yaml(
 ) -> None:
     """Write the file for `serve deploy`, checked against Ray Serve's own schema.
 
-    Each deployment has its scaling and its resources there, to be changed by hand. Raises as `make_application`.
+    The scaling and the resources of each deployment are there, to be edited by hand.
+
+    Parameters
+    ----------
+    path : path
+        The file to write.
+    bundle, options, host, port
+        As for `start`.
     """
     yaml = require("yaml", "ray", "writing the file for serve deploy")
-    text = yaml.safe_dump(describe(bundle, options, host=host, port=port), sort_keys=False)
+    text = yaml.safe_dump(_document(bundle, options, host=host, port=port), sort_keys=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def describe(
+def _document(
     bundle: str | Path, options: RayOptions | None = None, *, host: str = "127.0.0.1", port: int = 8000
 ) -> dict[str, Any]:
     """What `write_yaml` writes, as Ray Serve's `ServeDeploySchema` has it."""
     _serve()
     options = options or RayOptions()
-    require_token(host, options)
+    _require_token(host, options)
     folder = str(Path(bundle).resolve())
     scaling = options.scaling(len(load(folder, stages=()).exit_names))
     args = {"bundle": folder, **options.to_dict()}
@@ -164,7 +179,7 @@ def describe(
                 "args": args,
                 "deployments": [
                     *(
-                        {"name": stage_name(k), **one.deployment(options.engine.max_batch)}
+                        {"name": _stage_name(k), **one.deployment(options.engine.max_batch)}
                         for k, one in enumerate(scaling)
                     ),
                     {"name": INGRESS, "num_replicas": 1, **_ingress_deployment(options)},
@@ -184,16 +199,36 @@ def start(
     host: str = "127.0.0.1",
     port: int = 8000,
 ) -> str | None:
-    """Serve a bundle on the cluster at `address`, or on one that is started here; when it is ready, say where.
+    """Serve a bundle on a Ray cluster; `stop` ends it.
 
-    One that is started here has as many logical CPUs as the least replicas reserve, if that is more than there are.
-    Where Ray Serve runs already, it listens where it did and not at `host` and `port`, and None is returned. `stop`
-    ends it. Raises as `make_application`.
+    Parameters
+    ----------
+    bundle : path
+        The folder of the bundle, which all nodes see.
+    options : RayOptions
+        How it is served.
+    address : str
+        The address of the cluster. By default one is started here, with as many logical CPUs as the smallest number of
+        replicas reserves, where that is more than there are.
+    host, port : str, int
+        Where to listen. Where Ray Serve runs already, it keeps its own.
+
+    Returns
+    -------
+    str or None
+        The URL when it is ready, or None where Ray Serve ran already.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the options do not fit the bundle, and for a host beyond loopback without a token.
+    MissingExtraError
+        Without the extra "ray".
     """
     serve, ray = _serve(), require("ray", "ray")
     options = options or RayOptions()
-    require_token(host, options)
-    application = make_application(bundle, options)
+    _require_token(host, options)
+    application = _application(bundle, options)
     if not ray.is_initialized():
         if address is None:
             scaling = options.scaling(len(load(bundle, stages=()).exit_names))
@@ -208,7 +243,7 @@ def start(
 
 
 def stop(*, everything: bool = True) -> None:
-    """Take the application away when everybody inside has been answered; with `everything` also Ray Serve and Ray."""
+    """End the application when all requests inside have been answered; with `everything` also Ray Serve and Ray."""
     serve, ray = _serve(), require("ray", "ray")
     serve.delete(APPLICATION)
     if everything:
@@ -216,7 +251,7 @@ def stop(*, everything: bool = True) -> None:
     ray.shutdown()
 
 
-def require_token(host: str, options: RayOptions) -> None:
+def _require_token(host: str, options: RayOptions) -> None:
     """Raise `InvalidInputError` where a host beyond loopback would be served without a token."""
     if not is_loopback(host) and _token(options) is None:
         raise InvalidInputError(
@@ -238,7 +273,7 @@ def _token(options: RayOptions) -> str | None:
 
 
 def _ingress_deployment(options: RayOptions) -> dict[str, Any]:
-    # Whatever comes in is bounded by the samples inside, and what is above is refused with 503 by the ingress itself.
+    # The samples inside are bounded, and the ingress itself refuses more with 503.
     return {
         "max_ongoing_requests": 10 * options.engine.max_samples,
         "ray_actor_options": {"num_cpus": options.ingress_cpus},

@@ -1,4 +1,4 @@
-"""How a bundle is laid out on a Ray cluster."""
+"""The options of a bundle on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -8,20 +8,29 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from eenet.errors import InvalidInputError
-from eenet.serving.engine._engine import EngineOptions
-from eenet.serving.engine._limits import Limits
-from eenet.serving.ray._parcels import INLINE_BYTES
+from eenet.serving.engine._request import EngineOptions, Limits
+from eenet.serving.ray._stage import INLINE_BYTES
 
 _MOST_REPLICAS = 100_000
+_RENAMED = {"hold": "adapt", "max_hold": "max_delay"}  # names in files that older versions wrote
 
 
 @dataclass(frozen=True)
 class StageScaling:
-    """How many replicas a stage has and what each of them reserves.
+    """How many replicas a stage has, and what each of them reserves.
 
-    Ray Serve keeps between `min_replicas` and `max_replicas`, so that each has about `target` calls running or waiting
-    (a call has at most a batch of samples); it adds replicas after `upscale_delay` seconds above that, and takes them
-    away after `downscale_delay` seconds below. `cpus` and `memory` (bytes) are set aside for each replica.
+    Parameters
+    ----------
+    min_replicas, max_replicas : int
+        Ray Serve keeps between these many.
+    target : float
+        Calls that a replica should have, running or waiting; a call has at most a batch of samples.
+    cpus : float
+        CPUs that a replica reserves.
+    memory : int
+        Bytes that a replica reserves; None reserves none.
+    upscale_delay, downscale_delay : float
+        Seconds above or below the target until replicas are added or removed.
     """
 
     min_replicas: int = 1
@@ -35,8 +44,8 @@ class StageScaling:
     def __post_init__(self) -> None:
         if not 1 <= self.min_replicas <= self.max_replicas <= _MOST_REPLICAS:
             raise InvalidInputError(
-                f"a stage has {self.min_replicas} to {self.max_replicas} replicas, expected at least 1, and no more at "
-                "least than at most"
+                f"min_replicas is {self.min_replicas} and max_replicas {self.max_replicas}, expected 1 or "
+                "more, ascending"
             )
         for name in ("target", "cpus", "upscale_delay", "downscale_delay"):
             value = getattr(self, name)
@@ -44,7 +53,7 @@ class StageScaling:
                 raise InvalidInputError(f"{name} is {value!r}, expected a number, 0 or more")
 
     def deployment(self, max_batch: int) -> dict[str, Any]:
-        """What Ray Serve calls it: the options of a deployment."""
+        """The options of a Ray Serve deployment."""
         resources: dict[str, Any] = {"num_cpus": self.cpus}
         if self.memory is not None:
             resources["memory"] = self.memory
@@ -65,19 +74,37 @@ class StageScaling:
 
 @dataclass(frozen=True)
 class RayOptions:
-    """How a bundle is served on Ray: every stage a deployment of its own.
+    """How a bundle is served on Ray, where every stage is a deployment of its own.
 
-    `stages` has a `StageScaling` for each stage, or one for all. `budget` is another than the bundle's; with `hold` a
-    `BudgetController` keeps it in traffic. `token_file`, or the variable EENET_TOKEN where the ingress runs, holds the
-    token for `PUT /budget`. `threads` are those of a run of a stage, `workers` the runs at the same time in a replica;
-    `retries` is how often a call is sent again when replicas die under it. `ingress_cpus` are set aside for the
-    process that speaks HTTP and decodes. Survivors of up to `inline_bytes` travel with a call, by way of that process;
-    larger ones wait in Ray's object store until the next stage fetches them.
+    Parameters
+    ----------
+    stages : sequence of StageScaling
+        One for each stage, or one for all.
+    budget : float or str
+        Another budget than the bundle's.
+    adapt : bool
+        Whether a `BudgetController` adapts the policy, so that traffic costs the budget.
+    token_file : str
+        Holds the token for `PUT /budget`; by default the variable EENET_TOKEN does, where the ingress runs.
+    workers, threads : int
+        Runs of a stage at the same time in a replica, and threads of a run.
+    allow : sequence of str
+        Import paths that a bundle of weights may call; see `eenet.bundle.load`.
+    retries : int
+        How often a call is sent again when replicas die.
+    ingress_cpus : float
+        CPUs reserved for the process that speaks HTTP and decodes.
+    inline_bytes : int
+        Live tensors of up to this size travel with a call, through the ingress; larger ones wait in Ray's object store.
+    engine : EngineOptions
+        How batches are formed.
+    limits : Limits
+        What a request may cost.
     """
 
     stages: Sequence[StageScaling] = (StageScaling(),)
     budget: str | float | None = None
-    hold: bool = True
+    adapt: bool = True
     token_file: str | None = None
     workers: int = 1
     threads: int | None = 1
@@ -118,11 +145,11 @@ class RayOptions:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RayOptions:
         """The options of what `to_dict` gave; raises `InvalidInputError` for names or values that are not there."""
-        made = dict(data)
+        made = {_RENAMED.get(name, name): value for name, value in data.items()}
         try:
             for name, kind in (("engine", EngineOptions), ("limits", Limits)):
                 if name in made:
-                    made[name] = kind(**made[name])
+                    made[name] = kind(**{_RENAMED.get(key, key): value for key, value in made[name].items()})
             if "stages" in made:
                 made["stages"] = [StageScaling(**stage) for stage in made["stages"]]
             return cls(**made)

@@ -1,4 +1,4 @@
-"""One stage of a bundle as a Ray Serve deployment: what comes to it, what it gives back, and a replica of it."""
+"""One stage of a bundle as a Ray Serve deployment: its calls, its replies, its replicas, and where tensors wait."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._extras import require
 from eenet.bundle import load
 from eenet.scheduler import DecisionState, ExitHistory
-from eenet.serving.engine._engine import Engine, EngineOptions
+from eenet.serving.engine._engine import Engine
+from eenet.serving.engine._model import Model
 from eenet.serving.engine._policies import PolicyBook, PolicyName
-from eenet.serving.engine._request import Outcome, Request
-from eenet.serving.engine._servable import Servable
+from eenet.serving.engine._request import EngineOptions, Outcome, Request
+from eenet.serving.engine._service import Workers
 from eenet.serving.engine._work import Work
-from eenet.serving.engine._workers import Workers
-from eenet.serving.ray._parcels import INLINE_BYTES, LostParcelError, ObjectStore, Parcel, Store
 
 if TYPE_CHECKING:
     from eenet.runtime import Live, StageBackend
@@ -28,17 +28,78 @@ if TYPE_CHECKING:
 Ints = NDArray[np.intp]
 
 
-@dataclass(frozen=True)
-class StageCall:
-    """n samples for a stage: their live tensors, or where those are, what is known of them (None before the first
-    stage), their policy.
+INLINE_BYTES = 100_000
+"""Live tensors of up to this many bytes travel with a call: Ray itself sends as much along with one."""
 
-    Only calls of one `shape` share a batch; the caller has given up after `timeout` seconds.
+
+class LostObjectError(Exception):
+    """An object in the store is gone: the replica that put it there ended."""
+
+
+@dataclass(frozen=True)
+class ObjectReference:
+    """Live tensors in a store; only the store knows what `key` is."""
+
+    key: Any
+
+
+class Store(Protocol):
+    """Where live tensors wait for another process."""
+
+    async def put(self, live: Live) -> Live | ObjectReference:
+        """Store them, or give them back where that is not worth it."""
+        ...
+
+    async def get(self, reference: ObjectReference) -> Live:
+        """Those of a reference; raises `LostObjectError` where they are gone."""
+        ...
+
+
+class RayStore:
+    """Ray's object store; a `Store`.
+
+    Large live tensors wait there, so that only references pass through the process that speaks HTTP. Those of up to
+    `inline_bytes` are not worth it. An object is deleted when no reference to it is left.
     """
 
-    live: Live | Parcel
+    def __init__(self, inline_bytes: int) -> None:
+        self._inline_bytes = inline_bytes
+        self._ray = require("ray", "ray")
+        exceptions = require("ray.exceptions", "ray")
+        self._lost = exceptions.ObjectLostError
+        self._full = (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError)
+
+    async def put(self, live: Live) -> Live | ObjectReference:
+        """See `Store`."""
+        if sum(array.nbytes for array in live) <= self._inline_bytes:
+            return live
+        try:
+            # In a thread: the event loop would stop while they are copied, or the store makes room.
+            return ObjectReference(await asyncio.to_thread(self._ray.put, live))
+        except self._full:
+            return live  # with the call then
+
+    async def get(self, reference: ObjectReference) -> Live:
+        """See `Store`."""
+        try:
+            live: Live = await reference.key
+        except self._lost as error:
+            raise LostObjectError(str(error)) from error
+        return live
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """n samples for a stage.
+
+    `live` are their live tensors or a reference to them, `history` what earlier exits showed of them (None before the
+    first stage), `policy` the name of their policy. Only calls of one `shape` share a batch; the caller gives up after
+    `timeout` seconds.
+    """
+
+    live: Live | ObjectReference
     samples: int
-    trail: ExitHistory | None
+    history: ExitHistory | None
     policy: PolicyName
     shape: Hashable
     timeout: float
@@ -48,31 +109,42 @@ class StageCall:
 class StageReply:
     """What became of a call's samples, by their positions in it.
 
-    Those at `left` (m,) leave here, with `logits` (m, C, ...); those at `staying` go on with `live` and `trail`, which
-    are None where nobody does. Where `outcome` is not `ANSWERED` there is nothing of this, and `error` may say why;
-    where it is None the call's live tensors were gone. `runs` are the samples and seconds of runs of the stage that no
-    reply has told of before.
+    Those at `left` (m,) leave here, with `logits` (m, C, ...); those at `staying` go on with `live` and `history`,
+    which are None where none does. Where `outcome` is not `ANSWERED`, all of these are empty and `error` may say why;
+    where it is None, the call's live tensors were lost. `runs` are the samples and seconds of runs of the stage that no
+    earlier reply has reported.
     """
 
     outcome: Outcome | None
     left: Ints
     logits: NDArray[np.float32] | None
     staying: Ints
-    live: Live | Parcel | None = None
-    trail: ExitHistory | None = None
+    live: Live | ObjectReference | None = None
+    history: ExitHistory | None = None
     error: str | None = None
     runs: tuple[tuple[int, float], ...] = ()
 
 
 class StageServer:
-    """Runs stage `stage` of a servable, batched by the engine: survivors of many calls share a run.
+    """Runs one stage of a model, batched by the engine: samples of many calls share a run.
 
-    With a `store` those who go on are left there.
+    Parameters
+    ----------
+    model : Model
+        Its back end need not be able to run other stages.
+    stage : int
+        Which stage.
+    options : EngineOptions
+        How batches are formed.
+    workers : int
+        Threads that run the stage at the same time.
+    store : Store
+        Where the live tensors of samples that go on wait; by default they travel with the reply.
     """
 
     def __init__(
         self,
-        servable: Servable,
+        model: Model,
         stage: int,
         options: EngineOptions,
         *,
@@ -80,29 +152,29 @@ class StageServer:
         store: Store | None = None,
     ) -> None:
         self._store = store
-        self.stage, self.backend, self.task = stage, servable.backend, servable.task
-        self.book = PolicyBook(servable.scheduler)
-        # How much may wait here is bounded by who calls and by the deployment's own limit.
+        self.stage, self.backend, self.task = stage, model.backend, model.task
+        self.book = PolicyBook(model.scheduler)
+        # The callers and the deployment's own limit bound how many samples wait here.
         options = replace(options, max_samples=10**9)
-        engine = Engine(servable.scheduler.policy, options, stages=range(stage, stage + 1))
+        engine = Engine(model.scheduler.policy, options, stages=range(stage, stage + 1))
         self._runs: list[tuple[int, float]] = []
         self._lock = threading.Lock()
-        self._workers = Workers(engine, servable.backend, servable.task, self, count=workers)
+        self._workers = Workers(engine, model.backend, model.task, self, count=workers)
         self._workers.start()
 
     async def __call__(self, call: StageCall) -> StageReply:
         """Run the stage on some samples."""
         policy = self.book.policy(call.policy)
         live, timeout = call.live, call.timeout
-        if isinstance(live, Parcel):
-            assert self._store is not None, "who gets parcels has the store they are in"
-            nobody, began = np.arange(0), time.monotonic()
+        if isinstance(live, ObjectReference):
+            assert self._store is not None, "references come to a server with a store"
+            none, began = np.arange(0), time.monotonic()
             try:
-                live = await asyncio.wait_for(self._store.fetch(live), call.timeout)
-            except LostParcelError as error:
-                return StageReply(None, nobody, None, nobody, error=str(error), runs=self._told())
+                live = await asyncio.wait_for(self._store.get(live), call.timeout)
+            except LostObjectError as error:
+                return StageReply(None, none, None, none, error=str(error), runs=self._unreported())
             except asyncio.TimeoutError:
-                return StageReply(Outcome.LATE, nobody, None, nobody, runs=self._told())
+                return StageReply(Outcome.LATE, none, None, none, runs=self._unreported())
             timeout = max(0.0, timeout - (time.monotonic() - began))
 
         def submit(now: float, context: Any) -> Request:
@@ -112,16 +184,16 @@ class StageServer:
                 now,
                 deadline=now + timeout,
                 policy=policy,
-                trail=call.trail,
+                history=call.history,
                 shape=call.shape,
                 context=context,
             )
 
         request = await self._workers.answer(submit, timeout=timeout)
-        found = reply(self.backend, self.stage, request, self._told())
-        if self._store is None or found.live is None or isinstance(found.live, Parcel):
+        found = reply(self.backend, self.stage, request, self._unreported())
+        if self._store is None or found.live is None or isinstance(found.live, ObjectReference):
             return found
-        return replace(found, live=await self._store.leave(found.live))
+        return replace(found, live=await self._store.put(found.live))
 
     async def drain(self) -> None:
         """Answer what is inside and stop the workers."""
@@ -133,17 +205,17 @@ class StageServer:
             raise RuntimeError(f"a worker of stage {self.stage} has died")
 
     def batch(self, work: Work, seconds: float) -> None:
-        """The stage was run."""
+        """Count a run of the stage."""
         with self._lock:
             self._runs.append((work.samples, seconds))
 
     def failure(self, work: Work) -> None:
-        """Running it raised: the request says so."""
+        """Do nothing: the request has the error."""
 
     def ended(self, requests: Sequence[Request]) -> None:
-        """Requests were answered: their replies say so."""
+        """Do nothing: the replies have the answers."""
 
-    def _told(self) -> tuple[tuple[int, float], ...]:
+    def _unreported(self) -> tuple[tuple[int, float], ...]:
         with self._lock:
             runs, self._runs = tuple(self._runs), []
         return runs
@@ -152,7 +224,7 @@ class StageServer:
 class StageReplica(StageServer):
     """A replica of stage `stage` of the bundle in a folder, of which it loads nothing else.
 
-    Stages are pure, so a call may be sent again to another replica when this one dies. Survivors of more than
+    Stages are pure, so a call may be sent again to another replica when this one dies. Live tensors of more than
     `inline_bytes` wait in Ray's object store for the next stage.
     """
 
@@ -167,28 +239,28 @@ class StageReplica(StageServer):
         allow: Sequence[str] = (),
         inline_bytes: int = INLINE_BYTES,
     ) -> None:
-        servable = load(bundle, threads=threads, allow=allow, stages=(stage,))
-        super().__init__(servable, stage, options, workers=workers, store=ObjectStore(inline_bytes))
+        model = load(bundle, threads=threads, allow=allow, stages=(stage,))
+        super().__init__(model, stage, options, workers=workers, store=RayStore(inline_bytes))
 
 
 def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple[int, float], ...]) -> StageReply:
-    """What an engine of one stage made of a request, the survivors compacted."""
+    """The reply to a request that has ended: its answers, and the samples that go on, merged."""
     assert request.outcome is not None, "the request has ended"
-    nobody = np.arange(0)
+    none = np.arange(0)
     if request.outcome is not Outcome.ANSWERED:
-        return StageReply(request.outcome, nobody, None, nobody, error=repr(request.error), runs=runs)
+        return StageReply(request.outcome, none, None, none, error=repr(request.error), runs=runs)
     left = np.flatnonzero(request.exits >= 0)
     logits = None if request.logits is None else request.logits[left]
     if not request.onward:
-        return StageReply(Outcome.ANSWERED, left, logits, nobody, runs=runs)
-    lives = [c.live if c.rows is None else backend.take(stage + 1, c.live, c.rows) for c in request.onward]
-    routes = [c.route if c.rows is None else c.route.take(c.rows) for c in request.onward]
+        return StageReply(Outcome.ANSWERED, left, logits, none, runs=runs)
+    lives = [b.live if b.rows is None else backend.take(stage + 1, b.live, b.rows) for b in request.onward]
+    states = [b.state if b.rows is None else b.state.take(b.rows) for b in request.onward]
     return StageReply(
         Outcome.ANSWERED,
         left,
         logits,
-        np.array([place for cohort in request.onward for place in cohort.places], dtype=np.intp),
+        np.array([place for batch in request.onward for place in batch.places], dtype=np.intp),
         lives[0] if len(lives) == 1 else backend.join(stage + 1, lives),
-        DecisionState.join(routes).trail,
+        DecisionState.join(states).trail,
         runs=runs,
     )

@@ -1,4 +1,4 @@
-"""The runner whose stages are deployments: requests go from one to the next by handle."""
+"""The service whose stages are deployments: it sends the samples of each request from one to the next."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ import numpy as np
 
 from eenet.costs import Budget
 from eenet.scheduler import ExitHistory
-from eenet.serving.engine._driver import account, change_budget
-from eenet.serving.engine._engine import EngineOptions, require_room, shape_of
-from eenet.serving.engine._limits import RefusedError
+from eenet.serving.engine._engine import require_room, shape_of
 from eenet.serving.engine._metrics import Metrics
+from eenet.serving.engine._model import Controller, Model
 from eenet.serving.engine._policies import PolicyBook, WholeNetwork
-from eenet.serving.engine._request import Outcome, Request
-from eenet.serving.engine._servable import Controller, Servable
+from eenet.serving.engine._request import EngineOptions, Outcome, RefusedError, Request
+from eenet.serving.engine._service import account, change_budget
 from eenet.serving.ray._stage import StageCall, StageReply
 
 _log = logging.getLogger("eenet.serving")
-_POLL = 0.02  # seconds between looks at whether everybody inside has been answered, while draining
+_POLL = 0.02  # seconds between checks whether all requests inside have been answered, while draining
 
 
 class Call(Protocol):
@@ -31,7 +30,7 @@ class Call(Protocol):
     def __await__(self) -> Any: ...
 
     def cancel(self) -> None:
-        """Nobody waits for it any more."""
+        """Give up the call."""
         ...
 
 
@@ -39,17 +38,31 @@ StageHandle = Callable[[StageCall], Call]
 """Sends a call to a replica of a stage."""
 
 
-class RayRunner:
-    """Sends the samples of each request through stages that run elsewhere; a `Runner`.
+class RayService:
+    """Answers requests by sending their samples through stages that run elsewhere.
 
-    `stages` (K) send a call to a replica of each stage. `lost` are the exceptions that say that a replica died under a
-    call, `refused` those that say that none can take it. Stages are pure, so a call whose replica died is sent again,
-    `retries` times at most; and samples whose live tensors died with a replica begin anew, as often.
+    Stages are pure, so a call whose replica died is sent again. Samples whose live tensors are lost start again at the
+    first stage.
+
+    Parameters
+    ----------
+    model : Model
+        Its back end need not be able to run any stage.
+    controller : Controller
+        Holds the policy and the budget.
+    stages : sequence of callables (K,)
+        Each sends a `StageCall` to a replica of its stage, and returns an awaitable of the reply with `cancel()`.
+    options : EngineOptions
+        How many samples may be inside, and how many go in one call.
+    retries : int
+        How often a call is sent again, and how often samples start again.
+    lost, refused : exceptions
+        What a call raises whose replica died, and one that no replica can take.
     """
 
     def __init__(
         self,
-        servable: Servable,
+        model: Model,
         controller: Controller,
         stages: Sequence[StageHandle],
         options: EngineOptions | None = None,
@@ -58,19 +71,19 @@ class RayRunner:
         lost: tuple[type[Exception], ...] = (),
         refused: tuple[type[Exception], ...] = (),
     ) -> None:
-        self._servable, self._controller, self._stages = servable, controller, list(stages)
+        self._model, self._controller, self._stages = model, controller, list(stages)
         self._options = options or EngineOptions()
         self._retries, self._lost, self._refused = retries, lost, refused
         self._whole = WholeNetwork()
-        self._book = PolicyBook(servable.scheduler)
+        self._book = PolicyBook(model.scheduler)
         self._draining = False
         self._inside = 0
         self._numbers = 0
         self._waiting = [0] * len(self._stages)
-        self.metrics = Metrics(servable.costs, lambda: self._waiting)
+        self.metrics = Metrics(model.costs, lambda: self._waiting)
 
     def start(self) -> None:
-        """Nothing: the stages run already."""
+        """Do nothing: the stages run already."""
 
     @property
     def alive(self) -> bool:
@@ -88,7 +101,7 @@ class RayRunner:
         return list(self._waiting)
 
     async def set_budget(self, budget: Budget) -> float:
-        """Keep to another budget; see `Runner`."""
+        """Keep to another budget; see `Service`."""
         return change_budget(self._controller, budget)
 
     async def drain(self) -> None:
@@ -98,11 +111,11 @@ class RayRunner:
             await asyncio.sleep(_POLL)
 
     async def answer(self, inputs: Any, *, timeout: float, full: bool = False) -> Request:
-        """Answer some samples; see `Runner`.
+        """Answer some samples; see `Service`.
 
-        They go on their way in groups of `max_batch`, so that a large request is spread over the replicas.
+        They are sent in groups of `max_batch`, so that a large request is spread over the replicas.
         """
-        backend = self._servable.backend
+        backend = self._model.backend
         live = backend.enter(inputs)
         samples = backend.size(0, live)
         require_room(samples, self._inside, self._options, draining=self._draining)
@@ -116,10 +129,10 @@ class RayRunner:
         groups = [np.arange(first, min(first + size, samples)) for first in range(0, samples, size)]
         shape = shape_of(live)
         parts = [live if len(groups) == 1 else backend.take(0, live, group) for group in groups]
-        ways = [self._way(request, part, group, shape) for part, group in zip(parts, groups, strict=True)]
+        paths = [self._path(request, part, group, shape) for part, group in zip(parts, groups, strict=True)]
         self._inside += samples
         try:
-            await asyncio.wait_for(_all(ways), timeout)
+            await asyncio.wait_for(_all(paths), timeout)
         except asyncio.TimeoutError:
             request.outcome = Outcome.LATE
         finally:
@@ -131,36 +144,36 @@ class RayRunner:
         request.finished = time.monotonic()
         return request
 
-    async def _way(self, request: Request, live: Any, places: Any, shape: Any) -> None:
-        """The way of some samples of a request, those at `places`, through the stages."""
+    async def _path(self, request: Request, live: Any, places: Any, shape: Any) -> None:
+        """Send some samples of a request, those at `places`, through the stages."""
         assert request.deadline is not None, "a request has a deadline here"
         name = self._book.name(request.policy)
         entered, rows = live, np.arange(len(places))  # rows of what entered that are still running
-        trail: ExitHistory | None = None
-        k = begun = 0
+        history: ExitHistory | None = None
+        k = restarts = 0
         while k < len(self._stages):
             left = request.deadline - time.monotonic()
-            found = await self._run(k, StageCall(live, len(rows), trail, name, shape, max(left, 0.0)))
-            if found.outcome is None:
-                _log.warning("what was to go on to stage %d is gone, so it begins anew: %s", k, found.error)
+            reply = await self._run(k, StageCall(live, len(rows), history, name, shape, max(left, 0.0)))
+            if reply.outcome is None:
+                _log.warning("live tensors for stage %d are lost, so their samples start again: %s", k, reply.error)
                 self.metrics.sent_again(k)
-                begun += 1
-                if begun > self._retries:
-                    raise RefusedError(503, f"the request was lost before stage {k} {begun} times; try again later")
-                k, trail, live = 0, None, self._servable.backend.take(0, entered, rows)
+                restarts += 1
+                if restarts > self._retries:
+                    raise RefusedError(503, f"the request was lost before stage {k} {restarts} times; try again later")
+                k, history, live = 0, None, self._model.backend.take(0, entered, rows)
                 continue
-            if found.outcome is not Outcome.ANSWERED:
+            if reply.outcome is not Outcome.ANSWERED:
                 if request.outcome is None:
-                    request.outcome = found.outcome
-                if found.outcome is Outcome.FAILED:
-                    _log.error("stage %d failed on %d samples: %s", k, len(rows), found.error)
+                    request.outcome = reply.outcome
+                if reply.outcome is Outcome.FAILED:
+                    _log.error("stage %d failed on %d samples: %s", k, len(rows), reply.error)
                     self.metrics.failure(k)
                 return
-            if found.logits is not None:
-                request.answer(places[rows[found.left]].tolist(), k, found.logits)
-            if found.live is None:
+            if reply.logits is not None:
+                request.answer(places[rows[reply.left]].tolist(), k, reply.logits)
+            if reply.live is None:
                 return
-            live, trail, rows = found.live, found.trail, rows[found.staying]
+            live, history, rows = reply.live, reply.history, rows[reply.staying]
             k += 1
 
     async def _run(self, k: int, call: StageCall) -> StageReply:
@@ -170,7 +183,7 @@ class RayRunner:
             for _ in range(1 + self._retries):
                 sent = self._stages[k](call)
                 try:
-                    found: StageReply = await sent
+                    reply: StageReply = await sent
                 except asyncio.CancelledError:
                     sent.cancel()
                     raise
@@ -180,17 +193,17 @@ class RayRunner:
                     continue
                 except self._refused as error:
                     raise RefusedError(503, f"no replica of stage {k} can take the request; try again later") from error
-                for samples, seconds in found.runs:
+                for samples, seconds in reply.runs:
                     self.metrics.batch(k, samples, seconds)
-                return found
+                return reply
         finally:
             self._waiting[k] -= call.samples
         raise RefusedError(503, f"{1 + self._retries} replicas of stage {k} died under the request; try again later")
 
 
-async def _all(ways: Sequence[Awaitable[None]]) -> None:
+async def _all(paths: Sequence[Awaitable[None]]) -> None:
     """Wait for all; where one raises, the others are cancelled."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
+    tasks = [asyncio.ensure_future(path) for path in paths]
     try:
         await asyncio.gather(*tasks)
     finally:

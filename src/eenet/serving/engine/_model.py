@@ -1,0 +1,221 @@
+"""What can be served, what runs it and what holds its budget: the protocols, and a model in eager PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from eenet.costs import Budget, ExitCosts
+from eenet.errors import InvalidInputError
+from eenet.scheduler import Scheduler, ThresholdPolicy
+from eenet.serving.engine._metrics import Metrics
+from eenet.serving.engine._request import Request
+from eenet.tasks import Task
+
+if TYPE_CHECKING:
+    from eenet.models import MultiExitModel
+    from eenet.runtime import StageBackend
+
+
+class InputSpec(Protocol):
+    """One input of a network: its name, dtype by numpy's name, and shape, the batch first, symbols by name."""
+
+    @property
+    def name(self) -> str:
+        """What the network calls it."""
+        ...
+
+    @property
+    def dtype(self) -> Any:
+        """Its name in numpy, such as "float32"."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int | str, ...]:
+        """Sizes; a name stands for a size that may change."""
+        ...
+
+
+class Preprocessing(Protocol):
+    """Turns raw inputs into a network's arrays; `kind` is "array", "image" (bytes of a file) or "text" (strings)."""
+
+    @property
+    def kind(self) -> str:
+        """What an item is."""
+        ...
+
+    def __call__(self, items: Sequence[Any]) -> Mapping[str, Any]:
+        """The network's inputs by name; raises `InvalidInputError` naming the item that cannot be used."""
+        ...
+
+
+class Model(Protocol):
+    """What can be served; a loaded bundle is one, and so is a `ServedModel`."""
+
+    @property
+    def backend(self) -> StageBackend:
+        """Runs the stages."""
+        ...
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """Decides which samples exit where."""
+        ...
+
+    @property
+    def costs(self) -> ExitCosts:
+        """What the exits cost."""
+        ...
+
+    @property
+    def task(self) -> Task:
+        """What the logits mean."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[InputSpec]:
+        """The network's inputs."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From raw inputs to arrays."""
+        ...
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """What the C classes are called."""
+        ...
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """A JSON-ready description."""
+        ...
+
+
+class _ArraysOnly:
+    """The preprocessing of a model that takes arrays as they are."""
+
+    kind = "array"
+
+    def __call__(self, items: Sequence[Any]) -> Mapping[str, Any]:
+        """Raises `InvalidInputError`: arrays are not preprocessed."""
+        raise InvalidInputError(f"{len(items)} items to preprocess, but the model takes arrays as they are: send those")
+
+
+@dataclass(frozen=True)
+class _Input:
+    """An `InputSpec`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Controller(Protocol):
+    """Holds the policy in force, learns which exits were taken, and changes the budget."""
+
+    @property
+    def policy(self) -> ThresholdPolicy:
+        """The policy for the requests that come now."""
+        ...
+
+    @property
+    def budget(self) -> float:
+        """The budget per sample, in the unit of the costs."""
+        ...
+
+    def observe(self, exits: Any, policy: ThresholdPolicy | None = None) -> None:
+        """Samples that went by a policy, by default the one in force, have left at these exits (n,)."""
+        ...
+
+    def set_budget(self, budget: Any) -> None:
+        """Keep to another budget from now on; raises `InvalidInputError` for one that cannot be met."""
+        ...
+
+
+class Service(Protocol):
+    """Answers requests: `LocalService` with stages in this process, `RayService` with stages that are deployments."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """What was counted."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it works; if not, it must be started again."""
+        ...
+
+    @property
+    def accepting(self) -> bool:
+        """Whether requests are taken in."""
+        ...
+
+    @property
+    def waiting(self) -> Sequence[int]:
+        """Samples before each stage, K numbers."""
+        ...
+
+    def start(self) -> None:
+        """Begin; called from the event loop."""
+        ...
+
+    async def answer(self, inputs: Any, *, timeout: float, full: bool = False) -> Request:
+        """Answer some samples; `full` switches the exits off.
+
+        Raises `InvalidInputError` for inputs that do not fit, `OverloadedError` or `DrainingError` where there is no
+        room, `RefusedError` where it cannot be done now.
+        """
+        ...
+
+    async def set_budget(self, budget: Budget) -> float:
+        """Keep to another budget, returned in the unit of the costs; raises `InvalidInputError` where there is none."""
+        ...
+
+    async def drain(self) -> None:
+        """Take no more requests and end when those inside are answered."""
+        ...
+
+
+class ServedModel:
+    """A model in eager PyTorch, served without a bundle.
+
+    Parameters
+    ----------
+    model : MultiExitModel
+        The network with its exits.
+    scheduler : Scheduler
+        Decides which samples exit where.
+    preprocessing : Preprocessing
+        From raw inputs to arrays; None where clients send arrays.
+    class_names : sequence of str (C,)
+        What the classes are called.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the scheduler was fitted for other exits or classes.
+    """
+
+    def __init__(
+        self,
+        model: MultiExitModel,
+        scheduler: Scheduler,
+        *,
+        preprocessing: Preprocessing | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        from eenet.runtime import TorchBackend  # brings in torch, which serving a bundle does not need
+
+        backend = TorchBackend(model)
+        scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
+        self.backend: StageBackend = backend
+        self.scheduler = scheduler
+        self.costs = scheduler.costs
+        self.task = model.task
+        self.inputs = [_Input(spec.name, str(spec.dtype).removeprefix("torch."), spec.shape) for spec in backend.inputs]
+        self.preprocessing: Preprocessing = preprocessing or _ArraysOnly()
+        self.class_names = None if class_names is None else list(class_names)
+        self.info: dict[str, Any] = {"backend": "torch", "exits": list(model.exit_names)}

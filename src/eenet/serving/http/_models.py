@@ -1,0 +1,180 @@
+"""What the interface takes and sends, as models: FastAPI makes the OpenAPI document from them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
+
+from eenet.serving.engine._model import InputSpec, Model
+from eenet.serving.engine._request import Limits
+
+NPY = ("application/x-npy", "application/npy")
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Error(_Object):
+    """Why a request was refused."""
+
+    detail: str
+
+
+class Status(_Object):
+    """The state of the server."""
+
+    status: Literal["alive", "ready"]
+
+
+class Prediction(_Object):
+    """The answer for one sample."""
+
+    class_: int = Field(alias="class", ge=0)
+    name: str | None = Field(description="What the class is called.")
+    probability: float | None = Field(None, ge=0, le=1, description="Of the class.")
+    share: float | None = Field(None, ge=0, le=1, description="Of the pixels that have the class.")
+    exit: int = Field(ge=0, description="Where the sample left, from 0.")
+    cost: float = Field(description="What the exit costs.")
+
+
+class Answer(_Object):
+    """The answers for all samples of a request, in order."""
+
+    predictions: list[Prediction] = Field(min_length=1)
+    cost_unit: str
+    full_cost: float = Field(description="What the last exit costs.")
+    milliseconds: float = Field(ge=0)
+
+
+class NewBudget(_Object):
+    """A budget per sample."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    budget: StrictInt | StrictFloat | StrictStr = Field(
+        description="In the unit of the costs, or a text such as '60%'.", examples=["60%"]
+    )
+
+
+class SetBudget(_Object):
+    """The budget in force."""
+
+    budget: float
+    unit: str
+
+
+class Input(_Object):
+    """An input of the network."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Traffic(_Object):
+    """Recent traffic."""
+
+    exit_shares: list[float] | None
+    mean_cost: float | None
+    waiting: list[int] = Field(description="Samples before each stage.")
+
+
+class Info(BaseModel):
+    """What is served; bundles say more of themselves."""
+
+    kind: Literal["array", "image", "text"]
+    num_exits: int
+    num_classes: int
+    class_names: list[str] | None
+    inputs: list[Input]
+    costs: dict[str, Any]
+    budget: float
+    traffic: Traffic
+
+
+BAD_BODY = {
+    400: "The body is not what its content type says.",
+    408: "The body came too slowly.",
+    413: "The body is too large, or holds too many samples.",
+}
+REFUSED_PREDICT = {
+    **BAD_BODY,
+    415: "The content type is not taken.",
+    422: "The inputs have the wrong names, shapes, dtypes or values.",
+    500: "The network failed on this request.",
+    504: "There was no answer in time.",
+}
+REFUSED_BUDGET = {
+    **BAD_BODY,
+    401: "The token is missing or wrong.",
+    403: "The server was started without a token.",
+    422: "The budget cannot be met.",
+}
+
+
+def refusals(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The responses of a route that refuses with these statuses."""
+    return {status: {"model": Error, "description": text} for status, text in texts.items()}
+
+
+def file_content() -> dict[str, Any]:
+    """The content of a response that is an .npy file."""
+    return {NPY[0]: {"schema": {"type": "string", "format": "binary"}}}
+
+
+def json_body(schema: dict[str, Any], **other: dict[str, Any]) -> dict[str, Any]:
+    """What is added to the document of a route that reads its body by itself, within limits."""
+    content = {"application/json": {"schema": schema}, **other}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def predict_body(model: Model, content_types: list[str], limits: Limits) -> dict[str, Any]:
+    """The bodies that `POST /predict` takes: they depend on the model."""
+    kind = model.preprocessing.kind
+    schemas = [_object({"inputs": _inputs(model, limits)})]
+    if kind == "text":
+        text = {"type": "string", "minLength": 1, "maxLength": limits.max_text}
+        texts = {"type": "array", "items": text, "minItems": 1, "maxItems": limits.max_samples}
+        schemas += [_object({"text": text}), _object({"texts": texts})]
+    file = {"type": "string", "format": "binary"}
+    others: dict[str, Any] = {}
+    for content_type in content_types[1:]:
+        schema: dict[str, Any] = {"type": "string", "minLength": 1} if content_type == "text/plain" else file
+        if content_type == "multipart/form-data" and kind == "image":
+            files = {"type": "array", "items": file, "minItems": 1, "maxItems": limits.max_samples}
+            schema = _object({"file": files})
+        elif content_type == "multipart/form-data":
+            schema = _object({spec.name: file for spec in model.inputs})
+        others[content_type] = {"schema": schema}
+    return json_body(schemas[0] if len(schemas) == 1 else {"anyOf": schemas}, **others)
+
+
+def _inputs(model: Model, limits: Limits) -> dict[str, Any]:
+    many = {spec.name: _nested(spec, limits) for spec in model.inputs}
+    one = {name: schema["items"] for name, schema in many.items()}
+    if len(many) == 1:
+        return {"anyOf": [*many.values(), *one.values()]}
+    return {"anyOf": [_object(many), _object(one)]}
+
+
+def _nested(spec: InputSpec, limits: Limits) -> dict[str, Any]:
+    """The schema of a batch: nested arrays of numbers."""
+    dtype = np.dtype(spec.dtype)
+    schema: dict[str, Any] = {"type": "boolean"}
+    if dtype.kind == "f":
+        most = float(np.finfo(dtype).max)
+        schema = {"type": "number", "minimum": -most, "maximum": most}
+    elif dtype.kind != "b":
+        bounds = np.iinfo(dtype)
+        schema = {"type": "integer", "minimum": int(bounds.min), "maximum": int(bounds.max)}
+    for size in reversed(spec.shape[1:]):
+        bound = {"minItems": 1} if isinstance(size, str) else {"minItems": size, "maxItems": size}
+        schema = {"type": "array", "items": schema, **bound}
+    return {"type": "array", "items": schema, "minItems": 1, "maxItems": limits.max_samples}
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "required": list(properties), "properties": properties, "additionalProperties": False}
