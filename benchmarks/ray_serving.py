@@ -245,7 +245,7 @@ async def queues(requests: int) -> str:
     scheduler = eenet.MaxProbability().fit(flat, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=3.0)
     scheduler.policy.thresholds[:] = 5.0
     scheduler.policy.enabled[:] = True
-    model: Any = _Servable(scheduler)
+    model: Any = _Model(scheduler)
     lines = ["queues of stages with (2, 2, 1) replicas: latency in ms, measured / simulated"]
     for rate in (1.2 / UNIT, 2.4 / UNIT, 3.6 / UNIT):
         rng = np.random.default_rng(int(rate))
@@ -261,7 +261,7 @@ async def queues(requests: int) -> str:
     return "\n".join(lines)
 
 
-class _Servable:
+class _Model:
     def __init__(self, scheduler: eenet.Scheduler) -> None:
         self.backend, self.scheduler, self.costs = Sleeping(), scheduler, scheduler.costs
         self.task = Classification()
