@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 import eenet
 from eenet.errors import InvalidInputError
-from eenet.experiments.recipes import load_recipe
-from eenet.experiments.recipes._smoke import DATASETS, write_smoke_files
+from eenet.experiments.recipes import load_recipe, write_smoke_files
 from eenet.testing import toy_costs, toy_records
 
 pytest.importorskip("lightning_fabric", reason="Lightning is not installed")
@@ -69,9 +68,8 @@ def test_it_runs_on_tiny_data_and_goes_on_where_it_stopped(
     benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exits = benchmark("exits")
-    write_smoke_files(load_recipe(exits.RECIPE, smoke=True), tmp_path)
+    root, _ = write_smoke_files(load_recipe(exits.RECIPE, smoke=True), tmp_path)
     out = tmp_path / "results"
-    root = tmp_path / DATASETS
     weights = root.parent / "weights" / "cifar10_resnet56.safetensors"
     places = ["--data-root", str(root), "--weights", str(weights), "--out", str(out)]
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import eenet
-from eenet.experiments.recipes import Place, load_recipe, recipe_names, reproduce
+from eenet.experiments.recipes import RunOptions, load_recipe, recipe_names, reproduce
 
 # On the tiny data of a smoke run optimal stopping says that there is nothing to learn from.
 pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
@@ -32,7 +32,9 @@ EXITS = {
 @pytest.mark.parametrize("name", recipe_names())
 def test_smoke(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name, smoke=True)
-    metrics = reproduce(recipe, Place(out=tmp_path, smoke=True, threads=1, progress=False), console=Console(quiet=True))
+    metrics = reproduce(
+        recipe, RunOptions(out=tmp_path, smoke=True, threads=1, progress=False), console=Console(quiet=True)
+    )
     assert metrics["recipe"] == name
     assert metrics["smoke"] is True
     assert len(metrics["exits"]) == EXITS[recipe.model.name]

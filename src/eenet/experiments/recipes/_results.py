@@ -39,7 +39,7 @@ _LIMIT = 5_000_000
 """Bytes of predictions, of both parts together, that may be kept."""
 
 _FRACTION = 2 / 3
-_NAMES = {
+NAMES = {
     "eenet": "EENet",
     "stopping": "optimal stopping",
     "max_prob": "max probability (MSDNet)",
@@ -52,12 +52,12 @@ _NAMES = {
 def schedulers(seed: int) -> dict[str, Callable[[], Scheduler]]:
     """EENet and every baseline, unfitted, by the names of the command line."""
     return {
-        "eenet": lambda: EENet(seed=seed),
-        "stopping": lambda: OptimalStopping(seed=seed),
+        "eenet": partial(EENet, seed=seed),
+        "stopping": partial(OptimalStopping, seed=seed),
         "max_prob": MaxProbability,
         "entropy": Entropy,
         "patience": Patience,
-        "searched": lambda: SearchedThresholds(seed=seed),
+        "searched": partial(SearchedThresholds, seed=seed),
     }
 
 
@@ -93,6 +93,7 @@ def write_results(
     test: ExitRecords,
     *,
     steps: Mapping[str, Any],
+    measured: Mapping[str, Any] | None,
     command: str,
     smoke: bool,
     progress: Callable[[int, int], None],
@@ -112,7 +113,7 @@ def write_results(
     done_before, total = 0, settings.resplits * len(methods) * sum(len(budgets) for _, budgets in tables)
     comparisons: list[Comparison | None] = []
     for table, budgets in tables:
-        if not budgets:
+        if not budgets or not settings.resplits:
             comparisons.append(None)
             continue
         before = done_before
@@ -146,13 +147,15 @@ def write_results(
         "costs": costs.to_dict(),
         "exits": _exits(steps["train"]["result"]["exits"], costs, calibration, test),
         "schedulers": _fitted(out, settings.budgets, costs, test) + steps["fit"]["result"]["infeasible"],
+        "notes": steps["profile"]["result"].get("notes", []),
+        "measured": measured,
         "comparison": None if comparisons[0] is None else comparisons[0].to_dict("eenet"),
         "published": None if published is None or comparisons[-1] is None else comparisons[-1].to_dict("eenet"),
         "published_budgets": None if published is None else list(published.budgets),
         "settings": dict(recipe.settings),
     }
     write_json(out / METRICS, metrics)
-    (out / README).write_text(readme(metrics), encoding="utf-8")
+    (out / README).write_text(_readme(metrics), encoding="utf-8")
     return metrics
 
 
@@ -183,7 +186,7 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
     """What each saved scheduler does on the test part."""
     found = []
     for budget in budgets:
-        for method in _NAMES:
+        for method in NAMES:
             path = out / SCHEDULER_FOLDER / scheduler_file(method, budget)
             if not path.is_file():
                 continue
@@ -206,7 +209,7 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
     return found
 
 
-def readme(metrics: Mapping[str, Any]) -> str:
+def _readme(metrics: Mapping[str, Any]) -> str:
     """The README of a results folder, made from its metrics alone."""
     samples, training, device = metrics["data"]["samples"], metrics["training"], metrics["machine"]
     unit = metrics["costs"]["unit"]
@@ -253,7 +256,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
     head += ["random mixture", "oracle", "exit shares in %"]
     rows = []
     for row in metrics["schedulers"]:
-        name = _NAMES[row["method"]]
+        name = NAMES[row["method"]]
         if "reason" in row:
             rows.append([row["budget"], name, "cannot be met", *[""] * (len(head) - 3)])
             continue
@@ -269,6 +272,8 @@ def readme(metrics: Mapping[str, Any]) -> str:
         "`random mixture` is the best that exits drawn by lot give at the cost that was really spent, `oracle` what "
         "knowing the labels would.",
     ]
+    if metrics["measured"] is not None:
+        lines += ["", "## Every scheduler run for real on the test part", "", *_measured(metrics["measured"], unit)]
     for key, title in (
         ("comparison", f"Resplits at the measured costs ({unit})"),
         ("published", "Resplits at the costs that the paper published"),
@@ -285,6 +290,30 @@ def readme(metrics: Mapping[str, Any]) -> str:
         f"- `{SPLIT}`: which samples are in which part",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _measured(measured: Mapping[str, Any], unit: str) -> list[str]:
+    """Time per sample against the plain network."""
+    sizes = list(measured["rows"][0]["time"])
+    head = ["budget", "scheduler", f"limit ({unit})", "planned", "calibration", "test", "accuracy"]
+    for size in sizes:
+        head += [f"ms a sample, batch {size}", "times as fast"]
+    rows = []
+    for row in measured["rows"]:
+        name = f"exit {row['budget']}" if row["method"] == "exit" else NAMES.get(row["method"], "plain network")
+        cells = [row["budget"] if "limit" in row else "", name]
+        costs = (row.get(key) for key in ("limit", "planned_cost", "calibration_cost", "test_cost"))
+        cells += ["" if cost is None else f"{cost:.4g}" for cost in costs]
+        cells.append(_percent(row["accuracy"]))
+        for size in sizes:
+            time = row["time"][size]
+            cells += [f"{time['ms']:.4g} ± {time['spread']:.0%}", f"{time['times']:.2f}"]
+        rows.append(cells)
+    return [
+        *_table(head, rows),
+        "",
+        f"In turns with the network without exits, {measured['rounds']} rounds; ± is half the range of the rounds.",
+    ]
 
 
 def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> list[str]:
@@ -307,7 +336,7 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
     ]
     rows = []
     for method in methods:
-        cells = [_NAMES[method]]
+        cells = [NAMES[method]]
         for budget in budgets:
             values = [
                 row["accuracy"]
@@ -329,7 +358,7 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
         if method == comparison["reference"]:
             continue
         found = {item["budget"]: item for item in comparison["differences"] if item["scheduler"] == method}
-        rows.append([_NAMES[method], *(_signed(found.get(budget)) for budget in [*budgets, None])])
+        rows.append([NAMES[method], *(_signed(found.get(budget)) for budget in [*budgets, None])])
     return [*lines, *_table(["budget", *titles, "all"], rows)]
 
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from eenet._files import write_json
-from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.costs import ExitCosts
+from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data import ThreeWaySplit
-from eenet.experiments.recipes._data import RecipeData
-from eenet.experiments.recipes._markers import Markers
-from eenet.experiments.recipes._network import checkpoint_folder, make_network
+from eenet.experiments.recipes._data import RecipeData, checkpoint_folder, make_network
+from eenet.experiments.recipes._measured import measure_policies, mixed_costs, undisturbed
 from eenet.experiments.recipes._results import (
     CALIBRATION,
     COSTS,
@@ -35,23 +38,51 @@ from eenet.experiments.recipes._results import (
     write_results,
 )
 from eenet.experiments.recipes._schema import Recipe
-from eenet.experiments.recipes._smoke import DATASETS, write_smoke_files
+from eenet.experiments.recipes._smoke import write_smoke_files
 from eenet.models import MultiExitModel, collect
+from eenet.preprocessing import ImagePreprocessing
 from eenet.profiling import measure
 from eenet.records import ExitRecords
+from eenet.scheduler import EENet, LearningOptions, Static, load_scheduler
 from eenet.training import SegmentationTask, reestimate_batch_norm, train, training_device
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
 WORK = "work"
+CLASSES, SAMPLES, PREPROCESSING = "classes.txt", "samples.npz", "preprocessing.json"
 _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
+_SCHEMA = 1
+_SAMPLES_BYTES = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunOptions:
     """Where a run reads and writes, and how it is run; nothing here changes what is computed.
 
-    `data_root` may be None for a smoke run, which makes its own data. `checkpoint` and `weights` replace what the
-    recipe starts from. `threads` 0 leaves torch its choice.
+    Parameters
+    ----------
+    out
+        The folder of the results.
+    data_root
+        The folder that holds the data; None for data that comes with a package, and for a smoke run, which makes its
+        own.
+    checkpoint, weights
+        Replace what the recipe starts from.
+    resume
+        Go on with a training that was interrupted.
+    start_from
+        Make this step and those after it again.
+    smoke
+        Run on tiny data that is made up.
+    download
+        Fetch missing data and checkpoints.
+    on_corrupt
+        "refuse" or "skip", for samples that cannot be read.
+    threads
+        For torch; 0 leaves it the choice.
+    command
+        What the results say they were made with.
+    progress
+        Whether to show what is done.
     """
 
     out: Path
@@ -68,40 +99,71 @@ class Place:
     progress: bool = True
 
 
-def reproduce(recipe: Recipe, place: Place, *, console: Console, steps: Sequence[str] = STEPS) -> dict[str, Any]:
-    """Run the steps of a recipe that are not complete; gives what the last one found.
+def reproduce(recipe: Recipe, options: RunOptions, *, console: Console, steps: Sequence[str] = STEPS) -> dict[str, Any]:
+    """Run the steps of a recipe that are not complete.
 
-    `place.out` receives what is small enough to keep: metrics, predictions, the split, costs, schedulers and a README;
-    `work/` in it holds checkpoints and markers of complete steps. A run that was stopped, even killed, goes on with
-    `resume` where it was. Raises `InvalidInputError` where the folder holds a run with other settings.
+    Parameters
+    ----------
+    recipe
+        What `load_recipe` gives.
+    options
+        `options.out` receives what is small enough to keep: metrics, predictions, the split, costs, schedulers and a
+        README; `work/` in it holds checkpoints and markers of complete steps. A run that was stopped, even killed, goes
+        on with `resume` where it was.
+    console
+        Where progress is shown.
+    steps
+        Some of "data", "train", "collect", "profile", "fit" and "evaluate".
+
+    Returns
+    -------
+    What the last step found: of "evaluate" the metrics.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the folder holds a run with other settings, or what the recipe names is not there.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from rich.console import Console
+    >>> from eenet.experiments.recipes import RunOptions, load_recipe, reproduce
+    >>> recipe = load_recipe("cifar10-resnet20-shared", smoke=True)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     options = RunOptions(out=Path(folder), smoke=True, progress=False)
+    ...     found = reproduce(recipe, options, console=Console(quiet=True), steps=("data",))
+    >>> found["samples"]["calibration"]
+    50
     """
-    if place.start_from is not None and place.start_from not in STEPS:
-        raise InvalidInputError(f"--from {place.start_from!r} is no step; choose from {', '.join(STEPS)}")
-    if place.data_root is None and not place.smoke:
+    if options.start_from is not None and options.start_from not in STEPS:
+        raise InvalidInputError(f"--from {options.start_from!r} is no step; choose from {', '.join(STEPS)}")
+    if options.data_root is None and not options.smoke and recipe.data.name != "digits":
         raise InvalidInputError("there is no data folder; give --data-root, or --smoke for tiny data that is made up")
-    with _threads(place.threads):
-        return _Run(recipe, place, console).steps(steps)
+    with _threads(options.threads):
+        return _Run(recipe, options, console).steps(steps)
 
 
 class _Run:
     """One call of `reproduce`."""
 
-    def __init__(self, recipe: Recipe, place: Place, console: Console) -> None:
+    def __init__(self, recipe: Recipe, options: RunOptions, console: Console) -> None:
         self.recipe = recipe
-        self.place = place
+        self.options = options
         self.console = console
-        self.out = place.out
-        self.work = place.out / WORK
-        self.markers = Markers(self.work / "steps")
+        self.out = options.out
+        self.work = options.out / WORK
+        self.markers = _Markers(self.work / "steps")
         self._data: RecipeData | None = None
         self._model: MultiExitModel | None = None
-        self._root = place.data_root or Path()
+        self._root = options.data_root or Path()
         self._checkpoint: str | None = None
 
     def steps(self, names: Sequence[str]) -> dict[str, Any]:
         """Run what is not complete."""
-        if self.place.start_from is not None:
-            self._forget(STEPS[STEPS.index(self.place.start_from) :])
+        if self.options.start_from is not None:
+            self._forget(STEPS[STEPS.index(self.options.start_from) :])
         work: dict[str, Callable[[], dict[str, Any]]] = {
             "data": self._split,
             "train": self._train,
@@ -133,23 +195,21 @@ class _Run:
     def _settings(self, step: str) -> dict[str, Any]:
         """All that a step's result depends on, the steps before it included."""
         recipe = self.recipe
-        found: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, "data": dataclasses.asdict(recipe.data)}
-        if step == "data":
-            return found
-        config = recipe.config.to_dict()
-        for shown in ("progress", "tensorboard"):
-            del config[shown]
-        given = {"checkpoint": self.place.checkpoint, "weights": self.place.weights}
-        found["model"] = dataclasses.asdict(recipe.model) | {name: str(path) for name, path in given.items() if path}
-        found["train"] = dataclasses.asdict(recipe.train) | config
-        if step in ("train", "collect"):
-            return found
-        found["profile"] = dataclasses.asdict(recipe.profile)
-        if step == "profile":
-            return found
-        found["evaluation"] = dataclasses.asdict(recipe.evaluation)
+        sections = {"data": recipe.data.model_dump()}
+        if step != "data":
+            config = recipe.config.to_dict()
+            for shown in ("progress", "tensorboard"):
+                del config[shown]
+            given = {"checkpoint": self.options.checkpoint, "weights": self.options.weights}
+            sections["model"] = recipe.model.model_dump() | {name: str(path) for name, path in given.items() if path}
+            sections["train"] = recipe.train.model_dump() | config
+        if step in ("profile", "fit", "evaluate"):
+            sections["profile"] = recipe.profile.model_dump()
+        if step in ("fit", "evaluate"):
+            sections["evaluation"] = recipe.evaluation.model_dump()
+        found: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, **sections}
         if step == "evaluate":
-            found["published"] = None if recipe.published is None else dataclasses.asdict(recipe.published)
+            found["published"] = None if recipe.published is None else recipe.published.model_dump()
         return found
 
     def _forget(self, steps: Sequence[str]) -> None:
@@ -165,8 +225,8 @@ class _Run:
             self.recipe,
             self._root,
             tokenizer=self._checkpoint,
-            on_corrupt=self.place.on_corrupt,
-            download=self.place.download,
+            on_corrupt=self.options.on_corrupt,
+            download=self.options.download,
         )
         split = data.make_split()
         split.save(self.out / SPLIT)
@@ -181,18 +241,18 @@ class _Run:
     def _train(self) -> dict[str, Any]:
         data, recipe, folder = self._read_data(), self.recipe, self.work / _TRAINING
         begun = (folder / "last.safetensors").is_file()
-        if begun and not self.place.resume:
+        if begun and not self.options.resume:
             raise InvalidInputError(
                 f"{str(self.out)!r} holds a training that is not finished; --resume goes on with it, --from train "
-                "starts anew"
+                "starts again"
             )
-        model = make_network(recipe, data, self._root, checkpoint=self._checkpoint, weights=self.place.weights)
+        model = make_network(recipe, data, self._root, checkpoint=self._checkpoint, weights=self.options.weights)
         model.to(training_device(recipe.config))
         frozen = recipe.config.freeze_backbone
         if recipe.train.batch_norm_batches and not begun:
             self._say(f"  re-estimating batch norms on {recipe.train.batch_norm_batches} batches")
             reestimate_batch_norm(model, data.training(frozen=False), recipe.train.batch_norm_batches)
-        config = dataclasses.replace(recipe.config, progress=recipe.config.progress and self.place.progress)
+        config = dataclasses.replace(recipe.config, progress=recipe.config.progress and self.options.progress)
         result = train(
             model,
             data.training(frozen=frozen),
@@ -203,6 +263,7 @@ class _Run:
             task=SegmentationTask() if data.task == "segmentation" else None,
         )
         model.save_pretrained(self.work / _MODEL)
+        self._save_inputs(model, data)
         self._model = model
         return {
             "exits": list(model.exit_names),
@@ -213,6 +274,24 @@ class _Run:
             "history": [report.to_dict() for report in result.history],
         }
 
+    def _save_inputs(self, model: MultiExitModel, data: RecipeData) -> None:
+        """What `eenet export` takes of this folder: class names, preprocessing, and inputs to check a bundle on."""
+        names = [one.name for one in model.staged.inference_stages[0].inputs]
+        (self.work / CLASSES).write_text("\n".join(data.classes) + "\n", encoding="utf-8")
+        tensors = data.samples(_SAMPLES_BYTES)
+        arrays: dict[str, Any] = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
+        np.savez(self.work / SAMPLES, **arrays)
+        preprocessing = data.preprocessing()
+        if preprocessing is None:
+            (self.work / PREPROCESSING).unlink(missing_ok=True)
+            return
+        if isinstance(preprocessing, ImagePreprocessing):
+            preprocessing = dataclasses.replace(preprocessing, input=names[0])
+        for name, content in preprocessing.files().items():
+            (self.work / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.work / name).write_bytes(content)
+        write_json(self.work / PREPROCESSING, preprocessing.describe())
+
     def _collect(self) -> dict[str, Any]:
         data, model = self._read_data(), self._read_model()
         found: dict[str, Any] = {}
@@ -220,29 +299,52 @@ class _Run:
             for name, file in (("calibration", CALIBRATION), ("test", TEST)):
                 loader = data.held_out(name)
                 task = bar.add_task(f"  {name} part", total=len(loader))
-                records = collect(model, _told(loader, partial(bar.advance, task)))
+                records = collect(model, _followed(loader, partial(bar.advance, task)))
                 records.save(self.work / file)
                 found[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
         return found
 
     def _profile(self) -> dict[str, Any]:
         data, model, settings = self._read_data(), self._read_model(), self.recipe.profile
+        example, scheduler = data.typical(), None
+        if settings.scheduler:
+            # There must be a scheduler to time its steps; the budget it was fitted to makes no difference to them.
+            flops = measure(model, example, batch_sizes=(1,), seconds=0).costs("flops", 1)
+            learning = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
+            calibration = ExitRecords.load(self.work / CALIBRATION)
+            scheduler = EENet(seed=self.recipe.seed, options=learning).fit(calibration, flops, budget=float(flops[-1]))
         with self._bar() as bar:
             task = bar.add_task("  batch sizes", total=len(settings.batch_sizes))
             found = measure(
                 model,
-                data.typical(),
+                example,
                 batch_sizes=settings.batch_sizes,
+                scheduler=scheduler,
                 seconds=settings.seconds,
                 progress=lambda _size: bar.advance(task),
             )
         write_json(self.out / COSTS, {"schema": 1, "exits": list(model.exit_names), **found.to_dict()})
-        costs = found.costs(self.recipe.evaluation.unit, self.recipe.evaluation.batch_size)
-        return {"costs": costs.to_dict(), "machine": machine(found.device)}
+        wanted = self.recipe.evaluation
+        notes: list[str] = []
+        if wanted.unit == "ms":
+            found, notes = undisturbed(found)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ReliabilityWarning)
+            whole = found.costs(wanted.unit, wanted.batch_size)
+            costs = whole
+            if wanted.partial_batch is not None:
+                costs = mixed_costs(found, wanted.unit, wanted.batch_size, wanted.partial_batch)
+        notes += dict.fromkeys(f"Take the cost table with care: {warning.message}." for warning in caught)
+        for note in notes:
+            self._say(f"  {note}")
+        return {
+            "costs": costs.to_dict(),
+            "full_batch": whole.to_dict(),
+            "notes": notes,
+            "machine": machine(found.device),
+        }
 
     def _fit(self) -> dict[str, Any]:
-        from eenet.costs import ExitCosts
-
         calibration = ExitRecords.load(self.work / CALIBRATION)
         costs = ExitCosts.from_dict(self._result("profile")["costs"])
         infeasible: list[dict[str, Any]] = []
@@ -250,20 +352,22 @@ class _Run:
         methods, budgets = schedulers(self.recipe.seed), self.recipe.evaluation.budgets
         with self._bar() as bar:
             task = bar.add_task("  schedulers", total=len(methods) * len(budgets))
-            for budget in budgets:
-                for method, make in methods.items():
+            for method, make in methods.items():
+                fitted = make().fit(calibration, costs)
+                for budget in budgets:
                     try:
-                        fitted = make().fit(calibration, costs, budget=budget)
+                        chosen = fitted.at(budget)
                     except InfeasibleBudgetError as error:
                         infeasible.append({"method": method, "budget": budget, "reason": str(error)})
                     else:
-                        fitted.save(self.out / SCHEDULER_FOLDER / scheduler_file(method, budget))
+                        chosen.save(self.out / SCHEDULER_FOLDER / scheduler_file(method, budget))
                     bar.advance(task)
         return {"infeasible": infeasible}
 
     def _evaluate(self) -> dict[str, Any]:
         calibration, test = (ExitRecords.load(self.work / file) for file in (CALIBRATION, TEST))
         write_predictions(self.out, calibration, test)
+        measured = self._measured(calibration, test) if self.recipe.evaluation.rounds else None
         with self._bar() as bar:
             task = bar.add_task("  comparison", total=None)
             return write_results(
@@ -272,19 +376,43 @@ class _Run:
                 calibration,
                 test,
                 steps={step: self.markers.read(step) for step in STEPS[:-1]},
-                command=self.place.command,
-                smoke=self.place.smoke,
+                measured=measured,
+                command=self.options.command,
+                smoke=self.options.smoke,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+
+    def _measured(self, calibration: ExitRecords, test: ExitRecords) -> dict[str, Any]:
+        """Every single exit and every fitted scheduler run for real, in turns with the plain network."""
+        data, model, wanted = self._read_data(), self._read_model(), self.recipe.evaluation
+        whole = ExitCosts.from_dict(self._result("profile")["full_batch"])
+        policies = {("exit", str(k + 1)): Static(k).fit(calibration, whole) for k in range(len(whole))}
+        for budget in wanted.budgets:
+            for method in schedulers(self.recipe.seed):
+                path = self.out / SCHEDULER_FOLDER / scheduler_file(method, budget)
+                if path.is_file():
+                    policies[method, budget] = load_scheduler(path)
+        with self._bar() as bar:
+            task = bar.add_task("  runs", total=None)
+            return measure_policies(
+                model,
+                policies,
+                test,
+                lambda size: data.held_out("test", batch_size=size),
+                batch_size=wanted.batch_size,
+                rounds=wanted.rounds,
+                seed=self.recipe.seed,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
 
     def _prepare(self) -> None:
         """Find data and checkpoint; a smoke run writes them first."""
-        if self.place.smoke:
+        if self.options.smoke:
             folder = self.work / _SMOKE
-            found = write_smoke_files(self.recipe, folder)
-            self._root, self._checkpoint = folder / DATASETS, None if found is None else str(found)
+            self._root, checkpoint = write_smoke_files(self.recipe, folder)
+            self._checkpoint = None if checkpoint is None else str(checkpoint)
             return
-        self._checkpoint = checkpoint_folder(self.recipe, self.place.checkpoint, download=self.place.download)
+        self._checkpoint = checkpoint_folder(self.recipe, self.options.checkpoint, download=self.options.download)
 
     def _read_data(self) -> RecipeData:
         if self._data is None:
@@ -293,8 +421,8 @@ class _Run:
                 self.recipe,
                 self._root,
                 tokenizer=self._checkpoint,
-                on_corrupt=self.place.on_corrupt,
-                download=self.place.download,
+                on_corrupt=self.options.on_corrupt,
+                download=self.options.download,
             )
             data.use(ThreeWaySplit.load(self.out / SPLIT))
             self._data = data
@@ -315,14 +443,14 @@ class _Run:
         return result
 
     def _say(self, text: str) -> None:
-        if self.place.progress:
+        if self.options.progress:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def _bar(self) -> Progress:
-        return Progress(console=self.console, transient=True, disable=not self.place.progress)
+        return Progress(console=self.console, transient=True, disable=not self.options.progress)
 
 
-def _told(loader: Iterable[Any], advance: Callable[[], None]) -> Iterator[Any]:
+def _followed(loader: Iterable[Any], advance: Callable[[], None]) -> Iterator[Any]:
     for batch in loader:
         yield batch
         advance()
@@ -341,3 +469,79 @@ def _threads(count: int) -> Iterator[None]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+class _Markers:
+    """The markers in a folder. A step without one is not complete, whatever else lies there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, step: str, settings: Mapping[str, Any], *, seconds: float, result: Mapping[str, Any]) -> None:
+        """Mark a step as complete."""
+        value = {"schema": _SCHEMA, "step": step, "seconds": seconds, "settings": settings, "result": result}
+        write_json(self._folder / f"{step}.json", value)
+
+    def read(self, step: str) -> dict[str, Any] | None:
+        """A step's marker; None where it is not complete."""
+        path = self._folder / f"{step}.json"
+        if not path.is_file():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found["schema"] > _SCHEMA:
+                raise FileFormatError(
+                    f"{str(path)!r} has schema {found['schema']}, this eenet reads up to {_SCHEMA}: upgrade eenet"
+                )
+            return {"settings": found["settings"], "seconds": found["seconds"], "result": found["result"]}
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise FileFormatError(
+                f"{str(path)!r} is damaged ({error}); delete it, and the step {step!r} runs again"
+            ) from error
+
+    def complete(self, step: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a step is complete; raises `InvalidInputError` where it was made with other settings."""
+        found = self.read(step)
+        if found is None:
+            return False
+        changed = _differences(_as_today(found["settings"]), _plain(settings))
+        if changed:
+            raise InvalidInputError(
+                f"the step {step!r} in {str(self._folder.parent.parent)!r} was made with other settings "
+                f"({'; '.join(changed[:3])}); choose another --out, or make it again with --from {step}"
+            )
+        return True
+
+    def remove(self, step: str) -> None:
+        """Make a step incomplete."""
+        (self._folder / f"{step}.json").unlink(missing_ok=True)
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Where two JSON values differ, as "path: now instead of before"."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for key in dict.fromkeys([*before, *now]):
+            if where in _NEW and key in _NEW[where] and key not in before and now[key] == _NEW[where][key]:
+                continue
+            path = f"{where}.{key}" if where else str(key)
+            found += _differences(before.get(key), now.get(key), path)
+        return found
+    return [] if before == now else [f"{where}: {now!r} instead of {before!r}"]
+
+
+# Fields that markers of eenet 0.1 do not have.
+_NEW: dict[str, dict[str, Any]] = {"profile": {"scheduler": False}, "evaluation": {"partial_batch": None, "rounds": 0}}
+
+
+def _as_today(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a marker under today's names."""
+    training = settings.get("train")
+    if isinstance(training, dict) and "optimiser" in training:
+        training = {"optimizer" if key == "optimiser" else key: value for key, value in training.items()}
+    return {**settings, "train": training} if training is not None else dict(settings)
+
+
+def _plain(value: Any) -> Any:
+    """A value as it comes back from JSON."""
+    return json.loads(json.dumps(value))

@@ -1,6 +1,6 @@
-"""What a recipe may say: its sections and fields, each with its check, its default and one line of explanation.
+"""What a recipe may say: its sections and fields, and reading one from YAML.
 
-The reference in `docs/recipes.md` is written from these classes, and a recipe is read into them.
+The reference in `docs/recipes.md` is written from these classes.
 """
 
 from __future__ import annotations
@@ -8,343 +8,450 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
-from eenet.errors import InvalidInputError
-from eenet.experiments.recipes import _checks as checks
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from eenet._extras import require
+from eenet.errors import FileFormatError, InvalidInputError
 from eenet.training import TrainConfig
 
-Section = TypeVar("Section")
+_ENDINGS = (".yaml", ".yml")
+_REQUIRED: Any = ...
 
 
-def _says(expected: str, check: checks.Check, doc: str) -> dict[str, Any]:
-    """What is known of a field: what it expects in words, what checks and normalises it, what it is."""
-    return {"expected": expected, "check": check, "doc": doc}
+def _one_line(value: str) -> str:
+    if not value.strip():
+        raise ValueError
+    return " ".join(value.split())
 
+
+def _listed(value: Any) -> Any:
+    """YAML has lists for tuples; an empty one says nothing."""
+    return tuple(value) if isinstance(value, list) and value else value
+
+
+def _part(value: Any) -> Any:
+    return (value, None) if isinstance(value, str) else _listed(value)
+
+
+def _share(value: str) -> str:
+    if not value.endswith("%") or not 0 < float(value[:-1]) <= 100:
+        raise ValueError
+    return value
+
+
+def _rising(value: tuple[float, ...]) -> tuple[float, ...]:
+    if len(value) < 2 or list(value) != sorted(set(value)):
+        raise ValueError
+    return value
+
+
+def _validation(value: Any) -> Any:
+    if isinstance(value, str) and value != "calibration":
+        raise ValueError
+    return value
+
+
+Item = TypeVar("Item")
+Text = Annotated[str, AfterValidator(_one_line)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = Count | Annotated[float, Field(gt=0, lt=1)]
+Part = Annotated[tuple[Text, Amount | None], BeforeValidator(_part)]
+Listed = Annotated[tuple[Item, ...], BeforeValidator(_listed)]
 
 _NAME = "a name"
 _COUNT = "a whole number of at least 1"
+_NATURAL = "a whole number of at least 0"
 _PART = "the name of a published split, or [split, amount]: a number of samples, or a share below 1"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DataSettings:
-    """Which data, and who gets what of it."""
+def _says(expected: str, doc: str, default: Any = _REQUIRED) -> Any:
+    """A field: what it expects in words, what it is, and its default."""
+    made = {"default_factory": dict} if default == {} else {"default": default}
+    return Field(**made, description=doc, json_schema_extra={"expected": expected})
 
-    name: str = field(metadata=_says(_NAME, checks.text, "the data set, as `experiments.data.load` knows it"))
-    options: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=_says("a mapping", checks.mapping, "options of the data set, such as `mean` and `std`"),
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class DataSettings(_Section):
+    """Which data, and which part of it is for what."""
+
+    name: Text = _says(_NAME, "the data set, as `experiments.data.load` knows it")
+    options: dict[str, Any] = _says("a mapping", "options of the data set, such as `mean` and `std`", {})
+    train: Part = _says(_PART, "what the network is trained on")
+    calibration: Part = _says(_PART, "what schedulers are fitted on")
+    test: Part = _says(_PART, "what everything is judged on, and nothing fitted")
+    validation: Annotated[Amount | str, AfterValidator(_validation)] = _says(
+        "a number of samples, a share below 1, or 'calibration'",
+        "what checkpoints are chosen by: some of the training part, or where data is scarce the calibration part",
     )
-    train: tuple[str, int | float | None] = field(metadata=_says(_PART, checks.part, "what the network is trained on"))
-    calibration: tuple[str, int | float | None] = field(
-        metadata=_says(_PART, checks.part, "what schedulers are fitted on")
+    max_length: Annotated[int, Field(ge=3)] = _says(
+        "a whole number of at least 3", "texts: tokens that are kept, special ones included", 128
     )
-    test: tuple[str, int | float | None] = field(
-        metadata=_says(_PART, checks.part, "what everything is judged on, and nothing fitted")
-    )
-    validation: int | float | str = field(
-        metadata=_says(
-            "a number of samples, a share below 1, or 'calibration'",
-            checks.held_out,
-            "what checkpoints are chosen by: some of the training part, or where data is scarce the calibration part",
-        )
-    )
-    max_length: int = field(
-        default=128, metadata=_says(_COUNT, checks.whole(3), "texts: tokens that are kept, special ones included")
-    )
-    limit: int | None = field(
-        default=None,
-        metadata=_says(
-            "a whole number of at least 1, or null",
-            checks.or_none(checks.whole(1)),
-            "at most so many samples of each published split",
-        ),
-    )
-    duplicates: bool = field(
-        default=True,
-        metadata=_says(
-            "true or false", checks.flag, "count samples of equal bytes across the parts, which reads all data"
-        ),
+    limit: Count | None = _says(f"{_COUNT}, or null", "at most this many samples of each published split", None)
+    duplicates: bool = _says(
+        "true or false",
+        "count samples of equal bytes across the parts, which reads all data",
+        True,  # noqa: FBT003
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadSettings:
+class HeadSettings(_Section):
     """The early exit heads, where they are not the network's own."""
 
-    kind: str = field(
-        metadata=_says(_NAME, checks.text, "the class of the heads, one of eenet's own, such as `MSDNetHead`")
-    )
-    options: dict[str, Any] = field(
-        default_factory=dict, metadata=_says("a mapping", checks.mapping, "its further arguments")
-    )
+    kind: Text = _says(_NAME, "the class of the heads, one of eenet's own, such as `ConvHead`")
+    options: dict[str, Any] = _says("a mapping", "its further arguments", {})
 
 
-def _heads(value: Any) -> HeadSettings:
-    return _read(HeadSettings, value, "model.heads")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(_Section):
     """The network."""
 
-    name: str = field(metadata=_says(_NAME, checks.text, "the network, one of `eenet.models.MODELS`"))
-    options: dict[str, Any] = field(
-        default_factory=dict, metadata=_says("a mapping", checks.mapping, "further options of the network")
+    name: Text = _says(_NAME, "the network, one of `eenet.models.MODELS`")
+    options: dict[str, Any] = _says("a mapping", "further options of the network", {})
+    weights: Text | None = _says(
+        "a file, or null", "published weights to start from; `{data}` stands for the data folder", None
     )
-    weights: str | None = field(
-        default=None,
-        metadata=_says(
-            "a file, or null",
-            checks.or_none(checks.text),
-            "published weights to start from; `{data}` stands for the data folder",
-        ),
+    checkpoint: Text | None = _says(
+        "a folder, 'package:NAME', 'hub:NAME', or null",
+        "texts: the encoder and the tokenizer: a folder, an installed package's, or Hugging Face's",
+        None,
     )
-    checkpoint: str | None = field(
-        default=None,
-        metadata=_says(
-            "a folder, 'package:NAME', 'hub:NAME', or null",
-            checks.or_none(checks.text),
-            "texts: the encoder and the tokenizer: a folder, an installed package's, or Hugging Face's",
-        ),
-    )
-    freeze: tuple[str, ...] = field(
-        default=(),
-        metadata=_says(
-            "a list of module names", checks.many(checks.text), "modules of the network that are not trained"
-        ),
-    )
-    heads: HeadSettings | None = field(
-        default=None,
-        metadata=_says(
-            "a mapping with kind and options, or null",
-            checks.or_none(_heads),
-            "other early exit heads than the network's own",
-        ),
+    freeze: Listed[Text] = _says("a list of module names", "modules of the network that are not trained", ())
+    heads: HeadSettings | None = _says(
+        "a mapping with kind and options, or null", "other early exit heads than the network's own", None
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
+class TrainSettings(_Section):
     """The training run; besides these, every field of `eenet.training.TrainConfig`."""
 
-    batch_size: int = field(metadata=_says(_COUNT, checks.whole(1), "samples in a batch of training"))
-    evaluation_batch_size: int = field(
-        default=128, metadata=_says(_COUNT, checks.whole(1), "samples in a batch where nothing is learned")
+    batch_size: Count = _says(_COUNT, "samples in a batch of training")
+    evaluation_batch_size: Count = _says(_COUNT, "samples in a batch where nothing is learned", 128)
+    batch_norm_batches: Natural = _says(
+        _NATURAL, "batches on which the statistics of batch norms are re-estimated before training", 0
     )
-    batch_norm_batches: int = field(
-        default=0,
-        metadata=_says(
-            "a whole number of at least 0",
-            checks.whole(0),
-            "batches on which the statistics of batch norms are re-estimated before training",
-        ),
-    )
-    workers: int = field(
-        default=0, metadata=_says("a whole number of at least 0", checks.whole(0), "processes that read data")
-    )
+    workers: Natural = _says(_NATURAL, "processes that read data", 0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProfileSettings:
+class ProfileSettings(_Section):
     """The measurement of what each exit costs."""
 
-    batch_sizes: tuple[int, ...] = field(
-        default=(1, 8, 32), metadata=_says("a list of whole numbers", checks.many(checks.whole(1)), "batch sizes")
-    )
-    seconds: float = field(
-        default=5.0, metadata=_says("a number above 0", checks.positive, "about how long each batch size is measured")
+    batch_sizes: Listed[Count] = _says("a list of whole numbers", "batch sizes", (1, 8, 32))
+    seconds: Positive = _says("a number above 0", "about how long each batch size is measured", 5.0)
+    scheduler: bool = _says(
+        "true or false",
+        "include the steps of a scheduler, those of EENet, in times",
+        False,  # noqa: FBT003
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSettings:
+class EvaluationSettings(_Section):
     """The comparison of schedulers."""
 
-    unit: str = field(
-        default="ms", metadata=_says("'ms', 'cpu_ms' or 'flops'", checks.unit, "what budgets are measured in")
+    unit: Annotated[str, Field(pattern="^(ms|cpu_ms|flops)$")] = _says(
+        "'ms', 'cpu_ms' or 'flops'", "what budgets are measured in", "ms"
     )
-    batch_size: int = field(
-        default=1, metadata=_says(_COUNT, checks.whole(1), "the batch size whose costs count, one of those profiled")
+    batch_size: Count = _says(_COUNT, "the batch size whose costs count, one of those profiled", 1)
+    partial_batch: Count | None = _says(
+        f"{_COUNT}, or null",
+        "a smaller batch size, one of those profiled: costs then say what a sample adds to the time of a batch of "
+        "which only some samples go on",
+        None,
     )
-    budgets: tuple[str, ...] = field(
-        default=("50%", "65%", "80%"),
-        metadata=_says(
-            "a list of shares such as '60%'", checks.many(checks.budget), "budgets, in shares of the last exit's cost"
-        ),
+    budgets: Listed[Annotated[str, AfterValidator(_share)]] = _says(
+        "a list of shares such as '60%'", "budgets, in shares of the last exit's cost", ("50%", "65%", "80%")
     )
-    resplits: int = field(
-        default=5, metadata=_says(_COUNT, checks.whole(1), "random resplits, over which differences are averaged")
+    resplits: Natural = _says(
+        _NATURAL, "random resplits, over which differences are averaged; 0 leaves the comparison out", 5
+    )
+    rounds: Natural = _says(
+        _NATURAL,
+        "run every fitted scheduler on the test part this many times, in turns with the plain network, and measure the "
+        "time per sample",
+        0,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedSettings:
+class PublishedSettings(_Section):
     """The setting of the paper: its costs, and budgets in their unit."""
 
-    costs: tuple[float, ...] = field(
-        metadata=_says("rising numbers, one for each exit", checks.rising, "the paper's cost of the way to each exit")
+    costs: Annotated[Listed[Positive], AfterValidator(_rising)] = _says(
+        "rising numbers, one for each exit", "the paper's cost of the way to each exit"
     )
-    unit: str = field(default="ms", metadata=_says(_NAME, checks.text, "their unit"))
-    budgets: tuple[float, ...] = field(
-        metadata=_says("a list of numbers above 0", checks.many(checks.positive), "the paper's budgets")
-    )
-    grid: int = field(
-        default=0,
-        metadata=_says(
-            "a whole number of at least 0",
-            checks.whole(0),
-            "further budgets, evenly between the first and the last exit's cost",
-        ),
-    )
+    unit: Text = _says(_NAME, "their unit", "ms")
+    budgets: Listed[Positive] = _says("a list of numbers above 0", "the paper's budgets")
+    grid: Natural = _says(_NATURAL, "further budgets, evenly between the first and the last exit's cost", 0)
 
 
-_SECTIONS: dict[str, type[Any]] = {
-    "data": DataSettings,
-    "model": ModelSettings,
-    "train": TrainSettings,
-    "profile": ProfileSettings,
-    "evaluation": EvaluationSettings,
-    "published": PublishedSettings,
-}
-_TOP = {
-    "title": ("one line of text", "what the recipe reproduces"),
-    "about": ("text", "where the setting comes from, and what differs from the paper's and why"),
-    "seed": ("a whole number of at least 0", "of the split, the network, the training and the schedulers; 0"),
-    "smoke": ("a mapping", "what `--smoke` changes: the same sections, with small sizes"),
-}
+class Recipe(_Section):
+    """A checked recipe.
 
+    Attributes
+    ----------
+    name
+        Of the file.
+    config
+        The settings of the training run, those of the section `train` that are not of the data.
+    settings
+        The mapping it was read from, changes included and `smoke` left out.
+    """
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A checked recipe. `settings` is the mapping it was read from, overrides included and `smoke` left out."""
-
-    name: str
-    title: str
-    about: str
-    seed: int
-    data: DataSettings
-    model: ModelSettings
-    train: TrainSettings
-    config: TrainConfig
-    profile: ProfileSettings
-    evaluation: EvaluationSettings
-    published: PublishedSettings | None
-    settings: Mapping[str, Any]
+    title: Text = _says("one line of text", "what the recipe reproduces")
+    about: Text = _says("text", "where the setting comes from, and what differs from the paper's and why", "")
+    seed: Natural = _says(_NATURAL, "of the split, the network, the training and the schedulers", 0)
+    data: DataSettings = _says("a mapping", "")
+    model: ModelSettings = _says("a mapping", "")
+    train: TrainSettings = _says("a mapping", "")
+    profile: ProfileSettings = _says("a mapping", "", ProfileSettings())
+    evaluation: EvaluationSettings = _says("a mapping", "", EvaluationSettings())
+    published: PublishedSettings | None = _says("a mapping", "", None)
+    name: str = Field(exclude=True)
+    config: TrainConfig = Field(exclude=True)
+    settings: dict[str, Any] = Field(exclude=True)
 
     @classmethod
     def from_mapping(cls, name: str, values: Any) -> Recipe:
-        """Check a mapping such as a YAML file gives; raises `InvalidInputError`, which names the field."""
+        """Check a mapping such as a YAML file gives.
+
+        Raises
+        ------
+        InvalidInputError
+            In one line: the field, its value, and what was expected.
+        """
         if not isinstance(values, Mapping):
             raise InvalidInputError(f"recipe {name!r} is a {type(values).__name__}, expected a mapping of sections")
-        _refuse_unknown(values, [*_TOP, *_SECTIONS], f"recipe {name!r}")
-        title = _checked("title", values.get("title"), checks.text, _TOP["title"][0])
-        about = _checked("about", values.get("about", title), checks.text, _TOP["about"][0])
-        seed = _checked("seed", values.get("seed", 0), checks.whole(0), _TOP["seed"][0])
+        given = {key: value for key, value in values.items() if key != "smoke"}
+        known = [key for key in cls.model_fields if key not in ("name", "config", "settings")]
+        _refuse_unknown(given, [*known, "smoke"], f"recipe {name!r}")
         for required in ("data", "model", "train"):
-            if required not in values:
+            if required not in given:
                 raise InvalidInputError(f"recipe {name!r} has no section {required!r}; see docs/recipes.md")
-        train, config = _read_train(values["train"], seed)
-        evaluation = _read(EvaluationSettings, values.get("evaluation", {}), "evaluation")
-        profile = _read(ProfileSettings, values.get("profile", {}), "profile")
-        if evaluation.batch_size not in profile.batch_sizes:
-            raise InvalidInputError(
-                f"evaluation.batch_size is {evaluation.batch_size}, expected one of profile.batch_sizes "
-                f"{list(profile.batch_sizes)}"
+        seed = given.get("seed", 0)
+        own, config = _split_train(given["train"], seed if isinstance(seed, int) and seed >= 0 else 0)
+        try:
+            found = cls.model_validate(
+                {
+                    "about": given.get("title"),
+                    **given,
+                    "train": own,
+                    "name": name,
+                    "config": config,
+                    "settings": dict(given),
+                }
             )
-        published = values.get("published")
-        kept = {key: value for key, value in values.items() if key != "smoke"}
-        return cls(
-            name=name,
-            title=title,
-            about=about,
-            seed=seed,
-            data=_read(DataSettings, values["data"], "data"),
-            model=_read(ModelSettings, values["model"], "model"),
-            train=train,
-            config=config,
-            profile=profile,
-            evaluation=evaluation,
-            published=None if published is None else _read(PublishedSettings, published, "published"),
-            settings=kept,
-        )
+        except ValidationError as error:
+            raise _refused(cls, error, given) from error
+        for field in ("batch_size", "partial_batch"):
+            size, sizes = getattr(found.evaluation, field), list(found.profile.batch_sizes)
+            if size is not None and size not in sizes:
+                raise InvalidInputError(f"evaluation.{field} is {size}, expected one of profile.batch_sizes {sizes}")
+        partial = found.evaluation.partial_batch
+        if partial is not None and partial >= found.evaluation.batch_size:
+            raise InvalidInputError(
+                f"evaluation.partial_batch is {partial}, expected less than evaluation.batch_size, "
+                f"{found.evaluation.batch_size}"
+            )
+        return found
+
+    @classmethod
+    def reference(cls) -> str:
+        """The tables of all sections, in Markdown."""
+        top = {name: field for name, field in cls.model_fields.items() if field.description}
+        lines = ["| field | expects | what it is |", "|---|---|---|"]
+        lines += [f"| `{name}` | {_expected(field)} | {field.description} |" for name, field in top.items()]
+        lines.append("| `smoke` | a mapping | what `--smoke` changes: the same sections, with small sizes |")
+        found = {name: _section_of(field) for name, field in cls.model_fields.items()}
+        sections = {name: section for name, section in found.items() if section is not None}
+        sections["model.heads"] = HeadSettings
+        for name, kind in sections.items():
+            assert kind.__doc__ is not None
+            head = ["| field | expects | default | what it is |", "|---|---|---|---|"]
+            lines += ["", f"### `{name}`", "", kind.__doc__, "", *head]
+            for key, field in kind.model_fields.items():
+                lines.append(f"| `{key}` | {_expected(field)} | {_default(field)} | {field.description} |")
+        return "\n".join(lines) + "\n"
 
 
-def _read_train(values: Any, seed: int) -> tuple[TrainSettings, TrainConfig]:
-    own = {item.name for item in dataclasses.fields(TrainSettings)}
-    theirs = {item.name for item in dataclasses.fields(TrainConfig)} - {"seed"}
-    given = _checked("train", values, checks.mapping, "a mapping")
-    if "seed" in given:
+def _split_train(values: Any, seed: int) -> tuple[dict[str, Any], TrainConfig]:
+    """The fields of the section that are of the data, and the rest as a `TrainConfig`."""
+    if not isinstance(values, Mapping):
+        raise InvalidInputError(f"train is {values!r}, expected a mapping")
+    if "seed" in values:
         raise InvalidInputError("train.seed is set; give the seed of all steps at the top of the recipe instead")
-    _refuse_unknown(given, [*own, *theirs], "train", within="train.")
-    settings = _read(TrainSettings, {key: value for key, value in given.items() if key in own}, "train")
+    theirs = [item.name for item in dataclasses.fields(TrainConfig) if item.name != "seed"]
+    # The name of the field before eenet 0.2.
+    _refuse_unknown(values, [*TrainSettings.model_fields, *theirs, "optimiser"], "train", within="train.")
+    own = {key: value for key, value in values.items() if key in TrainSettings.model_fields}
     try:
-        config = TrainConfig.from_dict({key: value for key, value in given.items() if key in theirs} | {"seed": seed})
+        config = TrainConfig.from_dict({key: value for key, value in values.items() if key not in own} | {"seed": seed})
     except InvalidInputError as error:
         raise InvalidInputError(f"train.{error}") from error
-    return settings, config
+    return own, config
 
 
-def _read(section: type[Section], values: Any, where: str) -> Section:
-    given = _checked(where, values, checks.mapping, "a mapping")
-    fields = dataclasses.fields(section)  # type: ignore[arg-type]
-    _refuse_unknown(given, [item.name for item in fields], where, within=f"{where}.")
-    found: dict[str, Any] = {}
-    for item in fields:
-        if item.name in given:
-            found[item.name] = _checked(
-                f"{where}.{item.name}", given[item.name], item.metadata["check"], item.metadata["expected"]
-            )
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-            raise InvalidInputError(f"{where}.{item.name} is missing; expected {item.metadata['expected']}")
-    return section(**found)
+def _refused(section: type[BaseModel], error: ValidationError, values: Any) -> InvalidInputError:
+    """Our words for the first thing that pydantic refuses, an unknown field before others."""
+    found = error.errors(include_url=False, include_context=False)
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    path: list[str] = []
+    value, kind, field = values, section, None
+    for key in first["loc"]:
+        field = kind.model_fields.get(str(key))
+        if field is None:
+            break
+        path.append(str(key))
+        value = value.get(key) if isinstance(value, Mapping) else None
+        inner = _section_of(field)
+        if inner is None:
+            break
+        kind = inner
+    where = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return _unknown(str(first["loc"][-1]), list(kind.model_fields), where, f"{where}.")
+    assert field is not None
+    if first["type"] == "missing" and len(first["loc"]) == len(path):
+        return InvalidInputError(f"{where} is missing; expected {_expected(field)}")
+    return InvalidInputError(f"{where} is {value!r}, expected {_expected(field)}")
 
 
-def _checked(where: str, value: Any, check: checks.Check, expected: str) -> Any:
-    try:
-        return check(value)
-    except checks.RefusedError as error:
-        raise InvalidInputError(f"{where} is {value!r}, expected {expected}") from error
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a field that is a section."""
+    among = get_args(field.annotation) or (field.annotation,)
+    return next((kind for kind in among if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _expected(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra["expected"]) if isinstance(extra, dict) else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None or isinstance(value, bool):
+        return {None: "`null`", True: "`true`", False: "`false`"}[value]
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
 def _refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str, *, within: str = "") -> None:
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {within}{near[0]}?" if near else f"there are {', '.join(known)}"
-            raise InvalidInputError(f"{where} has no {key!r}; {hint}")
+            raise _unknown(str(key), known, where, within)
 
 
-def reference() -> str:
-    """The tables of all sections, in Markdown."""
-    lines = ["| field | expects | what it is |", "|---|---|---|"]
-    lines += [f"| `{name}` | {expected} | {doc} |" for name, (expected, doc) in _TOP.items()]
-    sections: dict[str, type[Any]] = {**_SECTIONS, "model.heads": HeadSettings}
-    for name, section in sections.items():
-        assert section.__doc__ is not None
-        lines += [
-            "",
-            f"### `{name}`",
-            "",
-            section.__doc__,
-            "",
-            "| field | expects | default | what it is |",
-            "|---|---|---|---|",
-        ]
-        for item in dataclasses.fields(section):
-            lines.append(f"| `{item.name}` | {item.metadata['expected']} | {_default(item)} | {item.metadata['doc']} |")
-    return "\n".join(lines) + "\n"
+def _unknown(key: str, known: Sequence[str], where: str, within: str) -> InvalidInputError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {within}{near[0]}?" if near else f"there are {', '.join(known)}"
+    return InvalidInputError(f"{where} has no {key!r}; {hint}")
 
 
-def _default(item: dataclasses.Field[Any]) -> str:
-    if item.default_factory is not dataclasses.MISSING:
-        return "`{}`"
-    if item.default is dataclasses.MISSING:
-        return "required"
-    if item.default is None:
-        return "`null`"
-    if isinstance(item.default, bool):
-        return f"`{str(item.default).lower()}`"
-    return f"`{list(item.default) if isinstance(item.default, tuple) else item.default}`"
+def recipe_names() -> list[str]:
+    """The names of the recipes that ship with eenet."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_recipe(name: str, *, changes: Sequence[str] = (), smoke: bool = False) -> Recipe:
+    """A recipe by name, or from a YAML file of the user's own.
+
+    Parameters
+    ----------
+    name
+        One of `recipe_names()`, or the path of a file that ends in .yaml or .yml.
+    changes
+        Single fields to set, as "train.epochs=5"; the value is YAML.
+    smoke
+        Apply the recipe's section `smoke` before the changes, which makes everything small.
+
+    Raises
+    ------
+    InvalidInputError
+        Which names the field, for what is not a recipe.
+    FileFormatError
+        For a file that is no YAML.
+
+    Examples
+    --------
+    >>> from eenet.experiments.recipes import load_recipe
+    >>> recipe = load_recipe("cifar10-resnet56", changes=["train.epochs=5"])
+    >>> recipe.config.epochs, recipe.data.name
+    (5, 'cifar10')
+    """
+    path = _find(name)
+    values: Mapping[str, Any] = _read(path)
+    if smoke:
+        overrides = values.get("smoke", {})
+        if not overrides:
+            raise InvalidInputError(f"recipe {path.stem!r} has no section 'smoke', which says how to make it small")
+        if not isinstance(overrides, Mapping):
+            raise InvalidInputError(f"smoke is {overrides!r}, expected a mapping of sections")
+        values = _merged(values, overrides)
+    for change in changes:
+        values = _merged(values, _change(change))
+    return Recipe.from_mapping(path.stem, values)
+
+
+def _folder() -> Path:
+    """Where the recipes are: in the installed package, or at the top of the repository in an editable install."""
+    packaged = Path(__file__).parent / "files"
+    return packaged if packaged.is_dir() else Path(__file__).parents[4] / "recipes"
+
+
+def _find(name: str) -> Path:
+    if name.endswith(_ENDINGS):
+        path = Path(name)
+        if not path.is_file():
+            raise InvalidInputError(f"there is no recipe file {name!r}; give the path of a YAML file")
+        return path
+    known = recipe_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidInputError(
+            f"there is no recipe {name!r}; {hint}choose from {', '.join(known)}, or give a YAML file"
+        )
+    return _folder() / f"{name}.yaml"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    yaml = require("yaml", "train")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FileFormatError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        raise FileFormatError(f"{str(path)!r} holds a {type(found).__name__}, expected a mapping of sections")
+    return found
+
+
+def _merged(values: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with what `other` says, mappings merged key by key."""
+    found = dict(values)
+    for key, value in other.items():
+        mine = found.get(key)
+        both = isinstance(mine, Mapping) and isinstance(value, Mapping)
+        found[key] = _merged(mine, value) if both and isinstance(mine, Mapping) else value
+    return found
+
+
+def _change(text: str) -> dict[str, Any]:
+    yaml = require("yaml", "train")
+    path, equals, value = text.partition("=")
+    names = path.strip().split(".")
+    if not equals or not all(names):
+        raise InvalidInputError(f"{text!r} changes nothing; expected SECTION.FIELD=VALUE such as train.epochs=5")
+    try:
+        found: Any = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"the value of {text!r} is not YAML: {' '.join(str(error).split())}") from error
+    for name in reversed(names):
+        found = {name: found}
+    changed: dict[str, Any] = found
+    return changed

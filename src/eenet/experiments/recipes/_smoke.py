@@ -1,6 +1,6 @@
 """Tiny data, weights and checkpoints in the formats of the real ones, so that a recipe can be proved end to end.
 
-The samples are coloured by their class, or hold words of it, so that there is something to learn.
+The samples are colored by their class, or hold words of it, so that there is something to learn.
 """
 
 from __future__ import annotations
@@ -23,18 +23,26 @@ from eenet.models import build_network
 
 Pixels = NDArray[np.uint8]
 
-DATASETS, WEIGHTS, CHECKPOINT = "datasets", "weights", "checkpoint"
 _WORDS = ("film", "story", "actor", "scene", "plot", "team", "match", "stock", "market", "phone", "city", "vote")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def write_smoke_files(recipe: Recipe, folder: Path) -> Path | None:
-    """Write what a recipe reads into `folder`; gives the checkpoint's folder, where the recipe wants one.
+def write_smoke_files(recipe: Recipe, folder: Path) -> tuple[Path, Path | None]:
+    """Write what a recipe reads into `folder`, as tiny data that is made up.
 
-    `datasets/` is then the data folder.
+    Returns
+    -------
+    The data folder, and the folder of the checkpoint, where the recipe starts from one.
+
+    Raises
+    ------
+    InvalidInputError
+        For a data set without a small version.
     """
-    root = folder / DATASETS
+    root = folder / "datasets"
     root.mkdir(parents=True, exist_ok=True)
+    if recipe.data.name == "digits":
+        return root, None  # they come with a package
     writer = _WRITERS.get(recipe.data.name)
     if writer is None:
         raise InvalidInputError(f"there is no small version of the data set {recipe.data.name!r}; run without --smoke")
@@ -42,16 +50,16 @@ def write_smoke_files(recipe: Recipe, folder: Path) -> Path | None:
     if recipe.model.weights is not None:
         _write_weights(Path(recipe.model.weights.format(data=root)), recipe.model.name)
     if recipe.model.checkpoint is None:
-        return None
+        return root, None
     layers = 6 if recipe.model.name == "minilm" else 12
-    return _write_checkpoint(folder / CHECKPOINT, layers)
+    return root, _write_checkpoint(folder / "checkpoint", layers)
 
 
 def _images(rng: np.random.Generator, labels: NDArray[np.int64], classes: int, height: int, width: int) -> Pixels:
-    """Noise around a colour that says the class, (N, height, width, 3)."""
-    colours = np.random.default_rng(0).integers(30, 226, (classes, 3))
+    """Noise around a color that says the class, (N, height, width, 3)."""
+    colors = np.random.default_rng(0).integers(30, 226, (classes, 3))
     noise = rng.normal(0, 25, (len(labels), height, width, 3))
-    return np.clip(colours[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
+    return np.clip(colors[labels][:, None, None] + noise, 0, 255).astype(np.uint8)
 
 
 def _encoded(image: Any, kind: str) -> bytes:

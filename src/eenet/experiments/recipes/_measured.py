@@ -1,0 +1,189 @@
+"""What answers cost: tables for budgets from a profile, and policies run for real in turns with the plain network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eenet.costs import ExitCosts
+from eenet.models import MultiExitModel, logits_in, unpack
+from eenet.profiling import TRUSTED_SPREAD, StageProfile
+from eenet.records import ExitRecords
+from eenet.runtime import AdaptiveModel
+from eenet.scheduler import Scheduler
+from eenet.tasks import Segmentation
+
+SINGLE = 100  # samples that are run one at a time
+
+
+def undisturbed(profile: StageProfile) -> tuple[StageProfile, list[str]]:
+    """The profile; where other programs disturbed it, with wall times in the proportions of processor time.
+
+    Where other programs want the processor too, a long stage is interrupted and a short one is not, so their wall times
+    do not compare; processor time does not run while another program has the processor. The most expensive exit keeps
+    its wall time. The note says so.
+    """
+    spread = float(profile.spreads["ms"].max())
+    if spread <= TRUSTED_SPREAD or profile.device.get("device") != "cpu":
+        return profile, []
+    wall, cpu = profile.tables["ms"], profile.tables["cpu_ms"]
+    found = replace(
+        profile,
+        tables={**profile.tables, "ms": cpu * (wall[-1, -1] / cpu[-1, -1])},
+        spreads={**profile.spreads, "ms": profile.spreads["cpu_ms"]},
+    )
+    return found, [
+        f"Other programs disturbed the measurement of the costs: wall times varied by {spread:.0%}. The proportions of "
+        "the cost table are therefore those of processor time; on a quiet machine they are those of wall time."
+    ]
+
+
+def mixed_costs(profile: StageProfile, unit: str, batch_size: int, smaller: int) -> ExitCosts:
+    """What a sample that exits at each exit adds to the time of its batch, per sample.
+
+    A stage takes a fixed time and a time for each sample in it: a line through its times at `smaller` and at
+    `batch_size` samples. When samples exit, the fixed part stays as long as one sample goes on, so the batch pays it
+    and an early exit saves only the rest. The mean of these costs over the samples of a batch is then the batch's time
+    divided by its size, and the cost of the last exit is the same as in the profile.
+    """
+    at = profile.costs(unit, batch_size)
+    full = np.diff(at.values, prepend=0.0) * batch_size
+    fewer = np.diff(profile.costs(unit, smaller).values, prepend=0.0) * smaller
+    each = (full - fewer) / (batch_size - smaller)
+    # Noise could make the line's start negative, or its slope; at least half of a full batch's time is the samples'.
+    each = np.clip(each, 0.5 * full / batch_size, full / batch_size)
+    fixed = full - batch_size * each
+    return ExitCosts(
+        fixed.sum() / batch_size + each.cumsum(),
+        unit,
+        batch_size=batch_size,
+        spread=at.spread,
+        device=at.device,
+        includes=(*at.includes, "the fixed part of all stages"),
+    )
+
+
+def measure_policies(
+    model: MultiExitModel,
+    policies: Mapping[tuple[str, str], Scheduler],
+    test: ExitRecords,
+    batches: Callable[[int], Iterable[Any]],
+    *,
+    batch_size: int,
+    rounds: int,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """JSON-ready rows: the plain network, then each policy by (method, budget), on the same batches of the test part.
+
+    A row has the accuracy of its answers and, for `batch_size` and for 1, the `ms` per sample (medians over the rounds
+    of each batch), their `spread` (half the range of the rounds, relative) and how many `times` as fast as the plain
+    network. `replay_differs` counts samples that exited elsewhere than in a replay of the records.
+    """
+    keys: list[tuple[str, str] | None] = [None, *policies]
+    runs: list[Callable[..., Any]] = [model.eval().backbone]
+    runs += [AdaptiveModel(model, scheduler) for scheduler in policies.values()]
+    # One sample at a time is slow, so only some; where the batch size is 1, those are all that is needed.
+    inputs = {
+        size: [unpack(batch) for batch in islice(batches(size), SINGLE if size == 1 else None)]
+        for size in sorted({1, batch_size})
+    }
+    total = rounds * len(runs) * sum(map(len, inputs.values()))
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += len(runs)
+        progress(done, total)
+
+    times: dict[int, NDArray[np.float64]] = {}
+    outputs: dict[int, list[list[Any]]] = {}
+    for size, calls in inputs.items():
+        times[size], outputs[size] = _in_turns(runs, calls, rounds, seed, advance)
+    samples = {size: len(torch.cat([_logits(output) for output in outputs[size][0]])) for size in inputs}
+    rows = []
+    for n, key in enumerate(keys):
+        row: dict[str, Any] = {
+            "method": "plain" if key is None else key[0],
+            "budget": None if key is None else key[1],
+            "accuracy": _accuracy(model, outputs[batch_size][n], [labels for _, _, labels in inputs[batch_size]]),
+            "time": {str(size): _times(times[size][n], times[size][0], samples[size]) for size in inputs},
+        }
+        if key is not None:
+            scheduler = policies[key]
+            exits = {size: torch.cat([output.exits for output in outputs[size][n]]).numpy() for size in inputs}
+            replayed = scheduler.replay(test).exits
+            at = exits[batch_size]
+            row |= {
+                "planned_cost": scheduler.planned_cost,
+                "calibration_cost": scheduler.calibration_cost,
+                "test_cost": float(scheduler.costs.values[at].mean()),
+                "exit_shares": (np.bincount(at, minlength=model.num_exits) / len(at)).tolist(),
+                "replay_differs": int(sum((found != replayed[: len(found)]).sum() for found in exits.values())),
+            }
+            if key[0] != "exit":
+                row["limit"] = scheduler.budget
+        rows.append(row)
+    return {"batch_size": batch_size, "samples": samples[batch_size], "rounds": rounds, "rows": rows}
+
+
+def _in_turns(
+    runs: list[Callable[..., Any]], calls: list[Any], rounds: int, seed: int, advance: Callable[[], None]
+) -> tuple[NDArray[np.float64], list[list[Any]]]:
+    """Milliseconds (runs, rounds, batches), and the outputs of each run in the first round.
+
+    The order is drawn again for each batch: a machine that slows down or speeds up meanwhile does so to all runs.
+    """
+    wall = np.zeros((len(runs), rounds, len(calls)))
+    outputs: list[list[Any]] = [[] for _ in runs]
+    rng = np.random.default_rng(seed)
+    with torch.inference_mode():
+        for run in runs:
+            run(*calls[0][0], **calls[0][1])  # a warm-up
+        for r in range(rounds):
+            for b, (args, kwargs, _) in enumerate(calls):
+                for n in rng.permutation(len(runs)):
+                    start = time.perf_counter_ns()
+                    output = runs[n](*args, **kwargs)
+                    wall[n, r, b] = (time.perf_counter_ns() - start) / 1e6
+                    if r == 0:
+                        outputs[n].append(output)
+                advance()
+    return wall, outputs
+
+
+def _times(wall: NDArray[np.float64], plain: NDArray[np.float64], samples: int) -> dict[str, Any]:
+    """Of (rounds, batches) milliseconds of a run and of the plain network."""
+    typical, reference = (float(np.median(one, axis=0).sum()) for one in (wall, plain))
+    rounds = wall.sum(axis=1)
+    return {
+        "ms": typical / samples,
+        "spread": float((rounds.max() - rounds.min()) / 2 / typical),
+        "times": reference / typical,
+        "rounds": (plain.sum(axis=1) / rounds).tolist(),
+    }
+
+
+def _logits(output: Any) -> Tensor:
+    found: Tensor = output.logits if hasattr(output, "exits") else logits_in(output)
+    return found
+
+
+def _accuracy(model: MultiExitModel, outputs: list[Any], labels: list[Any]) -> float:
+    """Of all samples, or of the pixels of each image that count, averaged over the images."""
+    scores = []
+    for output, target in zip(outputs, labels, strict=True):
+        right = (_logits(output).argmax(dim=1).cpu() == target).float().reshape(len(target), -1)
+        counted = torch.ones_like(right)
+        if isinstance(model.task, Segmentation):
+            counted = (target != model.task.ignore_index).float().flatten(1)
+        scores.append((right * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1))
+    return float(torch.cat(scores).mean())
