@@ -25,6 +25,7 @@ from eenet.experiments.recipes import (
     Recipe,
     RunOptions,
     load_recipe,
+    readme,
     recipe_names,
     reproduce,
 )
@@ -300,7 +301,7 @@ def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
 
 def test_steps_after_a_training_that_was_run_before_are_on_the_device_that_trains(tmp_path: Path) -> None:
     recipe = load_recipe("cifar10-resnet56-shared", smoke=True)
-    place = Place(out=tmp_path / "run", smoke=True, threads=1, progress=False)
+    place = RunOptions(out=tmp_path / "run", smoke=True, threads=1, progress=False)
     for steps in (("data", "train"), ("collect", "profile")):
         reproduce(recipe, place, console=Console(quiet=True), steps=steps)
     found = json.loads((tmp_path / "run" / "costs.json").read_text(encoding="utf-8"))

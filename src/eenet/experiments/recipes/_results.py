@@ -155,7 +155,7 @@ def write_results(
         "settings": dict(recipe.settings),
     }
     write_json(out / METRICS, metrics)
-    (out / README).write_text(_readme(metrics), encoding="utf-8")
+    (out / README).write_text(readme(metrics), encoding="utf-8")
     return metrics
 
 
@@ -209,7 +209,7 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
     return found
 
 
-def _readme(metrics: Mapping[str, Any]) -> str:
+def readme(metrics: Mapping[str, Any]) -> str:
     """The README of a results folder, made from its metrics alone."""
     samples, training, device = metrics["data"]["samples"], metrics["training"], metrics["machine"]
     unit = metrics["costs"]["unit"]
