@@ -21,7 +21,6 @@ import io
 import json
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,11 +34,12 @@ from torch import Tensor, nn
 
 import eenet
 import eenet.bundle.onnx
-from _machine import describe, machine, progress_bar
+from _machine import describe, machine
 from eenet._extras import require
+from eenet._timing import timed
 from eenet.bundle import LoadedBundle
 from eenet.errors import ReliabilityWarning
-from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, spread, timed
+from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, rounds_of, spread
 
 POOLS = {1: 10, 8: 40}
 VARIANTS = ("eager", "frozen", "whole", "static", "nobody", "apart", "inside", "unseen", "mix")
@@ -53,7 +53,6 @@ RATIOS = (
     ("eager / mix (speed)", "eager", "mix", ""),
     ("frozen / eager", "frozen", "eager", "at most 1"),
 )
-MIN_ROUNDS = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -191,22 +190,9 @@ def _measure(
             return timed(frozen, batches[index])
         return timed(runners[variant], arrays[index])
 
-    rng = np.random.default_rng(0)
-    rounds: list[NDArray[np.float64]] = []
-    with torch.inference_mode(), progress_bar() as bar:
-        for variant in VARIANTS:  # warm-up
-            run(variant, 0)
-        task = bar.add_task(f"batch {size}: rounds", total=None)
-        start = time.perf_counter()
-        while len(rounds) < MIN_ROUNDS or time.perf_counter() - start < seconds:
-            spent = np.zeros((len(VARIANTS), 2))
-            for index in range(len(batches)):
-                for variant in rng.permutation(len(VARIANTS)):
-                    spent[variant] += run(VARIANTS[variant], index)
-            rounds.append(spent)
-            bar.update(task, advance=1)
+    rounds = rounds_of(run, len(batches), seconds, f"batch {size}: rounds", VARIANTS)
     shares = np.bincount(took, minlength=4) / len(took)
-    return _summary(np.array(rounds), size, len(images), shares) | {"optimized": str(frozen.optimized)}
+    return _summary(rounds, size, len(images), shares) | {"optimized": str(frozen.optimized)}
 
 
 def _summary(rounds: NDArray[np.float64], size: int, images: int, shares: NDArray[np.float64]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from torch import Tensor
 
 import eenet
 from _machine import describe, machine, progress_bar
+from eenet._timing import Clock, in_turns, timed
 from eenet.scheduler import Calibration, Plan, ScoreTable, Thresholds
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
@@ -45,9 +46,6 @@ RATIOS = (
     ("static / plain", "static", "plain", ""),
     ("plain / mix (speed)", "plain", "mix", "at least 1.5 at batch 8"),
 )
-MIN_ROUNDS = 5
-
-Clock = tuple[float, float]  # wall and CPU seconds
 
 
 @dataclass(frozen=True)
@@ -131,21 +129,8 @@ def _measure(
             return _parts(model, batches[index], np.full(len(batches[index]), 3))
         return timed(runners[variant], batches[index])
 
-    rng = np.random.default_rng(0)
-    rounds: list[NDArray[np.float64]] = []
-    with torch.inference_mode(), progress_bar() as bar:
-        for variant in VARIANTS:  # warm-up
-            run(variant, 0)
-        task = bar.add_task(f"batch {size}: rounds", total=None)
-        start = time.perf_counter()
-        while len(rounds) < MIN_ROUNDS or time.perf_counter() - start < seconds:
-            spent = np.zeros((len(VARIANTS), 2))
-            for index in range(len(batches)):
-                for variant in rng.permutation(len(VARIANTS)):
-                    spent[variant] += run(VARIANTS[variant], index)
-            rounds.append(spent)
-            bar.update(task, advance=1)
-    return _summary(np.array(rounds), size, len(images), np.bincount(took, minlength=4) / len(took))
+    rounds = rounds_of(run, len(batches), seconds, f"batch {size}: rounds")
+    return _summary(rounds, size, len(images), np.bincount(took, minlength=4) / len(took))
 
 
 PLACEHOLDER = eenet.ExitCosts([1, 2, 3, 4], unit="stages")  # the forced policies do not look at costs
@@ -156,10 +141,17 @@ def fixed(records: eenet.ExitRecords, shares: Sequence[float]) -> eenet.Schedule
     return scheduler.fit(records, PLACEHOLDER, budget="100%")
 
 
-def timed(function: Callable[..., Any], *args: Any) -> Clock:
-    cpu, wall = time.process_time(), time.perf_counter()
-    function(*args)
-    return time.perf_counter() - wall, time.process_time() - cpu
+def rounds_of(
+    run: Callable[[str, int], Clock], batches: int, seconds: float, name: str, variants: Sequence[str] = VARIANTS
+) -> NDArray[np.float64]:
+    """(rounds, variants, wall and CPU) seconds of `run(variant, batch)`, all batches together."""
+    clocks = [partial(run, variant, index) for index in range(batches) for variant in variants]
+    with torch.inference_mode(), progress_bar() as bar:
+        task = bar.add_task(name, total=None)
+        timing = in_turns(clocks, seconds=seconds, seed=0, progress=lambda: bar.update(task, advance=1))
+    table = np.stack([timing.wall, timing.cpu], axis=-1)
+    found: NDArray[np.float64] = table.reshape(len(table), batches, len(variants), 2).sum(axis=1)
+    return found
 
 
 def _parts(model: eenet.MultiExitModel, batch: Tensor, exits: NDArray[np.intp]) -> Clock:

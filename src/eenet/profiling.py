@@ -1,18 +1,15 @@
 """Measuring what each exit costs on the machine at hand.
 
-Stages, heads and the scheduler's steps are timed apart, in rounds that take turns, so that a machine that slows down
-or speeds up meanwhile does it to all of them. This room stands above `models`, since it runs them; the costs it gives
-are a ground-floor thing.
+Stages, heads and the scheduler's decisions are timed apart, in rounds that take turns, so that a machine that slows
+down meanwhile slows down all of them.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eenet._timing import fingerprint as fingerprint
+from eenet._timing import in_turns, timed, waiting_for
+from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring
+from eenet.optimize import batch_of
+from eenet.runtime._loop import decide
 from eenet.runtime._torch_backend import TENSORS
-from eenet.scheduler import ExitHistory, Scheduler
+from eenet.scheduler import DecisionState, ExitHistory, Scheduler
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
 
@@ -37,6 +39,7 @@ _MIN_ROUNDS, _MAX_ROUNDS = 7, 200
 Floats = NDArray[np.float64]
 
 
+@array_value
 @dataclass(frozen=True)
 class StageProfile:
     """Costs per sample of each exit at several batch sizes, in all units.
@@ -97,11 +100,45 @@ def profile(
     scheduler: Scheduler | None = None,
     seconds: float = 2.0,
 ) -> ExitCosts:
-    """The cost per sample of each exit: "ms" of wall time, "cpu_ms" of CPU time of all threads, or "flops".
+    """Measure the cost per sample of each exit, cumulative.
 
-    `example` is an input of any batch size, repeated or shortened to `batch_size`, and moved to the model's device.
-    Exit heads on the way are included; with `scheduler` only those that it looks at, since the others do not run, and
-    its steps too. `seconds` is about how long to measure.
+    Exit heads on the way are included. With `scheduler` only those that it observes are, since the others do not run,
+    and so are its decisions.
+
+    Parameters
+    ----------
+    model
+        The model, on the device that will run it.
+    example
+        An input of any batch size, repeated or shortened to `batch_size`, and moved to the model's device.
+    unit
+        "ms" of wall time, "cpu_ms" of CPU time of all threads, or "flops", two for each multiply-add.
+    batch_size
+        The batch size to measure at; the costs are those of one sample in such a batch.
+    scheduler
+        A fitted scheduler, to measure what it costs too.
+    seconds
+        About how long to measure.
+
+    Returns
+    -------
+    ExitCosts
+        K costs, with their spread and the machine. Warns (`ReliabilityWarning`) where rounds differ too much.
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown unit, an empty example, or a scheduler of other exits or classes.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> costs = eenet.profile(model, torch.randn(2, 4), unit="flops")
+    >>> len(costs), costs.unit
+    (2, 'flops')
     """
     _require_unit(unit)
     return measure(model, example, batch_sizes=(batch_size,), scheduler=scheduler, seconds=seconds).costs(
@@ -118,7 +155,7 @@ def measure(
     seconds: float = 2.0,
     progress: Callable[[int], None] | None = None,
 ) -> StageProfile:
-    """Profile a model at several batch sizes, about `seconds` for each; `progress` is told of each that is done.
+    """Profile a model at several batch sizes, about `seconds` for each; `progress` is called with each that is done.
 
     Milliseconds are medians over interleaved rounds after a warm-up; FLOPs are counted on the stages themselves, two
     for each multiply-add.
@@ -163,31 +200,6 @@ def measure(
     )
 
 
-def fingerprint(device: torch.device) -> dict[str, Any]:
-    """What a timing depends on: processor, threads, accelerator, versions."""
-    found = {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": str(device),
-    }
-    if device.type == "cuda":
-        found["accelerator"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"
-
-
 Step = Callable[[], Any]
 
 
@@ -195,62 +207,39 @@ def _steps(
     model: MultiExitModel, inputs: tuple[Tensor, ...], size: int, scheduler: Scheduler | None
 ) -> list[tuple[Step, ...]]:
     """For each exit what is timed apart: the stage, its head, and where given the scheduler's step."""
-    rows = torch.arange(size, device=inputs[0].device) % model.staged.batch_size_of(inputs)
-    live = model.staged.compact(inputs, rows, 0)
+    live = batch_of(model, inputs, size)
     steps: list[tuple[Step, ...]] = []
-    trail, task = ExitHistory(), model.task
-    stages = model.staged.inference_stages
-    for k, step in enumerate(walk(stages, live)):
-        run_stage = _bound(step.stage, *live)
-        if k == len(stages) - 1:
-            last: tuple[Step, ...] = (run_stage, _nothing)
-            if scheduler is not None:
-                last = (*last, _ensemble_step(scheduler, task, model.final_logits(step.outputs), trail))
-            steps.append(last)
-            break
-        head, feature = model.heads[k], step.feature
-        timed: tuple[Step, ...] = (run_stage, _bound(head, feature))
-        if scheduler is not None and not scheduler.policy.observes(k):
-            timed = (run_stage, _nothing, _nothing)  # the exit is off, and its head does not run
-            trail.skip(size, model.num_classes)
-        elif scheduler is not None:
-            logits = head(feature)
-            timed = (*timed, _scheduler_step(scheduler, task, logits, ExitHistory(trail.evidence, trail.scores)))
-            trail.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), trail.evidence))
-            scheduler.policy.leaves(trail)
-        steps.append(timed)
+    history, task = ExitHistory(), model.task
+    for k, step in enumerate(walk(model.staged.inference_stages, live)):
+        run_stage = partial(step.stage, *live)
+        last = k == model.num_exits - 1
+        on = last or scheduler is None or scheduler.policy.observes(k)  # the head of an exit that is off does not run
+        logits = model.final_logits(step.outputs) if last else model.heads[k](step.feature) if on else step.feature
+        run_head = partial(model.heads[k], step.feature) if on and not last else _nothing
+        if scheduler is None:
+            steps.append((run_stage, run_head))
+        else:
+            before = ExitHistory(history.evidence, history.scores)
+            decision = _decision(scheduler, task, size, logits, before) if on else _nothing
+            steps.append((run_stage, run_head, decision))
+            if not on:
+                history.skip(size, model.num_classes)
+            elif not last:
+                history.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), history.evidence))
+                scheduler.policy.leaves(history)
         live = step.live
     return steps
 
 
-def _scheduler_step(scheduler: Scheduler, task: Task, logits: Tensor, before: ExitHistory) -> Step:
-    """What a runtime does at an exit that is on, between the head and the compaction."""
+def _decision(scheduler: Scheduler, task: Task, size: int, logits: Tensor, before: ExitHistory) -> Step:
+    """What the decision loop does at an exit, between the head and the compaction."""
     policy = scheduler.policy
 
     def step() -> None:
-        trail = ExitHistory(before.evidence, before.scores)
-        trail.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), before.evidence))
-        np.flatnonzero(policy.leaves(trail))
+        state = DecisionState.onward(policy, size, ExitHistory(before.evidence, before.scores))
+        decide(state, task, logits, arrays=TENSORS)
 
     return step
-
-
-def _ensemble_step(scheduler: Scheduler, task: Task, logits: Tensor, before: ExitHistory) -> Step:
-    """What a runtime does after the last exit: nothing, but for an ensemble, which answers in its place."""
-    ensemble = scheduler.policy.ensemble
-    if ensemble is None:
-        return _nothing
-
-    def step() -> None:
-        trail = ExitHistory(before.evidence, before.scores)
-        trail.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), before.evidence))
-        ensemble.answers(trail)
-
-    return step
-
-
-def _bound(function: Callable[..., Any], *args: Any) -> Step:
-    return lambda: function(*args)
 
 
 def _nothing() -> None:
@@ -259,37 +248,16 @@ def _nothing() -> None:
 
 def _time_rounds(steps: list[tuple[Step, ...]], device: torch.device, seconds: float) -> tuple[Floats, Floats]:
     """Wall and CPU milliseconds, (rounds, K, parts) each."""
-
-    def one_round() -> tuple[list[list[float]], list[list[float]]]:
-        wall: list[list[float]] = []
-        cpu: list[list[float]] = []
-        for parts in steps:
-            wall.append([])
-            cpu.append([])
-            for step in parts:
-                _synchronise(device)
-                cpu_start, start = time.process_time_ns(), time.perf_counter_ns()
-                step()
-                _synchronise(device)
-                wall[-1].append((time.perf_counter_ns() - start) / 1e6)
-                cpu[-1].append((time.process_time_ns() - cpu_start) / 1e6)
-        return wall, cpu
-
-    for _ in range(3):
-        one_round()
-    walls: list[list[list[float]]] = []
-    cpus: list[list[list[float]]] = []
-    start = time.perf_counter()
-    while len(walls) < _MIN_ROUNDS or (time.perf_counter() - start < seconds and len(walls) < _MAX_ROUNDS):
-        wall, cpu = one_round()
-        walls.append(wall)
-        cpus.append(cpu)
-    return np.array(walls), np.array(cpus)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    wait = waiting_for(device)
+    timing = in_turns(
+        [partial(timed, step, wait=wait) for parts in steps for step in parts],
+        seconds=seconds,
+        least=_MIN_ROUNDS,
+        most=_MAX_ROUNDS,
+        warm_up=3,
+    )
+    shape = (-1, len(steps), len(steps[0]))
+    return timing.wall.reshape(shape) * 1e3, timing.cpu.reshape(shape) * 1e3
 
 
 def _count_flops(model: MultiExitModel, inputs: tuple[Tensor, ...], scheduler: Scheduler | None) -> Floats:

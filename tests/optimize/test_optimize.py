@@ -15,9 +15,7 @@ from torch import nn
 
 import eenet
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.optimize import StageTimes, Variant, _optimize
-from eenet.optimize._compiled import _key, compiled
-from eenet.optimize._frozen import fold, frozen
+from eenet.optimize import StageTimes, Variant, _key, compiled, frozen
 from eenet.runtime import TorchBackend, run_arrays
 
 
@@ -37,7 +35,7 @@ def prefer(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
         names = tried[: len(steps)]
         return np.array([0.5 if found == name else 1.0 for found in names] + [1.0] * (len(steps) - len(names)))
 
-    monkeypatch.setattr(_optimize, "_time", time)
+    monkeypatch.setattr("eenet.optimize._optimize._time", time)
 
 
 @pytest.mark.parametrize("variant", ["folded", "folded, channels last"])
@@ -97,12 +95,12 @@ def test_a_batch_norm_is_folded_only_where_nothing_else_reads_the_convolution() 
         module.running_mean.normal_()
         module.running_var.uniform_(0.5, 2)
     x = torch.randn(2, 3, 8, 8)
-    (stage,) = eenet.cut(net, [], x).inference_stages
-    assert isinstance(stage.module, torch.fx.GraphModule)
-    folded = fold(stage.module)
-    left = [node for node in folded.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+    model = eenet.attach(net, ["other"], example=x)
+    folded, _ = frozen(model)
+    graphs = [stage.module.graph for stage in folded.stages if isinstance(stage.module, torch.fx.GraphModule)]
+    left = [node for graph in graphs for node in graph.nodes if node.target is torch.ops.aten.batch_norm.default]
     assert len(left) == 1
-    torch.testing.assert_close(folded(x)[0], net(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(folded.all_logits((x,))[-1], net(x), rtol=1e-4, atol=1e-5)
 
 
 def test_where_nothing_is_faster_the_model_runs_as_it_is_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +120,7 @@ def test_each_batch_size_has_its_own_choice(monkeypatch: pytest.MonkeyPatch) -> 
     def time(steps: Any, seconds: float) -> Any:
         return next(calls) if len(steps) == 3 else np.ones(len(steps))
 
-    monkeypatch.setattr(_optimize, "_time", time)
+    monkeypatch.setattr("eenet.optimize._optimize._time", time)
     fast = eenet.AdaptiveModel(case.model, case.scheduler, optimize="auto", batch_sizes=(8, 1), seconds=0.0)
     assert fast.optimized is not None
     assert str(fast.optimized) == "batch 1: eager; batch 8: folded, channels last (0.70 of eager)"
@@ -214,7 +212,7 @@ def test_compiled_stages_take_the_same_exits_and_are_compiled_once(
         answers = run_arrays(backend, case.scheduler.policy, case.model.task, rows)
         assert answers is not None
         np.testing.assert_array_equal(answers.exits, expected[:size])
-    monkeypatch.setattr(_optimize, "frozen", lambda _: [])
+    monkeypatch.setattr("eenet.optimize._optimize.frozen", lambda _: [])
     prefer(monkeypatch, "compiled")
     fast = eenet.AdaptiveModel(case.model, case.scheduler, optimize="aoti", batch_sizes=(1, 4), seconds=0.0)
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "aoti").iterdir())] == made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,20 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eenet._timing import in_turns, timed
 from eenet.errors import ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
 from eenet.optimize._frozen import frozen
 from eenet.optimize._recorded import recorded
-from eenet.optimize._variant import Variant, eager
+from eenet.optimize._variant import Variant, batch_of, eager
 
 TOLERANCE = 1e-3
 """How far the logits of a variant may be from the model's own, times the largest where that is above 1."""
 
 WORTH = 0.98
 """A variant is taken where it needs at most this share of the model's own time: less could be the measurement."""
-
-_LEAST_ROUNDS = 5
 
 Floats = NDArray[np.float64]
 
@@ -101,7 +99,7 @@ def optimize(
     `ReliabilityWarning` says so if that is everywhere.
     """
     own = eager(model)
-    inputs = {size: _inputs(model, size) for size in sorted(set(sizes))}
+    inputs = {size: example_of(model, size) for size in sorted(set(sizes))}
     expected = {size: own.all_logits(live) for size, live in inputs.items()}
 
     def agrees(variant: Variant) -> bool:
@@ -147,14 +145,14 @@ def optimize(
 
 def _ratios(variants: Sequence[Variant], inputs: Iterable[tuple[Tensor, ...]], seconds: float) -> Floats:
     """The time of each variant as a share of the first one's where no sample exits early, (sizes, variants)."""
-    best = [_time([_bound(variant.all_logits, live) for variant in variants], seconds) for live in inputs]
+    best = [_time([partial(variant.all_logits, live) for variant in variants], seconds) for live in inputs]
     table = np.array(best)
     return table / table[:, :1]
 
 
 def _recorded_if_possible(model: MultiExitModel, variant: Variant, largest: int) -> Variant | None:
     try:
-        return recorded(variant, partial(_inputs, model), largest)
+        return recorded(variant, partial(example_of, model), largest)
     except RuntimeError as error:
         text = " ".join(str(error).split())[:200]
         warnings.warn(
@@ -172,11 +170,11 @@ def stage_times(model: MultiExitModel, variant: Variant, largest: int, seconds: 
     sizes = sorted(powers) if variant.buckets is None else variant.buckets
     stages, compaction = [], []
     for size in sizes:
-        live = variant.entered(_inputs(model, size))
+        live = variant.entered(example_of(model, size))
         steps: list[Callable[[], Any]] = []
         rows = torch.arange(size, device=live[0].device)
         for k, stage in enumerate(variant.stages):
-            steps += [_bound(stage.compact, live, rows), partial(variant.run, k, live, observe=True)]
+            steps += [partial(stage.compact, live, rows), partial(variant.run, k, live, observe=True)]
             live, _ = variant.run(k, live, observe=True)
         best = _time(steps, seconds / len(sizes)).reshape(-1, 2)
         compaction.append(best[:, 0])
@@ -186,12 +184,10 @@ def stage_times(model: MultiExitModel, variant: Variant, largest: int, seconds: 
     return StageTimes(tuple(sizes), np.array(stages), table, variant.buckets is not None)
 
 
-def _inputs(model: MultiExitModel, size: int) -> tuple[Tensor, ...]:
+def example_of(model: MultiExitModel, size: int) -> tuple[Tensor, ...]:
     """The example the model was cut with, repeated to a batch of this size."""
     args, kwargs = model.staged.example
-    live = model.staged.flatten_inputs(*args, **kwargs)
-    rows = torch.arange(size, device=live[0].device) % model.staged.batch_size_of(live)
-    return model.staged.compact(live, rows, 0)
+    return batch_of(model, model.staged.flatten_inputs(*args, **kwargs), size)
 
 
 def _equal(expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
@@ -202,29 +198,8 @@ def _equal(expected: Sequence[Tensor], got: Sequence[Tensor]) -> bool:
     )
 
 
-def _bound(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    return lambda: function(*args)
-
-
 def _time(steps: Sequence[Callable[[], Any]], seconds: float) -> Floats:
-    """The shortest wall time of each step, in turns: what disturbs a machine only ever makes a step longer."""
-    for step in steps:
-        step()
-    rounds: list[list[float]] = []
+    """The shortest wall time of each step."""
     on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    wait: Callable[[], None] = torch.cuda.synchronize if on_gpu else _nothing
-    wait()
-    start = time.perf_counter()
-    while len(rounds) < _LEAST_ROUNDS or time.perf_counter() - start < seconds:
-        rounds.append([])
-        for step in steps:
-            begun = time.perf_counter()
-            step()
-            wait()
-            rounds[-1].append(time.perf_counter() - begun)
-    shortest: Floats = np.array(rounds).min(axis=0)
-    return shortest
-
-
-def _nothing() -> None:
-    pass
+    wait = torch.cuda.synchronize if on_gpu else None
+    return in_turns([partial(timed, step, wait=wait) for step in steps], seconds=seconds).shortest

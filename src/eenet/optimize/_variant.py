@@ -104,6 +104,12 @@ def eager(model: MultiExitModel) -> Variant:
     return Variant("eager", stages, tuple(model.heads), final)
 
 
+def batch_of(model: MultiExitModel, live: Tensors, size: int) -> Tensors:
+    """A batch of `size` samples before stage 0: those of `live`, repeated or shortened."""
+    rows = torch.arange(size, device=live[0].device) % model.staged.batch_size_of(live)
+    return model.staged.compact(live, rows, 0)
+
+
 def _no_outputs(stage: Stage, device: torch.device) -> Tensors:
     """What a stage gives for no samples."""
     shapes = [[size if isinstance(size, int) else 0 for size in live.shape] for live in stage.outputs]

@@ -1,0 +1,124 @@
+"""The timer: what is compared takes turns, so that a machine that slows down meanwhile does so to all of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Clock = tuple[float, float]
+"""Wall and CPU seconds; CPU time is that of all threads of the process."""
+
+
+@dataclass(frozen=True, eq=False)
+class Timing:
+    """Seconds of each step in each round: `wall` and `cpu` are (rounds, steps)."""
+
+    wall: Floats
+    cpu: Floats
+
+    @property
+    def shortest(self) -> Floats:
+        """The shortest wall time of each step, (steps,): what disturbs a machine only ever makes a step longer."""
+        shortest: Floats = self.wall.min(axis=0)
+        return shortest
+
+
+def timed(function: Callable[..., Any], *args: Any, wait: Callable[[], Any] | None = None) -> Clock:
+    """Wall and CPU seconds of one call; `wait` is called before each reading of the clocks, as a GPU needs it."""
+    if wait is not None:
+        wait()
+    cpu, wall = time.process_time_ns(), time.perf_counter_ns()
+    function(*args)
+    if wait is not None:
+        wait()
+    return (time.perf_counter_ns() - wall) / 1e9, (time.process_time_ns() - cpu) / 1e9
+
+
+def in_turns(
+    clocks: Sequence[Callable[[], Clock]],
+    *,
+    seconds: float,
+    least: int = 5,
+    most: int | None = None,
+    warm_up: int = 1,
+    seed: int | None = None,
+    progress: Callable[[], Any] | None = None,
+) -> Timing:
+    """Measure all steps in rounds, for about `seconds`.
+
+    Parameters
+    ----------
+    clocks
+        The steps, each a function that runs once and returns what it took, such as `partial(timed, step)`.
+    seconds
+        When this has passed after the warm-up, no further round begins.
+    least, most
+        The number of rounds is within these.
+    warm_up
+        Rounds before the first that counts.
+    seed
+        Where given, each round has an order of its own, drawn from this seed.
+    progress
+        Called after each round.
+    """
+    rng = None if seed is None else np.random.default_rng(seed)
+    order: Sequence[int] = range(len(clocks))
+    for _ in range(warm_up):
+        for clock in clocks:
+            clock()
+    rounds: list[list[Clock]] = []
+    start = time.perf_counter()
+    while len(rounds) < least or (time.perf_counter() - start < seconds and (most is None or len(rounds) < most)):
+        found: list[Clock] = [(0.0, 0.0)] * len(clocks)
+        for step in order if rng is None else rng.permutation(len(clocks)).tolist():
+            found[step] = clocks[step]()
+        rounds.append(found)
+        if progress is not None:
+            progress()
+    table = np.array(rounds).reshape(len(rounds), len(clocks), 2)
+    return Timing(table[..., 0], table[..., 1])
+
+
+def waiting_for(device: Any) -> Callable[[], Any] | None:
+    """What waits for the work on a torch device; None for the CPU, where nothing is to be waited for."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    return lambda: torch.cuda.synchronize(device)
+
+
+def fingerprint(device: Any = "cpu") -> dict[str, Any]:
+    """What a timing depends on: processor, threads, accelerator, versions. Without PyTorch, what numpy runs on."""
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "device": str(device),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        if str(device).startswith("cuda"):
+            found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as info:
+            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown"
