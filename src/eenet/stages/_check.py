@@ -8,7 +8,7 @@ samples beside them are others: a tolerance would let a network pass whose answe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from eenet.stages._binding import device_of
 from eenet.stages._capture import feature_at
 from eenet.stages._compact import compact
 from eenet.stages._example import InputForm
+from eenet.stages._gradients import Gradients, Watch, all_trainable, differing, gradient_error, gradients_of
 from eenet.stages._split import Split
 from eenet.stages._stage import walk
 
@@ -126,6 +127,75 @@ def check_training(backbone: nn.Module, at: Sequence[str], split: Split, form: I
         _compare_runs(backbone, at, split, form, sample_inputs(form, _BATCH), "in training mode")
 
 
+def check_gradients(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
+    """Compare what a training step does: the gradients of all parameters and inputs, and what it does to buffers.
+
+    Costs up to three passes forwards and backwards of four samples; leaves buffers and gradients as they were. Raises
+    CutError, which names the parameters, the module at fault, the cause and the way out.
+    """
+    inputs = sample_inputs(form, _BATCH)
+    with undisturbed(backbone), all_trainable(backbone) as parameters, torch.enable_grad():
+        inputs = tuple(tensor.requires_grad_() if tensor.is_floating_point() else tensor for tensor in inputs)
+
+        def whole() -> tuple[Gradients, dict[str, Tensor]]:
+            results, features = _whole_run(backbone, at, split, form, inputs)
+            return gradients_of([*features, *results], parameters, inputs), _values(backbone)
+
+        def staged() -> tuple[Gradients, dict[str, Tensor]]:
+            torch.manual_seed(_SEED)
+            features, live = [], inputs
+            for stage in split.stages:
+                outputs = stage(*live)
+                if stage.feature_index is not None:
+                    # A copy: a later in-place operator would change it.
+                    features.append(outputs[stage.feature_index].clone())
+                    live = tuple(outputs[i] for i in stage.passed)
+            return gradients_of([*features, *outputs], parameters, inputs), _values(backbone)
+
+        watch = Watch(backbone)
+        with watch.watching():
+            expected, buffers = _backward(backbone, whole, watch)
+        got, after = _backward(backbone, staged, watch)
+        for name, value in buffers.items():
+            _compare(value, after[name], f"a training step changes the buffer {name!r} otherwise than in the model")
+        relative = 10 * max((_relative_tolerance(tensor) for tensor in parameters.values()), default=1e-4)
+        wrong = differing(expected, got, relative)
+        if wrong:
+            # A network that is not reproducible, as some are on a GPU, differs from itself as well.
+            again, _ = _backward(backbone, whole, watch)
+            unsure = differing(expected, again, relative)
+            wrong = [name for name in wrong if name not in unsure]
+        if wrong:
+            right = [name for name, value in expected.items() if value is not None and name not in wrong]
+            raise gradient_error(watch, wrong, right)
+
+
+def _backward(
+    backbone: nn.Module, run: Callable[[], tuple[Gradients, dict[str, Tensor]]], watch: Watch
+) -> tuple[Gradients, dict[str, Tensor]]:
+    """What `run` gives; the buffers are put back only after the backward pass, which may read them."""
+    with _buffers_kept(backbone):
+        try:
+            return run()
+        except RuntimeError as error:
+            if "use_reentrant" in str(error) or "checkpoint" in str(error).lower():
+                raise gradient_error(watch, [], []) from error
+            raise CutError(f"the backward pass of the network fails: {error}") from error
+
+
+def own_backward_passes(backbone: nn.Module, form: InputForm) -> Watch:
+    """A run of the network in its present mode that sees which modules have a backward pass of their own."""
+    watch = Watch(backbone)
+    args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
+    with undisturbed(backbone), torch.enable_grad(), watch.watching():
+        backbone(*args, **kwargs)
+    return watch
+
+
+def _values(backbone: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in backbone.named_buffers()}
+
+
 def check_reference(reference: nn.Module, split: Split, form: InputForm) -> None:
     """Compare stages written by hand with the network they were taken from; raises CutError that names the output."""
     inputs = sample_inputs(form, _BATCH)
@@ -180,6 +250,14 @@ def _whole(
     backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...]
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The tensors that the model returns, in the order of the last stage's outputs, and its features."""
+    with _buffers_kept(backbone):
+        return _whole_run(backbone, at, split, form, inputs)
+
+
+def _whole_run(
+    backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """As `_whole`; what the run changes in the buffers stays."""
     features: list[Tensor] = []
 
     def keep(module: nn.Module, _args: Any, output: Any) -> None:
@@ -191,8 +269,7 @@ def _whole(
     handles = [backbone.get_submodule(name).register_forward_hook(keep) for name in at]
     try:
         torch.manual_seed(_SEED)
-        with _buffers_kept(backbone):
-            output = backbone(*args, **kwargs)
+        output = backbone(*args, **kwargs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise CutError(f"the model itself fails at batch size {inputs[0].shape[0]}: {error}") from error
     finally:
@@ -309,5 +386,8 @@ def _buffers_kept(backbone: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for buffer, value in before:
-            buffer.copy_(value)
+        with torch.no_grad():
+            for buffer, value in before:
+                # Batch norm does not raise the version of what it changes.
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)

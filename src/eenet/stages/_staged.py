@@ -12,9 +12,16 @@ from torch import Tensor, fx, nn
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import bind, device_of, dtype_of, move_constants
 from eenet.stages._capture import capture, modules_to_cut
-from eenet.stages._check import check_inference, check_reference, check_training
+from eenet.stages._check import (
+    check_gradients,
+    check_inference,
+    check_reference,
+    check_training,
+    own_backward_passes,
+)
 from eenet.stages._compact import compact
 from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._gradients import GradientError, gradient_error
 from eenet.stages._modes import modes_kept, set_evaluation
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
@@ -233,9 +240,15 @@ class StagedModel(nn.Module):
                 if self._check:
                     run_check = check_training if training else check_inference
                     run_check(self.backbone, self.at, made, self._form)
+                    if training and self.traced:
+                        check_gradients(self.backbone, self.at, made, self._form)
             except CutError as error:
                 if not training:
                     raise
+                if self.traced and not isinstance(error, GradientError):
+                    watch = own_backward_passes(self.backbone, self._form)
+                    if watch.own_backward:
+                        error = gradient_error(watch, [], [])
                 raise CutError(f"in training mode: {error}; call eval() to use the stages for inference") from error
         return made
 
