@@ -6,11 +6,20 @@ The names of `_PRIVATE` are imported when first used, so that `eenet` can be use
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import gc
+import io
+import logging
+import sys
+import threading
+from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     import torch.utils._pytree as pytree
+    from torch._export.verifier import SpecViolationError as SpecViolationError
     from torch._inductor import aoti_compile_and_package as aoti_compile_and_package
     from torch._inductor import aoti_load_package as aoti_load_package
     from torch._ops import HigherOrderOperator as HigherOrderOperator
@@ -21,11 +30,15 @@ __all__ = [
     "BatchNorm",
     "HigherOrderOperator",
     "OpOverload",
+    "SpecViolationError",
     "aoti_compile_and_package",
     "aoti_load_package",
     "attention_of",
+    "clear_fake_caches",
+    "is_fake",
     "pytree",
     "set_attention",
+    "quiet_trace",
     "set_loader_epoch",
 ]
 
@@ -37,6 +50,8 @@ _PRIVATE = {
     # What the nodes of an exported graph call.
     "OpOverload": ("torch._ops", "OpOverload"),
     "HigherOrderOperator": ("torch._ops", "HigherOrderOperator"),
+    # What torch.export raises for a graph that it cannot keep.
+    "SpecViolationError": ("torch._export.verifier", "SpecViolationError"),
     # Stages compiled ahead of time.
     "aoti_compile_and_package": ("torch._inductor", "aoti_compile_and_package"),
     "aoti_load_package": ("torch._inductor", "aoti_load_package"),
@@ -52,6 +67,82 @@ def __getattr__(name: str) -> Any:
         found = getattr(found, attribute)
     globals()[name] = found
     return found
+
+
+@contextlib.contextmanager
+def quiet_trace() -> Iterator[None]:
+    """Keep torch.export from logging, and from printing the graph where it fails; for this thread only.
+
+    It has no setting for that. What else is printed in the block is printed at its end, where it does not fail.
+    """
+    here = threading.get_ident()
+    stream = sys.stderr
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
+    handlers = {handler for logger in loggers for handler in logger.handlers}
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.thread != here or not record.name.startswith("torch")
+
+    held = _Held(stream, here)
+    for handler in handlers:
+        handler.addFilter(keep)
+    sys.stderr = held
+    try:
+        yield
+        stream.write(held.text.getvalue())
+    finally:
+        sys.stderr = stream
+        for handler in handlers:
+            handler.removeFilter(keep)
+
+
+class _Held(io.TextIOBase):
+    """A stream that holds back what one thread writes."""
+
+    def __init__(self, stream: TextIO, thread: int) -> None:
+        self.text = io.StringIO()
+        self._stream = stream
+        self._thread = thread
+
+    def write(self, text: str) -> int:
+        return (self.text if threading.get_ident() == self._thread else self._stream).write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def is_fake(value: Any) -> bool:
+    """Whether a value is a tensor without numbers, as torch.export uses them while it traces."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return isinstance(value, FakeTensor)
+
+
+def clear_fake_caches() -> list[str]:
+    """Clear each `functools` cache that holds such a tensor; gives the names of the functions.
+
+    There is no public way to see what is in these caches but the garbage collector.
+    """
+    cleared = []
+    for found in gc.get_objects():
+        if isinstance(found, functools._lru_cache_wrapper) and _holds_fake(found):
+            found.cache_clear()
+            cleared.append(found.__name__)
+    return cleared
+
+
+def _holds_fake(cache: Any) -> bool:
+    seen: set[int] = set()
+    level = gc.get_referents(cache)
+    # The entries hold the results, which may be lists or tuples of tensors.
+    for _ in range(4):
+        if any(is_fake(one) for one in level):
+            return True
+        level = [one for one in level if isinstance(one, (dict, list, tuple)) or type(one).__name__ == "lru_list_elem"]
+        level = [one for one in level if id(one) not in seen]
+        seen.update(map(id, level))
+        level = [inner for one in level for inner in gc.get_referents(one)]
+    return False
 
 
 def set_loader_epoch(loader: Any, epoch: int) -> None:

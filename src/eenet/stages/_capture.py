@@ -16,8 +16,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from eenet._compat import SpecViolationError, quiet_trace
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._example import InputForm
+from eenet.stages._example import MODEL_ERRORS, InputForm
 
 # Recurrent layers rebuild their list of weights while traced; torch.export puts it back as it was, and warns.
 _EXPORT_NOISE = (r"The tensor attributes? .*_flat_weights.* assigned during export",)
@@ -84,8 +85,12 @@ def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
     graph_module, calls, failed = capture_with_markers(model, modules, form)
     for name, count in calls.items():
         if count == 0:
-            container = isinstance(modules[name], (nn.ModuleList, nn.ModuleDict))
-            hint = "it only holds other modules: name one of those" if container else "it is not on the path"
+            if isinstance(modules[name], (nn.ModuleList, nn.ModuleDict)):
+                hint = "it only holds other modules: name one of those"
+            elif _runs_forward(model, modules[name], form):
+                hint = "it runs its forward() directly; call the module itself, as in self.layer(x)"
+            else:
+                hint = "it is not on the path"
             raise CutError(f"cannot cut at {name!r}: the forward pass never calls it; {hint}")
         if count > 1:
             raise CutError(
@@ -97,6 +102,30 @@ def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
     _check_markers(graph_module, tuple(modules))
     _name_inputs(graph_module, form)
     return Capture(graph_module, tuple(modules), _out_spec(graph_module))
+
+
+def _runs_forward(model: nn.Module, module: nn.Module, form: InputForm) -> bool:
+    """Whether the forward method of a module is run, though the module is not called."""
+    ran = False
+    own = vars(module).get("forward")
+    inner = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        nonlocal ran
+        ran = True
+        return inner(*args, **kwargs)
+
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own  # type: ignore[method-assign]
+    return ran
 
 
 def capture_with_markers(
@@ -229,10 +258,9 @@ def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
     shapes = {"tensors": tuple(_dynamic_dims(tensor, form) for tensor in tensors)}
     try:
         # Outside any no_grad of the caller: the graph must hold the model's own switches of gradient mode, no others.
-        with _quiet(), torch.enable_grad():
+        with _quiet(), quiet_trace(), torch.enable_grad():
             return torch.export.export(_FlatCall(model, form), tensors, dynamic_shapes=shapes, strict=False)
-    # What tracing a model can raise: torch's own errors are RuntimeErrors; the rest comes from the model's code.
-    except (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError) as error:
+    except (*MODEL_ERRORS, SpecViolationError) as error:
         where = _innermost_module(model, error)
         place = f" in module {where!r}" if where else ""
         raise CutError(

@@ -21,8 +21,8 @@ from eenet.stages._capture import feature_at
 from eenet.stages._compact import compact
 from eenet.stages._example import InputForm
 from eenet.stages._gradients import Gradients, Watch, all_trainable, differing, gradient_error, gradients_of
-from eenet.stages._split import Split
-from eenet.stages._stage import walk
+from eenet.stages._split import Split, random_steps
+from eenet.stages._stage import Step, walk
 
 _BATCH = 4
 _SURVIVORS = (2, 0, 3)
@@ -63,49 +63,85 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
             _check_neighbours(split, inputs)
 
 
+def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
+    """As `check_inference`; where that finds a fault in a network that is random, the error says so instead."""
+    try:
+        check_inference(backbone, at, split, form)
+    except CutError as error:
+        with undisturbed(backbone):
+            raise (_random(split, sample_inputs(form, _BATCH)) or error) from error
+
+
 def _check_neighbours(split: Split, inputs: tuple[Tensor, ...]) -> None:
-    """After the first boundary the survivors' outputs must not depend on which other samples are in the batch."""
-    here, there = (next(walk(split.stages, tensors)).live for tensors in (inputs, _exchanged(inputs)))
+    """What the exits and the network say of a sample must not depend on the other samples, from the inputs on."""
+    order = torch.arange(_BATCH)
+    others = order.clone()
+    others[list(_OTHERS)] -= 1
     # Both made the same way, so that they lie in memory the same way: another layout could round differently.
     ours, beside = (
-        tuple(
-            one if dim is None else one.index_copy(dim, places, other.index_select(dim, places))
-            for one, other, dim, places in zip(here, source, split.stages[1].batch_dims, _places(here), strict=True)
-        )
-        for source in (here, there)
+        tuple([tensor.index_select(0, rows.to(tensor.device)) for tensor in inputs]) for rows in (order, others)
     )
-    when = "with other samples in the batch"
-    expected, got = (_run_stages(split, live, 1, when) for live in (ours, beside))
-    survivors = torch.tensor(_SURVIVORS, device=inputs[0].device)
-    for number, live in enumerate(split.stages[-1].outputs):
-        if live.batch_dim is None:
-            continue
-        one, other = (tensors[number].index_select(live.batch_dim, survivors) for tensors in (expected, got))
+    index = torch.tensor(_SURVIVORS, device=inputs[0].device)
+    expected, got = _answers(split, ours, index), _answers(split, beside, index)
+    for number, ((name, last, one), (_, _, other)) in enumerate(zip(expected, got, strict=True)):
         if _same_bits(one, other):
             continue
         # A network that is not reproducible, as some are on a GPU, differs from itself as well.
-        again = _run_stages(split, ours, 1, when)[number]
-        if _same_bits(again, expected[number]):
+        if _same_bits(one, _answers(split, ours, index)[number][2]):
+            at = split.stages[-2].name if last else name
             raise CutError(
-                f"cannot cut at {split.stages[0].name!r}: in the output {live.name!r} samples {list(_SURVIVORS)} of "
-                f"{_BATCH} change when the samples beside them are others; the layers after it mix the samples of a "
-                "batch"
+                f"cannot cut at {at!r}: in {'the output' if last else 'the feature at'} {name!r} samples "
+                f"{list(_SURVIVORS)} of {_BATCH} change when the samples beside them are others; "
+                f"the layers {'after' if last else 'before'} it mix the samples of a batch"
             )
 
 
-def _places(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    return (torch.tensor(_OTHERS, device=tensor.device) for tensor in tensors)
+def _answers(split: Split, inputs: tuple[Tensor, ...], index: Tensor) -> list[tuple[str, bool, Tensor]]:
+    """The samples `index` of each feature and each output: its name, whether it is an output, and the tensor."""
+    found = []
+    torch.manual_seed(_SEED)
+    for step in _walked(split, inputs, "with other samples in the batch"):
+        stage = step.stage
+        if stage.feature_index is not None:
+            dim = stage.outputs[stage.feature_index].batch_dim
+            # A copy: a later stage may change it in place.
+            found.append((stage.name, False, step.outputs[stage.feature_index].index_select(dim or 0, index)))
+        else:
+            found += [
+                (live.name, True, tensor.index_select(live.batch_dim, index))
+                for live, tensor in zip(stage.outputs, step.outputs, strict=True)
+                if live.batch_dim is not None
+            ]
+    return found
+
+
+def _walked(split: Split, inputs: tuple[Tensor, ...], when: str) -> Iterator[Step]:
+    try:
+        yield from walk(split.stages, inputs)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise CutError(f"the stages fail {when}: {error}") from error
+
+
+def _random(split: Split, inputs: tuple[Tensor, ...]) -> CutError | None:
+    """The error for stages that are random in inference; None where they are not, or fail for another reason."""
+    runs = []
+    for seed in (_SEED, _SEED + 1):
+        torch.manual_seed(seed)
+        try:
+            runs.append([step.outputs for step in walk(split.stages, inputs)][-1])
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return None
+    if all(_same_bits(one, other) for one, other in zip(*runs, strict=True)):
+        return None
+    found = next((found for stage in split.stages for found in random_steps(stage.module)), "")
+    return CutError(
+        f"the network is random in inference{found}; make that step follow `self.training` (for dropout, "
+        "F.dropout(x, p, training=self.training))"
+    )
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
-
-
-def _exchanged(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs with other samples in the places of `_OTHERS`."""
-    order = torch.arange(_BATCH)
-    order[list(_OTHERS)] -= 1
-    return tuple(tensor.index_select(0, order.to(tensor.device)) for tensor in inputs)
 
 
 def _refuse_alike(inputs: tuple[Tensor, ...]) -> None:
@@ -125,6 +161,12 @@ def check_training(backbone: nn.Module, at: Sequence[str], split: Split, form: I
     """Compare stages and model in training mode, same seed, on one batch; leaves running statistics as they were."""
     with undisturbed(backbone):
         _compare_runs(backbone, at, split, form, sample_inputs(form, _BATCH), "in training mode")
+
+
+def check_example(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
+    """Compare stages and model on the example itself, in the present mode; raises CutError for what differs."""
+    with undisturbed(backbone):
+        _compare_runs(backbone, at, split, form, form.tensors(), "on the example")
 
 
 def check_gradients(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
@@ -181,15 +223,6 @@ def _backward(
             if "use_reentrant" in str(error) or "checkpoint" in str(error).lower():
                 raise gradient_error(watch, [], []) from error
             raise CutError(f"the backward pass of the network fails: {error}") from error
-
-
-def own_backward_passes(backbone: nn.Module, form: InputForm) -> Watch:
-    """A run of the network in its present mode that sees which modules have a backward pass of their own."""
-    watch = Watch(backbone)
-    args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
-    with undisturbed(backbone), torch.enable_grad(), watch.watching():
-        backbone(*args, **kwargs)
-    return watch
 
 
 def _values(backbone: nn.Module) -> dict[str, Tensor]:

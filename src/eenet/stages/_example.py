@@ -13,6 +13,11 @@ from torch import Tensor, nn
 
 from eenet.errors import InvalidInputError
 
+# What the code of a network can raise when it is run.
+MODEL_ERRORS = (
+    RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError, NameError, ArithmeticError,
+)  # fmt: skip
+
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
 # Rows of the example that are kept: two make a batch that torch.export does not specialise on, a third gives the
@@ -58,6 +63,10 @@ class InputForm:
     def __deepcopy__(self, memo: dict[int, Any]) -> InputForm:
         # Nothing in it ever changes, so copies of a model share it.
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # How trees are flattened is worked out again: its description is no stable format.
+        return InputForm, (self.args, self.kwargs, self.dynamic, self._positional)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensor inputs of the example, in the order of `flatten`."""

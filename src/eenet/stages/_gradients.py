@@ -23,6 +23,7 @@ _SEED = 1
 # Gradients by the name of their parameter or input; None where nothing depends on it.
 Gradients = dict[str, Tensor | None]
 
+
 @contextlib.contextmanager
 def all_trainable(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
     """The floating-point parameters by name, all of them requiring gradients: what is frozen now may be thawed."""
@@ -41,9 +42,7 @@ def all_trainable(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
             tensor.requires_grad_(required)
 
 
-def gradients_of(
-    results: Sequence[Tensor], parameters: dict[str, Tensor], inputs: Sequence[Tensor]
-) -> Gradients:
+def gradients_of(results: Sequence[Tensor], parameters: dict[str, Tensor], inputs: Sequence[Tensor]) -> Gradients:
     """The gradients of a weighted sum of `results` by parameter and input; the weights are the same in every call."""
     generator = torch.Generator().manual_seed(_SEED)
     total: Tensor | None = None
@@ -109,6 +108,11 @@ class Watch:
             for handle in handles:
                 handle.remove()
 
+    def drops_gradients(self, training: bool) -> bool:
+        """Whether something was seen that keeps the network from being traced in the mode."""
+        # Reentrant checkpointing leaves gradients switched off in the graph, in inference too.
+        return any(training or "Checkpoint" in function for function in self.own_backward.values())
+
     def _enter(self, name: str) -> Any:
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._attribute((args, kwargs), self._running[-1] if self._running else "")
@@ -152,26 +156,27 @@ def gradient_error(watch: Watch, wrong: Sequence[str], right: Sequence[str]) -> 
     """Why the gradients differ: the module, the cause and the way out, from what differs and what does not."""
     out = "write the stages by hand with StagedModel.from_stages, where gradients are those of the network"
     shown = ", ".join(repr(name) for name in wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-    what = f"the gradients of {shown} differ from the network's" if wrong else "the gradients of the stages would differ from the network's"
-    # The last step that could be at fault comes after all that differs.
+    what = f"the gradients of {shown or 'the stages'} {'differ' if wrong else 'would differ'} from the network's"
+    # The step at fault comes after all that differs.
     last = max((watch.place(name) for name in wrong), default=-1)
-    suspects = sorted(watch.own_backward.items(), key=lambda item: watch.ends.get(item[0], len(watch.order)) < last)
-    for name, function in suspects:
-        where = f"module {name!r} ({type(watch.network.get_submodule(name)).__name__})" if name else "the network"
-        if "Checkpoint" in function:
-            return GradientError(
-                f"{what}: {where} checkpoints activations in the reentrant way, which tracing drops; call checkpoint "
-                f"with use_reentrant=False, or {out}"
-            )
-        if function == "BackwardHookFunction":
-            return GradientError(f"{what}: {where} has a backward hook, which stages do not run; remove the hook, or {out}")
+    suspects = [name for name in watch.own_backward if watch.ends.get(name, len(watch.order)) > last]
+    name = next(iter(suspects or watch.own_backward), None)
+    if name is None:
+        place = _between(watch, wrong, right)
         return GradientError(
-            f"{what}: {where} uses the autograd Function {function!r}, whose backward pass tracing drops; {out}"
+            f"{what}{place} a step changes gradients in a way that tracing drops, such as a hook on a tensor or an "
+            f"autograd Function; {out}"
         )
-    return GradientError(
-        f"{what}{_between(watch, wrong, right)} a step changes gradients in a way that tracing drops, such as detach(), "
-        f"a hook on a tensor or an autograd Function; {out}"
-    )
+    function = watch.own_backward[name]
+    where = f"module {name!r} ({type(watch.network.get_submodule(name)).__name__})" if name else "the network"
+    if "Checkpoint" in function:
+        where += " checkpoints activations in the reentrant way, which tracing drops; call checkpoint with "
+        out = f"use_reentrant=False, or {out}"
+    elif function == "BackwardHookFunction":
+        where += " has a backward hook, which stages do not run; remove the hook, or "
+    else:
+        where += f" uses the autograd Function {function!r}, whose backward pass tracing drops; "
+    return GradientError(f"{what}: {where}{out}")
 
 
 def _between(watch: Watch, wrong: Sequence[str], right: Sequence[str]) -> str:

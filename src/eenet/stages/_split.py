@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,6 +182,19 @@ class _Builder:
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             self.constants[name] = value
         return value
+
+
+def random_steps(module: nn.Module) -> Iterator[str]:
+    """Where a stage draws random numbers, for a message: the operator and the module that it is in."""
+    for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        is_random = torch.Tag.nondeterministic_seeded in node.target.tags
+        # Dropout has an argument that says whether it is on.
+        if is_random and not any(value is False for value in node.args):
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            name = original_name(stack[-1][0]) if stack else ""
+            yield f": {node.target._schema.name.partition('::')[2]!r}" + (f" in module {name!r}" if name else "")
 
 
 def _assemble(graph: fx.Graph, attributes: dict[str, Any], name: str) -> fx.GraphModule:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,14 +14,16 @@ from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import bind, device_of, dtype_of, move_constants
 from eenet.stages._capture import capture, modules_to_cut
 from eenet.stages._check import (
+    check_example,
     check_gradients,
-    check_inference,
+    check_independent,
     check_reference,
     check_training,
-    own_backward_passes,
 )
 from eenet.stages._compact import compact
+from eenet.stages._current import Contents
 from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._first_run import first_run, refuse_wrapped, restore_caches
 from eenet.stages._gradients import GradientError, gradient_error
 from eenet.stages._modes import modes_kept, set_evaluation
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
@@ -44,6 +47,7 @@ def cut(
     with other samples beside the survivors. The model is left as it was. Raises CutError, which names the module and
     where one is at fault the tensor, and InvalidInputError for an example that cannot be used.
     """
+    refuse_wrapped(model)
     modules_to_cut(model, at)
     # The example is kept for later traces, so it must not become an inference tensor, which tracing cannot use.
     with torch.inference_mode(mode=False):
@@ -75,6 +79,7 @@ class StagedModel(nn.Module):
         self._splits: dict[tuple[bool, ...], Split] = {}
         self._device = device_of(backbone)
         self._dtype = dtype_of(backbone)
+        self._contents = Contents.of(backbone)
         self.register_load_state_dict_post_hook(_rebind_after_load)  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -182,6 +187,42 @@ class StagedModel(nn.Module):
                 return tensor.shape[dim]
         raise InvalidInputError(f"no input of stage {stage_index} has a batch dimension")
 
+    def check_current(self) -> None:
+        """Make sure that the stages still are those of the network, which may have been changed since it was cut.
+
+        Compares the modules, forward methods, settings and shapes with those at the time of the cut, and runs the
+        example through the network and through its stages: in inference, and in training mode, gradients included,
+        where there are stages for that. Parameters and buffers that were replaced by others of the same shape are
+        followed, as by `rebind`. Costs about three inference passes of at most three samples: 0.5 ms for a small
+        network, 0.15 s for a ResNet-50 at 224 x 224 on two cores.
+
+        Raises
+        ------
+        CutError
+            Names the module that was changed, or the stage whose result differs.
+        """
+        now = Contents.of(self.backbone)
+        again = "its stages are those of before; attach exits to the network again (or cut it again)"
+        changed = self._contents.change(now)
+        if changed is not None:
+            raise CutError(f"the network was changed after it was cut: module {changed[0]!r} {changed[1]}; {again}")
+        self.rebind()
+        setting = self._contents.changed_setting(now)
+        why = f"module {setting[0]!r} {setting[1]}" if setting else "a module, a hook or a value it reads is another"
+        present = tuple([module.training for module in self._modes])
+        for flags, made in self._splits.items():
+            if not self.traced or (any(flags) and setting is None and flags != present):
+                continue
+            with self._in_mode(flags), torch.inference_mode(mode=False):
+                try:
+                    check_example(self.backbone, self.at, made, self._form)
+                    if any(flags):
+                        check_gradients(self.backbone, self.at, made, self._form)
+                except CutError as error:
+                    raise CutError(
+                        f"the network was changed after it was cut: {why}; {again}. What differs: {str(error).partition(';')[0]}"
+                    ) from error
+
     def rebind(self) -> None:
         """Make the stages use the backbone's present parameters, buffers and device.
 
@@ -208,10 +249,22 @@ class StagedModel(nn.Module):
         self.rebind()
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs are not saved: they are traced again when first used.
+        return {**self.__dict__, "_splits": {}, "_contents": None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._contents = Contents.of(self.backbone)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> StagedModel:
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        made.__dict__.update(copy.deepcopy({**self.__dict__, "_contents": None}, memo))
         # A deep copy of a stage loses which of its buffers are persistent.
-        self.rebind()
+        made.rebind()
+        made._contents = Contents.of(made.backbone)
+        return made
 
     def _current(self) -> Split:
         # By the modes of all modules, so that a batch norm frozen inside a training network is respected.
@@ -228,28 +281,30 @@ class StagedModel(nn.Module):
         return found
 
     def _trace(self, flags: tuple[bool, ...]) -> Split:
-        training = any(flags)
+        training, watch = any(flags), None
         with self._in_mode(flags), torch.inference_mode(mode=False):
             try:
                 if isinstance(self.backbone, StageSequence):
                     made = sequence_split(self.backbone, self._form)
                 else:
+                    # Caches outside the network, such as tables of positions, are filled with true tensors first.
+                    watch = first_run(self.backbone, self._form)
                     made = split(capture(self.backbone, self.at, self._form), self._form.dynamic)
                 for module in _graphs(made):
                     bind(module, self.backbone, made.constants)
                 if self._check:
-                    run_check = check_training if training else check_inference
+                    run_check = check_training if training else check_independent
                     run_check(self.backbone, self.at, made, self._form)
                     if training and self.traced:
                         check_gradients(self.backbone, self.at, made, self._form)
             except CutError as error:
+                if watch is not None and not isinstance(error, GradientError) and watch.drops_gradients(training):
+                    error = gradient_error(watch, [], [])
                 if not training:
-                    raise
-                if self.traced and not isinstance(error, GradientError):
-                    watch = own_backward_passes(self.backbone, self._form)
-                    if watch.own_backward:
-                        error = gradient_error(watch, [], [])
+                    raise error
                 raise CutError(f"in training mode: {error}; call eval() to use the stages for inference") from error
+            finally:
+                restore_caches(self.backbone, self._form)
         return made
 
     @contextlib.contextmanager
@@ -264,9 +319,8 @@ class StagedModel(nn.Module):
             for module, flag in zip(self._modes, before, strict=True):
                 module.training = flag
 
-    def extra_repr(self) -> str:
-        """The modules that the stages end at."""
-        return f"at={list(self.at)}"
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.backbone).__name__}, at={list(self.at)})"
 
 
 def _graphs(made: Split) -> Iterator[fx.GraphModule]:

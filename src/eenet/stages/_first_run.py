@@ -1,0 +1,112 @@
+"""The network run on the example before it is traced: what it returns, and that tracing left it undamaged."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet._compat import clear_fake_caches, is_fake, pytree
+from eenet.errors import CutError, InvalidInputError
+from eenet.stages._check import undisturbed
+from eenet.stages._example import MODEL_ERRORS, InputForm
+from eenet.stages._gradients import Watch
+
+
+def refuse_wrapped(network: nn.Module) -> None:
+    """Refuse modules that only wrap a network, and those whose code tracing cannot see. Raises InvalidInputError."""
+    if isinstance(network, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+        raise InvalidInputError(
+            f"the network is a {type(network).__name__}, which runs another one on several devices; give that one, "
+            "`net.module`, and wrap the model with exits instead"
+        )
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            what = f"module {name!r}" if name else "the network"
+            raise InvalidInputError(
+                f"{what} is a {type(module).__name__} of torch.jit, which cannot be traced; give the Python module that "
+                "it was made from"
+            )
+
+
+def first_run(network: nn.Module, form: InputForm) -> Watch:
+    """Run the network on the example in its present mode; raises CutError where it fails or returns no tensors.
+
+    Leaves buffers and generators as they were.
+    """
+    watch = Watch(network)
+    args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
+    with undisturbed(network), torch.enable_grad(), watch.watching():
+        try:
+            output = network(*args, **kwargs)
+        except MODEL_ERRORS as error:
+            size = form.tensors()[0].shape[0]
+            raise CutError(
+                f"the model itself fails on the example, at batch size {size}: {type(error).__name__}: {error}"
+            ) from error
+    _check_output(output, form)
+    return watch
+
+
+def restore_caches(network: nn.Module, form: InputForm) -> None:
+    """Make sure that the network gives true tensors after tracing; raises CutError where it cannot be repaired.
+
+    A cache outside the network, such as `functools.lru_cache`, may have kept a tensor made while tracing.
+    """
+    if not _gives_fake(network, form):
+        return
+    cleared = clear_fake_caches()
+    if _gives_fake(network, form):
+        also = f" ({', '.join(cleared)} was cleared)" if cleared else ""
+        raise CutError(
+            "the network keeps tensors that were made while it was traced, in a cache outside its modules, and gives "
+            f"FakeTensors from now on{also}; clear that cache, and fill it on tensors before exits are attached"
+        )
+
+
+def _gives_fake(network: nn.Module, form: InputForm) -> bool:
+    args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
+    try:
+        with undisturbed(network):
+            output = network(*args, **kwargs)
+    except MODEL_ERRORS as error:
+        return "FakeTensor" in f"{type(error).__name__}: {error}"
+    return any(is_fake(leaf) for leaf in pytree.tree_leaves(output))
+
+
+def _check_output(output: Any, form: InputForm) -> None:
+    """Refuse what a network returns that cannot be traced, with what to do about it."""
+    for name, value in _parts(output):
+        if type(value).__name__.endswith("Cache"):
+            raise CutError(
+                f"the network returns {name}, a {type(value).__name__} of what it computed for earlier tokens, which "
+                "cannot be traced; switch it off: use_cache=False in the example's arguments, or "
+                "network.config.use_cache = False"
+            )
+        if dataclasses.is_dataclass(value) and len(pytree.tree_leaves(value)) == 1 and not isinstance(value, Mapping):
+            names = [field.name for field in dataclasses.fields(value)]
+            take = "logits" if "logits" in names else names[0] if names else "its tensor"
+            kind = type(value).__name__
+            raise CutError(
+                f"the network returns {name}, a dataclass {kind}, which cannot be traced; return its `.{take}` (in a "
+                f"module around the network), or call torch.export.register_dataclass({kind}) before"
+            )
+    losses = [name for name, value in _parts(output) if isinstance(value, Tensor) and value.ndim == 0]
+    labels = [name for name in form.kwargs if name in ("labels", "label", "targets", "target")]
+    if losses and labels:
+        raise CutError(
+            f"the example has {labels[0]!r}, so that the network returns a loss over the whole batch; leave "
+            f"{labels[0]!r} out of the example"
+        )
+
+
+def _parts(output: Any) -> Iterator[tuple[str, Any]]:
+    """The output itself and, where it is a mapping or a tuple, what is in it, with a name each."""
+    yield "its output", output
+    if isinstance(output, Mapping):
+        yield from ((repr(key), value) for key, value in output.items())
+    elif isinstance(output, (tuple, list)):
+        yield from ((f"output {position}", value) for position, value in enumerate(output))
