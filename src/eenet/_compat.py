@@ -125,7 +125,8 @@ def clear_fake_caches() -> list[str]:
     """
     cleared = []
     for found in gc.get_objects():
-        if isinstance(found, functools._lru_cache_wrapper) and _holds_fake(found):
+        # Not isinstance, which asks objects that stand for others what they are.
+        if type(found) is functools._lru_cache_wrapper and _holds_fake(found):
             found.cache_clear()
             cleared.append(found.__name__)
     return cleared

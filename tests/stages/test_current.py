@@ -28,7 +28,7 @@ def wrap(net: nn.Sequential) -> None:
 
 
 def another_forward(net: nn.Sequential) -> None:
-    net[3].forward = lambda x: x[:, :3]  # type: ignore[assignment]
+    net[3].forward = lambda x: x[:, :3]
 
 
 def hook(net: nn.Sequential) -> None:
@@ -51,7 +51,7 @@ def weight_norm(net: nn.Sequential) -> None:
     nn.utils.parametrizations.weight_norm(net[3])
 
 
-CHANGES = {
+CHANGES: dict[Callable[[nn.Sequential], None], str] = {
     replace: r"module '3' was replaced by another Linear",
     wrap: r"module '3' was replaced by another Sequential",
     another_forward: r"module '3' has another forward",
@@ -112,7 +112,7 @@ def test_stages_written_by_hand() -> None:
     first, last = nn.Linear(4, 8), nn.Linear(8, 3)
     staged = eenet.StagedModel.from_stages({"first": first, "last": last}, torch.randn(2, 4))
     staged.check_current()
-    staged.backbone.last = nn.Linear(8, 3)  # type: ignore[assignment]
+    staged.backbone.last = nn.Linear(8, 3)
     with pytest.raises(CutError, match="'last' was replaced"):
         staged.check_current()
 

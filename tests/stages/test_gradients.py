@@ -61,13 +61,17 @@ class Checkpointed(nn.Module):
 def reversed_gradient(x: Tensor) -> Tensor:
     x = x * 1.0
     if x.requires_grad:
-        x.register_hook(lambda gradient: -gradient)
+        x.register_hook(lambda gradient: -gradient)  # type: ignore[no-untyped-call]
     return x
 
 
 def hooked() -> nn.Module:
     module = nn.Linear(8, 8)
-    module.register_full_backward_hook(lambda _module, gradients, _: (2 * gradients[0],))
+
+    def double(_module: nn.Module, gradients: Any, _: Any) -> Any:
+        return tuple(2 * gradient for gradient in gradients)
+
+    module.register_full_backward_hook(double)
     return module
 
 
@@ -108,6 +112,7 @@ def test_gradients_that_tracing_drops_are_refused_in_training(kind: str, frozen:
     model.eval()(torch.randn(16, 4))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 def test_reentrant_checkpointing_is_refused_with_the_other_kind_as_the_way_out() -> None:
     with pytest.raises(CutError, match=r"'1' .Checkpointed.*reentrant.*use_reentrant=False"):
         eenet.attach(network(Checkpointed(reentrant=True)), ["3"], example=torch.randn(2, 4)).train()(torch.ones(2, 4))
@@ -159,6 +164,7 @@ def test_a_buffer_that_training_changes_otherwise_is_refused() -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.seen: Tensor
             self.register_buffer("seen", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ def _runs_forward(model: nn.Module, module: nn.Module, form: InputForm) -> bool:
         ran = True
         return inner(*args, **kwargs)
 
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
         with torch.no_grad():
@@ -124,7 +124,7 @@ def _runs_forward(model: nn.Module, module: nn.Module, form: InputForm) -> bool:
         if own is None:
             del module.forward
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own
     return ran
 
 

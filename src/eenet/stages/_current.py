@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ class Contents:
     modules: dict[str, nn.Module]
     forwards: dict[str, Any]
     settings: dict[str, dict[str, Any]]
-    tensors: dict[str, tuple[Any, ...]]
+    tensors: dict[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, network: nn.Module) -> Contents:
@@ -30,7 +29,7 @@ class Contents:
             {name: _forward(module) for name, module in modules.items()},
             {name: _settings(module) for name, module in modules.items()},
             {
-                name: (tuple(tensor.shape), tensor.dtype)
+                name: tuple(tensor.shape)
                 for found in (network.named_parameters(remove_duplicate=False), network.named_buffers())
                 for name, tensor in found
             },
@@ -49,11 +48,11 @@ class Contents:
         for name, forward in self.forwards.items():
             if now.forwards[name] != forward:
                 return name, "has another forward method"
-        for name, tensor in self.tensors.items():
+        for name, shape in self.tensors.items():
             owner, _, leaf = name.rpartition(".")
-            there = now.tensors.get(name)
-            if there is None or there[0] != tensor[0]:
-                return owner, f"has another {leaf}: " + (f"shape {there[0]}, not {tensor[0]}" if there else "none")
+            found = now.tensors.get(name)
+            if found != shape:
+                return owner, f"has another {leaf}: " + ("none" if found is None else f"shape {found}, not {shape}")
         added = next((name for name in now.tensors if name not in self.tensors), None)
         if added is not None:
             owner, _, leaf = added.rpartition(".")
@@ -75,7 +74,7 @@ def _forward(module: nn.Module) -> Any:
     return vars(module).get("forward", getattr(type(module), "forward", None))
 
 
-def _settings(module: nn.Module) -> Mapping[str, Any]:
+def _settings(module: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if key != "training" and _plain(value)}
 
 

@@ -27,8 +27,8 @@ def refuse_wrapped(network: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             what = f"module {name!r}" if name else "the network"
             raise InvalidInputError(
-                f"{what} is a {type(module).__name__} of torch.jit, which cannot be traced; give the Python module that "
-                "it was made from"
+                f"{what} is a {type(module).__name__} of torch.jit, which cannot be traced; give the Python module "
+                "that it was made from"
             )
 
 

@@ -7,7 +7,7 @@ autograd Function, reentrant checkpointing, hooks on gradients. Results do not s
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,7 @@ Gradients = dict[str, Tensor | None]
 
 
 @contextlib.contextmanager
-def all_trainable(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
+def all_trainable(backbone: nn.Module) -> Iterator[Mapping[str, Tensor]]:
     """The floating-point parameters by name, all of them requiring gradients: what is frozen now may be thawed."""
     parameters = {
         name: tensor
@@ -35,14 +35,14 @@ def all_trainable(backbone: nn.Module) -> Iterator[dict[str, Tensor]]:
     before = [(tensor, tensor.requires_grad) for tensor in parameters.values()]
     try:
         for tensor, _ in before:
-            tensor.requires_grad_(True)
+            tensor.requires_grad_()
         yield parameters
     finally:
         for tensor, required in before:
             tensor.requires_grad_(required)
 
 
-def gradients_of(results: Sequence[Tensor], parameters: dict[str, Tensor], inputs: Sequence[Tensor]) -> Gradients:
+def gradients_of(results: Sequence[Tensor], parameters: Mapping[str, Tensor], inputs: Sequence[Tensor]) -> Gradients:
     """The gradients of a weighted sum of `results` by parameter and input; the weights are the same in every call."""
     generator = torch.Generator().manual_seed(_SEED)
     total: Tensor | None = None
@@ -137,7 +137,7 @@ class Watch:
 
     def _attribute(self, values: Any, name: str) -> None:
         """Give the autograd nodes behind `values` that are new to module `name`."""
-        nodes = [leaf.grad_fn for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+        nodes: list[Any] = [leaf.grad_fn for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
         while nodes:
             node = nodes.pop()
             if node is None or node in self._seen:

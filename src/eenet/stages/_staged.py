@@ -219,8 +219,9 @@ class StagedModel(nn.Module):
                     if any(flags):
                         check_gradients(self.backbone, self.at, made, self._form)
                 except CutError as error:
+                    what = str(error).partition(";")[0]
                     raise CutError(
-                        f"the network was changed after it was cut: {why}; {again}. What differs: {str(error).partition(';')[0]}"
+                        f"the network was changed after it was cut: {why}; {again}. What differs: {what}"
                     ) from error
 
     def rebind(self) -> None:
@@ -289,7 +290,11 @@ class StagedModel(nn.Module):
                 else:
                     # Caches outside the network, such as tables of positions, are filled with true tensors first.
                     watch = first_run(self.backbone, self._form)
-                    made = split(capture(self.backbone, self.at, self._form), self._form.dynamic)
+                    try:
+                        captured = capture(self.backbone, self.at, self._form)
+                    finally:
+                        restore_caches(self.backbone, self._form)
+                    made = split(captured, self._form.dynamic)
                 for module in _graphs(made):
                     bind(module, self.backbone, made.constants)
                 if self._check:
@@ -303,8 +308,6 @@ class StagedModel(nn.Module):
                 if not training:
                     raise error
                 raise CutError(f"in training mode: {error}; call eval() to use the stages for inference") from error
-            finally:
-                restore_caches(self.backbone, self._form)
         return made
 
     @contextlib.contextmanager
