@@ -45,38 +45,38 @@ def killed() -> Scheduler:
 
 
 def test_the_results_are_the_same_for_any_number_of_processes(tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     common: dict[str, Any] = {"resplits": 3, "seed": 4}
     one = compare(toy_records(240), COSTS, NAMES, BUDGETS, **common)
     two = compare(
         toy_records(240), COSTS, NAMES, BUDGETS, **common, jobs=2, out=tmp_path,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )  # fmt: skip
     assert timeless(one) == timeless(two)
     for first, second in zip(one.cells, two.cells, strict=True):
         np.testing.assert_array_equal(first.exits, second.exits)
         np.testing.assert_array_equal(first.utility, second.utility)
-    assert told == [(2 * (n + 1), 18) for n in range(9)]
+    assert calls == [(2 * (n + 1), 18) for n in range(9)]
     assert len(list((tmp_path / "cells").iterdir())) == 9
 
 
 def test_finished_work_is_not_repeated_and_more_of_it_is_added(tmp_path: Path) -> None:
     def run(names: list[str], resplits: int = 2) -> tuple[Comparison, list[int]]:
-        told: list[int] = []
+        counts: list[int] = []
         found = compare(
             toy_records(200), COSTS, names, BUDGETS, resplits=resplits, out=tmp_path,
-            progress=lambda done, total: told.append(done),
+            progress=lambda done, total: counts.append(done),
         )  # fmt: skip
-        return found, told
+        return found, counts
 
-    first, told = run(["max_prob", "margin"])
-    assert told == list(range(1, 9))
+    first, counts = run(["max_prob", "margin"])
+    assert counts == list(range(1, 9))
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
-    again, told = run(["max_prob", "margin"])
-    assert told == [8]
+    again, counts = run(["max_prob", "margin"])
+    assert counts == [8]
     assert first.to_dict() == again.to_dict()  # fit times included: nothing was fitted
-    more, told = run(["max_prob", "margin", "voting"], resplits=3)
-    assert told == [8, *range(9, 19)]
+    more, counts = run(["max_prob", "margin", "voting"], resplits=3)
+    assert counts == [8, *range(9, 19)]
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     fresh = compare(toy_records(200), COSTS, ["max_prob", "margin", "voting"], BUDGETS, resplits=3)
     assert timeless(more) == timeless(fresh)
@@ -98,16 +98,16 @@ def test_an_interrupted_comparison_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(finished) == 3
     # A file that was damaged meanwhile is as one that is not there.
     finished[0].write_bytes(finished[0].read_bytes()[:-10])
-    told: list[int] = []
+    counts: list[int] = []
     found = compare(
         toy_records(200), COSTS, NAMES, BUDGETS, resplits=2, out=tmp_path,
-        progress=lambda done, total: told.append(done),
+        progress=lambda done, total: counts.append(done),
     )  # fmt: skip
-    assert told[0] == 4
+    assert counts[0] == 4
     assert timeless(found) == timeless(whole)
 
 
-def test_a_changed_input_is_refused_by_name_or_begins_anew(tmp_path: Path) -> None:
+def test_a_changed_input_is_refused_by_name_or_begins_again(tmp_path: Path) -> None:
     compare(toy_records(100), COSTS, ["max_prob"], BUDGETS, resplits=1, out=tmp_path)
     with pytest.raises(InvalidInputError, match=r"holds a comparison of other records; name another folder, or"):
         compare(toy_records(100, seed=1), COSTS, ["max_prob"], BUDGETS, resplits=1, out=tmp_path)
@@ -152,7 +152,7 @@ def test_a_killed_process_is_said_and_finished_work_is_kept(tmp_path: Path) -> N
     assert len(found.rows) == 4
 
 
-def test_doubles_on_both_sides_are_told_of() -> None:
+def test_doubles_on_both_sides_are_warned_of() -> None:
     records = toy_records(100)
     with pytest.warns(ReliabilityWarning, match="60 of the 60 samples held out have a double among those to calibrate"):
         compare(records, COSTS, ["max_prob"], [2.0], held_out=records.subset(np.arange(60)))
@@ -189,11 +189,21 @@ def run(*words: object, code: int = 0) -> Any:
     return result
 
 
-def test_compare_prints_tables_and_leaves_everything_in_a_folder(predictions: Path, tmp_path: Path) -> None:
+def test_compare_prints_tables_and_leaves_everything_in_a_folder(
+    predictions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     words = (predictions, "--prefix", "val_", "--methods", "max_prob,ztw,searched", "--resplits", 2, "--jobs", 1)
     shown = run(*words, "--budgets", "40%,60%,80%", "--out", out).stdout
-    for word in ("ztw *", "searched", "oracle", "best random mixture", "difference to max_prob", f"are in {out}"):
+    titles = ("ztw *", "searched", "oracle", "best random mixture", "difference to max_prob")
+    for word in (*titles, f"tables and figure are in {out}"):
+        "ztw *",
+        "searched",
+        "oracle",
+        "best random mixture",
+        "difference to max_prob",
+        f"tables and figure are in {out}",
+    ):
         assert word in shown
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "cells"])
     assert (out / "table.txt").read_text(encoding="utf-8").strip() in shown
@@ -210,6 +220,14 @@ def test_compare_prints_tables_and_leaves_everything_in_a_folder(predictions: Pa
         differences = list(csv.DictReader(handle))
     assert len(differences) == 3 * 4
     assert {row["reference"] for row in differences} == {"max_prob"}
+    # Without matplotlib there is no figure, and none is promised.
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    (out / "comparison.png").unlink()
+    result = run(*words, "--budgets", "40%,60%,80%", "--out", out)
+    assert f"tables are in {out}" in result.stdout
+    assert "figure" not in result.stdout
+    assert "no figure: a figure needs matplotlib" in " ".join(result.stderr.split())
+    assert "eenet[report]" in result.stderr
     # The same again is read from the folder; the reference may be another one.
     again = json.loads(run(*words, "--budgets", "40%,60%,80%", "--out", out, "--reference", "ztw", "--json").stdout)
     assert again["rows"] == data["rows"]
@@ -280,11 +298,11 @@ def test_all_methods_on_pooled_evidence_are_those_that_can_read_it_and_the_rest_
     labels = rng.integers(3, size=(40, 8, 8))
     logits = rng.normal(size=(3, 40, 3, 8, 8)) + 2 * np.eye(3)[labels].transpose(0, 3, 1, 2)
     task = Segmentation(stride=2)
-    trail: list[Evidence] = []
+    history: list[Evidence] = []
     for of_exit in logits.astype(np.float32):
-        trail.append(task.evidence(task.shown(of_exit), trail))
+        history.append(task.evidence(task.shown(of_exit), history))
     utility = rng.random((3, 40), dtype=np.float32)
-    ExitRecords.from_evidence([trail], utility=utility).save(tmp_path / "pooled.safetensors")
+    ExitRecords.from_evidence([history], utility=utility).save(tmp_path / "pooled.safetensors")
     words = ["compare", str(tmp_path / "pooled.safetensors"), "--costs", "1,2,3", "--budgets", "60%", "--resplits", "1"]
     result = CliRunner().invoke(app, [*words, "--jobs", "1", "--json"])
     assert result.exit_code == 0, result.stderr

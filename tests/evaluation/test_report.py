@@ -5,11 +5,13 @@ from __future__ import annotations
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.evaluation import Curve, Point, write_cost_figure
+from eenet.scheduler import SCHEDULERS
 
 CURVES = [
     Curve("EENet", [Point(0.3, 0.93, spread=0.02), Point(0.5, 0.97)]),
@@ -61,6 +63,22 @@ def test_missing_matplotlib_names_the_extra(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtraError, match=r"eenet\[report\]"):
         draw(tmp_path / "report.png")
+
+
+def test_no_color_and_no_marker_repeats_among_all_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    styles: list[tuple[str, str]] = []
+    draw_bars = Axes.errorbar
+
+    def recorded(self: Axes, *args: Any, **options: Any) -> Any:
+        styles.append((options["color"], options["marker"]))
+        return draw_bars(self, *args, **options)
+
+    monkeypatch.setattr(Axes, "errorbar", recorded)
+    draw(tmp_path / "report.png", [Curve(name, CURVES[0].points) for name in SCHEDULERS])
+    colors, markers = map(set, zip(*styles, strict=True))
+    assert len(styles) == len(colors) == len(markers) == len(SCHEDULERS) >= 13
 
 
 def test_drawing_does_not_load_pyplot(tmp_path: Path) -> None:

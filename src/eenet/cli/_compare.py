@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -55,7 +54,7 @@ def compare(
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
-    """Compare schedulers on fresh samples, at equal realised cost.
+    """Compare schedulers on fresh samples, at equal realized cost.
 
     Each method is fitted to each budget on a random part of PREDICTIONS (as for eenet fit) and tried on the rest,
     RESPLITS times. Differences to the reference are taken at the cost that was really spent, as pairs, with standard
@@ -87,16 +86,14 @@ def compare(
             records, table, names, amounts, resplits=resplits, fraction=fraction, seed=seed, held_out=fresh, jobs=jobs,
             out=out, restart=not resume, progress=progress,
         )  # fmt: skip
-    data = found.to_dict(against)
-    if out is not None:
-        _write(found, against, data, out)
+    written = None if out is None else _write(found, against, out)
     if json_output:
-        print_json(data)
+        print_json(found.to_dict(against))
         return
     console = output()
     console.print(found.to_text(against), markup=False, soft_wrap=True)
-    if out is not None:
-        console.print(f"tables and figure are in {out}", soft_wrap=True)
+    if written is not None:
+        console.print(f"{written} are in {out}", soft_wrap=True)
 
 
 def _methods(text: str, *, pooled: bool) -> list[str]:
@@ -152,51 +149,12 @@ def _bar(total: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, _total: bar.update(task, completed=done)
 
 
-def _write(found: Comparison, reference: str, data: dict[str, Any], out: Path) -> None:
-    from eenet._files import atomic_path, write_json
-    from eenet.evaluation import write_csv
-
-    write_csv(found, reference, out)
-    write_json(out / "comparison.json", data)
-    with atomic_path(out / "table.txt") as temporary:
-        temporary.write_text(found.to_text(reference) + "\n", encoding="utf-8")
+def _write(found: Comparison, reference: str, out: Path) -> str:
+    """Write everything that can be written, and say in words what that is."""
+    found.write(out, reference)
     try:
-        _draw(found, reference, out / "comparison.png")
+        found.write_figure(out / "comparison.png", reference)
     except MissingExtraError as error:
         show_warning(f"no figure: {error}")
-
-
-def _draw(found: Comparison, reference: str, path: Path) -> None:
-    from eenet.evaluation import Curve, Gain, Point, write_comparison_figure
-
-    marked = {name: name + (" *" if name in found.changing else "") for name in found.schedulers}
-    curves, gains = [], []
-    differences = found.differences(reference)
-    for name in found.schedulers:
-        points = []
-        for budget in found.budgets:
-            rows = [row for row in found.rows if (row.scheduler, row.budget) == (name, budget)]
-            known = [(row.held_out_cost, row.accuracy) for row in rows if row.accuracy is not None]
-            if known:
-                cost, accuracy = (statistics.fmean(values) for values in zip(*known, strict=True))
-                points.append(Point(cost, accuracy))
-        curves.append(Curve(marked[name], points))
-        single = [d.mean for d in differences if d.scheduler == name and d.budget is not None]
-        overall = [d for d in differences if d.scheduler == name and d.budget is None]
-        gains += [Gain(marked[name], d.mean, d.standard_error, single) for d in overall if name != reference]
-    bounds = []
-    for title, attribute in (("best random mixture", "random_mixture"), ("oracle", "oracle")):
-        points = [
-            Point(budget, statistics.fmean(getattr(b, attribute) for b in found.bounds if b.budget == budget))
-            for budget in dict.fromkeys(bound.budget for bound in found.bounds)
-        ]
-        bounds.append(Curve(title, points))
-    write_comparison_figure(
-        path,
-        curves,
-        bounds,
-        gains,
-        reference=reference,
-        title=f"{found.pool:,} samples, {found.resplits} resplits",
-        cost_label=f"realised cost per sample ({found.costs.unit})",
-    )
+        return "tables"
+    return "tables and figure"

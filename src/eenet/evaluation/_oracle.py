@@ -1,7 +1,6 @@
-"""What no scheduler can beat, and what every scheduler should: the oracle and the best random mixture of exits.
+"""Bounds that know the labels: the oracle, which no scheduler can beat, and the best random mixture of exits.
 
-Both look at the labels of the very records they are asked about, so they are bounds to hold a scheduler against,
-not schedulers.
+Both look at the labels of the very records they are asked about: schedulers are compared with them, they are none.
 """
 
 from __future__ import annotations
@@ -28,12 +27,37 @@ class Bound:
 
 
 def oracle(records: ExitRecords, costs: ExitCosts, budget: float | str) -> Bound:
-    """The best accuracy within the budget when each sample's exit may be chosen knowing where it is right.
+    """The best accuracy within a budget where each sample's exit may be chosen by its label.
 
-    Where the utility is 0 or 1 this is exact: from everybody at the first exit, samples that a deeper exit gets right
-    are sent there, the cheapest gains first. For utilities in between the gains are taken by utility per cost, and what
-    is left undone is less than the last single gain. Records need labels; raises `InfeasibleBudgetError` below the
-    first exit's cost.
+    It is exact where the utility is 0 or 1: samples that a deeper exit gets right are sent there, the cheapest gains
+    first. For utilities in between, gains are taken by utility per cost; it then falls short of the best by less than
+    one gain.
+
+    Parameters
+    ----------
+    records : ExitRecords
+        Records with labels.
+    costs : ExitCosts
+        The costs of the exits.
+    budget : float or str
+        The average cost per sample; see `eenet.costs.parse_budget`.
+
+    Returns
+    -------
+    Bound
+        The accuracy, and the cost that it takes.
+
+    Raises
+    ------
+    InfeasibleBudgetError
+        If the budget is below the first exit's cost.
+
+    Examples
+    --------
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> records, costs = toy_records(), toy_costs()
+    >>> oracle(records, costs, "60%").accuracy > random_mixture(records, costs, "60%").accuracy
+    True
     """
     costs.require_exits(records.num_exits)
     limit = parse_budget(budget, costs)
@@ -71,10 +95,36 @@ def _moves(utility: Floats, costs: Floats) -> tuple[Floats, Floats]:
 
 
 def random_mixture(records: ExitRecords, costs: ExitCosts, budget: float | str) -> Bound:
-    """The best accuracy within the budget when each sample's exit is drawn by lot, whatever the sample.
+    """The best accuracy within a budget where each sample's exit is drawn at random.
 
-    It is the upper concave hull of (cost, accuracy) of the single exits, at the budget: one exit, or two of them in
-    the proportion that spends it. Records need labels; raises `InfeasibleBudgetError` below the first exit's cost.
+    It is the upper concave hull of (cost, accuracy) of the single exits, at the budget: one exit, or two of them in the
+    proportion that spends it.
+
+    Parameters
+    ----------
+    records : ExitRecords
+        Records with labels.
+    costs : ExitCosts
+        The costs of the exits.
+    budget : float or str
+        The average cost per sample; see `eenet.costs.parse_budget`.
+
+    Returns
+    -------
+    Bound
+        The accuracy, and the cost that it takes.
+
+    Raises
+    ------
+    InfeasibleBudgetError
+        If the budget is below the first exit's cost.
+
+    Examples
+    --------
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> records, costs = toy_records(), toy_costs()
+    >>> random_mixture(records, costs, "100%") == Bound(accuracy=records.accuracies[2], cost=3.0)
+    True
     """
     costs.require_exits(records.num_exits)
     limit = parse_budget(budget, costs)
