@@ -165,6 +165,7 @@ def write_comparison_figure(
         points = sorted(curve.points, key=lambda p: p.cost)
         left.plot(*_coordinates(points), color=_GREY, linestyle=dashes, linewidth=1.2, label=curve.name)
     styles = {curve.name: _style(index) for index, curve in enumerate(curves)}
+    named = {gain.name for gain in gains}  # in the right panel; the reference is not
     for curve in curves:
         color, marker, line = styles[curve.name]
         points = sorted(curve.points, key=lambda p: p.cost)
@@ -176,6 +177,7 @@ def write_comparison_figure(
             markersize=4,
             markerfacecolor="none",
             linewidth=1,
+            label=None if curve.name in named else curve.name,
         )
     _finish(left, title, cost_label, "held-out accuracy (%)")
     left.legend(loc="lower right", fontsize=8)
