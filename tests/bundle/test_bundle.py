@@ -16,12 +16,13 @@ import torch
 from bundles import CASES, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import eenet
 import eenet.bundle.onnx
-from eenet.bundle import LoadedBundle
-from eenet.bundle._manifest import sealed
+from eenet.bundle import LoadedBundle, sealed
 from eenet.errors import EENetError, ExportError, FileFormatError, InvalidInputError
+from eenet.testing import toy_costs, toy_records
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_library)
@@ -486,3 +487,37 @@ def test_a_bundle_runs_in_a_fresh_environment_with_numpy_and_onnxruntime_alone(
     assert has.returncode != 0, "the environment must not have torch"
     case, folder = exported("convolutions")
     _run_without_torch([str(python)], case, folder, tmp_path)
+
+
+def test_a_network_that_mixes_samples_is_refused(tmp_path: Path) -> None:
+    class Center(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean(0)
+
+    torch.manual_seed(0)
+    network = nn.Sequential(Center(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(20, 6)
+    staged = eenet.cut(network, ["2"], x[:4], check=False)  # its self-check finds this too
+    model = eenet.attach(staged)
+    scheduler = eenet.Static(1).fit(toy_records(samples=40, exits=2, classes=3), toy_costs(2))
+    with pytest.raises(ExportError, match="the network mixes samples, so that no sample can exit by itself"):
+        eenet.export(model, scheduler, tmp_path / "bundle", example=x)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_half_precision_within_a_network_is_refused_by_name(tmp_path: Path) -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                out: torch.Tensor = self.linear(x)
+            return out.float()
+
+    network = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Half(), nn.Linear(8, 3)).eval()
+    model = eenet.attach(network, ["1"], example=torch.randn(2, 6))
+    scheduler = eenet.Static(1).fit(toy_records(samples=40, exits=2, classes=3), toy_costs(2))
+    with pytest.raises(InvalidInputError, match=r"'2.*' \((Half|Linear)\) in the stage .* computes in bfloat16"):
+        eenet.export(model, scheduler, tmp_path / "bundle", example=torch.randn(4, 6))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from eenet._extras import require
 from eenet.bundle._manifest import StageSpec
@@ -21,6 +21,7 @@ OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 """Read by every ONNX Runtime since 1.17."""
 
+_HALF = (torch.bfloat16, torch.float16)
 _MOST_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the rest is for the graph itself
 
 
@@ -39,6 +40,8 @@ def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
     specs: list[StageSpec] = []
     files: dict[str, bytes] = {}
     args, kwargs = model.staged.example
+    for stage in model.staged.inference_stages:
+        _require_full_precision(stage)
     with inferring(model), torch.inference_mode(mode=False), torch.no_grad():
         live = model.staged.flatten_inputs(*args, **kwargs)
         stages = model.staged.inference_stages
@@ -62,6 +65,22 @@ def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
             specs.append(StageSpec(stage.name, inputs, graph, head, place))
             live = step.live
     return Graphs(tuple(specs), files)
+
+
+def _require_full_precision(stage: Stage) -> None:
+    """Raise InvalidInputError where a stage computes in half precision on the way: ONNX Runtime has no such kernels."""
+    graphs = (part for part in stage.module.modules() if isinstance(part, fx.GraphModule))
+    for node in (node for graph in graphs for node in graph.graph.nodes if node.op == "call_function"):
+        dtype = next((one for one in (*node.args, *node.kwargs.values()) if one in _HALF), None)
+        if dtype is None:
+            continue
+        path, kind = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("", "the network"))
+        where = f"{path.removeprefix('network.')!r} ({str(kind).rpartition('.')[2]})" if path else "the network"
+        raise InvalidInputError(
+            f"{where} in the stage that ends at {stage.name!r} computes in {str(dtype).removeprefix('torch.')}, as in "
+            "an autocast block, which ONNX Runtime cannot run on the CPU; leave the autocast block out of the network "
+            "for inference, or use backend='torch'"
+        )
 
 
 class _Early(nn.Module):

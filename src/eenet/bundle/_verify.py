@@ -26,6 +26,8 @@ TIE_TOLERANCE = 1e-3
 """A sample whose score is this close to the threshold (times the threshold where that is above 1) may go either way."""
 
 _BATCH = 32
+_MIXED = 64  # samples that are compared in other batches too
+_ALONE, _OTHER_BATCH = 3, 13
 
 Ints = NDArray[np.intp]
 
@@ -52,18 +54,35 @@ class Proof:
 def verify(model: MultiExitModel, scheduler: Scheduler, bundle: LoadedBundle, live: tuple[Tensor, ...]) -> Proof:
     """Compare a bundle with the model on the samples in `live`; raises `ExportError` where they differ.
 
-    Logits are compared at every exit, at batch 1 and in larger batches; exits with those of a replay.
+    Logits are compared at every exit, at batch 1 and in larger batches, and so that each sample comes alone, in another
+    order and among others: where its logits depend on those, no bundle can do what a replay says. Exits are compared
+    with those of a replay.
     """
     specs = bundle.inputs
     samples = model.staged.batch_size_of(live)
     worst, ties = 0.0, 0
+    kept: list[list[NDArray[np.float32]]] = []
     with inferring(model):
-        for rows in _batches(samples):
+        for number, rows in enumerate(_batches(samples)):
             inputs = model.staged.compact(live, torch.from_numpy(rows), 0)
-            expected = [TENSORS.to_host(logits) for logits in _logits(model, inputs)]
+            expected = _logits(model, inputs)
             given = {spec.name: tensor.numpy() for spec, tensor in zip(specs, inputs, strict=True)}
             worst = max(worst, _compare_logits(expected, _all_logits(bundle, given), bundle.exit_names))
             ties += _compare_exits(model, scheduler, expected, bundle(given).exits, rows)
+            if 1 <= number <= _MIXED // _BATCH:
+                kept.append(expected)
+        whole = [np.concatenate(parts) for parts in zip(*kept, strict=True)]
+        for rows in _other_batches(len(whole[0])):
+            inputs = model.staged.compact(live, torch.from_numpy(rows), 0)
+            given = {spec.name: tensor.numpy() for spec, tensor in zip(specs, inputs, strict=True)}
+            got = _all_logits(bundle, given)
+            if not _alike(whole, got, rows):
+                _compare_logits(_logits(model, inputs), got, bundle.exit_names)  # the bundle may be at fault
+                raise ExportError(
+                    f"the logits of samples {rows[:3].tolist()} are others when other samples are in their batch: the "
+                    "network mixes samples, so that no sample can exit by itself; remove what computes over the batch "
+                    "dimension"
+                )
     return Proof(samples, worst, ties)
 
 
@@ -73,10 +92,25 @@ def _batches(samples: int) -> list[Ints]:
     return [rows[:1], *(rows[start : start + _BATCH] for start in range(0, samples, _BATCH))]
 
 
-def _logits(model: MultiExitModel, live: tuple[Tensor, ...]) -> list[Tensor]:
+def _other_batches(samples: int) -> list[Ints]:
+    """The samples in another order and in other batches; some alone."""
+    rows = np.random.default_rng(0).permutation(samples)
+    alone, rest = rows[:_ALONE], rows[_ALONE:]
+    return [*alone[:, None], *(rest[start : start + _OTHER_BATCH] for start in range(0, len(rest), _OTHER_BATCH))]
+
+
+def _alike(whole: list[NDArray[np.float32]], got: list[NDArray[np.float32]], rows: Ints) -> bool:
+    """Whether the samples `rows` have the logits that they had in the batches before."""
+    for one, other in zip(whole, got, strict=True):
+        scale = max(1.0, float(np.abs(one[np.isfinite(one)]).max(initial=0.0)))
+        if not np.allclose(one[rows], other, rtol=0, atol=LOGITS_TOLERANCE * scale, equal_nan=True):
+            return False
+    return True
+
+
+def _logits(model: MultiExitModel, live: tuple[Tensor, ...]) -> list[NDArray[np.float32]]:
     args, kwargs = model.staged.call_of(live)
-    found: list[Tensor] = model(*args, **kwargs)
-    return found
+    return [TENSORS.to_host(logits) for logits in model(*args, **kwargs)]
 
 
 def _all_logits(bundle: LoadedBundle, inputs: dict[str, Array]) -> list[NDArray[np.float32]]:
