@@ -141,6 +141,52 @@ def test_wrong_heads_classes_and_examples_are_refused() -> None:
         eenet.attach(SmallConvNet(), ["first"], 5, "not a tensor")
 
 
+def test_a_head_that_fails_on_its_feature_is_refused_by_module_and_shape() -> None:
+    heads = [ConvHead(8, 5), nn.Sequential(nn.Flatten(), nn.Linear(99, 5))]
+    message = (
+        r"the head at 'second', a Sequential, fails on the feature at 'second', of shape \(3, 16, 4, 4\) and "
+        r"torch.float32 \(.*\); give a head for a feature of this shape, or leave heads out"
+    )
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.attach(SmallConvNet(), ["first", "second"], 5, X, heads=heads)
+
+
+class Narrowing(nn.Module):
+    """Works in bfloat16 inside."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.bfloat16)
+
+
+class Widening(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_feature_of_another_dtype_than_its_head_is_refused_with_a_way_out(own: bool) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), Narrowing(), Widening(), nn.Linear(8, 3)).eval()
+    x = torch.randn(3, 6)
+    message = (
+        r"the feature at '1', of shape \(3, 8\) and torch.bfloat16, does not fit the head there, a \w+ of "
+        r"torch.float32: pass heads=\[...\] .* such as feature.float\(\)"
+    )
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.attach(net, ["1"], example=x, heads=[nn.Linear(8, 3)] if own else None)
+    converting = nn.Sequential(Widening(), nn.Linear(8, 3))
+    assert eenet.attach(net, ["1"], example=x, heads=[converting])(x)[0].shape == (3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("part", [False, True])
+def test_scripted_modules_are_refused_with_a_way_out(part: bool) -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))  # type: ignore[no-untyped-call]
+    net = nn.Sequential(scripted, nn.Linear(6, 4)) if part else scripted
+    name = "'0' of the network" if part else "the network"
+    with pytest.raises(InvalidInputError, match=rf"{name} is a torch.jit module.*scripted or traced from"):
+        eenet.attach(net, ["0"], example=torch.randn(3, 6))
+
+
 @pytest.mark.parametrize(
     "change",
     [lambda y: y[:3], lambda y: torch.cat([y, y]), lambda y: y[: y.shape[0] // 2 * 2], lambda y: y.t() @ y],

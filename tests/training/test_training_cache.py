@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import random
 import resource
 import shutil
+import tempfile
 from collections import namedtuple
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ import eenet
 import eenet.experiments.data
 from eenet.errors import InvalidInputError
 from eenet.training import OutOfSpaceError, TrainConfig, train
-from eenet.training._cache import CachedFeatures, cached_features
 
 pytest.importorskip("lightning_fabric", reason="Lightning is not installed")
 
@@ -32,11 +33,32 @@ FROZEN = TrainConfig(
 )
 
 
-def cache(model: eenet.MultiExitModel, loader: Any, folder: Path, dtype: str = "float32") -> CachedFeatures:
-    said: list[str] = []
-    found = cached_features(model, loader, folder, dtype=dtype, announce=said.append, advance=lambda _done, _of: None)
-    assert len(said) <= 1
-    return found
+@dataclass(frozen=True)
+class Cached:
+    """What a run with frozen backbone kept: of the early exits (N, ...) each, the last exit's logits, the labels."""
+
+    features: list[np.ndarray[Any, Any]]
+    logits: np.ndarray[Any, Any]
+    targets: np.ndarray[Any, Any]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def cache(
+    model: eenet.MultiExitModel, loader: Any, folder: Path, dtype: str = "float32", *, validation: Any = None
+) -> Cached:
+    """The features of a loader's data, by a run that is over after one epoch; the heads stay as they are."""
+    heads = copy.deepcopy(model.heads.state_dict())
+    config = replace(FROZEN, epochs=1, cache_dtype=dtype)
+    costs = eenet.ExitCosts(range(1, model.num_exits + 1))
+    with tempfile.TemporaryDirectory() as out:
+        train(model, loader, validation or loader, config=config, out=out, features=folder, costs=costs)
+    model.heads.load_state_dict(heads)
+    found = max(folder.glob("*/complete.json"), key=lambda path: path.stat().st_mtime_ns).parent
+    arrays = {path.stem: np.load(path, mmap_mode="r") for path in found.glob("*.npy")}
+    exits = [arrays[f"exit{k}"] for k in range(model.num_exits - 1)]
+    return Cached(exits, arrays["logits"], arrays["targets"])
 
 
 def marker(folder: Path) -> Path:
@@ -70,8 +92,8 @@ def test_cached_features_give_the_logits_of_the_model(tmp_path: Path) -> None:
         assert found.features[0].shape == (20, 6, 2, 2), "only what the head's pooling leaves is kept"
         assert found.features[1].shape == (20, 6, 4, 4)
         assert isinstance(found.features[0], np.memmap)
-        tensors, targets = found.rows(np.arange(20))
-        assert torch.equal(targets, y)
+        tensors = [torch.from_numpy(np.array(part)).float() for part in (*found.features, found.logits)]
+        assert found.targets.tolist() == y.tolist()
         with torch.no_grad():
             for logits, head, feature in zip(model(x), heads, tensors, strict=False):
                 torch.testing.assert_close(head(feature), logits, rtol=tolerance, atol=tolerance)
@@ -79,7 +101,7 @@ def test_cached_features_give_the_logits_of_the_model(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_used_again_for_the_same_weights_and_data_only(tmp_path: Path) -> None:
-    data = Augmented(24, 0)
+    data, plain = Augmented(24, 0), [images(8, 1)]
     model = corner_model()
 
     def fill() -> int:
@@ -87,7 +109,7 @@ def test_the_cache_is_used_again_for_the_same_weights_and_data_only(tmp_path: Pa
         np.random.seed(0)  # noqa: NPY002 - the augmentation uses it
         random.seed(0)
         before = data.read
-        cache(model, DataLoader(data, 8), tmp_path)
+        cache(model, DataLoader(data, 8), tmp_path, validation=plain)
         return data.read - before
 
     assert fill() == 24
@@ -100,7 +122,7 @@ def test_the_cache_is_used_again_for_the_same_weights_and_data_only(tmp_path: Pa
     assert fill() == 24
     data.x[0] += 1
     assert fill() == 24
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 3 + 2, "of the training data, and of the validation data"
 
 
 @pytest.mark.parametrize("damage", ["no marker", "short file", "missing file"])
@@ -169,8 +191,7 @@ def test_our_own_loader_of_whole_batches_is_cached_in_the_order_of_the_data(shuf
     assert found.targets.tolist() == y.tolist(), "each sample once, the smaller last batch too"
     with torch.no_grad():
         logits = model(data.batch(range(22))[0])
-    tensors, _ = found.rows(np.arange(22))
-    torch.testing.assert_close(tensors[-1], logits[-1])
+    torch.testing.assert_close(torch.from_numpy(np.array(found.logits)), logits[-1])
     next(iter(batches))  # a later epoch
     cache(model, batches, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1

@@ -47,7 +47,7 @@ def test_a_killed_run_ends_with_the_same_weights(where: str, whole: Run, tmp_pat
     script = Path(training_killed.__file__)
     paths = [str(script.parent), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    died = subprocess.run([sys.executable, str(script), str(tmp_path), where], env=environment, timeout=120)
+    died = subprocess.run([sys.executable, str(script), str(tmp_path), where], env=environment)
     assert died.returncode == -signal.SIGKILL
     assert len(rows(tmp_path)) == 2
     assert bool(list(tmp_path.glob(".*.partial"))) == (where == "checkpoint")
@@ -149,7 +149,7 @@ def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
     paths = [str(script.parent), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = Counter(tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("FOUND"))
     assert list(found.values()) == [2, 2], "both processes end with the same, jointly and with the heads alone"

@@ -27,8 +27,6 @@ from eenet.training import (
     train,
     two_fold_frontier,
 )
-from eenet.training._gradients import ScaledExits
-from eenet.training._seeds import warn_of_persistent_workers
 
 pytest.importorskip("lightning_fabric", reason="Lightning is not installed")
 
@@ -84,43 +82,6 @@ def test_every_setting_trains(options: dict[str, Any], tmp_path: Path) -> None:
     losses = [report.exit_losses for report in result.history]
     assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True))
     assert result.best.accuracies[-1] > 0.7
-
-
-def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    names, parameters = zip(*model.named_parameters(), strict=True)
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
-
-
-def test_equilibrium_gives_the_backbone_the_mean_of_the_exits_gradients() -> None:
-    model = corner_model().eval()
-    x, y = images(16, 0)
-    scaled = ScaledExits(model, "equilibrium")(x)
-    for one, other in zip(scaled, model(x), strict=True):
-        torch.testing.assert_close(one, other)
-    plain = [gradients(model, nn.functional.cross_entropy(z, y)) for z in model(x)]
-    joint = gradients(model, torch.stack([nn.functional.cross_entropy(z, y) for z in scaled]).sum())
-    for name, gradient in joint.items():
-        if ".backbone." not in name:
-            expected = sum(g[name] for g in plain)  # heads keep their own
-        elif ".first." in name:
-            expected = (plain[0][name] + plain[1][name] + plain[2][name]) / 3
-        elif ".second." in name:
-            expected = (plain[1][name] + plain[2][name]) / 2
-        else:
-            expected = plain[2][name]
-        torch.testing.assert_close(gradient, expected)
-
-
-def test_a_factor_scales_what_early_heads_send_into_the_backbone() -> None:
-    model = corner_model().eval()
-    x, y = images(16, 0)
-    plain = [gradients(model, nn.functional.cross_entropy(z, y)) for z in model(x)]
-    for factor in (0.0, 0.25):
-        losses = [nn.functional.cross_entropy(z, y) for z in ScaledExits(model, factor)(x)]
-        for name, gradient in gradients(model, torch.stack(losses).sum()).items():
-            share = factor if ".backbone." in name else 1.0
-            torch.testing.assert_close(gradient, share * (plain[0][name] + plain[1][name]) + plain[2][name])
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
@@ -305,18 +266,12 @@ def test_workers_that_live_on_are_warned_of(tmp_path: Path) -> None:
     with pytest.warns(ReliabilityWarning, match="persistent_workers=False"):
         train(corner_model(), train_loader, validation, config=replace(QUICK, epochs=1), out=tmp_path)
     x, y = images(8, 0)
-    own = ImageArray(
-        x.to(torch.uint8).numpy(),
-        y.numpy(),
-        "abcd",
-        name="x",
-        split="train",
-        transform="eval",
-        mean=[0] * 3,
-        std=[1] * 3,
-    )
+    pixels = ((x - x.min()) / (x.max() - x.min()) * 255).to(torch.uint8).numpy()
+    own = ImageArray(pixels, y.numpy(), "abcd", name="x", split="train", transform="eval", mean=[0] * 3, std=[1] * 3)
     # Its workers live on as well, but draw nothing from their states.
-    warn_of_persistent_workers(loader(own, 4, shuffle=True, workers=1))
+    lasting = loader(own, 4, shuffle=True, workers=1)
+    assert lasting.persistent_workers
+    train(corner_model(), lasting, validation, config=replace(QUICK, epochs=1), out=tmp_path / "own")
 
 
 def test_dict_batches_and_another_task(tmp_path: Path) -> None:

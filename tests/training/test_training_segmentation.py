@@ -52,7 +52,7 @@ def test_all_exits_learn_and_the_records_are_those_of_collect(tmp_path: Path) ->
         epochs=4, optimizer="adamw", learning_rate=0.02, schedule="linear", accelerator="cpu", tensorboard=False,
         progress=False,
     )  # fmt: skip
-    result = train(model, scenes(64, seed=0), validation, config=config, out=tmp_path, task=SegmentationTask())
+    result = train(model, scenes(64, seed=0), validation, config=config, out=tmp_path)
     assert min(result.best.accuracies) > 0.8
     records = eenet.collect(model, validation)
     np.testing.assert_allclose(records.accuracies, result.best.accuracies, rtol=1e-5)

@@ -38,6 +38,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
 
     Raises
     ------
+    CutError
+        Where the network was changed after it was cut, so that the stages are not its own any more.
     InvalidInputError
         Where there is no sample, a batch does not fit, or only some batches have labels.
 
@@ -54,6 +56,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     images = ImageRecords(model.task) if isinstance(model.task, Segmentation) else None
     logits: list[NDArray[np.float32]] = []
     labels: list[NDArray[Any]] = []
+    model.staged.check_current()
     with inferring(model):
         for batch in loader:
             args, kwargs, y = unpack(batch)

@@ -182,9 +182,8 @@ class _Observation:
 
     def _resize(self) -> None:
         """Run the network with half of the example along each dimension, or twice of it, where it takes that."""
-        if self._image is not None:
-            dimensions = [(2, 3)]
-        else:
+        dimensions: list[tuple[int, ...]] = [(2, 3)]
+        if self._image is None:
             dimensions = [(dim,) for dim in range(1, max(t.ndim for t in self._inputs))]
         for dims in dimensions:
             missing = set(range(len(self.shapes)))

@@ -76,9 +76,11 @@ class ConvHead(nn.Module):
         """The feature after what comes before the weights; the head gives the same for it."""
         if max(feature.shape[1:3] if self.channels_last else feature.shape[2:]) <= self.grid:
             return feature
-        if self.channels_last:
-            return self.shrink(feature.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.shrink(feature)
+        if not self.channels_last:
+            smaller: Tensor = self.shrink(feature)
+            return smaller
+        smaller = self.shrink(feature.permute(0, 3, 1, 2))
+        return smaller.permute(0, 2, 3, 1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (N, num_classes)."""

@@ -352,18 +352,18 @@ def _staged(
 
 def _try_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> None:
     """Run a head on its feature of the example, so that what does not fit is refused here and not in training."""
-    weight = next((p for p in head.parameters() if p.is_floating_point()), None)
     what = f"the feature at {name!r}, of shape {tuple(feature.shape)} and {feature.dtype}"
-    if weight is not None and weight.dtype != feature.dtype:
-        raise InvalidInputError(
-            f"{what}, does not fit the head there, a {type(head).__name__} of {weight.dtype}: pass heads=[...] with a "
-            "module that converts it first, such as feature.float(), or place the exit at another module"
-        )
     try:
         with inferring(head):
             logits = head(feature)
     # What a module raises for an input of another shape: torch's own are RuntimeErrors, the rest is the caller's code.
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        weight = next((p for p in head.parameters() if p.is_floating_point()), None)
+        if weight is not None and weight.dtype != feature.dtype:
+            raise InvalidInputError(
+                f"{what}, does not fit the head there, a {type(head).__name__} of {weight.dtype}: pass heads=[...] "
+                "with a module that converts it first, such as feature.float(), or place the exit at another module"
+            ) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
             f"the head at {name!r}, a {type(head).__name__}, fails on {what} ({reason}); give a head for a feature of "

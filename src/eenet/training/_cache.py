@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
-from eenet._compat import pytree
 from eenet._files import write_json
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel, inferring, unpack
-from eenet.training._errors import OutOfSpaceError
-from eenet.training._task import targets_of
+from eenet.models import MultiExitModel
+from eenet.models._io import inferring, moved, unpack
+from eenet.training._checkpoint import OutOfSpaceError
+from eenet.training._tasks import targets_of
 
 _MARKER = "complete.json"
 _SCHEMA = 1
@@ -135,7 +135,7 @@ class _Source:
 
     def _run(self, batch: Any) -> _Outputs:
         args, kwargs, labels = unpack(batch)
-        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to(self.device), (args, kwargs))
+        args, kwargs = moved((args, kwargs), self.device)
         model = self.model
         with inferring(model):
             inputs = model.staged.flatten_inputs(*args, **kwargs)

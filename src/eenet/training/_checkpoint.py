@@ -17,14 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from eenet._files import atomic_path, existing_file, require_safetensors
-from eenet.errors import FileFormatError, InvalidInputError
-from eenet.training._errors import OutOfSpaceError
+from eenet.errors import EENetError, FileFormatError, InvalidInputError
 
 _FORMAT = "eenet.checkpoint"
 _SCHEMA = 1
 _SHOWN = 5
 # The spelling of schema 1, kept so that older checkpoints load.
 _MODEL, _OPTIMIZER, _NUMBERS = "model.", "optimiser.", "optimiser_numbers"
+
+
+class OutOfSpaceError(EENetError, OSError):
+    """There is not enough room on disk for what is to be written; nothing half-written is left."""
 
 
 def save_checkpoint(

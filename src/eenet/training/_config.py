@@ -13,8 +13,7 @@ from typing import Any
 from typing_extensions import Self
 
 from eenet.errors import InvalidInputError
-from eenet.training._gradients import SCALINGS
-from eenet.training._weights import WEIGHTINGS
+from eenet.training._loss import SCALINGS, WEIGHTINGS
 
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "multistep", "cosine", "linear")
@@ -29,33 +28,78 @@ _PRESENTATION = ("progress", "tensorboard")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The settings of a training run. Raises `InvalidInputError`, which names the field, for a value out of range.
+    """The settings of a training run.
 
-    epochs                 passes over the training data
-    optimizer              "sgd" (with `momentum`, `nesterov`) or "adamw" (with `betas`)
-    learning_rate          of the backbone, the network's own last layers included
-    head_learning_rate     of the early exit heads; None for that of the backbone
-    weight_decay           L2 (SGD) or decoupled (AdamW)
-    decay_vectors          False exempts biases and the weights of norms from weight decay
-    schedule               "constant"; "multistep": times `decay` at each of `milestones` (shares of the training);
-                           "cosine" and "linear": down to 0 at the end
-    warmup_epochs          linear warm-up from 0 before the schedule
-    loss_weights           of the exits: a name in `eenet.training.WEIGHTINGS`, or K numbers
-    distillation_weight    of KL(last exit || early exit) at `temperature`; 0 is off
-    distillation_part      the share of the training, its end, in which the early exits are distilled
-    teacher_weight         of KL(teacher || exit) for every exit, throughout; needs `train(..., teacher=)`
-    gradient_scaling       between exits and backbone: "none", "equilibrium", or a number from 0 to 1 that multiplies
-                           what early exit heads send into the backbone
-    precision              "32", "bf16" or "16": the latter two are mixed, weights stay in float32
-    accumulate             batches whose gradients make one optimizer step
-    gradient_clip          largest norm of the gradient; None is off
-    accelerator, devices, strategy   as for `lightning.fabric.Fabric`
-    patience               epochs without a better mean accuracy over the exits before stopping; None is off
-    budgets                how many budgets the frontier is measured at
-    freeze_backbone        cache the features at the exits and train the early exit heads alone
-    cache_dtype            "float32" or "float16", in which features are cached
-    seed                   of everything random
-    tensorboard, progress  whether to write TensorBoard logs, and to show a progress bar
+    Parameters
+    ----------
+    epochs
+        Passes over the training data, at least 1.
+    optimizer
+        "sgd" (with `momentum`, `nesterov`) or "adamw" (with `betas`).
+    learning_rate
+        Of the backbone, the network's own last layers included; above 0.
+    head_learning_rate
+        Of the early exit heads; None for that of the backbone.
+    momentum, nesterov
+        Of SGD: at least 0 and below 1, and whether it looks ahead.
+    betas
+        Of AdamW: two numbers between 0 and 1.
+    weight_decay
+        L2 (SGD) or decoupled (AdamW), at least 0.
+    decay_vectors
+        False exempts biases and the weights of norms from weight decay.
+    schedule
+        "constant"; "multistep": times `decay` at each of `milestones`; "cosine" and "linear": down to 0 at the end.
+    milestones
+        Shares of the training, between 0 and 1, in ascending order.
+    decay
+        What multiplies the learning rate at each milestone, above 0 and at most 1.
+    warmup_epochs
+        Epochs of linear warm-up from 0 before the schedule, fewer than `epochs`.
+    loss_weights
+        Of the K exits: "linear", "uniform", "pabee", "shallow_deep", "adaptive", or K numbers.
+    distillation_weight
+        Of the KL divergence of each early exit from the last one at `temperature`; 0 is off.
+    distillation_part
+        The share of the training, its end, in which the early exits are distilled, 0 to 1.
+    temperature
+        Of both distillations, above 0.
+    teacher_weight
+        Of the KL divergence of every exit from a teacher, throughout; needs `train(..., teacher=)`.
+    gradient_scaling
+        Between exits and backbone: "none", "equilibrium", or a number from 0 to 1 that multiplies what early exit heads
+        send into the backbone.
+    precision
+        "32", "bf16" or "16": the latter two are mixed, weights stay in float32.
+    accumulate
+        Batches whose gradients make one optimizer step, at least 1.
+    gradient_clip
+        The largest norm of the gradient; None is off.
+    accelerator, devices, strategy
+        As for `lightning.fabric.Fabric`.
+    patience
+        Epochs without a better mean accuracy over the exits before stopping; None is off.
+    budgets
+        How many budgets the frontier is measured at, at least 1.
+    freeze_backbone
+        Cache the features at the exits and train the early exit heads alone.
+    cache_dtype
+        "float32" or "float16", in which features are cached.
+    seed
+        Of everything random, at least 0.
+    tensorboard, progress
+        Whether to write TensorBoard logs, and to show a progress bar.
+
+    Raises
+    ------
+    InvalidInputError
+        For a value out of range, by the name of the field.
+
+    Examples
+    --------
+    >>> from eenet.training import TrainConfig
+    >>> TrainConfig(epochs=3, schedule="cosine", optimizer="adamw", learning_rate=1e-3).epochs
+    3
     """
 
     epochs: int = 10

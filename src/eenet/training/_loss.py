@@ -1,14 +1,101 @@
-"""The joint loss of all exits (EENet, section 3.1)."""
+"""The joint loss of all exits (EENet, section 3.1): weights of the exits, distillation, gradients into the backbone.
+
+The published weightings, by name:
+
+| name | weight of exit k of K | source |
+|---|---|---|
+| linear | k / K | EENet (Ilhan et al., WACV 2024), section 3.1 |
+| uniform | 1 | MSDNet (Huang et al., ICLR 2018), section 4 |
+| pabee | k / (1 + ... + K) | PABEE (Zhou et al., NeurIPS 2020), equation 4 |
+| shallow_deep | from 0.01 to c_k / c_K, growing through the training; the last 1 | Shallow-Deep Networks (Kaya et al., ICML 2019), section 4.2 |
+| adaptive | inversely proportional to the exit's mean loss, K in total | Hu et al., "Learning anytime predictions in neural networks via adaptive loss balancing" (AAAI 2019), section 3 |
+
+`adaptive` takes the mean losses of the epoch before, and weighs all exits alike in the first: so a resumed run needs
+nothing but the history.
+
+The deeper the backbone's parameters, the fewer exits send gradients through them; at the first stage all K sum up.
+Gradient Equilibrium (Li et al., "Improved techniques for training adaptive deep networks", ICCV 2019, section 3.1)
+divides what exit k sends into the backbone by K - k + 1, and what the later exits send by (K - k + 1) / (K - k): at
+every stage the backbone then receives the mean of the later exits' gradients, while the heads keep their own.
+A number scales only what the early heads send into the backbone; 0 trains heads on a backbone that does not
+notice them.
+"""  # noqa: E501 - a table
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from eenet.training._task import TrainingTask
+from eenet.errors import InvalidInputError
+from eenet.models import MultiExitModel
+from eenet.training._tasks import TrainingTask
+
+_KAYA_START = 0.01
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a weighting may depend on.
+
+    `exits` is K; `progress` the share of the training that is done, 0 to 1; `relative_costs` the cost of each exit
+    over that of the last, (K,); `losses` the mean loss of each exit in the epoch before, (K,), empty in the first.
+    """
+
+    exits: int
+    progress: float
+    relative_costs: Sequence[float]
+    losses: Sequence[float]
+
+
+def _linear(moment: Moment) -> list[float]:
+    return [(k + 1) / moment.exits for k in range(moment.exits)]
+
+
+def _uniform(moment: Moment) -> list[float]:
+    return [1.0] * moment.exits
+
+
+def _pabee(moment: Moment) -> list[float]:
+    total = moment.exits * (moment.exits + 1) / 2
+    return [(k + 1) / total for k in range(moment.exits)]
+
+
+def _shallow_deep(moment: Moment) -> list[float]:
+    early = [_KAYA_START + (c - _KAYA_START) * moment.progress for c in moment.relative_costs[:-1]]
+    return [*early, 1.0]
+
+
+def _adaptive(moment: Moment) -> list[float]:
+    if not moment.losses:
+        return _uniform(moment)
+    inverse = [1 / max(loss, 1e-6) for loss in moment.losses]
+    return [moment.exits * value / sum(inverse) for value in inverse]
+
+
+WEIGHTINGS: dict[str, Callable[[Moment], list[float]]] = {
+    "linear": _linear,
+    "uniform": _uniform,
+    "pabee": _pabee,
+    "shallow_deep": _shallow_deep,
+    "adaptive": _adaptive,
+}
+"""The weightings by name."""
+
+
+def exit_weights(loss_weights: str | Sequence[float], moment: Moment) -> list[float]:
+    """The weights of the K exits at a moment of the training; `loss_weights` is a name or K numbers."""
+    if isinstance(loss_weights, str):
+        return WEIGHTINGS[loss_weights](moment)
+    if len(loss_weights) != moment.exits:
+        raise InvalidInputError(
+            f"loss_weights {list(loss_weights)} has {len(loss_weights)} numbers for {moment.exits} exits; give one for "
+            "each exit, the last included"
+        )
+    return list(loss_weights)
 
 
 @dataclass(frozen=True)
@@ -49,3 +136,58 @@ class JointLoss:
                 if z.requires_grad
             ]
         return torch.stack(terms).sum(), torch.stack([loss.detach() for loss in losses])
+
+
+SCALINGS = ("none", "equilibrium")
+
+
+class ScaledExits(nn.Module):
+    """A multi-exit model in training: the logits of all exits, with scaled gradients at the boundaries."""
+
+    def __init__(self, model: MultiExitModel, scaling: str | float) -> None:
+        super().__init__()
+        self.model = model
+        self.scaling = scaling
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """Logits of every exit, as `MultiExitModel` gives them."""
+        model = self.model
+        if self.scaling == "none":
+            found: list[Tensor] = model(*args, **kwargs)
+            return found
+        steps = model.staged.walk(model.staged.flatten_inputs(*args, **kwargs))
+        logits = []
+        for k, head in enumerate(model.heads):
+            step = next(steps)
+            to_head, onward = self._factors(k)
+            logits.append(head(scale_gradient(step.feature, to_head)))
+            step.live = tuple([scale_gradient(tensor, onward) for tensor in step.live])
+        return [*logits, model.final_logits(next(steps).outputs)]
+
+    def _factors(self, k: int) -> tuple[float, float]:
+        """What multiplies the gradient of the head at exit k (from 0), and that of everything after it."""
+        if isinstance(self.scaling, str):
+            left = self.model.num_exits - k
+            return 1 / left, (left - 1) / left
+        return float(self.scaling), 1.0
+
+
+def scale_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x`, whose gradient is multiplied by `factor` on the way back."""
+    if factor == 1 or not x.requires_grad:
+        return x
+    if factor == 0:
+        return x.detach()
+    scaled: Tensor = _Scale.apply(x, factor)  # type: ignore[no-untyped-call]
+    return scaled
+
+
+class _Scale(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0] * ctx.factor, None

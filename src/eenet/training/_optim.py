@@ -1,6 +1,7 @@
 """The optimizer and the learning rate.
 
-The learning rate is a function of the step and of nothing else, so that a resumed run has it right by construction.
+The learning rate is a function of the step and of nothing else, so that a resumed run has it right by construction. The
+schedulers of torch keep a state instead, and warn where mixed precision leaves out a step.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from eenet.costs import ExitCosts
-from eenet.errors import InvalidInputError, MissingExtraError
-from eenet.models import MultiExitModel, logits_in, unpack
+from eenet.errors import EENetError, InvalidInputError, MissingExtraError
+from eenet.models import MultiExitModel
+from eenet.models._io import logits_in, unpack
 from eenet.profiling import profile
 from eenet.training._checkpoint import (
     first_not_finite,
@@ -24,17 +25,26 @@ from eenet.training._checkpoint import (
     save_checkpoint,
 )
 from eenet.training._config import TrainConfig
-from eenet.training._errors import TrainingDivergedError
 from eenet.training._frontier import two_fold_frontier
-from eenet.training._loss import JointLoss
+from eenet.training._loss import JointLoss, Moment, exit_weights
 from eenet.training._optim import make_optimizer, rate_factor, set_rate
-from eenet.training._programs import FrozenProgram, JointProgram, Program
+from eenet.training._programs import EpochSeeds, FrozenProgram, JointProgram, Program
 from eenet.training._report import Display, EpochReport, TrainResult, write_history
-from eenet.training._seeds import EpochSeeds
-from eenet.training._task import TrainingTask
-from eenet.training._weights import Moment, exit_weights
+from eenet.training._tasks import TrainingTask
 
 LAST, BEST, HISTORY, LOGS, FEATURES = "last.safetensors", "best.safetensors", "metrics.csv", "tensorboard", "features"
+
+
+class TrainingDivergedError(EENetError, ArithmeticError):
+    """The loss or a weight is no longer finite.
+
+    `step` counts optimizer steps from 0, `exit_name` is the first exit whose loss is not finite (None for a weight).
+    """
+
+    def __init__(self, message: str, *, step: int, exit_name: str | None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.exit_name = exit_name
 
 
 @dataclass

@@ -9,23 +9,28 @@ be switched off piece by piece. Fabric is imported as `lightning_fabric`, the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
+from eenet._compat import BatchNorm
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.models import MultiExitModel
-from eenet.stages import modes_kept
+from eenet.models._io import moved, unpack
+from eenet.stages import feature_at, modes_kept
 from eenet.training._config import TrainConfig
 from eenet.training._optim import frozen
+from eenet.training._programs import seeding, warn_of_persistent_workers
 from eenet.training._report import Display, TrainResult
 from eenet.training._run import FEATURES, LAST, Run
-from eenet.training._seeds import seeding, warn_of_persistent_workers
-from eenet.training._task import ClassificationTask, TrainingTask
+from eenet.training._tasks import TrainingTask, task_of
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _CACHING = 2**31  # the "epoch" whose seeds features are cached with
@@ -46,30 +51,69 @@ def train(
 ) -> TrainResult:
     """Train all exits of a model; it ends with the weights of the epoch whose exits give the best frontier.
 
-    The loaders give batches as for `eenet.collect`, with labels; the training loader has a length. `out` is a folder
-    for this run: `last.safetensors` after each epoch, `best.safetensors`, `metrics.csv`, `tensorboard/`, and
-    `features/` with `freeze_backbone`. With `resume` a run that was interrupted, even killed, goes on after its last
-    finished epoch and on a CPU ends with the same weights, to the bit, as one that was not, provided that model,
-    data and config are the same; where there is nothing to resume it starts.
+    Parameters
+    ----------
+    model
+        A model with K exits; it is trained in place.
+    train_loader, validation_loader
+        Batches as for `eenet.collect`, with labels; the training loader has a length.
+    config
+        The settings, by default `TrainConfig()`.
+    out
+        The folder of this run: `last.safetensors` after each epoch, `best.safetensors`, `metrics.csv`, `tensorboard/`,
+        and `features/` with `freeze_backbone`.
+    resume
+        Go on after the last finished epoch of a run that was interrupted, even killed. On a CPU it ends with the same
+        weights, to the bit, as one that was not, provided that model, data and config are the same. Where there is
+        nothing to resume, the run starts.
+    costs
+        What the frontier is measured with, by default counted FLOPs.
+    teacher
+        A network of the same classes that all exits learn from (`config.teacher_weight`); it is put in evaluation mode.
+    task
+        What is trained for, by default what `model.task` says: a class per sample or a class per pixel.
+    features
+        The folder of cached features with `freeze_backbone`, by default `out/features`. Runs on the same backbone and
+        data share what is in it.
 
-    `costs` are what the frontier is measured with, counted FLOPs where not given. `teacher` is a network of the same
-    classes that all exits learn from (`config.teacher_weight`), and which is put in evaluation mode. `task` is what
-    is trained for, classification where not given. `features` is the folder for cached features with
-    `freeze_backbone`, where not `out/features`: runs on the same backbone and data share what is in it, so that many
-    heads are tried for the price of one pass through the network.
+    Returns
+    -------
+    TrainResult
+        A report of each epoch, the best one, and the checkpoints.
 
-    Raises `TrainingDivergedError` when the loss is not finite, naming the step and the exit; `OutOfSpaceError` for a
-    full disk; `InvalidInputError` for what does not fit together; `MissingExtraError` without Lightning. Both of the
-    first keep the last good checkpoint.
+    Raises
+    ------
+    TrainingDivergedError
+        When the loss is not finite, naming the step and the exit; the last good checkpoint is kept.
+    OutOfSpaceError
+        For a full disk; the last good checkpoint is kept.
+    InvalidInputError
+        For what does not fit together.
+    MissingExtraError
+        Without Lightning.
+
+    Examples
+    --------
+    >>> import tempfile, torch, eenet
+    >>> from eenet.training import TrainConfig
+    >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> x = torch.randn(64, 4)
+    >>> batches = [(x, (x.sum(1) > 0).long())]
+    >>> config = TrainConfig(epochs=2, accelerator="cpu", progress=False, tensorboard=False)
+    >>> result = eenet.train(model, batches, batches, config=config, out=tempfile.mkdtemp())
+    >>> len(result.history), len(result.best.accuracies)
+    (2, 2)
     """
     config = config or TrainConfig()
     _check_arguments(model, config, teacher, out, resume=resume)
     fabric = _fabric(config)
     fabric.launch()
     folder = Path(out)
-    task = task or ClassificationTask()
+    task = task or task_of(model)
     shown = config.progress and fabric.is_global_zero
     warn_of_persistent_workers(train_loader)
+    model.staged.check_current()
     stopped = frozen(model.backbone.parameters()) if config.freeze_backbone else []
     try:
         with (
@@ -96,6 +140,92 @@ def training_device(config: TrainConfig) -> torch.device:
     """
     device: torch.device = _fabric(config).device
     return device
+
+
+def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches: int) -> int:
+    """Replace the running statistics of all batch norms by plain means over some batches of a loader.
+
+    The running averages of training lag behind the weights, and those of a frozen or averaged network may be of other
+    weights altogether. Dropout and the rest stay in inference mode, no weight changes.
+
+    Parameters
+    ----------
+    model
+        A model with exits; the batch norms of its heads count too.
+    loader
+        Batches as for `eenet.collect`.
+    batches
+        How many of them, at least 1.
+
+    Returns
+    -------
+    int
+        The number of batch norms.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the loader has fewer batches; then nothing is changed.
+    """
+    if batches < 1:
+        raise InvalidInputError(f"batches is {batches}, expected at least 1")
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
+    if not norms:
+        return 0
+    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    run = _NormsAlone(model, norms)
+    with modes_kept(model):
+        # In a mapping, since update_bn takes the first part of a pair for the inputs.
+        update_bn(({"batch": batch} for batch in islice(loader, batches)), run)
+    if run.done < batches:
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(buffers[name])
+        raise InvalidInputError(
+            f"the loader gave {run.done} batches, expected {batches}; ask for fewer, or give more data"
+        )
+    return len(norms)
+
+
+class _NormsAlone(nn.Module):
+    """A model as `update_bn` runs it: `train` reaches the batch norms alone, and batches are those of a loader.
+
+    The network itself runs, not its stages: a momentum of None, for a plain mean, is counted in Python, which a trace
+    would fix at its first value.
+    """
+
+    def __init__(self, model: MultiExitModel, norms: list[Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.norms = norms
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.done = 0
+
+    def train(self, mode: bool = True) -> _NormsAlone:
+        self.model.eval()
+        for norm in self.norms:
+            norm.train(mode)
+        return self
+
+    def forward(self, batch: Mapping[str, Any]) -> None:
+        features: dict[int, Tensor] = {}
+
+        def keep(index: int) -> Any:
+            def hook(module: nn.Module, _args: Any, output: Any) -> None:
+                features[index] = feature_at(module, output).clone()  # a later in-place operator would change it
+
+            return hook
+
+        args, kwargs, _ = unpack(batch["batch"])
+        args, kwargs = moved((args, kwargs), self.device)
+        with ExitStack() as stack:
+            for index, name in enumerate(self.model.staged.at):
+                hooked = self.model.backbone.get_submodule(name)
+                stack.callback(hooked.register_forward_hook(keep(index)).remove)
+            self.model.backbone(*args, **kwargs)
+        for index, head in enumerate(self.model.heads):
+            head(features[index])
+        self.done += 1
 
 
 def _check_arguments(
