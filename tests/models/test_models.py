@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -376,3 +377,92 @@ def test_a_downsampling_head_narrows_the_map_and_widens_it_in_channels(depth: in
     assert head.fc.in_features == 8 * 2 ** min(depth, 2)
     with pytest.raises(RuntimeError, match="expected input"):
         head(torch.randn(2, 4, 16, 24))
+
+
+# Copies and files
+
+
+class Half(nn.Module):
+    """Multiplies by a tensor that it makes itself, which a trace keeps as a constant."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.full((1,), 0.5)
+
+
+def saved_and_loaded(model: eenet.MultiExitModel) -> eenet.MultiExitModel:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert isinstance(loaded, eenet.MultiExitModel)
+    return loaded
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
+@pytest.mark.parametrize("copied", [saved_and_loaded, copy.deepcopy], ids=["torch.save", "deepcopy"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_copy_gives_the_same_answers_and_has_its_buffers_as_saved(copied: Any, training: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), Half(), nn.Linear(8, 3))
+    x = torch.randn(6, 4)
+    model = eenet.attach(net, ["2"], example=x[:3]).train()
+    for _ in range(3):
+        model(x)
+    model.train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    again = copied(model)
+    assert again.training == training
+    assert again.exit_names == model.exit_names
+    assert (again.num_classes, again.task, again.source) == (model.num_classes, model.task, model.source)
+    assert before["staged.backbone.1.num_batches_tracked"] == 3
+    assert {name: value.tolist() for name, value in again.state_dict().items()} == {
+        name: value.tolist() for name, value in before.items()
+    }
+    with torch.no_grad():
+        for one, other in zip(model.eval()(x), again.eval()(x), strict=True):
+            assert torch.equal(one, other)
+        next(again.backbone.parameters()).add_(1)
+        assert not torch.equal(again(x)[0], model(x)[0]), "a copy shares no weights, and its stages use its own"
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec:FutureWarning")
+def test_a_copy_keeps_its_memory_format_and_moves_as_the_model_does() -> None:
+    model = copy.deepcopy(conv_model(0)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    again = saved_and_loaded(model)
+    convolutions = [m for m in again.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convolutions)
+    for one, other in zip(model(X), again(X), strict=True):
+        torch.testing.assert_close(one, other)
+    wide = again.double()
+    assert wide(X.double())[0].dtype == torch.float64
+    if torch.cuda.is_available():
+        moved = again.float().to("cuda")
+        assert {logits.device.type for logits in moved(X.to("cuda"))} == {"cuda"}
+
+
+# After a change of the network, and compiled
+
+
+def test_a_network_that_was_changed_is_noticed_when_records_are_collected() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(6, 4), torch.zeros(6, dtype=torch.long)
+    model = eenet.attach(net, ["1"], example=x[:2]).eval()
+    eenet.collect(model, [(x, y)])
+    with torch.no_grad():
+        net[2].weight.mul_(2)  # other values are no other network
+    eenet.collect(model, [(x, y)])
+    net[2] = nn.Sequential(nn.Linear(8, 3), nn.Tanh())
+    with pytest.raises(CutError, match=r"the network was changed after it was cut: module '2'"):
+        eenet.collect(model, [(x, y)])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch.compile's own
+def test_a_model_can_be_compiled_before_it_was_called_in_training_mode() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    model = eenet.attach(net, ["2"], example=torch.randn(3, 4)).train()
+    compiled = torch.compile(model, backend="eager")
+    x = torch.randn(5, 4)
+    torch.manual_seed(0)
+    got = compiled(x)
+    torch.testing.assert_close(got, model(x))
+    got[0].sum().backward()
+    assert net[0].weight.grad is not None

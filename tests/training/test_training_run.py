@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from training_toys import CornerNet, assert_same_weights, corner_model, images, loaders, weights_of
 
 import eenet
-from eenet.errors import InvalidInputError, MissingExtraError, ReliabilityWarning
+from eenet.errors import CutError, InvalidInputError, MissingExtraError, ReliabilityWarning
 from eenet.experiments.data import ImageArray, loader
 from eenet.training import (
     ClassificationTask,
@@ -237,6 +237,14 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         run(train_loader, accelerator="abacus")
     with pytest.raises(InvalidInputError, match=r"a CornerNet, expected a MultiExitModel.*eenet\.attach"):
         train(CornerNet(), train_loader, validation, config=QUICK, out=tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_network_that_was_changed_is_noticed_before_anything_is_written(tmp_path: Path) -> None:
+    model = corner_model()
+    model.backbone.third = nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1), nn.Tanh())
+    with pytest.raises(CutError, match="the network was changed after it was cut: module 'third"):
+        train(model, *loaders(32), config=QUICK, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 class Endless(IterableDataset[tuple[Tensor, Tensor]]):
