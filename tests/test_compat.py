@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import unittest.mock
 from typing import Any
 
 import pytest
@@ -137,3 +139,15 @@ def test_what_export_raises_and_prints(capfd: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(RuntimeError), _compat.quiet_trace():
         torch.export.export(Branching(), (torch.ones(3),), strict=False)
     assert capfd.readouterr() == ("", ""), "torch.export writes in another way where it fails: silence that too"
+
+
+def test_the_serialization_of_calls_on_ray() -> None:
+    handles = import_or_skip("ray.serve.handle")
+    todo = (
+        "Ray Serve has no option `_by_reference` any more: see DeploymentHandle.options. Where it leaves the "
+        "serialization to Ray, `by_reference` is no longer needed (tests/serving/test_serving_ray.py)"
+    )
+    assert "_by_reference" in inspect.signature(handles.DeploymentHandle.options).parameters, todo
+    handle = unittest.mock.Mock(spec=handles.DeploymentHandle)
+    assert _compat.by_reference(handle) is handle.options.return_value
+    handle.options.assert_called_once_with(_by_reference=True)

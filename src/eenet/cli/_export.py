@@ -170,7 +170,7 @@ def _samples(model: MultiExitModel, path: Path) -> Any:
     import torch
 
     from eenet._files import existing_file
-    from eenet.predict import read_arrays_file
+    from eenet.predict._inputs import read_arrays_file
 
     names = [one.name for one in model.staged.inference_stages[0].inputs]
     arrays = read_arrays_file(existing_file(path))

@@ -1,4 +1,4 @@
-"""What there is to predict: image files in a folder, lines of text, rows of a parquet file, or arrays."""
+"""Items to predict: image files in a folder, lines of text, rows of a parquet file, or arrays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Items(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the items do; by it a run that goes on knows that it is over the same."""
+        """Changes when the items do: a continued run checks it."""
         ...
 
     def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
@@ -40,8 +40,25 @@ class Items(Protocol):
 def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Items:
     """The items of a folder of images, a parquet file, a text file (a line each), or a .npy or .npz file.
 
-    `kind` is that of the bundle's preprocessing: "image", "text" or "array". `column` is the one to read of a parquet
-    file. Raises `InvalidInputError` for a path that holds no such items, `FileFormatError` for a damaged file.
+    Parameters
+    ----------
+    path : path
+        The folder or file.
+    kind : str
+        That of the bundle's preprocessing: "image", "text" or "array".
+    column : str
+        The column to read of a parquet file; by default one of the usual names.
+
+    Returns
+    -------
+    Items
+
+    Raises
+    ------
+    InvalidInputError
+        For a path that holds no such items.
+    FileFormatError
+        For a damaged file.
     """
     source = Path(path)
     if source.is_dir():
@@ -200,7 +217,7 @@ class _Parquet:
             with parquet.ParquetFile(self._path) as file:
                 groups = list(range(file.num_row_groups))
                 while groups and row + file.metadata.row_group(groups[0]).num_rows <= start:
-                    row += file.metadata.row_group(groups.pop(0)).num_rows  # nothing of it is wanted: not read
+                    row += file.metadata.row_group(groups.pop(0)).num_rows  # before the first that is wanted
                 for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[self._column]):
                     if row + batch.num_rows > start:
                         for offset in range(max(0, start - row), batch.num_rows):

@@ -1,4 +1,4 @@
-"""`predict`: a bundle over all items, in pieces that are kept, so that a run that was stopped goes on."""
+"""`predict`: a bundle over all items, in pieces that are kept, so that a stopped run can be continued."""
 
 from __future__ import annotations
 
@@ -10,26 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._files import atomic_path, write_json
 from eenet.bundle import LoadedBundle
 from eenet.errors import InvalidInputError
 from eenet.predict._inputs import Items
-from eenet.predict._rows import Columns, rows_of
+from eenet.tasks import softmax
+
+Columns = dict[str, list[Any]]
 
 PIECE = 1024
-"""Items whose results are written together; a run that was killed repeats at most so many."""
+"""Items whose results are written together: what a run that is killed repeats at most."""
 
 RunPieces = Callable[[Sequence[int], Path, Callable[[int], None]], None]
-"""Makes the pieces with these numbers in a folder, and says each time how many more items are done."""
+"""Makes the pieces with these numbers in a folder, and reports each time how many more items are done."""
 
 _STATE = "state.json"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: items in all, of which `resumed` were there already and `failed` could not be read."""
+    """What a run did.
+
+    Attributes
+    ----------
+    items, resumed, failed : int
+        All items, those that an earlier run had done, and those that could not be read.
+    exit_shares : tuple of float (K,)
+        The share of the answered items that left at each exit.
+    mean_cost : float or None
+        Of the answered items, in the unit of the bundle's costs.
+    """
 
     items: int
     resumed: int
@@ -48,17 +61,48 @@ def predict(
     restart: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Summary:
-    """Run a bundle over all items and write a parquet file: a row for each, in their order (see `rows_of`).
+    """Run a bundle over all items and write a parquet file with a row for each, in their order.
 
-    Results are kept in pieces in the folder OUT.partial until they are all there; a run that was stopped goes on from
-    the last whole piece, and `restart` begins anew. `progress` is told how many items are done. Raises
-    `InvalidInputError` where the folder is of a run over other items, or with another bundle or budget.
+    The columns are `id`, `exit` (from 0), `prediction` (the class), `class_name` where the bundle has names,
+    `confidence` (the probability of the class) and `error`: why an item could not be read, which then has no answer.
+    Where each pixel has a class, `label_map` (height x width) is in place of `prediction`.
+
+    Results are kept in pieces in the folder OUT.partial until all are there. A run that was stopped continues after its
+    last piece when it is called again.
+
+    Parameters
+    ----------
+    bundle : LoadedBundle
+        What `eenet.bundle.load` gives.
+    items : Items
+        What `open_items` gives.
+    out : path
+        The parquet file.
+    batch_size : int
+        Samples that enter the network together.
+    piece : int
+        Items whose results are kept together.
+    restart : bool
+        Do not continue a stopped run.
+    progress : callable
+        Called with the number of items that are done.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    InvalidInputError
+        Where the folder is of a run over other items, or with another bundle or budget.
+    MissingExtraError
+        Without the extra "predict".
     """
 
-    def here(missing: Sequence[int], work: Path, told: Callable[[int], None]) -> None:
-        for first, stretch in _stretches(missing):
-            for number, (names, found) in zip(stretch, items.batches(piece, first * piece), strict=False):
-                write_piece(work, number, columns_of(bundle, names, found, batch_size, told))
+    def here(missing: Sequence[int], work: Path, report: Callable[[int], None]) -> None:
+        for first, run_of in _consecutive(missing):
+            for number, (names, found) in zip(run_of, items.batches(piece, first * piece), strict=False):
+                write_piece(work, number, columns_of(bundle, names, found, batch_size, report))
 
     return predict_pieces(
         bundle, items, out, here, batch_size=batch_size, piece=piece, restart=restart, progress=progress
@@ -92,15 +136,15 @@ def predict_pieces(
     resumed = len(items) - sum(min(piece, len(items) - number * piece) for number in missing)
     done = resumed
 
-    def told(count: int) -> None:
+    def report(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None:
             progress(done)
 
-    told(0)
+    report(0)
     if missing:
-        run(missing, work, told)
+        run(missing, work, report)
     summary = _joined(bundle, work, pieces, target, resumed)
     shutil.rmtree(work)
     return summary
@@ -129,7 +173,7 @@ def _begin(work: Path, state: dict[str, Any]) -> None:
     if found != state:
         differs = [key for key in state if not isinstance(found, dict) or found.get(key) != state[key]]
         raise InvalidInputError(
-            f"{str(work)!r} holds the results of another run (it differs in {', '.join(differs)}); begin anew with "
+            f"{str(work)!r} holds the results of another run (it differs in {', '.join(differs)}); start again with "
             "--restart, or write to another file"
         )
 
@@ -138,25 +182,25 @@ def _name(number: int) -> str:
     return f"piece-{number:06d}.parquet"
 
 
-def _stretches(numbers: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
-    """Numbers that follow each other, so that what is read in order is read once; and the first of them."""
-    begun = 0
+def _consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+    """Runs of consecutive numbers, each with its first: items in order are read once."""
+    start = 0
     for n in range(1, len(numbers) + 1):
         if n == len(numbers) or numbers[n] != numbers[n - 1] + 1:
-            yield numbers[begun], numbers[begun:n]
-            begun = n
+            yield numbers[start], numbers[start:n]
+            start = n
 
 
 def columns_of(
-    bundle: LoadedBundle, names: Sequence[str], found: Sequence[Any], batch_size: int, told: Callable[[int], None]
+    bundle: LoadedBundle, names: Sequence[str], found: Sequence[Any], batch_size: int, report: Callable[[int], None]
 ) -> Columns:
     """The rows of a piece."""
     columns: Columns = {}
     for first in range(0, len(found), batch_size):
-        rows = rows_of(bundle, names[first : first + batch_size], found[first : first + batch_size])
+        rows = _rows_of(bundle, names[first : first + batch_size], found[first : first + batch_size])
         for name, values in rows.items():
             columns.setdefault(name, []).extend(values)
-        told(len(rows["id"]))
+        report(len(rows["id"]))
     return columns
 
 
@@ -199,3 +243,57 @@ def _joined(bundle: LoadedBundle, work: Path, pieces: int, target: Path, resumed
     shares = tuple((counts / max(answered, 1)).tolist())
     cost = float(np.dot(counts, bundle.costs.values) / answered) if answered else None
     return Summary(items, resumed, failed, shares, cost)
+
+
+def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any]) -> Columns:
+    """The answers to some raw inputs as columns, in their order; see `predict`."""
+    dense = bundle.task.name == "segmentation"
+    named = not dense and bundle.class_names is not None
+    columns: Columns = {"id": list(names), "exit": [None] * len(items)}
+    columns["label_map" if dense else "prediction"] = [None] * len(items)
+    if named:
+        columns["class_name"] = [None] * len(items)
+    columns |= {"confidence": [None] * len(items), "error": [None] * len(items)}
+    for rows, inputs in _groups(bundle, items, columns["error"]):
+        answers = bundle(inputs)
+        predictions = answers.logits.argmax(axis=1)
+        likely = softmax(np.moveaxis(answers.logits, 1, -1)).max(axis=-1).reshape(len(rows), -1).mean(axis=1)
+        for n, row in enumerate(rows):
+            columns["exit"][row] = int(answers.exits[n])
+            columns["confidence"][row] = float(likely[n]) if np.isfinite(likely[n]) else None
+            if dense:
+                columns["label_map"][row] = predictions[n].tolist()
+            else:
+                columns["prediction"][row] = int(predictions[n])
+            if named and bundle.class_names is not None:
+                columns["class_name"][row] = bundle.class_names[int(predictions[n])]
+    return columns
+
+
+def _groups(
+    bundle: LoadedBundle, items: Sequence[Any], errors: list[str | None]
+) -> Iterator[tuple[list[int], dict[str, NDArray[Any]]]]:
+    """The items that can be read, as batches: all in one where that is possible, else each alone.
+
+    What is wrong with the others goes into `errors`.
+    """
+    together = _prepared(bundle, items)
+    if not isinstance(together, str):
+        yield list(range(len(items))), together
+        return
+    for row, item in enumerate(items):
+        inputs = _prepared(bundle, [item])
+        if isinstance(inputs, str):
+            errors[row] = inputs
+        else:
+            yield [row], inputs
+
+
+def _prepared(bundle: LoadedBundle, items: Sequence[Any]) -> dict[str, NDArray[Any]] | str:
+    """The network's inputs for some items, or what is wrong with one of them."""
+    try:
+        inputs = bundle.preprocessing(items)
+        bundle.backend.enter(inputs)
+    except InvalidInputError as error:
+        return str(error)
+    return inputs

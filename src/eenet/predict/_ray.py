@@ -1,4 +1,4 @@
-"""`predict_on_ray`: the same pieces, made by the machines of a Ray cluster."""
+"""`predict_on_ray`: the same pieces by Ray Data, on the machines of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from eenet.errors import InvalidInputError
 from eenet.predict._inputs import Items
 from eenet.predict._predict import PIECE, Summary, columns_of, predict_pieces, write_piece
 
-_MOST_BLOCKS = 1000  # of numbers of pieces: more than that many tasks in a plan only cost time
+_MOST_BLOCKS = 1000  # more tasks in a plan only cost time
 
 
 def predict_on_ray(
@@ -33,24 +33,47 @@ def predict_on_ray(
     threads: int | None = 1,
     allow: Sequence[str] = (),
 ) -> Summary:
-    """What `predict` does, by Ray Data: a pool of `replicas` processes, each with the bundle, that make the pieces.
+    """Do what `predict` does, by Ray Data: a pool of processes, each with the bundle, makes the pieces.
 
     All machines must see the bundle, the inputs and the folder of the results under the same paths, which must be
-    absolute where they do not start in one folder. `address` is that of the cluster; without it one is started here,
-    and ended, unless there is one in this process already. `replicas` is by default what fits in the CPUs there are,
-    `cpus` for each. A run that was stopped goes on with the pieces that are not there, on Ray or without. Raises as
-    `predict`, and `MissingExtraError` without the extra "ray".
+    absolute where they do not start in one folder. A stopped run continues with the missing pieces, on Ray or without.
+
+    Parameters
+    ----------
+    bundle, items, out, batch_size, piece, restart, progress
+        As for `predict`.
+    address : str
+        The address of the cluster. Without it one is started here and ended, unless this process has one already.
+    replicas : int
+        Processes; by default as many as fit in the CPUs of the cluster.
+    cpus : float
+        CPUs that a process reserves.
+    threads : int
+        Threads of a run of a stage.
+    allow : sequence of str
+        Import paths that a bundle of weights may call; see `eenet.bundle.load`.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    InvalidInputError
+        As `predict`.
+    MissingExtraError
+        Without the extra "ray".
     """
     ray, data = require("ray", "ray", "predicting on Ray"), require("ray.data", "ray", "predicting on Ray")
     if replicas is not None and replicas < 1:
         raise InvalidInputError(f"replicas is {replicas}, expected 1 or more")
 
-    def on_ray(missing: Sequence[int], work: Path, told: Callable[[int], None]) -> None:
-        begun = not ray.is_initialized()
-        if begun:
+    def on_ray(missing: Sequence[int], work: Path, report: Callable[[int], None]) -> None:
+        started = not ray.is_initialized()
+        if started:
             here = {} if address is not None else {"include_dashboard": False}
             ray.init(address=address, log_to_driver=False, **here)
-        # How Ray Data goes about it is no news to who waits for files.
+        # Its progress is not that of the files.
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         try:
             context = data.DataContext.get_current()
@@ -62,7 +85,7 @@ def predict_on_ray(
             settings = {
                 "folder": str(bundle.manifest.root.resolve()),
                 "budget": bundle.scheduler.budget,
-                # Once for all: what is predicted is what was looked at here, on every machine.
+                # Read once: every machine predicts the same items.
                 "items": [ray.put(items)],
                 "work": str(work.resolve()),
                 "piece": piece,
@@ -79,9 +102,9 @@ def predict_on_ray(
                 compute=data.ActorPoolStrategy(min_size=1, max_size=min(most, len(missing))),
             )
             for row in done.iter_rows():
-                told(int(row["items"]))
+                report(int(row["items"]))
         finally:
-            if begun:
+            if started:
                 ray.shutdown()
 
     return predict_pieces(
@@ -90,7 +113,7 @@ def predict_on_ray(
 
 
 class _Pieces:
-    """A process of the pool: makes the pieces it is given the numbers of."""
+    """A process of the pool: makes pieces by their numbers."""
 
     def __init__(
         self,

@@ -2,8 +2,9 @@
 
 from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._model import Controller, Model, ServedModel
+from eenet.serving.engine._options import EngineOptions, Limits, RefusedError
 from eenet.serving.engine._policies import FixedBudget
-from eenet.serving.engine._request import EngineOptions, Limits, Outcome, RefusedError, Request
+from eenet.serving.engine._request import Outcome, Request
 from eenet.serving.engine._service import BatchingDelay, LocalService
 
 __all__ = [

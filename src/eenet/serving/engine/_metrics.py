@@ -23,7 +23,7 @@ class Metrics:
     def __init__(self, costs: ExitCosts, waiting: Callable[[], Sequence[int]]) -> None:
         client = require("prometheus_client", "serve")
         self._client = client
-        self._costs = costs
+        self._costs = costs.values
         self._registry: Any = client.CollectorRegistry()
         self._recent: deque[NDArray[np.intp]] = deque()
         self._recent_counts = np.zeros(len(costs), dtype=np.int64)
@@ -83,7 +83,7 @@ class Metrics:
         counts = np.bincount(exits, minlength=len(self._costs))
         for k in np.flatnonzero(counts):
             self._samples_at[k].inc(int(counts[k]))
-        self._cost.inc(float(counts @ self._costs.values))
+        self._cost.inc(float(counts @ self._costs))
         self._recent.append(counts)
         self._recent_counts += counts
         while len(self._recent) > 1 and self._recent_counts.sum() - self._recent[0].sum() >= _RECENT:
@@ -99,7 +99,7 @@ class Metrics:
     def mean_cost(self) -> float | None:
         """The mean cost of the recent samples; None before the first."""
         total = int(self._recent_counts.sum())
-        return float(self._recent_counts @ self._costs.values / total) if total else None
+        return float(self._recent_counts @ self._costs / total) if total else None
 
     def exposition(self, budget: float) -> bytes:
         """All of it in the text format of Prometheus."""

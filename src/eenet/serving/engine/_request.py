@@ -1,109 +1,23 @@
-"""Requests, the batches that their samples form before a stage, and the limits and options of both."""
+"""Requests, the batches that their samples form before a stage, and the work of running a stage on them."""
 
 from __future__ import annotations
 
 import enum
-import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.errors import EENetError, InvalidInputError
+from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState, ThresholdPolicy
+from eenet.tasks import Task
 
 if TYPE_CHECKING:
-    from eenet.runtime import Live
+    from eenet.runtime import Live, StageBackend
 
 Ints = NDArray[np.intp]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits on what one request may cost the server.
-
-    Parameters
-    ----------
-    max_body, max_json : int
-        The largest body, in bytes, of any content type and of JSON, which takes longer to read.
-    max_uploads : int
-        Bytes of all bodies that are being received at the same time.
-    max_samples : int
-        Samples of a request.
-    max_pixels, max_aspect : int, float
-        Pixels of an image, and the ratio of its longer side to its shorter one.
-    max_text : int
-        Characters of a text.
-    max_head : int
-        Bytes of the head of a request.
-    head_timeout, body_timeout : float
-        Seconds after which an incomplete head or body is given up.
-    timeout : float
-        Seconds until an answer, where the client names no limit of its own.
-    """
-
-    max_body: int = 32 * 1024 * 1024
-    max_json: int = 4 * 1024 * 1024
-    max_uploads: int = 256 * 1024 * 1024
-    max_samples: int = 256
-    max_pixels: int = 16_000_000
-    max_aspect: float = 50.0
-    max_text: int = 20_000
-    max_head: int = 64 * 1024
-    head_timeout: float = 10.0
-    body_timeout: float = 10.0
-    timeout: float = 30.0
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """How the engine forms batches.
-
-    Parameters
-    ----------
-    max_batch : int
-        Samples in a batch.
-    max_wait : float
-        Seconds that a request waits for others while no stage runs.
-    max_delay : float
-        The batching delay at the deep stages, in seconds: samples that have waited there for longer go first, in a full
-        batch or not, so that none waits for ever on a saturated machine. `LocalService` learns a shorter delay where a
-        call of a stage costs little beyond its samples (`BatchingDelay`).
-    max_samples : int
-        Samples that may be inside at the same time.
-    merge : bool
-        Whether samples of several requests are merged before each stage. If not, a batch goes through its stages
-        alone, as without an engine.
-
-    Raises
-    ------
-    InvalidInputError
-        For a value out of range.
-    """
-
-    max_batch: int = 16
-    max_wait: float = 0.002
-    max_delay: float = 1.0
-    max_samples: int = 1024
-    merge: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_samples"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected 1 or more")
-        for name in ("max_wait", "max_delay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InvalidInputError(f"{name} is {getattr(self, name)!r}, expected seconds, 0 or more")
-
-
-class RefusedError(EENetError):
-    """A request that cannot be served; `status` is the HTTP status that says so."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Outcome(enum.Enum):
@@ -261,3 +175,70 @@ class Batch:
             self.select([i for i, one in enumerate(self.owners) if one is owner])
             for owner in dict.fromkeys(self.owners)
         ]
+
+
+class Work:
+    """Running stage `stage` on batches merged into one batch of `samples`: made by the engine, done by a worker.
+
+    `execute` computes and changes nothing in the engine, so it may run in another thread; the engine takes the results
+    when it is told that the work is complete.
+    """
+
+    def __init__(self, stage: int, parts: Iterable[Batch], num_exits: int) -> None:
+        self.stage = stage
+        # One policy's samples lie side by side, so that its decisions are made on one slice of the logits.
+        self.parts = sorted(parts, key=lambda part: id(part.state.policy))
+        self.samples = sum(map(len, self.parts))
+        self.last = stage == num_exits - 1
+        self.observe = any(part.state.policy.observes(stage) for part in self.parts)
+        self.answers: list[tuple[list[Request], list[int], NDArray[np.float32]]] = []
+        self.survivors: list[Batch] = []
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests that have samples in it, each once."""
+        return list(dict.fromkeys(owner for part in self.parts for owner in part.owners))
+
+    def execute(self, backend: StageBackend, task: Task) -> None:
+        """Gather the live tensors, run the stage, let samples leave, and compact the survivors."""
+        k = self.stage
+        lives = [part.live if part.rows is None else backend.take(k, part.live, part.rows) for part in self.parts]
+        live = lives[0] if len(lives) == 1 else backend.join(k, lives)
+        onward, logits = backend.run(k, live, observe=self.observe)
+        start = 0
+        for _, group in groupby(self.parts, key=lambda part: id(part.state.policy)):
+            parts = list(group)
+            count = sum(map(len, parts))
+            self._decide(parts, start, count, onward, logits, backend, task)
+            start += count
+
+    def _decide(
+        self,
+        parts: list[Batch],
+        start: int,
+        count: int,
+        onward: Live,
+        logits: NDArray[np.float32] | None,
+        backend: StageBackend,
+        task: Task,
+    ) -> None:
+        """The decisions of one policy on the samples from `start` on."""
+        owners = [owner for part in parts for owner in part.owners]
+        places = [place for part in parts for place in part.places]
+        # Joined also when there is one part only: what the parts hold must stay as it was, in case of a second try.
+        state = DecisionState.join([part.state if part.rows is None else part.state.take(part.rows) for part in parts])
+        rows = None if count == self.samples else np.arange(start, start + count)
+        leaving, staying, answers = decide(state, task, logits, rows)
+        if len(leaving):
+            left = leaving.tolist()
+            self.answers.append(([owners[i] for i in left], [places[i] for i in left], answers))
+        if staying is not None and len(staying) == 0:
+            return
+        if staying is not None:
+            stay = staying.tolist()
+            owners, places = [owners[i] for i in stay], [places[i] for i in stay]
+        if staying is None and count == self.samples:
+            live = onward
+        else:
+            live = backend.take(self.stage + 1, onward, start + (np.arange(count) if staying is None else staying))
+        self.survivors.append(Batch(live, state, owners, places, parts[0].shape, parts[0].queued))

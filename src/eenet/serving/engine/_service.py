@@ -18,9 +18,9 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._metrics import Metrics
 from eenet.serving.engine._model import Controller, Model
+from eenet.serving.engine._options import EngineOptions
 from eenet.serving.engine._policies import WholeNetwork
-from eenet.serving.engine._request import EngineOptions, Outcome, Request
-from eenet.serving.engine._work import Work
+from eenet.serving.engine._request import Outcome, Request, Work
 from eenet.tasks import Task
 
 if TYPE_CHECKING:

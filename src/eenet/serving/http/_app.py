@@ -29,7 +29,8 @@ from starlette.exceptions import HTTPException
 from eenet._version import __version__
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.serving.engine._model import Controller, Model, Service
-from eenet.serving.engine._request import Limits, Outcome, RefusedError, Request
+from eenet.serving.engine._options import Limits, RefusedError
+from eenet.serving.engine._request import Outcome, Request
 from eenet.serving.http import _models as models
 from eenet.serving.http._decode import ClientGoneError, Decoder, Receiver
 from eenet.tasks import softmax
@@ -142,6 +143,8 @@ class _Handlers:
     ) -> None:
         self._model, self._service, self._controller = model, service, controller
         self._token = token
+        self._costs: list[float] = model.costs.values.tolist()
+        self._names, self._unit = model.class_names, model.costs.unit
         self._receiver = Receiver(limits)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="eenet-decode")
         self.limits = limits
@@ -191,7 +194,7 @@ class _Handlers:
         if request.headers.get("accept", "") in models.NPY:
             headers = {"X-Exits": ",".join(map(str, answered.exits))}
             return Response(_npy(answered), headers=headers, media_type=models.NPY[0])
-        return _json(_answers(answered, self._model, milliseconds))
+        return _json({**self._answers(answered), "milliseconds": milliseconds})
 
     async def _answer(self, request: HTTPRequest, inputs: Any, timeout: float, full: bool) -> Request:
         """Wait for the answer or for the client to close the connection, whichever comes first."""
@@ -206,6 +209,36 @@ class _Handlers:
             for task in (answer, gone):
                 if not task.done():
                     task.cancel()
+
+    def _answers(self, request: Request) -> dict[str, Any]:
+        """Class, probability, exit and cost of each sample; for a class per pixel, the share of the most frequent."""
+        logits = request.logits
+        assert logits is not None, "an answered request has logits"
+        dense = logits.ndim > 2
+        if dense:
+            labels = logits.argmax(axis=1).reshape(len(logits), -1)
+            shares = np.stack([np.bincount(row, minlength=logits.shape[1]) / len(row) for row in labels])
+        else:
+            shares = softmax(logits).astype(np.float64)
+        names, costs = self._names, self._costs
+        predictions = []
+        for n, (row, k) in enumerate(zip(shares, request.exits.tolist(), strict=True)):
+            best = int(row.argmax()) if dense else int(logits[n].argmax())
+            value = float(row[best])
+            predictions.append(
+                {
+                    "class": best,
+                    "name": None if names is None else names[best],
+                    "share" if dense else "probability": value if np.isfinite(value) else None,
+                    "exit": k,
+                    "cost": costs[k],
+                }
+            )
+        return {
+            "predictions": predictions,
+            "cost_unit": self._unit,
+            "full_cost": costs[-1],
+        }
 
     async def set_budget(self, request: HTTPRequest, token: str | None) -> Response:
         if self._token is None:
@@ -225,12 +258,12 @@ class _Handlers:
             return _refusal(422, "expected a JSON object with 'budget', a number or a text such as '60%', and no more")
         except InvalidInputError as error:
             return _refusal(422, str(error))
-        return _json({"budget": self.budget, "unit": self._model.costs.unit})
+        return _json({"budget": self.budget, "unit": self._unit})
 
     @property
     def budget(self) -> float:
         """The budget in force, or the cost of the last exit where it is larger: no sample can cost more."""
-        return min(float(self._controller.budget), float(self._model.costs[-1]))
+        return min(float(self._controller.budget), self._costs[-1])
 
     def info(self) -> dict[str, Any]:
         model, metrics = self._model, self._service.metrics
@@ -264,38 +297,6 @@ def _json(value: Any, status: int = 200, headers: Mapping[str, str] | None = Non
 
 def _refusal(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
     return _json({"detail": message}, status, headers)
-
-
-def _answers(request: Request, model: Model, milliseconds: float) -> dict[str, Any]:
-    """Class, probability, exit and cost of each sample; where each pixel has a class, the share of the commonest."""
-    logits = request.logits
-    assert logits is not None, "an answered request has logits"
-    dense = logits.ndim > 2
-    if dense:
-        labels = logits.argmax(axis=1).reshape(len(logits), -1)
-        shares = np.stack([np.bincount(row, minlength=logits.shape[1]) / len(row) for row in labels])
-    else:
-        shares = softmax(logits).astype(np.float64)
-    names, costs = model.class_names, model.costs
-    predictions = []
-    for n, (row, k) in enumerate(zip(shares, request.exits.tolist(), strict=True)):
-        best = int(row.argmax()) if dense else int(logits[n].argmax())
-        value = float(row[best])
-        predictions.append(
-            {
-                "class": best,
-                "name": None if names is None else names[best],
-                "share" if dense else "probability": value if np.isfinite(value) else None,
-                "exit": k,
-                "cost": costs[k],
-            }
-        )
-    return {
-        "predictions": predictions,
-        "cost_unit": costs.unit,
-        "full_cost": costs[-1],
-        "milliseconds": milliseconds,
-    }
 
 
 def _npy(request: Request) -> bytes:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from eenet._compat import by_reference
 from eenet._extras import require
 from eenet._files import atomic_path
 from eenet.bundle import load
@@ -115,8 +116,7 @@ class Ingress:
         self._service = RayService(
             loaded,
             self._controller,
-            # Ray Serve's own serialization would keep the objects that a call refers to for ever.
-            [stage.options(_by_reference=True).remote for stage in stages],
+            [by_reference(stage).remote for stage in stages],
             options.engine,
             retries=options.retries,
             lost=(exceptions.RayActorError, exceptions.ObjectLostError),

@@ -17,10 +17,10 @@ from eenet.bundle import load
 from eenet.scheduler import DecisionState, ExitHistory
 from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._model import Model
+from eenet.serving.engine._options import EngineOptions
 from eenet.serving.engine._policies import PolicyBook, PolicyName
-from eenet.serving.engine._request import EngineOptions, Outcome, Request
+from eenet.serving.engine._request import Outcome, Request, Work
 from eenet.serving.engine._service import Workers
-from eenet.serving.engine._work import Work
 
 if TYPE_CHECKING:
     from eenet.runtime import Live, StageBackend
