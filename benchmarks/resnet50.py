@@ -19,7 +19,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from torch import Tensor
 import eenet
 from _machine import describe, machine, progress_bar
 from eenet._timing import Clock, in_turns, timed
-from eenet.scheduler import Calibration, Plan, ScoreTable, Thresholds
+from eenet.scheduler import ThresholdPolicy
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
 POOLS = {1: 10, 8: 40, 32: 64}
@@ -48,25 +48,30 @@ RATIOS = (
 )
 
 
-@dataclass(frozen=True)
-class FixedShares:
-    """An assignment that lets given shares of the calibration samples leave at each exit, whatever the budget."""
+class FixedShares(eenet.MaxProbability):
+    """Lets given shares of the calibration samples exit at each exit, whatever the budget."""
 
-    shares: Sequence[float]
-    name: str = "fixed"
-    table_points: int = 1
-    unspent: str | None = None
+    shares: Sequence[float] = ()
 
-    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
-        table = calibration.table
-        if self.shares[-1] < 1:
-            return self._plan(table, table.for_shares(np.array(self.shares)))
-        # Nobody leaves early, but every exit is on: the thresholds are above all scores.
-        above = table.scores.max(axis=1) + 1e3
-        return self._plan(table, Thresholds(above, np.ones(table.early, dtype=np.bool_)))
+    @property
+    def policy(self) -> ThresholdPolicy:
+        return self._of_shares
 
-    def _plan(self, table: ScoreTable, thresholds: Thresholds) -> Plan:
-        return Plan(thresholds, table.mean_cost(thresholds))
+    def fit(self, records: eenet.ExitRecords, *args: Any, **options: Any) -> FixedShares:
+        super().fit(records, *args, **options)
+        running, thresholds = np.arange(len(records)), []
+        for k, share in enumerate(self.shares[:-1]):
+            scores = np.sort(records.all_evidence()[k].log_odds[running])[::-1]
+            count = min(round(share * len(records)), len(scores))
+            # Where no sample exits the exit is on all the same: the threshold is above all scores.
+            high = scores[count - 1] if count else scores.max(initial=0.0) + 2e3
+            low = scores[count] if count < len(scores) else high - 1
+            thresholds.append((high + low) / 2 if count else high)
+            running = running[records.all_evidence()[k].log_odds[running] < thresholds[-1]]
+        self._of_shares = replace(
+            super().policy, thresholds=np.array(thresholds), enabled=np.ones(len(thresholds), dtype=np.bool_)
+        )
+        return self
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,7 +142,8 @@ PLACEHOLDER = eenet.ExitCosts([1, 2, 3, 4], unit="stages")  # the forced policie
 
 
 def fixed(records: eenet.ExitRecords, shares: Sequence[float]) -> eenet.Scheduler:
-    scheduler = eenet.Scheduler("max_prob", FixedShares(shares), name="synthetic")
+    scheduler = FixedShares()
+    scheduler.shares = shares
     return scheduler.fit(records, PLACEHOLDER, budget="100%")
 
 

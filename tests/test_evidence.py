@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eenet.scheduler import ExitHistory, LearnedScore, Score
-from eenet.scheduler._scores import PLAIN_SCORES
+from eenet.scheduler import SCORES, ExitHistory, Score
 from eenet.tasks import LOG_ODDS_LIMIT, Classification, Evidence, Segmentation, Task, softmax
 from eenet.testing import toy_logits
 
 Logits = NDArray[np.float32]
+PLAIN = ("max_prob", "entropy", "patience", "voting", "margin", "constant")
 NUMBERS = ("max_probability", "log_odds", "entropy", "vote_share", "streak", "finite", "probabilities")
 
 
-def learned(exits: int, classes: int, seed: int = 0) -> LearnedScore:
+def learned(exits: int, classes: int, seed: int = 0) -> Score:
     rng = np.random.default_rng(seed)
-    return LearnedScore(
+    return SCORES["learned"](  # type: ignore[call-arg]
         rng.normal(size=(exits - 1, classes)),
         [rng.normal(size=4 + k) for k in range(exits - 1)],
         rng.normal(size=exits - 1),
@@ -85,7 +85,7 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_batch(logits: Logits, data: st
             expected = bits(getattr(together, name)[rows])
             assert bits(getattr(alone, name)) == expected, name
             assert bits(getattr(kept, name)) == expected, name
-    for score in (*PLAIN_SCORES.values(), learned(exits, classes)):
+    for score in (*(SCORES[name]() for name in PLAIN), learned(exits, classes)):
         alone_scores = scores_of(score, np.ascontiguousarray(logits[:, rows]))
         for all_scores, some in zip(scores_of(score, logits), alone_scores, strict=True):
             assert bits(some) == bits(all_scores[rows]), score.name

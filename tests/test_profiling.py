@@ -68,7 +68,7 @@ def test_flops_of_the_residual_network_are_the_published_ones() -> None:
 def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     model = conv_model(1)
     records = eenet.collect(model, [(X, torch.zeros(3, dtype=torch.long))])
-    scheduler = eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right", weight_decay=1e-4)).fit(
+    scheduler = eenet.EENet(turns=1, target="right", weight_decay=1e-4).fit(
         records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0
     )
     seen: list[int] = []

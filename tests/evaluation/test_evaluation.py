@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eenet import ExitCosts, ExitRecords, InfeasibleBudgetError, MaxProbability, Patience, Scheduler, Static
 from eenet.errors import InvalidInputError
 from eenet.evaluation import Comparison, compare, oracle, random_mixture
-from eenet.scheduler import ZTW, GeometricAssignment
+from eenet.scheduler import ZTW
 
 COSTS = ExitCosts([1.0, 2.5, 4.0])
 
@@ -187,8 +187,8 @@ class _Scaled(Scheduler):
     """A scheduler that spends more, or less, than the budget it is given."""
 
     def __init__(self, factor: float) -> None:
-        super().__init__("max_prob", GeometricAssignment(), name="scaled")
         self.factor = factor
+        super().__init__("max_prob", "geometric")
 
     def at(self, budget: Any) -> Scheduler:
         return super().at(float(budget) * self.factor)

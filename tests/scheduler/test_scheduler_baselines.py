@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scores import largest_tie
 from serving_toys import TableBackend, flat
 
 import eenet
@@ -19,25 +21,17 @@ from eenet.records import ExitRecords
 from eenet.runtime import run_arrays
 from eenet.scheduler import (
     BEEM,
+    EERO,
     SCHEDULERS,
+    SCORES,
     ZTW,
-    BEEMScore,
     ExitHistory,
-    ExponentialWeightsAssignment,
-    GateScore,
-    GeometricAssignment,
     LearnedGate,
-    LearningOptions,
     Margin,
     Scheduler,
-    SearchedAssignment,
-    SharedAssignment,
     TemperatureScaled,
-    TemperatureScore,
     Voting,
-    ZTWScore,
 )
-from eenet.scheduler._thresholds import ScoreTable
 from eenet.tasks import Classification, Evidence, Segmentation
 from eenet.testing import toy_costs, toy_logits, toy_records
 from networks import table_model
@@ -46,7 +40,7 @@ Floats = NDArray[np.float64]
 
 MAKERS: dict[str, Callable[[], Scheduler]] = {
     **SCHEDULERS,
-    "eenet": lambda: eenet.EENet(options=LearningOptions(epochs=20, target="right", weight_decay=1e-4)),
+    "eenet": lambda: eenet.EENet(turns=1, target="right", weight_decay=1e-4),
 }
 ROOT = Path(__file__).parents[2]
 
@@ -60,6 +54,11 @@ def trail_of(*probabilities: list[list[float]]) -> ExitHistory:
         array = np.array(p, dtype=np.float32)
         trail.evidence.append(Evidence(array, array.argmax(axis=1), list(trail.evidence)))
     return trail
+
+
+def made(name: str, *fitted: Floats) -> Any:
+    """A score of what is fitted in it."""
+    return SCORES[name](*fitted)
 
 
 def order(scores: Floats) -> list[int]:
@@ -87,9 +86,7 @@ def test_every_scheduler_keeps_its_promises(
     # The budget is met on the calibration set, and but for who may stop spending, to within a sample.
     assert scheduler.calibration_cost <= budget * (1 + 1e-12)
     if name not in ("searched", "stopping"):
-        table = ScoreTable.of(scheduler.policy.score, records, costs)
-        everybody = np.ones(samples, dtype=np.bool_)
-        ties = max(int(np.diff(table.cuts(k, table.ranked(k, everybody)), prepend=0).max()) for k in range(exits - 1))
+        ties = largest_tie(records, scheduler.policy.score)
         assert scheduler.calibration_cost >= budget - ties * (exits - 1) / samples - 1e-9
     # Replay and runtime agree on fresh samples, in exits and in answers; so does what was saved.
     logits, labels = toy_logits(samples, exits, classes, seed + 1, nonfinite=nonfinite)
@@ -171,14 +168,14 @@ def test_margin_keeps_apart_whom_float32_rounds_to_one() -> None:
 def test_the_temperature_that_sharpened_the_logits_is_found(temperature: float) -> None:
     logits, labels = toy_logits(20000, 3, 5)  # calibrated as they are
     fitted = TemperatureScaled().fit(ExitRecords.from_logits(logits * temperature, labels), toy_costs(), 2.0)
-    score = fitted.policy.score
-    assert isinstance(score, TemperatureScore)
+    score: Any = fitted.policy.score
+    assert isinstance(score, SCORES["temperature"])
     np.testing.assert_allclose(score.temperatures, temperature, rtol=0.06)
 
 
 def test_calibrated_confidences_are_those_of_the_scaled_logits() -> None:
     logits, _ = toy_logits(50, 2, 4)
-    score = TemperatureScore(np.array([2.0]))
+    score = made("temperature", np.array([2.0]))
     p = np.exp(logits[0] / 2.0)
     p /= p.sum(axis=1, keepdims=True)
     top = p.max(axis=1)
@@ -188,7 +185,7 @@ def test_calibrated_confidences_are_those_of_the_scaled_logits() -> None:
 
 def test_a_shared_threshold_is_one_for_all_exits_up_to_the_gap_between_samples() -> None:
     records = toy_records(3000, 4, 10)
-    scheduler = Scheduler("max_prob", SharedAssignment(), name="shared").fit(records, toy_costs(4), 2.2)
+    scheduler = Scheduler("max_prob", "shared").fit(records, toy_costs(4), 2.2)
     policy = scheduler.policy
     assert policy.enabled.all()
     assert np.ptp(policy.thresholds) < 0.05
@@ -198,8 +195,8 @@ def test_a_shared_threshold_is_one_for_all_exits_up_to_the_gap_between_samples()
 def test_ztw_multiplies_the_exits_and_fits_better_than_any_of_them() -> None:
     logits, labels = toy_logits(4000, 3, 5, sharpness=2.0)
     records = ExitRecords.from_logits(logits, labels)
-    score = ZTW().fit(records, toy_costs(), 2.0).policy.score
-    assert isinstance(score, ZTWScore)
+    score: Any = ZTW().fit(records, toy_costs(), 2.0).policy.score
+    assert isinstance(score, SCORES["ztw"])
     trail = ExitHistory()
     for k, evidence in enumerate(records.all_evidence()):
         trail.evidence.append(evidence)
@@ -217,15 +214,15 @@ def test_ztw_multiplies_the_exits_and_fits_better_than_any_of_them() -> None:
 
 
 def test_beem_adds_up_the_votes_of_experts() -> None:
-    score = BEEMScore(np.array([0.5, 0.6, 0.9]))
+    score = made("beem", np.array([0.5, 0.6, 0.9]))
     trail = trail_of([[0.9, 0.1], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9]], [[0.4, 0.6], [0.2, 0.8]])
     votes = np.array([[0.5 * 0.9 + 0.6 * 0.8, 0.9 * 0.6], [0.5 * 0.6, 0.6 * 0.9 + 0.9 * 0.8]])
     np.testing.assert_allclose(np.exp(score.answers(trail)), votes / 2.0, rtol=1e-5)
     # The last exit says class 1 of the first sample, and is outvoted.
     assert score.answers(trail).argmax(axis=1).tolist() == [0, 1]
     np.testing.assert_allclose(1 - np.exp(-score(trail)), votes.max(axis=1) / 2.0, rtol=1e-5)
-    fitted = BEEM().fit(toy_records(), toy_costs(), 2.0).policy.score
-    assert isinstance(fitted, BEEMScore)
+    fitted: Any = BEEM().fit(toy_records(), toy_costs(), 2.0).policy.score
+    assert isinstance(fitted, SCORES["beem"])
     np.testing.assert_allclose(fitted.weights, toy_records().accuracies)
 
 
@@ -239,7 +236,7 @@ def test_ensembles_are_judged_and_searched_by_what_they_answer(make: Callable[[]
     assert decisions.accuracy == pytest.approx((decisions.predictions == records.labels).mean())
     # Searched thresholds on the same score are the better ones on the calibration set by the combined answers.
     name = scheduler.policy.score.name
-    searched = Scheduler(name, SearchedAssignment(), name="searched").fit(records, toy_costs(4), 2.5).replay(records)
+    searched = Scheduler(name, "searched").fit(records, toy_costs(4), 2.5).replay(records)
     assert searched.accuracy >= decisions.accuracy
     # Without labels there are answers and costs.
     blind = ExitRecords.from_probabilities(records.probabilities)
@@ -269,8 +266,8 @@ def test_what_is_not_finite_has_no_vote() -> None:
 
 def test_eero_shares_are_exponential_weights_that_spend_the_budget() -> None:
     records = toy_records(4000, 3, 5)
-    cold = Scheduler("max_prob", ExponentialWeightsAssignment((1e-3,)), name="cold").fit(records, toy_costs(), 2.0)
-    warm = Scheduler("max_prob", ExponentialWeightsAssignment((1e3,)), name="warm").fit(records, toy_costs(), 2.0)
+    cold = EERO((1e-3,)).fit(records, toy_costs(), 2.0)
+    warm = EERO((1e3,)).fit(records, toy_costs(), 2.0)
     for scheduler in (cold, warm):
         assert 2.0 - 2 / 4000 <= scheduler.calibration_cost <= 2.0
     # In equal steps of cost: with a large beta only lambda is left, p_k is a geometric series of the costs.
@@ -280,17 +277,17 @@ def test_eero_shares_are_exponential_weights_that_spend_the_budget() -> None:
     risks = 1 - records.accuracies
     assert risks[1] < (risks[0] + risks[2]) / 2
     assert cold.replay(records).exit_shares[1] > 0.95
-    both = Scheduler("max_prob", ExponentialWeightsAssignment((1e-3, 1e3)), name="both").fit(records, toy_costs(), 2.0)
+    both = EERO((1e-3, 1e3)).fit(records, toy_costs(), 2.0)
     assert both.replay(records).accuracy == max(s.replay(records).accuracy for s in (cold, warm))
     for betas in ((), (0.0,), (1.0, np.inf)):
         with pytest.raises(InvalidInputError, match="betas are"):
-            ExponentialWeightsAssignment(betas)
+            EERO(betas)
 
 
 def test_the_gate_learns_who_gains_nothing_from_going_on() -> None:
     calibration, fresh = toy_records(3000, 3, 5), toy_records(4000, 3, 5, seed=1)
     scheduler = LearnedGate().fit(calibration, toy_costs(), 1.8)
-    assert isinstance(scheduler.policy.score, GateScore)
+    assert isinstance(scheduler.policy.score, SCORES["gate"])
     decisions = scheduler.replay(fresh)
     plain = eenet.MaxProbability().fit(calibration, toy_costs(), 1.8).replay(fresh)
     assert decisions.accuracy > plain.accuracy - 0.01
@@ -348,15 +345,15 @@ def test_pooled_records_are_taken_by_scores_that_are_means(name: str) -> None:
 @pytest.mark.parametrize(
     ("score", "arrays", "message"),
     [
-        (TemperatureScore, {}, "'temperatures', one for each early exit"),
-        (ZTWScore, {"weights": np.eye(3), "log_biases": np.zeros((2, 5))}, "'weights' .exits, exits."),
-        (BEEMScore, {"weights": np.eye(3)}, "'weights', one for each exit"),
-        (GateScore, {"weights": np.zeros((2, 3)), "biases": np.zeros(2)}, r"'weights' \(early exits, 4\)"),
+        ("temperature", {}, "'temperatures', one for each early exit"),
+        ("ztw", {"weights": np.eye(3), "log_biases": np.zeros((2, 5))}, "'weights' .exits, exits."),
+        ("beem", {"weights": np.eye(3)}, "'weights', one for each exit"),
+        ("gate", {"weights": np.zeros((2, 3)), "biases": np.zeros(2)}, r"'weights' \(early exits, 4\)"),
     ],
 )
-def test_damaged_scores_are_refused(score: type[TemperatureScore], arrays: dict[str, Floats], message: str) -> None:
+def test_damaged_scores_are_refused(score: str, arrays: dict[str, Floats], message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
-        score.from_arrays(arrays)
+        SCORES[score].from_arrays(arrays)
 
 
 def test_schedulers_of_the_committed_results_still_load() -> None:
@@ -373,11 +370,7 @@ def test_schedulers_of_the_committed_results_still_load() -> None:
 def test_any_score_goes_with_any_assignment() -> None:
     records = toy_records(300)
     for score in ("temperature", "ztw", "beem", "gate", "margin", "voting", "learned"):
-        for assignment in (GeometricAssignment(), SharedAssignment(), SearchedAssignment(),
-                           ExponentialWeightsAssignment()):  # fmt: skip
-            made = Scheduler(
-                score, assignment, name="mine", options=LearningOptions(epochs=20, target="right", weight_decay=1e-4)
-            )
-            assert made.fit(records, toy_costs(), 1.7).calibration_cost <= 1.7
+        for assignment in ("geometric", "shared", "searched", "exponential", "learned"):
+            assert Scheduler(score, assignment).fit(records, toy_costs(), 1.7).calibration_cost <= 1.7
     with pytest.raises(InvalidInputError, match=r"score 'nonsense' is not known; choose from \['beem', 'constant'"):
-        Scheduler("nonsense", GeometricAssignment(), name="mine")
+        Scheduler("nonsense")

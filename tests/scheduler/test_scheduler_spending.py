@@ -12,30 +12,30 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scores import largest_tie, scores_of
 
 import eenet
-from eenet import scheduler as scheduler_room
+from eenet import scheduler as schedulers
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.records import ExitRecords
-from eenet.scheduler import LearnedAssignment, LearningOptions, Scheduler, Static
-from eenet.scheduler._thresholds import ScoreTable
+from eenet.scheduler import Scheduler, Static
 from eenet.testing import toy_costs, toy_logits, toy_records
 
-QUICK = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
+QUICK: dict[str, Any] = {"turns": 1, "target": "right", "weight_decay": 1e-4}
 SPENDERS: dict[str, Callable[[], Scheduler]] = {
-    "eenet": lambda: eenet.EENet(options=QUICK),
+    "eenet": lambda: eenet.EENet(**QUICK),
     "max_prob": eenet.MaxProbability,
     "entropy": eenet.Entropy,
     "patience": eenet.Patience,
-    "voting": scheduler_room.Voting,
-    "margin": scheduler_room.Margin,
-    "temperature": scheduler_room.TemperatureScaled,
-    "ztw": scheduler_room.ZTW,
-    "beem": scheduler_room.BEEM,
-    "eero": scheduler_room.EERO,
-    "gate": scheduler_room.LearnedGate,
-    "max_prob, learned shares": lambda: Scheduler("max_prob", LearnedAssignment(QUICK), name="mixed"),
+    "voting": schedulers.Voting,
+    "margin": schedulers.Margin,
+    "temperature": schedulers.TemperatureScaled,
+    "ztw": schedulers.ZTW,
+    "beem": schedulers.BEEM,
+    "eero": schedulers.EERO,
+    "gate": schedulers.LearnedGate,
+    "max_prob, learned shares": lambda: Scheduler("max_prob", "learned"),
 }
 # Toy records often gain nothing by going further, and then the scheduler says that it leaves the rest of the budget.
 pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
@@ -86,13 +86,6 @@ def fitted_or_none(scheduler: Scheduler, case: Case) -> Scheduler | None:
     return None
 
 
-def largest_tie(scheduler: Scheduler, case: Case) -> int:
-    """The largest number of samples with one score at one exit: they are never parted."""
-    table = ScoreTable.of(scheduler.policy.score, case.records, case.costs)
-    everybody = np.ones(table.samples, dtype=np.bool_)
-    return max(int(np.diff(table.cuts(k, table.ranked(k, everybody)), prepend=0).max()) for k in range(table.early))
-
-
 @SPENDER
 @given(case=cases())
 @settings(max_examples=40)
@@ -101,7 +94,7 @@ def test_the_budget_is_spent_to_the_last_sample(make: Callable[[], Scheduler], c
     spent = scheduler.replay(case.records).mean_cost
     assert spent <= case.budget * (1 + 1e-12)
     one_step = (case.costs[-1] - case.costs[0]) / len(case.records)
-    slack = max(1e-3 * case.budget, largest_tie(scheduler, case) * one_step)
+    slack = max(1e-3 * case.budget, largest_tie(case.records, scheduler.policy.score) * one_step)
     assert spent >= case.budget - slack * (1 + 1e-9)
 
 
@@ -257,12 +250,12 @@ def test_the_cost_grows_with_the_budget(make: Callable[[], Scheduler], seed: int
 def test_thresholds_lie_midway_between_neighbours(case: Case) -> None:
     for make in (eenet.MaxProbability, eenet.Entropy, eenet.Patience, eenet.SearchedThresholds):
         scheduler = make().fit(case.records, case.costs, case.budget)
-        table = ScoreTable.of(scheduler.policy.score, case.records, case.costs)
+        scores = scores_of(case.records, scheduler.policy.score)
         exits = scheduler.replay(case.records).exits
         for k in np.flatnonzero(scheduler.policy.enabled):
             t = scheduler.policy.thresholds[k]
-            above = table.scores[k, exits == k] - t
-            below = t - table.scores[k, exits > k]
+            above = scores[k, exits == k] - t
+            below = t - scores[k, exits > k]
             assert len(above), "an exit at which nobody leaves is off"
             assert above.min() >= 5e-6
             if len(below):
@@ -373,5 +366,7 @@ def test_where_the_last_exit_is_worse_more_is_not_spent_and_it_says_so(name: str
 def test_a_budget_that_ties_leave_unspent_is_told_of() -> None:
     logits, labels = toy_logits(4, classes=5, seed=3)
     records = ExitRecords.from_logits(np.repeat(logits, 50, axis=1), np.repeat(labels, 50))
-    with pytest.warns(ReliabilityWarning, match="samples that the score cannot tell apart are never parted"):
+    with pytest.warns(
+        ReliabilityWarning, match="many samples have the same score; they cannot be split at a threshold"
+    ):
         eenet.MaxProbability().fit(records, toy_costs(), 1.9)

@@ -15,7 +15,7 @@ import eenet
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
-from eenet.scheduler import LearningOptions, Scheduler, Static, StoppingOptions
+from eenet.scheduler import Scheduler, Static
 from eenet.testing import toy_costs, toy_logits, toy_records
 
 # Where toy records give nothing to learn, optimal stopping says that it falls back on the simple rule.
@@ -25,7 +25,7 @@ FAMILIES: dict[str, Callable[[], Scheduler]] = {
     "OptimalStopping": eenet.OptimalStopping,
     "MaxProbability": eenet.MaxProbability,
     "Patience": eenet.Patience,
-    "EENet": lambda: eenet.EENet(options=LearningOptions(epochs=20, target="right", weight_decay=1e-4)),
+    "EENet": lambda: eenet.EENet(turns=1, target="right", weight_decay=1e-4),
     "SearchedThresholds": eenet.SearchedThresholds,
 }
 FAMILY = pytest.mark.parametrize("make", FAMILIES.values(), ids=list(FAMILIES))
@@ -77,7 +77,7 @@ def test_a_file_knows_other_budgets_too(make: Callable[[], Scheduler], tmp_path:
     loaded = eenet.load_scheduler(tmp_path / "s.safetensors")
     np.testing.assert_array_equal(loaded.replay(fresh).exits, fitted.replay(fresh).exits)
     assert loaded.frontier() == fitted.frontier()
-    for point, policy in zip(fitted.table.points, fitted.table.policies, strict=True):
+    for point, policy in zip(fitted.table.frontier, fitted.table.policies, strict=True):
         exits = eenet.scheduler.replay(policy, fresh, costs).exits
         np.testing.assert_array_equal(loaded.at(point.budget).replay(fresh).exits, exits)
     step = fitted.table.budgets[1] - fitted.table.budgets[0]
@@ -210,10 +210,10 @@ def test_labels_are_needed_and_options_checked() -> None:
     records = ExitRecords.from_logits(toy_logits(100)[0])
     with pytest.raises(InvalidInputError, match="these records have no labels"):
         eenet.OptimalStopping().fit(records, toy_costs(), 2.0)
-    with pytest.raises(InvalidInputError, match=r"StoppingOptions\(prices=1\): expected a whole number, 3 or more"):
-        StoppingOptions(prices=1)
+    with pytest.raises(InvalidInputError, match=r"OptimalStopping\(prices=1\): expected a whole number, 3 or more"):
+        eenet.OptimalStopping(prices=1)
     with pytest.raises(InvalidInputError, match="expected 0 < lowest < highest"):
-        StoppingOptions(lowest=2.0, highest=1.0)
+        eenet.OptimalStopping(lowest=2.0, highest=1.0)
 
 
 def test_fitting_for_all_budgets_is_quick_and_any_budget_quicker() -> None:

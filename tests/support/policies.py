@@ -9,7 +9,7 @@ import eenet
 from eenet.scheduler import SCHEDULERS
 
 MAKERS = {
-    "EENet": lambda: eenet.EENet(options=eenet.scheduler.LearningOptions(epochs=20, target="right", weight_decay=1e-4)),
+    "EENet": lambda: eenet.EENet(turns=1, target="right", weight_decay=1e-4),
     "MaxProbability": eenet.MaxProbability,
     "Entropy": eenet.Entropy,
     "Patience": eenet.Patience,

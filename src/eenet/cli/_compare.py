@@ -97,10 +97,10 @@ def compare(
 
 
 def _methods(text: str, *, pooled: bool) -> list[str]:
-    from eenet.scheduler import SCHEDULERS, WHOLE_SAMPLES
+    from eenet.scheduler import SCHEDULERS
 
     if text == _ALL:
-        left_out = [name for name in SCHEDULERS if pooled and name in WHOLE_SAMPLES]
+        left_out = [name for name in SCHEDULERS if pooled and SCHEDULERS[name]().whole_samples]
         if left_out:
             show_warning(f"left out, since they cannot read evidence pooled over pixels: {', '.join(left_out)}")
         return [name for name in SCHEDULERS if name not in left_out]

@@ -90,17 +90,14 @@ def fit(
 
 
 def _scheduler(method: str, seed: int) -> Scheduler:
-    from eenet.scheduler import SCHEDULERS, EENet, OptimalStopping, SearchedThresholds
+    from eenet.scheduler import SCHEDULERS
 
     if method not in SCHEDULERS:
         near = difflib.get_close_matches(method.lower(), SCHEDULERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise InvalidInputError(f"--method {method!r} is not known; {hint}choose from {', '.join(SCHEDULERS)}")
-    if method == "eenet":
-        return EENet(seed=seed)
-    if method == "stopping":
-        return OptimalStopping(seed=seed)
-    return SearchedThresholds(seed=seed) if method == "searched" else SCHEDULERS[method]()
+    scheduler = SCHEDULERS[method]()
+    return scheduler.set_params(seed=seed) if "seed" in scheduler.get_params() else scheduler
 
 
 def _with_unit(budget: str, costs: ExitCosts) -> str:

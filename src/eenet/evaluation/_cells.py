@@ -22,7 +22,8 @@ from eenet._version import __version__
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
-from eenet.scheduler import Decisions, Scheduler, as_answered
+from eenet.scheduler import Decisions, Scheduler
+from eenet.scheduler._policy import as_answered
 
 _SCHEMA = 1
 _INPUTS, _FOLDER = "inputs.json", "cells"

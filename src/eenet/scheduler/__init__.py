@@ -1,50 +1,59 @@
-"""Exit schedulers: scores, assignments, baselines, and the one rule that decides who leaves."""
+"""Exit schedulers: which sample exits where, so that accuracy is high and the mean cost stays within a budget."""
 
-from eenet.scheduler._assignments import Assignment as Assignment
-from eenet.scheduler._assignments import Calibration as Calibration
-from eenet.scheduler._assignments import GeometricAssignment as GeometricAssignment
-from eenet.scheduler._assignments import LearnedAssignment as LearnedAssignment
-from eenet.scheduler._assignments import Plan as Plan
-from eenet.scheduler._assignments import SearchedAssignment as SearchedAssignment
-from eenet.scheduler._assignments import StaticAssignment as StaticAssignment
-from eenet.scheduler._budgeted import ExponentialWeightsAssignment as ExponentialWeightsAssignment
-from eenet.scheduler._budgeted import SharedAssignment as SharedAssignment
-from eenet.scheduler._catalogue import BEEM as BEEM
-from eenet.scheduler._catalogue import EERO as EERO
-from eenet.scheduler._catalogue import SCHEDULERS as SCHEDULERS
-from eenet.scheduler._catalogue import WHOLE_SAMPLES as WHOLE_SAMPLES
-from eenet.scheduler._catalogue import ZTW as ZTW
-from eenet.scheduler._catalogue import EENet as EENet
-from eenet.scheduler._catalogue import Entropy as Entropy
-from eenet.scheduler._catalogue import LearnedGate as LearnedGate
-from eenet.scheduler._catalogue import Margin as Margin
-from eenet.scheduler._catalogue import MaxProbability as MaxProbability
-from eenet.scheduler._catalogue import OptimalStopping as OptimalStopping
-from eenet.scheduler._catalogue import Patience as Patience
-from eenet.scheduler._catalogue import SearchedThresholds as SearchedThresholds
-from eenet.scheduler._catalogue import Static as Static
-from eenet.scheduler._catalogue import TemperatureScaled as TemperatureScaled
-from eenet.scheduler._catalogue import Voting as Voting
-from eenet.scheduler._decisions import Decisions as Decisions
-from eenet.scheduler._decisions import replay as replay
-from eenet.scheduler._ensembles import BEEMScore as BEEMScore
-from eenet.scheduler._ensembles import ZTWScore as ZTWScore
-from eenet.scheduler._ensembles import as_answered as as_answered
-from eenet.scheduler._family import Family as Family
-from eenet.scheduler._family import Method as Method
-from eenet.scheduler._gate import GateScore as GateScore
-from eenet.scheduler._induction import StoppingOptions as StoppingOptions
-from eenet.scheduler._learned import LearnedScore as LearnedScore
-from eenet.scheduler._learned import LearningOptions as LearningOptions
-from eenet.scheduler._policy import DecisionState as DecisionState
-from eenet.scheduler._policy import Ensemble as Ensemble
-from eenet.scheduler._policy import ExitHistory as ExitHistory
-from eenet.scheduler._policy import Score as Score
-from eenet.scheduler._policy import ThresholdPolicy as ThresholdPolicy
-from eenet.scheduler._scheduler import Scheduler as Scheduler
-from eenet.scheduler._scheduler import load_scheduler as load_scheduler
-from eenet.scheduler._table import FrontierPoint as FrontierPoint
-from eenet.scheduler._table import PolicyTable as PolicyTable
-from eenet.scheduler._temperature import TemperatureScore as TemperatureScore
-from eenet.scheduler._thresholds import ScoreTable as ScoreTable
-from eenet.scheduler._thresholds import Thresholds as Thresholds
+from eenet.scheduler._fitted import FrontierPoint, PolicyTable
+from eenet.scheduler._policy import (
+    SCORES,
+    Decisions,
+    DecisionState,
+    Ensemble,
+    ExitHistory,
+    Score,
+    ThresholdPolicy,
+    replay,
+)
+from eenet.scheduler._scheduler import SCHEDULERS, Scheduler, load_scheduler
+from eenet.scheduler.methods._eenet import EENet
+from eenet.scheduler.methods._ensembles import BEEM, ZTW
+from eenet.scheduler.methods._gate import LearnedGate
+from eenet.scheduler.methods._plain import (
+    EERO,
+    Entropy,
+    Margin,
+    MaxProbability,
+    Patience,
+    SearchedThresholds,
+    Static,
+    Voting,
+)
+from eenet.scheduler.methods._stopping import OptimalStopping
+from eenet.scheduler.methods._temperature import TemperatureScaled
+
+__all__ = [
+    "BEEM",
+    "EERO",
+    "SCHEDULERS",
+    "SCORES",
+    "ZTW",
+    "DecisionState",
+    "Decisions",
+    "EENet",
+    "Ensemble",
+    "Entropy",
+    "ExitHistory",
+    "FrontierPoint",
+    "LearnedGate",
+    "Margin",
+    "MaxProbability",
+    "OptimalStopping",
+    "Patience",
+    "PolicyTable",
+    "Scheduler",
+    "Score",
+    "SearchedThresholds",
+    "Static",
+    "TemperatureScaled",
+    "ThresholdPolicy",
+    "Voting",
+    "load_scheduler",
+    "replay",
+]

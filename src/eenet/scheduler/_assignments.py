@@ -1,21 +1,35 @@
-"""Assignments: how many samples should leave at each exit, turned into thresholds on a score."""
+"""Assignments: how a budget is divided over the exits, as thresholds on a score."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import ClassVar
 
 import numpy as np
 
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler._learned import LearnedScore, LearningOptions
-from eenet.scheduler._policy import Score
-from eenet.scheduler._search import search_thresholds
-from eenet.scheduler._thresholds import ScoreTable, Thresholds, geometric_shares, tilted_shares, within
+from eenet.scheduler._policy import Floats, Score
+from eenet.scheduler._thresholds import (
+    ScoreTable,
+    Thresholds,
+    geometric_shares,
+    search_thresholds,
+    tilted_shares,
+    within,
+)
+
+_CERTAIN = 3.0
+"""Standard errors that the last exit must be below an earlier one to count as worse."""
+
+_STEEPEST = 300.0
+"""The largest exponent that a multiplier puts between the first exit and the last."""
+
+TIES = "many samples have the same score; they cannot be split at a threshold"
 
 
 @dataclass(frozen=True)
@@ -46,9 +60,9 @@ class Calibration:
 
     @cached_property
     def ceiling(self) -> int:
-        """The exit that nobody should go beyond: the last, or an earlier one where the last is clearly worse than it.
+        """The exit beyond which no sample should go: the last, or an earlier one where the last is clearly worse.
 
-        Without labels nothing is known to be worse. Where outputs are not finite samples go on all the same.
+        Without labels no exit is known to be worse. Samples whose outputs are not finite go on all the same.
         """
         last = len(self.costs) - 1
         if self.records.utility is None or not self.table.finite.all():
@@ -69,7 +83,7 @@ class Calibration:
         return Calibration(self.score, self.records.first_exits(exits), costs, table)
 
     def whole(self, thresholds: Thresholds) -> Thresholds:
-        """Thresholds found for `worthwhile`, as thresholds of all exits: at the ceiling everybody leaves."""
+        """Thresholds found for `worthwhile`, as thresholds of all exits: at the ceiling all samples exit."""
         table = self.table
         missing = table.early - len(thresholds.values)
         if missing == 0:
@@ -82,110 +96,183 @@ class Calibration:
         return Thresholds(values, enabled)
 
 
-class Assignment(Protocol):
+class Assignment:
     """Chooses the thresholds of a score on calibration records so that the mean cost stays within the budget."""
 
-    @property
-    def name(self) -> str:
-        """What it is called in messages."""
-        ...
+    table_points: ClassVar[int] = 101
+    """How many budgets a table of its policies should have: few where planning one takes long."""
 
-    @property
-    def table_points(self) -> int:
-        """How many budgets a table of its policies should have: few where planning one takes long."""
-        ...
+    unspent: ClassVar[str | None] = TIES
+    """Why much of a budget may be left unspent, for the user; None where leaving it is what was asked for.
 
-    @property
-    def unspent(self) -> str | None:
-        """Why much of a budget may be left unspent, as a user is told; None where leaving it is what was asked for.
+    With None there is no ceiling either: the assignment itself sees which exits are worth their cost.
+    """
 
-        With None there is no ceiling either: the assignment itself sees which exits are worth going to.
-        """
-        ...
-
-    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:
+    def fit(self, calibration: Calibration, budget: float) -> Plan:
         """The plan for one budget, in the unit of the costs."""
-        ...
+        raise NotImplementedError
 
 
-_CERTAIN = 3.0
-"""Standard errors that the last exit must be below an earlier one to count as worse."""
-
-TIES = "samples that the score cannot tell apart are never parted, and here they are many"
-
-
-@dataclass(frozen=True)
-class GeometricAssignment:
+class Geometric(Assignment):
     """p_k proportional to a power of k, the power chosen to meet the budget (MSDNet, and BranchyNet's successors)."""
 
-    name: str = "geometric"
-    table_points: int = 101
-    unspent: str | None = TIES
-
-    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+    def fit(self, calibration: Calibration, budget: float) -> Plan:
         """The plan for one budget."""
         costs = calibration.costs
         thresholds = calibration.table.meet(budget, geometric_shares(len(costs)))
         return Plan(thresholds, min(budget, costs[-1]))
 
 
-@dataclass(frozen=True)
-class SearchedAssignment:
+class Searched(Assignment):
     """The thresholds with the highest calibration accuracy under the budget; needs labels."""
 
-    name: str = "searched"
-    table_points: int = 21
-    unspent: str | None = None
+    table_points = 21
+    unspent = None
 
-    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
+    def fit(self, calibration: Calibration, budget: float) -> Plan:
         """The plan for one budget."""
         table = calibration.table
         thresholds = search_thresholds(table, calibration.records.require_utility().astype(np.float64), budget)
         return Plan(thresholds, table.mean_cost(thresholds))
 
 
-@dataclass(frozen=True)
-class LearnedAssignment:
-    """EENet's exit assignment: p_k is the mean of a learned softmax, tilted along the costs to meet the budget."""
+class Shared(Assignment):
+    """One threshold for all exits, the one that spends the budget: for scores that mean the same at each exit.
 
-    options: LearningOptions = field(default_factory=LearningOptions)
-    name: str = "learned"
-    table_points: int = 101
-    unspent: str | None = TIES
+    What is left of less than a sample is spent by single thresholds. Source: the one confidence threshold of, for
+    example, Wolczyk et al. (NeurIPS 2021).
+    """
 
-    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:
+    def fit(self, calibration: Calibration, budget: float) -> Plan:
         """The plan for one budget."""
-        score, table, costs = calibration.score, calibration.table, calibration.costs
-        if isinstance(score, LearnedScore) and score.shares is not None:
-            shares = score.shares[: len(costs)]
-        else:
-            from eenet.scheduler._training import train_shares  # brings in torch, which deciding does not need
+        table, costs = calibration.table, calibration.costs
+        table.require_feasible(budget)
+        levels = np.unique(table.scores[table.finite])
+        best = table.cheapest()
+        low, high = 0, len(levels)
+        while low < high:
+            middle = (low + high) // 2
+            thresholds = _at_level(table, float(levels[middle]))
+            if table.mean_cost(thresholds) <= within(budget):
+                low, best = middle + 1, thresholds
+            else:
+                high = middle
+        return Plan(table.spend_rest(best, budget), min(budget, costs[-1]))
 
-            shares = train_shares(table, calibration.records, costs, budget, self.options, seed)
-        return Plan(table.meet(budget, tilted_shares(shares, costs.values)), min(budget, costs[-1]))
+
+def _at_level(table: ScoreTable, level: float) -> Thresholds:
+    """At every exit the samples that score at least the level exit; a tie that it would split exits as a whole."""
+    values, enabled = np.zeros(table.early), np.zeros(table.early, dtype=np.bool_)
+    alive = np.ones(table.samples, dtype=np.bool_)
+    for k in range(table.early):
+        ranked = table.ranked(k, alive)
+        cuts = table.cuts(k, ranked)
+        wanted = int((table.scores[k, ranked] >= level).sum())
+        exiting = int(cuts[np.searchsorted(cuts, wanted)])
+        values[k], enabled[k] = table.threshold(k, ranked, exiting)
+        alive[ranked[:exiting]] = False
+    return Thresholds(values, enabled)
 
 
 @dataclass(frozen=True)
-class StaticAssignment:
-    """Everybody leaves at one exit; goes with the score "constant", which keeps nobody back."""
+class ExponentialWeights(Assignment):
+    """EERO's exit shares: p_k proportional to exp(-(R_k + lambda c_k) / beta), lambda chosen to spend the budget.
 
-    exit_index: int
-    name: str = "static"
-    table_points: int = 1
-    unspent: str | None = None
+    R_k is the error rate of exit k on the calibration set; the most confident share exits, the rest is rejected to
+    later exits. A small beta trusts the error rates, a large one spreads the samples evenly; of several, the one with
+    the highest calibration accuracy is taken. Needs labels. Source: Valade, Hebiri and Gay, "EERO: Early Exit with
+    Reject Option for Efficient Classification with limited budget" (arXiv 2402.03779; UAI 2025).
+    """
 
-    def fit(self, calibration: Calibration, budget: float, seed: int) -> Plan:  # noqa: ARG002 - the protocol's
-        """The plan; raises `InfeasibleBudgetError` when the exit costs more than the budget."""
-        k, costs = self.exit_index, calibration.costs
-        if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or not 0 <= k < len(costs):
-            raise InvalidInputError(f"Static({k!r}): expected the number of an exit, 0 to {len(costs) - 1}")
-        table = calibration.table
-        thresholds = table.for_shares(np.eye(len(costs))[k])
-        cost = table.mean_cost(thresholds)  # above costs[k] where evidence is not finite
-        if cost > within(budget):
-            raise InfeasibleBudgetError(
-                f"Static({k}) costs {cost:.6g} {costs.unit} per sample, the budget is {budget:.6g}; the smallest "
-                f"feasible budget is {cost:.6g} {costs.unit}",
-                smallest=cost,
-            )
-        return Plan(thresholds, cost)
+    betas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0)
+    table_points = 21
+
+    def __post_init__(self) -> None:
+        if not self.betas or not all(0 < beta < np.inf for beta in self.betas):
+            raise InvalidInputError(f"betas are {self.betas}, expected at least one number, each above 0")
+
+    def fit(self, calibration: Calibration, budget: float) -> Plan:
+        """The plan for one budget."""
+        table, records, costs = calibration.table, calibration.records, calibration.costs
+        utility = records.require_utility()
+        risks = 1 - records.accuracies
+
+        def worth(thresholds: Thresholds) -> float:
+            return float(utility[table.exits(thresholds), np.arange(table.samples)].sum(dtype=np.float64))
+
+        plans = [table.meet(budget, _exponential_shares(risks, costs.values, beta)) for beta in self.betas]
+        return Plan(max(plans, key=worth), min(budget, costs[-1]))
+
+
+def _exponential_shares(risks: Floats, costs: Floats, beta: float) -> Callable[[float], Floats]:
+    reach = (4 + 0.1 / beta) / (costs[-1] - costs[0])  # far enough that lambda can outweigh the risks either way
+
+    def shares(a: float) -> Floats:
+        z = a * reach * costs - risks / beta
+        p: Floats = np.exp(z - z.max())
+        p /= p.sum()
+        return p
+
+    return shares
+
+
+class Learned(Assignment):
+    """EENet's exit assignment: p_k is the mean of the learned r, tilted along the costs to meet the budget.
+
+    A score that was learned with an assignment has the shares already. For any other, a sample's rank among all takes
+    the place of q_k.
+    """
+
+    def fit(self, calibration: Calibration, budget: float) -> Plan:
+        """The plan for one budget."""
+        table, costs = calibration.table, calibration.costs
+        shares: Floats | None = getattr(calibration.score, "shares", None)
+        if shares is None:
+            ranks = table.scores.argsort(axis=1).argsort(axis=1) / max(1, table.samples - 1)
+            # The last exit needs no score and counts as sure.
+            shares = exit_assignment(np.concatenate([ranks, np.ones((1, table.samples))]), costs, budget).mean(axis=1)
+        thresholds = table.meet(budget, tilted_shares(shares[: len(costs)], costs.values))
+        return Plan(thresholds, min(budget, costs[-1]))
+
+
+def exit_assignment(
+    q: Floats, costs: ExitCosts, budget: float, *, kl_weight: float = 1e-3, cost_weight: float = 1e-2
+) -> Floats:
+    """EENet's exit assignment r (K, N) for exit scores q (K, N) in [0, 1].
+
+    The minimum of the paper's loss, kl_weight mean_n KL(r_n, q_n / sum q_n) + cost_weight |mean_n r_n . c - B| / B,
+    over all r. It is r_nk proportional to q_nk exp(-m c_k), with the multiplier m that spends the budget, where that is
+    at most cost_weight / (kl_weight B), and otherwise with this largest one.
+    """
+    c, target = costs.values / costs[-1], min(budget, costs[-1]) / costs[-1]
+    wanted = np.maximum(q / np.maximum(q.sum(axis=0), 1e-12), 1e-12)
+
+    def at(multiplier: float) -> Floats:
+        r: Floats = wanted * np.exp(-multiplier * (c - c[0]))[:, None]
+        r /= r.sum(axis=0)
+        return r
+
+    def overspends(r: Floats) -> bool:
+        return bool(r.mean(axis=1) @ c > target)
+
+    steepest = _STEEPEST / (c[-1] - c[0])
+    most = min(cost_weight / (kl_weight * budget / costs[-1]), steepest) if kl_weight else steepest
+    sign = 1.0 if overspends(at(0.0)) else -1.0
+    low, high = 0.0, most if cost_weight else 0.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if overspends(at(sign * middle)) == (sign > 0):
+            low = middle
+        else:
+            high = middle
+    return at(sign * high)
+
+
+ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
+    "geometric": Geometric,
+    "searched": Searched,
+    "shared": Shared,
+    "exponential": ExponentialWeights,
+    "learned": Learned,
+}
+"""The assignments that take a budget, by name."""

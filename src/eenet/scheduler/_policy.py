@@ -1,21 +1,28 @@
-"""The decision: which samples leave at which exit.
+"""The decision: which samples exit where.
 
 `ThresholdPolicy.leaves` is the one function that decides it. Replays, the runtimes and the server all reach it through
-`DecisionState`, which also does the bookkeeping: every sample leaves at exactly one exit.
+`DecisionState`, which also does the bookkeeping: every sample exits exactly once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.errors import InvalidInputError
-from eenet.tasks import Evidence
+from eenet._values import array_value, short
+from eenet.costs import ExitCosts
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.records import ExitRecords
+from eenet.tasks import Evidence, mean_iou
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # not installed beside a bundle without torch
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -36,20 +43,24 @@ class ExitHistory:
 
     @property
     def finite(self) -> Bools:
-        """Which samples have had finite evidence all the way, (n,)."""
+        """Which samples have had finite evidence at all exits so far, (n,)."""
         finite = self.evidence[0].finite
         for evidence in self.evidence[1:]:
             finite = finite & evidence.finite
         return finite
 
+    def __repr__(self) -> str:
+        samples = len(self.evidence[0]) if self.evidence else 0
+        return f"ExitHistory({len(self.evidence)} exits, {samples} samples)"
+
     def skip(self, samples: int, classes: int) -> None:
-        """Pass an exit that nobody looks at, with evidence that says nothing."""
+        """Pass an exit that is not observed, with evidence that says nothing."""
         uniform = np.full((samples, classes), 1 / classes, dtype=np.float32)
         self.evidence.append(Evidence(uniform, np.zeros(samples, dtype=np.intp)))
         self.scores.append(np.zeros(samples))
 
     def take(self, rows: Ints) -> ExitHistory:
-        """The trail of some of the samples."""
+        """The history of some of the samples."""
         taken: list[Evidence] = []
         for evidence in self.evidence:
             taken.append(evidence.take(rows, taken))
@@ -57,7 +68,7 @@ class ExitHistory:
 
     @classmethod
     def join(cls, parts: Sequence[ExitHistory]) -> ExitHistory:
-        """The trail of the samples of several, in order; all must have come to the same exit."""
+        """The history of the samples of several, in order; all must be at the same exit."""
         if len(parts) == 1:  # evidence does not change, so only the lists, which grow, are copied
             return cls(parts[0].evidence, parts[0].scores)
         joined: list[Evidence] = []
@@ -67,59 +78,126 @@ class ExitHistory:
         return cls(joined, scores)
 
 
-class Score(Protocol):
-    """How sure we are, at an exit, that stopping there is right. Higher is surer; finite wherever the evidence is."""
+SCORES: dict[str, type[Score]] = {}
+"""The classes of scores by the name in files: every subclass of `Score` that sets `name` is here."""
 
-    @property
-    def name(self) -> str:
-        """What it is called in files and messages."""
-        ...
 
-    @property
-    def uses_history(self) -> bool:
-        """Whether the score at an exit depends on the exits before it."""
-        ...
+class Score:
+    """How sure the network is, at an exit, that stopping there is right. Higher is surer; finite where evidence is.
 
-    def __call__(self, trail: ExitHistory) -> Floats:
-        """Scores (n,) of the samples at the exit the trail has come to; each row independent of the others."""
-        ...
+    A subclass is one method: how it scores, how it is fitted, how it is saved. It sets `name` and is then known by it,
+    in `Scheduler(score=...)` and in files.
+    """
+
+    name: ClassVar[str] = ""
+    uses_history: ClassVar[bool] = False
+    """Whether the score at an exit depends on the exits before it."""
+    needs_labels: ClassVar[bool] = False
+    """Whether it is fitted to labels."""
+    whole_samples: ClassVar[bool] = False
+    """Whether it reads class probabilities, and so refuses evidence that is pooled over the parts of a sample."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__dict__.get("name"):
+            SCORES[cls.name] = cls
+
+    def __call__(self, history: ExitHistory) -> Floats:
+        """Scores (n,) of the samples at the exit they are at; each row independent of the others."""
+        raise NotImplementedError
+
+    @classmethod
+    def fit(cls, records: ExitRecords, costs: ExitCosts, seed: int) -> Sequence[Score]:  # noqa: ARG003 - for subclasses
+        """Fit to calibration records; of several, each budget takes the most accurate."""
+        return (cls(),)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """What was fitted, to be saved."""
-        ...
+        return {}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:  # noqa: ARG003 - for subclasses
+        """The score of what `to_arrays` gave."""
+        return cls()
+
+    def readable(self, threshold: float) -> float:
+        """A threshold on the scale of the method's paper, for display."""
+        return threshold
 
 
-@runtime_checkable
-class Ensemble(Score, Protocol):
+class Ensemble(Score):
     """A score that also answers: with the exits so far combined, in place of the exit's own prediction."""
 
-    def answers(self, trail: ExitHistory) -> NDArray[np.float32]:
-        """Logits (n, C), finite, of the samples at the exit the trail has come to; each row independent of the others.
+    def answers(self, history: ExitHistory) -> NDArray[np.float32]:
+        """Logits (n, C), finite, of the samples at the exit they are at; each row independent of the others.
 
         The largest is the prediction. What is not finite in the evidence counts for nothing.
         """
-        ...
+        raise NotImplementedError
+
+
+def score_class(name: str) -> type[Score]:
+    """The class of scores with this name; raises `InvalidInputError` where there is none."""
+    if name not in SCORES:
+        raise InvalidInputError(f"score {name!r} is not known; choose from {sorted(SCORES)}")
+    return SCORES[name]
+
+
+def score_from_arrays(name: str, arrays: Mapping[str, NDArray[Any]]) -> Score:
+    """The score of what its `to_arrays` gave; raises `FileFormatError` for a name that is not known."""
+    if name not in SCORES:
+        raise FileFormatError(f"score {name!r} is not known to this eenet; upgrade it, or fit the scheduler again")
+    return SCORES[name].from_arrays(arrays)
+
+
+def sigmoid(x: Floats) -> Floats:
+    """1 / (1 + exp(-x)) without overflow."""
+    y: Floats = np.exp(-np.logaddexp(0.0, -x))
+    return y
+
+
+def probability(log_odds: float) -> float:
+    """The probability that has these log odds."""
+    return 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
 
 
 def leaves_at(scores: Floats, finite: Bools, threshold: float, enabled: bool) -> Bools:
-    """Whether samples (n,) leave an exit: the rule itself, also used to try thresholds while fitting."""
+    """Whether samples (n,) exit: the rule itself, also used to try thresholds while fitting."""
     if not enabled:
         return np.zeros(len(scores), dtype=np.bool_)
-    leaving: Bools = (scores >= threshold) & finite
+    leaving: Bools = scores >= threshold
+    leaving &= finite
     return leaving
 
 
-@dataclass(frozen=True)
+@array_value
+@dataclass(frozen=True, repr=False)
 class ThresholdPolicy:
-    """Leave at the first exit that is on and whose score reaches its threshold; the last exit takes the rest.
+    """Exit at the first exit that is on and whose score reaches its threshold; the last exit takes the rest.
 
-    `thresholds` and `enabled` are (K-1,); the threshold of an exit that is off is not looked at.
+    Parameters
+    ----------
+    score : Score
+        How sure the network is at an exit.
+    thresholds : array of shape (K-1,)
+        On the scale of the score; that of an exit that is off is not read.
+    enabled : array of bool, shape (K-1,)
+        Which exits are on.
+    num_classes : int
+        C.
     """
 
     score: Score
     thresholds: Floats
     enabled: Bools
     num_classes: int
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{self.score.readable(t):.4g}" if on else "off"
+            for t, on in zip(self.thresholds.tolist(), self.enabled.tolist(), strict=True)
+        ]
+        return f"ThresholdPolicy({self.score.name!r}, [{', '.join(shown)}], {self.num_classes} classes)"
 
     @property
     def num_exits(self) -> int:
@@ -129,11 +207,10 @@ class ThresholdPolicy:
     @cached_property
     def ensemble(self) -> Ensemble | None:
         """The score, where it also answers in place of the exits."""
-        # Asked once: whether a class has all that a protocol names takes longer than the rest of a decision.
         return self.score if isinstance(self.score, Ensemble) else None
 
     def require(self, exits: int, classes: int, whose: str) -> None:
-        """Raise `InvalidInputError` unless it is for so many exits and classes; `whose`: "the model has"."""
+        """Raise `InvalidInputError` unless it is for these numbers of exits and classes; `whose`: "the model has"."""
         if (exits, classes) != (self.num_exits, self.num_classes):
             raise InvalidInputError(
                 f"the scheduler was fitted for {self.num_exits} exits and {self.num_classes} classes, {whose} {exits} "
@@ -141,67 +218,72 @@ class ThresholdPolicy:
             )
 
     def observes(self, exit_index: int) -> bool:
-        """Whether the exit's output is looked at; if not, its head need not run."""
+        """Whether the exit's output is read; if not, its head need not run."""
         if exit_index == self.num_exits - 1 or self.ensemble is not None:
             return True
         if self.score.uses_history:
             return bool(self.enabled[exit_index:].any())
         return bool(self.enabled[exit_index])
 
-    def leaves(self, trail: ExitHistory) -> Bools:
-        """Whether each sample leaves at the exit it is at, (n,). Adds the exit's scores to the trail."""
-        k = trail.exit_index
+    def leaves(self, history: ExitHistory) -> Bools:
+        """Whether each sample exits where it is, (n,). Adds the exit's scores to the history."""
+        k = history.exit_index
         if k == self.num_exits - 1:
-            return np.ones(len(trail.evidence[k]), dtype=np.bool_)
-        scores = self.score(trail)
-        trail.scores.append(scores)
-        return leaves_at(scores, trail.finite, self.thresholds[k], bool(self.enabled[k]))
+            return np.ones(len(history.evidence[k]), dtype=np.bool_)
+        scores = self.score(history)
+        history.scores.append(scores)
+        return leaves_at(scores, history.finite, self.thresholds[k], bool(self.enabled[k]))
+
+
+_NONE: Ints = np.zeros(0, dtype=np.intp)
+_FIRST: Ints = np.zeros(1, dtype=np.intp)
 
 
 class DecisionState:
-    """The way of n samples through the exits under a policy.
+    """The decisions of a policy for n samples, exit by exit.
 
     Call `observe` with the evidence of the running samples at each exit in turn, or `skip` where the policy does not
-    look, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each left. Where the policy
-    is an ensemble, `left` are the logits of those who have just left, in place of the exit's own; otherwise None.
+    observe, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each sample exited. Where
+    the policy is an ensemble, `left` are the logits of those that have just exited, in place of the exit's own;
+    otherwise None.
     """
 
     def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
         self._policy = policy
-        self._trail = ExitHistory()
+        self._history = ExitHistory()
         self.running: Ints = np.arange(samples)
         self.exits: Ints = np.empty(samples, dtype=np.intp)
         self.exits.fill(-1)
         self._ensemble = policy.ensemble
         self.left: NDArray[np.float32] | None = None
 
-    @classmethod
-    def onward(cls, policy: ThresholdPolicy, samples: int, trail: ExitHistory) -> DecisionState:
-        """The way from here on of n samples that have this trail: what goes from one process to another."""
-        route = cls(policy, samples)
-        route._trail = trail
-        return route
+    def __repr__(self) -> str:
+        return f"DecisionState({len(self.running)} of {len(self.exits)} samples before exit {self.exit_index})"
 
     @classmethod
-    def join(cls, routes: Sequence[DecisionState]) -> DecisionState:
-        """The way from here on of the running samples of several routes, in order, numbered anew.
+    def onward(cls, policy: ThresholdPolicy, samples: int, history: ExitHistory) -> DecisionState:
+        """The state of n samples that have this history: what goes from one process to another."""
+        state = cls(policy, samples)
+        state._history = history
+        return state
 
-        This is how samples of different requests go on together. The routes themselves stay as they are. Raises
+    @classmethod
+    def join(cls, states: Sequence[DecisionState]) -> DecisionState:
+        """The state of the running samples of several, in order, numbered again from 0.
+
+        This is how samples of different requests go on together. The given states stay as they are. Raises
         `InvalidInputError` unless they are at the same exit under the same policy.
         """
-        first = routes[0]
-        if any(route._policy is not first._policy or route.exit_index != first.exit_index for route in routes):
-            at = [route.exit_index for route in routes]
-            raise InvalidInputError(f"routes before exits {at} cannot be joined, expected one exit and one policy")
-        joined = cls(first._policy, sum(len(route.running) for route in routes))
-        joined._trail = ExitHistory.join([route._trail for route in routes])
-        return joined
+        first = states[0]
+        if any(state._policy is not first._policy or state.exit_index != first.exit_index for state in states):
+            at = [state.exit_index for state in states]
+            raise InvalidInputError(f"samples before exits {at} cannot be joined, expected one exit and one policy")
+        history = ExitHistory.join([state._history for state in states])
+        return cls.onward(first._policy, sum(len(state.running) for state in states), history)
 
     def take(self, rows: Ints) -> DecisionState:
-        """The way from here on of some of the running samples (positions among them), numbered anew."""
-        taken = DecisionState(self._policy, len(rows))
-        taken._trail = self._trail.take(rows)
-        return taken
+        """The state of some of the running samples (positions among them), numbered again from 0."""
+        return DecisionState.onward(self._policy, len(rows), self._history.take(rows))
 
     @property
     def policy(self) -> ThresholdPolicy:
@@ -209,65 +291,167 @@ class DecisionState:
         return self._policy
 
     @property
-    def trail(self) -> ExitHistory:
+    def history(self) -> ExitHistory:
         """What is known of the running samples."""
-        return self._trail
+        return self._history
 
     @property
     def exit_index(self) -> int:
         """The exit that comes next, from 0."""
-        return self._trail.exit_index + 1
+        return len(self._history.evidence)
 
     @property
     def earlier(self) -> list[Evidence]:
         """The evidence of the running samples at the exits so far."""
-        return self._trail.evidence
+        return self._history.evidence
 
     def observe(self, evidence: Evidence) -> tuple[Ints, Ints | None]:
-        """Let samples leave; return the positions, among those running until now, of who leaves and who stays.
+        """Let samples exit; return the positions, among those that were running, of those that exit and that stay.
 
-        The second is None when nobody leaves, so that the caller need not copy anything.
+        The second is None where no sample exits, so that the caller need not copy anything.
         """
-        if len(evidence) != len(self.running):
-            raise InvalidInputError(f"evidence of {len(evidence)} samples, {len(self.running)} are running")
-        require_whole(self._policy.score, pooled=evidence.is_pooled)
-        k = self.exit_index
-        self._trail.evidence.append(evidence)
-        leaves = self._policy.leaves(self._trail)
-        leaving = leaves.nonzero()[0]
+        count = len(self.running)
+        if len(evidence) != count:
+            raise InvalidInputError(f"evidence of {len(evidence)} samples, {count} are running")
+        history = self._history
+        if evidence.is_pooled:
+            require_whole(self._policy.score, pooled=True)
+        k = len(history.evidence)
+        history.evidence.append(evidence)
+        leaves = self._policy.leaves(history)
+        leaving = leaves.nonzero()[0] if count != 1 else _FIRST.copy() if leaves[0] else _NONE  # of one, in less time
         if self._ensemble is not None:
-            self.left = self._ensemble.answers(self._trail.take(leaving))
+            self.left = self._ensemble.answers(history if len(leaving) == count else history.take(leaving))
         if len(leaving) == 0:
             return leaving, None
         self.exits[self.running[leaving]] = k
+        if len(leaving) == count:
+            self.running = _NONE
+            return leaving, _NONE
         staying = (~leaves).nonzero()[0]
         self.running = self.running[staying]
-        if len(staying):
-            self._trail = self._trail.take(staying)
+        self._history = history.take(staying)
         return leaving, staying
 
     def finish(self, evidence: Callable[[], Evidence]) -> None:
-        """The last exit: it takes everybody who is still there, whatever it says; only an ensemble asks what."""
+        """The last exit takes all samples that are still running; only an ensemble asks for their evidence."""
         if self._ensemble is not None:
             self.observe(evidence())
             return
         self.exits[self.running] = self._policy.num_exits - 1
-        self.running = self.running[:0]
+        self.running = _NONE
 
     def skip(self) -> None:
-        """Pass an exit that the policy does not look at: nobody leaves."""
-        self._trail.skip(len(self.running), self._policy.num_classes)
+        """Pass an exit that the policy does not observe: no sample exits."""
+        self._history.skip(len(self.running), self._policy.num_classes)
 
 
-def require_whole(score: Score, *, pooled: bool) -> None:
+def require_whole(score: Score | type[Score], *, pooled: bool) -> None:
     """Raise `InvalidInputError` where evidence is pooled over the parts of a sample and the score cannot use that."""
-    if pooled and getattr(score, "whole_samples", False):
-        raise refuse_pooled(score.name)
+    if pooled and score.whole_samples:
+        raise InvalidInputError(
+            f"{score.name} reads the class probabilities of whole samples, and this evidence is pooled over the parts "
+            "of each, as in segmentation; choose max_prob, entropy, patience, voting or searched"
+        )
 
 
-def refuse_pooled(name: str) -> InvalidInputError:
-    """What to raise for a score that reads the probabilities of a whole sample, given means over its parts."""
-    return InvalidInputError(
-        f"{name} reads the class probabilities of whole samples, and this evidence is pooled over the parts of each, "
-        "as in segmentation; choose max_prob, entropy, patience, voting or searched"
-    )
+@array_value
+@dataclass(frozen=True, repr=False)
+class Decisions:
+    """Where each of N samples exited and what it was answered.
+
+    Parameters
+    ----------
+    exits : array of int, shape (N,)
+        From 0.
+    predictions : array of int, shape (N,)
+        Of an ensemble the combined ones.
+    utility : array of shape (N,), or None
+        What each answer is worth, in [0, 1]; None without labels.
+    costs : ExitCosts
+        Of the K exits.
+    pixel_counts : array of int, shape (N, C, 3), or None
+        For segmentation with labels: the pixels that are right, predicted and labelled.
+    """
+
+    exits: Ints
+    predictions: Ints
+    utility: NDArray[np.float32] | None
+    costs: ExitCosts
+    pixel_counts: NDArray[np.int64] | None = None
+
+    def __repr__(self) -> str:
+        accuracy = "no labels" if self.utility is None else f"accuracy={self.accuracy:.4f}"
+        shares = short([round(share, 4) for share in self.exit_shares.tolist()])
+        cost = f"mean_cost={self.mean_cost:.4g} {self.costs.unit}"
+        return f"Decisions({len(self.exits)} samples, {accuracy}, {cost}, exit_shares={shares})"
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean intersection over union of the classes; raises `InvalidInputError` where there are no pixels."""
+        if self.pixel_counts is None:
+            raise InvalidInputError("these records have no pixel counts: only segmentation with labels has a mean IoU")
+        return mean_iou(self.pixel_counts)
+
+    @property
+    def accuracy(self) -> float:
+        """Mean utility; raises `InvalidInputError` for records without labels."""
+        if self.utility is None:
+            raise InvalidInputError("these records have no labels, so there is no accuracy; costs and exits are known")
+        return float(self.utility.mean(dtype=np.float64))
+
+    @property
+    def sample_costs(self) -> Floats:
+        """Cost of each sample, (N,), in the unit of the costs."""
+        return self.costs.values[self.exits]
+
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost per sample, in the unit of the costs."""
+        return float(np.bincount(self.exits, minlength=len(self.costs)) @ self.costs.values / len(self.exits))
+
+    @property
+    def exit_shares(self) -> Floats:
+        """The share of samples that exited at each exit, (K,)."""
+        shares: Floats = np.bincount(self.exits, minlength=len(self.costs)) / len(self.exits)
+        return shares
+
+
+def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> Decisions:
+    """Send all records through a policy, as a runtime would."""
+    policy.require(records.num_exits, records.num_classes, "the records have")
+    costs.require_exits(records.num_exits)
+    state = DecisionState(policy, len(records))
+    samples = np.arange(len(records))
+    combined = np.zeros(len(records), dtype=np.intp)
+    for k in range(policy.num_exits):
+        running = state.running
+        if len(running) == 0:
+            break
+        if policy.observes(k):
+            leaving, _ = state.observe(records.evidence(k, running, state.earlier))
+            if state.left is not None:
+                combined[running[leaving]] = state.left.argmax(axis=1)
+        else:
+            state.skip()
+    if policy.ensemble is not None:
+        right = None if records.labels is None else (combined == records.labels).astype(np.float32)
+        return Decisions(state.exits, combined, right, costs)
+    utility = None if records.utility is None else records.utility[state.exits, samples]
+    counts = None if records.pixel_counts is None else records.pixel_counts[state.exits, samples]
+    return Decisions(state.exits, records.predictions[state.exits, samples], utility, costs, counts)
+
+
+def as_answered(score: Score, records: ExitRecords) -> ExitRecords:
+    """The records with the utility that a score's answers have: of an ensemble, whether the combined answer is right.
+
+    What scores see of them is unchanged. Raises `InvalidInputError` for pooled records that the score cannot use.
+    """
+    require_whole(score, pooled=bool(records.pooled))
+    if not isinstance(score, Ensemble) or records.labels is None:
+        return records
+    history, utility = ExitHistory(), []
+    for evidence in records.all_evidence():
+        history.evidence.append(evidence)
+        utility.append(score.answers(history).argmax(axis=1) == records.labels)
+    return ExitRecords(records.probabilities, records.predictions, records.labels, np.stack(utility).astype(np.float32))

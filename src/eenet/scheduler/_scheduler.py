@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eenet._files import read_arrays, write_arrays
+from eenet._values import equal, short
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
-from eenet.scheduler._assignments import Assignment
-from eenet.scheduler._decisions import Decisions, replay
-from eenet.scheduler._family import Method, Planned, TableFamily, Tabulated, ThresholdMethod
-from eenet.scheduler._fitted_scores import FITTED_SCORES, FittedScoreMethod
-from eenet.scheduler._guarantee import Wanted
-from eenet.scheduler._learned import LearningOptions
-from eenet.scheduler._policy import Score, ThresholdPolicy
-from eenet.scheduler._score_files import score_from_arrays
-from eenet.scheduler._scores import PLAIN_SCORES
-from eenet.scheduler._table import FrontierPoint, PolicyTable
+from eenet.scheduler._assignments import ASSIGNMENTS, Assignment
+from eenet.scheduler._fitted import Fitted, FrontierPoint, PlannedPolicy, PolicyTable, ThresholdFit
+from eenet.scheduler._policy import (
+    Decisions,
+    Ensemble,
+    Score,
+    ThresholdPolicy,
+    as_answered,
+    replay,
+    require_whole,
+    score_class,
+    score_from_arrays,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # not installed beside a bundle without torch
@@ -31,44 +39,148 @@ _SCHEMA = 2
 _TABLE = "table."
 _UNSPENT = 0.01  # of the budget: what is worth a warning
 
+SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
+"""The schedulers that take a budget, by the name the command line uses: the subclasses made with `method=`."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What `fit` found."""
+
+    fitted: Fitted
+    policy: ThresholdPolicy | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    promises: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def compared(self) -> tuple[Any, ...]:
+        """What makes two fits equal: the policy for the budget, or without one the policies for all budgets."""
+        what = self.fitted.table if self.policy is None else (self.policy, dict(self.numbers))
+        return self.fitted.costs, what, dict(self.promises)
+
 
 class Scheduler:
-    """Decides which sample leaves at which exit.
+    """Decides which sample exits where: a score, and an assignment that divides the budget over the exits.
 
-    `score` is "max_prob", "entropy", "patience", "learned" (EENet's exit scores) or a fitted score; `assignment`
-    says how the budget is divided over the exits. Make the usual ones with `EENet`, `OptimalStopping`,
-    `MaxProbability`, `Entropy`, `Patience`, `SearchedThresholds` and `Static`.
+    The usual ones have classes of their own: `EENet`, `OptimalStopping`, `MaxProbability`, `Entropy`, `Patience`,
+    `SearchedThresholds`, `Static` and others. All follow scikit-learn's conventions: `get_params`, `set_params` and
+    `sklearn.base.clone` work, equal parameters and equal fits compare equal.
+
+    Parameters
+    ----------
+    score : str or Score
+        The name of a score, such as "max_prob", "entropy" or "learned", or a fitted one (`policy.score`).
+    assignment : {"geometric", "shared", "searched", "exponential", "learned"}
+        How the budget becomes thresholds; see `docs/method.md`.
+    seed : int
+        Of the folds of scores that are fitted.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> fitted = eenet.Scheduler("entropy", "searched").fit(toy_records(), toy_costs())
+    >>> fitted.at("60%").budget
+    1.8
     """
 
-    def __init__(
-        self,
-        score: str | Score,
-        assignment: Assignment,
-        *,
-        name: str,
-        seed: int = 0,
-        options: LearningOptions | None = None,
-    ) -> None:
-        self._begin(_method(score, assignment, options or LearningOptions()), name, seed)
-        self._default = assignment.name == "static"
+    _default_budget: ClassVar[bool] = False
+    """Whether a fit without a budget is for the last exit's cost."""
+
+    def __init__(self, score: str | Score = "max_prob", assignment: str = "geometric", *, seed: int = 0) -> None:
+        self.score = score
+        self.assignment = assignment
+        self.seed = seed
+        self._state: _State | None = None
+        self._name: str | None = None
+        self._refused: str | None = None
+        self._check()
+
+    def __init_subclass__(cls, *, method: str | None = None, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if method is not None:
+            SCHEDULERS[method] = cls
+
+    # Parameters
 
     @classmethod
-    def from_method(cls, method: Method, *, name: str, seed: int = 0) -> Scheduler:
-        """A scheduler that is fitted by a method of its own, rather than a score and an assignment."""
-        scheduler = cls.__new__(cls)
-        scheduler._begin(method, name, seed)
-        return scheduler
+    def _parameters(cls) -> dict[str, Any]:
+        """The parameters of the constructor and their defaults."""
+        known = list(inspect.signature(cls.__init__).parameters.values())[1:]
+        return {p.name: p.default for p in known if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
-    def _begin(self, method: Method | None, name: str, seed: int) -> None:
-        self.name = name
-        self._method = method
-        self._seed = seed
-        self._default = False
-        self._costs: ExitCosts | None = None
-        self._tabulated: Tabulated | None = None
-        self._policy: ThresholdPolicy | None = None
-        self._numbers: dict[str, float] = {}
-        self._promises: dict[str, float] = {}
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002 - scikit-learn's protocol
+        """The parameters by name, as the constructor takes them."""
+        return {name: getattr(self, name) for name in self._parameters()}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change parameters; what was fitted stays until the next `fit`. Returns itself.
+
+        Raises `InvalidInputError` for a name or a value that the constructor refuses, and then changes nothing.
+        """
+        known = self.get_params()
+        unknown = sorted(set(params) - set(known))
+        if unknown:
+            raise InvalidInputError(f"{type(self).__name__} has no parameter {unknown[0]!r}; it has {sorted(known)}")
+        type(self)(**{**known, **params})  # refuses what cannot be
+        self.__dict__.update(params)
+        return self
+
+    def _check(self) -> None:
+        if not isinstance(self.score, Score):
+            score_class(self.score)
+        self._assignment()
+
+    def _assignment(self) -> Assignment:
+        if self.assignment not in ASSIGNMENTS:
+            raise InvalidInputError(f"assignment {self.assignment!r} is not known; choose from {sorted(ASSIGNMENTS)}")
+        return ASSIGNMENTS[self.assignment]()
+
+    @property
+    def _score_class(self) -> type[Score]:
+        return type(self.score) if isinstance(self.score, Score) else score_class(self.score)
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages, tables and files."""
+        if self._name is None and type(self) is Scheduler:
+            return f"Scheduler({self._score_class.name}, {self.assignment})"
+        return self._name or type(self).__name__
+
+    @property
+    def whole_samples(self) -> bool:
+        """Whether it reads class probabilities, and so refuses records that are pooled over the parts of a sample."""
+        return self._score_class.whole_samples
+
+    @property
+    def changes_predictions(self) -> bool:
+        """Whether it answers with the exits so far combined, so that a prediction need not be the exit's own."""
+        if self._state is not None and self._state.policy is not None:
+            return self._state.policy.ensemble is not None
+        return issubclass(self._score_class, Ensemble)
+
+    def __repr__(self) -> str:
+        defaults = self._parameters()
+        given = {name: value for name, value in self.get_params().items() if not equal(value, defaults[name])}
+        text = f"{type(self).__name__}({', '.join(f'{name}={short(value)}' for name, value in given.items())})"
+        if self._state is None:
+            return text
+        costs, policy = self._state.fitted.costs, self._state.policy
+        budget = "any budget" if policy is None else f"budget={self.budget:.4g} {costs.unit}"
+        promised = "".join(f", {name}={value:g}" for name, value in self._state.promises.items())
+        return f"<{text} fitted: {budget}, {len(costs)} exits{promised}>"
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        assert isinstance(other, Scheduler)
+        if not equal(self.get_params(), other.get_params()) or (self._state is None) != (other._state is None):
+            return False
+        return self._state is None or other._state is None or equal(self._state.compared, other._state.compared)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # Fitting
 
     def fit(
         self,
@@ -78,19 +190,43 @@ class Scheduler:
         *,
         guarantee: float | None = None,
         max_accuracy_drop: float | None = None,
-        unlabelled: ExitRecords | None = None,
+        unlabeled: ExitRecords | None = None,
     ) -> Self:
         """Fit to calibration records so that the mean cost per sample stays within the budget; returns itself.
 
-        `budget` is a number in the unit of the costs, "60%" of the last exit's cost, or like "3.5ms". Without one it is
-        fitted for all budgets: `at` then gives the scheduler for each. Raises `InfeasibleBudgetError` when the budget
-        cannot be met, naming the smallest that can; warns (`ReliabilityWarning`) where much of it stays unspent.
+        The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
+        that probability over the draw of the records: the scheduler is fitted on one half of them and tested on the
+        other, or, where `unlabeled` records are given, fitted on all and tested on those.
 
-        The budget is met on the calibration records. With `guarantee`, such as 0.95, the true mean cost is within it
-        with at least that probability over the draw of the records: the scheduler is fitted on one half of them and
-        tested on the other, or, where `unlabelled` records of the same population are given, fitted on all and tested
-        on those. `max_accuracy_drop`, such as 0.01, in place of a budget: the cheapest policy whose true accuracy is at
-        most so much below the last exit's, with probability `guarantee` (0.95 unless given).
+        Parameters
+        ----------
+        records : ExitRecords
+            Calibration records, which the network was not trained on.
+        costs : ExitCosts
+            Cost of each exit.
+        budget : float or str, optional
+            Mean cost per sample: a number in the unit of the costs, "60%" of the last exit's cost, or like "3.5ms".
+            None: fitted for all budgets; `at` then gives the scheduler for each.
+        guarantee : float, optional
+            A probability, such as 0.95.
+        max_accuracy_drop : float, optional
+            In place of a budget, such as 0.01: the cheapest policy whose true accuracy is at most this much below the
+            last exit's, with probability `guarantee` (0.95 unless given).
+        unlabeled : ExitRecords, optional
+            Records of the same population, to test a guaranteed budget.
+
+        Returns
+        -------
+        Scheduler
+            Itself.
+
+        Raises
+        ------
+        InfeasibleBudgetError
+            When the budget cannot be met; it names the smallest that can. Where much of a budget stays unspent there is
+            a `ReliabilityWarning`.
+        InvalidInputError
+            For records, costs or a combination of arguments that cannot be used.
         """
         if not isinstance(records, ExitRecords):
             raise InvalidInputError(
@@ -101,60 +237,51 @@ class Scheduler:
                 f"costs are a {type(costs).__name__}, expected ExitCosts: write ExitCosts([...], unit='ms')"
             )
         costs.require_exits(records.num_exits)
-        if self._method is None:
-            raise InvalidInputError(f"{self!r} was loaded from a file and cannot be fitted again; make a new one")
-        wanted = Wanted(guarantee, max_accuracy_drop, unlabelled)
-        wanted.require_possible(records, budget)
+        if self._refused is not None:
+            raise InvalidInputError(self._refused)
         limit = None if budget is None else parse_budget(budget, costs)
-        family, chosen = wanted.fit(self._method, records, costs, self._seed)
+        promises: dict[str, float] = {}
+        chosen: PlannedPolicy | None = None
+        if guarantee is None and max_accuracy_drop is None and unlabeled is None:
+            fitted = self._fit(records, costs)
+        else:
+            from eenet.scheduler._guarantee import Guarantee
+
+            wanted = Guarantee(guarantee, max_accuracy_drop, unlabeled)
+            wanted.require_possible(records, budget)
+            fitted, chosen = wanted.fit(self._fit, records, costs, self.seed)
+            promises = wanted.promises
         if chosen is not None:
             limit = chosen.planned_cost
-        elif limit is None and self._default:
+        elif limit is None and self._default_budget:
             limit = costs[-1]
         if chosen is None and limit is not None:
-            chosen = family.plan(limit)
-        self._costs, self._tabulated = costs, Tabulated(family)
-        self._policy, self._numbers, self._promises = None, {}, wanted.promises
-        if limit is not None and chosen is not None:
-            self._take(chosen, limit)
+            chosen = fitted.plan(limit)
+        if limit is None or chosen is None:
+            self._state = _State(fitted, promises=promises)
+        else:
+            self._take(fitted, chosen, limit, promises)
         return self
 
-    def at(self, budget: Budget) -> Scheduler:
-        """The scheduler for another budget from the same fit: a new one, this one stays as it is.
+    def _fit(self, records: ExitRecords, costs: ExitCosts) -> Fitted:
+        """Fit to records, for all budgets."""
+        require_whole(self._score_class, pooled=bool(records.pooled))
+        scores = self._scores(records, costs)
+        return ThresholdFit(scores, self._assignment(), as_answered(scores[0], records), costs)
 
-        One that was loaded from a file has a table of budgets, and takes the largest there that is not above this one.
-        Raises `InfeasibleBudgetError` as `fit` does.
-        """
-        family = self._fitted().family
-        limit = parse_budget(budget, self.costs)
-        other = Scheduler.__new__(Scheduler)
-        other._begin(None if isinstance(family, TableFamily) else self._method, self.name, self._seed)
-        other._default, other._costs, other._tabulated = self._default, self._costs, self._tabulated
-        other._promises = self._promises
-        other._take(family.plan(limit), limit)
-        return other
+    def _scores(self, records: ExitRecords, costs: ExitCosts) -> Sequence[Score]:
+        """The fitted scores."""
+        if isinstance(self.score, Score):
+            return (self.score,)
+        return score_class(self.score).fit(records, costs, self.seed)
 
-    def frontier(self) -> tuple[FrontierPoint, ...]:
-        """Budgets from the smallest feasible to the last exit's cost, with planned cost and accuracy."""
-        return self.table.points
-
-    @property
-    def table(self) -> PolicyTable:
-        """The policies of `frontier`, one for each budget; made when first asked for, and saved with the scheduler."""
-        return self._fitted().table
-
-    def _fitted(self) -> Tabulated:
-        if self._tabulated is None:
-            raise NotFittedError(f"{self.name} is not fitted: call fit(records, costs, budget=...) first")
-        return self._tabulated
-
-    def _take(self, chosen: Planned, limit: float) -> None:
-        self._policy = chosen.policy
-        self._numbers = {
+    def _take(self, fitted: Fitted, chosen: PlannedPolicy, limit: float, promises: Mapping[str, float]) -> None:
+        numbers = {
             "budget": limit,
             "planned_cost": chosen.planned_cost,
             "calibration_cost": chosen.calibration_cost,
         }
+        self._state = _State(fitted, chosen.policy, numbers, promises)
         spendable = min(limit, self.costs[-1])
         if chosen.note is not None and chosen.calibration_cost < spendable * (1 - _UNSPENT):
             warnings.warn(
@@ -164,42 +291,78 @@ class Scheduler:
                 stacklevel=3,
             )
 
+    def _copy(self) -> Self:
+        """The same parameters, not fitted."""
+        other = type(self)(**self.get_params())
+        other._name, other._refused = self._name, self._refused
+        return other
+
+    # What is fitted
+
+    def _fitted_state(self) -> _State:
+        if self._state is None:
+            raise NotFittedError(f"{self.name} is not fitted: call fit(records, costs, budget=...) first")
+        return self._state
+
+    def at(self, budget: Budget) -> Self:
+        """The scheduler for another budget from the same fit: a new one, this one stays as it is.
+
+        One that was loaded from a file has a table of budgets, and takes the largest there that is not above this one.
+
+        Parameters
+        ----------
+        budget : float or str
+            As for `fit`.
+
+        Returns
+        -------
+        Scheduler
+
+        Raises
+        ------
+        InfeasibleBudgetError
+            As `fit` does.
+        """
+        state = self._fitted_state()
+        limit = parse_budget(budget, self.costs)
+        other = self._copy()
+        other._take(state.fitted, state.fitted.plan(limit), limit, state.promises)
+        return other
+
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """Budgets from the smallest feasible to the last exit's cost, with planned cost and accuracy."""
+        return self.table.frontier
+
+    @property
+    def table(self) -> PolicyTable:
+        """The policies of `frontier`, one for each budget; made when first asked for, and saved with the scheduler."""
+        return self._fitted_state().fitted.table
+
     def replay(self, records: ExitRecords, costs: ExitCosts | None = None) -> Decisions:
         """What the scheduler decides for these records; costs default to those it was fitted with."""
         return replay(self.policy, records, costs or self.costs)
 
     @property
-    def changes_predictions(self) -> bool:
-        """Whether it answers with the exits so far combined, so that a prediction need not be the exit's own."""
-        if self._policy is not None:
-            return self._policy.ensemble is not None
-        if self._method is None:
-            return self.table.policies[0].ensemble is not None
-        return bool(getattr(self._method, "changes_predictions", False))
-
-    @property
     def policy(self) -> ThresholdPolicy:
         """The fitted decision rule."""
-        if self._policy is None:
-            raise NotFittedError(self._missing())
-        return self._policy
+        state = self._fitted_state()
+        if state.policy is None:
+            raise NotFittedError(self._no_budget())
+        return state.policy
 
     @property
     def costs(self) -> ExitCosts:
         """The costs it was fitted with."""
-        if self._costs is None:
-            raise NotFittedError(self._missing())
-        return self._costs
+        return self._fitted_state().fitted.costs
 
-    def _missing(self) -> str:
-        if self._tabulated is not None:
-            return f"{self.name} is fitted for all budgets: choose one with .at(budget), such as .at('60%')"
-        return f"{self.name} is not fitted: call fit(records, costs, budget=...) first"
+    def _no_budget(self) -> str:
+        return f"{self.name} is fitted for all budgets: choose one with .at(budget), such as .at('60%')"
 
     def _number(self, name: str) -> float:
-        if name not in self._numbers:
-            raise NotFittedError(self._missing())
-        return self._numbers[name]
+        numbers = self._fitted_state().numbers
+        if name not in numbers:
+            raise NotFittedError(self._no_budget())
+        return numbers[name]
 
     @property
     def budget(self) -> float:
@@ -222,60 +385,68 @@ class Scheduler:
     @property
     def guarantee(self) -> float | None:
         """The probability with which the budget, or the accuracy, holds on fresh data, if that was asked for."""
-        return self._promises.get("guarantee")
+        return None if self._state is None else self._state.promises.get("guarantee")
 
     @property
     def max_accuracy_drop(self) -> float | None:
         """How far below the last exit's the accuracy may be, where that was asked for in place of a budget."""
-        return self._promises.get("max_accuracy_drop")
+        return None if self._state is None else self._state.promises.get("max_accuracy_drop")
 
-    def __repr__(self) -> str:
-        if self._tabulated is None:
-            return f"{self.name}(not fitted)"
-        budget = "any" if self._policy is None else f"{self.budget:.4g} {self.costs.unit}"
-        promised = "".join(f", {name}={value:g}" for name, value in self._promises.items())
-        return f"{self.name}(budget={budget}, {len(self.costs)} exits{promised})"
+    # Files
 
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically; read it back with `load_scheduler`.
 
-        The policy is kept exactly, and with it a table of policies for other budgets.
+        The policy is kept exactly, and with it the parameters and a table of policies for other budgets.
         """
-        table = self.table
+        state, table = self._fitted_state(), self.table
         first = table.policies[0]
         arrays: dict[str, NDArray[Any]] = {f"{_TABLE}{name}": a for name, a in table.to_arrays().items()}
         header = {
             "name": self.name,
+            "class": type(self).__name__,
+            "parameters": _plain(self.get_params()),
             "score": first.score.name,
             "num_classes": first.num_classes,
             "costs": self.costs.to_dict(),
-            "numbers": self._numbers,
-            "promises": self._promises,
+            "numbers": dict(state.numbers),
+            "promises": dict(state.promises),
         }
-        if self._policy is not None:
-            policy = self._policy
+        if state.policy is not None:
+            policy = state.policy
             arrays |= {"thresholds": policy.thresholds, "enabled": policy.enabled.astype(np.uint8)}
             arrays |= {f"score.{name}": array for name, array in policy.score.to_arrays().items()}
         write_arrays(path, arrays, kind="scheduler", schema=_SCHEMA, header=header)
 
 
-def _method(score: str | Score, assignment: Assignment, options: LearningOptions) -> Method:
-    if not isinstance(score, str):
-        return ThresholdMethod(score, assignment)
-    if score == "learned":
-        from eenet.scheduler._learning import LearnedMethod  # brings in torch, which deciding does not need
-
-        return LearnedMethod(assignment, options)
-    if score in FITTED_SCORES:
-        return FittedScoreMethod(score, assignment)
-    if score not in PLAIN_SCORES:
-        known = sorted((*PLAIN_SCORES, *FITTED_SCORES, "learned"))
-        raise InvalidInputError(f"score {score!r} is not known; choose from {known}")
-    return ThresholdMethod(PLAIN_SCORES[score], assignment)
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as JSON can hold them; a score that was given is None, since the file has it in its policies."""
+    found = {name: None if isinstance(value, Score) else value for name, value in parameters.items()}
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"the parameters {short(dict(parameters))} cannot be saved: {error}") from error
+    return found
 
 
 def load_scheduler(path: str | Path) -> Scheduler:
-    """A fitted scheduler from what `Scheduler.save` wrote; raises `FileFormatError` for any other file."""
+    """A fitted scheduler of its class and with its parameters, from what `Scheduler.save` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+        A file of this eenet or an earlier one.
+
+    Returns
+    -------
+    Scheduler
+        It can be fitted again, unless it is from a file without parameters.
+
+    Raises
+    ------
+    FileFormatError
+        For any other file.
+    """
     arrays, header = read_arrays(path, kind="scheduler", schema=_SCHEMA)
     try:
         costs = ExitCosts.from_dict(header["costs"])
@@ -284,29 +455,72 @@ def load_scheduler(path: str | Path) -> Scheduler:
             raise TypeError(f"the score is a {type(score).__name__}")
         classes = int(header["num_classes"])
         policy = _policy_from(arrays, score, classes, path, len(costs)) if numbers else None
+        promises = dict(header.get("promises", {}))
     except KeyError as error:
         raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
     except TypeError as error:
         raise FileFormatError(f"{str(path)!r} has a damaged header ({error}); save the scheduler again") from error
     parts = {n.removeprefix(_TABLE): a for n, a in arrays.items() if n.startswith(_TABLE)}
     if parts:
-        table = PolicyTable.from_arrays(parts, score=score, num_classes=classes, unit=costs.unit, exits=len(costs))
+        table = PolicyTable.from_arrays(parts, score=score, num_classes=classes, costs=costs)
     elif policy is not None:  # written before schedulers had tables: its one budget is all it knows
-        table = PolicyTable(
-            np.array([numbers["budget"]]),
-            np.array([numbers["calibration_cost"]]),
-            np.array([np.nan]),
-            (policy,),
-            costs.unit,
-        )
+        budgets, spent = np.array([numbers["budget"]]), np.array([numbers["calibration_cost"]])
+        table = PolicyTable(budgets, spent, np.array([np.nan]), (policy,), costs)
     else:
         raise FileFormatError(f"{str(path)!r} holds neither a policy nor a table of them; save the scheduler again")
-    scheduler = Scheduler.__new__(Scheduler)
-    scheduler._begin(None, name, 0)
-    scheduler._costs, scheduler._tabulated = costs, Tabulated(TableFamily(table, costs))
-    scheduler._policy, scheduler._numbers = policy, numbers
-    scheduler._promises = dict(header.get("promises", {}))
+    if "parameters" in header:
+        scheduler = _with_parameters(header, table.policies[0].score, path)
+    else:
+        scheduler = _of_name(name, score)
+    scheduler._state = _State(table, policy, numbers, promises)
     return scheduler
+
+
+def _with_parameters(header: Mapping[str, Any], score: Score, path: str | Path) -> Scheduler:
+    """The scheduler that a file describes, not fitted."""
+    known = _classes()
+    name, parameters = header.get("class"), header["parameters"]
+    if not isinstance(parameters, dict):
+        raise FileFormatError(f"{str(path)!r} has damaged parameters; save the scheduler again")
+    if name not in known:
+        message = f"{header['name']} is of a class {name!r} that is not imported here; import it before loading"
+        return _refused(Scheduler(score), header["name"], f"{message}, then it can be fitted again")
+    given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in parameters.items()}
+    if "score" in given and given["score"] is None:
+        given["score"] = score
+    try:
+        return known[name](**given)
+    except (TypeError, InvalidInputError) as error:
+        raise FileFormatError(
+            f"{str(path)!r} has parameters that {name} does not take ({error}); upgrade eenet, or save it again"
+        ) from error
+
+
+def _of_name(name: str, score: str) -> Scheduler:
+    """A scheduler from a file without parameters, by its name there, such as "EENet" or "Static(1)"; not fitted."""
+    kind, _, argument = name.partition("(")
+    made = _classes().get(kind)
+    message = f"{name} was loaded from a file without its parameters and cannot be fitted again; make a new one"
+    given: Any = argument.removesuffix(")")
+    if made is None or made is Scheduler:
+        return _refused(Scheduler(score), name, message)
+    return _refused(made(int(given) if given.isdecimal() else given) if given else made(), name, message)
+
+
+def _refused(scheduler: Scheduler, name: str, message: str) -> Scheduler:
+    scheduler._name, scheduler._refused = name, message
+    return scheduler
+
+
+def _classes() -> dict[str, type[Scheduler]]:
+    """The class of schedulers and all its subclasses by name."""
+    found: dict[str, type[Scheduler]] = {}
+    waiting: list[type[Scheduler]] = [Scheduler]
+    while waiting:
+        made = waiting.pop()
+        found.setdefault(made.__name__, made)
+        waiting += made.__subclasses__()
+    return found
 
 
 def _policy_from(

@@ -35,7 +35,7 @@ from eenet.models import MultiExitModel, collect
 from eenet.profiling import TRUSTED_SPREAD, fingerprint, measure
 from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveModel, AdaptiveOutput
-from eenet.scheduler import SCHEDULERS, EENet, LearningOptions, Scheduler, Static
+from eenet.scheduler import SCHEDULERS, EENet, Scheduler, Static
 
 PLAIN = "plain network"
 _DERIVED = (
@@ -185,8 +185,8 @@ def _costs(
     # To time a scheduler's steps there must be one; which budget it was fitted to makes no difference to its time.
     example = example_input(settings.batch_size)
     flops = measure(model, example, batch_sizes=(1,), seconds=0).costs("flops")
-    options = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
-    scheduler = EENet(seed=settings.training.seed, options=options).fit(calibration, flops, budget="60%")
+    scheduler = EENet(seed=settings.training.seed, turns=1, target="right", weight_decay=1e-4)
+    scheduler.fit(calibration, flops, budget="60%")
     found = measured = profile_in_turns(
         model,
         example,
@@ -251,7 +251,7 @@ def _fitted(
 
 def _new(method: str, settings: DemoSettings) -> Scheduler:
     if method == "eenet":
-        return EENet(seed=settings.training.seed, options=LearningOptions(epochs=settings.learning_epochs))
+        return EENet(seed=settings.training.seed)
     return SCHEDULERS[method]()
 
 

@@ -60,7 +60,6 @@ class DemoSettings:
     profile_seconds: float = 2.0
     rounds: int = 3
     single_samples: int = 100
-    learning_epochs: int = 300
 
 
 def standard(seed: int = 0) -> DemoSettings:
@@ -77,5 +76,4 @@ def quick(seed: int = 0) -> DemoSettings:
         profile_seconds=0.2,
         rounds=2,
         single_samples=10,
-        learning_epochs=40,
     )

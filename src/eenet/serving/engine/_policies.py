@@ -40,17 +40,11 @@ class FixedBudget:
         self.policy = self._scheduler.policy
 
 
-class _NoScore:
+class _NoScore(Score):
     """The score of a policy whose early exits are off: no exit but the last is observed."""
 
-    name = "none"
-    uses_history = False
-
-    def __call__(self, trail: ExitHistory) -> NDArray[np.float64]:
-        return np.zeros(len(trail.evidence[-1]))
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        return {}
+    def __call__(self, history: ExitHistory) -> NDArray[np.float64]:
+        return np.zeros(len(history.evidence[-1]))
 
 
 _NO_SCORE = _NoScore()

@@ -261,6 +261,6 @@ def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple
         logits,
         np.array([place for batch in request.onward for place in batch.places], dtype=np.intp),
         lives[0] if len(lives) == 1 else backend.join(stage + 1, lives),
-        DecisionState.join(states).trail,
+        DecisionState.join(states).history,
         runs=runs,
     )

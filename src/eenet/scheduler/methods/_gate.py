@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._values import array_value
+from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError
 from eenet.records import ExitRecords
-from eenet.scheduler._learned import TIE_WEIGHT
-from eenet.scheduler._policy import Bools, ExitHistory, Floats, refuse_pooled
-from eenet.scheduler._scores import margin_left
+from eenet.scheduler._policy import Bools, ExitHistory, Floats, Score, require_whole
+from eenet.scheduler._scheduler import Scheduler
+from eenet.scheduler.methods._eenet import TIE_WEIGHT
+from eenet.scheduler.methods._plain import margin_left
 from eenet.tasks import Evidence
 
 NUM_METRICS = 4
@@ -25,7 +28,7 @@ _RIDGE = 1e-2
 def uncertainty(evidence: Evidence) -> Floats:
     """The uncertainty metrics of JEI-DNN (n, 4): max probability, entropy, margin, entropy of what is sharpened.
 
-    Sharpened probabilities are the squares, normalised. Both entropies are divided by log C.
+    Sharpened probabilities are the squares, normalized. Both entropies are divided by log C.
     """
     squared = evidence.probabilities.astype(np.float64) ** 2
     squared /= squared.sum(axis=-1, keepdims=True)
@@ -34,28 +37,50 @@ def uncertainty(evidence: Evidence) -> Floats:
     return np.stack([evidence.max_probability, evidence.entropy, 1 - margin_left(evidence), sharpened], axis=1)
 
 
+@array_value
 @dataclass(frozen=True)
-class GateScore:
+class GateScore(Score):
     """The logit of a linear gate on the uncertainty metrics, high where nothing is gained by going on.
 
-    `weights` (K-1, 4) and `biases` (K-1,). A small multiple of the log odds keeps apart whom saturated metrics tie.
-    Source: Regol, Chataoui and Coates, "Jointly-Learned Exit and Inference for a Dynamic Neural Network: JEI-DNN", ICLR
-    2024, section 4; there gates and exits are trained together.
+    `weights` (K-1, 4) and `biases` (K-1,). A small multiple of the log odds keeps apart samples that saturated
+    metrics tie. Source: Regol, Chataoui and Coates, "Jointly-Learned Exit and Inference for a Dynamic Neural Network:
+    JEI-DNN", ICLR 2024, section 4; there gates and exits are trained together.
     """
+
+    name = "gate"
+    needs_labels = True
+    whole_samples = True
 
     weights: Floats
     biases: Floats
-    name: str = "gate"
-    uses_history: bool = False
-    whole_samples: bool = True
 
-    def __call__(self, trail: ExitHistory) -> Floats:
+    def __call__(self, history: ExitHistory) -> Floats:
         """Scores (n,)."""
-        k = trail.exit_index
-        evidence = trail.evidence[k]
+        k = history.exit_index
+        evidence = history.evidence[k]
         linear = (uncertainty(evidence) * self.weights[k]).sum(axis=1)
         scores: Floats = linear + self.biases[k] + TIE_WEIGHT * evidence.log_odds
         return scores
+
+    @classmethod
+    def fit(cls, records: ExitRecords, costs: ExitCosts, seed: int) -> Sequence[GateScore]:  # noqa: ARG003 - see Score
+        """Gates that tell which samples gain nothing by going on, by logistic regression on the calibration set.
+
+        A sample's best exit is the first of the highest utility, and the gate of an exit learns whether it is this one
+        or an earlier one. The paper subtracts a price of cost and takes the cross-entropy for the loss, since its exits
+        are trained together with the gates. Here the budget sets the price; and on frozen exits the cross-entropy has
+        most to gain where an exit is surely wrong, which its uncertainty cannot tell from surely right.
+        """
+        require_whole(cls, pooled=bool(records.pooled))
+        best = records.require_utility().argmax(axis=0)
+        history = records.all_evidence()
+        weights, biases = np.zeros((len(history) - 1, NUM_METRICS)), np.zeros(len(history) - 1)
+        finite = np.ones(len(records), dtype=np.bool_)
+        for k, evidence in enumerate(history[:-1]):
+            finite &= evidence.finite
+            offset = TIE_WEIGHT * evidence.log_odds[finite]
+            weights[k], biases[k] = _logistic(uncertainty(evidence)[finite], best[finite] <= k, offset)
+        return (cls(weights, biases),)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The weights and biases, to be saved."""
@@ -73,31 +98,10 @@ class GateScore:
         return cls(weights, biases)
 
 
-def fit_gate(records: ExitRecords) -> GateScore:
-    """Gates that tell who gains nothing by going on, by logistic regression on the calibration set.
-
-    A sample's best exit is the first of the highest utility, and the gate of an exit learns whether it is this one or
-    an earlier one. The paper subtracts a price of cost and takes the cross-entropy for the loss, since its exits learn
-    along. Here the budget sets the price; and on frozen exits the cross-entropy finds most to gain where an exit is
-    surely wrong, which its uncertainty cannot tell from surely right.
-    """
-    if records.pooled:
-        raise refuse_pooled("gate")
-    best = records.require_utility().argmax(axis=0)
-    trail = records.all_evidence()
-    weights, biases = np.zeros((len(trail) - 1, NUM_METRICS)), np.zeros(len(trail) - 1)
-    finite = np.ones(len(records), dtype=np.bool_)
-    for k, evidence in enumerate(trail[:-1]):
-        finite &= evidence.finite
-        offset = TIE_WEIGHT * evidence.log_odds[finite]
-        weights[k], biases[k] = _logistic(uncertainty(evidence)[finite], best[finite] <= k, offset)
-    return GateScore(weights, biases)
-
-
 def _logistic(x: Floats, targets: Bools, offset: Floats) -> tuple[Floats, float]:
     """Ridge logistic regression by Newton's method on standardised columns; weights and bias for the plain ones."""
     if len(x) == 0 or targets.all() or not targets.any():
-        # Nothing to tell apart: the same for everybody, on the right side of 0.
+        # Nothing to tell apart: the same for all samples, on the right side of 0.
         return np.zeros(NUM_METRICS), 10.0 if len(x) and targets.all() else -10.0
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-3)
     z = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)
@@ -114,3 +118,10 @@ def _logistic(x: Floats, targets: Bools, offset: Floats) -> tuple[Floats, float]
             break
     weights = beta[:-1] / scale
     return weights, float(beta[-1] - weights @ mean)
+
+
+class LearnedGate(Scheduler, method="gate"):
+    """A learned gate at each exit, in the manner of JEI-DNN (Regol et al., ICLR 2024) on frozen exits. Needs labels."""
+
+    def __init__(self) -> None:
+        super().__init__("gate", "geometric")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._values import array_value
+from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler._policy import ExitHistory, Floats, Ints, refuse_pooled
-from eenet.scheduler._scores import TINY
+from eenet.scheduler._policy import ExitHistory, Floats, Ints, Score, probability, require_whole
+from eenet.scheduler._scheduler import Scheduler
+from eenet.scheduler.methods._plain import TINY
 from eenet.tasks import Evidence
 
 _SMALLEST = float(np.finfo(np.float32).tiny)
@@ -23,8 +26,9 @@ _STEPS = 50
 """Golden sections of the logarithm of the temperature: the interval shrinks to 2e-10 of its width."""
 
 
+@array_value
 @dataclass(frozen=True)
-class TemperatureScore:
+class TemperatureScore(Score):
     """The largest class probability after scaling with the exit's temperature, as log odds.
 
     `temperatures` (K-1,). Source: Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural Networks", ICML
@@ -32,21 +36,36 @@ class TemperatureScore:
     Partitioning of Deep Neural Networks", ICC 2021.
     """
 
-    temperatures: Floats
-    name: str = "temperature"
-    uses_history: bool = False
-    whole_samples: bool = True
+    name = "temperature"
+    needs_labels = True
+    whole_samples = True
 
-    def __call__(self, trail: ExitHistory) -> Floats:
+    temperatures: Floats
+
+    def __call__(self, history: ExitHistory) -> Floats:
         """Scores (n,)."""
-        k = trail.exit_index
-        z = log_probabilities(trail.evidence[k]) / self.temperatures[k]
+        k = history.exit_index
+        z = log_probabilities(history.evidence[k]) / self.temperatures[k]
         rows, largest = np.arange(len(z)), z.argmax(axis=-1)
         z -= z[rows, largest][:, None]
         others = np.exp(z)
         others[rows, largest] = 0.0
         scores: Floats = -np.log(np.maximum(others.sum(axis=-1), TINY))
         return scores
+
+    def readable(self, threshold: float) -> float:
+        """The calibrated probability."""
+        return probability(threshold)
+
+    @classmethod
+    def fit(cls, records: ExitRecords, costs: ExitCosts, seed: int) -> Sequence[TemperatureScore]:  # noqa: ARG003
+        """The temperature of each early exit that gives the labels the highest likelihood."""
+        labels = require_labels(records, cls)
+        found = []
+        for evidence in records.all_evidence()[:-1]:
+            known = np.flatnonzero(evidence.finite)
+            found.append(_best_temperature(log_probabilities(evidence)[known], labels[known]) if len(known) else 1.0)
+        return (cls(np.array(found)),)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The temperatures, to be saved."""
@@ -72,24 +91,13 @@ def log_probabilities(evidence: Evidence) -> Floats:
     return logs
 
 
-def require_labels(records: ExitRecords, name: str) -> Ints:
-    """The labels (N,) of records of whole samples; raises `InvalidInputError` for pooled or unlabelled ones."""
-    if records.pooled:
-        raise refuse_pooled(name)
+def require_labels(records: ExitRecords, score: type[Score]) -> Ints:
+    """The labels (N,) of records of whole samples; raises `InvalidInputError` for pooled or unlabeled ones."""
+    require_whole(score, pooled=bool(records.pooled))
     records.require_utility()
     if records.labels is None:
-        raise InvalidInputError(f"{name} is fitted to labels, and these records have none but a utility")
+        raise InvalidInputError(f"{score.name} is fitted to labels, and these records have none but a utility")
     return records.labels
-
-
-def fit_temperatures(records: ExitRecords) -> TemperatureScore:
-    """The temperature of each early exit that gives the labels the highest likelihood."""
-    labels = require_labels(records, "temperature")
-    found = []
-    for evidence in records.all_evidence()[:-1]:
-        known = np.flatnonzero(evidence.finite)
-        found.append(_best_temperature(log_probabilities(evidence)[known], labels[known]) if len(known) else 1.0)
-    return TemperatureScore(np.array(found))
 
 
 def _best_temperature(logs: Floats, labels: Ints) -> float:
@@ -113,3 +121,10 @@ def _best_temperature(logs: Floats, labels: Ints) -> float:
             right = low + _GOLDEN * (high - low)
             at_right = loss(right)
     return math.exp((low + high) / 2)
+
+
+class TemperatureScaled(Scheduler, method="temperature"):
+    """Max probability calibrated exit by exit, with one threshold (Pacheco et al., ICC 2021). Needs labels."""
+
+    def __init__(self) -> None:
+        super().__init__("temperature", "shared")

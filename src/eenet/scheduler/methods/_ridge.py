@@ -59,15 +59,15 @@ class _Sums:
         mean_x, mean_y = self.x / n, self.y / n
         xx = self.xx - n * np.outer(mean_x, mean_x)
         xy = self.xy - n * np.outer(mean_x, mean_y)
-        centred_x = self.class_x - self.class_counts[:, None] * mean_x
-        centred_y = self.class_y - self.class_counts[:, None] * mean_y
+        centered_x = self.class_x - self.class_counts[:, None] * mean_x
+        centered_y = self.class_y - self.class_counts[:, None] * mean_y
         # Class effects are shrunk like any other weight; their intercept is the common one.
         shrink = 1 / (self.class_counts + strength * n)[:, None]
         weights = np.linalg.solve(
-            xx - centred_x.T @ (shrink * centred_x) + np.diag(strength * n * penalty),
-            xy - centred_x.T @ (shrink * centred_y),
+            xx - centered_x.T @ (shrink * centered_x) + np.diag(strength * n * penalty),
+            xy - centered_x.T @ (shrink * centered_y),
         )
-        effects = shrink * (centred_y - centred_x @ weights)
+        effects = shrink * (centered_y - centered_x @ weights)
         return weights, effects, mean_y - mean_x @ weights
 
 

@@ -1,0 +1,1 @@
+"""One file for each method: how it scores, how it is fitted, and its scheduler."""
