@@ -13,6 +13,10 @@ from eenet.scheduler._policy import (
 )
 from eenet.scheduler._scheduler import SCHEDULERS, Scheduler, load_scheduler
 from eenet.scheduler.methods._eenet import EENet
+from eenet.scheduler.methods._stopping import OptimalStopping
+
+# SCHEDULERS has the learned ones first.
+# isort: split
 from eenet.scheduler.methods._ensembles import BEEM, ZTW
 from eenet.scheduler.methods._gate import LearnedGate
 from eenet.scheduler.methods._plain import (
@@ -25,7 +29,6 @@ from eenet.scheduler.methods._plain import (
     Static,
     Voting,
 )
-from eenet.scheduler.methods._stopping import OptimalStopping
 from eenet.scheduler.methods._temperature import TemperatureScaled
 
 __all__ = [

@@ -43,7 +43,7 @@ from eenet.models import MultiExitModel, collect
 from eenet.preprocessing import ImagePreprocessing
 from eenet.profiling import measure
 from eenet.records import ExitRecords
-from eenet.scheduler import EENet, LearningOptions, Static, load_scheduler
+from eenet.scheduler import EENet, Static, load_scheduler
 from eenet.training import SegmentationTask, reestimate_batch_norm, train, training_device
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
@@ -310,9 +310,9 @@ class _Run:
         if settings.scheduler:
             # There must be a scheduler to time its steps; the budget it was fitted to makes no difference to them.
             flops = measure(model, example, batch_sizes=(1,), seconds=0).costs("flops", 1)
-            learning = LearningOptions(epochs=20, target="right", weight_decay=1e-4)
             calibration = ExitRecords.load(self.work / CALIBRATION)
-            scheduler = EENet(seed=self.recipe.seed, options=learning).fit(calibration, flops, budget=float(flops[-1]))
+            scheduler = EENet(seed=self.recipe.seed, turns=1, target="right", weight_decay=1e-4)
+            scheduler.fit(calibration, flops, budget=float(flops[-1]))
         with self._bar() as bar:
             task = bar.add_task("  batch sizes", total=len(settings.batch_sizes))
             found = measure(
