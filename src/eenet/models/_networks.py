@@ -119,8 +119,8 @@ def _own_exits(backbone: _WithExits) -> tuple[str, ...]:
     return backbone.exit_names
 
 
-def _images(height: int, width: int) -> Tensor:
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+def _images(height: int, width: int, channels: int = 3) -> Tensor:
+    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _sentences() -> dict[str, Tensor]:
@@ -143,6 +143,12 @@ MODELS: dict[str, ModelSpec] = {
     "resnet56": _own(resnet56, 10, 32, 32),
     "resnet56-bottleneck": _own(partial(resnet56, bottleneck=True), 10, 32, 32),
     "resnet20": _own(resnet20, 10, 32, 32),
+    "resnet-digits": ModelSpec(
+        partial(CifarResNet, blocks=(1, 1, 3), widths=(16, 64, 128), channels=1),
+        10,
+        _own_exits,
+        partial(_images, 28, 28, 1),
+    ),
     "densenet121-cifar": _own(densenet121, 100, 32, 32),
     "msdnet35": _own(msdnet35, 1000, 224, 224),
     "msdnet-cifar": _own(msdnet_cifar, 100, 32, 32),

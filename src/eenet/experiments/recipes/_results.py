@@ -31,7 +31,7 @@ from eenet.scheduler import (
 )
 from eenet.tasks import mean_iou
 
-METRICS, README, SPLIT, COSTS = "metrics.json", "README.md", "split.json", "costs.json"
+METRICS, README, SPLIT, COSTS, PROFILE = "metrics.json", "README.md", "split.json", "costs.json", "profile.json"
 CALIBRATION, TEST = "calibration.safetensors", "test.safetensors"
 SCHEDULER_FOLDER = "schedulers"
 _SCHEMA = 1

@@ -28,6 +28,7 @@ from eenet.experiments.recipes._measured import measure_policies, mixed_costs, u
 from eenet.experiments.recipes._results import (
     CALIBRATION,
     COSTS,
+    PROFILE,
     SCHEDULER_FOLDER,
     SPLIT,
     TEST,
@@ -145,6 +146,10 @@ def reproduce(recipe: Recipe, options: RunOptions, *, console: Console, steps: S
         return _Run(recipe, options, console).steps(steps)
 
 
+class OtherSettingsError(InvalidInputError):
+    """The folder holds a step that was made with other settings."""
+
+
 class _Run:
     """One call of `reproduce`."""
 
@@ -252,6 +257,8 @@ class _Run:
         if recipe.train.batch_norm_batches and not begun:
             self._say(f"  re-estimating batch norms on {recipe.train.batch_norm_batches} batches")
             reestimate_batch_norm(model, data.training(frozen=False), recipe.train.batch_norm_batches)
+        if recipe.train.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         config = dataclasses.replace(recipe.config, progress=recipe.config.progress and self.options.progress)
         result = train(
             model,
@@ -262,6 +269,7 @@ class _Run:
             resume=begun,
             task=SegmentationTask() if data.task == "segmentation" else None,
         )
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.save_pretrained(self.work / _MODEL)
         self._save_inputs(model, data)
         self._model = model
@@ -323,8 +331,9 @@ class _Run:
                 seconds=settings.seconds,
                 progress=lambda _size: bar.advance(task),
             )
-        write_json(self.out / COSTS, {"schema": 1, "exits": list(model.exit_names), **found.to_dict()})
         wanted = self.recipe.evaluation
+        profile = PROFILE if wanted.partial_batch is not None else COSTS
+        write_json(self.out / profile, {"schema": 1, "exits": list(model.exit_names), **found.to_dict()})
         notes: list[str] = []
         if wanted.unit == "ms":
             found, notes = undisturbed(found)
@@ -334,6 +343,7 @@ class _Run:
             costs = whole
             if wanted.partial_batch is not None:
                 costs = mixed_costs(found, wanted.unit, wanted.batch_size, wanted.partial_batch)
+                write_json(self.out / COSTS, costs.to_dict())
         notes += dict.fromkeys(f"Take the cost table with care: {warning.message}." for warning in caught)
         for note in notes:
             self._say(f"  {note}")
@@ -506,7 +516,7 @@ class _Markers:
             return False
         changed = _differences(_as_today(found["settings"]), _plain(settings))
         if changed:
-            raise InvalidInputError(
+            raise OtherSettingsError(
                 f"the step {step!r} in {str(self._folder.parent.parent)!r} was made with other settings "
                 f"({'; '.join(changed[:3])}); choose another --out, or make it again with --from {step}"
             )
@@ -531,7 +541,11 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
 
 
 # Fields that markers of eenet 0.1 do not have.
-_NEW: dict[str, dict[str, Any]] = {"profile": {"scheduler": False}, "evaluation": {"partial_batch": None, "rounds": 0}}
+_NEW: dict[str, dict[str, Any]] = {
+    "train": {"channels_last": False},
+    "profile": {"scheduler": False},
+    "evaluation": {"partial_batch": None, "rounds": 0},
+}
 
 
 def _as_today(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,6 +138,11 @@ class TrainSettings(_Section):
         _NATURAL, "batches on which the statistics of batch norms are re-estimated before training", 0
     )
     workers: Natural = _says(_NATURAL, "processes that read data", 0)
+    channels_last: bool = _says(
+        "true or false",
+        "images: keep tensors in the channels-last layout while training, which is faster on many CPUs",
+        False,  # noqa: FBT003
+    )
 
 
 class ProfileSettings(_Section):

