@@ -141,10 +141,12 @@ def test_exits_learn_from_a_teacher(tmp_path: Path) -> None:
 
 def test_patience_stops_on_the_mean_of_the_exits(tmp_path: Path) -> None:
     config = replace(QUICK, epochs=20, learning_rate=1e-9, momentum=0.0, patience=3)
-    model = corner_model()
-    for module in model.modules():
+    net = CornerNet()
+    model = eenet.attach(net, ["first", "second"], example=images(3, 0)[0])
+    for module in (*net.modules(), *model.heads.modules()):
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0
+    model = eenet.attach(net, ["first", "second"], example=images(3, 0)[0], heads=list(model.heads))
     result = train(model, *loaders(32), config=config, out=tmp_path)
     means = [report.mean for report in result.history]
     assert result.stopped_early
