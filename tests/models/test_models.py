@@ -181,7 +181,7 @@ def test_a_feature_of_another_dtype_than_its_head_is_refused_with_a_way_out(own:
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("part", [False, True])
 def test_scripted_modules_are_refused_with_a_way_out(part: bool) -> None:
-    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))  # type: ignore[no-untyped-call]
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
     net = nn.Sequential(scripted, nn.Linear(6, 4)) if part else scripted
     name = "'0' of the network" if part else "the network"
     with pytest.raises(InvalidInputError, match=rf"{name} is a torch.jit module.*scripted or traced from"):
@@ -448,7 +448,7 @@ def test_a_network_that_was_changed_is_noticed_when_records_are_collected() -> N
     model = eenet.attach(net, ["1"], example=x[:2]).eval()
     eenet.collect(model, [(x, y)])
     with torch.no_grad():
-        net[2].weight.mul_(2)  # other values are no other network
+        net[2].weight.mul_(2)  # type: ignore[operator] # other values are no other network
     eenet.collect(model, [(x, y)])
     net[2] = nn.Sequential(nn.Linear(8, 3), nn.Tanh())
     with pytest.raises(CutError, match=r"the network was changed after it was cut: module '2'"):

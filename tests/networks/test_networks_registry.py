@@ -14,7 +14,6 @@ from torch import Tensor, nn
 import eenet
 from eenet.errors import InvalidInputError
 from eenet.models import MODELS, build_network, make_heads, multi_exit
-from eenet.models._networks import rebuild, source_of
 
 EXITS = {
     "resnet56": 3,
@@ -90,10 +89,10 @@ def test_a_network_remembers_how_to_be_built_again(name: str, options: dict[str,
     if name in ("bert-base", "minilm"):
         import_or_skip("transformers")
     net = on_meta(build_network, name, num_classes=3, **options)
-    source = source_of(net)
+    source = eenet.Source.of(net)
     assert source is not None
     assert source.name == f"eenet:{name}"
-    again = on_meta(rebuild, source)
+    again = on_meta(source.build)
     shapes = [{key: tensor.shape for key, tensor in one.state_dict().items()} for one in (net, again)]
     assert shapes[0] == shapes[1]
     heads = [make_heads(one, MODELS[name].exits(one)) for one in (net, again)]

@@ -17,7 +17,6 @@ from torch import Tensor
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError, MissingExtraError
 from eenet.models import MODELS, build_network, make_heads, multi_exit
-from eenet.models._networks import source_of
 from eenet.networks import bert, bert_exits, minilm
 
 Pooling = Literal["first", "mean"]
@@ -132,7 +131,7 @@ def test_a_checkpoint_decides_the_architecture_that_is_remembered(tmp_path: Path
     saved: Any = bert(3, **TINY)
     saved.save_pretrained(tmp_path)
     net: Any = build_network("bert-base", num_classes=3, checkpoint=tmp_path, pooling="mean")
-    source = source_of(net)
+    source = eenet.Source.of(net)
     assert source is not None
     again: Any = build_network(source.name.removeprefix("eenet:"), **json.loads(json.dumps(dict(source.options))))
     again.load_state_dict(net.state_dict())

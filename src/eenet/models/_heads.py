@@ -289,3 +289,11 @@ class VectorHead(nn.Module):
 
 # It records its options itself, since it stands where heads of this kind cannot be imported.
 HEADS["MSDNetHead"] = MSDNetHead
+
+
+def describe_head(head: nn.Module) -> dict[str, Any] | None:
+    """How a head is made again, as JSON; None for a module of the caller's own."""
+    name, options = type(head).__name__, getattr(head, "options", None)
+    if HEADS.get(name) is not type(head) or not isinstance(options, dict):
+        return None
+    return {"name": name, "options": options}

@@ -13,9 +13,9 @@ from eenet._version import __version__
 from eenet.errors import CutError, FileFormatError, InvalidInputError
 from eenet.models._exits import default_heads, place_exits
 from eenet.models._folder import WEIGHTS, read_folder, write_folder
-from eenet.models._heads import HEADS
+from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import inferring, logits_in
-from eenet.models._networks import Source, build_network, known, make_heads, rebuild, source_of
+from eenet.models._networks import Source, build_network, known, make_heads
 from eenet.networks._weights import load_weights
 from eenet.stages import Example, StagedModel, cut
 from eenet.tasks import Classification, Segmentation, Task, describe_task, task_from
@@ -118,7 +118,7 @@ class MultiExitModel(nn.Module):
             "exits": list(self.staged.at),
             "num_classes": self.num_classes,
             "dynamic": {str(dim): name for dim, name in self.staged.dynamic.items()},
-            "heads": [_described_head(head) for head in self.heads],
+            "heads": [describe_head(head) for head in self.heads],
             "task": describe_task(self.task),
             "dtype": str(dtype).removeprefix("torch."),
         }
@@ -159,7 +159,7 @@ class MultiExitModel(nn.Module):
         found = saved.found
         source = Source(found["source"]["name"], found["source"]["options"])
         with torch.random.fork_rng(devices=[]):
-            backbone = rebuild(source, allow=list(allow)).to(getattr(torch, found["dtype"])).eval()
+            backbone = source.build(allow=list(allow)).to(getattr(torch, found["dtype"])).eval()
             made = heads if heads is not None else _described_heads(found, source, backbone)
         args, kwargs = saved.example
         try:
@@ -267,7 +267,7 @@ def attach(
     if heads is None:
         heads = default_heads(staged, num_classes, dense=(logits.shape[2], logits.shape[3]) if dense else None)
     reference = next((p for p in staged.parameters() if p.is_floating_point()), torch.empty(0))
-    known_source = Source.parse(source) if isinstance(source, str) else source or source_of(staged.backbone)
+    known_source = Source.parse(source) if isinstance(source, str) else source or Source.of(staged.backbone)
     heads = [head.to(reference.device, reference.dtype) for head in heads]
     if task is not None and isinstance(task, Segmentation) != dense:
         raise InvalidInputError(
@@ -399,7 +399,7 @@ def _proved_source(model: MultiExitModel) -> Source:
         "{'num_classes': 10})), or build it with eenet.build_network(...) and leave its modules as they are"
     )
     with torch.random.fork_rng(devices=[]):
-        again = rebuild(source, allow=[source.name])
+        again = source.build(allow=[source.name])
     mine, other = model.backbone.state_dict(), again.state_dict()
     for name in [*mine, *other]:
         shapes = [tuple(state[name].shape) if name in state else "nothing" for state in (mine, other)]
@@ -419,14 +419,6 @@ def _proved_source(model: MultiExitModel) -> Source:
             f"by up to {(expected - got).abs().max().item():.2g}; {way_out}"
         )
     return source
-
-
-def _described_head(head: nn.Module) -> dict[str, Any] | None:
-    """How a head is made again; None for a module of the caller's own."""
-    name, options = type(head).__name__, getattr(head, "options", None)
-    if HEADS.get(name) is not type(head) or not isinstance(options, dict):
-        return None
-    return {"name": name, "options": options}
 
 
 def _described_heads(found: Mapping[str, Any], source: Source, backbone: nn.Module) -> list[nn.Module]:

@@ -53,9 +53,14 @@ _ATTENTION = ("eager", "sdpa")
 
 @dataclass(frozen=True)
 class Source:
-    """How a network is built: "torchvision:resnet18", "timm:NAME", "hf:CLASS", "eenet:NAME", or "module:function".
+    """How a network is built: by a name and options.
 
-    `options` are the keyword arguments, which must be what JSON can hold.
+    Parameters
+    ----------
+    name
+        "torchvision:resnet18", "timm:NAME", "hf:CLASS", "eenet:NAME", or an import path "mypackage.networks:make".
+    options
+        The keyword arguments, which must be what JSON can hold.
     """
 
     name: str
@@ -76,6 +81,35 @@ class Source:
         """The library that knows the network by name; None for an import path."""
         prefix = self.name.partition(":")[0]
         return prefix if prefix in REGISTRIES else None
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Source | None:
+        """How a network was built, where that is known: it was made by `build_network`, or is of Hugging Face."""
+        noted = getattr(network, "_eenet_source", None)
+        if isinstance(noted, Source):
+            return noted
+        if type(network).__module__.startswith("transformers.") and hasattr(network, "config"):
+            return cls(f"hf:{type(network).__name__}", _hf_options(network))
+        return None
+
+    def build(self, *, allow: Collection[str] = ()) -> nn.Module:
+        """The network, with random weights, as it is built for a source that was read from a file.
+
+        Import paths must be in `allow`; options that say where to load weights from are refused.
+        """
+        Source.parse(self.name)
+        if self.registry is None and self.name not in allow:
+            raise InvalidInputError(
+                f"this model's network is built by calling {self.name!r}, which may be any code; if you trust it, pass "
+                f"allow=[{self.name!r}], or --allow {self.name} on the command line"
+            )
+        refused = [key for key in self.options if key in _WEIGHTS]
+        if refused:
+            raise InvalidInputError(
+                f"the source {self.name!r} has the option {refused[0]!r}, which says where to load weights from; a "
+                "saved model has its weights beside it: remove the option"
+            )
+        return _remember(_build(self), self)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; raises InvalidInputError for options that JSON cannot hold."""
@@ -240,44 +274,18 @@ def build_network(name: str, **options: Any) -> nn.Module:
     """
     source = Source(Source.parse(name if ":" in str(name) else f"eenet:{name}").name, options)
     network = _build(source)
-    noted = getattr(network, "_eenet_source", None)
-    if isinstance(noted, Source):
+    if isinstance(getattr(network, "_eenet_source", None), Source):
         return network  # one of our own, which knows better: options that came from a checkpoint are noted too
     kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
     if source.registry == "hf":
         kept = _hf_options(network)
-    return remember(network, Source(source.name, kept))
+    return _remember(network, Source(source.name, kept))
 
 
-def rebuild(source: Source, *, allow: Collection[str] = ()) -> nn.Module:
-    """The network of a source that was read from a file, with random weights; import paths must be in `allow`."""
-    Source.parse(source.name)
-    if source.registry is None and source.name not in allow:
-        raise InvalidInputError(
-            f"this model's network is built by calling {source.name!r}, which may be any code; if you trust it, pass "
-            f"allow=[{source.name!r}], or --allow {source.name} on the command line"
-        )
-    refused = [key for key in source.options if key in _WEIGHTS]
-    if refused:
-        raise InvalidInputError(f"the source {source.name!r} has the option {refused[0]!r}, which says where to load "
-                                "weights from; a saved model has its weights beside it: remove the option")  # fmt: skip
-    return remember(_build(source), source)
-
-
-def remember(network: nn.Module, source: Source) -> nn.Module:
+def _remember(network: nn.Module, source: Source) -> nn.Module:
     """Note on a network how it was built."""
     network._eenet_source = source  # type: ignore[assignment]
     return network
-
-
-def source_of(network: nn.Module) -> Source | None:
-    """How a network was built, where that is known: noted by `remember`, or a Hugging Face model."""
-    known = getattr(network, "_eenet_source", None)
-    if isinstance(known, Source):
-        return known
-    if type(network).__module__.startswith("transformers.") and hasattr(network, "config"):
-        return Source(f"hf:{type(network).__name__}", _hf_options(network))
-    return None
 
 
 def _build(source: Source) -> nn.Module:
@@ -318,7 +326,7 @@ def _own_network(name: str, options: dict[str, Any]) -> nn.Module:
     kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
     if found.settings is not None:
         kept |= found.settings(network)
-    return remember(network, Source(f"eenet:{name}", {"num_classes": classes, **kept}))
+    return _remember(network, Source(f"eenet:{name}", {"num_classes": classes, **kept}))
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> Any:
@@ -348,7 +356,7 @@ def _hugging_face(name: str, options: dict[str, Any]) -> Any:
     elif isinstance(config, Mapping):
         if "quantization_config" in config or "auto_map" in config:
             raise InvalidInputError(
-                f"the configuration of 'hf:{name}' asks for quantisation or for code of its own; build the network "
+                f"the configuration of 'hf:{name}' asks for quantization or for code of its own; build the network "
                 "yourself and give it to eenet.attach"
             )
         config = known.config_class.from_dict(dict(config))
