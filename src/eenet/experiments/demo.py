@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eenet._extras import require
+from eenet._timing import Clock, in_turns, timed
 from eenet.evaluation import Curve, Point, write_cost_figure
 from eenet.experiments.recipes import STEPS, RunOptions, load_recipe, reproduce
 from eenet.experiments.recipes._results import NAMES
@@ -76,17 +77,16 @@ def faster_threads() -> int:
     """
     usual = torch.get_num_threads()
     network, images = build_network("resnet-digits").eval(), torch.zeros(32, 1, 28, 28)
-    seconds: dict[int, list[float]] = {count: [] for count in {1, usual}}
+    counts = sorted({1, usual})
+
+    def clock(count: int) -> Clock:
+        torch.set_num_threads(count)
+        return timed(network, images)
+
     with torch.inference_mode():
-        for attempt in range(6):
-            for count, taken in seconds.items():
-                torch.set_num_threads(count)
-                start = time.perf_counter()
-                network(images)
-                if attempt:  # the first is a warm-up
-                    taken.append(time.perf_counter() - start)
+        found = in_turns([partial(clock, count) for count in counts], seconds=0)
     torch.set_num_threads(usual)
-    return min(seconds, key=lambda count: float(np.median(seconds[count])))
+    return counts[int(np.median(found.wall, axis=0).argmin())]
 
 
 def name_of(row: Mapping[str, Any]) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eenet._timing import in_turns, timed, waiting_for
 from eenet.costs import ExitCosts
 from eenet.models import MultiExitModel, logits_in, unpack
 from eenet.profiling import TRUSTED_SPREAD, StageProfile
@@ -21,7 +22,7 @@ from eenet.runtime import AdaptiveModel
 from eenet.scheduler import Scheduler
 from eenet.tasks import Segmentation
 
-SINGLE = 100  # samples that are run one at a time
+SINGLE = 50  # samples that are run one at a time
 
 
 def undisturbed(profile: StageProfile) -> tuple[StageProfile, list[str]]:
@@ -88,12 +89,13 @@ def measure_policies(
     of each batch), their `spread` (half the range of the rounds, relative) and how many `times` as fast as the plain
     network. `replay_differs` counts samples that exited elsewhere than in a replay of the records.
     """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     keys: list[tuple[str, str] | None] = [None, *policies]
     runs: list[Callable[..., Any]] = [model.eval().backbone]
     runs += [AdaptiveModel(model, scheduler) for scheduler in policies.values()]
     # One sample at a time is slow, so only some; where the batch size is 1, those are all that is needed.
     inputs = {
-        size: [unpack(batch) for batch in islice(batches(size), SINGLE if size == 1 else None)]
+        size: [_on(device, *unpack(batch)) for batch in islice(batches(size), SINGLE if size == 1 else None)]
         for size in sorted({1, batch_size})
     }
     total = rounds * len(runs) * sum(map(len, inputs.values()))
@@ -107,7 +109,7 @@ def measure_policies(
     times: dict[int, NDArray[np.float64]] = {}
     outputs: dict[int, list[list[Any]]] = {}
     for size, calls in inputs.items():
-        times[size], outputs[size] = _in_turns(runs, calls, rounds, seed, advance)
+        times[size], outputs[size] = _in_turns(runs, calls, device, rounds, seed, advance)
     samples = {size: len(torch.cat([_logits(output) for output in outputs[size][0]])) for size in inputs}
     rows = []
     for n, key in enumerate(keys):
@@ -136,7 +138,12 @@ def measure_policies(
 
 
 def _in_turns(
-    runs: list[Callable[..., Any]], calls: list[Any], rounds: int, seed: int, advance: Callable[[], None]
+    runs: list[Callable[..., Any]],
+    calls: list[Any],
+    device: torch.device,
+    rounds: int,
+    seed: int,
+    advance: Callable[[], None],
 ) -> tuple[NDArray[np.float64], list[list[Any]]]:
     """Milliseconds (runs, rounds, batches), and the outputs of each run in the first round.
 
@@ -144,20 +151,34 @@ def _in_turns(
     """
     wall = np.zeros((len(runs), rounds, len(calls)))
     outputs: list[list[Any]] = [[] for _ in runs]
-    rng = np.random.default_rng(seed)
+    wait = waiting_for(device)
+
+    def call(n: int, b: int, *, keep: bool) -> None:
+        args, kwargs, _ = calls[b]
+        output = runs[n](*args, **kwargs)
+        if keep:
+            outputs[n].append(output)
+
     with torch.inference_mode():
-        for run in runs:
-            run(*calls[0][0], **calls[0][1])  # a warm-up
+        for n in range(len(runs)):
+            call(n, 0, keep=False)  # a warm-up
         for r in range(rounds):
-            for b, (args, kwargs, _) in enumerate(calls):
-                for n in rng.permutation(len(runs)):
-                    start = time.perf_counter_ns()
-                    output = runs[n](*args, **kwargs)
-                    wall[n, r, b] = (time.perf_counter_ns() - start) / 1e6
-                    if r == 0:
-                        outputs[n].append(output)
+            for b in range(len(calls)):
+                clocks = [partial(timed, partial(call, n, b, keep=r == 0), wait=wait) for n in range(len(runs))]
+                order = (seed * rounds + r) * len(calls) + b
+                found = in_turns(clocks, seconds=0, least=1, warm_up=0, seed=order)
+                wall[:, r, b] = 1000 * found.wall[0]
                 advance()
     return wall, outputs
+
+
+def _on(device: torch.device, args: Any, kwargs: Any, labels: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """A batch with its inputs on a device."""
+
+    def moved(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    return tuple(moved(value) for value in args), {name: moved(value) for name, value in kwargs.items()}, labels
 
 
 def _times(wall: NDArray[np.float64], plain: NDArray[np.float64], samples: int) -> dict[str, Any]:

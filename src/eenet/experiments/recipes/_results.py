@@ -312,7 +312,8 @@ def _measured(measured: Mapping[str, Any], unit: str) -> list[str]:
     return [
         *_table(head, rows),
         "",
-        f"In turns with the network without exits, {measured['rounds']} rounds; ± is half the range of the rounds.",
+        f"In turns with the network without exits, on {measured['samples']:,} test samples, {measured['rounds']} "
+        "rounds; ± is half the range of the rounds.",
     ]
 
 

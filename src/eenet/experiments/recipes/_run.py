@@ -44,7 +44,7 @@ from eenet.models import MultiExitModel, collect
 from eenet.preprocessing import ImagePreprocessing
 from eenet.profiling import measure
 from eenet.records import ExitRecords
-from eenet.scheduler import EENet, Static, load_scheduler
+from eenet.scheduler import EENet, Scheduler, Static, load_scheduler
 from eenet.training import SegmentationTask, reestimate_batch_norm, train, training_device
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
@@ -396,7 +396,8 @@ class _Run:
         """Every single exit and every fitted scheduler run for real, in turns with the plain network."""
         data, model, wanted = self._read_data(), self._read_model(), self.recipe.evaluation
         whole = ExitCosts.from_dict(self._result("profile")["full_batch"])
-        policies = {("exit", str(k + 1)): Static(k).fit(calibration, whole) for k in range(len(whole))}
+        policies: dict[tuple[str, str], Scheduler] = {}
+        policies |= {("exit", str(k + 1)): Static(k).fit(calibration, whole) for k in range(len(whole))}
         for budget in wanted.budgets:
             for method in schedulers(self.recipe.seed):
                 path = self.out / SCHEDULER_FOLDER / scheduler_file(method, budget)
