@@ -190,7 +190,7 @@ class _Scaled(Scheduler):
         self.factor = factor
         super().__init__("max_prob", "geometric")
 
-    def at(self, budget: Any) -> Scheduler:
+    def at(self, budget: Any) -> _Scaled:
         return super().at(float(budget) * self.factor)
 
 

@@ -1,4 +1,4 @@
-"""Schedulers in the hand: fitted once, the same for a seed, saved and loaded, and used without torch."""
+"""Schedulers in use: fitted once, the same for a seed, saved and loaded."""
 
 from __future__ import annotations
 
@@ -76,35 +76,6 @@ def test_a_loaded_scheduler_decides_the_same(make: Callable[[], Scheduler], tmp_
     assert loaded == scheduler
     again = loaded.fit(calibration, costs, 2.0)
     np.testing.assert_array_equal(again.policy.thresholds, scheduler.policy.thresholds)
-
-
-def test_deciding_after_loading_needs_no_torch(tmp_path: Path) -> None:
-    records = toy_records(samples=200)
-    scheduler = eenet.EENet(**QUICK).fit(records, toy_costs(), 2.0)
-    scheduler.save(tmp_path / "scheduler")
-    records.save(tmp_path / "records")
-    program = (
-        "import sys, eenet\n"
-        f"scheduler = eenet.load_scheduler({str(tmp_path / 'scheduler')!r})\n"
-        f"records = eenet.ExitRecords.load({str(tmp_path / 'records')!r})\n"
-        "print(''.join(map(str, scheduler.replay(records).exits)))\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "".join(map(str, scheduler.replay(records).exits))
-
-
-def test_plain_schedulers_are_fitted_without_torch() -> None:
-    program = (
-        "import sys, eenet\n"
-        "from eenet.testing import toy_costs, toy_records\n"
-        "for make in (eenet.MaxProbability, eenet.Entropy, eenet.Patience, eenet.SearchedThresholds):\n"
-        "    make().fit(toy_records(samples=50), toy_costs(), '60%')\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_importing_eenet_is_quick_and_brings_nothing_along() -> None:

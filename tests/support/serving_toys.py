@@ -157,7 +157,9 @@ class ToyModel:
         self.info: dict[str, Any] = {"backend": "table", "exits": ["first", "second", "output"]}
         logits = scripted_logits([0, 1, 2] * 20, 3).reshape(60, 3, 2).transpose(1, 0, 2)
         records = eenet.ExitRecords.from_logits(logits, np.arange(60) % 2)
-        self.scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+        self.scheduler: eenet.Scheduler = eenet.MaxProbability().fit(
+            records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0
+        )
         policy = scripted_policy(3)
         self.scheduler.policy.thresholds[:] = policy.thresholds
         self.scheduler.policy.enabled[:] = True

@@ -501,10 +501,13 @@ def _of_name(name: str, score: str) -> Scheduler:
     kind, _, argument = name.partition("(")
     made = _classes().get(kind)
     message = f"{name} was loaded from a file without its parameters and cannot be fitted again; make a new one"
-    given: Any = argument.removesuffix(")")
+    given = argument.removesuffix(")")
     if made is None or made is Scheduler:
         return _refused(Scheduler(score), name, message)
-    return _refused(made(int(given) if given.isdecimal() else given) if given else made(), name, message)
+    if not given:
+        return _refused(made(), name, message)
+    value: Any = int(given) if given.isdecimal() else given
+    return _refused(made(value), name, message)
 
 
 def _refused(scheduler: Scheduler, name: str, message: str) -> Scheduler:
