@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_toys import ToyModel, scripted_logits
+from serving_toys import PATIENCE, ToyModel, scripted_logits
 
 from eenet.capacity import simulate
 from eenet.serving.engine import BatchingDelay, EngineOptions, FixedBudget, LocalService
@@ -71,7 +71,7 @@ def test_a_service_learns_it() -> None:
         service = LocalService(model, FixedBudget(model.scheduler), EngineOptions(max_delay=100.0, max_wait=0.0))
         service.start()
         for size in [1, 2, 4, 8, 16] * 3:
-            await service.answer(np.concatenate([scripted_logits([2], 3)] * size), timeout=20.0)
+            await service.answer(np.concatenate([scripted_logits([2], 3)] * size), timeout=PATIENCE)
         await service.drain()
         return service.batching_delay
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ import pytest
 from commands import TOKEN
 from PIL import Image
 from serving_toys import (
+    PATIENCE,
     Grey,
     Spec,
     TableBackend,
     ToyModel,
     Words,
+    connect,
     fitted,
     flat,
     scripted_logits,
@@ -56,20 +59,20 @@ def png(level: int, size: tuple[int, int] = (8, 8)) -> bytes:
 
 @pytest.fixture(scope="module")
 def arrays() -> Iterator[httpx.Client]:
-    with serving(ToyModel()) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel()) as url, connect(url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[httpx.Client]:
     limits = Limits(max_pixels=10_000, max_samples=4, max_body=100_000)
-    with serving(ToyModel(Grey()), limits=limits) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(Grey()), limits=limits) as url, connect(url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def texts() -> Iterator[httpx.Client]:
-    with serving(ToyModel(Words()), limits=Limits(max_text=50)) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(Words()), limits=Limits(max_text=50)) as url, connect(url) as client:
         yield client
 
 
@@ -335,7 +338,7 @@ def test_unknown_paths_methods_and_parameters(arrays: httpx.Client) -> None:
 
 
 class SlowBackend(TableBackend):
-    """Waits before a stage until the test lets it go on; counts who is waiting."""
+    """Waits before a stage until the test lets it go on."""
 
     def __init__(self) -> None:
         super().__init__(3, 2)
@@ -344,13 +347,13 @@ class SlowBackend(TableBackend):
 
     def run(self, k: int, live: Live, *, observe: bool) -> Any:
         self.entered.set()
-        assert self.go.wait(20)
+        assert self.go.wait(PATIENCE)
         return super().run(k, live, observe=observe)
 
 
 def test_a_request_past_its_deadline_gets_504_and_leaves_the_queue() -> None:
     backend = SlowBackend()
-    with serving(ToyModel(backend=backend)) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(backend=backend)) as url, connect(url) as client:
         response = post_npy(client, scripted_logits([2], 3), params={"timeout_ms": "50"})
         assert response.status_code == 504
         assert "within 0.05 s" in response.json()["detail"]
@@ -359,12 +362,15 @@ def test_a_request_past_its_deadline_gets_504_and_leaves_the_queue() -> None:
         assert [k for k, _ in backend.calls] == [0, 0, 1, 2]  # the late one went no further
 
 
-def test_a_client_that_disconnects_takes_its_request_along() -> None:
+def test_the_request_of_a_client_that_disconnects_is_cancelled() -> None:
     backend = SlowBackend()
     with serving(ToyModel(backend=backend)) as url:
-        with pytest.raises(httpx.ReadTimeout), httpx.Client(base_url=url, timeout=0.2) as client:
-            post_npy(client, scripted_logits([2], 3))
-        with httpx.Client(base_url=url) as client:
+        body = npy(scripted_logits([2], 3))
+        head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
+        with socket.create_connection(("127.0.0.1", httpx.URL(url).port or 80), timeout=PATIENCE) as leaves:
+            leaves.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            assert backend.entered.wait(PATIENCE)
+        with connect(url) as client:
             until(lambda: 'status="499"' in client.get("/metrics").text)
             backend.go.set()
             assert exits(post_npy(client, scripted_logits([1], 3))) == [1]
@@ -374,7 +380,7 @@ def test_a_client_that_disconnects_takes_its_request_along() -> None:
 def test_a_full_server_answers_503_with_a_time_to_come_back() -> None:
     backend = SlowBackend()
     engine = EngineOptions(max_batch=2, max_samples=4, max_wait=0.0)
-    with serving(ToyModel(backend=backend), engine=engine) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(backend=backend), engine=engine) as url, connect(url) as client:
         x = scripted_logits([0, 0], 3)
         with ThreadPoolExecutor(2) as pool:
             accepted = [pool.submit(post_npy, client, x) for _ in range(2)]
@@ -389,24 +395,36 @@ def test_a_full_server_answers_503_with_a_time_to_come_back() -> None:
         assert exits(post_npy(client, x)) == [0, 0]
 
 
-def test_stopping_answers_everybody_who_was_accepted() -> None:
+def go_when_it_listens_no_more(port: int, go: threading.Event) -> None:
+    def refused() -> bool:
+        with socket.socket() as tried:
+            return tried.connect_ex(("127.0.0.1", port)) != 0
+
+    try:
+        until(refused)
+    finally:
+        go.set()
+
+
+def test_stopping_answers_every_accepted_request() -> None:
     backend = SlowBackend()
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(9) as pool:
         with serving(ToyModel(backend=backend), engine=EngineOptions(max_batch=2, max_wait=0.0)) as url:
-            client = httpx.Client(base_url=url)
+            client = connect(url)
             accepted = [pool.submit(post_npy, client, scripted_logits([k % 3], 3)) for k in range(8)]
-            until(lambda: sum(httpx.get(f"{url}/info").json()["traffic"]["waiting"]) >= 6)
-            threading.Timer(0.3, backend.go.set).start()
+            with connect(url) as other:
+                until(lambda: sum(other.get("/info").json()["traffic"]["waiting"]) >= 6)
+            pool.submit(go_when_it_listens_no_more, httpx.URL(url).port or 80, backend.go)
         assert [exits(one.result()) for one in accepted] == [[k % 3] for k in range(8)]
         client.close()
 
 
-def test_a_network_that_fails_ends_its_request_and_nobody_elses(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_fails_ends_its_request_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
     backend = SlowBackend()
-    with serving(ToyModel(backend=backend)) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(backend=backend)) as url, connect(url) as client:
         with ThreadPoolExecutor(3) as pool:
             first = pool.submit(post_npy, client, scripted_logits([0], 3))
-            assert backend.entered.wait(20)
+            assert backend.entered.wait(PATIENCE)
             bad = pool.submit(post_npy, client, np.full((1, 6), TableBackend.poison, np.float32))
             good = pool.submit(post_npy, client, scripted_logits([2], 3))
             until(lambda: client.get("/info").json()["traffic"]["waiting"][0] == 2)
@@ -442,10 +460,10 @@ class Budgets:
         self.policy.enabled[:] = False
 
 
-def test_the_budget_changes_while_running_for_who_has_the_token() -> None:
+def test_the_budget_changes_while_running_with_the_token() -> None:
     budgets = Budgets()
     model = ToyModel()
-    with serving(model, budgets, token=TOKEN) as url, httpx.Client(base_url=url) as client:
+    with serving(model, budgets, token=TOKEN) as url, connect(url) as client:
         assert exits(post_npy(client, scripted_logits([0, 1, 2], 3))) == [0, 1, 2]
         assert budgets.seen == [0, 1, 2]
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}):
@@ -494,7 +512,7 @@ def test_a_model_in_pytorch_is_served_as_it_is() -> None:
     x = torch.randn(24, 3, 8, 8)
     scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0, 3.0]), budget=1.8)
     expected = eenet.AdaptiveModel(model, scheduler)(x)
-    with serving(ServedModel(model, scheduler)) as url, httpx.Client(base_url=url) as client:
+    with serving(ServedModel(model, scheduler)) as url, connect(url) as client:
         answer = post_npy(client, x.numpy())
         assert exits(answer) == expected.exits.tolist()
         assert [p["class"] for p in answer.json()["predictions"]] == expected.logits.argmax(1).tolist()
@@ -509,7 +527,7 @@ def test_several_inputs_go_by_name() -> None:
     model = ToyModel(backend=Two(3, 2))
     model.inputs = [Spec("x", "float32", ("batch", 6)), Spec("shift", "int64", ("batch", 1))]
     x = scripted_logits([0, 2], 3).tolist()
-    with serving(model) as url, httpx.Client(base_url=url) as client:
+    with serving(model) as url, connect(url) as client:
         assert exits(client.post("/predict", json={"inputs": {"x": x, "shift": [[3], [4]]}})) == [0, 2]
         assert exits(client.post("/predict", json={"inputs": {"x": x[0], "shift": [3]}})) == [0]
         files = {"x": ("x", npy(np.array(x, np.float32))), "shift": ("shift", npy(np.array([[3], [4]])))}
@@ -530,14 +548,14 @@ def test_several_workers_run_stages_at_the_same_time() -> None:
 
     class Meeting(TableBackend):
         def run(self, k: int, live: Live, *, observe: bool) -> Any:
-            together.wait(20)  # broken, which is an error, unless the other worker is here too
+            together.wait(PATIENCE)  # broken, which is an error, unless the other worker is here too
             return super().run(k, live, observe=observe)
 
     model = ToyModel(backend=Meeting(3, 2))
     engine = EngineOptions(max_batch=1, max_wait=0.0)
     with (
         serving(model, workers=2, engine=engine) as url,
-        httpx.Client(base_url=url) as client,
+        connect(url) as client,
         ThreadPoolExecutor(2) as pool,
     ):
         both = [pool.submit(post_npy, client, scripted_logits([0], 3)) for _ in range(2)]
@@ -554,7 +572,7 @@ def test_the_budget_is_held_in_traffic_that_is_harder_than_the_calibration_set()
     model.scheduler, model.costs = scheduler, costs
     spent = {}
     for controller in (FixedBudget(scheduler), BudgetController(scheduler)):
-        with serving(model, controller) as url, httpx.Client(base_url=url) as client:
+        with serving(model, controller) as url, connect(url) as client:
             taken: list[int] = []
             for start in range(0, len(hard), 10):
                 taken += exits(post_npy(client, hard[start : start + 10]))
@@ -568,7 +586,7 @@ def test_a_budget_that_cannot_be_met_is_refused_and_changes_nothing() -> None:
     model = ToyModel()
     model.scheduler, model.costs = fitted(eenet.MaxProbability, logits, labels, 0.4)
     controller = BudgetController(model.scheduler)
-    with serving(model, controller, token=TOKEN) as url, httpx.Client(base_url=url) as client:
+    with serving(model, controller, token=TOKEN) as url, connect(url) as client:
         client.headers["Authorization"] = f"Bearer {TOKEN}"
         for budget in (-1, 0, "nonsense", "10%", 0.5):
             assert client.put("/budget", json={"budget": budget}).status_code == 422, budget

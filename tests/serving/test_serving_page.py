@@ -9,10 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
-from serving_toys import Grey, ToyModel, Words, serving
+from serving_toys import Grey, ToyModel, Words, connect, serving
 
 PAGES = Path(__file__).resolve().parents[2] / "src" / "eenet" / "serving" / "http" / "pages"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -134,7 +133,7 @@ def test_what_the_page_fetches_is_there() -> None:
     html = (PAGES / "index.html").read_text(encoding="utf-8")
     fetched = set(re.findall(r'(?:ask|href=)\(?"(/[a-z]*)', html))
     assert fetched == {"/predict", "/info", "/docs", "/metrics"}
-    with serving(ToyModel(Grey())) as url, httpx.Client(base_url=url) as client:
+    with serving(ToyModel(Grey())) as url, connect(url) as client:
         for path in fetched - {"/predict"}:
             assert client.get(path).status_code == 200, path
         for path in ("/predict", "/predict?full=true"):

@@ -161,6 +161,13 @@ def test_the_file_for_serve_deploy_is_valid_and_builds_the_same_deployments(
     assert built._bound_deployment.init_args[1].budget == "50%"
 
 
+def test_options_are_read_from_files_of_older_versions() -> None:
+    options = RayOptions(adapt=False, engine=EngineOptions(max_delay=2.0), stages=[StageScaling(1, 2)])
+    assert RayOptions.from_dict(options.to_dict()) == options
+    old = {"hold": False, "engine": {"max_hold": 2.0}, "stages": [{"max_replicas": 2}]}
+    assert RayOptions.from_dict(old) == options
+
+
 def test_what_cannot_be_laid_out_is_refused(bundle: tuple[Path, Case], tmp_path: Path) -> None:
     folder, _ = bundle
     out = ["--write-yaml", str(tmp_path / "x.yaml")]
@@ -171,7 +178,7 @@ def test_what_cannot_be_laid_out_is_refused(bundle: tuple[Path, Case], tmp_path:
         "serve", str(folder), "--ray", "--replicas", "1,2,3", "--cpus", "1,2", *out
     )
     assert "expected such as 1:4,2:8" in refused("serve", str(folder), "--ray", "--replicas", "many", *out)
-    assert "3 to 2 replicas" in refused("serve", str(folder), "--ray", "--replicas", "3:2", *out)
+    assert "min_replicas is 3 and max_replicas 2" in refused("serve", str(folder), "--ray", "--replicas", "3:2", *out)
     assert "needs a token" in refused("serve", str(folder), "--ray", "--host", "0.0.0.0", *out)
     assert "add --ray" in refused("serve", str(folder), *out)
     with pytest.raises(InvalidInputError, match="'bundle', the path of a folder"):

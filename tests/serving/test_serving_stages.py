@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving_toys import TableBackend, ToyModel, fitted, flat, scripted_logits
+from serving_toys import PATIENCE, TableBackend, ToyModel, fitted, flat, scripted_logits
 
 import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
@@ -102,7 +102,9 @@ async def through_stages(
     controller = controller or FixedBudget(model.scheduler)
     handles = [sender(k) for k in range(exits)]
     service = RayService(model, controller, handles, options, lost=(Lost,), retries=retries)
-    found = await asyncio.gather(*(service.answer(x, timeout=20.0, full=full) for x in inputs), return_exceptions=True)
+    found = await asyncio.gather(
+        *(service.answer(x, timeout=PATIENCE, full=full) for x in inputs), return_exceptions=True
+    )
     await service.drain()
     with pytest.raises(DrainingError):
         await service.answer(inputs[0], timeout=1.0)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +24,9 @@ from eenet.serving.http import ServerOptions, make_server
 from eenet.tasks import Classification, Task
 
 Array = NDArray[Any]
+
+PATIENCE = 120.0
+"""Seconds that a test waits for what comes at once on an idle machine, before it fails."""
 
 
 class TableBackend:
@@ -181,7 +185,7 @@ def serving(
         yield f"http://{host}:{port}"
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
@@ -248,8 +252,13 @@ class _Remembers(TableBackend):
         return super().enter(inputs)
 
 
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait until it holds; fail where it does not."""
+def connect(url: str) -> httpx.Client:
+    """A client that waits for a busy machine."""
+    return httpx.Client(base_url=url, timeout=PATIENCE)
+
+
+def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Wait until a condition holds; fail where it does not."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

@@ -1,4 +1,4 @@
-"""A hostile client, in a process of its own: `python benchmarks/_attack.py NAME PORT`. Runs until it is stopped."""
+"""A hostile client in a process of its own, until stopped: `python tests/support/serving_attacks.py NAME PORT`."""
 
 from __future__ import annotations
 
