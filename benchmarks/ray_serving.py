@@ -36,7 +36,7 @@ from eenet.capacity import StageTime, simulate_fleet
 from eenet.runtime import Live
 from eenet.serving.engine import Engine, EngineOptions, FixedBudget
 from eenet.serving.engine._policies import PolicyBook
-from eenet.serving.ray import RayOptions, RayService, StageScaling, StageServer, start, stop
+from eenet.serving.ray import RayOptions, RemoteService, StageScaling, StageServer, start, stop
 from eenet.serving.ray._stage import StageCall, StageReplica, StageReply, reply
 from eenet.tasks import Classification
 
@@ -285,7 +285,7 @@ async def _measure(model: Any, exits: NDArray[np.intp], arrivals: NDArray[np.flo
 
         return lambda call: asyncio.ensure_future(sent(call))
 
-    service = RayService(model, FixedBudget(model.scheduler), [handle(k) for k in range(3)], QUEUE_OPTIONS)
+    service = RemoteService(model, FixedBudget(model.scheduler), [handle(k) for k in range(3)], QUEUE_OPTIONS)
     began = time.perf_counter()
 
     async def one(exit_index: int, at: float) -> float:

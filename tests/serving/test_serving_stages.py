@@ -20,7 +20,7 @@ from eenet.serving.engine import EngineOptions, FixedBudget, Outcome, RefusedErr
 
 pytest.importorskip("prometheus_client", reason="needs the extra that serves")
 
-from eenet.serving.ray import LostObjectError, ObjectReference, RayService, StageServer
+from eenet.serving.ray import LostObjectError, ObjectReference, RemoteService, StageServer
 
 MAKERS = [MaxProbability, Patience, Voting, BEEM]
 
@@ -101,7 +101,7 @@ async def through_stages(
 
     controller = controller or FixedBudget(model.scheduler)
     handles = [sender(k) for k in range(exits)]
-    service = RayService(model, controller, handles, options, lost=(Lost,), retries=retries)
+    service = RemoteService(model, controller, handles, options, lost=(Lost,), retries=retries)
     found = await asyncio.gather(
         *(service.answer(x, timeout=PATIENCE, full=full) for x in inputs), return_exceptions=True
     )

@@ -23,7 +23,7 @@ def plan(
     rate: Annotated[str | None, typer.Option(help="Requests per second, one or several: 100,1000.")] = None,
     replicas: Annotated[str | None, typer.Option(help="Or: replicas in all, such as 1,10,100.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Samples in a batch, at most.")] = 16,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a call waits for company.")] = 2.0,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a call waits for others.")] = 2.0,
     hop_ms: Annotated[float, typer.Option(min=0, help="How long a call is on its way to a stage.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the simulated traffic.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,

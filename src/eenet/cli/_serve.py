@@ -29,13 +29,13 @@ def serve(
         bool, typer.Option("--hold/--no-hold", help="Adapt the policy so that traffic costs the budget.")
     ] = True,
     workers: Annotated[int, typer.Option(min=1, help="Stages that run at the same time.")] = 1,
-    threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it the choice.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it to the runtime.")] = 0,
     max_batch: Annotated[int, typer.Option(min=1, help="Samples in a batch, at most.")] = 16,
-    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a request waits for company.")] = 2.0,
+    max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a request waits for others.")] = 2.0,
     max_samples: Annotated[int, typer.Option(min=1, help="Samples inside at once; more are refused.")] = 1024,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for an answer, if the client names none.")] = 30.0,
     merge: Annotated[
-        bool, typer.Option("--merge/--no-merge", help="Merge survivors of several requests before each stage.")
+        bool, typer.Option("--merge/--no-merge", help="Merge samples of several requests before each stage.")
     ] = True,
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
@@ -53,7 +53,7 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, a page at /, metrics, and a budget that can be changed.
 
-    Requests are batched by stage. Ctrl+C or SIGTERM ends it when everybody inside has been answered.
+    Requests are batched by stage. Ctrl+C or SIGTERM ends it when all requests inside have been answered.
 
     Examples:
 

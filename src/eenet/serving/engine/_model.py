@@ -136,7 +136,7 @@ class Controller(Protocol):
 
 
 class Service(Protocol):
-    """Answers requests: `LocalService` with stages in this process, `RayService` with stages that are deployments."""
+    """Answers requests: `LocalService` with stages in this process, `RemoteService` with stages that are deployments."""
 
     @property
     def metrics(self) -> Metrics:

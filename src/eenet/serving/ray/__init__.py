@@ -2,14 +2,14 @@
 
 from eenet.serving.ray._app import app, start, stop, write_yaml
 from eenet.serving.ray._options import RayOptions, StageScaling
-from eenet.serving.ray._service import RayService
+from eenet.serving.ray._service import RemoteService
 from eenet.serving.ray._stage import LostObjectError, ObjectReference, StageServer
 
 __all__ = [
     "LostObjectError",
     "ObjectReference",
     "RayOptions",
-    "RayService",
+    "RemoteService",
     "StageScaling",
     "StageServer",
     "app",

@@ -20,7 +20,7 @@ from eenet.serving.engine._model import Controller
 from eenet.serving.engine._policies import FixedBudget
 from eenet.serving.http._server import is_loopback
 from eenet.serving.ray._options import RayOptions
-from eenet.serving.ray._service import RayService
+from eenet.serving.ray._service import RemoteService
 from eenet.serving.ray._stage import StageReplica
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Ingress:
             BudgetController(loaded.scheduler) if options.adapt else FixedBudget(loaded.scheduler)
         )
         self._options = options
-        self._service = RayService(
+        self._service = RemoteService(
             loaded,
             self._controller,
             [by_reference(stage).remote for stage in stages],

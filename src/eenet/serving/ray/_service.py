@@ -39,7 +39,7 @@ StageHandle = Callable[[StageCall], Call]
 """Sends a call to a replica of a stage."""
 
 
-class RayService:
+class RemoteService:
     """Answers requests by sending their samples through stages that run elsewhere.
 
     Stages are pure, so a call whose replica died is sent again. Samples whose live tensors are lost start again at the
