@@ -136,7 +136,7 @@ class Controller(Protocol):
 
 
 class Service(Protocol):
-    """Answers requests: `LocalService` with stages in this process, `RemoteService` with stages that are deployments."""
+    """Answers requests: a `LocalService` runs stages in this process, a `RemoteService` calls deployments."""
 
     @property
     def metrics(self) -> Metrics:
