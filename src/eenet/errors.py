@@ -1,4 +1,4 @@
-"""The exceptions of eenet: a small family, each also a subclass of what callers already catch."""
+"""The exceptions of eenet; each is also a subclass of the built-in exception that callers catch already."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ from typing import Any
 
 
 class EENetError(Exception):
-    """Base of every exception raised on purpose by eenet."""
+    """Base of the exceptions that eenet raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, as between processes, with the attributes that are not among its arguments."""
+        return _restored, (type(self), self.args, dict(vars(self)))
+
+
+def _restored(cls: type[EENetError], args: tuple[Any, ...], attributes: dict[str, Any]) -> EENetError:
+    error = cls.__new__(cls, *args)
+    vars(error).update(attributes)
+    return error
 
 
 class InvalidInputError(EENetError, ValueError):
-    """A value from the caller is not usable; the message names it, what was expected and the way out."""
+    """A value from the caller cannot be used; the message names it, what was expected and what to do."""
 
 
 class InfeasibleBudgetError(InvalidInputError):
@@ -22,14 +32,6 @@ class InfeasibleBudgetError(InvalidInputError):
     def __init__(self, message: str, *, smallest: float) -> None:
         super().__init__(message)
         self.smallest = smallest
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """How it passes from one process to another: with the number that is not among its arguments."""
-        return _infeasible, (str(self), self.smallest)
-
-
-def _infeasible(message: str, smallest: float) -> InfeasibleBudgetError:
-    return InfeasibleBudgetError(message, smallest=smallest)
 
 
 class CutError(InvalidInputError):
@@ -49,7 +51,7 @@ class NotFittedError(EENetError, RuntimeError):
 
 
 class OverloadedError(EENetError, RuntimeError):
-    """There is no room for a request now; `retry_after` is the number of seconds after which there should be."""
+    """The queue is full; `retry_after` is the number of seconds after which to send the request again."""
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
@@ -57,7 +59,7 @@ class OverloadedError(EENetError, RuntimeError):
 
 
 class DrainingError(EENetError, RuntimeError):
-    """A request came after the server began to go down."""
+    """A request came after the server began to shut down."""
 
 
 class MissingExtraError(EENetError, ImportError):

@@ -1,4 +1,4 @@
-"""Toy material that the documentation and the tests share: small, made in an instant, the same for a seed."""
+"""Toy records and costs for documentation and tests: small, made in milliseconds, the same for a seed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
+
+__all__ = ["toy_costs", "toy_logits", "toy_records"]
 
 _FIRST_SIGNAL, _LAST_SIGNAL = 1.2, 2.8
 _SHARED_NOISE = 0.6  # the share of the noise's variance that all exits of a sample have in common
@@ -24,12 +26,40 @@ def toy_logits(
     nonfinite: float = 0.0,
     deceptive_class: int | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Logits (K, N, C) and labels (N,) of a pretended multi-exit network whose later exits are better.
+    """Logits of an imagined multi-exit network whose later exits are better, and labels.
 
-    Exit k sees x = s_k e_y + standard normal noise, its logits are `sharpness` times s_k x: calibrated at 1,
-    overconfident above, saturated (probabilities of exactly 0 and 1) from about 100. `duplicates` is the share of
-    samples that copy another one; `nonfinite` the share whose logits hold NaN or infinities from some exit on. Most
-    samples of `deceptive_class` look at the first exit like a sure case of the class after it.
+    Exit k sees x = s_k e_y + standard normal noise, and its logits are `sharpness` times s_k x.
+
+    Parameters
+    ----------
+    samples, exits, classes : int
+        N, K and C.
+    seed : int
+        The same seed gives the same numbers.
+    sharpness : float
+        1 gives calibrated logits, more overconfident ones, from about 100 saturated ones (probabilities of 0 and 1).
+    duplicates : float
+        The share of samples that copy another one.
+    nonfinite : float
+        The share of samples whose logits hold NaN or infinities from some exit on.
+    deceptive_class : int, optional
+        Most samples of this class look at the first exit like a sure case of the class after it.
+
+    Returns
+    -------
+    logits : ndarray of shape (K, N, C), float32
+    labels : ndarray of shape (N,), intp
+
+    Raises
+    ------
+    InvalidInputError
+        If a share is not from 0 to 1.
+
+    Examples
+    --------
+    >>> logits, labels = toy_logits(samples=100, exits=3, classes=5)
+    >>> logits.shape, labels.shape
+    ((3, 100, 5), (100,))
     """
     for name, share in (("duplicates", duplicates), ("nonfinite", nonfinite)):
         if not 0 <= share <= 1:
@@ -41,8 +71,8 @@ def toy_logits(
     x = x + np.sqrt(1 - _SHARED_NOISE) * rng.normal(size=(exits, samples, classes))
     x[:, np.arange(samples), labels] += signal[:, None]
     if deceptive_class is not None:
-        fooled = np.flatnonzero((labels == deceptive_class) & (rng.random(samples) < 0.8))
-        x[0, fooled, (deceptive_class + 1) % classes] += 2 * _LAST_SIGNAL
+        deceived = np.flatnonzero((labels == deceptive_class) & (rng.random(samples) < 0.8))
+        x[0, deceived, (deceptive_class + 1) % classes] += 2 * _LAST_SIGNAL
     logits = (sharpness * signal[:, None, None] * x).astype(np.float32)
     copies = rng.choice(samples, round(duplicates * samples), replace=False)
     originals = rng.integers(0, samples, len(copies))
@@ -63,7 +93,21 @@ def toy_records(
     nonfinite: float = 0.0,
     deceptive_class: int | None = None,
 ) -> ExitRecords:
-    """Records of `toy_logits`, which explains the options."""
+    """Records of `toy_logits`.
+
+    Parameters
+    ----------
+    samples, exits, classes, seed, sharpness, duplicates, nonfinite, deceptive_class
+        As for `toy_logits`.
+
+    Examples
+    --------
+    >>> records = toy_records(samples=1000)
+    >>> records
+    ExitRecords(3 exits, 1000 labeled samples, 5 classes)
+    >>> records.accuracies.round(2)
+    array([...])
+    """
     logits, labels = toy_logits(
         samples,
         exits,
@@ -78,5 +122,16 @@ def toy_records(
 
 
 def toy_costs(exits: int = 3) -> ExitCosts:
-    """Costs 1, 2 .. K milliseconds."""
+    """Costs of 1, 2 .. K milliseconds.
+
+    Parameters
+    ----------
+    exits : int
+        K.
+
+    Examples
+    --------
+    >>> toy_costs(3)
+    ExitCosts([1, 2, 3], unit='ms')
+    """
     return ExitCosts(np.arange(1.0, exits + 1))

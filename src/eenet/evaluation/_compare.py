@@ -91,10 +91,11 @@ def compare(
     --------
     >>> from eenet.testing import toy_costs, toy_records
     >>> comparison = compare(toy_records(300), toy_costs(), ["max_prob", "patience"], budgets=[1.5, 2.0], resplits=2)
-    >>> comparison.schedulers, len(comparison.rows)
-    (('max_prob', 'patience'), 8)
-    >>> [d.scheduler for d in comparison.differences("max_prob") if d.budget is None and d.mean < 0]
-    ['patience']
+    >>> comparison
+    Comparison(max_prob, patience; 2 budgets, 2 resplits, 300 samples)
+    >>> print(comparison.to_text())
+    held-out accuracy in %, mean of 2 resplits; budget in ms and in % of the last exit
+    ...
     """
     costs.require_exits(records.num_exits)
     records.require_utility()
