@@ -33,7 +33,9 @@ def array_value(cls: _Class) -> _Class:
     made = cls.__dataclass_params__  # type: ignore[attr-defined]
     methods: dict[str, Callable[..., Any]] = {}
     if made.eq:
-        methods |= {"__eq__": _eq, "__hash__": _hash}
+        methods["__eq__"] = _eq
+        if made.frozen:
+            methods["__hash__"] = _hash
     if made.repr:
         methods["__repr__"] = _repr
     for name, method in methods.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._values import array_value
 from eenet.capacity._simulation import SimulatedTraffic, simulate, simulate_fleet
 from eenet.errors import InvalidInputError
 from eenet.serving.engine import BatchingDelay, EngineOptions
@@ -280,6 +281,7 @@ class _Work:
         return _Tried(run(arrivals, exits).latencies[int(_WARM_UP * samples) :])
 
 
+@array_value
 @dataclass(frozen=True)
 class _Tried:
     latencies: Floats

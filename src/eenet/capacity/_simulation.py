@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eenet._values import array_value
 from eenet.errors import InvalidInputError
 from eenet.serving.engine import EngineOptions
 
@@ -25,6 +26,7 @@ StageCost = Callable[[int, int], float]
 """Seconds that stage k takes on n samples: `cost(k, n)`."""
 
 
+@array_value
 @dataclass(frozen=True)
 class SimulatedTraffic:
     """What became of N requests of one sample each.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from eenet._compat import attention_of, set_attention
 from eenet._extras import require
+from eenet._values import array_value
 from eenet.errors import InvalidInputError
 from eenet.models._heads import ConvHead, SegmentationHead, StackedConvHead, TokenHead
 from eenet.networks import (
@@ -131,6 +132,7 @@ class _WithExits(Protocol):
     def exit_names(self) -> tuple[str, ...]: ...
 
 
+@array_value
 @dataclass(frozen=True)
 class ModelSpec:
     """How a network that is known by name is made.

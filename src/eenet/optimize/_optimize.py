@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet._timing import in_turns, timed
+from eenet._values import array_value
 from eenet.errors import ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
@@ -30,6 +31,7 @@ WORTH = 0.98
 Floats = NDArray[np.float64]
 
 
+@array_value
 @dataclass(frozen=True)
 class StageTimes:
     """Seconds of each stage with its head, and of the compaction before it, at several numbers of samples.

@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from eenet._values import array_value
 from eenet.errors import CutError
 from eenet.stages._alias import tensors_to_copy
 from eenet.stages._binding import set_attribute
@@ -22,6 +23,7 @@ from eenet.stages._symbols import is_size, source_of_size
 _KEPT_META = ("nn_module_stack", "stack_trace")
 
 
+@array_value
 @dataclass(frozen=True)
 class Split:
     """The stages of a model in one mode, and how the last one's tensors become the model's output.

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from eenet._files import write_json
+from eenet._values import array_value
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.models._io import inferring, moved, unpack
@@ -42,6 +43,7 @@ Array = NDArray[Any]
 Parts = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
+@array_value
 @dataclass(frozen=True)
 class CachedFeatures:
     """What heads train on: `features` of the K-1 early exits, (N, ...) each; `logits` (N, C) of the last; `targets`."""
@@ -103,6 +105,7 @@ def cached_features(
     return _open(path, len(reducers))
 
 
+@array_value
 @dataclass(frozen=True)
 class _Outputs:
     inputs: list[Tensor]

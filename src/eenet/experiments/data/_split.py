@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._files import atomic_path, existing_file
+from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.experiments.data._dataset import Dataset, Subset
 
@@ -24,6 +25,7 @@ Take: TypeAlias = "Amount | str | Sequence[Any]"
 """An amount of the only source, the name of a source (what the others leave of it), or (source, amount)."""
 
 
+@array_value
 @dataclass(frozen=True)
 class ThreeWaySplit:
     """Which samples of which source are the train, calibration and test part.

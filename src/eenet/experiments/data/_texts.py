@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
+from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.experiments.data._dataset import (
     CorruptSample,
@@ -79,6 +80,7 @@ def _hash_text(text: str) -> bytes:
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+@array_value
 @dataclass(frozen=True)
 class TextSurvey:
     """What a tokenizer makes of some texts: token counts (N,) after truncation, and how many were cut or empty."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
+from eenet._values import array_value
 from eenet.bundle import load
 from eenet.scheduler import DecisionState, ExitHistory
 from eenet.serving.engine._engine import Engine
@@ -105,6 +106,7 @@ class StageCall:
     timeout: float
 
 
+@array_value
 @dataclass(frozen=True)
 class StageReply:
     """What became of a call's samples, by their positions in it.
