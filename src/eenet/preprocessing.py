@@ -8,8 +8,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
+from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 
 Array = NDArray[Any]
@@ -33,29 +35,54 @@ _MODES = {1: "L", 3: "RGB"}
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
-class Preprocessing(Protocol):
-    """Turns raw inputs into a network's arrays."""
+class _Input(Protocol):
+    """An input of a network: its name, and its shape with the samples first; sizes that may change are names."""
 
     @property
-    def kind(self) -> str:
-        """What an item is: "array", "image" (the bytes or path of a file) or "text" (a string)."""
-        ...
+    def name(self) -> str: ...
 
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+
+class Preprocessing(ABC):
+    """Turns raw inputs into a network's arrays.
+
+    Attributes
+    ----------
+    kind
+        What an item is: "array", "image" (the bytes or path of a file) or "text" (a string).
+    """
+
+    kind: str
+
+    @abstractmethod
     def __call__(self, items: Sequence[Any]) -> Inputs:
         """The network's inputs for some raw inputs, in their order; raises `InvalidInputError` naming the item."""
-        ...
 
+    @abstractmethod
+    def fitted(self, inputs: Sequence[_Input]) -> Preprocessing:
+        """The same for a network with these inputs; raises `InvalidInputError` where it makes something else."""
+
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """A JSON-ready description."""
-        ...
 
     def files(self) -> dict[str, bytes]:
         """What is kept beside the description, by name in the bundle."""
-        ...
+        return {}
+
+
+def _require_names(made: Sequence[str], inputs: Sequence[_Input]) -> None:
+    wanted = [one.name for one in inputs]
+    if sorted(made) != sorted(wanted):
+        raise InvalidInputError(
+            f"the preprocessing makes the inputs {list(made)}, the network takes {wanted}; name them in it"
+        )
 
 
 @dataclass(frozen=True)
-class ArrayPreprocessing:
+class ArrayPreprocessing(Preprocessing):
     """None: an item is an array, or a mapping of arrays by the names `inputs`, without the batch dimension."""
 
     inputs: tuple[str, ...]
@@ -72,23 +99,43 @@ class ArrayPreprocessing:
         except ValueError as error:
             raise InvalidInputError(f"the items cannot be one batch ({error}); give arrays of one shape") from error
 
+    def fitted(self, inputs: Sequence[_Input]) -> ArrayPreprocessing:
+        """Itself; raises `InvalidInputError` where the inputs have other names."""
+        _require_names(self.inputs, inputs)
+        return self
+
     def describe(self) -> dict[str, Any]:
         """A JSON-ready description."""
         return {"kind": self.kind, "inputs": list(self.inputs)}
 
-    def files(self) -> dict[str, bytes]:
-        """Nothing."""
-        return {}
-
 
 @dataclass(frozen=True)
-class ImagePreprocessing:
-    """Image files to float32 (N, channels, height, width): resized, cut, scaled to 0..1, normalised.
+class ImagePreprocessing(Preprocessing):
+    """Image files to float32 (N, channels, height, width): resized, cropped, scaled to 0..1, normalized.
 
-    `size` is (height, width). With `resize` the shorter side is brought to so many pixels and the centre is cut out, as
-    in the evaluation of ImageNet networks (256 for 224); without it the whole image is stretched to `size`. `mean` and
-    `std` have one number for each channel, of which there are 3 (RGB) or 1 (grey). An image of more than `max_pixels`
-    is refused before it is decoded.
+    Parameters
+    ----------
+    size
+        (height, width) of what the network takes, in pixels.
+    resize
+        The shorter side is brought to this many pixels and the center is cropped, as in the evaluation of ImageNet
+        networks (256 for 224); without it the whole image is stretched to `size`.
+    mean, std
+        One number for each channel, of which there are 3 (RGB) or 1 (gray), at a scale of 0..1.
+    input
+        The name of the network's input; `eenet.export` sets it where the network has one input.
+    max_pixels
+        A larger image is refused before it is decoded.
+
+    Examples
+    --------
+    >>> import io
+    >>> from PIL import Image
+    >>> from eenet.preprocessing import ImagePreprocessing
+    >>> file = io.BytesIO()
+    >>> Image.new("RGB", (300, 200)).save(file, "PNG")
+    >>> ImagePreprocessing((224, 224), resize=256)([file.getvalue()])["x"].shape
+    (1, 3, 224, 224)
     """
 
     size: tuple[int, int]
@@ -138,7 +185,7 @@ class ImagePreprocessing:
         except FileFormatError:
             raise
         except (*_DAMAGED, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
-            # Pillow names its in-memory stream by address, which helps nobody.
+            # Pillow names its in-memory stream by address, which helps no reader.
             text = str(error) or type(error).__name__
             reason = "not an image format that Pillow knows" if "cannot identify image file" in text else text
             raise FileFormatError(f"{what} does not decode as an image ({reason})") from error
@@ -160,64 +207,75 @@ class ImagePreprocessing:
         pixels = np.asarray(image, dtype=np.uint8)
         return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
+    def fitted(self, inputs: Sequence[_Input]) -> ImagePreprocessing:
+        """With the name of the network's input; raises `InvalidInputError` where it takes other images."""
+        made = replace(self, input=inputs[0].name) if len(inputs) == 1 else self
+        _require_names((made.input,), inputs)
+        shape, sizes = inputs[0].shape, (len(self.mean), *self.size)
+        if len(shape) != 4 or any(isinstance(w, int) and w != s for w, s in zip(shape[1:], sizes, strict=True)):
+            raise InvalidInputError(f"the preprocessing makes images of {sizes}, the network takes {shape[1:]}")
+        return made
+
     def describe(self) -> dict[str, Any]:
         """A JSON-ready description."""
         return {**asdict(self), "size": list(self.size), "mean": list(self.mean), "std": list(self.std)}
 
-    def files(self) -> dict[str, bytes]:
-        """Nothing."""
-        return {}
 
-
+@array_value
 @dataclass(frozen=True)
-class TextPreprocessing:
+class TextPreprocessing(Preprocessing):
     """Texts to int64 arrays (N, T) of tokens, masks and, where the network takes them, token types.
 
-    `tokenizer` is the content of a tokenizer.json of the tokenizers library. Texts are cut at `max_length` tokens and
-    padded to the longest of the batch, or to `pad_to` where the network takes one length only.
+    Parameters
+    ----------
+    tokenizer
+        A fast tokenizer of transformers, a `tokenizers.Tokenizer`, a folder or file with a tokenizer.json, or the
+        content of one.
+    max_length
+        Texts are truncated to this many tokens.
+    pad_to
+        Texts are padded to the longest of their batch, or to this many tokens; `eenet.export` sets it where the network
+        takes one length only.
+    inputs
+        The arrays to make, of "input_ids", "attention_mask" and "token_type_ids"; by default those that the network
+        takes, and the first two where no network is known.
     """
 
-    tokenizer: bytes
+    tokenizer: Any
     max_length: int = 128
     pad_to: int | None = None
-    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    inputs: tuple[str, ...] | None = None
     kind: str = field(default="text", init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "inputs", tuple(self.inputs))
-        unknown = [name for name in self.inputs if name not in _TOKEN_ARRAYS]
-        if unknown or not self.inputs:
+        object.__setattr__(self, "tokenizer", _tokenizer_file(self.tokenizer))
+        if self.inputs is not None:
+            object.__setattr__(self, "inputs", tuple(self.inputs))
+        unknown = [name for name in self._names if name not in _TOKEN_ARRAYS]
+        if unknown or not self._names:
             raise InvalidInputError(f"inputs are {self.inputs}, expected some of {sorted(_TOKEN_ARRAYS)}")
         if self.max_length < 1 or (self.pad_to is not None and self.pad_to < self.max_length):
             raise InvalidInputError(
                 f"max_length is {self.max_length} and pad_to {self.pad_to}; expected 1 or more, and pad_to not below"
             )
 
-    @classmethod
-    def of(
-        cls,
-        tokenizer: Any,
-        *,
-        max_length: int = 128,
-        pad_to: int | None = None,
-        inputs: Sequence[str] = ("input_ids", "attention_mask"),
-    ) -> TextPreprocessing:
-        """Of a fast tokenizer of transformers, or a folder or file with a tokenizer.json."""
-        if isinstance(tokenizer, (str, Path)):
-            path = Path(tokenizer)
-            path = path / "tokenizer.json" if path.is_dir() else path
-            if not path.is_file():
-                raise InvalidInputError(f"there is no {str(path)!r}; give a folder that holds a tokenizer.json")
-            content = path.read_bytes()
-        else:
-            fast = getattr(tokenizer, "backend_tokenizer", None)
-            if fast is None:
-                raise InvalidInputError(
-                    f"the tokenizer is a {type(tokenizer).__name__}, expected a fast tokenizer of transformers, or the "
-                    "folder of a tokenizer.json"
-                )
-            content = fast.to_str().encode()
-        return cls(content, max_length, pad_to, tuple(inputs))
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("input_ids", "attention_mask") if self.inputs is None else self.inputs
+
+    def fitted(self, inputs: Sequence[_Input]) -> TextPreprocessing:
+        """With the names and the length that the network takes; raises `InvalidInputError` where it takes others."""
+        made = replace(self, inputs=tuple(one.name for one in inputs)) if self.inputs is None else self
+        _require_names(made._names, inputs)
+        length = inputs[0].shape[1]
+        if isinstance(length, int) and self.pad_to is None:
+            return replace(made, pad_to=length, max_length=min(self.max_length, length))
+        if isinstance(length, int) and self.pad_to != length:
+            raise InvalidInputError(
+                f"the network takes texts of {length} tokens only, and pad_to is {self.pad_to}; leave pad_to out, or "
+                "cut the network with dynamic={1: 'sequence'}"
+            )
+        return made
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -248,7 +306,7 @@ class TextPreprocessing:
             raise InvalidInputError(f"item {empty} ({items[empty][:40]!r}) has no token; give a text that is not empty")
         return {
             name: np.array([getattr(one, _TOKEN_ARRAYS[name]) for one in encoded], np.int64).reshape(len(items), -1)
-            for name in self.inputs
+            for name in self._names
         }
 
     def describe(self) -> dict[str, Any]:
@@ -257,13 +315,33 @@ class TextPreprocessing:
             "kind": self.kind,
             "max_length": self.max_length,
             "pad_to": self.pad_to,
-            "inputs": list(self.inputs),
+            "inputs": list(self._names),
             "tokenizer": TOKENIZER_FILE,
         }
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer."""
         return {TOKENIZER_FILE: self.tokenizer}
+
+
+def _tokenizer_file(tokenizer: Any) -> bytes:
+    """The content of a tokenizer.json."""
+    if isinstance(tokenizer, bytes):
+        return tokenizer
+    if isinstance(tokenizer, (str, Path)):
+        path = Path(tokenizer)
+        path = path / "tokenizer.json" if path.is_dir() else path
+        if not path.is_file():
+            raise InvalidInputError(f"there is no {str(path)!r}; give a folder that holds a tokenizer.json")
+        return path.read_bytes()
+    fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(fast, "to_str"):
+        raise InvalidInputError(
+            f"the tokenizer is a {type(tokenizer).__name__}, expected a fast tokenizer of transformers, one of "
+            "tokenizers, or the folder of a tokenizer.json"
+        )
+    content: str = fast.to_str()
+    return content.encode()
 
 
 _TOKEN_ARRAYS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}

@@ -21,6 +21,7 @@ from eenet.errors import FileFormatError, InvalidInputError
 from eenet.experiments.data import load
 from eenet.predict import open_items, predict
 from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
+from eenet.runtime import TensorSpec
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_library)
@@ -221,12 +222,30 @@ class TestPreprocessing:
         fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]")
         texts = ["a good film", "bad", "a a a a a a a a a"]
         expected = fast(texts, padding=True, truncation=True, max_length=6)
-        made = TextPreprocessing.of(fast, max_length=6)(texts)
+        made = TextPreprocessing(fast, max_length=6)(texts)
         assert made["input_ids"].tolist() == expected["input_ids"]
         assert made["attention_mask"].tolist() == expected["attention_mask"]
-        assert TextPreprocessing.of(fast, max_length=6, pad_to=9)(["bad"])["input_ids"].shape == (1, 9)
+        assert TextPreprocessing(fast, max_length=6, pad_to=9)(["bad"])["input_ids"].shape == (1, 9)
         with pytest.raises(InvalidInputError, match="item 1 is a int, expected a string"):
-            TextPreprocessing.of(fast)(["bad", 3])
+            TextPreprocessing(fast)(["bad", 3])
+        assert TextPreprocessing(inner) == TextPreprocessing(inner.to_str().encode())
+        with pytest.raises(InvalidInputError, match="the tokenizer is a dict, expected a fast tokenizer"):
+            TextPreprocessing({})
+
+    def test_texts_become_what_the_network_takes(self) -> None:
+        tokens = [TensorSpec(name, "int64", ("batch", 7), 0) for name in ("input_ids", "token_type_ids")]
+        made = TextPreprocessing(b"{}").fitted(tokens)
+        assert (made.inputs, made.pad_to, made.max_length) == (("input_ids", "token_type_ids"), 7, 7)
+        with pytest.raises(InvalidInputError, match="takes texts of 7 tokens only, and pad_to is 9; leave pad_to out"):
+            TextPreprocessing(b"{}", max_length=6, pad_to=9).fitted(tokens)
+        with pytest.raises(InvalidInputError, match=r"makes the inputs .'input_ids'., the network takes"):
+            TextPreprocessing(b"{}", inputs=("input_ids",)).fitted(tokens)
+
+    def test_images_become_what_the_network_takes(self) -> None:
+        image = TensorSpec("pixels", "float32", ("batch", 3, 8, 8), 0)
+        assert ImagePreprocessing((8, 8)).fitted([image]).input == "pixels"
+        with pytest.raises(InvalidInputError, match=r"makes images of \(3, 9, 8\), the network takes \(3, 8, 8\)"):
+            ImagePreprocessing((9, 8)).fitted([image])
 
 
 MODULE = """

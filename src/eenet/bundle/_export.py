@@ -46,14 +46,58 @@ def export(
 ) -> LoadedBundle:
     """Write a bundle: what runs the stages, the scheduler, its costs and budgets, checksums; and load it.
 
-    `example` are real samples, a tensor, a tuple of arguments or a mapping of keyword arguments; the finished bundle is
-    compared with the model on all of them before it appears: logits within 1e-3, exits those of a replay. The folder is
-    there as a whole or not at all, and replaces an earlier bundle. `backend` is "onnx" (runs with numpy and onnxruntime
-    alone), "torch" (weights, for a network that can be built again from a name) or "aoti" (the same, compiled where it
-    is loaded). `preprocessing` says how image files or texts become the network's inputs.
+    Before the bundle appears it is compared with the model on all of `example`: logits within 1e-3 in several batch
+    sizes and in other batches, exits those of a replay. The folder appears as a whole or not at all, and replaces an
+    earlier bundle.
 
-    Raises `InvalidInputError` for what cannot be exported, `ExportError` where the bundle does not do what the model
-    does, `MissingExtraError` without onnx, onnxscript and onnxruntime.
+    Parameters
+    ----------
+    model
+        The model, in float32 on the CPU.
+    scheduler
+        A fitted scheduler for its exits.
+    folder
+        Where to write.
+    example
+        Real samples: a tensor, a tuple of arguments or a mapping of keyword arguments.
+    backend
+        "onnx" runs with onnxruntime, without PyTorch; "torch" holds weights, for a network that can be built again from
+        a name; "aoti" is the same, compiled where it is loaded.
+    preprocessing
+        How image files or texts become the network's inputs; by default it takes arrays.
+    class_names
+        What the C classes are called.
+    opset
+        The version of the ONNX operators, 18 to 23.
+
+    Returns
+    -------
+    LoadedBundle
+        The bundle, loaded from the folder.
+
+    Raises
+    ------
+    InvalidInputError
+        For what cannot be exported.
+    ExportError
+        Where the bundle does not do what the model does, or samples are mixed.
+    MissingExtraError
+        Without onnx, onnxscript and onnxruntime, for the backend "onnx".
+
+    Examples
+    --------
+    >>> import eenet, tempfile, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> data = torch.utils.data.TensorDataset(torch.randn(64, 4), torch.randint(3, (64,)))
+    >>> records = eenet.collect(model, torch.utils.data.DataLoader(data, batch_size=16))
+    >>> scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([0.4, 1.0], "ms"), "100%")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     bundle = eenet.export(model, scheduler, f"{folder}/bundle", example=torch.randn(8, 4))
+    ...     logits, exits = bundle(torch.randn(5, 4).numpy())
+    >>> logits.shape
+    (5, 3)
     """
     if backend not in BACKENDS:
         raise InvalidInputError(f"backend is {backend!r}, expected one of {list(BACKENDS)}")
@@ -69,7 +113,8 @@ def export(
     if model.staged.batch_size_of(live) == 0:
         raise InvalidInputError("the example has batch size 0; give real samples, on which the bundle is checked")
     inputs = tuple(tensor_spec(one) for one in model.staged.inference_stages[0].inputs)
-    preprocessing = _fitting(preprocessing, inputs)
+    names_of_inputs = tuple(spec.name for spec in inputs)
+    preprocessing = ArrayPreprocessing(names_of_inputs) if preprocessing is None else preprocessing.fitted(inputs)
     target = Path(folder)
     with atomic_folder(target, marker=MANIFEST, what="bundle") as temporary:
         stages = _write_stages(model, backend, opset, temporary)
@@ -118,30 +163,6 @@ def _require_cpu_float(model: MultiExitModel) -> None:
             raise InvalidInputError(
                 f"{name!r} is of {tensor.dtype}, which numpy and the CPU backends do not run; export model.float()"
             )
-
-
-def _fitting(preprocessing: Preprocessing | None, inputs: Sequence[TensorSpec]) -> Preprocessing:
-    """The preprocessing, after a check that it makes what the network takes."""
-    wanted = tuple(spec.name for spec in inputs)
-    if preprocessing is None:
-        return ArrayPreprocessing(wanted)
-    given = preprocessing.describe()
-    made = tuple(given["inputs"]) if "inputs" in given else (given["input"],)
-    if sorted(made) != sorted(wanted):
-        raise InvalidInputError(
-            f"the preprocessing makes the inputs {list(made)}, the network takes {list(wanted)}; name them in it"
-        )
-    shape = inputs[0].shape
-    if preprocessing.kind == "image":
-        sizes = (len(given["mean"]), *given["size"])
-        if len(shape) != 4 or any(isinstance(w, int) and w != s for w, s in zip(shape[1:], sizes, strict=True)):
-            raise InvalidInputError(f"the preprocessing makes images of {sizes}, the network takes {shape[1:]}")
-    if preprocessing.kind == "text" and isinstance(shape[1], int) and given["pad_to"] != shape[1]:
-        raise InvalidInputError(
-            f"the network takes texts of {shape[1]} tokens only; give the preprocessing pad_to={shape[1]}, or cut the "
-            "network with dynamic={1: 'sequence'}"
-        )
-    return preprocessing
 
 
 def _write_stages(model: MultiExitModel, backend: str, opset: int, folder: Path) -> tuple[StageSpec, ...]:

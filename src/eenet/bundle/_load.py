@@ -17,14 +17,38 @@ def load(
     allow: Iterable[str] = (),
     stages: Iterable[int] | None = None,
 ) -> LoadedBundle:
-    """The bundle that `eenet.export` wrote to a folder, ready to run.
+    """Load the bundle that `eenet.export` wrote to a folder. A bundle of ONNX graphs needs no PyTorch.
 
-    A bundle of ONNX graphs needs no PyTorch. `threads` is how many a stage may use. `allow` lists the import paths that
-    may be called to build the network of a bundle of weights, where that is the caller's own; see
-    `MultiExitModel.from_pretrained`. `stages` are the numbers of those that will be run, by default all: the graphs of
-    others are not loaded, and with none at all no weights are (a bundle of weights is loaded whole otherwise). Raises
-    `InvalidInputError` for a folder that holds no bundle, `FileFormatError`, which names the file, where anything in it
-    is not what was written.
+    Parameters
+    ----------
+    folder
+        The bundle.
+    threads
+        How many threads a stage may use; for a bundle of weights this holds for the whole process.
+    allow
+        The import paths, such as "mypackage.networks:make", that may be called to build the network of a bundle of
+        weights, where it is your own; see `MultiExitModel.from_pretrained`.
+    stages
+        The numbers of the stages that will be run, by default all. The graphs of others are not loaded. With none at
+        all no weights are loaded; otherwise a bundle of weights is loaded whole.
+
+    Returns
+    -------
+    LoadedBundle
+        Call it with numpy arrays: `logits, exits = bundle(inputs)`.
+
+    Raises
+    ------
+    InvalidInputError
+        For a folder that holds no bundle.
+    FileFormatError
+        Where anything in it is not what was written; the message names the file.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> bundle = eenet.bundle.load("bundle/")  # doctest: +SKIP
+    >>> logits, exits = bundle(images)  # doctest: +SKIP
     """
     manifest = read_manifest(folder)
     chosen = None if stages is None else frozenset(stages)

@@ -79,8 +79,19 @@ class LoadedBundle:
         """
         return LoadedBundle(self.manifest, self.backend, self.scheduler.at(budget))
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it holds the same files, scheduler and budget; where they lie makes no difference."""
+        if not isinstance(other, LoadedBundle):
+            return NotImplemented
+        return self.manifest.data == other.manifest.data and self.scheduler == other.scheduler
+
+    def __hash__(self) -> int:
+        return hash(str(self.manifest.data["files"]))
+
     def __repr__(self) -> str:
-        return f"LoadedBundle({str(self.manifest.root)!r}, {self.manifest.backend}, {self.scheduler!r})"
+        exits = ", ".join(self.exit_names)
+        where = repr(str(self.manifest.root))
+        return f"LoadedBundle({where}, {self.manifest.backend}, exits=[{exits}], {self.scheduler!r})"
 
 
 def _scheduler(manifest: Manifest) -> Scheduler:

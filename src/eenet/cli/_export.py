@@ -130,14 +130,7 @@ def _preprocessing(
 
     inputs = model.staged.inference_stages[0].inputs
     if tokenizer is not None:
-        length = inputs[0].shape[1]
-        fixed = length if isinstance(length, int) else None
-        return TextPreprocessing.of(
-            tokenizer,
-            max_length=max_length if fixed is None else min(max_length, fixed),
-            pad_to=fixed,
-            inputs=[one.name for one in inputs],
-        )
+        return TextPreprocessing(tokenizer, max_length=max_length)
     if image_size is None:
         return None
     try:

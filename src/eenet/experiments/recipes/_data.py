@@ -160,7 +160,7 @@ class RecipeData:
         tokenizer = self.collate.tokenizer
         if getattr(tokenizer, "backend_tokenizer", None) is None:
             return None  # a slow tokenizer has no file that a server could read
-        return TextPreprocessing.of(tokenizer, max_length=self._settings.max_length, inputs=_TOKEN_INPUTS[:-1])
+        return TextPreprocessing(tokenizer, max_length=self._settings.max_length, inputs=_TOKEN_INPUTS[:-1])
 
     def samples(self, most_bytes: float) -> tuple[Tensor, ...]:
         """Inputs of the test part, evenly spaced, as many as fit into `most_bytes` but at least 2."""
