@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    import torch
     import torch.utils._pytree as pytree
     from torch._export.verifier import SpecViolationError as SpecViolationError
     from torch._inductor import aoti_compile_and_package as aoti_compile_and_package
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from torch._ops import HigherOrderOperator as HigherOrderOperator
     from torch._ops import OpOverload as OpOverload
     from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+    from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = [
     "BatchNorm",
@@ -35,11 +37,13 @@ __all__ = [
     "aoti_load_package",
     "attention_of",
     "clear_fake_caches",
+    "flop_counter",
     "is_fake",
     "by_reference",
     "pytree",
-    "set_attention",
     "quiet_trace",
+    "recurrent_in_one",
+    "set_attention",
     "set_loader_epoch",
 ]
 
@@ -95,6 +99,64 @@ def quiet_trace() -> Iterator[None]:
         sys.stderr = stream
         for handler in handlers:
             handler.removeFilter(keep)
+
+
+@contextlib.contextmanager
+def recurrent_in_one() -> Iterator[None]:
+    """Trace an LSTM, GRU or RNN as the one operator that it is, for a sequence of any length.
+
+    To find the shapes of its outputs, torch.export otherwise traces it step by step, at about 0.1 s for each step, and
+    fixes the number of steps.
+    """
+    import torch
+    from torch._C import DispatchKey
+
+    aten = torch.ops.aten
+    operators = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+    keys = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd)
+    before = [(operator, dict(operator.py_kernels)) for operator in operators]
+    try:
+        for operator in operators:
+            operator.py_kernels.update(dict.fromkeys(keys, _recurrent_shapes))
+            operator._dispatch_cache.clear()
+        yield
+    finally:
+        for operator, kernels in before:
+            operator.py_kernels.clear()
+            operator.py_kernels.update(kernels)
+            operator._dispatch_cache.clear()
+
+
+def _recurrent_shapes(x: torch.Tensor, state: Any, _parameters: Any, *settings: Any) -> tuple[torch.Tensor, ...]:
+    """Tensors of the shapes and strides that a recurrent operator gives; its last settings are how it runs."""
+    bidirectional, batch_first = settings[-2:]
+    states = tuple(state) if isinstance(state, (list, tuple)) else (state,)
+    steps, batch = (x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1])
+    output = x.new_empty((steps, batch, states[0].shape[-1] * (2 if bidirectional else 1)))
+    return (output.transpose(0, 1) if batch_first else output, *[one.new_empty(one.shape) for one in states])
+
+
+def flop_counter() -> FlopCounterMode:
+    """A counter of FLOPs, for `get_total_flops`, that does not tell one module from another.
+
+    To do so, torch's puts hooks on gradients, which fails without gradients where a graph holds a block of its own,
+    such as autocast.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _OneModule()  # type: ignore[assignment]
+    return counter
+
+
+class _OneModule:
+    """Stands for torch's tracker of the modules that run."""
+
+    parents = frozenset({"Global"})
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class _Held(io.TextIOBase):

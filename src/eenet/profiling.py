@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eenet._compat import flop_counter
 from eenet._timing import fingerprint as fingerprint
 from eenet._timing import in_turns, timed, waiting_for
 from eenet._values import array_value
@@ -262,11 +263,9 @@ def _time_rounds(steps: list[tuple[Step, ...]], device: torch.device, seconds: f
 
 def _count_flops(model: MultiExitModel, inputs: tuple[Tensor, ...], scheduler: Scheduler | None) -> Floats:
     """Cumulative FLOPs per sample of each exit, (K,), heads that run included."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     counts = []
     for parts in _steps(model, inputs, 1, scheduler):
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             for step in parts:
                 step()
         counts.append(counter.get_total_flops())

@@ -124,6 +124,12 @@ class TestSamplesDependOnEachOther:
         eenet.attach(net, ["1", "3"], example=torch.randn(4, 6))
 
 
+def test_time_first_is_named_as_the_reason() -> None:
+    net = Step(lambda s, x: s.b(s.a(s.lstm(x)[0])[-1]), lstm=nn.LSTM(6, 6), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    with pytest.raises(CutError, match=r"'lstm' \(LSTM\) has batch_first=False.*\(batch, time, features\)"):
+        eenet.attach(net.eval(), ["a"], example=torch.randn(5, 4, 6))
+
+
 @pytest.mark.parametrize("position", [1, 3])
 def test_a_network_that_is_random_in_inference_is_not_said_to_mix_samples(position: int) -> None:
     net = network(Step(lambda _self, x: F.dropout(x)), position=position)
@@ -174,7 +180,7 @@ def test_the_reason_and_the_way_out(make: Callable[[], nn.Module], example: Any,
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_modules_of_torch_jit() -> None:
     with pytest.raises(InvalidInputError, match=r"module '2' is a \w+ of torch\.jit.*Python module"):
-        eenet.attach(network(torch.jit.script(nn.Linear(8, 8))), ["1"], example=torch.randn(2, 6))
+        eenet.cut(network(torch.jit.script(nn.Linear(8, 8))), ["1"], torch.randn(2, 6))
 
 
 def test_errors_of_the_network_s_own_code_while_tracing() -> None:

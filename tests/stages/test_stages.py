@@ -570,3 +570,51 @@ def test_a_walk_runs_a_stage_when_it_is_asked_for_and_takes_other_live_tensors()
     *_, last = steps
     assert last.live == ()
     torch.testing.assert_close(staged.unflatten_output(last.outputs), model(x)[[3, 1]])
+
+
+class Recurrent(nn.Module):
+    """Classifies the last step of a sequence (N, T, 4)."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+        super().__init__()
+        self.first = kind(4, 8, batch_first=True, **options)
+        width = options.get("proj_size", 8) * (2 if options.get("bidirectional") else 1)
+        self.second = kind(width, 8, batch_first=True)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.second(self.first(x)[0])[0][:, -1])
+        return logits
+
+
+RECURRENT: list[tuple[type[nn.RNNBase], dict[str, Any]]] = [
+    (nn.LSTM, {}),
+    (nn.LSTM, {"bidirectional": True, "num_layers": 2, "dropout": 0.5}),
+    (nn.LSTM, {"proj_size": 5}),
+    (nn.GRU, {"bidirectional": True}),
+    (nn.RNN, {"nonlinearity": "relu"}),
+    (nn.RNN, {"nonlinearity": "tanh"}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(("kind", "options"), RECURRENT)
+def test_recurrent_layers_stay_one_operator_for_any_number_of_steps(
+    kind: type[nn.RNNBase], options: dict[str, Any]
+) -> None:
+    model = Recurrent(kind, **options).eval()
+    staged = cut(model, ["first"], torch.randn(2, 6, 4), dynamic={1: "time"})
+    for batch, steps in ((1, 6), (3, 40)):
+        x = torch.randn(batch, steps, 4)
+        torch.testing.assert_close(staged(x), model(x))
+    assert staged.stages[0].outputs[0].shape[:2] == ("batch", "time")
+    graph = staged.stages[0].module
+    assert isinstance(graph, torch.fx.GraphModule)
+    assert len([node for node in graph.graph.nodes if node.op == "call_function"]) < 20
+    # In training too, with the gradients of the network.
+    x = torch.randn(3, 6, 4)
+    grads = []
+    for one in (model.train(), staged.train()):
+        torch.manual_seed(0)
+        grads.append(torch.autograd.grad(one(x).square().sum(), list(model.parameters())))
+    torch.testing.assert_close(grads[0], grads[1])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from eenet._compat import flop_counter
 from eenet.models._io import inferring
 from eenet.models._multi_exit import MultiExitModel
 from eenet.stages import LiveTensor, StagedModel
@@ -146,9 +147,7 @@ def describe(model: MultiExitModel | StagedModel) -> Description:
 
 
 def _counted(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         result = function(*args)
     return int(counter.get_total_flops()), result
 

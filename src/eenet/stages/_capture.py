@@ -16,7 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from eenet._compat import SpecViolationError, quiet_trace
+from eenet._compat import SpecViolationError, quiet_trace, recurrent_in_one
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._example import MODEL_ERRORS, InputForm
 
@@ -258,7 +258,7 @@ def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
     shapes = {"tensors": tuple(_dynamic_dims(tensor, form) for tensor in tensors)}
     try:
         # Outside any no_grad of the caller: the graph must hold the model's own switches of gradient mode, no others.
-        with _quiet(), quiet_trace(), torch.enable_grad():
+        with _quiet(), quiet_trace(), recurrent_in_one(), torch.enable_grad():
             return torch.export.export(_FlatCall(model, form), tensors, dynamic_shapes=shapes, strict=False)
     except (*MODEL_ERRORS, SpecViolationError) as error:
         where = _innermost_module(model, error)

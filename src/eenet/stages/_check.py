@@ -69,7 +69,8 @@ def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form
         check_inference(backbone, at, split, form)
     except CutError as error:
         with undisturbed(backbone):
-            raise (_random(split, sample_inputs(form, _BATCH)) or error) from error
+            found = _random(split, sample_inputs(form, _BATCH)) or _time_first(backbone, error) or error
+        raise found from error
 
 
 def _check_neighbours(split: Split, inputs: tuple[Tensor, ...]) -> None:
@@ -138,6 +139,17 @@ def _random(split: Split, inputs: tuple[Tensor, ...]) -> CutError | None:
         f"the network is random in inference{found}; make that step follow `self.training` (for dropout, "
         "F.dropout(x, p, training=self.training))"
     )
+
+
+def _time_first(backbone: nn.Module, error: CutError) -> CutError | None:
+    """The error with a hint, where a module of the network takes dimension 0 as time."""
+    for name, module in backbone.named_modules():
+        if getattr(module, "batch_first", True) is False:
+            return CutError(
+                f"{error}. Module {name!r} ({type(module).__name__}) has batch_first=False, so it takes dimension 0 as "
+                "time, where the example has the samples: pass (batch, time, features), with batch_first=True"
+            )
+    return None
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

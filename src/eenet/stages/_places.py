@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from eenet._compat import flop_counter
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._capture import capture_with_markers, is_marker
 from eenet.stages._check import undisturbed
@@ -148,10 +149,8 @@ def _costs(
     graph_module: fx.GraphModule, form: InputForm, cost: str
 ) -> tuple[dict[fx.Node, float], dict[fx.Node, tuple[int, ...]]]:
     """The share of the cost that comes before each marker, and the shape of each tensor for the example."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     if cost == "flops":
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter() as counter:
             run = _Run(graph_module, counter.get_total_flops)
             run.run(*form.tensors(), enable_io_processing=False)
         marks = np.array([*run.marks.values(), counter.get_total_flops()], dtype=np.float64)
