@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -575,7 +576,7 @@ def test_a_walk_runs_a_stage_when_it_is_asked_for_and_takes_other_live_tensors()
 class Recurrent(nn.Module):
     """Classifies the last step of a sequence (N, T, 4)."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase], **options: Any) -> None:
         super().__init__()
         self.first = kind(4, 8, batch_first=True, **options)
         width = options.get("proj_size", 8) * (2 if options.get("bidirectional") else 1)
@@ -587,7 +588,7 @@ class Recurrent(nn.Module):
         return logits
 
 
-RECURRENT: list[tuple[type[nn.RNNBase], dict[str, Any]]] = [
+RECURRENT: list[tuple[Callable[..., nn.RNNBase], dict[str, Any]]] = [
     (nn.LSTM, {}),
     (nn.LSTM, {"bidirectional": True, "num_layers": 2, "dropout": 0.5}),
     (nn.LSTM, {"proj_size": 5}),
@@ -600,7 +601,7 @@ RECURRENT: list[tuple[type[nn.RNNBase], dict[str, Any]]] = [
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize(("kind", "options"), RECURRENT)
 def test_recurrent_layers_stay_one_operator_for_any_number_of_steps(
-    kind: type[nn.RNNBase], options: dict[str, Any]
+    kind: Callable[..., nn.RNNBase], options: dict[str, Any]
 ) -> None:
     model = Recurrent(kind, **options).eval()
     staged = cut(model, ["first"], torch.randn(2, 6, 4), dynamic={1: "time"})

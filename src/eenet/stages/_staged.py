@@ -281,7 +281,7 @@ class StagedModel(nn.Module):
             found = self._splits[flags] = self._trace(flags)
         return found
 
-    @torch.compiler.disable  # a model is compiled, the making of its stages is not
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a model is compiled, the making of its stages is not
     def _trace(self, flags: tuple[bool, ...]) -> Split:
         training, watch = any(flags), None
         with self._in_mode(flags), torch.inference_mode(mode=False):
