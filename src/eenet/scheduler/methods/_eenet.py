@@ -48,6 +48,9 @@ def with_confidences(evidence: Evidence, more: int) -> Floats:
     three. All three saturate where a network is overconfident, and a linear score of them can then no longer tell the
     sure from the less sure; the log odds can.
     """
+    if len(evidence) == 1:  # the same, in less time
+        of_one = (evidence.max_probability.item(), 1 - evidence.entropy.item(), evidence.vote_share.item())
+        return np.array([[*of_one, LOG_ODDS_SCALE * evidence.log_odds.item(), *[0.0] * more]])
     values = np.empty((len(evidence), NUM_CONFIDENCES + more))
     values[:, 0] = evidence.max_probability
     np.subtract(1, evidence.entropy, out=values[:, 1])
@@ -84,6 +87,9 @@ class LearnedScore(Score):
         scalars *= self.evidence_weights[k]
         # Products summed row by row, not a BLAS product: see tasks/_evidence.py.
         scores: Floats = np.add.reduce(evidence.probabilities * self.class_weights[k], axis=1)
+        if len(scores) == 1:  # the same, in less time
+            of_one = scores.item() + np.add.reduce(scalars, axis=1).item() + self.biases[k]
+            return np.array([of_one + TIE_WEIGHT * evidence.log_odds.item()])
         scores += np.add.reduce(scalars, axis=1)
         scores += self.biases[k]
         scores += TIE_WEIGHT * evidence.log_odds
