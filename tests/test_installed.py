@@ -117,7 +117,7 @@ def test_the_core_runs_the_commands_for_predictions(core: Environment, tmp_path:
     fitted = core.run("-m", "eenet", "fit", path, "--budget", "60%", "--out", saved, "--json")
     assert fitted.returncode == 0, fitted.stderr
     shown = core.run("-m", "eenet", "evaluate", path, "--scheduler", saved, "--json")
-    assert json.loads(shown.stdout)["mean_cost"] <= json.loads(fitted.stdout)["budget"] * 1.001
+    assert json.loads(shown.stdout)["held_out_cost"] <= json.loads(fitted.stdout)["budget"] * 1.001
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ scheduler = eenet.MaxProbability().fit(eenet.collect(model, [(x, y)]), costs, bu
 logits, exits = eenet.AdaptiveModel(model, scheduler)(x)
 assert exits.tolist() == scheduler.replay(eenet.collect(model, [x])).exits.tolist()
 export = lambda: eenet.export(model, scheduler, "bundle", example=x)
-train = lambda: eenet.train(model, [(x, y)], [(x, y)])
+train = lambda: eenet.train(model, [(x, y)], [(x, y)], out="run")
 for use in (export, train):
     try:
         use()

@@ -6,6 +6,8 @@ down meanwhile slows down all of them.
 
 from __future__ import annotations
 
+import eenet._needs_torch  # noqa: F401  # isort: skip
+
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
