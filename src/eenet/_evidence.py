@@ -277,6 +277,9 @@ class Evidence:
     @_Once
     def vote_share(self) -> Floats:
         """The largest share of the exits so far that predict one class, (n,)."""
+        if len(self.finite) == 1:
+            of_one = [evidence.predictions.item() for evidence in (*self._earlier, self)]
+            return np.array([max(map(of_one.count, of_one)) / len(of_one)])
         if len(self._earlier) < 2:  # the same as below, in less time
             share: Floats = np.ones(len(self))
             if self._earlier:
@@ -299,6 +302,13 @@ class Evidence:
     @_Once
     def streak(self) -> Ints | Floats:
         """For how many exits in a row, this one included, the prediction has been the same, (n,)."""
+        if len(self.finite) == 1:
+            predicted, of_one = self.predictions.item(), 1
+            for evidence in reversed(self._earlier):
+                if evidence.predictions.item() != predicted:
+                    break
+                of_one += 1
+            return np.array([of_one], dtype=np.intp)
         length = np.ones(len(self), dtype=np.intp)
         unbroken = np.ones(len(self), dtype=np.bool_)
         for earlier in reversed(self._earlier):

@@ -1,4 +1,4 @@
-"""BudgetController: holds a budget in traffic, from what leaves where, without labels."""
+"""BudgetController: holds a budget in traffic, from the exits that samples take, without labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from eenet.control._pacing import Alternation, Pacer
 from eenet.control._quotas import Quotas
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.scheduler._policy import Floats, Ints, ThresholdPolicy
-from eenet.scheduler._scheduler import Scheduler
+from eenet.scheduler import Scheduler, ThresholdPolicy
+from eenet.scheduler._policy import Floats, Ints
 
 _FORMAT, _SCHEMA = "eenet.controller", 1
 _SHORTEST_HORIZON = 10
@@ -28,20 +28,43 @@ _SHORTEST_HORIZON = 10
 class BudgetController:
     """Keeps the mean cost of traffic at a budget by moving along a scheduler's policies, from observed costs alone.
 
-    Run each batch under `policy` and give the exits its samples left at to `observe`. Stands in for a scheduler in
-    `AdaptiveModel`. All methods may be called from several threads; `policy` never waits.
+    Run each batch under `policy` and give the exits that its samples took to `observe`. `AdaptiveModel` takes it in
+    place of a scheduler. All methods may be called from several threads; `policy` never waits.
 
-    `budget` is as in `Scheduler.fit`, by default the scheduler's own. `horizon`, in samples: how soon what was spent
-    too much or too little is paid back; shorter follows traffic faster, longer wanders less around the best policy.
-    `floor` and `ceiling` (K,) are the smallest and largest share of samples that leaves at each exit. They are kept
-    whatever the traffic, to within the samples of K batches: once the running counts fall short, everybody in the next
-    batch leaves at the exit that is owed most; exits that have too many are passed. The other batches keep the budget.
-    In any stretch of traffic they are kept too, to within `horizon` samples more. A sample with evidence that is not
-    finite goes on to the last exit all the same. `false_alarms` is the probability, over all calibration sets and
-    traffic like them, that `drift` ever reports an alarm.
+    Parameters
+    ----------
+    scheduler : Scheduler
+        A fitted one, or one from a file.
+    budget : float or str, optional
+        As in `Scheduler.fit`, by default the scheduler's own.
+    horizon : float
+        In samples: how soon what was spent too much or too little is paid back. A shorter one follows traffic faster, a
+        longer one stays closer to the best policy.
+    floor, ceiling : sequence of K floats, optional
+        The smallest and the largest share of samples that take each exit. They are kept in any traffic, to within the
+        samples of K batches: where the running counts fall short, all samples of the next batch take the exit that is
+        owed most; exits that have too many are passed. The other batches keep the budget. In any stretch of traffic
+        they are kept too, to within `horizon` samples more. A sample with evidence that is not finite goes on to the
+        last exit all the same.
+    false_alarms : float
+        The probability, over all calibration sets and traffic like them, that `drift` ever reports an alarm.
 
-    Raises `InfeasibleBudgetError` for a budget below what the scheduler's table or the quotas allow, `NotFittedError`
-    for a scheduler that is not fitted.
+    Raises
+    ------
+    InfeasibleBudgetError
+        For a budget below what the scheduler's table or the quotas allow.
+    NotFittedError
+        For a scheduler that is not fitted.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    >>> controller = eenet.BudgetController(scheduler, "60%")
+    >>> controller.observe([0, 0, 1, 2], controller.policy)
+    >>> controller.mean_cost
+    1.75
     """
 
     def __init__(
@@ -119,7 +142,7 @@ class BudgetController:
             self._policy = self._choose()
 
     def observe(self, exits: ArrayLike, policy: ThresholdPolicy | None = None) -> None:
-        """Samples have left at these exits (n,), from 0.
+        """Samples have taken these exits (n,), from 0.
 
         They went by `policy`, by default the one in force now; name it where batches run side by side. By a policy
         that is not of this controller, they count for the cost only.
@@ -152,7 +175,7 @@ class BudgetController:
             self._account(len(values), float(values.mean(dtype=np.float64)), known)
 
     def drift(self) -> DriftReport:
-        """Whether samples still leave where the calibration records say, since the start or `restart_drift`.
+        """Whether samples still take the exits that the calibration records say, since the start or `restart_drift`.
 
         Raises `InvalidInputError` for a scheduler from a file that does not say where they did.
         """
@@ -160,7 +183,7 @@ class BudgetController:
             return self._tested().report()
 
     def restart_drift(self) -> None:
-        """Begin the test for drift anew, as after an alarm that was dealt with."""
+        """Start the test for drift again, as after an alarm that was dealt with."""
         with self._lock:
             self._tested().restart()
 

@@ -1,4 +1,4 @@
-"""Drift: whether samples leave where the calibration records say, by a test that may be looked at after every batch.
+"""Drift: whether samples take the exits that the calibration records say, by a test that may be read after each batch.
 
 For each early exit k, each side (more or fewer than planned leave at exits 0..k) and several effect sizes a bettor
 starts with the same small capital and bets, before each batch, that the share is beyond the planned one by more than
@@ -32,7 +32,7 @@ _LARGEST_GAIN = 600.0  # its logarithm, in one batch
 
 @dataclass(frozen=True)
 class DriftReport:
-    """Whether traffic still leaves where it was planned to.
+    """Whether traffic still takes the exits that were planned.
 
     `samples` were tested; `shares` of them left at each exit, (K,), where `planned` was planned for the policies they
     went by; both None before the first. `evidence` against no drift: the largest so far; `p_value` is its inverse, at

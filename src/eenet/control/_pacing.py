@@ -70,7 +70,7 @@ class Pacer:
 class Alternation:
     """Which of a ladder of planned costs to take next, so that their mean over samples is the aim.
 
-    Only the two neighbours of the aim are taken; what one was off by is carried to the next choice (as in Bresenham's
+    Only the two neighbors of the aim are taken; what one was off by is carried to the next choice (as in Bresenham's
     line), so that nothing is random.
     """
 
@@ -83,7 +83,7 @@ class Alternation:
         self.carry += samples * (aim - self._ladder[rung])
 
     def choose(self, aim: float, samples: float) -> int:
-        """The rung for the next samples, about so many."""
+        """The rung for about this number of samples to come."""
         ladder = self._ladder
         upper = min(bisect_left(ladder, aim), len(ladder) - 1)
         lower = max(upper - 1, 0)

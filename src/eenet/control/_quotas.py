@@ -1,4 +1,4 @@
-"""Quotas: the smallest and the largest share of samples that leaves at an exit, kept on the running counts."""
+"""Quotas: the smallest and the largest share of samples that take an exit, kept on the running counts."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class Quotas:
     def overrule(self, policy: ThresholdPolicy) -> tuple[str, ThresholdPolicy]:
         """The policy, or one that serves an exit that is owed samples, or passes those with too many; and its name.
 
-        An exit that is owed takes everybody. Exits above their ceiling are switched off; where the last exit is above
-        its own, the deepest other that is not takes everybody who comes to it.
+        An exit that is owed takes all samples. Exits above their ceiling are switched off; where the last exit is above
+        its own, the deepest other that is not takes all samples that come to it.
         """
         last = len(self.floor) - 1
         if self.owed.max() > _SLACK:
@@ -93,7 +93,7 @@ class Quotas:
 
 
 def _taking(policy: ThresholdPolicy, exit_index: int, off: Bools) -> ThresholdPolicy:
-    """The policy with some exits off, and everybody leaving at one of the others (unless not finite)."""
+    """The policy with some exits off, and all samples exiting at one of the others (unless not finite)."""
     enabled = policy.enabled & ~off
     thresholds = policy.thresholds.copy()
     if exit_index < len(enabled):

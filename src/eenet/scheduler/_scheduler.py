@@ -80,8 +80,8 @@ class Scheduler:
     >>> import eenet
     >>> from eenet.testing import toy_costs, toy_records
     >>> fitted = eenet.Scheduler("entropy", "searched").fit(toy_records(), toy_costs())
-    >>> fitted.at("60%").budget
-    1.8
+    >>> fitted.at("2ms").budget
+    2.0
     """
 
     _default_budget: ClassVar[bool] = False

@@ -108,7 +108,7 @@ class ScoreTable:
         return float((last + self.scores[k, ranked[leavers]]) / 2), True
 
     def recentered(self, thresholds: Thresholds) -> Thresholds:
-        """The same decisions on these samples, each threshold midway between its two neighbours."""
+        """The same decisions on these samples, each threshold midway between its two neighbors."""
         values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
         alive = np.ones(self.samples, dtype=np.bool_)
         for k in range(self.early):

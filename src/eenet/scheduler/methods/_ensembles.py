@@ -1,4 +1,4 @@
-"""Ensembles of the exits so far: scores that also answer, in place of the exit a sample leaves at."""
+"""Ensembles of the exits so far: scores that also answer, in place of the exit that a sample takes."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _largest(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
 @array_value
 @dataclass(frozen=True)
 class GainModel:
-    """The gain of going on at one exit: a linear function of standardised features, their hinges and the class.
+    """The gain of going on at one exit: a linear function of standardized features, their hinges and the class.
 
     `center`, `scale` and `weights` are (F,), `knots` and `hinge_weights` (12,), `class_effects` (C,).
     """
@@ -97,7 +97,7 @@ class GainModel:
 
     def __call__(self, evidence: Sequence[Evidence]) -> Floats:
         """Estimated gains (n,), in units of utility; the extra cost is already taken off."""
-        z = standardised(features(evidence), self.center, self.scale)
+        z = standardized(features(evidence), self.center, self.scale)
         bent = hinges(z, self.knots)
         # Products summed row by row, not a BLAS product: see tasks/_evidence.py.
         z *= self.weights
@@ -112,7 +112,7 @@ class GainModel:
         return gains
 
 
-def standardised(values: Floats, center: Floats, scale: Floats) -> Floats:
+def standardized(values: Floats, center: Floats, scale: Floats) -> Floats:
     """Features with the mean 0 and the standard deviation 1 on the calibration records, clipped."""
     z: Floats = values - center
     z *= scale
@@ -298,7 +298,7 @@ class _Induction:
         rows = np.flatnonzero(finite) if finite.any() else np.arange(len(values))
         center, spread = values[rows].mean(axis=0), values[rows].std(axis=0)
         scale = np.where(spread > 1e-9 * np.maximum(1, np.abs(center)), 1 / np.maximum(spread, 1e-300), 0.0)
-        z = standardised(values, center, scale)
+        z = standardized(values, center, scale)
         levels = np.arange(1, KNOTS + 1) / (KNOTS + 1)
         knots = np.quantile(z[rows, :HINGED], levels, axis=0).T.reshape(-1)
         x = np.concatenate([z, hinges(z, knots)], axis=1)
@@ -326,7 +326,7 @@ class _GainModels:
     intercepts: Floats
 
     def between(self, low: int, share: float) -> GainModel:
-        """The model between two neighbouring prices."""
+        """The model between two neighboring prices."""
 
         def mixed(values: Floats) -> Floats:
             high = min(low + 1, values.shape[-1] - 1)
