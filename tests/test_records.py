@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from files import write_arrays
 
 from eenet import ExitRecords
-from eenet._files import write_arrays
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.testing import toy_logits, toy_records
 

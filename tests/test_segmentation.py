@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from optional import import_or_skip
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import eenet
-from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.tasks import Segmentation, mean_iou
 
@@ -138,7 +138,7 @@ def reference(model: eenet.MultiExitModel, x: Tensor) -> NDArray[np.intp]:
 
 
 def test_metrics_are_those_of_torchmetrics() -> None:
-    classification = require("torchmetrics.functional.classification", "train")
+    classification = import_or_skip("torchmetrics.functional.classification")
     x, y = scenes(20)
     model = dense_model()
     records = eenet.collect(model, [(x, y)])
@@ -176,16 +176,16 @@ def test_records_of_images_round_trip_and_split(tmp_path: Path) -> None:
 
 def test_wrong_labels_and_tasks_are_refused() -> None:
     x, y = scenes(4)
-    with pytest.raises(InvalidInputError, match="a pixel is labelled 9, expected 0 to 3 or ignore_index=255"):
+    with pytest.raises(InvalidInputError, match="a pixel is labeled 9, expected 0 to 3 or ignore_index=255"):
         eenet.collect(dense_model(), [(x, torch.full_like(y, 9))])
     with pytest.raises(InvalidInputError, match="labels have shape"):
         eenet.collect(dense_model(), [(x, y[:, :8])])
     with pytest.raises(InvalidInputError, match="the task is classification, but the network gives logits"):
         eenet.attach(DenseNet().eval(), ["first"], CLASSES, x, task=eenet.tasks.Classification())
-    unlabelled = eenet.collect(dense_model(), [x])
-    scheduler = eenet.MaxProbability().fit(unlabelled, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
+    unlabeled = eenet.collect(dense_model(), [x])
+    scheduler = eenet.MaxProbability().fit(unlabeled, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
     with pytest.raises(InvalidInputError, match="no pixel counts"):
-        _ = scheduler.replay(unlabelled).mean_iou
+        _ = scheduler.replay(unlabeled).mean_iou
 
 
 def test_a_saved_network_keeps_its_task(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from files import read_arrays, write_arrays
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 
 import eenet
 from eenet import ExitRecords
-from eenet._files import atomic_path, read_arrays, write_arrays, write_json
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.testing import toy_costs, toy_records
 
@@ -123,10 +123,10 @@ def test_a_newer_or_unknown_schema(tmp_path: Path, loader: Callable[[Path], Any]
 @pytest.mark.parametrize("header", [None, "{", "[]", "3"])
 def test_a_damaged_header(tmp_path: Path, header: str | None) -> None:
     path = tmp_path / "file.safetensors"
-    metadata = {"format": "eenet.thing", "schema": "1"} | ({} if header is None else {"header": header})
+    metadata = {"format": "eenet.records", "schema": "1"} | ({} if header is None else {"header": header})
     save_file({"weights": np.zeros(3)}, path, metadata=metadata)
     with pytest.raises(FileFormatError, match=r"has a damaged header"):
-        read_arrays(path, kind="thing", schema=1)
+        ExitRecords.load(path)
 
 
 def test_files_that_lack_a_part(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_files_that_lack_a_part(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("part", "value"), [("costs", None), ("costs", [1, 2]), ("numbers", 3), ("score", ["a"])])
 def test_a_scheduler_whose_header_holds_other_things(tmp_path: Path, part: str, value: Any) -> None:
     path = saved(tmp_path, eenet.load_scheduler)
-    arrays, header = read_arrays(path, kind="scheduler", schema=2)
+    arrays, header = read_arrays(path)
     write_arrays(path, arrays, kind="scheduler", schema=2, header=header | {part: value})
     with pytest.raises(FileFormatError, match=r"has a damaged header .*; save the scheduler again"):
         eenet.load_scheduler(path)
@@ -171,7 +171,7 @@ def test_a_scheduler_whose_header_holds_other_things(tmp_path: Path, part: str, 
 
 def test_thresholds_and_costs_must_fit_together(tmp_path: Path) -> None:
     path = saved(tmp_path, eenet.load_scheduler)
-    arrays, header = read_arrays(path, kind="scheduler", schema=2)
+    arrays, header = read_arrays(path)
     header["costs"]["values"] = [1.0, 2.0]
     write_arrays(path, arrays, kind="scheduler", schema=2, header=header)
     with pytest.raises(FileFormatError, match=r"has 2 thresholds for 2 exits; save the scheduler again"):
@@ -204,20 +204,18 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["target"]
 
 
-def test_nothing_is_left_half_written(tmp_path: Path) -> None:
+def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_text("old")
+    write = Path.write_bytes
 
-    def interrupted() -> None:
-        with atomic_path(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError("power cut")
+    def interrupted(self: Path, data: bytes) -> int:
+        write(self, data[: len(data) // 2])
+        raise RuntimeError("power cut")
 
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(RuntimeError, match="power cut"):
-        interrupted()
-    assert path.read_text() == "old"
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(path, {"value": float("nan")})
+        toy_records(samples=20).save(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
@@ -225,36 +223,33 @@ def test_nothing_is_left_half_written(tmp_path: Path) -> None:
 def test_new_files_have_the_usual_mode(tmp_path: Path) -> None:
     ordinary, ours = tmp_path / "ordinary", tmp_path / "deeper" / "ours"
     ordinary.write_text("")
-    write_json(ours, {"a": [1, 2]})
+    toy_records(samples=20).save(ours)
     assert stat.S_IMODE(ours.stat().st_mode) == stat.S_IMODE(ordinary.stat().st_mode)
-    assert json.loads(ours.read_text()) == {"a": [1, 2]}
 
 
 def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
     # 640 to 1535 bytes of header: its length starts with the byte 80 or the like for some of them.
+    records = toy_records(samples=2)
+    arrays = {"probabilities": records.probabilities, "predictions": records.predictions}
+    path = tmp_path / "padded.safetensors"
     for padding in range(0, 1500, 8):
-        path = tmp_path / "padded.safetensors"
-        write_arrays(path, {"x": np.zeros(2)}, kind="test", schema=1, header={"pad": "x" * padding})
-        arrays, header = read_arrays(path, kind="test", schema=1)
-        assert arrays["x"].tolist() == [0, 0]
-        assert len(header["pad"]) == padding
+        write_arrays(path, arrays, kind="records", schema=1, header={"pad": "x" * padding})
+        assert len(ExitRecords.load(path)) == 2
 
 
-def test_arrays_that_were_read_can_be_written_and_outlive_the_file(tmp_path: Path) -> None:
+def test_records_that_were_read_outlive_the_file_and_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
-    given = {"x": np.arange(6.0).reshape(2, 3), "none": np.zeros((0, 3)), "flags": np.ones(3, bool)}
-    write_arrays(path, given, kind="test", schema=1, header={})
-    arrays, _ = read_arrays(path, kind="test", schema=1)
+    records = toy_records(samples=20)
+    records.save(path)
+    loaded = ExitRecords.load(path)
     path.write_bytes(bytes(path.stat().st_size))
-    for name, array in given.items():
-        assert (arrays[name].dtype, arrays[name].shape) == (array.dtype, array.shape)
-        np.testing.assert_array_equal(arrays[name], array)
-        arrays[name][...] = 0
+    assert loaded == records
+    loaded.probabilities[...] = 0
 
 
 def test_a_dtype_that_numpy_lacks_is_named(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
-    metadata = {"format": "eenet.thing", "schema": "1", "header": "{}"}
-    torch_save_file({"weights": torch.zeros(3, dtype=torch.bfloat16)}, path, metadata=metadata)
-    with pytest.raises(FileFormatError, match=r"'weights' in .* has a dtype that numpy does not know .*as float32"):
-        read_arrays(path, kind="thing", schema=1)
+    metadata = {"format": "eenet.records", "schema": "1", "header": "{}"}
+    torch_save_file({"probabilities": torch.zeros(3, dtype=torch.bfloat16)}, path, metadata=metadata)
+    with pytest.raises(FileFormatError, match=r"'probabilities' in .* has a dtype that numpy does not know .*float32"):
+        ExitRecords.load(path)

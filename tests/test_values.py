@@ -21,7 +21,7 @@ from eenet.tasks import Evidence
 from eenet.testing import toy_costs, toy_logits, toy_records
 
 
-def dataclasses_with_arrays() -> Iterator[type]:
+def dataclasses_with_arrays() -> Iterator[Any]:
     for module in pkgutil.walk_packages(eenet.__path__, "eenet."):
         if module.name == "eenet.__main__":
             continue
@@ -55,9 +55,9 @@ def test_no_dataclass_compares_its_arrays_with_the_methods_that_dataclass_makes(
         for cls in dataclasses_with_arrays()
         if not cls.__module__.startswith("eenet.scheduler")
         if cls.__dataclass_params__.eq
-        and cls.__eq__.__module__ != "eenet._values"  # type: ignore[attr-defined]
+        and cls.__eq__.__module__ != "eenet._values"
         and cls.__dataclass_params__.eq
-        and cls.__eq__.__module__ != "eenet._values"  # type: ignore[attr-defined]
+        and cls.__eq__.__module__ != "eenet._values"
     ]
     assert not wrong, "these need @array_value above @dataclass"
 

@@ -413,7 +413,7 @@ def _array(values: ArrayLike, name: str) -> NDArray[Any]:
 
 
 def _cube(values: ArrayLike, name: str, least: tuple[int, int, int] = (2, 1, 2)) -> NDArray[np.floating[Any]]:
-    """The array (K, N, C) of probabilities or logits, with at least so many of each."""
+    """The array (K, N, C) of probabilities or logits, with at least `least` of each."""
     array = _array(values, name)
     if array.dtype.kind != "f":
         raise InvalidInputError(f"{name} have dtype {array.dtype}, expected a float dtype such as float32")

@@ -144,7 +144,7 @@ class Segmentation:
             )
 
     def pixel_counts(self, predictions: NDArray[Any], labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
-        """For each image and class the pixels that are right, predicted and labelled: (N, C, 3).
+        """For each image and class the pixels that are right, predicted and labeled: (N, C, 3).
 
         `predictions` and `labels` are (N, H, W) class numbers. Raises `InvalidInputError` for a label outside the
         classes that is not `ignore_index`.
@@ -157,7 +157,7 @@ class Segmentation:
         bad = counted & ((labels < 0) | (labels >= classes))
         if bad.any():
             raise InvalidInputError(
-                f"a pixel is labelled {labels[bad][0]}, expected 0 to {classes - 1} or ignore_index={self.ignore_index}"
+                f"a pixel is labeled {labels[bad][0]}, expected 0 to {classes - 1} or ignore_index={self.ignore_index}"
             )
         image = np.broadcast_to(np.arange(len(labels))[:, None, None], labels.shape)[counted]
         truth, said = labels[counted].astype(np.intp), predictions[counted].astype(np.intp)
@@ -207,7 +207,7 @@ def task_from(description: Mapping[str, Any]) -> Task:
 
 
 def mean_iou(pixel_counts: NDArray[np.int64]) -> float:
-    """Mean over the classes that are labelled anywhere of intersection over union, from counts (N, C, 3)."""
+    """Mean over the classes that are labeled anywhere of intersection over union, from counts (N, C, 3)."""
     right, said, truth = pixel_counts.sum(axis=0).T
     present = truth > 0
     return float((right[present] / (said + truth - right)[present]).mean())

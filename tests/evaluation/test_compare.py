@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -272,11 +272,11 @@ def test_a_comparison_that_is_stopped_leaves_whole_files(predictions: Path, tmp_
         "--budgets", "3", "--resplits", "2", "--jobs", "2", "--out", str(out), "--json",
     ]  # fmt: skip
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while not list(out.glob("cells/*.safetensors")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not list(out.glob("cells/*.safetensors")) and process.poll() is None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.05)  # look again, or go on when it ends
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=240)
+    _, stderr = process.communicate()
     if process.returncode != 0:  # it may have been done already
         assert process.returncode == 130, stderr
         assert "stopped; what is on disk is whole" in stderr

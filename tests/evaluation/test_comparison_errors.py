@@ -1,4 +1,4 @@
-"""Do the standard errors of a comparison tell how far it is off? Simulated: many pools, each compared once."""
+"""The standard errors of a comparison against its real spread, by simulation: many pools, each compared once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ NAMES = ["max_prob", "margin", "eero"]
 @pytest.mark.slow
 @pytest.mark.parametrize("separate", [False, True])
 def test_standard_errors_are_the_spread_over_pools(separate: bool) -> None:
-    """The spread of a difference over pools drawn anew against the errors that were told.
+    """The spread of a difference over new pools against the reported errors.
 
     The bootstrap holds the policies fixed, so it may fall short by what calibration adds; of 120 pools of 900 samples
-    it told 0.91 to 1.03 of the spread, where the variance of Nadeau and Bengio told 1.09 to 1.22 within one pool and
+    it gave 0.91 to 1.03 of the spread, where the variance of Nadeau and Bengio gave 1.09 to 1.22 within one pool and
     0.65 to 0.99 with separate held-out samples.
     """
     found: dict[tuple[str, float | None], list[tuple[float, float]]] = {}

@@ -137,16 +137,16 @@ def test_compare_is_deterministic_and_its_seed_matters() -> None:
 
 
 def test_compare_reports_all_costs_apart_and_tells_of_progress() -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     found = compare(
         _records(300),
         COSTS,
         {"max_prob": MaxProbability},
         [1.5, 2.2],
         resplits=3,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
     )
-    assert told == [(i + 1, 6) for i in range(6)]
+    assert calls == [(i + 1, 6) for i in range(6)]
     assert [(row.resplit, row.budget) for row in found.rows] == list(itertools.product(range(3), (1.5, 2.2)))
     for row in found.rows:
         assert row.planned_cost == row.budget
@@ -311,11 +311,11 @@ def test_compare_refuses_what_it_cannot_compare() -> None:
         compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=0)
     with pytest.raises(InvalidInputError, match="repeat"):
         compare(records, COSTS, {"max_prob": MaxProbability}, [2.0, 2.0])
-    unlabelled = ExitRecords.from_probabilities(records.probabilities)
+    unlabeled = ExitRecords.from_probabilities(records.probabilities)
     with pytest.raises(InvalidInputError, match="no labels"):
-        compare(unlabelled, COSTS, {"max_prob": MaxProbability}, [2.0])
-    with pytest.raises(InvalidInputError, match="nobody"):
-        compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=1).differences("nobody")
+        compare(unlabeled, COSTS, {"max_prob": MaxProbability}, [2.0])
+    with pytest.raises(InvalidInputError, match="unknown"):
+        compare(records, COSTS, {"max_prob": MaxProbability}, [2.0], resplits=1).differences("unknown")
 
 
 def test_nothing_is_fitted_on_records_that_are_held_out() -> None:

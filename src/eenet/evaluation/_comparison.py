@@ -145,7 +145,7 @@ class Comparison:
         return ordered, [statistics.fmean(points[cost]) for cost in ordered]
 
     def differences(self, reference: str) -> list[Difference]:
-        """Paired differences to a reference scheduler at equal realised cost, for each budget and over all budgets.
+        """Paired differences to a reference scheduler at equal realized cost, for each budget and over all budgets.
 
         Two schedulers with one budget differ in what they really spend on held-out samples, and spending more is no
         merit. So each is compared, on each resplit, with the reference's accuracy at the same cost: the reference's

@@ -1,0 +1,24 @@
+"""Files as eenet writes them, made and read by safetensors alone: for tests of what a reader refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], *, kind: str, schema: int, header: Mapping[str, Any]) -> None:
+    """Write a file of some kind, whatever is in it."""
+    metadata = {"format": f"eenet.{kind}", "schema": str(schema), "header": json.dumps(header)}
+    save_file(dict(arrays), path, metadata=metadata)
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays and the header of a file."""
+    with safe_open(path, framework="numpy") as handle:
+        names = list(handle.keys())
+        return {name: handle.get_tensor(name) for name in names}, json.loads(handle.metadata()["header"])
