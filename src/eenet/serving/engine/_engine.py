@@ -207,10 +207,10 @@ class Engine:
                         answered.append(request)
         if work.stage == self.stages[-1]:
             answered += self._hand_on(work, now)
-            work.survivors.clear()
+            work.staying.clear()
         if answered:
             self._measure(sum(request.samples for request in answered), now)
-        for batch in work.survivors:
+        for batch in work.staying:
             batch.queued = now
             if batch.open:
                 self._push(work.stage + 1, batch)
@@ -219,7 +219,7 @@ class Engine:
     def _hand_on(self, work: Work, now: float) -> list[Request]:
         """Samples that go on to a stage elsewhere leave the engine; returns the requests that end with it."""
         ended = []
-        for batch in work.survivors:
+        for batch in work.staying:
             for part in batch.by_request():
                 request = part.owners[0]
                 if request.open:

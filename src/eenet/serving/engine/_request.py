@@ -181,7 +181,7 @@ class Work:
     """Running stage `stage` on batches merged into one batch of `samples`: made by the engine, done by a worker.
 
     `execute` computes and changes nothing in the engine, so it may run in another thread; the engine takes the results
-    when it is told that the work is complete.
+    when it is informed that the work is complete.
     """
 
     def __init__(self, stage: int, parts: Iterable[Batch], num_exits: int) -> None:
@@ -192,7 +192,7 @@ class Work:
         self.last = stage == num_exits - 1
         self.observe = any(part.state.policy.observes(stage) for part in self.parts)
         self.answers: list[tuple[list[Request], list[int], NDArray[np.float32]]] = []
-        self.survivors: list[Batch] = []
+        self.staying: list[Batch] = []
 
     @property
     def requests(self) -> list[Request]:
@@ -200,7 +200,7 @@ class Work:
         return list(dict.fromkeys(owner for part in self.parts for owner in part.owners))
 
     def execute(self, backend: StageBackend, task: Task) -> None:
-        """Gather the live tensors, run the stage, let samples leave, and compact the survivors."""
+        """Gather the live tensors, run the stage, let samples leave, and compact those that stay."""
         k = self.stage
         lives = [part.live if part.rows is None else backend.take(k, part.live, part.rows) for part in self.parts]
         live = lives[0] if len(lives) == 1 else backend.join(k, lives)
@@ -241,4 +241,4 @@ class Work:
             live = onward
         else:
             live = backend.take(self.stage + 1, onward, start + (np.arange(count) if staying is None else staying))
-        self.survivors.append(Batch(live, state, owners, places, parts[0].shape, parts[0].queued))
+        self.staying.append(Batch(live, state, owners, places, parts[0].shape, parts[0].queued))
