@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,8 @@ from policies import MAKERS, awkward_logits
 from torch import Tensor
 
 import eenet
-from eenet.errors import InvalidInputError
+from eenet.errors import CutError, InvalidInputError
+from eenet.testing import toy_costs
 from networks import SmallConvNet, conv_model, table_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
@@ -227,3 +230,63 @@ def test_in_half_precision_the_exits_are_those_of_the_replay_in_it(before: bool)
 def test_an_unfitted_scheduler_is_refused() -> None:
     with pytest.raises(eenet.EENetError, match="not fitted: call fit"):
         eenet.AdaptiveModel(conv_model(0), eenet.EENet())
+
+
+def test_the_output_unpacks_and_keeps_its_attributes() -> None:
+    model = conv_model(1)
+    x = torch.randn(16, 3, 8, 8)
+    fast = eenet.AdaptiveModel(model, fitted(model, x, 1.8))
+    output = fast(x)
+    logits, exits = output
+    assert logits is output.logits
+    assert exits is output.exits
+    assert output == fast(x)
+
+
+def test_the_representation_names_network_exits_scheduler_and_place() -> None:
+    model = conv_model(1)
+    fast = eenet.AdaptiveModel(model, fitted(model, torch.randn(40, 3, 8, 8), 1.8))
+    shown = repr(fast)
+    assert shown.startswith("AdaptiveModel(SmallConvNet, exits=[first, second, output], ")
+    assert repr(fast.scheduler) in shown
+    assert shown.endswith(", cpu, float32)")
+
+
+def test_moving_converts_the_model_and_its_stages() -> None:
+    model = copy.deepcopy(conv_model(1))
+    x = torch.randn(40, 3, 8, 8)
+    fast = eenet.AdaptiveModel(model, fitted(model, x, 1.8))
+    before = fast(x)
+    assert fast.to(torch.float64) is fast
+    after = fast(x.double())
+    assert after.logits.dtype == torch.float64
+    assert "cpu, float64" in repr(fast)
+    assert torch.equal(after.exits, before.exits)
+    torch.testing.assert_close(after.logits.float(), before.logits, rtol=1e-3, atol=1e-3)
+
+
+def test_heads_that_are_replaced_are_used_from_the_next_call_on() -> None:
+    model = copy.deepcopy(conv_model(1))
+    x = torch.randn(64, 3, 8, 8)
+    fast = eenet.AdaptiveModel(model, eenet.Static(0).fit(eenet.collect(model, [x]), toy_costs(3)))
+    before = fast(x).logits
+
+    class Shifted(torch.nn.Module):
+        def __init__(self, head: torch.nn.Module) -> None:
+            super().__init__()
+            self.head = head
+
+        def forward(self, feature: Tensor) -> Tensor:
+            logits: Tensor = self.head(feature)
+            return logits + 1
+
+    model.heads[0] = Shifted(model.heads[0])
+    torch.testing.assert_close(fast(x).logits, before + 1)
+
+
+def test_a_network_that_was_changed_after_it_was_cut_is_refused() -> None:
+    model = copy.deepcopy(conv_model(1))
+    scheduler = fitted(model, torch.randn(40, 3, 8, 8), 1.8)
+    model.backbone.get_submodule("first")[0] = torch.nn.Conv2d(3, 8, 1)  # type: ignore[operator]
+    with pytest.raises(CutError, match=r"the network was changed after it was cut: module 'first\.0'"):
+        eenet.AdaptiveModel(model, scheduler)

@@ -5,16 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eenet.bundle._export import export as export
+    from eenet.bundle._load import LoadedBundle as LoadedBundle
     from eenet.bundle._load import load as load
-    from eenet.bundle._loaded import LoadedBundle as LoadedBundle
     from eenet.bundle._manifest import sealed as sealed
 
 _HOMES = {
-    "LoadedBundle": "_loaded",
+    "LoadedBundle": "_load",
     "export": "_export",
     "load": "_load",
     "sealed": "_manifest",
 }
+
+
+__all__ = ["LoadedBundle", "export", "load"]
 
 
 def __getattr__(name: str) -> Any:

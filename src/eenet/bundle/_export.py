@@ -16,8 +16,7 @@ from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
 from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs
-from eenet.bundle._load import load
-from eenet.bundle._loaded import LoadedBundle
+from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, sealed
 from eenet.bundle._verify import verify
 from eenet.errors import InvalidInputError
@@ -79,6 +78,8 @@ def export(
     ------
     InvalidInputError
         For what cannot be exported.
+    CutError
+        Where the network was changed after it was cut; the message names the module.
     ExportError
         Where the bundle does not do what the model does, or samples are mixed.
     MissingExtraError
@@ -105,6 +106,7 @@ def export(
         raise InvalidInputError(f"opset is {opset!r}, expected {OPSETS[0]} to {OPSETS[-1]}")
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
     _require_cpu_float(model)
+    model.staged.check_current()
     names = None if class_names is None else [str(name) for name in class_names]
     if names is not None and len(names) != model.num_classes:
         raise InvalidInputError(f"there are {len(names)} class names, the model has {model.num_classes} classes")

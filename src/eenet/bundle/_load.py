@@ -1,13 +1,126 @@
-"""`load`: a bundle of any backend."""
+"""`load`, and the bundle that it gives: what it runs on, how it decides, and what is known of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from eenet.bundle._loaded import LoadedBundle
-from eenet.bundle._manifest import read_manifest
+import numpy as np
+
+from eenet.bundle._manifest import Manifest, read_manifest
+from eenet.costs import Budget, ExitCosts
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.preprocessing import Preprocessing, preprocessing_from
+from eenet.runtime import AdaptiveOutput, StageBackend, TensorSpec, run_arrays
+from eenet.runtime._backend import Array
 from eenet.runtime._boundaries import NoStages
+from eenet.scheduler import Scheduler, load_scheduler
+from eenet.tasks import Task, task_from
+
+
+class LoadedBundle:
+    """A network with exits and the scheduler that decides on them, as exported; call it with numpy arrays.
+
+    `backend` runs the stages, `scheduler` decides, `costs` are those it was fitted with; `task` says what the logits
+    mean, `class_names` (C,) or None what the classes are called, `preprocessing` how raw inputs become arrays; `info`
+    is a JSON-ready description for people.
+    """
+
+    def __init__(self, manifest: Manifest, backend: StageBackend, scheduler: Scheduler | None = None) -> None:
+        self.manifest = manifest
+        self.backend = backend
+        self.scheduler = scheduler or _scheduler(manifest)
+        self.task: Task = _task(manifest)
+        names = manifest.data["class_names"]
+        self.class_names: tuple[str, ...] | None = None if names is None else tuple(names)
+        self.preprocessing: Preprocessing = _preprocessing(manifest)
+        self.exit_names: tuple[str, ...] = tuple(manifest.data["exits"])
+        self._logits = TensorSpec.from_dict(manifest.data["logits"])
+
+    def __call__(self, inputs: Mapping[str, Array] | Array) -> AdaptiveOutput[Array]:
+        """Logits and exits of a batch, in its order; an empty batch gives empty answers.
+
+        `inputs` is an array, or a mapping of the network's inputs by name. Raises `InvalidInputError`, which names the
+        input, for another name, dtype or shape.
+        """
+        answers = run_arrays(self.backend, self.scheduler.policy, self.task, inputs)
+        if answers is not None:
+            return answers
+        shape = tuple(size if isinstance(size, int) else 0 for size in self._logits.shape)
+        return AdaptiveOutput(np.empty(shape, dtype=self._logits.dtype), np.empty(0, dtype=np.int64))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The network's inputs: names, dtypes and shapes."""
+        return self.manifest.stages[0].inputs
+
+    @property
+    def costs(self) -> ExitCosts:
+        """The costs the scheduler was fitted with."""
+        return self.scheduler.costs
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the bundle is, for people and for a server's description of itself."""
+        data = self.manifest.data
+        kept = ("backend", "eenet", "exits", "num_classes", "class_names", "task", "budgets", "verified", "made_with")
+        return {
+            **{key: data[key] for key in kept},
+            "inputs": [spec.to_dict() for spec in self.inputs],
+            "scheduler": self.scheduler.name,
+            "budget": self.scheduler.budget,
+            "costs": self.costs.to_dict(),
+            "preprocessing": data["preprocessing"],
+        }
+
+    def at(self, budget: Budget) -> LoadedBundle:
+        """The same bundle, sharing its stages, with the scheduler's policy for another budget.
+
+        Raises `InfeasibleBudgetError` for a budget that cannot be met.
+        """
+        return LoadedBundle(self.manifest, self.backend, self.scheduler.at(budget))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it holds the same files, scheduler and budget; where they lie makes no difference."""
+        if not isinstance(other, LoadedBundle):
+            return NotImplemented
+        return self.manifest.data == other.manifest.data and self.scheduler == other.scheduler
+
+    def __hash__(self) -> int:
+        return hash(str(self.manifest.data["files"]))
+
+    def __repr__(self) -> str:
+        exits = ", ".join(self.exit_names)
+        where = repr(str(self.manifest.root))
+        return f"LoadedBundle({where}, {self.manifest.backend}, exits=[{exits}], {self.scheduler!r})"
+
+
+def _scheduler(manifest: Manifest) -> Scheduler:
+    name = manifest.data["scheduler"]
+    manifest.read(name)
+    scheduler = load_scheduler(manifest.path(name))
+    try:
+        scheduler.policy.require(manifest.num_exits, manifest.num_classes, "the bundle has")
+    except InvalidInputError as error:
+        raise FileFormatError(f"the scheduler in {str(manifest.root)!r} is not of this bundle: {error}") from error
+    return scheduler
+
+
+def _task(manifest: Manifest) -> Task:
+    try:
+        return task_from(manifest.data["task"])
+    except (TypeError, ValueError) as error:
+        raise FileFormatError(f"{str(manifest.root)!r} is of a task that cannot be made here: {error}") from error
+
+
+def _preprocessing(manifest: Manifest) -> Preprocessing:
+    try:
+        return preprocessing_from(manifest.data["preprocessing"], read=manifest.read)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileFormatError(
+            f"the preprocessing in {str(manifest.root)!r} cannot be read ({error}); upgrade eenet, or export again"
+        ) from error
 
 
 def load(
@@ -58,6 +171,24 @@ def load(
         from eenet.bundle.onnx import OnnxBackend
 
         return LoadedBundle(manifest, OnnxBackend(manifest, threads=threads, stages=chosen))
-    from eenet.bundle._weights import load_torch
+    return LoadedBundle(manifest, _weights(manifest, threads, allow))
 
-    return LoadedBundle(manifest, load_torch(manifest, threads=threads, allow=tuple(allow)))
+
+def _weights(manifest: Manifest, threads: int | None, allow: Iterable[str]) -> StageBackend:
+    """The backend of a bundle of weights; `threads` is set for the whole process, as PyTorch has it."""
+    import torch
+
+    from eenet.models import MultiExitModel
+    from eenet.optimize import compiled
+    from eenet.runtime import TorchBackend
+
+    manifest.check()
+    model = MultiExitModel.from_pretrained(manifest.root / "model", allow=allow)
+    if (model.num_exits, model.num_classes) != (manifest.num_exits, manifest.num_classes):
+        raise FileFormatError(
+            f"the model in {str(manifest.root)!r} has {model.num_exits} exits and {model.num_classes} classes, its "
+            f"manifest says {manifest.num_exits} and {manifest.num_classes}; export the bundle again"
+        )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return TorchBackend(model, compiled(model) if manifest.backend == "aoti" else None)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eenet.bundle._loaded import LoadedBundle
+from eenet.bundle._load import LoadedBundle
 from eenet.errors import ExportError
 from eenet.models import MultiExitModel, inferring
 from eenet.records import ExitRecords

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet.bundle._loaded import LoadedBundle
+from eenet.bundle._load import LoadedBundle
 from eenet.bundle._manifest import Manifest, read_manifest
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.runtime._backend import Array, Ints, Live

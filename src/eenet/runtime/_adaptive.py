@@ -54,6 +54,8 @@ class AdaptiveModel:
     ------
     InvalidInputError
         Where the scheduler was fitted for other exits or classes, or where `optimize` cannot be done.
+    CutError
+        Where the network was changed after it was cut; the message names the module.
 
     Examples
     --------
@@ -80,6 +82,7 @@ class AdaptiveModel:
         seconds: float = 1.0,
     ) -> None:
         self.model = model.eval()
+        model.staged.check_current()
         self.scheduler = scheduler
         self._checked: ThresholdPolicy | None = None
         self._current_policy()
