@@ -60,6 +60,41 @@ def test_the_operators_of_a_graph() -> None:
     assert isinstance(torch.ops.higher_order.cond, needs("HigherOrderOperator", todo)), todo
 
 
+def test_what_a_graph_says_of_itself() -> None:
+    class Adding(nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            torch._check(x.shape[0] > 1)
+            return {"sum": x.add_(1)}
+
+    graph = torch.export.export(Adding(), (torch.ones(3),), strict=False).module()
+    nodes = {node.op: node for node in graph.graph.nodes}
+    spec = _compat.out_spec_of(graph)
+    assert isinstance(spec, _compat.pytree.TreeSpec), "see where torch.export keeps out_spec: ExportedProgram.call_spec"
+    adding = next(node for node in graph.graph.nodes if isinstance(node.target, _compat.OpOverload))
+    changed = [argument.alias_info is not None for argument in _compat.schema_of(adding.target).arguments]
+    assert changed[0], "see how an operator says now which arguments it changes, and mend schema_of"
+    _compat.rename_node(nodes["placeholder"], "renamed")
+    assert nodes["placeholder"].name == "renamed", "see torch.fx.Node for another way to rename a node"
+    assert _compat.torch_check is torch._check, "see what a check of sizes is called in a graph of torch.export"
+
+
+def test_what_tensors_and_modules_hold() -> None:
+    tensor = torch.ones(2)
+    before = _compat.version_of(tensor)
+    tensor.add_(1)
+    assert _compat.version_of(tensor) > before, "compare copies, to see whether a tensor was changed in place"
+    todo = "nn.Module holds its tensors otherwise: register them with register_parameter and register_buffer"
+    module = nn.BatchNorm1d(2)
+    assert set(_compat.buffers_of(module)) == {"running_mean", "running_var", "num_batches_tracked"}, todo
+    other = torch.zeros(2)
+    _compat.put_tensor(module, "running_mean", other, parameter=False, persistent=False)
+    assert module.running_mean is other, todo
+    assert "running_mean" not in module.state_dict(), todo
+    _compat.put_tensor(module, "running_mean", nn.Parameter(other), parameter=True, persistent=True)
+    assert dict(module.named_parameters())["running_mean"] is module.running_mean, todo
+    assert "running_mean" in module.state_dict(), todo
+
+
 @pytest.mark.parametrize("name", ["aoti_compile_and_package", "aoti_load_package"])
 def test_compilation_ahead_of_time(name: str) -> None:
     todo = "look for it in torch.export or torch.compiler; tests/optimize says whether its arguments are the same"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     import torch
     import torch.utils._pytree as pytree
+    from torch import _check as torch_check
     from torch._export.verifier import SpecViolationError as SpecViolationError
     from torch._inductor import aoti_compile_and_package as aoti_compile_and_package
     from torch._inductor import aoti_load_package as aoti_load_package
@@ -36,15 +37,22 @@ __all__ = [
     "aoti_compile_and_package",
     "aoti_load_package",
     "attention_of",
+    "buffers_of",
+    "by_reference",
     "clear_fake_caches",
     "flop_counter",
     "is_fake",
-    "by_reference",
+    "out_spec_of",
+    "put_tensor",
     "pytree",
     "quiet_trace",
     "recurrent_in_one",
+    "rename_node",
+    "schema_of",
     "set_attention",
     "set_loader_epoch",
+    "torch_check",
+    "version_of",
 ]
 
 _PRIVATE = {
@@ -55,6 +63,7 @@ _PRIVATE = {
     # What the nodes of an exported graph call.
     "OpOverload": ("torch._ops", "OpOverload"),
     "HigherOrderOperator": ("torch._ops", "HigherOrderOperator"),
+    "torch_check": ("torch", "_check"),
     # What torch.export raises for a graph that it cannot keep.
     "SpecViolationError": ("torch._export.verifier", "SpecViolationError"),
     # Stages compiled ahead of time.
@@ -207,6 +216,46 @@ def _holds_fake(cache: Any) -> bool:
         seen.update(map(id, level))
         level = [inner for one in level for inner in gc.get_referents(one)]
     return False
+
+
+def schema_of(operator: Any) -> Any:
+    """The schema of an operator in a graph: its arguments, and which of them it changes in place."""
+    return operator._schema
+
+
+def rename_node(node: Any, name: str) -> None:
+    """Rename the node of a graph; its public name can only be read."""
+    node._rename(name)
+
+
+def out_spec_of(graph_module: Any) -> Any:
+    """How the outputs of a graph of torch.export are nested; None where it does not say so."""
+    return getattr(graph_module, "_out_spec", None)
+
+
+def version_of(tensor: Any) -> int:
+    """How often a tensor was changed in place."""
+    count: int = tensor._version
+    return count
+
+
+def buffers_of(module: Any) -> dict[str, Any]:
+    """The buffers of a module itself, by name, as it holds them."""
+    found: dict[str, Any] = module._buffers
+    return found
+
+
+def put_tensor(module: Any, name: str, value: Any, *, parameter: bool, persistent: bool) -> None:
+    """Put a tensor into a module in place of any other of that name, without the checks of `register_buffer`."""
+    module._parameters.pop(name, None)
+    module._buffers.pop(name, None)
+    module._non_persistent_buffers_set.discard(name)
+    if parameter:
+        module._parameters[name] = value
+        return
+    module._buffers[name] = value
+    if not persistent:
+        module._non_persistent_buffers_set.add(name)
 
 
 def set_loader_epoch(loader: Any, epoch: int) -> None:

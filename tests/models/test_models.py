@@ -183,9 +183,11 @@ def test_a_feature_of_another_dtype_than_its_head_is_refused_with_a_way_out(own:
 def test_scripted_modules_are_refused_with_a_way_out(part: bool) -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
     net = nn.Sequential(scripted, nn.Linear(6, 4)) if part else scripted
-    name = "'0' of the network" if part else "the network"
-    with pytest.raises(InvalidInputError, match=rf"{name} is a torch.jit module.*scripted or traced from"):
-        eenet.attach(net, ["0"], example=torch.randn(3, 6))
+    name = "module '0'" if part else "the network"
+    exits: list[Any] = [["0"], "auto:2"]
+    for asked in exits:
+        with pytest.raises(InvalidInputError, match=rf"{name} is a \w+ of torch.jit.*give the Python module"):
+            eenet.attach(net, asked, example=torch.randn(3, 6))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ EXITS = {
     "resnet56": 3,
     "resnet56-bottleneck": 3,
     "resnet20": 3,
+    "resnet-digits": 3,
     "densenet121-cifar": 4,
     "msdnet35": 5,
     "msdnet-cifar": 7,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eenet._compat import buffers_of
 from eenet.errors import InvalidInputError
 from eenet.models._heads import ConvHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
 from eenet.models._io import inferring
@@ -314,7 +315,7 @@ class _Observation:
 @contextmanager
 def _attributes_kept(network: nn.Module) -> Iterator[None]:
     """Put the attributes of all modules back, such as a table that a network keeps for the length it saw last."""
-    parts = [(part, [(held, dict(held)) for held in (vars(part), part._buffers)]) for part in network.modules()]
+    parts = [(part, [(held, dict(held)) for held in (vars(part), buffers_of(part))]) for part in network.modules()]
     try:
         yield
     finally:

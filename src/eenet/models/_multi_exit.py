@@ -333,12 +333,6 @@ def _staged(
         if not backbone.at:
             raise InvalidInputError("the network has one stage only, so there is no place for an early exit; cut it")
         return backbone
-    scripted = next((name for name, m in backbone.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        raise InvalidInputError(
-            f"{repr(scripted) + ' of the network' if scripted else 'the network'} is a torch.jit module, which cannot "
-            "be cut: give the module that it was scripted or traced from, with its weights (load_state_dict)"
-        )
     if example is None:
         raise InvalidInputError("example is None, expected an input that the network takes")
     if isinstance(exits, str) and exits.startswith("auto"):

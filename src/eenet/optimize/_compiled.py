@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from eenet._compat import aoti_compile_and_package, aoti_load_package
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.optimize._frozen import traced_heads
@@ -65,7 +66,7 @@ class _Package(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._run: Any = torch._inductor.aoti_load_package(str(path))
+        self._run: Any = aoti_load_package(str(path))
 
     def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._run(*[tensor.contiguous() for tensor in live]))
@@ -108,7 +109,7 @@ def _package(module: nn.Module, live: tuple[Tensor, ...], described: tuple[LiveT
                 warnings.simplefilter("ignore")  # what the compiler says of itself
                 contiguous = tuple(tensor.contiguous() for tensor in live)
                 program = torch.export.export(_Flat(module), contiguous, dynamic_shapes={"live": dynamic}, strict=False)
-                torch._inductor.aoti_compile_and_package(program, package_path=str(partial))
+                aoti_compile_and_package(program, package_path=str(partial))
         except (RuntimeError, TypeError, ValueError, OSError, subprocess.SubprocessError) as error:
             text = " ".join(str(error).split())[:300]
             raise InvalidInputError(f"AOTInductor cannot compile a stage ({text}); run the model as it is") from error

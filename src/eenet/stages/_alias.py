@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from eenet._compat import schema_of
 from eenet.errors import CutError
 from eenet.stages._plan import Plan, mutated
 
@@ -88,7 +89,7 @@ def _memory_groups(plan: Plan) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _viewed(node: fx.Node, everything: bool) -> list[fx.Node]:
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = schema_of(node.target)
     found = []
     for argument, value in zip(schema.arguments, node.args, strict=False):
         if (everything or argument.alias_info is not None) and isinstance(value, fx.Node):

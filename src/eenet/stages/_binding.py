@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from eenet._compat import put_tensor
 from eenet.errors import CutError
 
 
@@ -16,23 +17,15 @@ def set_attribute(root: nn.Module, target: str, value: Any, *, persistent: bool 
     *path, leaf = target.split(".")
     owner = root
     for part in path:
-        child = owner._modules.get(part)
-        if child is None:
+        child = getattr(owner, part, None)
+        if not isinstance(child, nn.Module):
             child = nn.Module()
-            owner._modules[part] = child
+            owner.add_module(part, child)
         owner = child
     if not isinstance(value, Tensor):
         setattr(owner, leaf, value)
         return
-    owner._parameters.pop(leaf, None)
-    owner._buffers.pop(leaf, None)
-    owner._non_persistent_buffers_set.discard(leaf)
-    if isinstance(value, nn.Parameter):
-        owner._parameters[leaf] = value
-    else:
-        owner._buffers[leaf] = value
-        if not persistent:
-            owner._non_persistent_buffers_set.add(leaf)
+    put_tensor(owner, leaf, value, parameter=isinstance(value, nn.Parameter), persistent=persistent)
 
 
 def bind(module: fx.GraphModule, backbone: nn.Module, constants: Mapping[str, Tensor]) -> None:

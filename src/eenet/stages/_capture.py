@@ -13,10 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from eenet._compat import SpecViolationError, quiet_trace, recurrent_in_one
+from eenet._compat import (
+    SpecViolationError,
+    out_spec_of,
+    pytree,
+    quiet_trace,
+    recurrent_in_one,
+    rename_node,
+)
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._example import MODEL_ERRORS, InputForm
 
@@ -156,11 +162,11 @@ def _name_inputs(graph_module: fx.GraphModule, form: InputForm) -> None:
     placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     names = [name for name, is_tensor in zip(form.names, form.is_tensor, strict=True) if is_tensor]
     for node, name in zip(placeholders, names, strict=True):
-        node._rename(re.sub(r"\W+", "_", name).strip("_"))
+        rename_node(node, re.sub(r"\W+", "_", name).strip("_"))
 
 
 def _out_spec(graph_module: fx.GraphModule) -> pytree.TreeSpec:
-    spec = graph_module._out_spec
+    spec = out_spec_of(graph_module)
     if not isinstance(spec, pytree.TreeSpec):
         raise CutError("torch.export did not say how the model's outputs are nested; cannot rebuild them")
     return spec

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from eenet._compat import pytree
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import device_of
 from eenet.stages._capture import feature_at

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from eenet._compat import pytree
 from eenet.errors import InvalidInputError
 
 # What the code of a network can raise when it is run.

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from eenet._compat import pytree
 from eenet.errors import CutError
 
 _SEED = 1

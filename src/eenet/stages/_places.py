@@ -18,6 +18,7 @@ from eenet.errors import CutError, InvalidInputError
 from eenet.stages._capture import capture_with_markers, is_marker
 from eenet.stages._check import undisturbed
 from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._first_run import refuse_wrapped
 from eenet.stages._modes import modes_kept, set_evaluation
 from eenet.stages._plan import SameTensor, is_assert, is_tensor, returned_values, returns_its_input
 from eenet.stages._symbols import Symbols, is_size
@@ -56,6 +57,7 @@ def places(
     """
     if cost not in COSTS:
         raise InvalidInputError(f"cost is {cost!r}, expected one of {list(COSTS)}")
+    refuse_wrapped(model)
     with torch.inference_mode(mode=False):
         form = form_of(model, example, dynamic)
         modules = {name: module for name, module in model.named_modules() if name}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from eenet._compat import HigherOrderOperator, OpOverload, schema_of, torch_check
 from eenet.errors import CutError
 from eenet.stages._capture import Capture, is_marker, marked_feature, original_name, same_place
 from eenet.stages._symbols import Symbols, is_size, source_of_size
@@ -174,10 +175,10 @@ class Plan:
 
 def mutated(node: fx.Node) -> list[fx.Node]:
     """The arguments that an operator changes in place."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return []
     found: list[fx.Node] = []
-    for position, argument in enumerate(node.target._schema.arguments):
+    for position, argument in enumerate(schema_of(node.target).arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
@@ -190,9 +191,9 @@ def mutated(node: fx.Node) -> list[fx.Node]:
 def returns_its_input(node: fx.Node) -> fx.Node | None:
     """The argument that an in-place operator changes and returns; None for other operators."""
     changed = mutated(node)
-    if len(changed) != 1 or not isinstance(node.target, torch._ops.OpOverload):
+    if len(changed) != 1 or not isinstance(node.target, OpOverload):
         return None
-    returns = node.target._schema.returns
+    returns = schema_of(node.target).returns
     if len(returns) != 1 or returns[0].alias_info is None or not returns[0].alias_info.is_write:
         return None
     before, after = changed[0].meta.get("val"), node.meta.get("val")
@@ -210,15 +211,15 @@ def is_tensor(node: fx.Node) -> bool:
 def is_assert(node: fx.Node) -> bool:
     """Whether a node only checks sizes; stages leave those out."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.startswith(_ASSERTS) or node.target is torch._check
+    return name.startswith(_ASSERTS) or node.target is torch_check
 
 
 def _has_effect(node: fx.Node) -> bool:
-    if isinstance(node.target, torch._ops.HigherOrderOperator):
+    if isinstance(node.target, HigherOrderOperator):
         return True
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         return False
-    schema = node.target._schema
+    schema = schema_of(node.target)
     # A random operator moves the generator even if its result is unused.
     random = torch.Tag.nondeterministic_seeded in node.target.tags
     return schema.is_mutable or random or not schema.returns or schema.name in _HIDDEN_EFFECTS

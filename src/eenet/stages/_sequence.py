@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from eenet._compat import pytree, version_of
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._check import sample_inputs, undisturbed
 from eenet.stages._example import InputForm
@@ -144,8 +144,7 @@ class _Called(nn.Module):
         self._last = last
 
     def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
-        module = self._modules[self._name]
-        assert module is not None
+        module = self.get_submodule(self._name)
         if self._changed:
             live = tuple(tensor.clone() if n in self._changed else tensor for n, tensor in enumerate(live))
         args: tuple[Any, ...] = live
@@ -169,14 +168,14 @@ class _Run:
         args, kwargs = form.with_tensors(live)
         stages = list(sequence.named_children())
         for number, (name, stage) in enumerate(stages):
-            versions = [tensor._version for tensor in live]
+            versions = [version_of(tensor) for tensor in live]
             try:
                 output = stage(*args, **kwargs)
             except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
                 raise CutError(
                     f"stage {name!r} fails at batch size {inputs[0].shape[0]}, called with {_shapes(live)}: {error}"
                 ) from error
-            self.changed.append(frozenset(n for n, tensor in enumerate(live) if tensor._version != versions[n]))
+            self.changed.append(frozenset(n for n, tensor in enumerate(live) if version_of(tensor) != versions[n]))
             if number == len(stages) - 1:
                 leaves, self.out_spec = pytree.tree_flatten(output)
                 live = _returned(leaves)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from eenet._compat import OpOverload, pytree, schema_of
 from eenet._values import array_value
 from eenet.errors import CutError
 from eenet.stages._alias import tensors_to_copy
@@ -189,14 +189,14 @@ class _Builder:
 def random_steps(module: nn.Module) -> Iterator[str]:
     """Where a stage draws random numbers, for a message: the operator and the module that it is in."""
     for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
-        if not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, OpOverload):
             continue
         is_random = torch.Tag.nondeterministic_seeded in node.target.tags
         # Dropout has an argument that says whether it is on.
         if is_random and not any(value is False for value in node.args):
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             name = original_name(stack[-1][0]) if stack else ""
-            yield f": {node.target._schema.name.partition('::')[2]!r}" + (f" in module {name!r}" if name else "")
+            yield f": {schema_of(node.target).name.partition('::')[2]!r}" + (f" in module {name!r}" if name else "")
 
 
 def _assemble(graph: fx.Graph, attributes: dict[str, Any], name: str) -> fx.GraphModule:
