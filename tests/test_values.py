@@ -53,11 +53,7 @@ def test_no_dataclass_compares_its_arrays_with_the_methods_that_dataclass_makes(
     wrong = [
         f"{cls.__module__}.{cls.__qualname__}"
         for cls in dataclasses_with_arrays()
-        if not cls.__module__.startswith("eenet.scheduler")
-        if cls.__dataclass_params__.eq
-        and cls.__eq__.__module__ != "eenet._values"
-        and cls.__dataclass_params__.eq
-        and cls.__eq__.__module__ != "eenet._values"
+        if cls.__dataclass_params__.eq and cls.__eq__.__module__ != "eenet._values"
     ]
     assert not wrong, "these need @array_value above @dataclass"
 
@@ -75,6 +71,8 @@ def evidence() -> Evidence:
         evidence(),
         Bound(accuracy=0.5, cost=1.0),
         compare(toy_records(60), toy_costs(), ["max_prob"], [2.0], resplits=1),
+        eenet.MaxProbability().fit(toy_records(60), toy_costs(), "60%").policy,
+        eenet.MaxProbability().fit(toy_records(60), toy_costs(), "60%").replay(toy_records(60)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -103,7 +101,8 @@ def test_nan_is_equal_to_nan() -> None:
 
 def test_representations_stay_short_however_many_samples_there_are() -> None:
     records = toy_records(samples=5000)
-    for value in (records, records.all_evidence()[0]):
+    fitted = eenet.MaxProbability().fit(records, toy_costs(), "60%")
+    for value in (records, fitted.policy, fitted.replay(records), records.all_evidence()[0]):
         assert len(repr(value)) < 500
         assert "\n" not in repr(value)
 

@@ -285,6 +285,7 @@ class _Scores:
         )
 
 
+@array_value
 @dataclass(frozen=True)
 class _Logistic:
     """The convex problem of one exit's score: weighted cross-entropy plus weight decay.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eenet._values import array_value
 from eenet.scheduler._policy import Floats, Ints
 
 STRENGTHS: Floats = np.asarray(10.0 ** np.arange(-4, 2.5, 0.5))
@@ -13,6 +14,7 @@ _FREE = 0.1
 _TEMPERATURE = 2.0
 
 
+@array_value
 @dataclass(frozen=True)
 class Ridge:
     """Weights (F, L) and class effects (C, L), intercepts (L,), for L targets at once; out-of-fold values (n, L)."""
@@ -24,6 +26,7 @@ class Ridge:
     strength: float
 
 
+@array_value
 @dataclass(frozen=True)
 class _Sums:
     """What the normal equations need of some samples: they add up over folds."""

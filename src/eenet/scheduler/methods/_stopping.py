@@ -314,6 +314,7 @@ class _Induction:
         return models, x @ found.weights + found.class_effects[classes] + found.intercepts, out_of_fold
 
 
+@array_value
 @dataclass(frozen=True)
 class _GainModels:
     """The models of one exit for all L prices: weights (F, L), class effects (C, L), intercepts (L,)."""
