@@ -287,7 +287,7 @@ class VectorHead(nn.Module):
         return logits
 
 
-# It records its options itself, since it stands where heads of this kind cannot be imported.
+# It records its options itself, since `rebuildable` cannot be imported where it is defined.
 HEADS["MSDNetHead"] = MSDNetHead
 
 

@@ -205,7 +205,7 @@ def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[n
     network
         A `CifarResNet`, `DenseNet`, `MSDNet`, `HRNet`, or a network that `eenet.networks.bert` made.
     exits
-        The modules that the exits stand at, by default `network.exit_names`. Needed for BERT.
+        The modules that the exits are at, by default `network.exit_names`. Needed for BERT.
 
     Returns
     -------
@@ -335,7 +335,7 @@ def _torchvision(name: str, options: dict[str, Any]) -> Any:
     models = require("torchvision.models", "train")
     if name not in models.list_models():
         raise InvalidInputError(f"torchvision has no network {name!r}; see torchvision.models.list_models()")
-    # Segmentation networks fetch the weights of their backbone unless they are told not to.
+    # Segmentation networks fetch the weights of their backbone unless an option says otherwise.
     if "weights_backbone" in inspect.signature(models.get_model_builder(name)).parameters:
         options.setdefault("weights_backbone", None)
     return models.get_model(name, **options)

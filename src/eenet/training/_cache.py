@@ -73,7 +73,7 @@ def cached_features(
     """The features of a loader's data, from `folder` where it has them, else computed and kept there.
 
     Each sample is read once, in the order of the data set, with the loader's own transform: augmentation is frozen
-    as well. `announce` is told the size before anything is written, `advance` the samples done and their number.
+    as well. `announce` is called with the size before anything is written, `advance` the samples done and their number.
     Raises `OutOfSpaceError`, leaving nothing behind, where the disk is too small or fills up.
     """
     batches, samples = _each_once(loader)

@@ -127,7 +127,7 @@ def _open(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[s
             found = {name: handle.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise FileFormatError(
-            f"{str(source)!r} is not a whole safetensors file ({error}); delete it and start the run anew"
+            f"{str(source)!r} is not a whole safetensors file ({error}); delete it and start the run again"
         ) from error
     if metadata.get("format") != _FORMAT:
         raise FileFormatError(f"{str(source)!r} holds {metadata.get('format') or 'no eenet data'!r}, not {_FORMAT!r}")

@@ -246,9 +246,9 @@ def _generators_of(loader: Any) -> list[torch.Generator]:
 
 
 def warn_of_persistent_workers(loader: Any) -> None:
-    """Warn where a loader's workers live on between epochs, with random states that nobody can restore.
+    """Warn where a loader's workers live on between epochs, with random states that cannot be restored.
 
-    Those of `experiments.data.loader` draw nothing from such states: they are told the epoch along with the samples.
+    Those of `experiments.data.loader` draw nothing from such states: they get the epoch along with the samples.
     """
     if getattr(loader, "persistent_workers", False) and not hasattr(getattr(loader, "sampler", None), "in_order"):
         warnings.warn(

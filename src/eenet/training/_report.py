@@ -1,4 +1,4 @@
-"""What a run tells: a report per epoch, a CSV of them, TensorBoard, and a progress bar."""
+"""What a run reports: a report per epoch, a CSV of them, TensorBoard, and a progress bar."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TrainResult:
 
 
 def write_history(path: Path, history: Sequence[EpochReport]) -> None:
-    """Write the reports as CSV, the whole file anew: it then always agrees with the checkpoint."""
+    """Write the reports as CSV, the whole file again: it then always agrees with the checkpoint."""
     rows = [report.row() for report in history]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["epoch"], lineterminator="\n")
@@ -125,7 +125,7 @@ class Display:
             self._console.print(text, markup=False, soft_wrap=True)
 
     def task(self, what: str) -> Callable[[int, int], None]:
-        """A bar of its own; tell it what is done and of how much."""
+        """A bar of its own; call it with what is done and of how much."""
         number = self._bar.add_task(what, total=None, exits="")
 
         def advance(done: int, total: int) -> None:
@@ -134,7 +134,7 @@ class Display:
         return advance
 
     def epoch(self, epoch: int, batches: int) -> Callable[[Sequence[float]], None]:
-        """A bar for one epoch; tell it each exit's accuracy on the batch that is done."""
+        """A bar for one epoch; call it with each exit's accuracy on the batch that is done."""
         number = self._bar.add_task(f"epoch {epoch + 1}/{self._epochs}", total=batches, exits="")
         self._running = []
 
