@@ -9,6 +9,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
     folder, case = tmp_path_factory.mktemp("installed") / "bundle", small_convolutions()
     case.export(folder)
     return folder, case
+
+
+def _save(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(path, **arrays)
 
 
 FITS = """
@@ -175,7 +180,7 @@ def onnx(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Environment:
 
 def test_with_onnx_a_bundle_runs(onnx: Environment, bundle: tuple[Path, Case], tmp_path: Path) -> None:
     folder, case = bundle
-    np.savez(tmp_path / "inputs.npz", **case.arrays)
+    _save(tmp_path / "inputs.npz", case.arrays)
     expected = case.scheduler.replay(case.records(case.fresh)).exits
     assert onnx.python(RUNS, folder, tmp_path / "inputs.npz").split() == [str(k) for k in expected]
 
@@ -200,7 +205,7 @@ def test_with_serve_a_bundle_is_served(
 ) -> None:
     environment = Environment(tmp_path_factory.mktemp("serve"), wheel).install("serve")
     folder, case = bundle
-    np.savez(tmp_path / "inputs.npz", **case.arrays)
+    _save(tmp_path / "inputs.npz", case.arrays)
     command = [str(environment.folder / "bin" / "eenet"), "serve", str(folder), "--port", "0", "--no-hold"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         assert process.stderr is not None

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = [
+    "CutError",
+    "DrainingError",
+    "EENetError",
+    "ExportError",
+    "FileFormatError",
+    "InfeasibleBudgetError",
+    "InvalidInputError",
+    "MissingExtraError",
+    "NotFittedError",
+    "OverloadedError",
+    "ReliabilityWarning",
+]
+
 
 class EENetError(Exception):
     """Base of the exceptions that eenet raises on purpose."""

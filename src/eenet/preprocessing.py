@@ -22,6 +22,8 @@ from eenet._extras import require
 from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 
+__all__ = ["ArrayPreprocessing", "ImagePreprocessing", "Preprocessing", "TextPreprocessing"]
+
 Array = NDArray[Any]
 Inputs = dict[str, Array]
 """A network's inputs by name, each with the samples along dimension 0."""

@@ -33,6 +33,8 @@ from eenet.scheduler import DecisionState, ExitHistory, Scheduler
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
 
+__all__ = ["StageProfile", "measure", "profile"]
+
 UNITS = ("ms", "cpu_ms", "flops")
 TRUSTED_SPREAD = 0.25
 """Above this relative spread (the middle half of the rounds over their median) a measurement carries a warning."""

@@ -41,21 +41,14 @@ ROOMS = (
 
 
 def public_names(module: ModuleType) -> list[str]:
-    """The names a module offers: those it defines or hands on from a private module of its own room."""
-    room = module.__name__
-    names = []
-    for name in dir(module):
-        value = getattr(module, name)
-        home = getattr(value, "__module__", None)
-        if name.startswith("_") or inspect.ismodule(value) or not (inspect.isclass(value) or inspect.isfunction(value)):
-            continue
-        if isinstance(home, str) and (home == room or home.startswith(f"{room}._")):
-            names.append(name)
-    return sorted(names)
+    """The names a module offers to users: those in `__all__`; what else can be imported from it is for eenet itself."""
+    return sorted(module.__all__)
 
 
 def summary(value: object) -> str:
     """The first line of the docstring; raises `AssertionError` where there is none."""
+    if not (inspect.ismodule(value) or inspect.isroutine(value) or inspect.isclass(value)):
+        return f"a constant: a {type(value).__name__}"
     text = inspect.getdoc(value) or ""
     assert text, f"{value!r} has no docstring"
     return text.splitlines()[0].replace("|", "\\|")

@@ -42,7 +42,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serving.ray",),
     ("capacity",),
     ("experiments.data",),
-    ("experiments.recipes", "experiments"),
+    ("experiments.recipes",),
+    ("experiments",),
     ("cli",),
     ("__main__",),
 )
