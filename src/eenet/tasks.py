@@ -13,21 +13,13 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._evidence import LOG_ODDS_LIMIT, POOLED, Evidence, softmax
+from eenet._evidence import LOG_ODDS_LIMIT as LOG_ODDS_LIMIT
+from eenet._evidence import POOLED as POOLED
+from eenet._evidence import Evidence
+from eenet._evidence import softmax as softmax
 from eenet.errors import InvalidInputError
 
-__all__ = [
-    "LOG_ODDS_LIMIT",
-    "POOLED",
-    "Classification",
-    "Evidence",
-    "Segmentation",
-    "Task",
-    "describe_task",
-    "mean_iou",
-    "softmax",
-    "task_from",
-]
+__all__ = ["Classification", "Evidence", "Segmentation", "Task", "mean_iou"]
 
 Array = TypeVar("Array")
 

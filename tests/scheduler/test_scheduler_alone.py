@@ -42,7 +42,7 @@ def test_evidence_and_scores_of_one_sample_have_the_bits_they_have_in_a_batch(
         else toy_logits(samples, exits, classes, seed, sharpness=float(rng.choice([0.1, 1, 30, 1e30])))[0]
     )
     with np.errstate(over="ignore"):
-        logits = logits.astype(dtype)  # type: ignore[assignment]
+        logits = logits.astype(dtype)
     rule = policy(name, exits, classes)
     together, alone = ExitHistory(), [ExitHistory() for _ in range(samples)]
     for k in range(exits - 1):

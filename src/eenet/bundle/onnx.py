@@ -25,7 +25,7 @@ from eenet.errors import FileFormatError, InvalidInputError
 from eenet.runtime._backend import Array, Ints, Live
 from eenet.runtime._boundaries import Boundaries
 
-__all__ = ["OnnxBackend", "load"]
+__all__ = ["load"]
 
 
 def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> LoadedBundle:

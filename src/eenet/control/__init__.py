@@ -2,6 +2,7 @@
 
 from eenet.control._controller import BudgetController
 from eenet.control._drift import DriftReport
-from eenet.control._pacing import Alternation, Pacer
+from eenet.control._pacing import Alternation as Alternation
+from eenet.control._pacing import Pacer as Pacer
 
-__all__ = ["Alternation", "BudgetController", "DriftReport", "Pacer"]
+__all__ = ["BudgetController", "DriftReport"]

@@ -3,7 +3,9 @@
 import eenet._needs_torch  # noqa: F401
 from eenet.models._collect import ImageRecords as ImageRecords
 from eenet.models._collect import collect
-from eenet.models._describe import Description, StageRow, describe
+from eenet.models._describe import Description as Description
+from eenet.models._describe import StageRow as StageRow
+from eenet.models._describe import describe
 from eenet.models._heads import (
     HEADS,
     ConvHead,
@@ -18,22 +20,20 @@ from eenet.models._io import inferring as inferring
 from eenet.models._io import logits_in as logits_in
 from eenet.models._io import unpack as unpack
 from eenet.models._multi_exit import MultiExitModel, attach, multi_exit
-from eenet.models._networks import MODELS, Source, build_network, make_heads
+from eenet.models._networks import MODELS as MODELS
 from eenet.models._networks import ModelSpec as ModelSpec
+from eenet.models._networks import Source, build_network, make_heads
 from eenet.models._networks import known as known
 
 __all__ = [
     "HEADS",
-    "MODELS",
     "ConvHead",
-    "Description",
     "DownsamplingHead",
     "MultiExitModel",
     "SegmentationHead",
     "SequenceHead",
     "Source",
     "StackedConvHead",
-    "StageRow",
     "TokenHead",
     "VectorHead",
     "attach",

@@ -14,4 +14,4 @@ from eenet.optimize._variant import Variant as Variant
 from eenet.optimize._variant import batch_of as batch_of
 from eenet.optimize._variant import eager as eager
 
-__all__ = ["Optimization", "StageTimes", "Variant", "compiled", "eager", "frozen", "optimize", "recorded"]
+__all__ = ["Optimization"]

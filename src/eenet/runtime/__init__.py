@@ -24,7 +24,7 @@ _HOMES = {
     "run_arrays": "_loop",
 }
 
-__all__ = ["AdaptiveModel", "AdaptiveOutput", "Live", "StageBackend", "TensorSpec", "TorchBackend", "run_arrays"]
+__all__ = ["AdaptiveModel", "AdaptiveOutput", "StageBackend"]
 
 
 def __getattr__(name: str) -> Any:

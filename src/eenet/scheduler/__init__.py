@@ -1,16 +1,11 @@
 """Exit schedulers: which sample exits where, so that accuracy is high and the mean cost stays within a budget."""
 
-from eenet.scheduler._fitted import FrontierPoint, PolicyTable
-from eenet.scheduler._policy import (
-    SCORES,
-    Decisions,
-    DecisionState,
-    Ensemble,
-    ExitHistory,
-    Score,
-    ThresholdPolicy,
-    replay,
-)
+from eenet.scheduler._fitted import FrontierPoint
+from eenet.scheduler._fitted import PolicyTable as PolicyTable
+from eenet.scheduler._policy import SCORES as SCORES
+from eenet.scheduler._policy import Decisions, DecisionState, ExitHistory, Score, ThresholdPolicy
+from eenet.scheduler._policy import Ensemble as Ensemble
+from eenet.scheduler._policy import replay as replay
 from eenet.scheduler._scheduler import SCHEDULERS, Scheduler, load_scheduler
 from eenet.scheduler.methods._eenet import EENet
 from eenet.scheduler.methods._stopping import OptimalStopping
@@ -35,12 +30,10 @@ __all__ = [
     "BEEM",
     "EERO",
     "SCHEDULERS",
-    "SCORES",
     "ZTW",
     "DecisionState",
     "Decisions",
     "EENet",
-    "Ensemble",
     "Entropy",
     "ExitHistory",
     "FrontierPoint",
@@ -49,7 +42,6 @@ __all__ = [
     "MaxProbability",
     "OptimalStopping",
     "Patience",
-    "PolicyTable",
     "Scheduler",
     "Score",
     "SearchedThresholds",
@@ -58,5 +50,4 @@ __all__ = [
     "ThresholdPolicy",
     "Voting",
     "load_scheduler",
-    "replay",
 ]

@@ -13,3 +13,5 @@ from eenet.stages._stage import Step as Step
 from eenet.stages._stage import walk as walk
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut
+
+__all__ = ["Example", "LiveTensor", "Place", "Stage", "StagedModel", "cut", "places"]

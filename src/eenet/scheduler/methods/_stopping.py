@@ -50,7 +50,8 @@ def features(evidence: Sequence[Evidence]) -> Floats:
     best = _largest(now.probabilities)
     runners_up = min(best.shape[1], 3) - 1
     if len(now) == 1:  # the same, in less time
-        odds, *_, second, first = log_odds.item(), *best[0].tolist()
+        odds: float = log_odds.item()
+        second, first = best[0, -2:].tolist()
         logs = np.log(np.maximum(best[0, -1 - runners_up : -1], _TINY)).tolist()
         row = [odds, first - second, now.entropy.item(), *logs]
         if len(evidence) > 1:
