@@ -15,9 +15,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
+
+from eenet.costs import ExitCosts
+from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.scheduler._policy import Bools, Floats, Ints, ThresholdPolicy
 
 _MEMORY = 0.25  # of the horizon: over how many samples the offset is learned
 _LARGEST_STEP = 0.5  # of the way to a batch's own offset, however large the batch
@@ -95,3 +101,106 @@ class Alternation:
         below = abs(self.carry + samples * (aim - ladder[lower]))
         above = abs(self.carry + samples * (aim - ladder[upper]))
         return upper if above < below else lower
+
+
+_SLACK = 1e-9  # the rounding of sums of shares
+
+
+class Quotas:
+    """What is owed to each exit by its floor, and what each has above its ceiling, in samples.
+
+    Both are counted up and down with every sample and never saved up beyond `burst` samples: an exit that had plenty
+    earlier is not starved for long. So in any stretch of n samples at least floor n - burst - b leave at an exit, and
+    at most ceiling n + burst + b, where b is the samples of K batches; from the start, without the burst.
+    """
+
+    def __init__(self, floor: Floats, ceiling: Floats, burst: float) -> None:
+        self.floor = floor
+        self.ceiling = ceiling
+        self._burst = burst
+        self.owed: Floats = np.zeros(len(floor))
+        self.above: Floats = np.zeros(len(floor))
+
+    @classmethod
+    def parse(cls, floor: Sequence[float] | None, ceiling: Sequence[float] | None, exits: int, burst: float) -> Quotas:
+        """Check what a user gave; raises `InvalidInputError` for shares that cannot all be kept."""
+        least = _shares("floor", floor, exits, 0.0)
+        most = _shares("ceiling", ceiling, exits, 1.0)
+        if (least > most + _SLACK).any():
+            k = int(np.flatnonzero(least > most + _SLACK)[0])
+            raise InvalidInputError(
+                f"exit {k} has the floor {least[k]:g} and the ceiling {most[k]:g}: the floor must be the smaller"
+            )
+        if least.sum() > 1 + _SLACK:
+            raise InvalidInputError(f"the floors {least.tolist()} add up to {least.sum():g}, more than all samples")
+        if most.sum() < 1 - _SLACK:
+            raise InvalidInputError(
+                f"the ceilings {most.tolist()} add up to {most.sum():g}: some samples could leave nowhere"
+            )
+        return cls(least, np.maximum(most, least), burst)
+
+    def require_affordable(self, budget: float, costs: ExitCosts) -> None:
+        """Raise `InfeasibleBudgetError` where even the cheapest shares within the quotas cost more than the budget."""
+        shares, rest = self.floor.copy(), 1 - self.floor.sum()
+        for k in range(len(shares)):
+            more = min(rest, self.ceiling[k] - shares[k])
+            shares[k] += more
+            rest -= more
+        smallest = float(shares @ costs.values)
+        if smallest > budget * (1 + _SLACK):
+            raise InfeasibleBudgetError(
+                f"budget {budget:.6g} {costs.unit} cannot be kept with these floors and ceilings; the smallest that "
+                f"can is {smallest:.6g} {costs.unit}",
+                smallest=smallest,
+            )
+
+    @property
+    def any(self) -> bool:
+        """Whether there is anything to keep."""
+        return bool((self.floor > 0).any() or (self.ceiling < 1).any())
+
+    def observe(self, counts: Ints) -> None:
+        """So many samples left at each exit, (K,)."""
+        total = counts.sum()
+        self.owed = np.maximum(self.owed + self.floor * total - counts, -self._burst)
+        self.above = np.maximum(self.above + counts - self.ceiling * total, -self._burst)
+
+    def overrule(self, policy: ThresholdPolicy) -> tuple[str, ThresholdPolicy]:
+        """The policy, or one that serves an exit that is owed samples, or passes those with too many; and its name.
+
+        An exit that is owed takes all samples. Exits above their ceiling are switched off; where the last exit is above
+        its own, the deepest other that is not takes all samples that come to it.
+        """
+        last = len(self.floor) - 1
+        if self.owed.max() > _SLACK:
+            k = int(self.owed.argmax())
+            return f"all:{k}", _taking(policy, k, off=np.arange(last) < k)
+        over = self.above > _SLACK
+        if not over.any():
+            return "", policy
+        name = "off:" + ",".join(str(k) for k in np.flatnonzero(over))
+        if not over[last]:
+            return name, replace(policy, enabled=policy.enabled & ~over[:last])
+        return name, _taking(policy, int(np.flatnonzero(~over)[-1]), off=over[:last])
+
+
+def _taking(policy: ThresholdPolicy, exit_index: int, off: Bools) -> ThresholdPolicy:
+    """The policy with some exits off, and all samples exiting at one of the others (unless not finite)."""
+    enabled = policy.enabled & ~off
+    thresholds = policy.thresholds.copy()
+    if exit_index < len(enabled):
+        enabled[exit_index] = True
+        thresholds[exit_index] = -np.inf
+    return replace(policy, thresholds=thresholds, enabled=enabled)
+
+
+def _shares(name: str, given: Sequence[float] | None, exits: int, default: float) -> Floats:
+    if given is None:
+        return np.full(exits, default)
+    try:
+        shares = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):  # words, lists within the list
+        shares = np.empty(0)
+    if shares.shape != (exits,) or not ((shares >= 0) & (shares <= 1)).all():
+        raise InvalidInputError(f"{name}={given!r}: expected {exits} shares from 0 to 1, one for each exit")
+    return shares
