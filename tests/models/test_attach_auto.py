@@ -13,7 +13,7 @@ from zoo import NETWORKS
 import eenet
 from eenet.errors import InvalidInputError
 from eenet.models import ConvHead, SegmentationHead, TokenHead, VectorHead
-from eenet.stages import places
+from eenet.stages import split_points
 from networks import SmallConvNet
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def test_exits_stand_at_the_ends_of_blocks_at_equal_cost(exits: int) -> None:
 
 
 def test_places_say_what_they_cost_and_what_would_cross() -> None:
-    found = {place.name: place for place in places(blocks(2).eval(), torch.randn(2, 8))}
+    found = {place.name: place for place in split_points(blocks(2).eval(), torch.randn(2, 8))}
     assert list(found) == ["0.first", "0.second", "0", "1.first", "1.second", "1"]
     assert found["0.first"].elements == 8 + 32
     assert found["0.first"].tensors == 2
@@ -57,7 +57,7 @@ def test_a_small_interface_is_worth_a_little_inequality() -> None:
     front = [nn.Linear(64, 64) for _ in range(9)]
     wide, narrow = nn.Linear(64, 1024), nn.Linear(1024, 4)
     net = nn.Sequential(*front, wide, narrow, nn.Linear(4, 16384), nn.Linear(16384, 2)).eval()
-    shares = {place.name: place.share for place in places(net, torch.randn(2, 64))}
+    shares = {place.name: place.share for place in split_points(net, torch.randn(2, 64))}
     assert shares["9"] == pytest.approx(0.5)
     assert shares["10"] == pytest.approx(0.52)
     assert eenet.attach(net, "auto:2", example=torch.randn(2, 64)).exit_names == ("10", "output")
@@ -65,7 +65,7 @@ def test_a_small_interface_is_worth_a_little_inequality() -> None:
 
 def test_one_tensor_to_hand_on_is_worth_a_little_inequality() -> None:
     net = blocks(3, inner=8).eval()
-    shares = {place.name: place.share for place in places(net, torch.randn(2, 8))}
+    shares = {place.name: place.share for place in split_points(net, torch.randn(2, 8))}
     assert shares["1.first"] == pytest.approx(0.48)
     assert shares["1"] == pytest.approx(0.64)
     assert eenet.attach(net, "auto:2", example=torch.randn(2, 8)).exit_names == ("1", "output")
@@ -79,7 +79,7 @@ def test_modules_that_end_nowhere_or_mix_samples_are_no_places() -> None:
         mixed=nn.Linear(2, 2),
         last=nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),
     )
-    assert [place.name for place in places(model.eval(), torch.randn(2, 4))] == ["last.0", "last.1"]
+    assert [place.name for place in split_points(model.eval(), torch.randn(2, 4))] == ["last.0", "last.1"]
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -88,7 +88,7 @@ def test_the_network_is_left_as_it_was() -> None:
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    places(model, X)
+    split_points(model, X)
     assert torch.equal(torch.get_rng_state(), generator)
     assert [module.training for module in model.modules()] == modes
     assert not any(module._forward_hooks for module in model.modules())
@@ -96,7 +96,7 @@ def test_the_network_is_left_as_it_was() -> None:
 
 
 def test_exits_are_placed_by_measured_time_too() -> None:
-    found = places(blocks(6, width=256).eval(), torch.randn(64, 256), cost="ms")
+    found = split_points(blocks(6, width=256).eval(), torch.randn(64, 256), cost="ms")
     shares = [place.share for place in found]
     assert shares == sorted(shares)
     assert 0 < shares[0] < shares[-1] < 1

@@ -22,7 +22,7 @@ from eenet._compat import buffers_of
 from eenet.errors import InvalidInputError
 from eenet.models._heads import ConvHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
 from eenet.models._io import inferring
-from eenet.stages import Example, LiveTensor, Place, StagedModel, feature_at, places
+from eenet.stages import Example, LiveTensor, SplitPoint, StagedModel, feature_at, split_points
 
 # What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
 _DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
@@ -51,10 +51,10 @@ def place_exits(
             f"exits is {asked!r}, expected a list of module names such as ['layer1', 'layer2'], or 'auto:3' for three "
             "exits, the network's own included ('auto:3:ms' places them by measured time instead of counted FLOPs)"
         )
-    return choose(places(backbone, example, dynamic=dynamic, cost=match[2] or "flops"), int(match[1]))
+    return choose(split_points(backbone, example, dynamic=dynamic, cost=match[2] or "flops"), int(match[1]))
 
 
-def choose(candidates: Sequence[Place], exits: int) -> list[str]:
+def choose(candidates: Sequence[SplitPoint], exits: int) -> list[str]:
     """The names of the `exits` - 1 best places, in order."""
     best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
     for number in range(1, exits):

@@ -18,11 +18,10 @@ from eenet._compat import pytree
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import device_of
 from eenet.stages._capture import feature_at
-from eenet.stages._compact import compact
 from eenet.stages._example import InputForm
 from eenet.stages._gradients import Gradients, Watch, all_trainable, differing, gradient_error, gradients_of
 from eenet.stages._split import Split, random_steps
-from eenet.stages._stage import Step, walk
+from eenet.stages._stage import Step, compact, walk
 
 _BATCH = 4
 _SURVIVORS = (2, 0, 3)
@@ -36,12 +35,11 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
     with undisturbed(backbone):
         for batch in (1, _BATCH):
             rows = tuple(tensor[:batch] for tensor in inputs)
-            _compare_runs(backbone, at, split, form, rows, f"at batch size {batch}")
+            expected = _compare_runs(backbone, at, split, form, rows, f"at batch size {batch}")
         if form.dynamic:
             _check_shorter(backbone, at, split, form, inputs)
         if len(split.stages) > 1:
             _refuse_alike(inputs)
-        expected, _ = _whole(backbone, at, split, form, inputs)
         index = torch.tensor(_SURVIVORS, device=inputs[0].device)
         batched = [live.batch_dim for live in split.stages[-1].outputs]
         wanted = compact(tuple(expected), index, batched)
@@ -260,7 +258,8 @@ def check_reference(reference: nn.Module, split: Split, form: InputForm) -> None
 
 def _compare_runs(
     backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...], when: str
-) -> None:
+) -> list[Tensor]:
+    """What the model returns, after it was compared with what the stages give."""
     expected, features = _whole(backbone, at, split, form, inputs)
     steps = walk(split.stages, inputs)
     torch.manual_seed(_SEED)
@@ -274,6 +273,7 @@ def _compare_runs(
             _compare(features[number], got, f"the feature at {stage.name!r} differs from the model's {when}")
     for tensor, one, other in zip(split.stages[-1].outputs, expected, step.outputs, strict=True):
         _compare(one, other, f"the output {tensor.name!r} of the last stage differs from the model's {when}")
+    return expected
 
 
 def _check_shorter(

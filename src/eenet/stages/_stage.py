@@ -1,4 +1,4 @@
-"""What a stage is: a graph from the live tensors of one boundary to those of the next."""
+"""What a stage is, how stages are run one after another, and how samples are selected between two."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from eenet.stages._compact import compact
 
 
 @dataclass(frozen=True)
@@ -129,3 +127,18 @@ def walk(stages: Sequence[Stage], live: tuple[Tensor, ...]) -> Iterator[Step]:
 
 def _describe(live: LiveTensor) -> str:
     return f"{live.name}: {'x'.join(str(size) for size in live.shape) or 'scalar'}"
+
+
+def compact(live: tuple[Tensor, ...], index: Tensor, batch_dims: Sequence[int | None]) -> tuple[Tensor, ...]:
+    """The samples `index` of live tensors, each along its batch dimension; those without one (None) as they are."""
+    return tuple(
+        [tensor if dim is None else _select(tensor, dim, index) for tensor, dim in zip(live, batch_dims, strict=True)]
+    )
+
+
+def _select(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    # index_select always gives a contiguous tensor; convolutions after it would lose their channels_last layout.
+    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        order = tensor.permute(0, 2, 3, 1)
+        return order.index_select((0, 3, 1, 2)[dim], index).permute(0, 3, 1, 2)
+    return tensor.index_select(dim, index)

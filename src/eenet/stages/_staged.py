@@ -20,15 +20,13 @@ from eenet.stages._check import (
     check_reference,
     check_training,
 )
-from eenet.stages._compact import compact
-from eenet.stages._current import Contents
 from eenet.stages._example import Example, InputForm, form_of
-from eenet.stages._first_run import first_run, refuse_wrapped, restore_caches
 from eenet.stages._gradients import GradientError, gradient_error
 from eenet.stages._modes import modes_kept, set_evaluation
+from eenet.stages._network import Contents, first_run, refuse_wrapped, restore_caches
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
-from eenet.stages._stage import Stage, Step, walk
+from eenet.stages._stage import Stage, Step, compact, walk
 
 
 def cut(
@@ -193,8 +191,8 @@ class StagedModel(nn.Module):
         Compares the modules, forward methods, settings and shapes with those at the time of the cut, and runs the
         example through the network and through its stages: in inference, and in training mode, gradients included,
         where there are stages for that. Parameters and buffers that were replaced by others of the same shape are
-        followed, as by `rebind`. Costs about three inference passes of at most three samples: 0.5 ms for a small
-        network, 0.15 s for a ResNet-50 at 224 x 224 on two cores.
+        followed, as by `rebind`. Costs about three inference passes of the example (at most three samples): 1.4 ms of
+        CPU for a network of two layers, 0.23 s for a ResNet-50 on two images of 128 x 128.
 
         Raises
         ------

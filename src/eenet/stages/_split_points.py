@@ -18,10 +18,9 @@ from eenet.errors import CutError, InvalidInputError
 from eenet.stages._capture import capture_with_markers, is_marker
 from eenet.stages._check import undisturbed
 from eenet.stages._example import Example, InputForm, form_of
-from eenet.stages._first_run import refuse_wrapped
 from eenet.stages._modes import modes_kept, set_evaluation
-from eenet.stages._plan import SameTensor, is_assert, is_tensor, returned_values, returns_its_input
-from eenet.stages._symbols import Symbols, is_size
+from eenet.stages._network import refuse_wrapped
+from eenet.stages._plan import SameTensor, Symbols, is_assert, is_size, is_tensor, returned_values, returns_its_input
 
 COSTS = ("flops", "ms")
 
@@ -29,7 +28,7 @@ _ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Place:
+class SplitPoint:
     """The end of a module that a network can be cut at.
 
     `share` is the share of the network's cost that comes before it, `elements` the number of values per sample that
@@ -42,13 +41,13 @@ class Place:
     tensors: int
 
 
-def places(
+def split_points(
     model: nn.Module,
     example: Example,
     *,
     dynamic: Mapping[int, str] | None = None,
     cost: str = "flops",
-) -> list[Place]:
+) -> list[SplitPoint]:
     """The ends of modules that a network can be cut at, in order; of those that end together the outermost.
 
     A module is left out that is called more than once, or whose end is no place for a cut: the samples do not lie along
@@ -107,7 +106,7 @@ class _Ends:
                 self._same[node] = kept
         self._tensors = [n for n in nodes if n not in self._same and n.op != "get_attr" and is_tensor(n)]
 
-    def places(self, shares: Mapping[fx.Node, float], shapes: Mapping[fx.Node, tuple[int, ...]]) -> list[Place]:
+    def places(self, shares: Mapping[fx.Node, float], shapes: Mapping[fx.Node, tuple[int, ...]]) -> list[SplitPoint]:
         """The places that can be cut at, in order."""
         found = []
         earlier: set[fx.Node] = set()
@@ -125,7 +124,7 @@ class _Ends:
 
     def _place(
         self, name: str, marker: fx.Node, share: float, shapes: Mapping[fx.Node, tuple[int, ...]]
-    ) -> Place | None:
+    ) -> SplitPoint | None:
         position, feature = self._order[marker], self._same.resolve(marker)
         if position > self._last_operator:
             return None
@@ -144,7 +143,7 @@ class _Ends:
                 elements += int(np.prod(shape)) // shape[dims[0]]
         if not feature.meta["val"].is_floating_point() or not 0 < share < 1:
             return None
-        return Place(name, share, elements, len(live))
+        return SplitPoint(name, share, elements, len(live))
 
 
 def _costs(
