@@ -14,4 +14,4 @@ from eenet.stages._stage import walk as walk
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut
 
-__all__ = ["Example", "LiveTensor", "Place", "Stage", "StagedModel", "cut", "places"]
+__all__ = ["Example", "LiveTensor", "SplitPoint", "Stage", "StagedModel", "cut", "split_points"]
