@@ -110,7 +110,7 @@ Send = Callable[[int], Awaitable[int]]
 
 
 async def saturate(send: Send, requests: int, at_once: int) -> Result:
-    """Keep so many requests open until all have been answered."""
+    """Keep `at_once` requests open until all have been answered."""
     result, numbers = Result(), iter(range(requests))
 
     async def keep_asking() -> None:
@@ -125,7 +125,7 @@ async def saturate(send: Send, requests: int, at_once: int) -> Result:
 
 
 async def poisson(send: Send, requests: int, rate: float, seed: int = 0, at_once: int = 2000) -> Result:
-    """Send at random times, `rate` a second on average, whatever becomes of the earlier ones.
+    """Send at random times, `rate` a second on average, whether or not the earlier ones are answered.
 
     A latency is counted from when its request was due, so that a client that falls behind hides nothing. There are at
     most `at_once` requests open, beyond which the client itself would be what is measured.
@@ -135,13 +135,13 @@ async def poisson(send: Send, requests: int, rate: float, seed: int = 0, at_once
     result = Result()
     began = time.perf_counter()
 
-    room = asyncio.Semaphore(at_once)
+    slots = asyncio.Semaphore(at_once)
 
     async def one(n: int) -> None:
         try:
             status = await send(n)
         finally:
-            room.release()
+            slots.release()
         result.note(status, time.perf_counter() - began - due[n])
 
     tasks = []
@@ -149,7 +149,7 @@ async def poisson(send: Send, requests: int, rate: float, seed: int = 0, at_once
         wait = due[n] - (time.perf_counter() - began)
         if wait > 0:
             await asyncio.sleep(wait)
-        await room.acquire()
+        await slots.acquire()
         tasks.append(asyncio.ensure_future(one(n)))
     await asyncio.gather(*tasks)
     result.seconds = time.perf_counter() - began

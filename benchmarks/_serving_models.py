@@ -43,7 +43,7 @@ ENGINES = ("model", "batch", "stage")
 
 
 class SleepingBackend:
-    """Stages whose logits are the input, and whose time is told: `fixed + n` units of sleep on n samples."""
+    """Stages whose logits are the input, and whose time is given: `fixed + n` units of sleep on n samples."""
 
     num_exits, num_classes = EXITS, CLASSES
 
@@ -111,7 +111,7 @@ def synthetic_inputs() -> NDArray[np.float32]:
 
 
 def images(size: int) -> NDArray[np.float32]:
-    """Noise of different contrast (POOL, 3, size, size), so that even random heads tell the images apart."""
+    """Noise of different contrast (POOL, 3, size, size), so that even random heads distinguish the images."""
     rng = np.random.default_rng(0)
     contrast = rng.random((POOL, 1, 1, 1), dtype=np.float32) + 0.5
     return rng.standard_normal((POOL, 3, size, size), dtype=np.float32) * contrast
@@ -163,13 +163,13 @@ def _small() -> torch.nn.Module:
     return torch.nn.Sequential(OrderedDict(layers | pool))
 
 
-def everybody_to_the_end(policy: ThresholdPolicy) -> ThresholdPolicy:
+def all_exits_off(policy: ThresholdPolicy) -> ThresholdPolicy:
     """The policy of whole-model batching."""
     return replace(policy, enabled=np.zeros_like(policy.enabled))
 
 
 def main() -> int:
-    """Serve until told to stop; the first line of output is the port."""
+    """Serve until stopped; the first line of output is the port."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", choices=("fixed", "free", "cpu", "small"))
     parser.add_argument("engine", choices=ENGINES)
@@ -184,7 +184,7 @@ def main() -> int:
     served = model(options.model, options.unit, options.bundle)
     controller = FixedBudget(served.scheduler)
     if options.engine == "model":
-        controller.policy = everybody_to_the_end(controller.policy)
+        controller.policy = all_exits_off(controller.policy)
     engine = EngineOptions(
         max_batch=options.max_batch,
         max_wait=options.max_wait,

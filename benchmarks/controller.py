@@ -10,8 +10,8 @@ the stream is drawn, with replacement, from the other, in two scenarios:
 - switched: the harder half three times as likely until the middle, and a third as likely after it.
 
 Prints, over seeds: how far the running mean cost strays from the budget from 2,000 samples on, at worst and at the end.
-The accuracy, and by how many points it differs from the best fixed policy in hindsight at equal realised cost (the
-table's policies on the whole stream, two neighbours mixed to have the same cost); from the best of all that cost at
+The accuracy, and by how many points it differs from the best fixed policy in hindsight at equal realized cost (the
+table's policies on the whole stream, two neighbors mixed to have the same cost); from the best of all that cost at
 most the budget; and from the best pair of them, one for each half of the stream and within the budget in each, which is
 about the most that can be had where the running mean keeps to the budget throughout. How far the running mean cost of
 the fixed policy whose cost is nearest strays. What the policy fitted for the budget costs when it is left alone. How
@@ -155,7 +155,7 @@ class Course:
         return np.concatenate(halves)
 
     def follow(self, controller: eenet.BudgetController, samples: Ints, batch: int) -> Ints:
-        """Where the samples of a stream leave under the controller, which observes so many at a time."""
+        """Where the samples of a stream exit under the controller, which observes `batch` samples at a time."""
         taken = np.empty(len(samples), dtype=np.intp)
         for start in range(0, len(samples), batch):
             now = slice(start, start + batch)
@@ -202,7 +202,7 @@ def _at(spent: Floats, right: Floats, cost: float) -> float:
 
 
 def _best(spent: Floats, right: Floats, budget: float) -> float:
-    """The best accuracy of a fixed policy, or of a mixture of two neighbours, within the budget."""
+    """The best accuracy of a fixed policy, or of a mixture of two neighbors, within the budget."""
     within = right.mean(axis=1)[spent.mean(axis=1) <= budget]
     return max(_at(spent, right, budget), float(within.max()) if len(within) else 0.0)
 

@@ -2,7 +2,7 @@
 
 Fits are of made-up records, each in a process of its own, on one core: 5,000 samples x 3 exits x 10 classes,
 10,000 x 4 x 100 and 50,000 x 5 x 1,000. `fit` is given no budget; the policies of a table of budgets are then planned
-apart, and one more budget after that.
+separately, and one more budget after that.
 """
 
 from __future__ import annotations
@@ -125,21 +125,21 @@ def _made_up(samples: int, exits: int, classes: int) -> tuple[eenet.ExitRecords,
     labels = rng.integers(classes, size=samples)
     easy = rng.normal(size=samples).astype(np.float32)
     probabilities = np.empty((exits, samples, classes), dtype=np.float32)
-    everybody = np.arange(samples)
+    rows = np.arange(samples)
     for k in range(exits):
         logits = rng.standard_normal((samples, classes), dtype=np.float32)
-        logits[everybody, labels] += np.float32(0.5 * np.log(classes)) + k + 1.5 * easy
+        logits[rows, labels] += np.float32(0.5 * np.log(classes)) + k + 1.5 * easy
         probabilities[k] = softmax(logits)
     return eenet.ExitRecords.from_probabilities(probabilities, labels), eenet.ExitCosts(list(range(1, exits + 1)))
 
 
 def _decisions(records: eenet.ExitRecords, costs: eenet.ExitCosts, rounds: int = 300) -> dict[str, dict[str, float]]:
-    """Microseconds per exit of what a runtime does on the host: from logits to who leaves; all schedulers in turns."""
+    """Microseconds per exit on the host, from logits to which samples exit; all schedulers in turns."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReliabilityWarning)
         fitted = {name: make().fit(records, costs, budget="65%") for name, make in SCHEDULERS.items()}
     logits = np.log(np.maximum(records.probabilities, np.float32(1e-30)))
-    print("a decision, from logits on the host to who leaves, microseconds per exit: median (quartiles)")
+    print("a decision, from logits on the host to which samples exit, microseconds per exit: median (quartiles)")
     print(f"  {'':<20}{'batch 1':>22}{'batch 32':>22}")
     taken: dict[str, dict[int, list[float]]] = {name: {1: [], 32: []} for name in fitted}
     for turn in range(rounds):
@@ -162,18 +162,18 @@ def _decide(scheduler: eenet.Scheduler, logits: np.ndarray[Any, np.dtype[np.floa
 
 
 def _decide_once(scheduler: eenet.Scheduler, logits: np.ndarray[Any, np.dtype[np.float32]]) -> float:
-    route = DecisionState(scheduler.policy, logits.shape[1])
+    state = DecisionState(scheduler.policy, logits.shape[1])
     looked = 0
     spent = 0.0
     for k in range(len(logits) - 1):
-        if len(route.running) == 0:
+        if len(state.running) == 0:
             break
         if not scheduler.policy.observes(k):
-            route.skip()
+            state.skip()
             continue
-        rows = logits[k, route.running]
+        rows = logits[k, state.running]
         start = time.perf_counter()
-        route.observe(Evidence.from_logits(rows, route.earlier))
+        state.observe(Evidence.from_logits(rows, state.earlier))
         spent += time.perf_counter() - start
         looked += 1
     return spent / looked

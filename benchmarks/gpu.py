@@ -1,13 +1,13 @@
 """What early exit saves on a GPU: ResNet-50, ViT-B/16 and BERT-base's shape, in float32 and half precision.
 
-Weights are random, and 40/30/20/10 % of the samples are made to leave at the four exits (`resnet50.py` says how). For
+Weights are random, and 40/30/20/10 % of the samples are made to exit at the four exits (`resnet50.py` says how). For
 each network, precision and batch size these take turns, batch by batch:
 
 plain      the network itself, without exits
 mix        AdaptiveModel with the 40/30/20/10 % policy, stages as they are
 optimized  the same with optimize="auto": frozen stages and CUDA graphs where the measurement finds them faster
 static     the stages of "optimized" with all early exits off: what freezing and graphs save without early exit
-nobody     AdaptiveModel where every head runs, every decision is made, and nobody leaves
+no_exit    AdaptiveModel where every head runs, every decision is made, and no sample exits early
 
 Each time is of a call until its answer is on the device and done. `--device cpu` runs the same code without a GPU.
 """
@@ -37,12 +37,12 @@ from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, spread
 
 Inputs = dict[str, Tensor] | Tensor
 
-VARIANTS = ("plain", "mix", "optimized", "static", "nobody")
+VARIANTS = ("plain", "mix", "optimized", "static", "no_exit")
 RATIOS = (
     ("plain / mix", "plain", "mix"),
     ("plain / optimized", "plain", "optimized"),
     ("static / optimized", "static", "optimized"),
-    ("nobody / plain", "nobody", "plain"),
+    ("no exit / plain", "no_exit", "plain"),
 )
 POOL = 128
 MIN_ROUNDS = 3
@@ -127,7 +127,7 @@ def _measure(name: str, dtype: str, device: torch.device, options: argparse.Name
             "mix": eenet.AdaptiveModel(model, mix),
             "optimized": fast,
             "static": static,
-            "nobody": eenet.AdaptiveModel(model, fixed(records, (0, 0, 0, 1))),
+            "no_exit": eenet.AdaptiveModel(model, fixed(records, (0, 0, 0, 1))),
         }
         found["batches"].append(
             _turns(runners, batches, size, options.seconds, device) | {"chosen": str(fast.optimized)}

@@ -1,14 +1,14 @@
 """What a bundle of ONNX graphs costs and saves: ResNet-50 at 224 px with exits after layer1, layer2 and layer3.
 
-Weights are random and 40/30/20/10 % of the images are made to leave at the four exits, by thresholds set on their own
+Weights are random and 40/30/20/10 % of the images are made to exit at the four exits, by thresholds set on their own
 scores; so times are real and accuracy means nothing. All variants take turns, batch by batch in a new random order:
 
 eager     the plain network in PyTorch
 frozen    AdaptiveModel(optimize="auto") with all early exits off: folded batch norms, channels last, by measurement
 whole     the plain network as one ONNX graph in ONNX Runtime, as it comes
 static    the bundle with all early exits off: no head runs
-nobody    the bundle where every head runs, every decision is made, and nobody leaves
-apart     the bundle's stages and heads alone, as nobody runs them, without decisions
+no_exit   the bundle where every head runs, every decision is made, and no sample exits early
+apart     the bundle's stages and heads alone, as in no_exit, without decisions
 inside    the same with each head inside its stage's graph
 unseen    the same graphs where no head is looked at: only the paths to the live tensors are asked for
 mix       the bundle with the 40/30/20/10 % policy
@@ -42,10 +42,10 @@ from eenet.errors import ReliabilityWarning
 from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, rounds_of, spread
 
 POOLS = {1: 10, 8: 40}
-VARIANTS = ("eager", "frozen", "whole", "static", "nobody", "apart", "inside", "unseen", "mix")
+VARIANTS = ("eager", "frozen", "whole", "static", "no_exit", "apart", "inside", "unseen", "mix")
 RATIOS = (
-    ("nobody / eager", "nobody", "eager", "at most 0.55 at batch 1"),
-    ("nobody / whole", "nobody", "whole", "at most 1.10 at batch 1"),
+    ("no exit / eager", "no_exit", "eager", "at most 0.55 at batch 1"),
+    ("no exit / whole", "no_exit", "whole", "at most 1.10 at batch 1"),
     ("static / whole", "static", "whole", ""),
     ("apart / inside", "apart", "inside", ""),
     ("static / unseen", "static", "unseen", ""),
@@ -169,7 +169,7 @@ def _measure(
     mix = fixed(records, SHARES)
     runners: dict[str, Callable[[Any], Any]] = {
         "static": LoadedBundle(bundle.manifest, bundle.backend, static),
-        "nobody": LoadedBundle(bundle.manifest, bundle.backend, fixed(records, (0, 0, 0, 1))),
+        "no_exit": LoadedBundle(bundle.manifest, bundle.backend, fixed(records, (0, 0, 0, 1))),
         "mix": LoadedBundle(bundle.manifest, bundle.backend, mix),
         "whole": whole,
         "apart": partial(_apart, bundle),

@@ -3,7 +3,7 @@
 batching  our engine inside the replica against @serve.batch around the same work, in turns: one replica, a small
           convolutional stage, calls of one sample, 64 at a time. CPU is the replica process's own, so that it holds on
           a busy machine too; calls per second do not.
-survivors 8 MB of live tensors between stages, by value through the ingress and by reference from Ray's object store, in
+tensors   8 MB of live tensors between stages, by value through the ingress and by reference from Ray's object store, in
           turns: CPU of the ingress for a request of 16 images, all of which go through the whole network.
 queues    stages that sleep (so that a busy machine matters little), with replicas in one process and Poisson traffic:
           measured latencies against those of eenet.capacity.simulate_fleet.
@@ -54,15 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--calls", type=int, default=1500, help="for each way of batching and round")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--requests", type=int, default=500, help="for each rate of the queues")
-    parser.add_argument("--only", choices=("batching", "survivors", "queues"))
+    parser.add_argument("--only", choices=("batching", "tensors", "queues"))
     options = parser.parse_args(argv)
     print(describe(machine()), flush=True)
     if options.only in (None, "queues"):
         print(asyncio.run(queues(options.requests)), flush=True)
     if options.only in (None, "batching"):
         print(batching(options.calls, options.rounds), flush=True)
-    if options.only in (None, "survivors"):
-        print(survivors(options.calls // 10, options.rounds), flush=True)
+    if options.only in (None, "tensors"):
+        print(tensors(options.calls // 10, options.rounds), flush=True)
     return 0
 
 
@@ -104,7 +104,7 @@ class Decorated:
 
     async def _run(self, calls: list[StageCall]) -> list[StageReply]:
         submit, policy = self._engine.submit, self._book.policy
-        lives = [cast(Live, c.live) for c in calls]  # what comes to the first stage is no parcel
+        lives = [cast(Live, c.live) for c in calls]  # the first stage gets no object references
         requests = [
             submit(live, c.samples, 0.0, policy=policy(c.policy), shape=c.shape)
             for live, c in zip(lives, calls, strict=True)
@@ -160,7 +160,7 @@ def batching(calls: int, rounds: int) -> str:
     return "\n".join(lines)
 
 
-def survivors(requests: int, rounds: int) -> str:
+def tensors(requests: int, rounds: int) -> str:
     """Milliseconds per request, and CPU milliseconds of the ingress, round by round."""
     model, scheduler, x = toy_model(64)
     found: dict[str, list[tuple[float, float]]] = {"by value": [], "by reference": []}
@@ -207,17 +207,17 @@ async def _through(port: int, body: bytes, requests: int) -> tuple[float, float]
 
 
 async def _send(handle: Any, call: StageCall, calls: int) -> None:
-    room = asyncio.Semaphore(64)
+    slots = asyncio.Semaphore(64)
 
     async def one() -> None:
-        async with room:
+        async with slots:
             await handle.remote(call)
 
     await asyncio.gather(*(one() for _ in range(calls)))
 
 
 class Sleeping:
-    """A back end whose stages sleep for as long as they would take, and whose input says where a sample leaves."""
+    """A back end whose stages sleep for as long as they would take, and whose input says where a sample exits."""
 
     num_exits, num_classes = len(STAGES), 2
 

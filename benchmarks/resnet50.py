@@ -1,15 +1,15 @@
 """What early exit costs and saves at run time: ResNet-50 at 224 px with exits after layer1, layer2 and layer3.
 
-Weights are random and 40/30/20/10 % of the images are made to leave at the four exits, by thresholds set on their own
+Weights are random and 40/30/20/10 % of the images are made to exit at the four exits, by thresholds set on their own
 scores; so times are real and accuracy means nothing. For each batch size all variants take turns, batch by batch in
 a new random order, in one run:
 
 plain     the network itself, without exits
 mix       AdaptiveModel with the 40/30/20/10 % policy
-ideal     the mix's stages and heads alone, each timed by itself on exactly the survivors that the mix leaves it, with
-          no decisions, no compaction and no putting in order
-nobody    AdaptiveModel where every head runs, every decision is made, and nobody leaves
-staged    nobody's stages and heads alone: what is left of nobody when the decisions are free
+ideal     the mix's stages and heads alone, each timed by itself on exactly the samples that reach it in the mix,
+          without decisions, compaction and reordering
+no_exit   AdaptiveModel where every head runs, every decision is made, and no sample exits early
+staged    the stages and heads of no_exit alone, without decisions
 static    AdaptiveModel with all early exits off: no head runs
 """
 
@@ -38,11 +38,11 @@ SHARES = (0.4, 0.3, 0.2, 0.1)
 POOLS = {1: 10, 8: 40, 32: 64}
 """Images per batch size: enough that the shares come out, whole batches."""
 
-VARIANTS = ("plain", "mix", "ideal", "nobody", "staged", "static")
+VARIANTS = ("plain", "mix", "ideal", "no_exit", "staged", "static")
 RATIOS = (
     ("mix / ideal", "mix", "ideal", "at most 1.10"),
-    ("nobody / plain", "nobody", "plain", "at most 1.05"),
-    ("nobody / staged", "nobody", "staged", ""),
+    ("no exit / plain", "no_exit", "plain", "at most 1.05"),
+    ("no exit / staged", "no_exit", "staged", ""),
     ("static / plain", "static", "plain", ""),
     ("plain / mix (speed)", "plain", "mix", "at least 1.5 at batch 8"),
 )
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def noise(count: int) -> Tensor:
-    # Noise of different contrast, so that even random heads tell the images apart.
+    # Noise of different contrast, so that even random heads distinguish the images.
     generator = torch.Generator().manual_seed(0)
     contrast = torch.rand(count, 1, 1, 1, generator=generator) + 0.5
     return torch.randn(count, 3, 224, 224, generator=generator) * contrast
@@ -116,13 +116,13 @@ def _measure(
     mix = fixed(records, SHARES)
     runners = {
         "mix": eenet.AdaptiveModel(model, mix),
-        "nobody": eenet.AdaptiveModel(model, fixed(records, (0, 0, 0, 1))),
+        "no_exit": eenet.AdaptiveModel(model, fixed(records, (0, 0, 0, 1))),
         "static": eenet.AdaptiveModel(model, eenet.Static(3).fit(records, PLACEHOLDER)),
     }
     expected = mix.replay(records).exits
     took = np.concatenate([runners["mix"](batch).exits.numpy() for batch in batches])
     if (took != expected).any():
-        raise RuntimeError(f"{int((took != expected).sum())} of {len(took)} images left elsewhere than in the replay")
+        raise RuntimeError(f"{int((took != expected).sum())} of {len(took)} images exited elsewhere than in the replay")
     per_batch = [took[start : start + size] for start in range(0, len(took), size)]
 
     def run(variant: str, index: int) -> Clock:
@@ -161,7 +161,7 @@ def rounds_of(
 
 
 def _parts(model: eenet.MultiExitModel, batch: Tensor, exits: NDArray[np.intp]) -> Clock:
-    """The sum of the stages' and heads' own times at the number of survivors."""
+    """The sum of the stages' and heads' own times at the number of samples that reach them."""
     total = np.zeros(2)
     steps = model.staged.walk((batch,), model.staged.inference_stages)
     for k in range(model.num_exits):

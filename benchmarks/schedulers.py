@@ -1,4 +1,4 @@
-"""All schedulers on the exit predictions of trained networks, on fresh samples and at equal realised cost.
+"""All schedulers on the exit predictions of trained networks, on fresh samples and at equal realized cost.
 
 Reads `predictions/*.npz` in ../shared, or in the folder that EENET_SHARED names, and says so where there are none. Only
 the `val_*` half is used: it is divided into two thirds for calibration and a third held out, several times.

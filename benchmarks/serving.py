@@ -1,9 +1,9 @@
 """What batching by stage gains: three engines behind the same HTTP server, loaded by a real client over loopback.
 
 model   whole-model batching: every sample goes through the whole network
-batch   early exit with whole-batch compaction: a batch goes through its stages alone, survivors are compacted, and each
-        request is answered as soon as its sample has left
-stage   the product's engine: survivors of several requests merge before each stage
+batch   early exit with whole-batch compaction: a batch goes through its stages alone, the remaining samples are
+        compacted, and each request is answered as soon as its sample has exited
+stage   the product's engine: the remaining samples of several requests merge before each stage
 
 The engines take turns, round by round. "fixed" is a back end where a call costs as much as 16 samples (it sleeps);
 "cpu" is ResNet-18 at 112 px, a bundle of ONNX graphs, one thread. Saturation: a closed loop of clients, as many answers

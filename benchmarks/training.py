@@ -1,7 +1,7 @@
 """What caching features saves: images per second of joint training and of training the heads alone.
 
 ResNet-56 for 32 x 32 images with two early exits, on random images in memory, so that reading data costs nothing and
-all that is compared is training. The two take turns: in each round the features are cached anew, the heads train on
+all that is compared is training. The two take turns: in each round the features are cached again, the heads train on
 them for some epochs, then everything trains jointly for one. Evaluation is not counted. Aim: at least 5 times.
 """
 
