@@ -33,7 +33,7 @@ from eenet.scheduler import DecisionState, ExitHistory, Scheduler
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
 
-__all__ = ["StageProfile", "measure", "profile"]
+__all__ = ["measure", "profile"]
 
 UNITS = ("ms", "cpu_ms", "flops")
 TRUSTED_SPREAD = 0.25

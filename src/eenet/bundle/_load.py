@@ -168,7 +168,7 @@ def load(
     if chosen is not None and not chosen:
         return LoadedBundle(manifest, NoStages([stage.inputs for stage in manifest.stages], manifest.num_classes))
     if manifest.backend == "onnx":
-        from eenet.bundle.onnx import OnnxBackend
+        from eenet.bundle._onnx import OnnxBackend
 
         return LoadedBundle(manifest, OnnxBackend(manifest, threads=threads, stages=chosen))
     return LoadedBundle(manifest, _weights(manifest, threads, allow))

@@ -1,0 +1,188 @@
+"""The stages of a bundle in ONNX Runtime."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet._extras import require
+from eenet.bundle._manifest import Manifest
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.runtime._backend import Array, Ints, Live
+from eenet.runtime._boundaries import Boundaries
+
+
+class OnnxBackend:
+    """Runs a bundle's stages in ONNX Runtime: one session for each stage, and one for each exit head.
+
+    A head is a graph of its own, so that where an exit is not observed its head does not run. `stages` are those to
+    load, by default all; only they can be run. See `StageBackend`.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+        stages: Collection[int] | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise InvalidInputError(f"threads is {threads}, expected 1 or more, or None for one for each core")
+        runtime = require("onnxruntime", "onnx")
+        chosen = list(providers or ("CPUExecutionProvider",))
+        unknown = [name for name in chosen if name not in runtime.get_available_providers()]
+        if unknown:
+            raise InvalidInputError(
+                f"this onnxruntime has no provider {unknown[0]!r}; it has {runtime.get_available_providers()}"
+            )
+        self._boundaries = Boundaries([stage.inputs for stage in manifest.stages])
+        self._num_classes = manifest.num_classes
+        numbered = [(k, stage) for k, stage in enumerate(manifest.stages) if stages is None or k in stages]
+        self._graphs = {k: _Graph(runtime, manifest, stage.graph, threads, chosen) for k, stage in numbered}
+        self._features = [stage.passed_feature for stage in manifest.stages]
+        self._passed = [len(stage.inputs) for stage in manifest.stages[1:]]
+        last = len(self._passed)
+        self._heads = {k: _Graph(runtime, manifest, stage.head, threads, chosen) for k, stage in numbered if k < last}
+        for k, graph in self._graphs.items():
+            made = 1 if k == last else self._passed[k] + (self._features[k] is None)
+            graph.require(len(manifest.stages[k].inputs), made)
+        for head in self._heads.values():
+            head.require(1, 1)
+
+    @property
+    def num_exits(self) -> int:
+        """K, the last exit included."""
+        return len(self._features)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self._num_classes
+
+    def enter(self, inputs: Mapping[str, Array] | Array) -> Live:
+        """The live tensors before stage 0; raises `InvalidInputError`, naming the input, where one does not fit."""
+        return self._boundaries.enter(inputs)
+
+    def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:
+        """The live tensors before stage k + 1, and the logits of exit k; see `StageBackend.run`."""
+        if k not in self._graphs:
+            raise InvalidInputError(f"stage {k} was not loaded, only {sorted(self._graphs)}; load the bundle with it")
+        outputs = self._graphs[k](live)
+        if k == len(self._passed):
+            return (), outputs[0]
+        passed = outputs[: self._passed[k]]
+        if not observe:
+            return tuple(passed), None
+        feature = self._features[k]
+        (logits,) = self._heads[k]((outputs[-1] if feature is None else passed[feature],))
+        return tuple(passed), logits
+
+    def size(self, k: int, live: Live) -> int:
+        """The number of samples in the live tensors before stage k."""
+        return self._boundaries.size(k, live)
+
+    def take(self, k: int, live: Live, rows: Ints) -> Live:
+        """The samples `rows` of the live tensors before stage k."""
+        return self._boundaries.take(k, live, rows)
+
+    def join(self, k: int, parts: Sequence[Live]) -> Live:
+        """The live tensors before stage k of several requests as those of one."""
+        return self._boundaries.join(k, parts)
+
+
+_WORTH_BINDING = 2**16  # numbers in the largest output
+
+_DTYPES = {
+    f"tensor({name})": np.dtype(dtype)
+    for name, dtype in {
+        "float": "float32", "double": "float64", "float16": "float16", "bool": "bool",
+        **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    }.items()
+}  # fmt: skip
+
+
+class _Graph:
+    """One ONNX graph, from a file whose checksum was verified; called with arrays in the order of its inputs."""
+
+    def __init__(
+        self, runtime: Any, manifest: Manifest, name: str | None, threads: int | None, providers: list[str]
+    ) -> None:
+        assert name is not None, "the manifest of an ONNX bundle names a graph for each stage"
+        self._file = str(manifest.root / name)
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3  # warnings are about how a graph could be written better
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # Stages take turns: threads that go on spinning after one would hinder those of the next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        content = manifest.read(name)
+        try:
+            # From the bytes that were verified, not from the path: what is checked is what is run.
+            self._session = runtime.InferenceSession(content, options, providers=providers)
+        except _errors_of(runtime) as error:
+            raise FileFormatError(
+                f"onnxruntime {runtime.__version__} cannot load {self._file!r}: {error}; use a newer onnxruntime, or "
+                "export for an older one with opset=18"
+            ) from error
+        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._outputs = [one.name for one in self._session.get_outputs()]
+        self._shapes = _Shapes(self._session) if set(providers) == {"CPUExecutionProvider"} else None
+
+    def require(self, inputs: int, outputs: int) -> None:
+        """Raise `FileFormatError` unless the graph has so many inputs and outputs."""
+        if (len(self._inputs), len(self._outputs)) != (inputs, outputs):
+            raise FileFormatError(
+                f"{self._file!r} has {len(self._inputs)} inputs and {len(self._outputs)} outputs, its manifest expects "
+                f"{inputs} and {outputs}; export the bundle again"
+            )
+
+    def __call__(self, arrays: Sequence[Array]) -> list[Any]:
+        made = None if self._shapes is None else self._shapes.room_for(arrays)
+        if made is None:
+            found: list[Any] = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
+            return found
+        # Into arrays of ours: `run` would copy what is in the session's memory, which for live tensors takes its time.
+        binding = self._session.io_binding()
+        for name, array in zip(self._inputs, arrays, strict=True):
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        for name, array in zip(self._outputs, made, strict=True):
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        return made
+
+
+class _Shapes:
+    """What the outputs of a graph look like, for given inputs: their named sizes are those of the inputs."""
+
+    def __init__(self, session: Any) -> None:
+        self._inputs = [one.shape for one in session.get_inputs()]
+        named = {size for shape in self._inputs for size in shape if isinstance(size, str)}
+        outputs = [(one.shape, _DTYPES.get(one.type)) for one in session.get_outputs()]
+        known = all(
+            dtype is not None and all(isinstance(size, int) or size in named for size in shape)
+            for shape, dtype in outputs
+        )
+        self._outputs = outputs if known else None
+
+    def room_for(self, arrays: Sequence[Array]) -> list[Array] | None:
+        """Arrays for the outputs; None where they are small, so that copying them takes no longer, or not known."""
+        if self._outputs is None:
+            return None
+        sizes: dict[Any, int] = {}
+        for shape, array in zip(self._inputs, arrays, strict=True):
+            sizes.update(zip(shape, array.shape, strict=True))
+        shapes = [[size if isinstance(size, int) else sizes[size] for size in shape] for shape, _ in self._outputs]
+        if max(math.prod(shape) for shape in shapes) < _WORTH_BINDING:
+            return None
+        return [np.empty(shape, dtype) for shape, (_, dtype) in zip(shapes, self._outputs, strict=True)]
+
+
+def _errors_of(runtime: Any) -> tuple[type[Exception], ...]:
+    """The exceptions of ONNX Runtime, which have no common base."""
+    known = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    return tuple(one for one in known if isinstance(one, type) and issubclass(one, Exception))
