@@ -27,8 +27,8 @@ from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring
 from eenet.optimize import batch_of
+from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._loop import decide
-from eenet.runtime._torch_backend import TENSORS
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task

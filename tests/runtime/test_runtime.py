@@ -1,4 +1,4 @@
-"""Replay is reality, no sample is lost, and what the runtime copies and synchronises."""
+"""Replay is reality, no sample is lost, and what the runtime copies and synchronizes."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def calls_of_stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return calls
 
 
-def test_later_stages_run_for_the_survivors_alone_and_not_at_all_once_everybody_left(
+def test_later_stages_run_for_the_survivors_alone_and_not_at_all_once_all_samples_exited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = conv_model(1)
@@ -130,7 +130,7 @@ def test_later_stages_run_for_the_survivors_alone_and_not_at_all_once_everybody_
     assert [name for name, _ in calls] == ["first"]
 
 
-def test_nobody_leaving_copies_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_copied_where_no_sample_exits(monkeypatch: pytest.MonkeyPatch) -> None:
     model = conv_model(1)
     x = torch.randn(64, 3, 8, 8)
     scheduler = fitted(model, x, 1.8)

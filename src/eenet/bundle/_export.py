@@ -181,7 +181,7 @@ def _write_stages(model: MultiExitModel, backend: str, opset: int, folder: Path)
 
 
 def _allowed(model: MultiExitModel) -> list[str]:
-    """The import path of the caller's own network: who exports it trusts it."""
+    """The import path of the caller's own network, which is trusted by exporting it."""
     return [] if model.source is None else [model.source.name]
 
 

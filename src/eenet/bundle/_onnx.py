@@ -134,7 +134,7 @@ class _Graph:
         self._shapes = _Shapes(self._session) if set(providers) == {"CPUExecutionProvider"} else None
 
     def require(self, inputs: int, outputs: int) -> None:
-        """Raise `FileFormatError` unless the graph has so many inputs and outputs."""
+        """Raise `FileFormatError` unless the graph has this many inputs and outputs."""
         if (len(self._inputs), len(self._outputs)) != (inputs, outputs):
             raise FileFormatError(
                 f"{self._file!r} has {len(self._inputs)} inputs and {len(self._outputs)} outputs, its manifest expects "

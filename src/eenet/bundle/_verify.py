@@ -14,8 +14,8 @@ from eenet.bundle._load import LoadedBundle
 from eenet.errors import ExportError
 from eenet.models import MultiExitModel, inferring
 from eenet.records import ExitRecords
+from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._backend import Array
-from eenet.runtime._torch_backend import TENSORS
 from eenet.scheduler import ExitHistory, Scheduler
 from eenet.tasks import Evidence, Segmentation
 
@@ -150,17 +150,17 @@ def _compare_exits(
     model: MultiExitModel, scheduler: Scheduler, logits: list[NDArray[np.float32]], exits: NDArray[np.int64], rows: Ints
 ) -> int:
     """Samples that left elsewhere than a replay says, all of them ties; raises `ExportError` for one that is none."""
-    trail: list[Evidence] = []
+    history: list[Evidence] = []
     for one in logits:
-        trail.append(model.task.evidence(model.task.shown(one), trail))
+        history.append(model.task.evidence(model.task.shown(one), history))
     dense = isinstance(model.task, Segmentation)
-    records = ExitRecords.from_evidence([trail]) if dense else ExitRecords.from_logits(np.stack(logits))
+    records = ExitRecords.from_evidence([history]) if dense else ExitRecords.from_logits(np.stack(logits))
     replayed = scheduler.replay(records).exits
     apart = np.flatnonzero(replayed != exits)
     if len(apart) == 0:
         return 0
     policy, seen = scheduler.policy, ExitHistory()
-    for evidence in trail[:-1]:
+    for evidence in history[:-1]:
         seen.evidence.append(evidence)
         seen.scores.append(policy.score(seen))
     for n in apart:
@@ -168,7 +168,7 @@ def _compare_exits(
         score, threshold = float(seen.scores[k][n]), float(policy.thresholds[k])
         if abs(score - threshold) > TIE_TOLERANCE * max(1.0, abs(threshold)):
             raise ExportError(
-                f"sample {rows[n]} leaves the bundle at exit {exits[n]}, a replay at {replayed[n]}, although its score "
-                f"{score:.6g} at exit {k} is no tie with the threshold {threshold:.6g}; use backend='torch'"
+                f"sample {rows[n]} takes exit {exits[n]} in the bundle and {replayed[n]} in a replay, although its "
+                f"score {score:.6g} at exit {k} is no tie with the threshold {threshold:.6g}; use backend='torch'"
             )
     return len(apart)

@@ -1,7 +1,7 @@
 """Stages recorded as CUDA graphs: a stage's kernels are launched together, since small batches wait for launches.
 
 A recording is of fixed shapes. So each stage is recorded at a few numbers of samples, its buckets, and n samples run in
-the smallest bucket that holds them; the rows above n compute on what was there before, and nobody reads their results.
+the smallest bucket that holds them; the rows above n compute on what was there before, and their results are not read.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def recorded(
     ]
     heads = [_Recorded(_tuple_of(head), [0], [0], keep=True) for head in variant.heads]
     stages[-1].keep = True
-    for size in reversed(buckets(largest)):  # the largest first: the smaller ones find room in what it freed
+    for size in reversed(buckets(largest)):  # the largest first: the smaller ones fit into the memory that it freed
         live = variant.entered(inputs(size))
         for k, stage in enumerate(variant.stages):
             step = Step(stage, stages[k].record(size, live, capture))
@@ -74,7 +74,7 @@ def recorded(
 
 
 class _Turns:
-    """Held by whoever runs a batch: the next one waits, on the device too, until its work there is done."""
+    """Held while a batch runs: the next one waits, on the device too, until its work there is done."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -140,25 +140,28 @@ class _Recorded(nn.Module):
         self._dims, self._output_dims = dims, output_dims
         self.keep = keep
         self._recordings: dict[int, tuple[Tensors, Callable[[], None], Tensors]] = {}
-        self._room: Tensors | None = None
+        self._shared: Tensors | None = None
 
     def record(self, size: int, live: Tensors, capture: Capture) -> Tensors:
         """Record `size` samples such as `live`, the largest size first; returns what the function gives for them."""
-        if self._room is None:
-            self._room = tuple([tensor.clone() for tensor in live])
+        if self._shared is None:
+            self._shared = tuple([tensor.clone() for tensor in live])
         held = tuple(
-            [self._part(room, tensor, dim) for room, tensor, dim in zip(self._room, live, self._dims, strict=True)]
+            [
+                self._part(shared, tensor, dim)
+                for shared, tensor, dim in zip(self._shared, live, self._dims, strict=True)
+            ]
         )
         replay, outputs = capture(lambda: self._function(*held))
         self._recordings[size] = (held, replay, outputs)
         return outputs
 
     @staticmethod
-    def _part(room: Tensor, tensor: Tensor, dim: int | None) -> Tensor:
-        """Where a recording finds a tensor: in the room that all sizes share, if that has the layout of a new one."""
+    def _part(shared: Tensor, tensor: Tensor, dim: int | None) -> Tensor:
+        """Where a recording finds a tensor: in the memory that all sizes share, if that has the layout of a new one."""
         if dim is None:
-            return room
-        part = _first(room, dim, tensor.shape[dim])
+            return shared
+        part = _first(shared, dim, tensor.shape[dim])
         if part.stride() != tensor.clone().stride():
             return tensor.clone()
         return part.copy_(tensor)

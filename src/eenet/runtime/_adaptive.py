@@ -1,4 +1,4 @@
-"""AdaptiveModel: per-sample early exit inside a batch, in PyTorch."""
+"""AdaptiveModel: per-sample early exit inside a batch, in PyTorch; and what the decision loop does with tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.control import BudgetController
@@ -14,9 +16,36 @@ from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
-from eenet.runtime._loop import AdaptiveOutput, run
-from eenet.runtime._torch_backend import TENSORS
+from eenet.runtime._backend import Ints
+from eenet.runtime._loop import AdaptiveOutput, Arrays, run
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
+
+
+class Tensors(Arrays):
+    """What the decision loop does with logits that are tensors of one device."""
+
+    def to_host(self, logits: Any) -> NDArray[np.float32]:
+        """Logits on the host, as float32: the one synchronization of an exit."""
+        array: NDArray[np.float32] = logits.float().cpu().numpy()
+        return array
+
+    def from_host(self, array: NDArray[np.float32], like: Any) -> Tensor:
+        """A numpy array as logits, on the device of `like`."""
+        return torch.from_numpy(array).to(like.device)
+
+    def take(self, logits: Any, rows: Ints) -> Tensor:
+        """The rows of some samples."""
+        taken: Tensor = logits.index_select(0, _index(rows, logits))
+        return taken
+
+    def in_order(self, parts: list[tuple[Ints, Any]]) -> Tensor:
+        """The logits of parts as one tensor, in which those of part i are the rows `parts[i][0]`."""
+        place = np.empty(sum(len(rows) for rows, _ in parts), dtype=np.intp)
+        place[np.concatenate([rows for rows, _ in parts])] = np.arange(len(place))
+        return self.take(torch.cat([logits for _, logits in parts]), place)
+
+
+TENSORS = Tensors()
 
 
 class AdaptiveModel:
@@ -154,6 +183,10 @@ class AdaptiveModel:
         exits = ", ".join(self.model.exit_names)
         network = type(self.model.backbone).__name__
         return f"AdaptiveModel({network}, exits=[{exits}], {self.scheduler!r}, {where}{optimized})"
+
+
+def _index(rows: Ints, like: Tensor) -> Tensor:
+    return torch.from_numpy(rows).to(like.device, non_blocking=True)
 
 
 def _place(model: MultiExitModel) -> tuple[torch.device, torch.dtype]:

@@ -1,4 +1,4 @@
-"""PyTorch in the decision loop: what it does with tensors, and a backend that takes numpy arrays."""
+"""TorchBackend: the stages of a model in PyTorch, numpy in and out."""
 
 from __future__ import annotations
 
@@ -13,37 +13,10 @@ from torch import Tensor
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.optimize import Variant, eager
+from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._backend import Array, Ints, Live
 from eenet.runtime._boundaries import Boundaries, TensorSpec
-from eenet.runtime._loop import Arrays
 from eenet.stages import LiveTensor
-
-
-class Tensors(Arrays):
-    """What the decision loop does with logits that are tensors of one device."""
-
-    def to_host(self, logits: Any) -> NDArray[np.float32]:
-        """Logits on the host, as float32: the one synchronization of an exit."""
-        array: NDArray[np.float32] = logits.float().cpu().numpy()
-        return array
-
-    def from_host(self, array: NDArray[np.float32], like: Any) -> Tensor:
-        """A numpy array as logits, on the device of `like`."""
-        return torch.from_numpy(array).to(like.device)
-
-    def take(self, logits: Any, rows: Ints) -> Tensor:
-        """The rows of some samples."""
-        taken: Tensor = logits.index_select(0, _index(rows, logits))
-        return taken
-
-    def in_order(self, parts: list[tuple[Ints, Any]]) -> Tensor:
-        """The logits of parts as one tensor, in which those of part i are the rows `parts[i][0]`."""
-        place = np.empty(sum(len(rows) for rows, _ in parts), dtype=np.intp)
-        place[np.concatenate([rows for rows, _ in parts])] = np.arange(len(place))
-        return self.take(torch.cat([logits for _, logits in parts]), place)
-
-
-TENSORS = Tensors()
 
 
 class TorchBackend:
@@ -122,10 +95,6 @@ _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     getattr(torch, name): np.dtype(name)
     for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
 }
-
-
-def _index(rows: Ints, like: Tensor) -> Tensor:
-    return torch.from_numpy(rows).to(like.device, non_blocking=True)
 
 
 def _tensors(live: Sequence[Array]) -> tuple[Tensor, ...]:
