@@ -111,10 +111,12 @@ class AdaptiveModel:
         seconds: float = 1.0,
     ) -> None:
         self.model = model.eval()
-        model.staged.check_current()
         self.scheduler = scheduler
         self._checked: ThresholdPolicy | None = None
         self._current_policy()
+        if optimize is not None:
+            _require_measurable(model, optimize, batch_sizes)
+        model.staged.check_current()
         self._own = eager(model)
         self._optimize = (optimize, tuple(batch_sizes), seconds)
         self.optimized: Optimization | None = self._measure()
