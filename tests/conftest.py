@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from mended_torchvision import sitecustomize
 
 SEED = 20240104
 
@@ -18,6 +19,10 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None, 
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 torch.set_num_threads(1)
+
+# Importing `sitecustomize` mended torchvision, where it needs that, in this process; this does so in those it starts.
+_paths = [str(Path(sitecustomize.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(_paths)
 
 
 @pytest.fixture(autouse=True)

@@ -37,11 +37,15 @@ class Environment:
             pytest.skip(f"no package index can be reached, or it lacks what is needed: {done.stderr[-300:]}")
         return self
 
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables, without those that bring in the checkout."""
+        return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Python in the environment, outside the checkout."""
-        clean = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         command = [str(self.folder / "bin" / "python"), *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=clean, cwd=self.folder)
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=self.variables, cwd=self.folder)
 
     def python(self, code: str, *arguments: object) -> str:
         """The output of a piece of Python."""
@@ -207,7 +211,8 @@ def test_with_serve_a_bundle_is_served(
     folder, case = bundle
     _save(tmp_path / "inputs.npz", case.arrays)
     command = [str(environment.folder / "bin" / "eenet"), "serve", str(folder), "--port", "0", "--no-hold"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    variables = environment.variables
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=variables) as process:
         assert process.stderr is not None
         address = next(line for line in process.stderr if "http://" in line).split()[-1]
         answers = environment.python(ASKS, address, tmp_path / "inputs.npz")

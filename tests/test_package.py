@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import structure
@@ -28,6 +29,39 @@ def test_using_the_core_brings_in_no_optional_dependency() -> None:
     loaded = python(f"import sys, eenet; ({names}); print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))")
     optional = {"torchvision", "timm", "transformers", "lightning", "matplotlib", "onnxruntime", "ray", "mlxtend"}
     assert not optional & set(loaded.split())
+
+
+@pytest.mark.parametrize(
+    ("source", "package"),
+    [("torchvision:resnet18", "torchvision"), ("timm:resnet18", "timm"), ("hf:BertModel", "transformers")],
+)
+def test_a_torchvision_of_another_build_is_explained(source: str, package: str, tmp_path: Path) -> None:
+    for name, code in {
+        "torchvision": "raise RuntimeError('operator torchvision::nms does not exist')",
+        "timm": "import torchvision",
+        # Transformers loads its parts when they are first named, and gives every failure the same error.
+        "transformers": """
+def __getattr__(name):
+    try:
+        import torchvision
+    except RuntimeError as error:
+        raise ModuleNotFoundError(f"Could not import module {name!r}") from error
+""",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import eenet
+try:
+    eenet.build_network({source!r})
+except eenet.errors.MissingExtraError as error:
+    print(error)
+"""
+    explained = python(code)
+    assert explained.startswith(f"this needs {package}, which cannot be imported: torch ")
+    assert "are different builds (operator torchvision::nms does not exist)" in explained
+    assert "pip install --force-reinstall torch torchvision" in explained
 
 
 def test_every_public_name_is_there_and_unknown_ones_are_not() -> None:

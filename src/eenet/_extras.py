@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
 from eenet.errors import MissingExtraError
 
-_operators: list[Any] = []
+_NO_OPERATOR = "operator torchvision::nms does not exist"
 
 
 def require(module: str, extra: str, purpose: str = "this") -> Any:
@@ -23,17 +24,50 @@ def require(module: str, extra: str, purpose: str = "this") -> Any:
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install 'eenet[{extra}]'")
+    with importing(package, extra, purpose):
+        return importlib.import_module(module)
+
+
+@contextmanager
+def importing(package: str, extra: str, purpose: str = "this") -> Iterator[None]:
+    """Raise `MissingExtraError` where a package, or a part of it that it loads late, cannot be imported inside."""
     with warnings.catch_warnings():
         # What a library says of itself while it loads is not about the caller's work.
         warnings.simplefilter("ignore")
-        if package in ("torchvision", "timm", "transformers", "torchmetrics", "lightning"):
-            _mend_torchvision()
         try:
-            return importlib.import_module(module)
-        except ImportError as error:
+            yield
+        except (ImportError, RuntimeError) as error:
+            if _is_of_torchvision(error):
+                raise MissingExtraError(f"{purpose} needs {package}, which cannot be imported: {_builds()}") from error
+            if not isinstance(error, ImportError):
+                raise
             raise MissingExtraError(
                 f"{purpose} needs {package}, which cannot be imported ({error}); pip install 'eenet[{extra}]'"
             ) from error
+
+
+def _is_of_torchvision(error: BaseException | None) -> bool:
+    """Whether an error comes from a torchvision whose compiled operators do not load into this torch."""
+    while error is not None and _NO_OPERATOR not in str(error):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _builds() -> str:
+    """What does not fit where torchvision's operators do not load, and the way out."""
+    return (
+        f"torch {_version('torch')} and torchvision {_version('torchvision')} are different builds ({_NO_OPERATOR}). "
+        "Install both from the same package index, such as PyTorch's index for CPUs: "
+        "pip install --force-reinstall torch torchvision; or uninstall torchvision, where nothing needs it"
+    )
+
+
+def _version(distribution: str) -> str:
+    """The installed version of a distribution, or "?" of one that says none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "?"
 
 
 def require_extra(extra: str, purpose: str) -> None:
@@ -71,27 +105,3 @@ def _missing(extra: str, seen: set[str]) -> set[str]:
         except metadata.PackageNotFoundError:
             missing.add(name)
     return missing
-
-
-def _mend_torchvision() -> None:
-    """Make torchvision importable where its compiled operators are missing.
-
-    torchvision 0.28 beside the CPU build of torch 2.13 fails for two operators that are only used in detection, and
-    takes timm and transformers, which import it, down with it.
-    """
-    if importlib.util.find_spec("torchvision") is None or _operators:
-        return
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        import torch  # only here: it takes a second, and most extras do without it
-
-        library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        # The operators are gone when nothing refers to the library.
-        _operators.append(library)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]  # what the failed import left behind

@@ -1,4 +1,4 @@
-"""Optional libraries for tests, imported as the product does: torchvision needs mending beside some builds of torch."""
+"""Optional libraries for tests, imported as the product does."""
 
 from __future__ import annotations
 

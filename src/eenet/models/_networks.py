@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet._compat import attention_of, set_attention
-from eenet._extras import require
+from eenet._extras import importing, require
 from eenet._values import array_value
 from eenet.errors import InvalidInputError
 from eenet.models._heads import ConvHead, SegmentationHead, StackedConvHead, TokenHead
@@ -343,7 +343,8 @@ def _torchvision(name: str, options: dict[str, Any]) -> Any:
 
 def _hugging_face(name: str, options: dict[str, Any]) -> Any:
     transformers = require("transformers", "train")
-    known: Any = getattr(transformers, name, None)
+    with importing("transformers", "train"):  # transformers loads its parts when they are first named
+        known: Any = getattr(transformers, name, None)
     fits = inspect.isclass(known) and issubclass(known, transformers.PreTrainedModel)
     if not fits:
         raise InvalidInputError(
