@@ -468,3 +468,20 @@ def test_a_model_can_be_compiled_before_it_was_called_in_training_mode() -> None
     torch.testing.assert_close(got, model(x))
     got[0].sum().backward()
     assert net[0].weight.grad is not None
+
+
+class WithAuxiliaryLogits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last, self.aux = (nn.Linear(4, n) for n in (4, 4, 3, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.first(x).relu()
+        y = self.last(self.second(h).relu())
+        return (y, self.aux(h)) if self.training else y
+
+
+def test_auxiliary_logits_in_training_are_named_as_such() -> None:
+    model = eenet.attach(WithAuxiliaryLogits().eval(), ["first"], example=torch.randn(2, 4))
+    with pytest.raises(InvalidInputError, match=r"2 tensors could be the logits.*aux_logits=False"):
+        model.train()(torch.randn(4, 4))

@@ -66,7 +66,13 @@ def logits_in(output: Any, num_classes: int | None = None) -> Tensor:
         found = next((output[key] for key in _LOGITS_KEYS if key in output), None)
     elif isinstance(output, (tuple, list)):
         fitting = [t for t in output if _fits(t, num_classes)]
-        found = fitting[0] if len(fitting) == 1 else None
+        if len(fitting) > 1:
+            raise InvalidInputError(
+                f"the network returns {_describe(output)}, in which {len(fitting)} tensors could be the logits; where "
+                "the others are auxiliary logits, which some networks return in training only, switch them off (often "
+                "aux_logits=False), or wrap the network so that it returns its logits alone"
+            )
+        found = fitting[0] if fitting else None
     elif not isinstance(output, Tensor):
         found = getattr(output, "logits", None)
     if not isinstance(found, Tensor) or not _fits(found, num_classes):
