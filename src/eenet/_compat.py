@@ -146,7 +146,7 @@ def _recurrent_shapes(x: torch.Tensor, state: Any, _parameters: Any, *settings: 
 
 
 def flop_counter() -> FlopCounterMode:
-    """A counter of FLOPs, for `get_total_flops`, that does not tell one module from another.
+    """A counter of FLOPs, for `get_total_flops`, that does not distinguish modules.
 
     To do so, torch's puts hooks on gradients, which fails without gradients where a graph holds a block of its own,
     such as autocast.
@@ -280,6 +280,6 @@ def set_attention(config: Any, name: str) -> None:
 def by_reference(handle: Any) -> Any:
     """A handle of a Ray Serve deployment whose calls and replies are serialized by Ray, whatever the settings.
 
-    What Ray Serve serializes itself keeps the objects that a call refers to for ever. There is no public option.
+    What Ray Serve serializes itself keeps the objects that a call refers to forever. There is no public option.
     """
     return handle.options(_by_reference=True)

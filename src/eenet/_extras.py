@@ -92,10 +92,10 @@ def _missing(extra: str, seen: set[str]) -> set[str]:
         return set()
     missing: set[str] = set()
     for requirement in requirements:
-        wanted, _, marker = requirement.partition(";")
+        needed, _, marker = requirement.partition(";")
         if not re.search(rf"""extra\s*==\s*['"]{re.escape(extra)}['"]""", marker) or "sys_platform" in marker:
             continue  # of another extra, or not for every platform
-        name, inner = re.fullmatch(r"\s*([\w.-]+)(?:\[([\w,\s-]+)\])?.*", wanted).groups()  # type: ignore[union-attr]
+        name, inner = re.fullmatch(r"\s*([\w.-]+)(?:\[([\w,\s-]+)\])?.*", needed).groups()  # type: ignore[union-attr]
         if name == "eenet":
             for other in {part.strip() for part in inner.split(",")} - seen:
                 missing |= _missing(other, seen)

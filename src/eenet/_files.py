@@ -214,10 +214,10 @@ def require_safetensors(source: Path, expected: str = "") -> None:
             f"{str(source)!r} looks like a pickle or an archive such as torch.save writes: loading one can run "
             "code, so eenet refuses; save it with eenet's own .save()"
         )
-    wanted = (
+    described = (
         f"{_words(expected)} in a safetensors file: have two arguments been exchanged?" if expected else "safetensors"
     )
-    raise FileFormatError(f"{str(source)!r} is {other}, expected {wanted}")
+    raise FileFormatError(f"{str(source)!r} is {other}, expected {described}")
 
 
 def _other_format(source: Path) -> str | None:

@@ -39,7 +39,7 @@ def toy(exits: int = 3, seed: int = 0) -> Scheduler:
 
 
 class Stream:
-    """Where samples drawn from records leave under each policy of a scheduler, also under those that quotas derive."""
+    """Where samples drawn from records exit under each policy of a scheduler, also under those that quotas derive."""
 
     def __init__(self, records: ExitRecords) -> None:
         self.records = records
@@ -68,7 +68,7 @@ def running_error(costs: NDArray[np.float64], budget: float, start: int) -> floa
 
 
 def odds_stream(hard: NDArray[np.bool_], samples: int, odds: tuple[float, ...], rng: np.random.Generator) -> Ints:
-    """A stream in equal phases, in each of which the hard samples are so many times as likely as the others."""
+    """A stream in equal phases; in each the hard samples are `odds` times as likely as the others."""
     phases = []
     for ratio in odds:
         weights = np.where(hard, ratio, 1.0)
@@ -260,8 +260,8 @@ def test_floors_and_ceilings_hold_on_the_running_counts(
     exits: int, seed: int, batch: int, where: float, tight: float
 ) -> None:
     rng = np.random.default_rng(seed)
-    centre = rng.dirichlet(np.ones(exits))
-    floor, ceiling = tight * centre, 1 - tight * (1 - centre)
+    center = rng.dirichlet(np.ones(exits))
+    floor, ceiling = tight * center, 1 - tight * (1 - center)
     smallest = floor.copy()
     for k in range(exits):
         smallest[k] += min(1 - smallest.sum(), ceiling[k] - floor[k])
@@ -427,7 +427,7 @@ def test_a_batch_of_nothing_changes_nothing() -> None:
         ({"ceiling": [0.5, 0.5, 2]}, "ceiling=.*: expected 3 shares"),
         ({"floor": "many"}, "floor='many'"),
         ({"floor": [0.5, 0.4, 0.3]}, "add up to 1.2, more than all samples"),
-        ({"ceiling": [0.5, 0.2, 0.1]}, "add up to 0.8: some samples could leave nowhere"),
+        ({"ceiling": [0.5, 0.2, 0.1]}, "add up to 0.8: some samples could not exit"),
         ({"floor": [0, 0.4, 0], "ceiling": [1, 0.3, 1]}, "exit 1 has the floor 0.4 and the ceiling 0.3"),
         ({"floor": [0, 0, 0.6]}, "cannot be kept with these floors and ceilings; the smallest that can is 2.2 ms"),
     ],
@@ -502,19 +502,19 @@ def test_the_runtime_goes_by_the_controller_and_tells_it(batch: int, budget: flo
 
 
 @given(
-    ladder=st.lists(st.floats(1, 10), min_size=1, max_size=8, unique=True).map(sorted),
+    planned=st.lists(st.floats(1, 10), min_size=1, max_size=8, unique=True).map(sorted),
     where=st.floats(0, 1),
     batch=st.integers(1, 50),
 )
-def test_alternation_means_what_was_aimed_at(ladder: list[float], where: float, batch: int) -> None:
-    aim = ladder[0] + where * (ladder[-1] - ladder[0])
-    between = Alternation(ladder)
+def test_alternation_means_what_was_aimed_at(planned: list[float], where: float, batch: int) -> None:
+    aim = planned[0] + where * (planned[-1] - planned[0])
+    between = Alternation(planned)
     total = 0.0
     for turn in range(1, 200):
-        rung = between.choose(aim, batch)
-        between.served(batch, aim, rung)
-        total += ladder[rung]
-        assert abs(total - turn * aim) <= np.diff(ladder).max(initial=0) / 2 + 1e-6
+        step = between.choose(aim, batch)
+        between.served(batch, aim, step)
+        total += planned[step]
+        assert abs(total - turn * aim) <= np.diff(planned).max(initial=0) / 2 + 1e-6
 
 
 @given(offset=st.floats(-0.4, 0.4), slope=st.floats(0.5, 1.5), batch=st.sampled_from([1, 10, 100, 1000, 5000]))

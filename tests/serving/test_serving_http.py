@@ -387,7 +387,7 @@ def test_a_full_server_answers_503_with_a_time_to_come_back() -> None:
             until(lambda: client.get("/info").json()["traffic"]["waiting"][0] == 2)
             refused = post_npy(client, x)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-            assert "room for 4" in refused.json()["detail"]
+            assert "the limit is 4" in refused.json()["detail"]
             too_many = post_npy(client, scripted_logits([0] * 5, 3))
             assert (too_many.status_code, "send it in parts" in too_many.json()["detail"]) == (422, True)
             backend.go.set()

@@ -56,7 +56,7 @@ def write_image(path: Path, image: Pixels, kind: str = "PNG") -> Path:
 
 
 def write_imagenet(root: Path, splits: Mapping[str, Mapping[str, int]], seed: int = 0) -> None:
-    """`root/<split>/<synset>/*.JPEG` with so many images of several sizes."""
+    """`root/<split>/<synset>/*.JPEG` with `count` images of several sizes."""
     rng = np.random.default_rng(seed)
     for split, synsets in splits.items():
         for synset, count in synsets.items():

@@ -81,7 +81,7 @@ def plan(
     stages : sequence of StageTime (K,)
         What each stage takes.
     exit_shares : sequence of float (K,)
-        The share of requests that leave at each exit.
+        The share of requests that exit at each exit.
     rate : float
         Requests a second, each of one sample, at random times (Poisson).
     p99 : float

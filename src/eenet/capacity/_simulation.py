@@ -68,7 +68,7 @@ def simulate(
     arrivals : array (N,)
         When requests of one sample arrive, in seconds, ascending.
     exits : array (N,)
-        Where each sample leaves, from 0.
+        The exit of each sample, from 0.
     cost : callable
         `cost(k, n)` is the seconds that stage k takes for n samples.
     num_exits : int
@@ -182,10 +182,10 @@ class _Simulation:
         taken: list[int] = []
         while queue and len(taken) < self.options.max_batch:
             since, samples = queue.pop(0)
-            room = self.options.max_batch - len(taken)
-            taken += samples[:room]
-            if samples[room:]:
-                queue.insert(0, (since, samples[room:]))
+            free = self.options.max_batch - len(taken)
+            taken += samples[:free]
+            if samples[free:]:
+                queue.insert(0, (since, samples[free:]))
         return taken
 
 
@@ -207,7 +207,7 @@ def simulate_fleet(
     arrivals : array (N,)
         When requests of one sample arrive, in seconds, ascending.
     exits : array (N,)
-        Where each sample leaves, from 0.
+        The exit of each sample, from 0.
     cost : callable
         `cost(k, n)` is the seconds that a replica of stage k takes for n samples.
     replicas : sequence of int (K,)

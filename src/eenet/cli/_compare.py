@@ -44,13 +44,13 @@ def compare(
         str, typer.Option(help="A number of budgets between the first and the last exit's cost, or 50%,60%,3.5ms.")
     ] = "8",
     reference: Annotated[str | None, typer.Option(help="The method to compare with; the first one named.")] = None,
-    resplits: Annotated[int, typer.Option(min=1, help="How often the predictions are divided anew.")] = 5,
+    resplits: Annotated[int, typer.Option(min=1, help="How often the predictions are divided again.")] = 5,
     fraction: Annotated[float, typer.Option(help="Of the predictions, to calibrate on.")] = 2 / 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the resplits, the methods and the bootstrap.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for tables, figure and finished work.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--restart", help="Go on with what OUT holds, or discard it and begin anew.")
+        bool, typer.Option("--resume/--restart", help="Continue what OUT holds, or discard it and begin again.")
     ] = True,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -119,7 +119,7 @@ def _known(name: str, names: list[str], option: str) -> str:
 
 
 def _budgets(text: str, costs: ExitCosts) -> list[float]:
-    """So many budgets evenly between the first and the last exit's cost, or those that are listed."""
+    """A number of budgets evenly between the first and the last exit's cost, or those that are listed."""
     import numpy as np
 
     from eenet.costs import parse_budget

@@ -13,7 +13,7 @@ _FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is un
 
 
 def output() -> Console:
-    """The console for results; made anew each time, so that a redirected standard output is respected."""
+    """The console for results; made again each time, so that a redirected standard output is respected."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
 

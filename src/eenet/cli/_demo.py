@@ -25,8 +25,8 @@ def demo(
     """Train, measure, schedule and run a multi-exit network on real digits.
 
     Runs the recipe `digits`: trains a small residual network with three exits on 3,000 MNIST digits, measures what
-    each exit costs on this machine, fits every scheduler at several budgets on 1,000 further digits and runs them for
-    real on the last 1,000, in turns with the plain network. Prints one table, draws report.png, and leaves in OUT all
+    each exit costs on this machine, fits every scheduler at several budgets on 1,000 further digits and runs them
+    on the last 1,000, in turns with the plain network. Prints one table, draws report.png, and writes to OUT all
     that the other commands need. Takes about two minutes on two cores.
 
     Examples:

@@ -68,15 +68,15 @@ def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array |
 
 
 def _wrong_arrays(source: Path, names: list[str], prefix: str, outputs: list[str]) -> str:
-    found = ", ".join(repr(name) for name in sorted(names)) or "nothing"
+    held = ", ".join(repr(name) for name in sorted(names)) or "nothing"
     if outputs:
         return f"{str(source)!r} holds {' and '.join(outputs)}, expected one of them; remove the other"
     prefixes = sorted(
         {n.removesuffix(end) for n in names for end in (*PROBABILITIES, LOGITS) if n.endswith(end) and n != end}
     )
     hint = f"; try --prefix {' or --prefix '.join(prefixes)}" if prefixes else ""
-    wanted = ", ".join(repr(prefix + name) for name in PROBABILITIES)
-    return f"{str(source)!r} lacks {wanted} or {prefix + LOGITS!r}; it holds {found}{hint}"
+    accepted = ", ".join(repr(prefix + name) for name in PROBABILITIES)
+    return f"{str(source)!r} lacks {accepted} or {prefix + LOGITS!r}; it holds {held}{hint}"
 
 
 def _npz(source: Path) -> tuple[list[str], Callable[[str], Array]]:

@@ -18,13 +18,13 @@ def plan(
     stages_ms: Annotated[
         str, typer.Option(help="Of each stage, a call + each sample in ms, such as 4+0.5,4+1,4+2.", show_default=False)
     ],
-    exit_shares: Annotated[str, typer.Option(help="What leaves at each exit, such as 40%,30%,30%.")],
+    exit_shares: Annotated[str, typer.Option(help="The share of samples at each exit, such as 40%,30%,30%.")],
     p99_ms: Annotated[float, typer.Option(help="99 % of the requests are answered within this.")],
     rate: Annotated[str | None, typer.Option(help="Requests per second, one or several: 100,1000.")] = None,
     replicas: Annotated[str | None, typer.Option(help="Or: replicas in all, such as 1,10,100.")] = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Samples in a batch, at most.")] = 16,
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a call waits for others.")] = 2.0,
-    hop_ms: Annotated[float, typer.Option(min=0, help="How long a call is on its way to a stage.")] = 0.0,
+    hop_ms: Annotated[float, typer.Option(min=0, help="How long a call takes to reach a stage.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the simulated traffic.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -51,9 +51,9 @@ def plan(
     made: list[ReplicaPlan] = []
     if rate is not None:
         for text in rate.split(","):
-            wanted = _number(text, "--rate", rate, "100,1000")
+            traffic = _number(text, "--rate", rate, "100,1000")
             made.append(
-                fewest(stages, shares, rate=wanted, p99=p99_ms / 1000, options=options, hop=hop_ms / 1000, seed=seed)
+                fewest(stages, shares, rate=traffic, p99=p99_ms / 1000, options=options, hop=hop_ms / 1000, seed=seed)
             )
     elif replicas is not None:
         for text in replicas.split(","):

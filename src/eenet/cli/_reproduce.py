@@ -28,11 +28,11 @@ Download = Annotated[bool, typer.Option("--download", help="Fetch missing data a
 SkipCorrupt = Annotated[
     bool, typer.Option("--skip-corrupt", help="Leave out files that cannot be read, which are counted and named.")
 ]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Prove the recipe on tiny data that is made up; under a minute.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Run the recipe on tiny made-up data; under a minute.")]
 StartFrom = Annotated[
-    str | None, typer.Option("--from", metavar="STEP", help="Make this step and those after it anew.")
+    str | None, typer.Option("--from", metavar="STEP", help="Run this step and those after it again.")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a training that was interrupted.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a training that was interrupted.")]
 
 
 def reproduce(

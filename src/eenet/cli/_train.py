@@ -94,7 +94,7 @@ def _show(result: dict[str, Any]) -> None:
     for name, accuracy in zip(result["exits"], best["accuracies"], strict=True):
         table.add_row(name, f"{accuracy:.2%}")
     budgets = Table(title="the frontier, under searched thresholds", title_justify="left")
-    for heading in ("budget", "realised cost", "accuracy"):
+    for heading in ("budget", "realized cost", "accuracy"):
         budgets.add_column(heading)
     for budget, cost, accuracy in zip(best["budgets"], best["frontier_costs"], best["frontier"], strict=True):
         budgets.add_row(f"{budget:.4g}", f"{cost:.4g}", f"{accuracy:.2%}")

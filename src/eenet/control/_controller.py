@@ -88,18 +88,18 @@ class BudgetController:
         # Of policies with the same planned cost the first will do.
         rising = np.diff(table.planned_costs, prepend=-np.inf) > 1e-9 * costs[-1]
         self._rows: list[int] = np.flatnonzero(rising).tolist()
-        self._ladder: list[float] = table.planned_costs[self._rows].tolist()
+        self._planned: list[float] = table.planned_costs[self._rows].tolist()
         limit = self._limit(scheduler.budget if budget is None else budget)
-        self._pacer = Pacer(limit, self._ladder[0], self._ladder[-1], self._horizon)
-        self._alternation = Alternation(self._ladder)
+        self._pacer = Pacer(limit, self._planned[0], self._planned[-1], self._horizon)
+        self._alternation = Alternation(self._planned)
         self._drift = None
         if table.shares is not None and table.samples:
             self._drift = DriftTest(table.shares, table.samples, self._level)
         self._fingerprint = _fingerprint(scheduler)
         self._lock = threading.Lock()
         self._samples, self._spent = 0, 0.0
-        # Which rung each policy is on, and whether it is the table's own; policies are kept, so that an id stays its.
-        self._known = {id(self._policies[row]): (rung, True) for rung, row in enumerate(self._rows)}
+        # The step of each policy, and whether it is one of the table's. Policies are kept, so that ids stay valid.
+        self._known = {id(self._policies[row]): (step, True) for step, row in enumerate(self._rows)}
         self._overruled: dict[tuple[int, str], ThresholdPolicy] = {}
         self._policy = self._choose()
 
@@ -162,7 +162,7 @@ class BudgetController:
     def observe_costs(self, costs: ArrayLike, policy: ThresholdPolicy | None = None) -> None:
         """Samples have cost this much each, (n,), in the unit of the costs: for costs that were measured.
 
-        In place of `observe`, which takes them from the scheduler's; floors, ceilings and drift see none of it.
+        In place of `observe`, which takes them from the scheduler's; floors, ceilings and the drift test ignore it.
         """
         values = np.asarray(costs)
         if values.ndim != 1 or values.dtype.kind not in "fiu" or not np.isfinite(values).all() or (values < 0).any():
@@ -214,18 +214,18 @@ class BudgetController:
         self._spent += samples * spent
         if known is not None:
             self._alternation.served(samples, self._pacer.aim, known[0])
-        self._pacer.observe(samples, spent, None if known is None else self._ladder[known[0]])
+        self._pacer.observe(samples, spent, None if known is None else self._planned[known[0]])
         self._policy = self._choose()
 
     def _choose(self) -> ThresholdPolicy:
         """The policy for the next samples."""
-        rung = self._alternation.choose(self._pacer.aim, self._pacer.batch)
-        policy, name = self._policies[self._rows[rung]], ""
+        step = self._alternation.choose(self._pacer.aim, self._pacer.batch)
+        policy, name = self._policies[self._rows[step]], ""
         if self._quotas.any:
             name, overruled = self._quotas.overrule(policy)
-            if name:  # kept, since whoever runs batches tells policies apart by identity
-                policy = self._overruled.setdefault((rung, name), overruled)
-                self._known[id(policy)] = rung, False
+            if name:  # kept, since runtimes compare policies by identity
+                policy = self._overruled.setdefault((step, name), overruled)
+                self._known[id(policy)] = step, False
         return policy
 
     def state(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Drift: whether samples take the exits that the calibration records say, by a test that may be read after each batch.
 
-For each early exit k, each side (more or fewer than planned leave at exits 0..k) and several effect sizes a bettor
+For each early exit k, each side (more or fewer than planned exit at exits 0..k) and several effect sizes a bettor
 starts with the same small capital and bets, before each batch, that the share is beyond the planned one by more than
 the calibration records' own uncertainty; each batch multiplies the capital by its likelihood ratio. While the true
 share under each policy in force is within that uncertainty, the total capital is a supermartingale, whatever chooses
@@ -77,7 +77,7 @@ class DriftTest:
         self._alarm_at: int | None = None
 
     def observe(self, row: int, counts: Ints) -> None:
-        """So many samples left at each exit, (K,), under the policy of a row."""
+        """Count the samples that exited at each exit, (K,), under the policy of a row."""
         samples = counts.sum()
         left = counts.cumsum()[:-1]
         split = np.stack([left, samples - left])[..., None]

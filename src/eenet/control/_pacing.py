@@ -48,14 +48,14 @@ class Pacer:
 
     @property
     def aim(self) -> float:
-        """The planned cost to go for."""
+        """The planned cost of the next samples."""
         # A batch is decided before its cost is seen: what one batch pays back must not overshoot.
         most = _LARGEST_PAYBACK * (self.high - self.low)
         payback = min(max(self.debt / max(self.horizon, 2 * self.batch), -most), most)
         return min(max(self.budget - payback - self.offset, self.low), self.high)
 
     def observe(self, samples: int, spent: float, planned: float | None) -> None:
-        """So many samples cost `spent` each on average where `planned` was planned, or nothing known."""
+        """Note that `samples` cost `spent` each on average and were planned to cost `planned`, if known."""
         if planned is not None:
             step = min(1 - math.exp(-samples / (_MEMORY * self.horizon)), _LARGEST_STEP)
             self.offset += step * (spent - planned - self.offset)
@@ -68,38 +68,38 @@ class Pacer:
         return {"budget": self.budget, "offset": self.offset, "debt": self.debt, "batch": self.batch}
 
     def take(self, data: Mapping[str, Any]) -> None:
-        """Go on where `to_dict` was called."""
+        """Continue from what `to_dict` gave."""
         self.budget, self.offset = float(data["budget"]), float(data["offset"])
         self.debt, self.batch = float(data["debt"]), float(data["batch"])
 
 
 class Alternation:
-    """Which of a ladder of planned costs to take next, so that their mean over samples is the aim.
+    """Which of several planned costs, ascending, to take next, so that their mean over samples is the aim.
 
     Only the two neighbors of the aim are taken; what one was off by is carried to the next choice (as in Bresenham's
     line), so that nothing is random.
     """
 
-    def __init__(self, ladder: list[float]) -> None:
-        self._ladder = ladder
+    def __init__(self, planned: list[float]) -> None:
+        self._planned = planned
         self.carry = 0.0
 
-    def served(self, samples: int, aim: float, rung: int) -> None:
-        """So many samples went by a rung when another cost was aimed at."""
-        self.carry += samples * (aim - self._ladder[rung])
+    def served(self, samples: int, aim: float, step: int) -> None:
+        """Note that `samples` were planned at the cost of `step` while `aim` was the aim."""
+        self.carry += samples * (aim - self._planned[step])
 
     def choose(self, aim: float, samples: float) -> int:
-        """The rung for about this number of samples to come."""
-        ladder = self._ladder
-        upper = min(bisect_left(ladder, aim), len(ladder) - 1)
+        """The index of the planned cost for about this number of samples."""
+        planned = self._planned
+        upper = min(bisect_left(planned, aim), len(planned) - 1)
         lower = max(upper - 1, 0)
         if lower == upper:
             return upper
         # What is carried is at most what a batch twice as large as this one could have left.
-        most = 2 * samples * (ladder[upper] - ladder[lower])
+        most = 2 * samples * (planned[upper] - planned[lower])
         self.carry = min(max(self.carry, -most), most)
-        below = abs(self.carry + samples * (aim - ladder[lower]))
-        above = abs(self.carry + samples * (aim - ladder[upper]))
+        below = abs(self.carry + samples * (aim - planned[lower]))
+        above = abs(self.carry + samples * (aim - planned[upper]))
         return upper if above < below else lower
 
 
@@ -109,9 +109,9 @@ _SLACK = 1e-9  # the rounding of sums of shares
 class Quotas:
     """What is owed to each exit by its floor, and what each has above its ceiling, in samples.
 
-    Both are counted up and down with every sample and never saved up beyond `burst` samples: an exit that had plenty
-    earlier is not starved for long. So in any stretch of n samples at least floor n - burst - b leave at an exit, and
-    at most ceiling n + burst + b, where b is the samples of K batches; from the start, without the burst.
+    Both are counted up and down with every sample and never saved up beyond `burst` samples: an exit that had more than
+    its share earlier soon gets samples again. So in any stretch of n samples at least floor n - burst - b take an exit,
+    and at most ceiling n + burst + b, where b is the samples of K batches; from the start, without the burst.
     """
 
     def __init__(self, floor: Floats, ceiling: Floats, burst: float) -> None:
@@ -135,7 +135,7 @@ class Quotas:
             raise InvalidInputError(f"the floors {least.tolist()} add up to {least.sum():g}, more than all samples")
         if most.sum() < 1 - _SLACK:
             raise InvalidInputError(
-                f"the ceilings {most.tolist()} add up to {most.sum():g}: some samples could leave nowhere"
+                f"the ceilings {most.tolist()} add up to {most.sum():g}: some samples could not exit"
             )
         return cls(least, np.maximum(most, least), burst)
 
@@ -160,13 +160,13 @@ class Quotas:
         return bool((self.floor > 0).any() or (self.ceiling < 1).any())
 
     def observe(self, counts: Ints) -> None:
-        """So many samples left at each exit, (K,)."""
+        """Count the samples that exited at each exit, (K,)."""
         total = counts.sum()
         self.owed = np.maximum(self.owed + self.floor * total - counts, -self._burst)
         self.above = np.maximum(self.above + counts - self.ceiling * total, -self._burst)
 
     def overrule(self, policy: ThresholdPolicy) -> tuple[str, ThresholdPolicy]:
-        """The policy, or one that serves an exit that is owed samples, or passes those with too many; and its name.
+        """The policy, or one that serves an exit that is owed samples, or skips those with too many; and its name.
 
         An exit that is owed takes all samples. Exits above their ceiling are switched off; where the last exit is above
         its own, the deepest other that is not takes all samples that come to it.

@@ -20,7 +20,7 @@ _COLORS = (
 )  # fmt: skip
 _MARKERS = ("o", "^", "v", "D", "P", "X", "s", "<", ">", "p", "h", "d", "*", "8")
 _LINES = ("-", "--", ":")  # a new one after every 14 curves
-_GREY = "#6b6b6b"
+_GRAY = "#6b6b6b"
 _ROW_HEIGHT = 0.27  # inches for each scheduler in the panel of differences
 
 
@@ -97,7 +97,7 @@ def write_cost_figure(
         _draw_band(axes, plain, samples)
     axes.plot(
         *_coordinates(exits),
-        color=_GREY,
+        color=_GRAY,
         linestyle=":",
         marker="s",
         markersize=6,
@@ -105,7 +105,7 @@ def write_cost_figure(
         label="one exit for all (dotted: mixed at random)",
         zorder=2,
     )
-    _annotate(axes, exits, _GREY, offset=(9, -4), ha="left", va="top")
+    _annotate(axes, exits, _GRAY, offset=(9, -4), ha="left", va="top")
     for index, curve in enumerate(curves):
         # Later markers are smaller, so that points that fall together show as nested shapes.
         size = 11 - 5 * index / max(1, len(curves) - 1)
@@ -152,7 +152,7 @@ def write_comparison_figure(
     title: str,
     cost_label: str,
 ) -> None:
-    """Write a PNG of two panels, atomically: curves between `bounds` drawn in grey, and gains from best to worst.
+    """Write a PNG of two panels, atomically: curves between `bounds` drawn in gray, and gains from best to worst.
 
     Raises `MissingExtraError` without matplotlib, `InvalidInputError` for numbers that cannot be drawn.
     """
@@ -163,7 +163,7 @@ def write_comparison_figure(
     figure, (left, right) = _new_figure(11.5, max(4.6, 1.4 + _ROW_HEIGHT * len(gains)), width_ratios=(1.0, 1.15))
     for curve, dashes in zip(bounds, ((0, (1, 1.5)), (0, (4, 2))), strict=False):
         points = sorted(curve.points, key=lambda p: p.cost)
-        left.plot(*_coordinates(points), color=_GREY, linestyle=dashes, linewidth=1.2, label=curve.name)
+        left.plot(*_coordinates(points), color=_GRAY, linestyle=dashes, linewidth=1.2, label=curve.name)
     styles = {curve.name: _style(index) for index, curve in enumerate(curves)}
     named = {gain.name for gain in gains}  # in the right panel; the reference is not
     for curve in curves:
@@ -183,7 +183,7 @@ def write_comparison_figure(
     left.legend(loc="lower right", fontsize=8)
     ordered = sorted(gains, key=lambda gain: gain.mean)
     for height, gain in enumerate(ordered):
-        color, marker, _ = styles.get(gain.name, (_GREY, "o", "-"))
+        color, marker, _ = styles.get(gain.name, (_GRAY, "o", "-"))
         right.plot([100 * x for x in gain.single], [height] * len(gain.single), "|", color=color, alpha=0.45)
         right.errorbar(
             100 * gain.mean,

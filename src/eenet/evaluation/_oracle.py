@@ -84,7 +84,7 @@ def _moves(utility: Floats, costs: Floats) -> tuple[Floats, Floats]:
         rise = utility[:, rows] - utility[here, rows]
         run = costs[:, None] - costs[here]
         slope = np.divide(rise, run, out=np.zeros_like(rise), where=run > 0)
-        # Of equal slopes the farthest, so that the next move is strictly less worth its price.
+        # Of equal slopes the farthest, so that the next move gains strictly less for its price.
         there = exits - 1 - slope[::-1].argmax(axis=0)
         better = slope[there, np.arange(len(rows))] > 0
         rows, here, there = rows[better], here[better], there[better]

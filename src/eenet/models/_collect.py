@@ -117,8 +117,8 @@ class ImageRecords:
         return ExitRecords.from_evidence(self._batches, utility=utility, pixel_counts=counts)
 
 
-def _require_batches(batches: int, labelled: int) -> None:
+def _require_batches(batches: int, labeled: int) -> None:
     if not batches:
         raise InvalidInputError("the loader gave no batch with a sample; expected at least one")
-    if labelled not in (0, batches):
-        raise InvalidInputError(f"{labelled} of {batches} batches have labels; give all of them labels, or none")
+    if labeled not in (0, batches):
+        raise InvalidInputError(f"{labeled} of {batches} batches have labels; give all of them labels, or none")

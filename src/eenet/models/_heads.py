@@ -177,7 +177,7 @@ class SegmentationHead(nn.Module):
             nn.Conv2d(hidden, hidden, 3, padding=2, dilation=2, bias=False),
             nn.BatchNorm2d(hidden),
         )
-        # No batch norm: it has one value per image and channel, too few to normalise.
+        # No batch norm: it has one value per image and channel, too few to normalize.
         self.image = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, hidden, 1))
         self.classify = nn.Conv2d(hidden, num_classes, 1)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from eenet.networks._weights import initialise
+from eenet.networks._weights import initialize
 
 
 class DenseLayer(nn.Module):
@@ -82,7 +82,7 @@ class DenseNet(nn.Module):
                 self.exit_widths.append(width)
         self.norm = nn.BatchNorm2d(width)
         self.linear = nn.Linear(width, num_classes)
-        initialise(self)
+        initialize(self)
 
     @property
     def exit_names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from eenet.errors import InvalidInputError
 from eenet.networks._resnet import BasicBlock, Bottleneck
-from eenet.networks._weights import initialise
+from eenet.networks._weights import initialize
 
 _STRIDE = 4
 
@@ -150,7 +150,7 @@ class HRNet(nn.Module):
         self.stage4 = _Stage(widths[:3], widths, modules[2], blocks)
         self.head = _FusedHead(sum(widths), num_classes)
         self.exit_widths = (entry, sum(widths[:2]), sum(widths[:3]))
-        initialise(self)
+        initialize(self)
 
     @property
     def exit_names(self) -> tuple[str, ...]:

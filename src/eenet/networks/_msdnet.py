@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from eenet.networks._weights import initialise
+from eenet.networks._weights import initialize
 
 # The feature maps of all scales, the coarsest first: it is what classifiers look at, and a cut gives an exit head the
 # first tensor that the module at its place returns.
@@ -39,7 +39,7 @@ class MSDNetHead(nn.Module):
         self.convs = nn.Sequential(_conv(channels, hidden, 3, 2), _conv(hidden, hidden, 3, 2))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(hidden, num_classes)
-        initialise(self)
+        initialize(self)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (N, num_classes)."""
@@ -158,7 +158,7 @@ class MSDNet(nn.Module):
             self.exit_widths.append(width * factors[-1])
             modules = []
         self.head = MSDNetHead(self.exit_widths.pop(), num_classes, hidden=hidden)
-        initialise(self)
+        initialize(self)
 
     @property
     def exit_names(self) -> tuple[str, ...]:

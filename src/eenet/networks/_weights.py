@@ -13,7 +13,7 @@ from eenet.errors import FileFormatError
 _LISTED = 5
 
 
-def initialise(model: nn.Module) -> None:
+def initialize(model: nn.Module) -> None:
     """Start convolutions as He et al. (ICCV 2015) do for ReLU, by fan-out, and the biases of linear layers at zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -43,7 +43,7 @@ class GuaranteedFit(Fitted):
 
     @cached_property
     def _exits(self) -> Ints:
-        """Where the tested samples leave under each policy of the table, (G, n)."""
+        """The exits of the tested samples under each policy of the table, (G, n)."""
         policies = self._policies.policies
         return np.stack([replay(policy, self._tested, self.costs).exits for policy in policies])
 
@@ -64,7 +64,7 @@ class GuaranteedFit(Fitted):
             raise InfeasibleBudgetError(
                 f"budget {budget:.6g} {self.costs.unit} cannot be guaranteed at {1 - self._error:.6g} by the "
                 f"{len(self._tested)} samples kept to test it; the smallest that can is {smallest:.6g} "
-                f"{self.costs.unit}, and more samples, unlabelled ones too, bring it down",
+                f"{self.costs.unit}, and more samples, unlabeled ones too, bring it down",
                 smallest=smallest,
             )
         table = self._policies

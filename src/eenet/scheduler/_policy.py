@@ -371,7 +371,7 @@ class Decisions:
     costs : ExitCosts
         Of the K exits.
     pixel_counts : array of int, shape (N, C, 3), or None
-        For segmentation with labels: the pixels that are right, predicted and labelled.
+        For segmentation with labels: the pixels that are right, predicted and labeled.
     """
 
     exits: Ints

@@ -98,14 +98,14 @@ class ScoreTable:
         gaps = -np.diff(self.scores[k, ranked])
         return np.concatenate([[0], np.flatnonzero(gaps > RESOLUTION) + 1, [len(ranked)]]).astype(np.intp)
 
-    def threshold(self, k: int, ranked: Ints, leavers: int) -> tuple[float, bool]:
+    def threshold(self, k: int, ranked: Ints, exiting: int) -> tuple[float, bool]:
         """The threshold midway between the last sample that exits and the first that stays; whether the exit is on."""
-        if leavers == 0:
+        if exiting == 0:
             return 0.0, False
-        last = self.scores[k, ranked[leavers - 1]]
-        if leavers == len(ranked):
+        last = self.scores[k, ranked[exiting - 1]]
+        if exiting == len(ranked):
             return float(last - _MARGIN), True
-        return float((last + self.scores[k, ranked[leavers]]) / 2), True
+        return float((last + self.scores[k, ranked[exiting]]) / 2), True
 
     def recentered(self, thresholds: Thresholds) -> Thresholds:
         """The same decisions on these samples, each threshold midway between its two neighbors."""
@@ -134,9 +134,9 @@ class ScoreTable:
         for k in range(self.early):
             ranked = self.ranked(k, alive)
             cuts = self.cuts(k, ranked)
-            leavers = int(cuts[np.argmin(np.abs(cuts - wanted[k]))])
-            values[k], enabled[k] = self.threshold(k, ranked, leavers)
-            alive[ranked[:leavers]] = False
+            exiting = int(cuts[np.argmin(np.abs(cuts - wanted[k]))])
+            values[k], enabled[k] = self.threshold(k, ranked, exiting)
+            alive[ranked[:exiting]] = False
         return Thresholds(values, enabled)
 
     def cheapest(self) -> Thresholds:

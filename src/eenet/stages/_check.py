@@ -58,7 +58,7 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
                         "the layers after it mix the samples of a batch, or a constant depends on them",
                     )
         if len(split.stages) > 1:
-            _check_neighbours(split, inputs)
+            _check_neighbors(split, inputs)
 
 
 def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
@@ -71,7 +71,7 @@ def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form
         raise found from error
 
 
-def _check_neighbours(split: Split, inputs: tuple[Tensor, ...]) -> None:
+def _check_neighbors(split: Split, inputs: tuple[Tensor, ...]) -> None:
     """What the exits and the network say of a sample must not depend on the other samples, from the inputs on."""
     order = torch.arange(_BATCH)
     others = order.clone()

@@ -20,7 +20,7 @@ MODEL_ERRORS = (
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
-# Rows of the example that are kept: two make a batch that torch.export does not specialise on, a third gives the
+# Rows of the example that are kept: two make a batch that torch.export does not specialize on, a third gives the
 # self-check other values to permute; more would only hold memory for as long as the model lives.
 _KEPT_ROWS = 3
 

@@ -20,7 +20,7 @@ from eenet.scheduler import SearchedThresholds
 
 @dataclass(frozen=True)
 class Frontier:
-    """Accuracy and realised cost on held-out samples at several budgets; costs and budgets are in `unit`."""
+    """Accuracy and realized cost on held-out samples at several budgets; costs and budgets are in `unit`."""
 
     budgets: tuple[float, ...]
     accuracies: tuple[float, ...]
@@ -44,7 +44,7 @@ def frontier(
     """Accuracy on `test` at budgets evenly between the first and the last exit's cost, or at those given.
 
     The thresholds on `score` are searched on `calibration` alone. Three budgets lie at 25, 50 and 75 % of the way;
-    models whose heads cost differently are compared at budgets that are given, in the unit of the costs. The realised
+    models whose heads cost differently are compared at budgets that are given, in the unit of the costs. The realized
     costs can differ from the budgets, since the test samples are other samples. Raises `InfeasibleBudgetError` for one
     below the first exit's cost.
     """

@@ -23,7 +23,7 @@ class EpochReport:
     """One finished epoch. Accuracies are mean utilities, 0 to 1; `loss` is the joint loss, mean over its batches.
 
     `exit_losses`, `train_accuracies`, `accuracies` (validation) have one number for each of the K exits; `mean` is the
-    mean of `accuracies`. `frontier` has the accuracy at each of `budgets`, `frontier_costs` the realised cost there,
+    mean of `accuracies`. `frontier` has the accuracy at each of `budgets`, `frontier_costs` the realized cost there,
     in the unit of the costs; `score` is the mean of `frontier`.
     """
 

@@ -95,7 +95,7 @@ class ClassificationTask:
 
 
 class SegmentationTask:
-    """One class for each pixel: cross entropy over the labelled pixels. Logits are (N, C, H, W), targets (N, H, W).
+    """One class for each pixel: cross entropy over the labeled pixels. Logits are (N, C, H, W), targets (N, H, W).
 
     `task` says which pixels are looked at for the evidence, which label does not count, and what an image is worth.
     """
@@ -122,12 +122,12 @@ class SegmentationTask:
             )
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross entropy, the mean over the labelled pixels of the batch; 0 where there is none."""
+        """Cross entropy, the mean over the labeled pixels of the batch; 0 where there is none."""
         total = F.cross_entropy(logits, targets, ignore_index=self.task.ignore_index, reduction="sum")
         return total / (targets != self.task.ignore_index).sum().clamp(min=1)
 
     def utility(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The share of each image's labelled pixels that are right."""
+        """The share of each image's labeled pixels that are right."""
         counted = (targets != self.task.ignore_index).flatten(1)
         right = (logits.argmax(dim=1) == targets).flatten(1) & counted
         return right.sum(1).float() / counted.sum(1).clamp(min=1).float()

@@ -123,7 +123,7 @@ def decode_file(path: Path, mode: str | None = "RGB") -> Any:
 
 
 class ImageFolder(ImageFiles):
-    """Labelled image files.
+    """Labeled image files.
 
     Evaluation resizes the shorter side to `size * 256 / 224` and cuts the center; training cuts 8 to 100 % of the area
     at an aspect ratio of 3/4 to 4/3, resizes it to `size` and flips half of the time (Szegedy et al., 2015).
@@ -179,7 +179,7 @@ class ImageFolder(ImageFiles):
 
 
 class _ImageRows(ImageFolder):
-    """Labelled images of parquet files, kept in memory as they are encoded."""
+    """Labeled images of parquet files, kept in memory as they are encoded."""
 
     encoded: list[bytes | None]
 

@@ -138,7 +138,7 @@ class SegmentationFolder(ImageFiles):
             )
         if ids.shape != (image.height, image.width):
             raise _other_size(label_path, ids.shape, (image.height, image.width))
-        # -1, the licence plate, is 255 in a byte.
+        # -1, the license plate, is 255 in a byte.
         wrong = np.argwhere((ids < 0) | ((ids >= _LABEL_IDS) & (ids != IGNORED)))
         if len(wrong):
             row, column = wrong[0]
@@ -167,14 +167,14 @@ class SegmentationFolder(ImageFiles):
         labels = pillow.fromarray(_TRAIN_IDS[ids]).resize((w, h), pillow.Resampling.NEAREST, box=box)
         import torch
 
-        x = torch.zeros(3, crop_h, crop_w)  # zero is the mean colour once normalised
+        x = torch.zeros(3, crop_h, crop_w)  # zero is the mean color once normalized
         x[:, down : down + h, right : right + w] = self._tensor(scaled)
         y = np.full((crop_h, crop_w), IGNORED, np.uint8)
         y[down : down + h, right : right + w] = np.asarray(labels)
         return (x.flip(2), np.ascontiguousarray(y[:, ::-1])) if u[3] < 0.5 else (x, y)
 
     def pixel_counts(self) -> NDArray[np.int64]:
-        """Labelled pixels of each class (19,), counted over all label maps; ignored ones are left out."""
+        """Labeled pixels of each class (19,), counted over all label maps; ignored ones are left out."""
         total = np.zeros(len(self.classes), np.int64)
         for index in range(len(self)):
             total += np.bincount(_TRAIN_IDS[self._decode(index)[1]].ravel(), minlength=256)[: len(self.classes)]

@@ -43,7 +43,7 @@ _PIXELS = 3 * _SIDE * _SIDE
 
 
 class ImageArray(Dataset):
-    """Labelled images in memory, augmented a whole batch at a time.
+    """Labeled images in memory, augmented a whole batch at a time.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class ImageArray(Dataset):
     mean, std
         One number for each channel, of pixels scaled to 0..1; both transforms normalize with them.
     padding
-        The training transform pads with so many black pixels on each side and crops back at random.
+        The training transform pads with this number of black pixels on each side and crops back at random.
     flip
         Whether the training transform flips left to right half of the time.
 

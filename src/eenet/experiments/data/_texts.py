@@ -31,7 +31,7 @@ _Row: TypeAlias = "tuple[str, int] | CorruptSample"
 
 
 class Texts(Dataset):
-    """Labelled raw strings, kept in memory; a `TextCollator` makes batches of tokens of them.
+    """Labeled raw strings, kept in memory; a `TextCollator` makes batches of tokens of them.
 
     Both transforms read the string as it is. `empty` is the number of texts without a visible character, which are
     kept: a tokenizer gives them its special tokens alone.
@@ -259,10 +259,9 @@ def _tsv_rows(path: Path, data: _TextData, limit: int | None) -> Iterator[_Row]:
     lines = _records(path, csv.reader, delimiter="\t", quoting=csv.QUOTE_NONE)
     _, header = next(lines, (1, []))
     if "sentence" not in header or "label" not in header:
-        unlabelled = " GLUE's test split has no labels: use split='validation'." if "index" in header else ""
+        unlabeled = " GLUE's test split has no labels: use split='validation'." if "index" in header else ""
         raise InvalidInputError(
-            f"{str(path)!r} starts with the columns {header}, expected a header with 'sentence' and 'label'."
-            f"{unlabelled}"
+            f"{str(path)!r} starts with the columns {header}, expected a header with 'sentence' and 'label'.{unlabeled}"
         )
     sentence, label = header.index("sentence"), header.index("label")
     for line, cells in _first(lines, limit):

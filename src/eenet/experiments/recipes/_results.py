@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, predictions, and a README made from the metrics."""
+"""The results of a run: metrics, predictions, and a README made from the metrics."""
 
 from __future__ import annotations
 
@@ -318,7 +318,7 @@ def _measured(measured: Mapping[str, Any], unit: str) -> list[str]:
 
 
 def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> list[str]:
-    """Accuracies, then differences at equal realised cost."""
+    """Accuracies, then differences at equal realized cost."""
     budgets = list(dict.fromkeys(row["budget"] for row in comparison["rows"]))
     methods = list(dict.fromkeys(row["scheduler"] for row in comparison["rows"]))
     resplits = 1 + max(row["resplit"] for row in comparison["rows"])
@@ -353,7 +353,7 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
             cells.append(_percent(statistics.fmean(values)) if values else "-")
         rows.append(cells)
     lines += _table(["budget", *titles], rows)
-    lines += ["", "Difference to EENet at the same realised cost, in points, with its standard error:", ""]
+    lines += ["", "Difference to EENet at the same realized cost, in points, with its standard error:", ""]
     rows = []
     for method in methods:
         if method == comparison["reference"]:

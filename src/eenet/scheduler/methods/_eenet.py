@@ -22,7 +22,7 @@ from eenet.scheduler._thresholds import ScoreTable, tilted_shares
 from eenet.tasks import Evidence
 
 TIE_WEIGHT = 1e-3
-"""The log odds enter the ranking with this weight: samples that the linear score cannot tell apart, because their
+"""The log odds enter the ranking with this weight: samples that the linear score cannot distinguish, because their
 probabilities round to 1, stay in the order of their confidence. A difference of 0.02 in the score outweighs it."""
 
 NUM_CONFIDENCES = 4
@@ -348,7 +348,7 @@ def _best_way(
     folds = fold_numbers(records, seed, options.folds)
     if len(ways) == 1 or int(folds.max()) + 1 < 2:
         return ways[0]
-    brief = replace(options, turns=1)  # one turn is enough to tell the ways apart
+    brief = replace(options, turns=1)  # one turn is enough to choose
     middle = budgets[len(budgets) // 2]
     held_out = [np.flatnonzero(folds == fold) for fold in range(int(folds.max()) + 1)]
     parts = [_Data(records.subset(np.flatnonzero(folds != fold))) for fold in range(len(held_out))]

@@ -64,12 +64,12 @@ class GateScore(Score):
 
     @classmethod
     def fit(cls, records: ExitRecords, costs: ExitCosts, seed: int) -> Sequence[GateScore]:  # noqa: ARG003 - see Score
-        """Gates that tell which samples gain nothing by going on, by logistic regression on the calibration set.
+        """Gates that say which samples gain nothing by continuing, by logistic regression on the calibration set.
 
         A sample's best exit is the first of the highest utility, and the gate of an exit learns whether it is this one
         or an earlier one. The paper subtracts a price of cost and takes the cross-entropy for the loss, since its exits
         are trained together with the gates. Here the budget sets the price; and on frozen exits the cross-entropy has
-        most to gain where an exit is surely wrong, which its uncertainty cannot tell from surely right.
+        most to gain where an exit is surely wrong, which its uncertainty cannot distinguish from surely right.
         """
         require_whole(cls, pooled=bool(records.pooled))
         best = records.require_utility().argmax(axis=0)
@@ -99,9 +99,9 @@ class GateScore(Score):
 
 
 def _logistic(x: Floats, targets: Bools, offset: Floats) -> tuple[Floats, float]:
-    """Ridge logistic regression by Newton's method on standardised columns; weights and bias for the plain ones."""
+    """Ridge logistic regression by Newton's method on standardized columns; weights and bias for the plain ones."""
     if len(x) == 0 or targets.all() or not targets.any():
-        # Nothing to tell apart: the same for all samples, on the right side of 0.
+        # Nothing to learn: the same for all samples, on the right side of 0.
         return np.zeros(NUM_METRICS), 10.0 if len(x) and targets.all() else -10.0
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-3)
     z = np.concatenate([(x - mean) / scale, np.ones((len(x), 1))], axis=1)

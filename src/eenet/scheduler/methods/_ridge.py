@@ -77,7 +77,7 @@ class _Sums:
 def fit_ridge(x: Floats, y: Floats, classes: Ints, num_classes: int, folds: Ints, free: Ints) -> Ridge:
     """Regress targets (n, L) on features (n, F) and the class (n,), all with one strength.
 
-    The columns `free` are hardly penalised. The weights are a mean over all strengths, each weighted by the likelihood
+    The columns `free` are hardly penalized. The weights are a mean over all strengths, each weighted by the likelihood
     of its out-of-fold errors: with few samples the choice of one would be noise.
     """
     penalty = np.ones(x.shape[1])

@@ -1,4 +1,4 @@
-"""Optimal stopping: go on where the estimated gain is worth its cost, by least-squares backward induction."""
+"""Optimal stopping: continue where the estimated gain is worth its cost, by least-squares backward induction."""
 
 from __future__ import annotations
 
@@ -188,7 +188,7 @@ class StoppingScore(Score):
 
 
 class OptimalStopping(Scheduler, method="stopping"):
-    """Optimal stopping: go on where the gain, estimated by backward induction, is worth its cost. Needs labels.
+    """Optimal stopping: continue where the gain, estimated by backward induction, is worth its cost. Needs labels.
 
     With fewer than 60 samples, or where it gains nothing, it is max probability with a geometric exit distribution
     instead, with a warning. Source: least-squares backward induction, Longstaff and Schwartz, Review of Financial

@@ -124,10 +124,10 @@ class Engine:
         Raises
         ------
         OverloadedError, DrainingError, InvalidInputError
-            While there is no room for it, while the server stops, and for a request without samples or with more than
+            While the queues are full, while the server stops, and for a request without samples or with more than
             `EngineOptions.max_samples`.
         """
-        require_room(
+        require_capacity(
             samples,
             self.inside,
             self.options,
@@ -313,10 +313,10 @@ class Engine:
         if k > 0 and not self.options.merge:
             parts = [queue.pop(queue.samples)]
         else:
-            parts, room = [], self.options.max_batch
-            while room > 0 and queue.batches:
-                parts.append(queue.pop(room))
-                room -= len(parts[-1])
+            parts, free = [], self.options.max_batch
+            while free > 0 and queue.batches:
+                parts.append(queue.pop(free))
+                free -= len(parts[-1])
         if not queue.batches:
             del self._queues[k][shape]
         return parts
@@ -331,10 +331,10 @@ def shape_of(live: Live) -> Hashable:
     return tuple((tensor.dtype.str, tensor.shape[1:]) for tensor in live)
 
 
-def require_room(
+def require_capacity(
     samples: int, inside: int, options: EngineOptions, *, draining: bool = False, retry_after: float = 0.0
 ) -> None:
-    """Raise as `Engine.submit` where a request cannot be taken in beside the `inside` samples that are."""
+    """Raise as `Engine.submit` where a request cannot be accepted beside the `inside` samples."""
     if draining:
         raise DrainingError("the server is stopping and takes no more requests; try another one")
     if not 1 <= samples <= options.max_samples:
@@ -343,7 +343,7 @@ def require_room(
         )
     if inside + samples > options.max_samples:
         raise OverloadedError(
-            f"{inside} samples are waiting and there is room for {options.max_samples}; try again later",
+            f"{inside} samples are waiting, and the limit is {options.max_samples}; try again later",
             retry_after=max(1.0, retry_after),
         )
 

@@ -165,8 +165,8 @@ class Service(Protocol):
     async def answer(self, inputs: Any, *, timeout: float, full: bool = False) -> Request:
         """Answer some samples; `full` switches the exits off.
 
-        Raises `InvalidInputError` for inputs that do not fit, `OverloadedError` or `DrainingError` where there is no
-        room, `RefusedError` where it cannot be done now.
+        Raises `InvalidInputError` for inputs that do not fit, `OverloadedError` or `DrainingError` where no
+        more are accepted, `RefusedError` where it cannot be done now.
         """
         ...
 

@@ -57,7 +57,7 @@ class EngineOptions:
         Seconds that a request waits for others while no stage runs.
     max_delay : float
         The batching delay at the deep stages, in seconds: samples that have waited there for longer go first, in a full
-        batch or not, so that none waits for ever on a saturated machine. `LocalService` learns a shorter delay where a
+        batch or not, so that none waits forever on a saturated machine. `LocalService` learns a shorter delay where a
         call of a stage costs little beyond its samples (`BatchingDelay`).
     max_samples : int
         Samples that may be inside at the same time.

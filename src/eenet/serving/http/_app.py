@@ -81,7 +81,7 @@ def make_app(
         responses={
             200: {"description": "An answer for each sample, in order.", "content": models.file_content()},
             **models.refusals(models.REFUSED_PREDICT),
-            503: {"model": models.Error, "description": "There is no room now.", "headers": retry},
+            503: {"model": models.Error, "description": "The server is full.", "headers": retry},
         },
         openapi_extra=models.predict_body(model, handlers.decoder.content_types, handlers.limits),
     )
@@ -136,7 +136,7 @@ def make_app(
 
 
 class _Handlers:
-    """What the routes do, and what they share."""
+    """The handlers of the paths, and what they share."""
 
     def __init__(
         self, model: Model, service: Service, controller: Controller, limits: Limits, token: str | None

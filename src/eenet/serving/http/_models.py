@@ -116,7 +116,7 @@ REFUSED_BUDGET = {
 
 
 def refusals(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The responses of a route that refuses with these statuses."""
+    """The responses of a path that refuses with these statuses."""
     return {status: {"model": Error, "description": text} for status, text in texts.items()}
 
 
@@ -126,7 +126,7 @@ def file_content() -> dict[str, Any]:
 
 
 def json_body(schema: dict[str, Any], **other: dict[str, Any]) -> dict[str, Any]:
-    """What is added to the document of a route that reads its body by itself, within limits."""
+    """What is added to the document of a path that reads its body by itself, within limits."""
     content = {"application/json": {"schema": schema}, **other}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -54,7 +54,7 @@ def app(args: Mapping[str, Any]) -> Any:
 
 
 def _application(bundle: str | Path, options: RayOptions | None = None) -> Any:
-    """The application of a bundle, for `ray.serve.run`: deployments `stage-0` ... and `ingress`, which speaks HTTP.
+    """The application of a bundle, for `ray.serve.run`: deployments `stage-0` ... and `ingress`, which handles HTTP.
 
     Each process loads the bundle from the folder, which all nodes must see under this path, and only the stage it runs.
     """
@@ -101,7 +101,7 @@ def _stage_name(k: int) -> str:
 
 
 class Ingress:
-    """The deployment that speaks HTTP: decodes requests, sends them through the stages and holds the budget."""
+    """The deployment that handles HTTP: decodes requests, sends them through the stages and holds the budget."""
 
     def __init__(self, bundle: str, options: RayOptions, *stages: Any) -> None:
         exceptions, refusals = require("ray.exceptions", "ray"), require("ray.serve.exceptions", "ray")

@@ -93,7 +93,7 @@ class RayOptions:
     retries : int
         How often a call is sent again when replicas die.
     ingress_cpus : float
-        CPUs reserved for the process that speaks HTTP and decodes.
+        CPUs reserved for the process that handles HTTP and decodes.
     inline_bytes : int
         Live tensors of up to this size travel with a call, through the ingress; larger ones wait in Ray's object store.
     engine : EngineOptions

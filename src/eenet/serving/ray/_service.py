@@ -12,7 +12,7 @@ import numpy as np
 
 from eenet.costs import Budget
 from eenet.scheduler import ExitHistory
-from eenet.serving.engine._engine import require_room, shape_of
+from eenet.serving.engine._engine import require_capacity, shape_of
 from eenet.serving.engine._metrics import Metrics
 from eenet.serving.engine._model import Controller, Model
 from eenet.serving.engine._options import EngineOptions, RefusedError
@@ -119,7 +119,7 @@ class RemoteService:
         backend = self._model.backend
         live = backend.enter(inputs)
         samples = backend.size(0, live)
-        require_room(samples, self._inside, self._options, draining=self._draining)
+        require_capacity(samples, self._inside, self._options, draining=self._draining)
         policy = self._controller.policy
         if full:
             policy = self._whole.of(policy)

@@ -59,7 +59,7 @@ class Store(Protocol):
 class RayStore:
     """Ray's object store; a `Store`.
 
-    Large live tensors wait there, so that only references pass through the process that speaks HTTP. Those of up to
+    Large live tensors wait there, so that only references pass through the process that handles HTTP. Those of up to
     `inline_bytes` are not worth it. An object is deleted when no reference to it is left.
     """
 
@@ -75,7 +75,7 @@ class RayStore:
         if sum(array.nbytes for array in live) <= self._inline_bytes:
             return live
         try:
-            # In a thread: the event loop would stop while they are copied, or the store makes room.
+            # In a thread: the event loop would stop while they are copied, or while the store frees memory.
             return ObjectReference(await asyncio.to_thread(self._ray.put, live))
         except self._full:
             return live  # with the call then
@@ -111,7 +111,7 @@ class StageCall:
 class StageReply:
     """What became of a call's samples, by their positions in it.
 
-    Those at `left` (m,) leave here, with `logits` (m, C, ...); those at `staying` go on with `live` and `history`,
+    Those at `left` (m,) exit here, with `logits` (m, C, ...); those at `staying` continue with `live` and `history`,
     which are None where none does. Where `outcome` is not `ANSWERED`, all of these are empty and `error` may say why;
     where it is None, the call's live tensors were lost. `runs` are the samples and seconds of runs of the stage that no
     earlier reply has reported.
