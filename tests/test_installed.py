@@ -30,9 +30,9 @@ class Environment:
 
     def install(self, extra: str) -> Environment:
         """Add the wheel with an extra, or without any."""
-        wanted = f"{self.wheel}[{extra}]" if extra else str(self.wheel)
+        requirement = f"{self.wheel}[{extra}]" if extra else str(self.wheel)
         words = ["install", "--quiet", "--disable-pip-version-check", "--constraint", str(ROOT / "constraints.txt")]
-        done = self.run("-m", "pip", *words, wanted)
+        done = self.run("-m", "pip", *words, requirement)
         if done.returncode:
             pytest.skip(f"no package index can be reached, or it lacks what is needed: {done.stderr[-300:]}")
         return self

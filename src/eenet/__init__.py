@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from eenet.training import train as train
 
 
-_ROOMS = {
+_PACKAGES = {
     "bundle",
     "capacity",
     "control",
@@ -98,7 +98,7 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return import_module(f"eenet.{name}")
     home = _HOMES.get(name)
     if home is None:

@@ -76,11 +76,11 @@ def __getattr__(name: str) -> Any:
     if name not in _PRIVATE:
         raise AttributeError(f"module 'eenet._compat' has no attribute {name!r}")
     module, attribute = _PRIVATE[name]
-    found: Any = import_module(module)
+    value: Any = import_module(module)
     if attribute is not None:
-        found = getattr(found, attribute)
-    globals()[name] = found
-    return found
+        value = getattr(value, attribute)
+    globals()[name] = value
+    return value
 
 
 @contextlib.contextmanager
@@ -196,11 +196,11 @@ def clear_fake_caches() -> list[str]:
     There is no public way to see what is in these caches but the garbage collector.
     """
     cleared = []
-    for found in gc.get_objects():
+    for value in gc.get_objects():
         # Not isinstance, which asks objects that stand for others what they are.
-        if type(found) is functools._lru_cache_wrapper and _holds_fake(found):
-            found.cache_clear()
-            cleared.append(found.__name__)
+        if type(value) is functools._lru_cache_wrapper and _holds_fake(value):
+            value.cache_clear()
+            cleared.append(value.__name__)
     return cleared
 
 
@@ -241,8 +241,8 @@ def version_of(tensor: Any) -> int:
 
 def buffers_of(module: Any) -> dict[str, Any]:
     """The buffers of a module itself, by name, as it holds them."""
-    found: dict[str, Any] = module._buffers
-    return found
+    buffers: dict[str, Any] = module._buffers
+    return buffers
 
 
 def put_tensor(module: Any, name: str, value: Any, *, parameter: bool, persistent: bool) -> None:
@@ -268,8 +268,8 @@ def set_loader_epoch(loader: Any, epoch: int) -> None:
 
 def attention_of(config: Any) -> str | None:
     """The attention implementation ("eager", "sdpa", ...) that a configuration of transformers asks for."""
-    found: str | None = getattr(config, "_attn_implementation", None)
-    return found
+    implementation: str | None = getattr(config, "_attn_implementation", None)
+    return implementation
 
 
 def set_attention(config: Any, name: str) -> None:

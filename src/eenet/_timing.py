@@ -78,10 +78,10 @@ def in_turns(
     rounds: list[list[Clock]] = []
     start = time.perf_counter()
     while len(rounds) < least or (time.perf_counter() - start < seconds and (most is None or len(rounds) < most)):
-        found: list[Clock] = [(0.0, 0.0)] * len(clocks)
+        times: list[Clock] = [(0.0, 0.0)] * len(clocks)
         for step in order if rng is None else rng.permutation(len(clocks)).tolist():
-            found[step] = clocks[step]()
-        rounds.append(found)
+            times[step] = clocks[step]()
+        rounds.append(times)
         if progress is not None:
             progress()
     table = np.array(rounds).reshape(len(rounds), len(clocks), 2)
@@ -99,7 +99,7 @@ def waiting_for(device: Any) -> Callable[[], Any] | None:
 
 def fingerprint(device: Any = "cpu") -> dict[str, Any]:
     """What a timing depends on: processor, threads, accelerator, versions. Without PyTorch, what numpy runs on."""
-    found: dict[str, Any] = {
+    description: dict[str, Any] = {
         "machine": platform.machine(),
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -108,10 +108,10 @@ def fingerprint(device: Any = "cpu") -> dict[str, Any]:
     }
     torch = sys.modules.get("torch")
     if torch is not None:
-        found |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
+        description |= {"threads": torch.get_num_threads(), "torch": torch.__version__}
         if str(device).startswith("cuda"):
-            found["accelerator"] = torch.cuda.get_device_name(device)
-    return found
+            description["accelerator"] = torch.cuda.get_device_name(device)
+    return description
 
 
 def processor() -> str:

@@ -76,10 +76,10 @@ class Preprocessing(ABC):
 
 
 def _require_names(made: Sequence[str], inputs: Sequence[_Input]) -> None:
-    wanted = [one.name for one in inputs]
-    if sorted(made) != sorted(wanted):
+    expected = [one.name for one in inputs]
+    if sorted(made) != sorted(expected):
         raise InvalidInputError(
-            f"the preprocessing makes the inputs {list(made)}, the network takes {wanted}; name them in it"
+            f"the preprocessing makes the inputs {list(made)}, the network takes {expected}; name them in it"
         )
 
 

@@ -67,8 +67,8 @@ def test_a_bundle_takes_the_exits_of_a_replay_and_gives_the_models_logits_for_ev
             rows = np.arange(start, min(start + size, 40))
             got = bundle({key: array[rows] for key, array in case.arrays.items()})
             np.testing.assert_array_equal(got.exits, expected.exits[rows])
-            wanted = logits[expected.exits[rows], rows]
-            np.testing.assert_allclose(got.logits, wanted, atol=1e-3 * max(1, np.abs(wanted).max()), rtol=0)
+            of_exits = logits[expected.exits[rows], rows]
+            np.testing.assert_allclose(got.logits, of_exits, atol=1e-3 * max(1, np.abs(of_exits).max()), rtol=0)
     assert bundle.manifest.data["verified"]["samples"] == 40
 
 
@@ -472,19 +472,19 @@ def _run_without_torch(python: list[str], case: Case, folder: Path, scratch: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wanted", ["onnxruntime", "onnxruntime<1.22"])
+@pytest.mark.parametrize("requirement", ["onnxruntime", "onnxruntime<1.22"])
 def test_a_bundle_runs_in_a_fresh_environment_with_onnxruntime_and_without_torch(
-    exported: Any, tmp_path: Path, wanted: str
+    exported: Any, tmp_path: Path, requirement: str
 ) -> None:
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = environment / "bin" / "python"
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     done = subprocess.run(
-        [*install, "numpy", "scipy", "safetensors", wanted], capture_output=True, text=True, check=False
+        [*install, "numpy", "scipy", "safetensors", requirement], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        pytest.skip(f"no package index can be reached, or it lacks {wanted} for this Python: {done.stderr[-200:]}")
+        pytest.skip(f"no package index can be reached, or it lacks {requirement} for this Python: {done.stderr[-200:]}")
     has = subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False)
     assert has.returncode != 0, "the environment must not have torch"
     case, folder = exported("convolutions")

@@ -116,8 +116,8 @@ def test_worker_processes_do_not_change_what_is_read() -> None:
     for workers in (0, 1):
         batches = loader(data, 5, shuffle=True, seed=4, workers=workers)
         epochs.append([list(batches), list(batches)])
-    for alone, apart in zip(*epochs, strict=True):
-        for (x, y), (other_x, other_y) in zip(alone, apart, strict=True):
+    for alone, parallel in zip(*epochs, strict=True):
+        for (x, y), (other_x, other_y) in zip(alone, parallel, strict=True):
             assert torch.equal(x, other_x)
             assert torch.equal(y, other_y)
     assert not torch.equal(epochs[0][0][0][0], epochs[0][1][0][0])

@@ -19,7 +19,7 @@ TRAIN_IDS = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 3
 
 
 def all_ids(height: int = 6, width: int = 8) -> files.Pixels:
-    """Label maps that hold every id from 0 to 33, and 255 for the licence plate."""
+    """Label maps that hold every id from 0 to 33, and 255 for the license plate."""
     values = np.resize(np.array([*range(34), 255]), height * width)
     return values.reshape(height, width).astype(np.uint8)
 

@@ -72,7 +72,7 @@ def test_training_cuts_a_different_part_each_epoch_and_evaluation_never(root: Pa
 
 def test_training_copes_with_very_long_images_and_other_modes(tmp_path: Path) -> None:
     files.write_image(tmp_path / "train" / "n1" / "long.png", np.full((300, 2, 3), 200, np.uint8))
-    files.write_image(tmp_path / "train" / "n1" / "grey.png", np.full((40, 50), 200, np.uint8))
+    files.write_image(tmp_path / "train" / "n1" / "gray.png", np.full((40, 50), 200, np.uint8))
     files.write_image(tmp_path / "train" / "n1" / "alpha.png", np.full((40, 50, 4), 200, np.uint8))
     dataset = load("imagenet", tmp_path, "train", size=8, transform="train", mean=(0, 0, 0), std=(1, 1, 1))
     for epoch in range(5):

@@ -163,7 +163,7 @@ def test_batches_are_padded_to_their_longest_and_masked(tokenizer: Any) -> None:
     assert all(value.dtype == torch.int64 for value in batch.values())
 
 
-def test_what_a_sample_becomes_does_not_depend_on_its_neighbours(tokenizer: Any) -> None:
+def test_what_a_sample_becomes_does_not_depend_on_its_neighbors(tokenizer: Any) -> None:
     collate = TextCollator(tokenizer, 8, multiple_of=4)
     samples = [("a good film", 1), ("bad", 0), ("good " * 30, 1), ("", 0)]
     alone = [collate([sample]) for sample in samples]

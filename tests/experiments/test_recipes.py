@@ -250,7 +250,7 @@ def test_a_complete_run_is_not_run_again(finished: Path) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
 
 
-def test_other_settings_are_refused_and_from_makes_steps_anew(finished: Path) -> None:
+def test_other_settings_are_refused_and_from_makes_steps_again(finished: Path) -> None:
     smoke = ("reproduce", "cifar10-resnet56-shared", "--smoke", "--out", finished)
     changed = error(*smoke, "--set", "train.learning_rate=0.5")
     assert "train.learning_rate: 0.5 instead of 0.004" in changed
@@ -350,7 +350,7 @@ def test_faults_that_the_network_or_the_data_finds(tmp_path: Path) -> None:
     assert "expected one of ConvHead" in error(*smoke, "model.heads.kind=Head")
     assert "does not take model.heads.options" in error(*smoke, "model.heads.options={size: 3}")
     assert "data.validation is 400, of the 200 samples" in error(*smoke, "data.validation=400")
-    assert "has no option 'colour'" in error(*smoke, "data.options.colour=1")
+    assert "has no option 'color'" in error(*smoke, "data.options.color=1")
     assert "cannot read" in error(*smoke[:-1], "--weights", tmp_path / "absent.safetensors")
 
 

@@ -291,8 +291,8 @@ def test_collect_reads_the_usual_batches() -> None:
     for batch in batches:
         found = eenet.collect(model, [batch])
         np.testing.assert_array_equal(found.probabilities, expected.probabilities)
-        labelled = not (isinstance(batch, Tensor) or (isinstance(batch, tuple) and len(batch) == 1))
-        assert (found.labels is not None) == labelled
+        labeled = not (isinstance(batch, Tensor) or (isinstance(batch, tuple) and len(batch) == 1))
+        assert (found.labels is not None) == labeled
     by_name = eenet.attach(SmallConvNet().eval(), ["first"], 5, {"x": x})
     named: list[Any] = [{"x": x, "labels": y}, ({"x": x}, y), {"x": x, "label": y}]
     for batch in named:

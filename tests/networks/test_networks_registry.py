@@ -61,7 +61,7 @@ def test_image_networks_with_exits(name: str) -> None:
         logits = model(x)
         assert [tuple(one.shape) for one in logits] == [(3, 6)] * EXITS[name]
         torch.testing.assert_close(logits[-1], model.backbone(x), rtol=1e-4, atol=1e-4)
-        # Survivors may come in any number and order.
+        # The remaining samples may be any number, in any order.
         for one, other in zip(logits, model(x[[2, 0]]), strict=True):
             torch.testing.assert_close(one[[2, 0]], other, rtol=1e-4, atol=1e-4)
 

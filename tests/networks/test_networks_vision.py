@@ -236,7 +236,7 @@ class TestMSDNet:
         assert counted[0] == pytest.approx(15, abs=0.1)
         assert counted[-1] == pytest.approx(75.5, abs=0.1)
 
-    def test_staged_is_whole_when_survivors_carry_all_scales(self) -> None:
+    def test_staged_is_whole_when_remaining_samples_carry_all_scales(self) -> None:
         net = MSDNet((2, 2, 2), width=4, growth=4, factors=(1, 2), num_classes=5, hidden=8, large_images=False).eval()
         model = eenet.attach(net, net.exit_names, 5, torch.randn(2, 3, 16, 16), heads=make_heads(net)).eval()
         x = torch.randn(4, 3, 16, 16)

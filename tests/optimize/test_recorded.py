@@ -110,9 +110,9 @@ class Times(StageTimes):
     def __init__(self, rule: str) -> None:
         object.__setattr__(self, "_rule", rule)
 
-    def compacts(self, k: int, samples: int, survivors: int) -> bool:
+    def compacts(self, k: int, samples: int, remaining: int) -> bool:
         rule = getattr(self, "_rule")  # noqa: B009 - a frozen dataclass
-        return rule == "always" or (rule == "odd" and survivors % 2 == 1)
+        return rule == "always" or (rule == "odd" and remaining % 2 == 1)
 
 
 def test_answers_are_the_callers_to_keep() -> None:

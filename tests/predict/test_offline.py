@@ -130,7 +130,7 @@ def test_texts_and_arrays_are_read_from_lines_tables_and_arrays(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "content", "kind", "message"),
     [
-        ("x.txt", b"hello", "image", "cannot be read as images; this bundle takes a folder of images"),
+        ("x.txt", b"hello", "image", "cannot be read as images; expected a folder of images"),
         ("x.npy", b"not numpy", "array", "cannot be read"),
         ("x.txt", b"\xff\xfe\x00", "text", "is not UTF-8 text"),
         ("x.txt", b"", "text", "is empty"),

@@ -75,7 +75,7 @@ def test_no_calibration_sample_flips_when_the_batch_size_changes_its_rounding(
     model = conv_model(seed)
     generator = torch.Generator().manual_seed(data_seed)
     x = torch.randn(120, 3, 8, 8, generator=generator)
-    x[100:] = x[:20]  # duplicated samples, which other neighbours may round differently
+    x[100:] = x[:20]  # duplicated samples, which other neighbors may round differently
     y = torch.randint(5, (120,), generator=generator)
     records = eenet.collect(model, [(x[:50], y[:50]), (x[50:], y[50:])])
     scheduler = MAKERS[name]().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=budget)

@@ -48,12 +48,12 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
 
 
-def trail_of(*probabilities: list[list[float]]) -> ExitHistory:
-    trail = ExitHistory()
+def history_of(*probabilities: list[list[float]]) -> ExitHistory:
+    history = ExitHistory()
     for p in probabilities:
         array = np.array(p, dtype=np.float32)
-        trail.evidence.append(Evidence(array, array.argmax(axis=1), list(trail.evidence)))
-    return trail
+        history.evidence.append(Evidence(array, array.argmax(axis=1), list(history.evidence)))
+    return history
 
 
 def made(name: str, *fitted: Floats) -> Any:
@@ -129,7 +129,7 @@ def test_the_logits_of_an_ensemble_are_the_same_to_the_last_bit_in_any_batch() -
         assert fast(x[:0]).logits.shape == (0, 10)
 
 
-def test_an_ensemble_observes_every_exit_even_where_nobody_leaves() -> None:
+def test_an_ensemble_observes_every_exit_even_where_no_sample_exits() -> None:
     scheduler = ZTW().fit(toy_records(), toy_costs(), 3.0)
     assert not scheduler.policy.enabled.any()
     assert all(scheduler.policy.observes(k) for k in range(3))
@@ -141,26 +141,26 @@ def test_an_ensemble_observes_every_exit_even_where_nobody_leaves() -> None:
 def test_voting_counts_the_exits_that_agree_with_this_one() -> None:
     a, b, sure_a = [0.6, 0.3, 0.1], [0.3, 0.6, 0.1], [0.8, 0.1, 0.1]
     #             a b a: two votes      a a b: one vote    b b a: one vote, surer   a a a: three votes
-    trail = trail_of([a, a, b, a], [b, a, b, a], [a, b, sure_a, a])
-    assert order(Voting().fit(toy_records(classes=3), toy_costs(), 2.0).policy.score(trail)) == [3, 0, 2, 1]
-    np.testing.assert_allclose(trail.evidence[-1].agreement, [2 / 3, 1 / 3, 1 / 3, 1])
+    history = history_of([a, a, b, a], [b, a, b, a], [a, b, sure_a, a])
+    assert order(Voting().fit(toy_records(classes=3), toy_costs(), 2.0).policy.score(history)) == [3, 0, 2, 1]
+    np.testing.assert_allclose(history.evidence[-1].agreement, [2 / 3, 1 / 3, 1 / 3, 1])
     # Patience, which wants them in a row, does not tell the first from the second.
-    np.testing.assert_array_equal(trail.evidence[-1].streak, [1, 1, 1, 3])
+    np.testing.assert_array_equal(history.evidence[-1].streak, [1, 1, 1, 3])
 
 
 @given(seed=st.integers(0, 10**6), classes=st.sampled_from([2, 3, 10]))
 def test_margin_orders_samples_by_the_gap_of_the_two_largest(seed: int, classes: int) -> None:
-    trail = ExitHistory([Evidence.from_logits(toy_logits(80, 2, classes, seed, sharpness=0.5)[0][0])])
-    top = np.sort(trail.evidence[0].probabilities.astype(np.float64), axis=1)
+    history = ExitHistory([Evidence.from_logits(toy_logits(80, 2, classes, seed, sharpness=0.5)[0][0])])
+    top = np.sort(history.evidence[0].probabilities.astype(np.float64), axis=1)
     gap = top[:, -1] - top[:, -2]
-    scores = Margin().fit(toy_records(classes=classes), toy_costs(), 2.0).policy.score(trail)
+    scores = Margin().fit(toy_records(classes=classes), toy_costs(), 2.0).policy.score(history)
     ranked = gap[order(scores)]
     assert (np.diff(ranked) <= 1e-6).all()
 
 
-def test_margin_keeps_apart_whom_float32_rounds_to_one() -> None:
-    trail = trail_of([[1.0, 1e-12, 0.0], [1.0, 1e-14, 0.0], [1.0, 6e-13, 5e-13]])
-    scores = Margin().fit(toy_records(classes=3), toy_costs(), 2.0).policy.score(trail)
+def test_margin_distinguishes_samples_that_float32_rounds_to_one() -> None:
+    history = history_of([[1.0, 1e-12, 0.0], [1.0, 1e-14, 0.0], [1.0, 6e-13, 5e-13]])
+    scores = Margin().fit(toy_records(classes=3), toy_costs(), 2.0).policy.score(history)
     assert order(scores) == [1, 2, 0]
 
 
@@ -197,30 +197,30 @@ def test_ztw_multiplies_the_exits_and_fits_better_than_any_of_them() -> None:
     records = ExitRecords.from_logits(logits, labels)
     score: Any = ZTW().fit(records, toy_costs(), 2.0).policy.score
     assert score.name == "ztw"
-    trail = ExitHistory()
+    history = ExitHistory()
     for k, evidence in enumerate(records.all_evidence()):
-        trail.evidence.append(evidence)
+        history.evidence.append(evidence)
         log_p = np.log(records.probabilities[: k + 1].astype(np.float64))
         by_hand = score.log_biases[k] + np.einsum("j,jnc->nc", score.weights[k, : k + 1], log_p)
         by_hand -= by_hand.max(axis=1, keepdims=True)
-        np.testing.assert_allclose(score.answers(trail), by_hand, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(score.answers(history), by_hand, rtol=1e-5, atol=1e-4)
         log_q = by_hand - np.log(np.exp(by_hand).sum(axis=1, keepdims=True))
         loss = -log_q[np.arange(4000), labels].mean()
         assert loss < min(-log_p[j, np.arange(4000), labels].mean() for j in range(k + 1))
         others = np.exp(log_q).sum(axis=1) - np.exp(log_q.max(axis=1))
-        np.testing.assert_allclose(score(trail), log_q.max(axis=1) - np.log(others), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(score(history), log_q.max(axis=1) - np.log(others), rtol=1e-3, atol=1e-3)
     assert (score.weights[2] > 0).all()
     np.testing.assert_array_equal(np.triu(score.weights, 1), 0)
 
 
 def test_beem_adds_up_the_votes_of_experts() -> None:
     score = made("beem", np.array([0.5, 0.6, 0.9]))
-    trail = trail_of([[0.9, 0.1], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9]], [[0.4, 0.6], [0.2, 0.8]])
+    history = history_of([[0.9, 0.1], [0.6, 0.4]], [[0.8, 0.2], [0.1, 0.9]], [[0.4, 0.6], [0.2, 0.8]])
     votes = np.array([[0.5 * 0.9 + 0.6 * 0.8, 0.9 * 0.6], [0.5 * 0.6, 0.6 * 0.9 + 0.9 * 0.8]])
-    np.testing.assert_allclose(np.exp(score.answers(trail)), votes / 2.0, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(score.answers(history)), votes / 2.0, rtol=1e-5)
     # The last exit says class 1 of the first sample, and is outvoted.
-    assert score.answers(trail).argmax(axis=1).tolist() == [0, 1]
-    np.testing.assert_allclose(1 - np.exp(-score(trail)), votes.max(axis=1) / 2.0, rtol=1e-5)
+    assert score.answers(history).argmax(axis=1).tolist() == [0, 1]
+    np.testing.assert_allclose(1 - np.exp(-score(history)), votes.max(axis=1) / 2.0, rtol=1e-5)
     fitted: Any = BEEM().fit(toy_records(), toy_costs(), 2.0).policy.score
     assert fitted.name == "beem"
     np.testing.assert_allclose(fitted.weights, toy_records().accuracies)
@@ -257,11 +257,11 @@ def test_what_is_not_finite_has_no_vote() -> None:
         assert decisions.exits.tolist() == [2] * 200
         np.testing.assert_array_equal(decisions.predictions[2:], usual.predictions[2:])
         # The first sample is answered by the first two exits, as at the second exit.
-        trail = ExitHistory(records.subset([0]).all_evidence()[:2])
+        history = ExitHistory(records.subset([0]).all_evidence()[:2])
         ensemble = scheduler.policy.ensemble
         assert ensemble is not None
         if make is BEEM:
-            assert decisions.predictions[0] == ensemble.answers(trail).argmax()
+            assert decisions.predictions[0] == ensemble.answers(history).argmax()
 
 
 def test_eero_shares_are_exponential_weights_that_spend_the_budget() -> None:
@@ -273,7 +273,7 @@ def test_eero_shares_are_exponential_weights_that_spend_the_budget() -> None:
     # In equal steps of cost: with a large beta only lambda is left, p_k is a geometric series of the costs.
     shares = warm.replay(records).exit_shares
     assert shares[1] ** 2 == pytest.approx(shares[0] * shares[2], rel=0.02)
-    # With a small one the middle exit, which lies above the line between its neighbours, takes all.
+    # With a small one the middle exit, which lies above the line between its neighbors, takes all.
     risks = 1 - records.accuracies
     assert risks[1] < (risks[0] + risks[2]) / 2
     assert cold.replay(records).exit_shares[1] > 0.95
@@ -291,7 +291,7 @@ def test_the_gate_learns_who_gains_nothing_from_going_on() -> None:
     decisions = scheduler.replay(fresh)
     plain = eenet.MaxProbability().fit(calibration, toy_costs(), 1.8).replay(fresh)
     assert decisions.accuracy > plain.accuracy - 0.01
-    # Its first gate tells apart whom the first exit has right from whom a later one could mend.
+    # Its first gate separates samples that the first exit gets right from those that a later exit gets right.
     evidence = fresh.all_evidence()[:1]
     logits = scheduler.policy.score(ExitHistory(evidence))
     utility = fresh.require_utility()
@@ -300,7 +300,7 @@ def test_the_gate_learns_who_gains_nothing_from_going_on() -> None:
 
 
 @pytest.mark.parametrize("exits", [2, 3])
-def test_a_gate_with_nothing_to_learn_is_the_same_for_everybody(exits: int) -> None:
+def test_a_gate_with_nothing_to_learn_is_the_same_for_all_samples(exits: int) -> None:
     logits, _ = toy_logits(100, exits, 3)
     labels = logits[0].argmax(axis=1)
     records = ExitRecords.from_logits(np.repeat(logits[:1], exits, axis=0), labels)  # no exit is better than the first
@@ -318,10 +318,10 @@ def test_what_learns_from_labels_says_so_without_them(name: str) -> None:
 
 def pooled_records() -> ExitRecords:
     task, rng = Segmentation(stride=1), np.random.default_rng(0)
-    trail: list[Evidence] = []
+    history: list[Evidence] = []
     for _ in range(3):
-        trail.append(task.evidence(rng.normal(size=(20, 5, 4, 4)).astype(np.float32), tuple(trail)))
-    return ExitRecords.from_evidence([trail], utility=rng.random((3, 20)).astype(np.float32))
+        history.append(task.evidence(rng.normal(size=(20, 5, 4, 4)).astype(np.float32), tuple(history)))
+    return ExitRecords.from_evidence([history], utility=rng.random((3, 20)).astype(np.float32))
 
 
 @pytest.mark.parametrize("name", ["margin", "temperature", "ztw", "beem", "gate"])

@@ -59,12 +59,12 @@ def test_a_guaranteed_accuracy_is_rarely_missed_and_saves_cost() -> None:
     assert np.mean(spent) < 2.9
 
 
-def test_unlabeled_records_test_the_budget_and_all_labelled_ones_are_fitted() -> None:
+def test_unlabeled_records_test_the_budget_and_all_labeled_ones_are_fitted() -> None:
     costs = toy_costs()
-    labelled, fresh = toy_records(300), toy_records(5000, seed=2)
+    labeled, fresh = toy_records(300), toy_records(5000, seed=2)
     unlabeled = ExitRecords.from_logits(toy_logits(3000, seed=1)[0])
-    alone = eenet.MaxProbability().fit(labelled, costs, "60%", guarantee=0.95)
-    helped = eenet.MaxProbability().fit(labelled, costs, "60%", guarantee=0.95, unlabeled=unlabeled)
+    alone = eenet.MaxProbability().fit(labeled, costs, "60%", guarantee=0.95)
+    helped = eenet.MaxProbability().fit(labeled, costs, "60%", guarantee=0.95, unlabeled=unlabeled)
     assert alone.calibration_cost < helped.calibration_cost <= helped.budget
     assert helped.replay(fresh).mean_cost <= helped.budget
     assert helped.replay(fresh).mean_cost > 0.95 * helped.budget

@@ -93,6 +93,6 @@ def test_any_score_can_be_searched(score: str) -> None:
 def test_what_cannot_be_searched_is_said() -> None:
     with pytest.raises(InvalidInputError, match=r"score 'telepathy' is not known; choose from .*'constant'"):
         eenet.SearchedThresholds("telepathy")
-    unlabelled = ExitRecords.from_logits(toy_logits(samples=20)[0])
+    unlabeled = ExitRecords.from_logits(toy_logits(samples=20)[0])
     with pytest.raises(InvalidInputError, match=r"have no labels: pass labels="):
-        eenet.SearchedThresholds().fit(unlabelled, toy_costs(), 2.0)
+        eenet.SearchedThresholds().fit(unlabeled, toy_costs(), 2.0)

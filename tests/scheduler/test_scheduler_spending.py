@@ -195,15 +195,15 @@ def test_some_broken_rows_raise_the_smallest_feasible_budget(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
-def test_the_cheapest_and_the_dearest_budget(name: str) -> None:
+def test_the_smallest_and_the_largest_budget(name: str) -> None:
     records = toy_records(samples=200)
     cheapest = ALL[name]().fit(records, toy_costs(), 1.0)
     assert (cheapest.replay(records).exits == 0).all()
     assert cheapest.calibration_cost == 1.0
     if name not in {"searched", "searched entropy", "stopping"}:  # these need not spend where it does not pay
-        dearest = ALL[name]().fit(records, toy_costs(), 3.0)
-        assert (dearest.replay(records).exits == 2).all()
-        assert not dearest.policy.enabled.any()
+        largest = ALL[name]().fit(records, toy_costs(), 3.0)
+        assert (largest.replay(records).exits == 2).all()
+        assert not largest.policy.enabled.any()
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
@@ -225,7 +225,7 @@ def test_samples_that_no_score_tells_apart_stay_together(name: str) -> None:
 
 @SPENDER
 def test_overconfident_records_still_spend_the_budget(make: Callable[[], Scheduler]) -> None:
-    # Most max probabilities round to 1 here; the evidence keeps the samples apart all the same.
+    # Most max probabilities round to 1 here; the evidence still distinguishes the samples.
     records = toy_records(samples=3000, classes=10, sharpness=10.0)
     assert (records.probabilities.max(axis=2)[2] == 1).mean() > 0.5
     for where in (0.05, 0.5, 0.95, 0.99):
@@ -240,14 +240,14 @@ def test_overconfident_records_still_spend_the_budget(make: Callable[[], Schedul
 def test_the_cost_grows_with_the_budget(make: Callable[[], Scheduler], seed: int, exits: int) -> None:
     records, costs = toy_records(150, exits, seed=seed), toy_costs(exits)
     spent = [make().fit(records, costs, b).calibration_cost for b in np.linspace(1, exits, 8)]
-    # Neighbouring scores can tie, so a budget may be missed by a few samples; these are far more apart.
+    # Neighboring scores can tie, so a budget may be missed by a few samples; these differ by far more.
     assert (np.diff(spent) > 0).all()
 
 
 @given(case=cases())
 @example(case=Case(toy_records(samples=5), toy_costs(), 1.4))
 @settings(max_examples=60)
-def test_thresholds_lie_midway_between_neighbours(case: Case) -> None:
+def test_thresholds_lie_midway_between_neighbors(case: Case) -> None:
     for make in (eenet.MaxProbability, eenet.Entropy, eenet.Patience, eenet.SearchedThresholds):
         scheduler = make().fit(case.records, case.costs, case.budget)
         scores = scores_of(case.records, scheduler.policy.score)
@@ -256,7 +256,7 @@ def test_thresholds_lie_midway_between_neighbours(case: Case) -> None:
             t = scheduler.policy.thresholds[k]
             above = scores[k, exits == k] - t
             below = t - scores[k, exits > k]
-            assert len(above), "an exit at which nobody leaves is off"
+            assert len(above), "an exit that no sample takes is off"
             assert above.min() >= 5e-6
             if len(below):
                 assert below.min() >= 5e-6
@@ -278,7 +278,7 @@ def test_rounding_flips_no_calibration_sample(name: str) -> None:
 
 
 @pytest.mark.parametrize("exit_index", [0, 1, 2])
-def test_static_sends_everybody_to_one_exit_also_samples_never_seen(exit_index: int) -> None:
+def test_static_sends_all_samples_to_one_exit_also_samples_never_seen(exit_index: int) -> None:
     records = toy_records(samples=50, sharpness=2.0)
     scheduler = Static(exit_index).fit(records, toy_costs())
     unsure = toy_records(samples=500, seed=1, sharpness=0.01)
@@ -320,10 +320,10 @@ def test_patience_counts_first_and_breaks_ties_by_confidence() -> None:
     records = ExitRecords.from_logits(logits)
     scheduler = eenet.Patience().fit(records, toy_costs(4), "60%")
     exits = scheduler.replay(records).exits
-    trail = records.all_evidence()
+    history = records.all_evidence()
     for k in range(3):
         there, left = exits >= k, exits == k
-        evidence = trail[k]
+        evidence = history[k]
         key = list(zip(evidence.streak, evidence.log_odds, strict=True))
         if left.any() and (there & ~left).any():
             assert min(key[n] for n in np.flatnonzero(left)) > max(key[n] for n in np.flatnonzero(there & ~left))

@@ -138,13 +138,13 @@ def test_a_route_refuses_evidence_of_another_number_of_samples() -> None:
 
 def test_without_labels_costs_are_known_and_accuracy_is_not() -> None:
     logits, labels = toy_logits(samples=80)
-    labelled, unlabelled = ExitRecords.from_logits(logits, labels), ExitRecords.from_logits(logits)
-    scheduler = eenet.MaxProbability().fit(unlabelled, toy_costs(), 2.0)
-    np.testing.assert_array_equal(scheduler.replay(unlabelled).exits, scheduler.replay(labelled).exits)
+    labeled, unlabeled = ExitRecords.from_logits(logits, labels), ExitRecords.from_logits(logits)
+    scheduler = eenet.MaxProbability().fit(unlabeled, toy_costs(), 2.0)
+    np.testing.assert_array_equal(scheduler.replay(unlabeled).exits, scheduler.replay(labeled).exits)
     with pytest.raises(InvalidInputError, match=r"have no labels, so there is no accuracy; costs and"):
-        _ = scheduler.replay(unlabelled).accuracy
+        _ = scheduler.replay(unlabeled).accuracy
     with pytest.raises(InvalidInputError, match=r"have no labels: pass labels=\.\.\. when making them"):
-        eenet.EENet(**QUICK).fit(unlabelled, toy_costs(), 2.0)
+        eenet.EENet(**QUICK).fit(unlabeled, toy_costs(), 2.0)
 
 
 def test_the_last_exit_is_always_on_and_exits_are_off_by_a_flag() -> None:
@@ -158,7 +158,7 @@ def test_the_last_exit_is_always_on_and_exits_are_off_by_a_flag() -> None:
     assert [scheduler.policy.observes(k) for k in range(3)] == [False, False, True]
 
 
-def test_the_catalogue_holds_the_schedulers_that_take_a_budget() -> None:
+def test_the_registry_holds_the_schedulers_that_take_a_budget() -> None:
     known = "beem eenet eero entropy gate margin max_prob patience searched stopping temperature voting ztw"
     assert sorted(SCHEDULERS) == known.split()
     assert all(isinstance(make(), Scheduler) for make in SCHEDULERS.values())

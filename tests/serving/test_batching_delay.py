@@ -1,4 +1,4 @@
-"""How long survivors are held is learned from what calls take, and comes to what a call delay in itself."""
+"""The batching delay at deep stages is learned from the times of calls: a multiple of a call's fixed time."""
 
 from __future__ import annotations
 

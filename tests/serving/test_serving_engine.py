@@ -1,4 +1,4 @@
-"""The engine on a fake clock: who runs when, exits identical to replay, nobody lost or answered twice."""
+"""The engine on a fake clock: which stage runs when, exits identical to replay, no request lost or answered twice."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def engine_of(exits: int = 3, **options: Any) -> tuple[Engine, TableBackend]:
     return Engine(scripted_policy(exits), EngineOptions(**options)), TableBackend(exits, 2)
 
 
-def submit(engine: Engine, leave_at: Sequence[int], now: float = 0.0, **more: Any) -> Request:
-    inputs = scripted_logits(leave_at, engine.num_exits)
-    return engine.submit((inputs,), len(leave_at), now, **more)
+def submit(engine: Engine, exits_of: Sequence[int], now: float = 0.0, **more: Any) -> Request:
+    inputs = scripted_logits(exits_of, engine.num_exits)
+    return engine.submit((inputs,), len(exits_of), now, **more)
 
 
 def step(engine: Engine, backend: TableBackend, now: float) -> tuple[int, int] | None:
@@ -49,15 +49,18 @@ def test_the_deepest_full_batch_runs_first_and_else_the_oldest_request() -> None
     first = submit(engine, [2, 2, 2, 0])
     second = submit(engine, [2, 0, 1, 0])
     third = submit(engine, [0])
-    assert step(engine, backend, 0.0) == (0, 4)  # a full batch, before the only stage anybody waits at
+    assert step(engine, backend, 0.0) == (0, 4)  # a full batch, before the only stage with samples waiting
     assert engine.waiting == [5, 3, 0]
-    assert step(engine, backend, 0.0) == (0, 4)  # three survivors are not a full batch, four newcomers are
-    assert step(engine, backend, 0.0) == (1, 4)  # survivors of both requests fill one deeper
+    assert step(engine, backend, 0.0) == (0, 4)  # three remaining samples are not a full batch, four new ones are
+    assert step(engine, backend, 0.0) == (1, 4)  # the remaining samples of both requests fill one deeper
     assert first.open
     assert second.open
     assert step(engine, backend, 0.0) == (2, 4)
     assert (first.outcome, second.open) == (Outcome.ANSWERED, True)
-    assert step(engine, backend, 0.0) == (1, 1)  # nobody has a full batch: the oldest request, with all that is there
+    assert step(engine, backend, 0.0) == (
+        1,
+        1,
+    )  # no full batch: the oldest request, with all in its queue
     assert second.outcome is Outcome.ANSWERED
     assert step(engine, backend, 0.0) == (0, 1)
     assert third.outcome is Outcome.ANSWERED
@@ -65,7 +68,7 @@ def test_the_deepest_full_batch_runs_first_and_else_the_oldest_request() -> None
     assert [r.exits.tolist() for r in (first, second, third)] == [[2, 2, 2, 0], [2, 0, 1, 0], [0]]
 
 
-def test_a_batch_waits_for_company_no_longer_than_it_is_told() -> None:
+def test_a_batch_waits_for_other_samples_up_to_max_wait() -> None:
     engine, backend = engine_of(max_batch=2, max_wait=0.5)
     submit(engine, [0], now=1.0)
     assert engine.next_work(1.0) is None
@@ -74,10 +77,10 @@ def test_a_batch_waits_for_company_no_longer_than_it_is_told() -> None:
     assert step(engine, backend, 1.5) == (0, 1)
     submit(engine, [0], now=2.0)
     submit(engine, [0], now=2.1)
-    assert step(engine, backend, 2.1) == (0, 2)  # company has come: nothing to wait for
+    assert step(engine, backend, 2.1) == (0, 2)  # the batch is full
 
 
-def test_survivors_held_too_long_before_a_deep_stage_go_first() -> None:
+def test_samples_that_waited_too_long_at_a_deep_stage_go_first() -> None:
     engine, backend = engine_of(max_batch=2, max_wait=0.0, max_delay=1.0)
     rare = submit(engine, [2, 0], now=0.0)
     assert step(engine, backend, 0.0) == (0, 2)
@@ -105,13 +108,13 @@ def test_without_merging_a_batch_goes_through_its_stages_alone() -> None:
 
 def test_a_large_request_goes_in_batches_and_is_answered_in_its_order() -> None:
     engine, backend = engine_of(max_batch=4, max_wait=0.0)
-    leave_at = [2, 0, 1, 0, 2, 1, 0, 0, 1, 2, 0]
-    request = submit(engine, leave_at)
+    exits_of = [2, 0, 1, 0, 2, 1, 0, 0, 1, 2, 0]
+    request = submit(engine, exits_of)
     while not engine.idle:
         assert step(engine, backend, 0.0) is not None
-    assert request.exits.tolist() == leave_at
+    assert request.exits.tolist() == exits_of
     assert request.logits is not None
-    assert request.logits.argmax(1).tolist() == [n % 2 for n in range(len(leave_at))]
+    assert request.logits.argmax(1).tolist() == [n % 2 for n in range(len(exits_of))]
     assert max(samples for _, samples in backend.calls) == 4
 
 
@@ -195,7 +198,7 @@ def test_a_request_cancelled_while_it_is_at_work_is_not_answered() -> None:
     assert (gone.outcome, stays.open) == (Outcome.CANCELLED, True)
 
 
-def test_draining_takes_nobody_in_and_answers_everybody_inside_at_once() -> None:
+def test_draining_refuses_new_requests_and_answers_all_inside_at_once() -> None:
     engine, backend = engine_of(max_batch=8, max_wait=60.0)
     requests = [submit(engine, [k]) for k in (0, 1, 2)]
     assert engine.next_work(0.0) is None
@@ -295,37 +298,37 @@ def test_exits_are_those_of_replay_however_requests_are_merged_and_the_policy_ch
 
 
 class Traffic(RuleBasedStateMachine):
-    """Arrivals, cancellations, deadlines, failures and several workers in any order: nobody is lost or told twice."""
+    """Arrivals, cancellations, deadlines, failures and several workers in any order: each request ends once."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
         self.engine, self.backend = engine_of(max_batch=4, max_wait=1.0, max_delay=3.0, max_samples=20)
         self.requests: list[tuple[Request, list[int]]] = []
-        self.told: list[int] = []
+        self.reported: list[int] = []
         self.at_work: list[Any] = []
 
     @rule(
-        leave_at=st.lists(st.integers(0, 2), min_size=1, max_size=6),
+        exits_of=st.lists(st.integers(0, 2), min_size=1, max_size=6),
         patience=st.none() | st.floats(0, 5),
     )
-    def arrive(self, leave_at: list[int], patience: float | None) -> None:
+    def arrive(self, exits_of: list[int], patience: float | None) -> None:
         deadline = None if patience is None else self.now + patience
-        room = 20 - self.engine.inside
+        free = 20 - self.engine.inside
         try:
-            request = submit(self.engine, leave_at, self.now, deadline=deadline)
+            request = submit(self.engine, exits_of, self.now, deadline=deadline)
         except OverloadedError:
-            assert len(leave_at) > room
+            assert len(exits_of) > free
         except DrainingError:
             assert self.engine.draining
         else:
-            assert len(leave_at) <= room
-            self.requests.append((request, leave_at))
+            assert len(exits_of) <= free
+            self.requests.append((request, exits_of))
 
     @rule(seconds=st.floats(0, 2))
     def wait(self, seconds: float) -> None:
         self.now += seconds
-        self.tell(self.engine.expire(self.now))
+        self.report(self.engine.expire(self.now))
 
     @rule()
     def begin(self) -> None:
@@ -339,10 +342,10 @@ class Traffic(RuleBasedStateMachine):
     def finish(self, data: st.DataObject, fails: bool) -> None:
         work = self.at_work.pop(data.draw(st.integers(0, len(self.at_work) - 1)))
         if fails:
-            self.tell(self.engine.fail(work, RuntimeError("broken"), self.now))
+            self.report(self.engine.fail(work, RuntimeError("broken"), self.now))
         else:
             work.execute(self.backend, TASK)
-            self.tell(self.engine.complete(work, self.now))
+            self.report(self.engine.complete(work, self.now))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -351,23 +354,23 @@ class Traffic(RuleBasedStateMachine):
         was_open = request.open
         assert self.engine.cancel(request, self.now) == was_open
         if was_open:
-            self.tell([request])
+            self.report([request])
 
     @rule()
     def drain(self) -> None:
         self.engine.drain()
 
-    def tell(self, requests: list[Request]) -> None:
+    def report(self, requests: list[Request]) -> None:
         assert all(not r.open for r in requests)
-        self.told += [r.number for r in requests]
+        self.reported += [r.number for r in requests]
 
     @invariant()
-    def nobody_is_told_twice_and_everybody_ended_was_told(self) -> None:
-        assert len(self.told) == len(set(self.told))
-        assert {r.number for r, _ in self.requests if not r.open} == set(self.told)
+    def each_ended_request_is_reported_once(self) -> None:
+        assert len(self.reported) == len(set(self.reported))
+        assert {r.number for r, _ in self.requests if not r.open} == set(self.reported)
 
     @invariant()
-    def the_books_are_right(self) -> None:
+    def the_counts_are_right(self) -> None:
         assert self.engine.inside == sum(r.samples for r, _ in self.requests if r.open)
         assert sum(self.engine.waiting) <= self.engine.inside <= 20
         assert self.engine.working == len(self.at_work)
@@ -376,15 +379,15 @@ class Traffic(RuleBasedStateMachine):
         self.engine.drain()
         for work in self.at_work:
             work.execute(self.backend, TASK)
-            self.tell(self.engine.complete(work, self.now))
+            self.report(self.engine.complete(work, self.now))
         while (work := self.engine.next_work(self.now)) is not None:
             work.execute(self.backend, TASK)
-            self.tell(self.engine.complete(work, self.now))
+            self.report(self.engine.complete(work, self.now))
         assert self.engine.idle
-        assert sorted(self.told) == sorted(r.number for r, _ in self.requests)
-        for request, leave_at in self.requests:
+        assert sorted(self.reported) == sorted(r.number for r, _ in self.requests)
+        for request, exits_of in self.requests:
             if request.outcome is Outcome.ANSWERED:
-                assert request.exits.tolist() == leave_at
+                assert request.exits.tolist() == exits_of
         assert self.engine.wake_at is None
 
 

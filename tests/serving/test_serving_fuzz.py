@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serving_toys import Grey, InProcess, Words, scripted_logits
+from serving_toys import Gray, InProcess, Words, scripted_logits
 
 from eenet.serving.engine import Limits
 
 LIMITS = Limits(max_pixels=10_000, max_samples=8, max_text=200)
 REFUSALS = {400, 413, 415, 422}
-KINDS: dict[str, Any] = {"array": None, "image": Grey(), "text": Words()}
+KINDS: dict[str, Any] = {"array": None, "image": Gray(), "text": Words()}
 
 
 @pytest.fixture(scope="module")

@@ -227,27 +227,27 @@ def test_an_attack_slows_no_other_client_by_more_than_a_fifth(slow_server: str, 
             attacked += latencies(connected, 5)
             process.send_signal(signal.SIGSTOP)
     before, during = statistics.median(calm), statistics.median(attacked)
-    assert during < 1.2 * before, f"{1000 * before:.0f} ms in peace, {1000 * during:.0f} ms under {name}"
+    assert during < 1.2 * before, f"{1000 * before:.0f} ms alone, {1000 * during:.0f} ms under {name}"
 
 
 @pytest.mark.slow
 def test_ten_thousand_connections_slow_no_other_client_by_more_than_a_fifth(slow_server: str) -> None:
     resource = pytest.importorskip("resource", reason="open files are limited otherwise on this system")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 10_000
-    if hard != resource.RLIM_INFINITY and hard < wanted + 200:
-        pytest.skip(f"this process may open {hard} files, {wanted + 200} are needed")
-    if soft != resource.RLIM_INFINITY and soft < wanted + 200:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + 200, hard))
+    connections = 10_000
+    if hard != resource.RLIM_INFINITY and hard < connections + 200:
+        pytest.skip(f"this process may open {hard} files, {connections + 200} are needed")
+    if soft != resource.RLIM_INFINITY and soft < connections + 200:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (connections + 200, hard))
     address = "127.0.0.1", httpx.URL(slow_server).port or 80
     with connect(slow_server) as connected:
         latencies(connected, 3)
         calm = statistics.median(latencies(connected, 20))
         with contextlib.ExitStack() as opened:
-            for _ in range(wanted):
+            for _ in range(connections):
                 opened.enter_context(socket.create_connection(address, timeout=PATIENCE))
             crowded = statistics.median(latencies(connected, 20))
-    assert crowded < 1.2 * calm, f"{1000 * calm:.0f} ms in peace, {1000 * crowded:.0f} ms among {wanted} connections"
+    assert crowded < 1.2 * calm, f"{1000 * calm:.0f} ms alone, {1000 * crowded:.0f} ms among {connections} connections"
 
 
 def test_sigterm_in_the_middle_of_traffic_loses_no_request() -> None:

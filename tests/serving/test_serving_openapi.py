@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from commands import TOKEN
-from serving_toys import Grey, ToyModel, Words, serving
+from serving_toys import Gray, ToyModel, Words, serving
 
 CONFIG = """
 [checks.not_a_server_error]
@@ -27,7 +27,7 @@ PATHS = ["/budget", "/health", "/info", "/metrics", "/predict", "/ready"]
 @pytest.mark.parametrize("kind", ["array", "text", "image"])
 def test_schemathesis_finds_nothing_that_the_document_does_not_tell_of(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("schemathesis", reason="needs schemathesis: pip install 'eenet[dev]'")
-    preprocessing = {"array": None, "text": Words(), "image": Grey()}[kind]
+    preprocessing = {"array": None, "text": Words(), "image": Gray()}[kind]
     config = tmp_path / "schemathesis.toml"
     config.write_text(CONFIG, encoding="utf-8")
     with serving(ToyModel(preprocessing), token=TOKEN) as url:

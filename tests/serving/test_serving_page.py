@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from serving_toys import Grey, ToyModel, Words, connect, serving
+from serving_toys import Gray, ToyModel, Words, connect, serving
 
 PAGES = Path(__file__).resolve().parents[2] / "src" / "eenet" / "serving" / "http" / "pages"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -51,7 +51,7 @@ def png(level: int) -> bytes:
 
 
 def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: Any) -> None:
-    with serving(ToyModel(Grey())) as url:
+    with serving(ToyModel(Gray())) as url:
         page.goto(url)
         page.wait_for_selector("#image:not([hidden])")
         assert page.locator("#about").inner_text() == "3 exits, 2 classes, running on table"
@@ -74,7 +74,7 @@ def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: A
 
 
 def test_an_image_can_be_dropped(page: Any) -> None:
-    with serving(ToyModel(Grey())) as url:
+    with serving(ToyModel(Gray())) as url:
         page.goto(url)
         page.wait_for_selector("#image:not([hidden])")
         page.evaluate(
@@ -133,7 +133,7 @@ def test_what_the_page_fetches_is_there() -> None:
     html = (PAGES / "index.html").read_text(encoding="utf-8")
     fetched = set(re.findall(r'(?:ask|href=)\(?"(/[a-z]*)', html))
     assert fetched == {"/predict", "/info", "/docs", "/metrics"}
-    with serving(ToyModel(Grey())) as url, connect(url) as client:
+    with serving(ToyModel(Gray())) as url, connect(url) as client:
         for path in fetched - {"/predict"}:
             assert client.get(path).status_code == 200, path
         for path in ("/predict", "/predict?full=true"):

@@ -43,7 +43,7 @@ pytestmark = [
 ]
 
 SETTINGS = {
-    # How often queue lengths are told: by default every 10 s, for which a test would wait.
+    # How often queue lengths are reported: by default every 10 s, for which a test would wait.
     **{f"RAY_SERVE_{who}_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.2" for who in ("REPLICA", "HANDLE")},
     # On a busy machine a proxy takes longer to start than the 5 s after which Ray would kill it.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
@@ -104,8 +104,8 @@ def url(cluster: Any, bundle: tuple[Path, Case]) -> str:
         ingress_cpus=0.1,
         adapt=False,
         token_file=str(token),
-        inline_bytes=0,  # all survivors wait in the object store
-        # A call waits for company long enough for a test to find it there.
+        inline_bytes=0,  # all remaining samples wait in the object store
+        # A call waits for others long enough for a test to find it there.
         engine=EngineOptions(max_batch=64, max_wait=0.2),
         limits=Limits(timeout=120.0),
     )
@@ -277,9 +277,9 @@ class Stopped(Exception):  # noqa: N818 - stands for a kill
     pass
 
 
-def stopped_at(count: int, told: Callable[[int], None] = lambda _: None) -> Callable[[int], None]:
+def stopped_at(count: int, report: Callable[[int], None] = lambda _: None) -> Callable[[int], None]:
     def progress(done: int) -> None:
-        told(done)
+        report(done)
         if done >= count:
             raise Stopped
 
@@ -308,12 +308,12 @@ def test_files_are_predicted_on_ray_as_in_one_process_and_a_stopped_run_goes_on(
     with pytest.raises(Stopped):
         predict(loaded, items, out, batch_size=3, piece=4, progress=stopped_at(12))
     (tmp_path / "spread.parquet.partial" / "piece-000000.parquet").unlink()  # what is missing need not be the end
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(Stopped):
         predict_on_ray(
-            loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=1, progress=stopped_at(9, told.append)
+            loaded, items, out, batch_size=3, piece=4, cpus=0.1, replicas=1, progress=stopped_at(9, reported.append)
         )
-    assert told[0] == 4, "what was done without Ray is kept"
+    assert reported[0] == 4, "what was done without Ray is kept"
     assert not out.exists()
     words = ["--batch-size", 3, "--piece", 4, "--ray", "--replicas", 2, "--json"]
     printed = json.loads(run("predict", folder, photos, "--out", out, *words).stdout)

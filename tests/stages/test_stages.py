@@ -51,7 +51,7 @@ def test_stages_give_what_the_network_gives(batch: int) -> None:
 
 @pytest.mark.parametrize("boundary", [1, 2, 3])
 @pytest.mark.parametrize("index", [[2, 0], [1], [3, 2, 1, 0], [0, 0]])
-def test_survivors_keep_their_results(boundary: int, index: list[int]) -> None:
+def test_remaining_samples_keep_their_results(boundary: int, index: list[int]) -> None:
     model = small()
     staged = cut(model, ["layer1", "layer2.0", "layer3"], images(2))
     x = images(4)
@@ -389,7 +389,7 @@ def test_a_network_that_mixes_samples_after_the_cut_fails_the_self_check() -> No
     mixed = Chain(lambda net, x: net.b((y := net.a(x)) - y.mean(0)), a=nn.Linear(4, 4), b=nn.Linear(4, 4)).eval()
     with pytest.raises(CutError, match=r"'a'.*selected after it.*mix the samples"):
         cut(mixed, ["a"], torch.randn(2, 4))
-    # A mean that is taken before the cut is a constant of the batch: survivors keep their results.
+    # A mean that is taken before the cut is a constant of the batch: the remaining samples keep their results.
     x = torch.randn(3, 4)
     torch.testing.assert_close(cut(model, ["a"], torch.randn(2, 4), check=False)(x), model(x))
 

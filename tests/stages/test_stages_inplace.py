@@ -166,7 +166,7 @@ def test_shared_memory_across_a_boundary_that_is_only_read_is_fine() -> None:
         z = net.b(x)
         return z + y + view.view(-1, 4)
 
-    # 4*batch elements in one dimension cannot be compacted; a view that keeps the samples apart can.
+    # 4*batch elements in one dimension cannot be compacted; a view that keeps the samples separate can.
     with pytest.raises(CutError, match=r"'b'.*4\*batch"):
         cut(linears(forward).eval(), ["b"], torch.randn(2, 4))
 

@@ -24,10 +24,10 @@ def first_tensor(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else next(iter(output.values()))
 
 
-def assert_survivors_agree(
+def assert_remaining_agree(
     staged: StagedModel, whole: Any, live: tuple[Tensor, ...], index: list[int], tolerance: float = 1e-4
 ) -> None:
-    """Run with survivors selected after each boundary in turn, against the same samples of the whole batch."""
+    """Run with samples selected after each boundary in turn, against the same samples of the whole batch."""
     expected = first_tensor(whole)[index]
     with torch.no_grad():
         for boundary in range(1, len(staged.stages)):
@@ -58,7 +58,7 @@ def test_a_network_is_cut_and_given_exits(name: str) -> None:
         assert exits[0].shape[:2] == (batch, network.num_classes)
         torch.testing.assert_close(exits[-1], first_tensor(whole), rtol=1e-4, atol=1e-4)
     live = network.call(staged.flatten_inputs, inputs)
-    assert_survivors_agree(staged, whole, live, [2, 0, 3])
+    assert_remaining_agree(staged, whole, live, [2, 0, 3])
     assert row(network, model) in written_rows(), (
         f"the row of {name!r} in {DOCS.name} is not what this test found; write the table again: python tests/zoo.py"
     )
@@ -108,7 +108,7 @@ def test_texts_of_any_length(name: str, attention: str) -> None:
         got, expected = staged(**inputs), model(**inputs)
         torch.testing.assert_close(got.logits, expected.logits, rtol=1e-4, atol=1e-5)
     inputs = tokens(4, 12)
-    assert_survivors_agree(staged, model(**inputs), staged.flatten_inputs(**inputs), [3, 1])
+    assert_remaining_agree(staged, model(**inputs), staged.flatten_inputs(**inputs), [3, 1])
     assert ("batch", "sequence", 32) in {live.shape for live in staged.stages[1].inputs}
 
 

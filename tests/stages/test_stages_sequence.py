@@ -59,7 +59,7 @@ def test_stages_run_as_the_network_they_were_taken_from() -> None:
     assert "stage1.1.weight" in staged.stages[1].state_dict()
 
 
-def test_survivors_keep_their_results() -> None:
+def test_remaining_samples_keep_their_results() -> None:
     staged = StagedModel.from_stages(parts(), images())
     x = images(4)
     expected = staged(x)

@@ -11,7 +11,7 @@ import eenet
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
-ROOMS = (
+PACKAGES = (
     "records",
     "costs",
     "tasks",
@@ -69,10 +69,10 @@ def page() -> str:
     ]
     names = [name for name in eenet.__all__ if name != "__version__"]
     lines += [f"| `{name}` | {summary(getattr(eenet, name))} |" for name in names]
-    for room in ROOMS:
-        module = import_module(f"eenet.{room}")
+    for package in PACKAGES:
+        module = import_module(f"eenet.{package}")
         names = public_names(module)
-        lines += ["", f"## `eenet.{room}`", "", summary(module), "", "| name | |", "|---|---|"]
+        lines += ["", f"## `eenet.{package}`", "", summary(module), "", "| name | |", "|---|---|"]
         lines += [f"| `{name}` | {summary(getattr(module, name))} |" for name in names]
     return "\n".join(lines) + "\n"
 

@@ -69,7 +69,7 @@ class TableBackend:
 
 
 def scripted_policy(exits: int) -> ThresholdPolicy:
-    """Leaves where two classes' logits are far apart: see `scripted_logits`."""
+    """A sample exits where two classes' logits differ much: see `scripted_logits`."""
     logits = np.repeat(np.linspace(0, 1, 2 * exits, dtype=np.float32).reshape(exits, 1, 2), 4, axis=1)
     records = eenet.ExitRecords.from_logits(logits, np.arange(4) % 2)
     policy = eenet.MaxProbability().fit(records, eenet.ExitCosts(np.arange(1.0, exits + 1)), budget=float(exits)).policy
@@ -118,7 +118,7 @@ class Plain:
         raise NotImplementedError
 
 
-class Grey:
+class Gray:
     """Image files to the logits of a `TableBackend` of two classes and three exits: bright ones leave early."""
 
     kind = "image"

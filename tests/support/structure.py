@@ -172,7 +172,7 @@ def public_names() -> dict[str, list[str]]:
 
     import api_page
 
-    return {room: api_page.public_names(import_module(f"eenet.{room}")) for room in api_page.ROOMS}
+    return {package: api_page.public_names(import_module(f"eenet.{package}")) for package in api_page.PACKAGES}
 
 
 @contextmanager
@@ -302,8 +302,8 @@ def main() -> None:
         print("   ", wrong)
     names = public_names()
     print(f"public names        {sum(map(len, names.values()))}")
-    for room, offered in names.items():
-        print(f"    {room:22} {len(offered)}")
+    for package, offered in names.items():
+        print(f"    {package:22} {len(offered)}")
     if options.ways:
         for way, run in ways().items():
             print(f"files on the way    {way}: {len(run)}")

@@ -1,4 +1,4 @@
-"""A training run in a process of its own, which kills itself where it is told to: run by the tests of resuming.
+"""A training run in a process of its own, which kills itself at a given point: run by the tests of resuming.
 
 python training_killed.py OUT WHERE: "never", "batch" (in the middle of the third epoch) or "checkpoint" (while that of
 the third epoch is written, after the best weights).

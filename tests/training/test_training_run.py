@@ -131,7 +131,7 @@ def test_exits_learn_from_a_teacher(tmp_path: Path) -> None:
     x, y = images(96, 1)
     with torch.no_grad():
         found = [[float(((z.argmax(1) - y) % 4 == shift).float().mean()) for shift in (0, 1)] for z in model.eval()(x)]
-    assert all(taught > labelled for labelled, taught in found)
+    assert all(taught > labeled for labeled, taught in found)
     assert found[-1][1] > 0.7
     with pytest.raises(InvalidInputError, match=r"teacher_weight is 1, and no teacher was given"):
         train(model, train_loader, validation, config=replace(QUICK, teacher_weight=1.0), out=tmp_path / "other")
@@ -156,7 +156,7 @@ def test_patience_stops_on_the_mean_of_the_exits(tmp_path: Path) -> None:
 
 
 class NotFiniteAt:
-    """Labelled batches, one of which holds infinities."""
+    """Labeled batches, one of which holds infinities."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
@@ -216,8 +216,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     model, (train_loader, validation) = corner_model(), loaders(32)
     x, y = images(32, 0)
 
-    def run(data: Any, labelled: Iterable[Any] = validation, **options: Any) -> None:
-        train(model, data, labelled, config=replace(QUICK, **options), out=tmp_path)
+    def run(data: Any, labeled: Iterable[Any] = validation, **options: Any) -> None:
+        train(model, data, labeled, config=replace(QUICK, **options), out=tmp_path)
 
     with pytest.raises(InvalidInputError, match="the label 7, expected 0 to 3"):
         run([(x, torch.where(y == 1, 7, y))])

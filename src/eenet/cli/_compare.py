@@ -82,16 +82,16 @@ def compare(
     fresh = None if held_out is None else read_predictions(held_out, held_out_prefix)[0]
     amounts = _budgets(budgets, table)
     with _bar(len(names) * len(amounts) * resplits) as progress:
-        found = run(
+        comparison = run(
             records, table, names, amounts, resplits=resplits, fraction=fraction, seed=seed, held_out=fresh, jobs=jobs,
             out=out, restart=not resume, progress=progress,
         )  # fmt: skip
-    written = None if out is None else _write(found, against, out)
+    written = None if out is None else _write(comparison, against, out)
     if json_output:
-        print_json(found.to_dict(against))
+        print_json(comparison.to_dict(against))
         return
     console = output()
-    console.print(found.to_text(against), markup=False, soft_wrap=True)
+    console.print(comparison.to_text(against), markup=False, soft_wrap=True)
     if written is not None:
         console.print(f"{written} are in {out}", soft_wrap=True)
 
@@ -149,11 +149,11 @@ def _bar(total: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, _total: bar.update(task, completed=done)
 
 
-def _write(found: Comparison, reference: str, out: Path) -> str:
+def _write(comparison: Comparison, reference: str, out: Path) -> str:
     """Write everything that can be written, and say in words what that is."""
-    found.write(out, reference)
+    comparison.write(out, reference)
     try:
-        found.write_figure(out / "comparison.png", reference)
+        comparison.write_figure(out / "comparison.png", reference)
     except MissingExtraError as error:
         show_warning(f"no figure: {error}")
         return "tables"

@@ -38,11 +38,11 @@ def evaluate(
 
     fitted = load_scheduler(scheduler)
     records, _ = read_predictions(predictions, prefix)
-    found = _result(fitted, records)
+    result = _result(fitted, records)
     if json_output:
-        print_json(found)
+        print_json(result)
     else:
-        _show(found)
+        _show(result)
 
 
 def _result(scheduler: Scheduler, records: ExitRecords) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _result(scheduler: Scheduler, records: ExitRecords) -> dict[str, Any]:
 
     decisions = scheduler.replay(records)
     costs, samples = scheduler.costs, len(records)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "schema": 1,
         "scheduler": scheduler.name,
         "changes_predictions": scheduler.changes_predictions,
@@ -68,42 +68,42 @@ def _result(scheduler: Scheduler, records: ExitRecords) -> dict[str, Any]:
         "comparison": [],
     }
     if decisions.utility is None:
-        return found
-    found["accuracy"] = decisions.accuracy
-    found["accuracy_error"] = float(decisions.utility.std(dtype="float64") / math.sqrt(samples))
+        return result
+    result["accuracy"] = decisions.accuracy
+    result["accuracy_error"] = float(decisions.utility.std(dtype="float64") / math.sqrt(samples))
     rows = [(f"exit {k + 1} only", costs[k], float(a)) for k, a in enumerate(records.accuracies)]
     for name, bound in (
         ("best random mixture of exits", random_mixture(records, costs, decisions.mean_cost)),
         ("oracle (knows the labels)", oracle(records, costs, decisions.mean_cost)),
     ):
         rows.append((name, bound.cost, bound.accuracy))
-    found["comparison"] = [{"name": name, "cost": cost, "accuracy": value} for name, cost, value in rows]
-    return found
+    result["comparison"] = [{"name": name, "cost": cost, "accuracy": value} for name, cost, value in rows]
+    return result
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console, unit = output(), found["unit"]
-    shares = ", ".join(f"{share:.1%}" for share in found["exit_shares"])
-    changes = ", changing predictions" if found["changes_predictions"] else ""
-    console.print(f"[bold]{found['scheduler']}[/bold] on {found['samples']} samples{changes}")
-    console.print(f"budget           {found['budget']:.6g} {unit} per sample")
-    console.print(f"planned cost     {found['planned_cost']:.6g} {unit}")
-    console.print(f"calibration cost {found['calibration_cost']:.6g} {unit}")
-    over = found["overspend"]
+    console, unit = output(), result["unit"]
+    shares = ", ".join(f"{share:.1%}" for share in result["exit_shares"])
+    changes = ", changing predictions" if result["changes_predictions"] else ""
+    console.print(f"[bold]{result['scheduler']}[/bold] on {result['samples']} samples{changes}")
+    console.print(f"budget           {result['budget']:.6g} {unit} per sample")
+    console.print(f"planned cost     {result['planned_cost']:.6g} {unit}")
+    console.print(f"calibration cost {result['calibration_cost']:.6g} {unit}")
+    over = result["overspend"]
     against = f"[red]{over:.1%} over the budget[/red]" if over > 0 else f"{abs(over):.1%} under the budget"
     console.print(
-        f"held-out cost    {found['held_out_cost']:.6g} {unit} (standard error {found['held_out_cost_error']:.2g}), "
+        f"held-out cost    {result['held_out_cost']:.6g} {unit} (standard error {result['held_out_cost_error']:.2g}), "
         f"{against}"
     )
     console.print(f"exit shares      {shares}")
-    if found["accuracy"] is None:
+    if result["accuracy"] is None:
         console.print("accuracy         unknown: the predictions have no labels")
         return
     table = Table("", f"cost ({unit})", "accuracy")
-    error = f"{found['accuracy']:.2%} ± {found['accuracy_error']:.2%}"
-    table.add_row(found["scheduler"], f"{found['held_out_cost']:.6g}", error, style="bold", end_section=True)
-    for row in found["comparison"]:
+    error = f"{result['accuracy']:.2%} ± {result['accuracy_error']:.2%}"
+    table.add_row(result["scheduler"], f"{result['held_out_cost']:.6g}", error, style="bold", end_section=True)
+    for row in result["comparison"]:
         table.add_row(row["name"], f"{row['cost']:.6g}", f"{row['accuracy']:.2%}")
     console.print(table)

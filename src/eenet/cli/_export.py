@@ -92,13 +92,13 @@ def export(
             **({} if opset is None else {"opset": opset}),
         )
     info = bundle.info
-    found = {"schema": 1, "out": str(out), "bytes": _size(out), **info}
+    result = {"schema": 1, "out": str(out), "bytes": _size(out), **info}
     if json_output:
-        print_json(found)
+        print_json(result)
         return
     proof = info["verified"]
     console = output()
-    console.print(f"[bold]{out}[/bold]: {backend}, {len(info['exits'])} stages, {found['bytes'] / 1e6:.1f} MB")
+    console.print(f"[bold]{out}[/bold]: {backend}, {len(info['exits'])} stages, {result['bytes'] / 1e6:.1f} MB")
     console.print(
         f"checked on {proof['samples']} samples: exits as in a replay ({proof['ties_that_went_otherwise']} ties went "
         f"otherwise), logits within {proof['largest_logits_difference']:.1g}"

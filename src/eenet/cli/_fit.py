@@ -82,11 +82,11 @@ def fit(
     scheduler.fit(records, table, amount, guarantee=guarantee, max_accuracy_drop=max_accuracy_drop)
     if out is not None:
         scheduler.save(out)
-    found = _result(scheduler, method, records, out)
+    result = _result(scheduler, method, records, out)
     if json_output:
-        print_json(found)
+        print_json(result)
     else:
-        _show(found)
+        _show(result)
 
 
 def _scheduler(method: str, seed: int) -> Scheduler:
@@ -133,31 +133,31 @@ def _result(scheduler: Scheduler, method: str, records: ExitRecords, out: Path |
     }
 
 
-def _show(found: dict[str, Any]) -> None:
+def _show(result: dict[str, Any]) -> None:
     from rich.table import Table
 
-    console, unit = output(), found["unit"]
-    console.print(f"[bold]{found['method']}[/bold] fitted to {found['calibration_samples']} calibration samples")
-    console.print(f"budget           {found['budget']:.6g} {unit} per sample")
-    console.print(f"planned cost     {found['planned_cost']:.6g} {unit}")
-    console.print(f"calibration cost {found['calibration_cost']:.6g} {unit}")
-    if found["max_accuracy_drop"] is not None:
-        drop = found["max_accuracy_drop"]
-        console.print(f"guaranteed       accuracy within {drop:.2%} of the last exit's, at {found['guarantee']:g}")
-    elif found["guarantee"] is not None:
-        console.print(f"guaranteed       mean cost within the budget on fresh data, at {found['guarantee']:g}")
-    if found["calibration_accuracy"] is not None:
-        console.print(f"calibration accuracy {found['calibration_accuracy']:.2%}")
-    table = Table("exit", f"cost ({unit})", "share", f"threshold ({found['score']} score)")
-    last = len(found["exit_shares"]) - 1
-    for k, share in enumerate(found["exit_shares"]):
-        threshold = None if k == last else found["thresholds"][k]
+    console, unit = output(), result["unit"]
+    console.print(f"[bold]{result['method']}[/bold] fitted to {result['calibration_samples']} calibration samples")
+    console.print(f"budget           {result['budget']:.6g} {unit} per sample")
+    console.print(f"planned cost     {result['planned_cost']:.6g} {unit}")
+    console.print(f"calibration cost {result['calibration_cost']:.6g} {unit}")
+    if result["max_accuracy_drop"] is not None:
+        drop = result["max_accuracy_drop"]
+        console.print(f"guaranteed       accuracy within {drop:.2%} of the last exit's, at {result['guarantee']:g}")
+    elif result["guarantee"] is not None:
+        console.print(f"guaranteed       mean cost within the budget on fresh data, at {result['guarantee']:g}")
+    if result["calibration_accuracy"] is not None:
+        console.print(f"calibration accuracy {result['calibration_accuracy']:.2%}")
+    table = Table("exit", f"cost ({unit})", "share", f"threshold ({result['score']} score)")
+    last = len(result["exit_shares"]) - 1
+    for k, share in enumerate(result["exit_shares"]):
+        threshold = None if k == last else result["thresholds"][k]
         shown = "takes the rest" if k == last else "off" if threshold is None else f"{threshold:.4f}"
-        table.add_row(str(k + 1), f"{found['costs']['values'][k]:.6g}", f"{share:.1%}", shown)
+        table.add_row(str(k + 1), f"{result['costs']['values'][k]:.6g}", f"{share:.1%}", shown)
     console.print(table)
-    if found["changes_predictions"]:
+    if result["changes_predictions"]:
         console.print("it changes predictions: samples are answered by the exits so far combined")
-    if found["out"] is None:
+    if result["out"] is None:
         console.print("not saved: give --out scheduler.safetensors to keep it")
     else:
-        console.print(f"saved to {found['out']}", soft_wrap=True)
+        console.print(f"saved to {result['out']}", soft_wrap=True)

@@ -76,7 +76,7 @@ def predict(
             restart=restart,
             progress=lambda done: bar.update(task, completed=done),
         )
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "schema": 1,
         "out": str(out),
         "items": summary.items,
@@ -89,7 +89,7 @@ def predict(
         "unit": loaded.costs.unit,
     }
     if json_output:
-        print_json(found)
+        print_json(result)
         return
     console = output()
     resumed = f", {summary.resumed} of them from before" if summary.resumed else ""

@@ -57,7 +57,7 @@ def profile(
     fitted = None if scheduler is None else load_scheduler(scheduler)
     model, example = load_target(target, allow=allow or ())
     with side().status("measuring") as status:
-        found = measure(
+        measured = measure(
             model,
             example,
             batch_sizes=sizes,
@@ -66,8 +66,8 @@ def profile(
             progress=lambda size: status.update(f"measuring; batch {size} is done"),
         )
     for size in sizes:
-        found.costs("ms", size)  # says so where the spread is too large to trust
-    data = {"schema": 1, "exits": list(model.exit_names), **found.to_dict()}
+        measured.costs("ms", size)  # says so where the spread is too large to trust
+    data = {"schema": 1, "exits": list(model.exit_names), **measured.to_dict()}
     if out is not None:
         from eenet._files import write_json
 

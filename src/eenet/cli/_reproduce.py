@@ -74,13 +74,13 @@ def reproduce(
         return
     if recipe is None:
         raise InvalidInputError("which recipe? Give a name; eenet reproduce --list shows them")
-    found = load_recipe(recipe, changes=changes or (), smoke=smoke)
-    folder = out or Path("results") / (f"{found.name}-smoke" if smoke else found.name)
+    loaded = load_recipe(recipe, changes=changes or (), smoke=smoke)
+    folder = out or Path("results") / (f"{loaded.name}-smoke" if smoke else loaded.name)
     place = run_options(
         folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
-    metrics = run(found, place, console=side())
+    metrics = run(loaded, place, console=side())
     if json_output:
         print_json(metrics)
     else:

@@ -67,10 +67,10 @@ def _function(target: str) -> Any:
         ) from error
     except ValueError as error:
         raise InvalidInputError(f"{target!r} cannot be read ({error}); give package.module:function") from error
-    found = getattr(module, name, None)
-    if not callable(found):
+    function = getattr(module, name, None)
+    if not callable(function):
         raise InvalidInputError(f"{target!r}: module {module_name!r} has no function {name!r}")
-    return found
+    return function
 
 
 @contextmanager

@@ -71,13 +71,13 @@ def train(
         given.append(f"train.devices={devices if devices.isdecimal() else repr(devices)}")
     if freeze_backbone:
         given.append("train.freeze_backbone=true")
-    found = load_recipe(recipe, changes=[*(changes or ()), *given], smoke=smoke)
-    folder = out or Path("results") / (f"{found.name}-smoke" if smoke else found.name)
+    loaded = load_recipe(recipe, changes=[*(changes or ()), *given], smoke=smoke)
+    folder = out or Path("results") / (f"{loaded.name}-smoke" if smoke else loaded.name)
     place = run_options(
         folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
-    result = run(found, place, console=side(), steps=("data", "train"))
+    result = run(loaded, place, console=side(), steps=("data", "train"))
     if json_output:
         print_json(result)
     else:

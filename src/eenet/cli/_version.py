@@ -21,12 +21,12 @@ def version(json_output: Annotated[bool, typer.Option("--json", help="Machine-re
 
         eenet version --json
     """
-    found: dict[str, str | None] = {"eenet": __version__, "python": platform.python_version()}
-    found |= {name: _installed(name) for name in _LIBRARIES}
+    versions: dict[str, str | None] = {"eenet": __version__, "python": platform.python_version()}
+    versions |= {name: _installed(name) for name in _LIBRARIES}
     if json_output:
-        print_json(found)
+        print_json(versions)
         return
-    for name, number in found.items():
+    for name, number in versions.items():
         output().print(f"{name} {number or 'not installed'}")
 
 

@@ -84,9 +84,9 @@ def faster_threads() -> int:
         return timed(network, images)
 
     with torch.inference_mode():
-        found = in_turns([partial(clock, count) for count in counts], seconds=0)
+        timing = in_turns([partial(clock, count) for count in counts], seconds=0)
     torch.set_num_threads(usual)
-    return counts[int(np.median(found.wall, axis=0).argmin())]
+    return counts[int(np.median(timing.wall, axis=0).argmin())]
 
 
 def name_of(row: Mapping[str, Any]) -> str:
@@ -133,7 +133,7 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     measured = metrics["measured"]
     size, rows = str(measured["batch_size"]), measured["rows"]
     policies = [row for row in rows if "limit" in row]
-    found = [
+    lines = [
         f"Budgets and costs are wall milliseconds per sample in batches of {size}, exit heads and the scheduler's "
         "steps (EENet's, the most expensive) included; a percentage is of the last exit's cost. In a batch whose "
         "samples exit at different exits, the fixed time of the later stages is paid as long as one sample goes on: "
@@ -147,7 +147,7 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     best = next((row for row in policies if (row["method"], row["budget"]) == ("eenet", "60%")), None)
     if best is not None:
         plain, speed = rows[0]["accuracy"], best["time"][size]
-        found.append(
+        lines.append(
             f"EENet at a 60 % budget: {speed['times']:.2f} times as fast as the plain network at batch {size} (rounds: "
             f"{', '.join(f'{times:.2f}' for times in speed['rounds'])}), accuracy "
             f"{100 * (best['accuracy'] - plain):+.1f} points (one standard error of an accuracy: "
@@ -156,13 +156,13 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     over = [row for row in policies if row["test_cost"] > row["limit"]]
     if over:
         worst = max(over, key=lambda row: float(row["test_cost"] / row["limit"]))
-        found.append(
+        lines.append(
             f"{len(over)} of {len(policies)} policies overspent on held-out data, the worst by "
             f"{worst['test_cost'] / worst['limit'] - 1:.1%} ({name_of(worst)} at {worst['budget']}): a budget is met "
             "on the calibration set, and fresh samples differ."
         )
     else:
-        found.append("No policy overspent its budget on held-out data.")
+        lines.append("No policy overspent its budget on held-out data.")
     for n in ("1", size):
         slower = [
             f"{name_of(row)} {row['budget'] if 'limit' in row else ''}".strip()
@@ -170,15 +170,15 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
             if row["time"][n]["times"] < 1
         ]
         if slower:
-            found.append(f"Slower than the plain network at batch {n}: {', '.join(slower)}.")
+            lines.append(f"Slower than the plain network at batch {n}: {', '.join(slower)}.")
     differs = sum(row.get("replay_differs", 0) for row in rows)
-    found.append(
+    lines.append(
         f"{differs} samples left at another exit than in the replay of the records: this should not happen; please "
         "report it."
         if differs
         else "Every sample left at the exit that the replay of the records says."
     )
-    return found
+    return lines
 
 
 def draw(metrics: Mapping[str, Any], path: Path) -> None:

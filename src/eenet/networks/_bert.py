@@ -134,9 +134,9 @@ def _zero_padding(_layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
 
 def _checked(checkpoint: str | Path) -> Path:
     folder = Path(checkpoint)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
-        holds = f"it holds {', '.join(found[:8]) or 'nothing'}" if folder.is_dir() else "there is no such folder"
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        holds = f"it holds {', '.join(names[:8]) or 'nothing'}" if folder.is_dir() else "there is no such folder"
         raise InvalidInputError(
             f"cannot load a BERT checkpoint from {str(folder)!r}: expected a folder with config.json and "
             f"model.safetensors, and {holds}"

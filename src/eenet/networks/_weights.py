@@ -43,8 +43,9 @@ def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], 
             f"{str(source)!r} is not a whole safetensors file ({error}); it may be truncated: get it again"
         ) from error
     tensors = {rename(name): tensor for name, tensor in loaded.items()}
-    wanted = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    problems = _mismatches(wanted, {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")})
+    expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    given = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+    problems = _mismatches(expected, given)
     if problems:
         shown = "; ".join(problems[:_LISTED])
         more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
@@ -55,12 +56,12 @@ def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], 
     model.load_state_dict(tensors, strict=False)
 
 
-def _mismatches(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
+def _mismatches(expected: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
     """What differs, in the network's order: shapes, names that are missing, then names that are too many."""
     problems = []
-    for name, value in wanted.items():
-        if name not in found:
+    for name, value in expected.items():
+        if name not in given:
             problems.append(f"{name!r} is missing")
-        elif found[name].shape != value.shape:
-            problems.append(f"{name!r} has shape {tuple(found[name].shape)}, expected {tuple(value.shape)}")
-    return problems + [f"{name!r} is not expected" for name in found if name not in wanted]
+        elif given[name].shape != value.shape:
+            problems.append(f"{name!r} has shape {tuple(given[name].shape)}, expected {tuple(value.shape)}")
+    return problems + [f"{name!r} is not expected" for name in given if name not in expected]

@@ -80,8 +80,8 @@ def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Ite
         return _Lines(source)
     if kind == "image" and source.suffix.lower() in IMAGE_ENDINGS:
         return _Folder(source.parent, only=source)
-    wanted = {"image": "a folder of images, an image", "text": "a .txt file", "array": "a .npy or .npz file"}[kind]
-    raise InvalidInputError(f"{str(source)!r} cannot be read as {kind}s; this bundle takes {wanted} or a .parquet file")
+    accepted = {"image": "a folder of images, an image", "text": "a .txt file", "array": "a .npy or .npz file"}[kind]
+    raise InvalidInputError(f"{str(source)!r} cannot be read as {kind}s; expected {accepted} or a .parquet file")
 
 
 @dataclass(frozen=True, init=False)
@@ -90,8 +90,8 @@ class _Folder:
     paths: Sequence[Path]
 
     def __init__(self, root: Path, only: Path | None = None) -> None:
-        found = [only] if only is not None else sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
-        paths = [path for path in found if path.is_file()]
+        files = [only] if only is not None else sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+        paths = [path for path in files if path.is_file()]
         if not paths:
             raise InvalidInputError(f"{str(root)!r} holds no image files; expected {', '.join(IMAGE_ENDINGS)}")
         object.__setattr__(self, "root", root)
@@ -176,14 +176,14 @@ class _Parquet:
                 names: list[str] = list(file.schema_arrow.names)
         except (self._damaged, OSError) as error:
             raise self._not_whole(error) from error
-        wanted = (column,) if column is not None else _COLUMNS[kind]
-        found = [name for name in wanted if name in names]
-        if not found:
+        accepted = (column,) if column is not None else _COLUMNS[kind]
+        columns = [name for name in accepted if name in names]
+        if not columns:
             raise InvalidInputError(
-                f"{str(path)!r} has the columns {names}, expected {' or '.join(map(repr, wanted))}; name it with "
+                f"{str(path)!r} has the columns {names}, expected {' or '.join(map(repr, accepted))}; name it with "
                 "--column"
             )
-        self._column = found[0]
+        self._column = columns[0]
         if not self._rows:
             raise InvalidInputError(f"{str(path)!r} has no rows; expected at least one")
 
@@ -217,7 +217,7 @@ class _Parquet:
             with parquet.ParquetFile(self._path) as file:
                 groups = list(range(file.num_row_groups))
                 while groups and row + file.metadata.row_group(groups[0]).num_rows <= start:
-                    row += file.metadata.row_group(groups.pop(0)).num_rows  # before the first that is wanted
+                    row += file.metadata.row_group(groups.pop(0)).num_rows  # before the first that is read
                 for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[self._column]):
                     if row + batch.num_rows > start:
                         for offset in range(max(0, start - row), batch.num_rows):

@@ -101,8 +101,8 @@ def predict(
 
     def here(missing: Sequence[int], work: Path, report: Callable[[int], None]) -> None:
         for first, run_of in _consecutive(missing):
-            for number, (names, found) in zip(run_of, items.batches(piece, first * piece), strict=False):
-                write_piece(work, number, columns_of(bundle, names, found, batch_size, report))
+            for number, (names, inputs) in zip(run_of, items.batches(piece, first * piece), strict=False):
+                write_piece(work, number, columns_of(bundle, names, inputs, batch_size, report))
 
     return predict_pieces(
         bundle, items, out, here, batch_size=batch_size, piece=piece, restart=restart, progress=progress
@@ -167,11 +167,11 @@ def _begin(work: Path, state: dict[str, Any]) -> None:
         write_json(path, state)
         return
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = None
-    if found != state:
-        differs = [key for key in state if not isinstance(found, dict) or found.get(key) != state[key]]
+        saved = None
+    if saved != state:
+        differs = [key for key in state if not isinstance(saved, dict) or saved.get(key) != state[key]]
         raise InvalidInputError(
             f"{str(work)!r} holds the results of another run (it differs in {', '.join(differs)}); start again with "
             "--restart, or write to another file"
@@ -192,12 +192,12 @@ def _consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
 
 
 def columns_of(
-    bundle: LoadedBundle, names: Sequence[str], found: Sequence[Any], batch_size: int, report: Callable[[int], None]
+    bundle: LoadedBundle, names: Sequence[str], inputs: Sequence[Any], batch_size: int, report: Callable[[int], None]
 ) -> Columns:
     """The rows of a piece."""
     columns: Columns = {}
-    for first in range(0, len(found), batch_size):
-        rows = _rows_of(bundle, names[first : first + batch_size], found[first : first + batch_size])
+    for first in range(0, len(inputs), batch_size):
+        rows = _rows_of(bundle, names[first : first + batch_size], inputs[first : first + batch_size])
         for name, values in rows.items():
             columns.setdefault(name, []).extend(values)
         report(len(rows["id"]))

@@ -136,6 +136,6 @@ class _Pieces:
         return {"piece": batch["piece"], "items": np.array(counts)}
 
     def _make(self, number: int) -> int:
-        names, found = next(self._items.batches(self._piece, number * self._piece))
-        write_piece(self._work, number, columns_of(self._bundle, names, found, self._batch_size, lambda _: None))
+        names, inputs = next(self._items.batches(self._piece, number * self._piece))
+        write_piece(self._work, number, columns_of(self._bundle, names, inputs, self._batch_size, lambda _: None))
         return len(names)

@@ -167,8 +167,8 @@ def _at_level(table: ScoreTable, level: float) -> Thresholds:
     for k in range(table.early):
         ranked = table.ranked(k, alive)
         cuts = table.cuts(k, ranked)
-        wanted = int((table.scores[k, ranked] >= level).sum())
-        exiting = int(cuts[np.searchsorted(cuts, wanted)])
+        above = int((table.scores[k, ranked] >= level).sum())
+        exiting = int(cuts[np.searchsorted(cuts, above)])
         values[k], enabled[k] = table.threshold(k, ranked, exiting)
         alive[ranked[:exiting]] = False
     return Thresholds(values, enabled)
@@ -245,10 +245,10 @@ def exit_assignment(
     at most cost_weight / (kl_weight B), and otherwise with this largest one.
     """
     c, target = costs.values / costs[-1], min(budget, costs[-1]) / costs[-1]
-    wanted = np.maximum(q / np.maximum(q.sum(axis=0), 1e-12), 1e-12)
+    goal = np.maximum(q / np.maximum(q.sum(axis=0), 1e-12), 1e-12)
 
     def at(multiplier: float) -> Floats:
-        r: Floats = wanted * np.exp(-multiplier * (c - c[0]))[:, None]
+        r: Floats = goal * np.exp(-multiplier * (c - c[0]))[:, None]
         r /= r.sum(axis=0)
         return r
 

@@ -75,8 +75,8 @@ class ThresholdFit(Fitted):
 
     def plan(self, budget: float) -> PlannedPolicy:
         """The policy for a budget."""
-        found = [assigned(self.assignment, calibration, budget) for calibration in self.calibrations]
-        return max(found, key=lambda planned: planned.accuracy or 0.0)
+        policies = [assigned(self.assignment, calibration, budget) for calibration in self.calibrations]
+        return max(policies, key=lambda planned: planned.accuracy or 0.0)
 
 
 def assigned(assignment: Assignment, calibration: Calibration, budget: float) -> PlannedPolicy:
@@ -84,10 +84,10 @@ def assigned(assignment: Assignment, calibration: Calibration, budget: float) ->
     ceiling, costs = calibration.ceiling, calibration.costs
     if ceiling == len(costs) - 1 or assignment.unspent is None:
         plan = assignment.fit(calibration, budget)
-        found = planned(calibration, plan.thresholds, plan.cost)
+        policy = planned(calibration, plan.thresholds, plan.cost)
         # A sample or so that might have gone from the first exit to the last is left by chance, where samples are few.
-        left = (min(budget, costs[-1]) - found.calibration_cost) * found.samples
-        return replace(found, note=assignment.unspent) if left > 3 * (costs[-1] - costs[0]) else found
+        left = (min(budget, costs[-1]) - policy.calibration_cost) * policy.samples
+        return replace(policy, note=assignment.unspent) if left > 3 * (costs[-1] - costs[0]) else policy
     note = f"on the calibration records exit {ceiling} is clearly better than the last, so no sample goes beyond it"
     if ceiling == 0:
         return planned(calibration, calibration.table.cheapest(), costs[0], note)

@@ -45,7 +45,7 @@ SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
 
 @dataclass(frozen=True)
 class _State:
-    """What `fit` found."""
+    """The result of `fit`."""
 
     fitted: Fitted
     policy: ThresholdPolicy | None = None
@@ -247,10 +247,10 @@ class Scheduler:
         else:
             from eenet.scheduler._guarantee import Guarantee
 
-            wanted = Guarantee(guarantee, max_accuracy_drop, unlabeled)
-            wanted.require_possible(records, budget)
-            fitted, chosen = wanted.fit(self._fit, records, costs, self.seed)
-            promises = wanted.promises
+            promise = Guarantee(guarantee, max_accuracy_drop, unlabeled)
+            promise.require_possible(records, budget)
+            fitted, chosen = promise.fit(self._fit, records, costs, self.seed)
+            promises = promise.promises
         if chosen is not None:
             limit = chosen.planned_cost
         elif limit is None and self._default_budget:
@@ -421,12 +421,12 @@ class Scheduler:
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as JSON can hold them; a score that was given is None, since the file has it in its policies."""
-    found = {name: None if isinstance(value, Score) else value for name, value in parameters.items()}
+    plain = {name: None if isinstance(value, Score) else value for name, value in parameters.items()}
     try:
-        json.dumps(found, allow_nan=False)
+        json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"the parameters {short(dict(parameters))} cannot be saved: {error}") from error
-    return found
+    return plain
 
 
 def load_scheduler(path: str | Path) -> Scheduler:
@@ -517,13 +517,13 @@ def _refused(scheduler: Scheduler, name: str, message: str) -> Scheduler:
 
 def _classes() -> dict[str, type[Scheduler]]:
     """The class of schedulers and all its subclasses by name."""
-    found: dict[str, type[Scheduler]] = {}
+    classes: dict[str, type[Scheduler]] = {}
     waiting: list[type[Scheduler]] = [Scheduler]
     while waiting:
         made = waiting.pop()
-        found.setdefault(made.__name__, made)
+        classes.setdefault(made.__name__, made)
         waiting += made.__subclasses__()
-    return found
+    return classes
 
 
 def _policy_from(

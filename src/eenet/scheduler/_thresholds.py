@@ -128,13 +128,13 @@ class ScoreTable:
     def _counts(self, shares: Floats) -> tuple[int, ...]:
         return tuple([round(self.samples * share) for share in shares[: self.early].tolist()])
 
-    def _for_counts(self, wanted: tuple[int, ...]) -> Thresholds:
+    def _for_counts(self, counts: tuple[int, ...]) -> Thresholds:
         values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
         alive = np.ones(self.samples, dtype=np.bool_)
         for k in range(self.early):
             ranked = self.ranked(k, alive)
             cuts = self.cuts(k, ranked)
-            exiting = int(cuts[np.argmin(np.abs(cuts - wanted[k]))])
+            exiting = int(cuts[np.argmin(np.abs(cuts - counts[k]))])
             values[k], enabled[k] = self.threshold(k, ranked, exiting)
             alive[ranked[:exiting]] = False
         return Thresholds(values, enabled)
@@ -169,18 +169,18 @@ class ScoreTable:
             if at_low == at_high:  # so are the thresholds of all shares between
                 break
             middle = (low + high) / 2
-            wanted = self._counts(shares(middle))
-            if wanted == at_low:
+            counts = self._counts(shares(middle))
+            if counts == at_low:
                 low = middle
                 continue
-            thresholds = self._for_counts(wanted)
+            thresholds = self._for_counts(counts)
             cost = self.mean_cost(thresholds)
             if cost <= within(budget):
-                low, at_low, best = middle, wanted, thresholds
+                low, at_low, best = middle, counts, thresholds
                 if cost > budget - step:
                     break
             else:
-                high, at_high = middle, wanted
+                high, at_high = middle, counts
         return self.spend_rest(best, budget)
 
     def common(self, threshold: float) -> Thresholds:

@@ -69,10 +69,10 @@ def first_folder(root: Path, candidates: Sequence[str], *, holding: Sequence[str
 
 def entries(folder: Path, *, folders: bool) -> list[Path]:
     """Sub-folders, or files, that are not hidden, sorted by name."""
-    with os.scandir(folder) as found:
+    with os.scandir(folder) as listing:
         return sorted(
             Path(entry.path)
-            for entry in found
+            for entry in listing
             if not entry.name.startswith(".") and (entry.is_dir() if folders else entry.is_file())
         )
 
@@ -125,16 +125,16 @@ def parquet_rows(shards: Sequence[Path]) -> tuple[list[int], dict[str, Any]]:
 
 
 def read_columns(
-    shards: Sequence[Path], wanted: Mapping[str, Sequence[str]], limit: int | None
+    shards: Sequence[Path], columns_of_role: Mapping[str, Sequence[str]], limit: int | None
 ) -> Iterator[tuple[Path, int, dict[str, Any]]]:
     """Yield (file, first row, columns by role) in pieces, up to `limit` rows in all.
 
-    `wanted` gives for each role the column names that may hold it, the preferred one first. Other columns are not
-    read. Raises `InvalidInputError` naming expected and present columns, `FileFormatError` for a damaged file.
+    `columns_of_role` gives for each role the column names that may hold it, the preferred one first. Other columns are
+    not read. Raises `InvalidInputError` naming expected and present columns, `FileFormatError` for a damaged file.
     """
     left = limit
     for path in shards:
-        for row, columns, rows in _pieces(path, wanted, left):
+        for row, columns, rows in _pieces(path, columns_of_role, left):
             yield path, row, columns
             left = None if left is None else left - rows
         if left == 0:
@@ -156,11 +156,11 @@ def _open_parquet(path: Path) -> Iterator[Any]:
 
 
 def _pieces(
-    path: Path, wanted: Mapping[str, Sequence[str]], limit: int | None
+    path: Path, columns_of_role: Mapping[str, Sequence[str]], limit: int | None
 ) -> Iterator[tuple[int, dict[str, Any], int]]:
     """(first row, columns by role, number of rows) of each piece of one file."""
     with _open_parquet(path) as file:
-        names = _columns(path, file.schema_arrow.names, wanted)
+        names = _columns(path, file.schema_arrow.names, columns_of_role)
         row = 0
         size = _ROWS if limit is None else min(_ROWS, limit)
         for batch in file.iter_batches(batch_size=size, columns=list(names.values())):
@@ -172,9 +172,9 @@ def _pieces(
                 return
 
 
-def _columns(path: Path, present: Sequence[str], wanted: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _columns(path: Path, present: Sequence[str], columns_of_role: Mapping[str, Sequence[str]]) -> dict[str, str]:
     chosen: dict[str, str] = {}
-    for role, options in wanted.items():
+    for role, options in columns_of_role.items():
         name = next((option for option in options if option in present), None)
         if name is None:
             raise InvalidInputError(

@@ -76,12 +76,12 @@ class ImageFiles(Dataset):
 
     def without_corrupt(self) -> Self:
         """The files that can be used, after trying all of them; the others become `skipped`."""
-        found = self._find_corrupt()
-        settle([sample for _, sample in found], len(self) - len(found), "skip")
-        bad = {index for index, _ in found}
+        corrupt = self._find_corrupt()
+        settle([sample for _, sample in corrupt], len(self) - len(corrupt), "skip")
+        bad = {index for index, _ in corrupt}
         other = copy.copy(self)
         other._keep([n for n in range(len(self)) if n not in bad])
-        other.skipped = (*self.skipped, *(sample for _, sample in found))
+        other.skipped = (*self.skipped, *(sample for _, sample in corrupt))
         return other
 
     def _keep(self, rows: list[int]) -> None:
@@ -102,7 +102,7 @@ class ImageFiles(Dataset):
             return None
 
         with ThreadPoolExecutor() as pool:
-            return [found for found in pool.map(problem, range(len(self))) if found is not None]
+            return [corrupt for corrupt in pool.map(problem, range(len(self))) if corrupt is not None]
 
     def digest(self, index: int) -> bytes:
         """A hash of one image file's bytes."""
@@ -302,7 +302,7 @@ def _of_parquet(
     sizes, features = parquet_rows(shards)
     chosen = spread(sum(sizes), limit)
     _require_memory(shards, len(chosen) / max(1, sum(sizes)))
-    wanted = {"image": ("image", "img"), "label": ("label",)}
+    columns_of_role = {"image": ("image", "img"), "label": ("label",)}
     files: list[Path] = []
     encoded: list[bytes | None] = []
     labels: list[int] = []
@@ -311,7 +311,7 @@ def _of_parquet(
         rows = chosen[(chosen >= start) & (chosen < end)] - start
         if not len(rows):
             continue
-        for path, first, columns in read_columns([shard], wanted, None):
+        for path, first, columns in read_columns([shard], columns_of_role, None):
             codes = integers(columns["label"], path, first)
             here = rows[(rows >= first) & (rows < first + len(codes))] - first
             cells = columns["image"].take(require("pyarrow", "train").array(here)).to_pylist()

@@ -162,8 +162,8 @@ def load(
         _download(name, folder)
         dataset = attempt()
     if dataset.skipped:
-        found = describe_corrupt(dataset.skipped, len(dataset) + len(dataset.skipped))
-        warnings.warn(f"split {split!r} of {name!r}, skipped: {found}", ReliabilityWarning, stacklevel=2)
+        problems = describe_corrupt(dataset.skipped, len(dataset) + len(dataset.skipped))
+        warnings.warn(f"split {split!r} of {name!r}, skipped: {problems}", ReliabilityWarning, stacklevel=2)
     return dataset
 
 

@@ -236,7 +236,7 @@ def load_cityscapes(
     if on_corrupt == "skip":
         return dataset.without_corrupt()
     # Headers are quick to read; the pixels of a damaged file are found when it is read, or by check().
-    problems = [found for pair in pairs if (found := _header_problem(*pair))]
+    problems = [problem for pair in pairs if (problem := _header_problem(*pair))]
     settle(problems, len(pairs) - len(problems), "refuse")
     return dataset
 

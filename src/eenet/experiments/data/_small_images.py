@@ -244,11 +244,11 @@ def _read(variant: _Cifar, name: str, root: Path, split: str, limit: int | None,
 
 
 def _read_parquet(variant: _Cifar, shards: Sequence[Path], limit: int | None) -> _Raw:
-    wanted = {"image": ("img", "image"), "label": variant.label_columns}
+    columns_of_role = {"image": ("img", "image"), "label": variant.label_columns}
     images: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     corrupt: list[CorruptSample] = []
-    for path, first, columns in read_columns(shards, wanted, limit):
+    for path, first, columns in read_columns(shards, columns_of_role, limit):
         codes = integers(columns["label"], path, first)
         known = np.array([0 if code is None else code for code in codes], np.int64)  # no label: corrupt, below
         require_labels(known, variant.classes, str(path), first)

@@ -238,8 +238,8 @@ def load_texts(
 
 
 def _parquet_rows(shards: Sequence[Path], data: _TextData, limit: int | None) -> Iterator[_Row]:
-    wanted = {"text": (data.text_column,), "label": ("label",)}
-    for path, first, columns in read_columns(shards, wanted, limit):
+    columns_of_role = {"text": (data.text_column,), "label": ("label",)}
+    for path, first, columns in read_columns(shards, columns_of_role, limit):
         texts = columns["text"].to_pylist()
         labels = integers(columns["label"], path, first)
         require_labels(np.array([0 if n is None else n for n in labels], np.int64), data.classes, str(path), first)

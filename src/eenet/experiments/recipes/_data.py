@@ -64,15 +64,15 @@ class RecipeData:
     def use(self, split: ThreeWaySplit) -> None:
         """Take the parts as a split has them, and the validation part out of the training part."""
         parts = split.parts(self._sources())
-        wanted = self._settings.validation
-        if isinstance(wanted, str):
+        amount = self._settings.validation
+        if isinstance(amount, str):
             parts["validation"] = parts["calibration"]
         else:
             whole = parts["train"]
-            count = wanted if isinstance(wanted, int) else max(2, int(wanted * len(whole)))
+            count = amount if isinstance(amount, int) else max(2, int(amount * len(whole)))
             if not 2 <= count < len(whole):
                 raise InvalidInputError(
-                    f"data.validation is {wanted}, of the {len(whole)} samples of the training part; take at least 2 "
+                    f"data.validation is {amount}, of the {len(whole)} samples of the training part; take at least 2 "
                     "and leave some"
                 )
             order = np.random.default_rng([self._recipe.seed, count]).permutation(len(whole))
@@ -248,9 +248,9 @@ def checkpoint_folder(recipe: Recipe, given: Path | None, *, download: bool) -> 
 
 def _from_hub(name: str, *, download: bool) -> str:
     hub: Any = require("huggingface_hub", "train")
-    wanted = ["config.json", "model.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
+    patterns = ["config.json", "model.safetensors", "tokenizer*", "vocab.txt", "special_tokens_map.json"]
     try:
-        return str(hub.snapshot_download(name, allow_patterns=wanted, local_files_only=not download))
+        return str(hub.snapshot_download(name, allow_patterns=patterns, local_files_only=not download))
     except (OSError, hub.errors.HfHubHTTPError, hub.errors.LocalEntryNotFoundError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
@@ -264,7 +264,7 @@ def make_network(
 ) -> MultiExitModel:
     """The network with its exits, weights as the recipe starts from; the same for the same seed."""
     settings = recipe.model
-    found = known(settings.name)
+    spec = known(settings.name)
     options = dict(settings.options)
     if checkpoint is not None:
         options["checkpoint"] = checkpoint
@@ -282,7 +282,7 @@ def make_network(
                 f"the network {settings.name!r} does not take model.options {options}: {error}"
             ) from error
         if settings.heads is None:
-            heads = make_heads(backbone, found.exits(backbone))
+            heads = make_heads(backbone, spec.exits(backbone))
         else:
             heads = _heads(settings.heads, backbone, classes)
     for name in settings.freeze:
@@ -295,7 +295,7 @@ def make_network(
             ) from error
         for parameter in module.parameters():
             parameter.requires_grad = False
-    return attach(backbone, found.exits(backbone), classes, data.example(), heads=heads, dynamic=found.dynamic)
+    return attach(backbone, spec.exits(backbone), classes, data.example(), heads=heads, dynamic=spec.dynamic)
 
 
 def _heads(settings: HeadSettings, backbone: Any, classes: int) -> list[torch.nn.Module]:

@@ -36,12 +36,12 @@ def undisturbed(profile: StageProfile) -> tuple[StageProfile, list[str]]:
     if spread <= TRUSTED_SPREAD or profile.device.get("device") != "cpu":
         return profile, []
     wall, cpu = profile.tables["ms"], profile.tables["cpu_ms"]
-    found = replace(
+    kept = replace(
         profile,
         tables={**profile.tables, "ms": cpu * (wall[-1, -1] / cpu[-1, -1])},
         spreads={**profile.spreads, "ms": profile.spreads["cpu_ms"]},
     )
-    return found, [
+    return kept, [
         f"Other programs disturbed the measurement of the costs: wall times varied by {spread:.0%}. The proportions of "
         "the cost table are therefore those of processor time; on a quiet machine they are those of wall time."
     ]
@@ -129,7 +129,7 @@ def measure_policies(
                 "calibration_cost": scheduler.calibration_cost,
                 "test_cost": float(scheduler.costs.values[at].mean()),
                 "exit_shares": (np.bincount(at, minlength=model.num_exits) / len(at)).tolist(),
-                "replay_differs": int(sum((found != replayed[: len(found)]).sum() for found in exits.values())),
+                "replay_differs": int(sum((taken != replayed[: len(taken)]).sum() for taken in exits.values())),
             }
             if key[0] != "exit":
                 row["limit"] = scheduler.budget
@@ -166,8 +166,8 @@ def _in_turns(
             for b in range(len(calls)):
                 clocks = [partial(timed, partial(call, n, b, keep=r == 0), wait=wait) for n in range(len(runs))]
                 order = (seed * rounds + r) * len(calls) + b
-                found = in_turns(clocks, seconds=0, least=1, warm_up=0, seed=order)
-                wall[:, r, b] = 1000 * found.wall[0]
+                timing = in_turns(clocks, seconds=0, least=1, warm_up=0, seed=order)
+                wall[:, r, b] = 1000 * timing.wall[0]
                 advance()
     return wall, outputs
 
@@ -194,8 +194,8 @@ def _times(wall: NDArray[np.float64], plain: NDArray[np.float64], samples: int) 
 
 
 def _logits(output: Any) -> Tensor:
-    found: Tensor = output.logits if hasattr(output, "exits") else logits_in(output)
-    return found
+    tensor: Tensor = output.logits if hasattr(output, "exits") else logits_in(output)
+    return tensor
 
 
 def _accuracy(model: MultiExitModel, outputs: list[Any], labels: list[Any]) -> float:

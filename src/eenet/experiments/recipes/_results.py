@@ -168,7 +168,7 @@ def _feasible(budget: str, costs: ExitCosts) -> bool:
 
 
 def _exits(names: list[str], costs: ExitCosts, calibration: ExitRecords, test: ExitRecords) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for k, name in enumerate(names):
         row: dict[str, Any] = {
             "name": name,
@@ -178,13 +178,13 @@ def _exits(names: list[str], costs: ExitCosts, calibration: ExitRecords, test: E
         }
         if test.pixel_counts is not None:
             row["test_mean_iou"] = mean_iou(test.pixel_counts[k])
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRecords) -> list[dict[str, Any]]:
     """What each saved scheduler does on the test part."""
-    found = []
+    rows = []
     for budget in budgets:
         for method in NAMES:
             path = out / SCHEDULER_FOLDER / scheduler_file(method, budget)
@@ -205,8 +205,8 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
             }
             if test.pixel_counts is not None:
                 row["test_mean_iou"] = mean_iou(test.pixel_counts[decisions.exits, np.arange(len(test))])
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def readme(metrics: Mapping[str, Any]) -> str:
@@ -358,8 +358,8 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
     for method in methods:
         if method == comparison["reference"]:
             continue
-        found = {item["budget"]: item for item in comparison["differences"] if item["scheduler"] == method}
-        rows.append([NAMES[method], *(_signed(found.get(budget)) for budget in [*budgets, None])])
+        by_budget = {item["budget"]: item for item in comparison["differences"] if item["scheduler"] == method}
+        rows.append([NAMES[method], *(_signed(by_budget.get(budget)) for budget in [*budgets, None])])
     return [*lines, *_table(["budget", *titles, "all"], rows)]
 
 

@@ -118,7 +118,7 @@ def reproduce(recipe: Recipe, options: RunOptions, *, console: Console, steps: S
 
     Returns
     -------
-    What the last step found: of "evaluate" the metrics.
+    The result of the last step: of "evaluate" the metrics.
 
     Raises
     ------
@@ -177,7 +177,7 @@ class _Run:
             "fit": self._fit,
             "evaluate": self._evaluate,
         }
-        found: dict[str, Any] = {}
+        outcome: dict[str, Any] = {}
         for number, step in enumerate(STEPS, start=1):
             if step not in names:
                 continue
@@ -187,15 +187,15 @@ class _Run:
                 self._say(f"{title}: complete, skipped")
                 marker = self.markers.read(step)
                 assert marker is not None
-                found = marker["result"]
+                outcome = marker["result"]
                 continue
             self._say(title)
             start = time.perf_counter()
-            found = work[step]()
+            outcome = work[step]()
             seconds = time.perf_counter() - start
-            self.markers.write(step, settings, seconds=seconds, result=found)
+            self.markers.write(step, settings, seconds=seconds, result=outcome)
             self._say(f"{title}: done in {_duration(seconds)}")
-        return found
+        return outcome
 
     def _settings(self, step: str) -> dict[str, Any]:
         """All that a step's result depends on, the steps before it included."""
@@ -212,10 +212,10 @@ class _Run:
             sections["profile"] = recipe.profile.model_dump()
         if step in ("fit", "evaluate"):
             sections["evaluation"] = recipe.evaluation.model_dump()
-        found: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, **sections}
+        settings: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, **sections}
         if step == "evaluate":
-            found["published"] = None if recipe.published is None else recipe.published.model_dump()
-        return found
+            settings["published"] = None if recipe.published is None else recipe.published.model_dump()
+        return settings
 
     def _forget(self, steps: Sequence[str]) -> None:
         for step in steps:
@@ -302,15 +302,15 @@ class _Run:
 
     def _collect(self) -> dict[str, Any]:
         data, model = self._read_data(), self._read_model()
-        found: dict[str, Any] = {}
+        summary: dict[str, Any] = {}
         with self._bar() as bar:
             for name, file in (("calibration", CALIBRATION), ("test", TEST)):
                 loader = data.held_out(name)
                 task = bar.add_task(f"  {name} part", total=len(loader))
                 records = collect(model, _followed(loader, partial(bar.advance, task)))
                 records.save(self.work / file)
-                found[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
-        return found
+                summary[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
+        return summary
 
     def _profile(self) -> dict[str, Any]:
         data, model, settings = self._read_data(), self._read_model(), self.recipe.profile
@@ -323,7 +323,7 @@ class _Run:
             scheduler.fit(calibration, flops, budget=float(flops[-1]))
         with self._bar() as bar:
             task = bar.add_task("  batch sizes", total=len(settings.batch_sizes))
-            found = measure(
+            measured = measure(
                 model,
                 example,
                 batch_sizes=settings.batch_sizes,
@@ -331,18 +331,18 @@ class _Run:
                 seconds=settings.seconds,
                 progress=lambda _size: bar.advance(task),
             )
-        wanted = self.recipe.evaluation
-        profile = PROFILE if wanted.partial_batch is not None else COSTS
-        write_json(self.out / profile, {"schema": 1, "exits": list(model.exit_names), **found.to_dict()})
+        evaluation = self.recipe.evaluation
+        profile = PROFILE if evaluation.partial_batch is not None else COSTS
+        write_json(self.out / profile, {"schema": 1, "exits": list(model.exit_names), **measured.to_dict()})
         notes: list[str] = []
-        if wanted.unit == "ms":
-            found, notes = undisturbed(found)
+        if evaluation.unit == "ms":
+            measured, notes = undisturbed(measured)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ReliabilityWarning)
-            whole = found.costs(wanted.unit, wanted.batch_size)
+            whole = measured.costs(evaluation.unit, evaluation.batch_size)
             costs = whole
-            if wanted.partial_batch is not None:
-                costs = mixed_costs(found, wanted.unit, wanted.batch_size, wanted.partial_batch)
+            if evaluation.partial_batch is not None:
+                costs = mixed_costs(measured, evaluation.unit, evaluation.batch_size, evaluation.partial_batch)
                 write_json(self.out / COSTS, costs.to_dict())
         notes += dict.fromkeys(f"Take the cost table with care: {warning.message}." for warning in caught)
         for note in notes:
@@ -351,7 +351,7 @@ class _Run:
             "costs": costs.to_dict(),
             "full_batch": whole.to_dict(),
             "notes": notes,
-            "machine": machine(found.device),
+            "machine": machine(measured.device),
         }
 
     def _fit(self) -> dict[str, Any]:
@@ -394,11 +394,11 @@ class _Run:
 
     def _measured(self, calibration: ExitRecords, test: ExitRecords) -> dict[str, Any]:
         """Every single exit and every fitted scheduler run for real, in turns with the plain network."""
-        data, model, wanted = self._read_data(), self._read_model(), self.recipe.evaluation
+        data, model, settings = self._read_data(), self._read_model(), self.recipe.evaluation
         whole = ExitCosts.from_dict(self._result("profile")["full_batch"])
         policies: dict[tuple[str, str], Scheduler] = {}
         policies |= {("exit", str(k + 1)): Static(k).fit(calibration, whole) for k in range(len(whole))}
-        for budget in wanted.budgets:
+        for budget in settings.budgets:
             for method in schedulers(self.recipe.seed):
                 path = self.out / SCHEDULER_FOLDER / scheduler_file(method, budget)
                 if path.is_file():
@@ -410,8 +410,8 @@ class _Run:
                 policies,
                 test,
                 lambda size: data.held_out("test", batch_size=size),
-                batch_size=wanted.batch_size,
-                rounds=wanted.rounds,
+                batch_size=settings.batch_size,
+                rounds=settings.rounds,
                 seed=self.recipe.seed,
                 progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
@@ -499,12 +499,12 @@ class _Markers:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["schema"] > _SCHEMA:
+            marker = json.loads(path.read_text(encoding="utf-8"))
+            if marker["schema"] > _SCHEMA:
                 raise FileFormatError(
-                    f"{str(path)!r} has schema {found['schema']}, this eenet reads up to {_SCHEMA}: upgrade eenet"
+                    f"{str(path)!r} has schema {marker['schema']}, this eenet reads up to {_SCHEMA}: upgrade eenet"
                 )
-            return {"settings": found["settings"], "seconds": found["seconds"], "result": found["result"]}
+            return {"settings": marker["settings"], "seconds": marker["seconds"], "result": marker["result"]}
         except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise FileFormatError(
                 f"{str(path)!r} is damaged ({error}); delete it, and the step {step!r} runs again"
@@ -512,10 +512,10 @@ class _Markers:
 
     def complete(self, step: str, settings: Mapping[str, Any]) -> bool:
         """Whether a step is complete; raises `InvalidInputError` where it was made with other settings."""
-        found = self.read(step)
-        if found is None:
+        marker = self.read(step)
+        if marker is None:
             return False
-        changed = _differences(_as_today(found["settings"]), _plain(settings))
+        changed = _differences(_as_today(marker["settings"]), _plain(settings))
         if changed:
             raise OtherSettingsError(
                 f"the step {step!r} in {str(self._folder.parent.parent)!r} was made with other settings "
@@ -531,13 +531,13 @@ class _Markers:
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
     """Where two JSON values differ, as "path: now instead of before"."""
     if isinstance(before, dict) and isinstance(now, dict):
-        found = []
+        differences = []
         for key in dict.fromkeys([*before, *now]):
             if where in _NEW and key in _NEW[where] and key not in before and now[key] == _NEW[where][key]:
                 continue
             path = f"{where}.{key}" if where else str(key)
-            found += _differences(before.get(key), now.get(key), path)
-        return found
+            differences += _differences(before.get(key), now.get(key), path)
+        return differences
     return [] if before == now else [f"{where}: {now!r} instead of {before!r}"]
 
 

@@ -241,7 +241,7 @@ class Recipe(_Section):
         seed = given.get("seed", 0)
         own, config = _split_train(given["train"], seed if isinstance(seed, int) and seed >= 0 else 0)
         try:
-            found = cls.model_validate(
+            recipe = cls.model_validate(
                 {
                     "about": given.get("title"),
                     **given,
@@ -254,16 +254,16 @@ class Recipe(_Section):
         except ValidationError as error:
             raise _refused(cls, error, given) from error
         for field in ("batch_size", "partial_batch"):
-            size, sizes = getattr(found.evaluation, field), list(found.profile.batch_sizes)
+            size, sizes = getattr(recipe.evaluation, field), list(recipe.profile.batch_sizes)
             if size is not None and size not in sizes:
                 raise InvalidInputError(f"evaluation.{field} is {size}, expected one of profile.batch_sizes {sizes}")
-        partial = found.evaluation.partial_batch
-        if partial is not None and partial >= found.evaluation.batch_size:
+        partial = recipe.evaluation.partial_batch
+        if partial is not None and partial >= recipe.evaluation.batch_size:
             raise InvalidInputError(
                 f"evaluation.partial_batch is {partial}, expected less than evaluation.batch_size, "
-                f"{found.evaluation.batch_size}"
+                f"{recipe.evaluation.batch_size}"
             )
-        return found
+        return recipe
 
     @classmethod
     def reference(cls) -> str:
@@ -272,8 +272,8 @@ class Recipe(_Section):
         lines = ["| field | expects | what it is |", "|---|---|---|"]
         lines += [f"| `{name}` | {_expected(field)} | {field.description} |" for name, field in top.items()]
         lines.append("| `smoke` | a mapping | what `--smoke` changes: the same sections, with small sizes |")
-        found = {name: _section_of(field) for name, field in cls.model_fields.items()}
-        sections = {name: section for name, section in found.items() if section is not None}
+        by_name = {name: _section_of(field) for name, field in cls.model_fields.items()}
+        sections = {name: section for name, section in by_name.items() if section is not None}
         sections["model.heads"] = HeadSettings
         for name, kind in sections.items():
             assert kind.__doc__ is not None
@@ -303,8 +303,8 @@ def _split_train(values: Any, seed: int) -> tuple[dict[str, Any], TrainConfig]:
 
 def _refused(section: type[BaseModel], error: ValidationError, values: Any) -> InvalidInputError:
     """Our words for the first thing that pydantic refuses, an unknown field before others."""
-    found = error.errors(include_url=False, include_context=False)
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    problems = error.errors(include_url=False, include_context=False)
+    first = next((one for one in problems if one["type"] == "extra_forbidden"), problems[0])
     path: list[str] = []
     value, kind, field = values, section, None
     for key in first["loc"]:
@@ -428,22 +428,22 @@ def _find(name: str) -> Path:
 def _read(path: Path) -> dict[str, Any]:
     yaml = require("yaml", "train")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{str(path)!r} holds a {type(found).__name__}, expected a mapping of sections")
-    return found
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{str(path)!r} holds a {type(content).__name__}, expected a mapping of sections")
+    return content
 
 
 def _merged(values: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with what `other` says, mappings merged key by key."""
-    found = dict(values)
+    merged = dict(values)
     for key, value in other.items():
-        mine = found.get(key)
+        mine = merged.get(key)
         both = isinstance(mine, Mapping) and isinstance(value, Mapping)
-        found[key] = _merged(mine, value) if both and isinstance(mine, Mapping) else value
-    return found
+        merged[key] = _merged(mine, value) if both and isinstance(mine, Mapping) else value
+    return merged
 
 
 def _change(text: str) -> dict[str, Any]:
@@ -453,10 +453,10 @@ def _change(text: str) -> dict[str, Any]:
     if not equals or not all(names):
         raise InvalidInputError(f"{text!r} changes nothing; expected SECTION.FIELD=VALUE such as train.epochs=5")
     try:
-        found: Any = yaml.safe_load(value)
+        change: Any = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InvalidInputError(f"the value of {text!r} is not YAML: {' '.join(str(error).split())}") from error
     for name in reversed(names):
-        found = {name: found}
-    changed: dict[str, Any] = found
+        change = {name: change}
+    changed: dict[str, Any] = change
     return changed

@@ -124,12 +124,12 @@ def _cityscapes(root: Path, rng: np.random.Generator) -> None:
 
 def _sentences(rng: np.random.Generator, labels: NDArray[np.int64]) -> list[str]:
     """A few words at random, most of them those of the class."""
-    found = []
+    sentences = []
     for label in labels:
         own = [_WORDS[(3 * int(label) + k) % len(_WORDS)] for k in range(3)]
         words = [str(rng.choice(own if rng.random() < 0.7 else _WORDS)) for _ in range(int(rng.integers(2, 12)))]
-        found.append(" ".join(words))
-    return found
+        sentences.append(" ".join(words))
+    return sentences
 
 
 def _sst2(root: Path, rng: np.random.Generator) -> None:

@@ -326,8 +326,8 @@ class _Logistic:
         from scipy.optimize import minimize  # takes longer to import than to decide
 
         options = {"maxiter": _ITERATIONS, "gtol": 1e-6, "ftol": 1e-8}
-        found: Floats = minimize(self.loss, start, jac=True, method="L-BFGS-B", options=options).x
-        return found if np.isfinite(found).all() else start
+        solution: Floats = minimize(self.loss, start, jac=True, method="L-BFGS-B", options=options).x
+        return solution if np.isfinite(solution).all() else start
 
 
 def _train_best(
@@ -372,11 +372,11 @@ def _value(
     """Mean accuracy over the budgets that can be met."""
     family = tilted_shares(shares, costs.values)
     smallest = table.mean_cost(table.cheapest())
-    found = []
+    utilities = []
     for budget in budgets:
         exits = table.exits(table.meet(max(budget, smallest), family))
-        found.append(float(records.require_utility()[exits, np.arange(len(exits))].mean()))
-    return float(np.mean(found))
+        utilities.append(float(records.require_utility()[exits, np.arange(len(exits))].mean()))
+    return float(np.mean(utilities))
 
 
 def _train(
@@ -385,7 +385,7 @@ def _train(
     """Scores and assignment in turns, for each budget."""
     first = _Scores(data, way)
     first_q = first.learn(np.full(data.worth.shape, 1 / len(costs)))  # the first turn is the same for all budgets
-    found = []
+    scores_of_budgets = []
     for budget in budgets:
         scores, q = first.copy(), first_q
         weights = {"kl_weight": options.kl_weight, "cost_weight": options.cost_weight}
@@ -394,5 +394,5 @@ def _train(
             q = scores.learn(r)
             r = exit_assignment(q, costs, budget, **weights)
         shares = r.mean(axis=1)
-        found.append(scores.frozen(shares / shares.sum()))
-    return found
+        scores_of_budgets.append(scores.frozen(shares / shares.sum()))
+    return scores_of_budgets

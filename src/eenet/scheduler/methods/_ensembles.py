@@ -189,8 +189,8 @@ def _fit_product(logs: Floats, labels: Ints) -> tuple[Floats, Floats]:
         return float(value) / count, gradient / count
 
     options = {"maxiter": 100, "gtol": 1e-7, "ftol": 1e-10}
-    found: Floats = minimize(loss, np.zeros(exits + classes), jac=True, method="L-BFGS-B", options=options).x
-    return np.exp(found[:exits]) / exits, found[exits:]
+    solution: Floats = minimize(loss, np.zeros(exits + classes), jac=True, method="L-BFGS-B", options=options).x
+    return np.exp(solution[:exits]) / exits, solution[exits:]
 
 
 class ZTW(Scheduler, method="ztw"):

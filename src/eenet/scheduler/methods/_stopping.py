@@ -280,14 +280,14 @@ class _Induction:
     def _gained(self, worth: Floats, spent: Floats, plain: ThresholdFit) -> float:
         """Mean accuracy, out of fold, above that of the simple rule at the same costs."""
         table, samples = plain.calibrations[0].table, np.arange(len(self.records))
-        found = []
+        gains = []
         costs = spent.mean(axis=0)
         for place in np.linspace(costs.min(), costs.max(), _COMPARED + 2)[1:-1]:
             price = int(np.abs(costs - place).argmin())
             cost = max(float(costs[price]), table.mean_cost(table.cheapest()))
             exits = table.exits(table.meet(cost, geometric_shares(len(self.costs))))
-            found.append(float((worth[:, price] - self.utility[exits, samples]).mean()))
-        return float(np.mean(found))
+            gains.append(float((worth[:, price] - self.utility[exits, samples]).mean()))
+        return float(np.mean(gains))
 
     def _at(
         self, evidence: list[Evidence], onward: Floats, k: int, finite: Bools
@@ -306,13 +306,11 @@ class _Induction:
         here = self.utility[k][:, None] - self.prices * self.costs[k]
         width = z.shape[1]
         free = np.array([0, *range(width, width + KNOTS)])
-        found = fit_ridge(
-            x[rows], (onward - here)[rows], classes[rows], self.records.num_classes, self.folds[rows], free
-        )
-        models = _GainModels(center, scale, knots, found.weights, found.class_effects, found.intercepts)
+        fit = fit_ridge(x[rows], (onward - here)[rows], classes[rows], self.records.num_classes, self.folds[rows], free)
+        models = _GainModels(center, scale, knots, fit.weights, fit.class_effects, fit.intercepts)
         out_of_fold = np.zeros_like(onward)
-        out_of_fold[rows] = found.out_of_fold
-        return models, x @ found.weights + found.class_effects[classes] + found.intercepts, out_of_fold
+        out_of_fold[rows] = fit.out_of_fold
+        return models, x @ fit.weights + fit.class_effects[classes] + fit.intercepts, out_of_fold
 
 
 @array_value

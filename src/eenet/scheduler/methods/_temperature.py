@@ -61,11 +61,11 @@ class TemperatureScore(Score):
     def fit(cls, records: ExitRecords, costs: ExitCosts, seed: int) -> Sequence[TemperatureScore]:  # noqa: ARG003
         """The temperature of each early exit that gives the labels the highest likelihood."""
         labels = require_labels(records, cls)
-        found = []
+        fitted = []
         for evidence in records.all_evidence()[:-1]:
             known = np.flatnonzero(evidence.finite)
-            found.append(_best_temperature(log_probabilities(evidence)[known], labels[known]) if len(known) else 1.0)
-        return (cls(np.array(found)),)
+            fitted.append(_best_temperature(log_probabilities(evidence)[known], labels[known]) if len(known) else 1.0)
+        return (cls(np.array(fitted)),)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The temperatures, to be saved."""

@@ -178,10 +178,10 @@ class Engine:
             k, batch = self._alone.popleft()
             if batch.open:
                 return self._work(k, [batch])
-        found = self._choose(now)
-        if found is None:
+        choice = self._choose(now)
+        if choice is None:
             return None
-        k, queue = found
+        k, queue = choice
         return self._work(k, self._form(k, queue))
 
     @property

@@ -91,9 +91,9 @@ class PolicyBook:
 
     def name(self, policy: ThresholdPolicy) -> PolicyName:
         """The name of a policy; raises `InvalidInputError` for one whose score is not of this scheduler."""
-        found = self._names.get(id(policy))
-        if found is not None:
-            return found[1]
+        known = self._names.get(id(policy))
+        if known is not None:
+            return known[1]
         numbers = [number for number, score in enumerate(self._scores) if score is policy.score]
         if policy.score is _NO_SCORE:
             numbers = [-1]
@@ -107,13 +107,13 @@ class PolicyBook:
 
     def policy(self, name: PolicyName) -> ThresholdPolicy:
         """The policy of a name."""
-        found = self._policies.get(name)
-        if found is None:
-            found = ThresholdPolicy(
+        kept = self._policies.get(name)
+        if kept is None:
+            kept = ThresholdPolicy(
                 _NO_SCORE if name.score < 0 else self._scores[name.score],
                 np.array(name.thresholds, dtype=np.float64),
                 np.array(name.enabled, dtype=np.bool_),
                 self._num_classes,
             )
-            self._policies[name] = found
-        return found
+            self._policies[name] = kept
+        return kept

@@ -307,22 +307,22 @@ def _array(value: Any, spec: InputSpec | None, words: bool) -> Array:
         array = np.asarray(value)
     except ValueError as error:
         raise RefusedError(422, f"the input {spec.name!r} is ragged or nested too deeply; expected an array") from error
-    wanted = np.dtype(spec.dtype)
-    if wanted.kind != "b" and words and array.dtype.kind in "fiu":  # numpy takes true for 1 among numbers
+    expected = np.dtype(spec.dtype)
+    if expected.kind != "b" and words and array.dtype.kind in "fiu":  # numpy takes true for 1 among numbers
         flat = np.asarray(value, dtype=np.object_).ravel()
         words = any(isinstance(one, bool) for one in flat)
-    if array.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[wanted.kind] or (
-        wanted.kind != "b" and words and array.dtype.kind in "fiu"
+    if array.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[expected.kind] or (
+        expected.kind != "b" and words and array.dtype.kind in "fiu"
     ):
         kinds = {"f": "numbers", "i": "whole numbers", "u": "whole numbers", "b": "true or false"}
-        raise RefusedError(422, f"the input {spec.name!r} holds something else than {kinds[wanted.kind]} ({wanted})")
-    if wanted.kind in "fiu" and array.size:
+        raise RefusedError(422, f"the input {spec.name!r} does not hold {kinds[expected.kind]} ({expected})")
+    if expected.kind in "fiu" and array.size:
         # Of floats too: a number that is too large would round to the largest, or to infinity.
-        bounds: Any = np.finfo(wanted) if wanted.kind == "f" else np.iinfo(wanted)
+        bounds: Any = np.finfo(expected) if expected.kind == "f" else np.iinfo(expected)
         least, most = array.min().item(), array.max().item()
         if least < float(bounds.min) or most > float(bounds.max) or not (least == least and most == most):
-            raise RefusedError(422, f"the input {spec.name!r} goes from {least} to {most}, which is no {wanted}")
-    return array.astype(wanted)
+            raise RefusedError(422, f"the input {spec.name!r} goes from {least} to {most}, which is no {expected}")
+    return array.astype(expected)
 
 
 def _text(body: bytes) -> str:

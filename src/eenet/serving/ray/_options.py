@@ -160,5 +160,5 @@ class RayOptions:
 
 
 def _plain(value: Any, usual: Any) -> dict[str, Any]:
-    found = {one.name: getattr(value, one.name) for one in fields(value)}
-    return {name: one for name, one in found.items() if one != getattr(usual, name)}
+    values = {one.name: getattr(value, one.name) for one in fields(value)}
+    return {name: one for name, one in values.items() if one != getattr(usual, name)}

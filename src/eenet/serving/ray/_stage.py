@@ -192,10 +192,10 @@ class StageServer:
             )
 
         request = await self._workers.answer(submit, timeout=timeout)
-        found = reply(self.backend, self.stage, request, self._unreported())
-        if self._store is None or found.live is None or isinstance(found.live, ObjectReference):
-            return found
-        return replace(found, live=await self._store.put(found.live))
+        result = reply(self.backend, self.stage, request, self._unreported())
+        if self._store is None or result.live is None or isinstance(result.live, ObjectReference):
+            return result
+        return replace(result, live=await self._store.put(result.live))
 
     async def drain(self) -> None:
         """Answer what is inside and stop the workers."""
