@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import eenet
 from eenet.scheduler import SCORES, ExitHistory, Score
 from eenet.tasks import LOG_ODDS_LIMIT, Classification, Evidence, Segmentation, Task, softmax
 from eenet.testing import toy_logits
@@ -203,3 +204,23 @@ def test_evidence_joined_is_the_evidence_of_all_to_the_last_bit(
         np.testing.assert_array_equal(joined.scores[k], whole.scores[k])
         for name in ("finite", "probabilities", "predictions", "entropy", "vote_share", "streak", "label_map"):
             np.testing.assert_array_equal(getattr(joined.evidence[k], name), getattr(whole.evidence[k], name))
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_logits_in_double_precision_predict_what_their_records_do(copies: int) -> None:
+    logits = np.repeat(np.array([[1.0, 1.0 + 1e-12, 1e300], [1.0, 1.0 + 1e-12, 0.0]]), copies, axis=0)
+    records = eenet.ExitRecords.from_logits(np.stack([logits, logits]))
+    for rows in (np.arange(2 * copies), *np.arange(2 * copies)[:, None]):
+        evidence = Evidence.from_logits(logits[rows])
+        assert evidence.predictions.tolist() == records.predictions[0, rows].tolist()
+        assert evidence == records.evidence(0, rows)
+    image = np.array([1.0, 1.0 + 1e-12]).reshape(1, 2, 1, 1)
+    history = [Segmentation().evidence(of, []) for of in (image, image.astype(np.float32))]
+    assert history[0] == history[1]
+
+
+def test_evidence_of_one_sample_shares_nothing_that_can_be_written_to() -> None:
+    evidence = Evidence.from_logits(np.zeros((1, 3), dtype=np.float32))
+    with pytest.raises(ValueError, match="read-only"):
+        evidence.finite[0] = False
+    assert Evidence.from_logits(np.ones((1, 3), dtype=np.float32)).finite.all()

@@ -36,6 +36,7 @@ _KEPT = 2**20
 
 _TAME = 1e30  # logits below this size have differences that float32 can hold
 _TRUE: Bools = np.ones(1, dtype=np.bool_)
+_TRUE.flags.writeable = False  # it is part of much evidence
 
 _NOT_ROWS = ("_earlier", "is_pooled")  # of what evidence holds, what has no row for each sample
 
@@ -122,7 +123,10 @@ class Evidence:
 
     @classmethod
     def from_logits(cls, logits: NDArray[np.floating], earlier: Sequence[Evidence] = ()) -> Evidence:
-        """Evidence of logits (n, C)."""
+        """Evidence of logits (n, C), which are taken as float32, as records keep them."""
+        if logits.dtype != np.float32:  # before the largest is sought: of two that round to one it is the first
+            with np.errstate(over="ignore"):
+                logits = logits.astype(np.float32)
         if len(logits) == 1:
             one = cls._from_one(logits, earlier)
             if one is not None:
@@ -136,8 +140,8 @@ class Evidence:
     def _from_one(cls, logits: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence | None:
         """The evidence of one sample, the same bits in less time; None where its logits need more care."""
         predictions = logits.argmax(axis=-1)
-        z = np.ascontiguousarray(logits, dtype=np.float32) if logits.dtype == np.float32 else None
-        if z is None or not -_TAME < z.item(predictions.item()) < _TAME:  # float64 may overflow; NaN is not below
+        z = np.ascontiguousarray(logits)
+        if not -_TAME < z.item(predictions.item()) < _TAME:  # NaN is not below
             return None
         top = predictions.item()
         e: NDArray[np.float32] = z - z[:, top : top + 1]

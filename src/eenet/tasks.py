@@ -107,8 +107,9 @@ class Segmentation:
     def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
         """Evidence of logits (n, C, h, w), pooled over the pixels."""
         n, classes = shown.shape[:2]
-        pixels = np.ascontiguousarray(shown.reshape(n, classes, -1).transpose(0, 2, 1))
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
+            # As float32 before the largest is sought, as `collect` takes them.
+            pixels = np.ascontiguousarray(shown.reshape(n, classes, -1).transpose(0, 2, 1), dtype=np.float32)
             p = softmax(pixels)
             labels = pixels.argmax(axis=2).astype(np.int32)
             top = p.max(axis=2)

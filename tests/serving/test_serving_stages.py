@@ -16,7 +16,7 @@ from serving_toys import PATIENCE, TableBackend, ToyModel, fitted, flat, scripte
 import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.scheduler import BEEM, MaxProbability, Patience, Voting
-from eenet.serving.engine import EngineOptions, FixedBudget, Outcome, RefusedError
+from eenet.serving.engine import EngineOptions, FixedBudget, LocalService, Outcome, RefusedError
 
 pytest.importorskip("prometheus_client", reason="needs the extra that serves")
 
@@ -197,6 +197,23 @@ def test_early_exits_can_be_switched_off_and_inputs_are_limited() -> None:
     assert first.exits.tolist() == [0, 0, 0]
     assert isinstance(second, OverloadedError)
     assert isinstance(third, InvalidInputError)
+
+
+def test_requests_that_switch_exits_off_have_one_policy_whatever_the_budget() -> None:
+    async def whole() -> list[Any]:
+        model = ToyModel()
+        service = LocalService(model, FixedBudget(model.scheduler), EngineOptions(max_wait=0.0))
+        service.start()
+        found = []
+        for budget in ("100%", "60%"):
+            await service.set_budget(budget)
+            found.append(await service.answer(scripted_logits([0, 1], 3), timeout=PATIENCE, full=True))
+        await service.drain()
+        return found
+
+    first, second = asyncio.run(whole())
+    assert first.exits.tolist() == second.exits.tolist() == [2, 2]
+    assert first.policy is second.policy
 
 
 @settings(max_examples=5, deadline=None)

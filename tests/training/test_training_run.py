@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -329,6 +329,15 @@ def test_batch_norm_statistics_become_those_of_the_data() -> None:
     assert_same_weights(after, weights_of(model))
     with pytest.raises(InvalidInputError, match="batches is 0"):
         reestimate_batch_norm(model, batches, 0)
+
+    def broken() -> Iterator[tuple[Tensor, Tensor]]:
+        yield batches[0]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        reestimate_batch_norm(model, broken(), 4)
+    assert_same_weights(after, weights_of(model))
+    assert all(m.momentum == 0.1 and m.training for m in norms.values())
 
 
 def test_progress_shows_every_exit_and_is_silent_when_not_wanted(

@@ -9,8 +9,8 @@ be switched off piece by piece. Fabric is imported as `lightning_fabric`, the pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -165,26 +165,38 @@ def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches:
     Raises
     ------
     InvalidInputError
-        Where the loader has fewer batches; then nothing is changed.
+        Where the loader has fewer batches; then, as where the loader or the network raises, nothing is changed.
     """
     if batches < 1:
         raise InvalidInputError(f"batches is {batches}, expected at least 1")
     norms = [m for m in model.modules() if isinstance(m, BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     run = _NormsAlone(model, norms)
-    with modes_kept(model):
+    with modes_kept(model), _restored_unless_complete(norms):
         # In a mapping, since update_bn takes the first part of a pair for the inputs.
         update_bn(({"batch": batch} for batch in islice(loader, batches)), run)
-    if run.done < batches:
-        for norm, buffers in zip(norms, before, strict=True):
-            for name, buffer in norm.named_buffers():
-                buffer.copy_(buffers[name])
-        raise InvalidInputError(
-            f"the loader gave {run.done} batches, expected {batches}; ask for fewer, or give more data"
-        )
+        if run.done < batches:
+            raise InvalidInputError(
+                f"the loader gave {run.done} batches, expected {batches}; ask for fewer, or give more data"
+            )
     return len(norms)
+
+
+@contextmanager
+def _restored_unless_complete(norms: list[Any]) -> Iterator[None]:
+    """Where the block raises, batch norms are as they were: `update_bn` leaves them reset and without momentum."""
+    before = [(norm.momentum, {name: buffer.clone() for name, buffer in norm.named_buffers()}) for norm in norms]
+    complete = False
+    try:
+        yield
+        complete = True
+    finally:
+        if not complete:
+            for norm, (momentum, buffers) in zip(norms, before, strict=True):
+                norm.momentum = momentum
+                for name, buffer in norm.named_buffers():
+                    buffer.copy_(buffers[name])
 
 
 class _NormsAlone(nn.Module):

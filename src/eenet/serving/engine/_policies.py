@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,19 +51,22 @@ _NO_SCORE = _NoScore()
 
 
 class WholeNetwork:
-    """The policy without early exits that belongs to a policy.
+    """The policy without early exits, whatever policy is in force.
 
-    It is one object while that policy is in force: only requests of one policy object are decided together.
+    It is one object, since only requests of one policy object are decided together: a controller changes its policy
+    with every few batches, and thresholds of exits that are off are not read.
     """
 
     def __init__(self) -> None:
-        self._known: tuple[ThresholdPolicy, ThresholdPolicy] | None = None
+        self._policy: ThresholdPolicy | None = None
 
     def of(self, policy: ThresholdPolicy) -> ThresholdPolicy:
-        """That policy with its early exits off."""
-        if self._known is None or self._known[0] is not policy:
-            self._known = policy, replace(policy, score=_NO_SCORE, enabled=np.zeros_like(policy.enabled))
-        return self._known[1]
+        """The policy without early exits for the exits and classes of `policy`."""
+        found = self._policy
+        if found is None or (found.num_exits, found.num_classes) != (policy.num_exits, policy.num_classes):
+            off = np.zeros_like(policy.enabled)
+            found = self._policy = ThresholdPolicy(_NO_SCORE, np.zeros(len(off)), off, policy.num_classes)
+        return found
 
 
 @dataclass(frozen=True)
