@@ -1,7 +1,7 @@
 """Measuring what each exit costs on the machine at hand.
 
-Stages, heads and the scheduler's decisions are timed apart, in rounds that take turns, so that a machine that slows
-down meanwhile slows down all of them.
+Stages, heads and the scheduler's decisions are timed separately, in rounds that take turns, so that a machine that
+slows down meanwhile slows down all of them.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ Step = Callable[[], Any]
 def _steps(
     model: MultiExitModel, inputs: tuple[Tensor, ...], size: int, scheduler: Scheduler | None
 ) -> list[tuple[Step, ...]]:
-    """For each exit what is timed apart: the stage, its head, and where given the scheduler's step."""
+    """For each exit what is timed separately: the stage, its head, and where given the scheduler's step."""
     live = batch_of(model, inputs, size)
     steps: list[tuple[Step, ...]] = []
     history, task = ExitHistory(), model.task

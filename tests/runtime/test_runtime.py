@@ -113,7 +113,7 @@ def calls_of_stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return calls
 
 
-def test_later_stages_run_for_the_survivors_alone_and_not_at_all_once_all_samples_exited(
+def test_later_stages_run_for_the_remaining_samples_alone_and_not_at_all_once_all_exited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = conv_model(1)

@@ -164,9 +164,9 @@ def test_a_reference_that_gives_something_else_is_noticed() -> None:
         (lambda: [nn.Linear(4, 4), Chain(lambda net, x: None)], "'stage1', returns a NoneType without a tensor"),
         (
             lambda: [Chain(lambda net, x: x.reshape(-1, 2)), Chain(lambda net, x: x.reshape(-1, 4))],
-            r"'stage0' hands on 'stage0_0' of shape \(2\*batch, 2\).*survivors cannot",
+            r"'stage0' hands on 'stage0_0' of shape \(2\*batch, 2\).*samples cannot",
         ),
-        (lambda: [Chain(lambda net, x: x @ x.T), nn.Identity()], r"shape \(batch, batch\).*survivors cannot"),
+        (lambda: [Chain(lambda net, x: x @ x.T), nn.Identity()], r"shape \(batch, batch\).*samples cannot"),
         (lambda: [Chain(lambda net, x: x.sum(0)), nn.Identity()], "has no dimension of the batch"),
         (
             lambda: [nn.Linear(4, 4), Chain(lambda net, x: x - x.mean(0, keepdim=True))],

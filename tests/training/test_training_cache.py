@@ -151,7 +151,7 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**9, 10**9, 1000))
-    with pytest.raises(OutOfSpaceError, match=r"needs .* kB in .*, where 1 kB are free; make room"):
+    with pytest.raises(OutOfSpaceError, match=r"needs .* kB in .*, where 1 kB are free; free some space"):
         cache(corner_model(), loaders(64)[0], tmp_path / "features")
     assert not (tmp_path / "features").exists()
 

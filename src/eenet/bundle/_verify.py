@@ -149,21 +149,21 @@ def _compare_logits(
 def _compare_exits(
     model: MultiExitModel, scheduler: Scheduler, logits: list[NDArray[np.float32]], exits: NDArray[np.int64], rows: Ints
 ) -> int:
-    """Samples that left elsewhere than a replay says, all of them ties; raises `ExportError` for one that is none."""
+    """How many samples exited elsewhere than in a replay; raises `ExportError` for one that is not a tie."""
     history: list[Evidence] = []
     for one in logits:
         history.append(model.task.evidence(model.task.shown(one), history))
     dense = isinstance(model.task, Segmentation)
     records = ExitRecords.from_evidence([history]) if dense else ExitRecords.from_logits(np.stack(logits))
     replayed = scheduler.replay(records).exits
-    apart = np.flatnonzero(replayed != exits)
-    if len(apart) == 0:
+    differing = np.flatnonzero(replayed != exits)
+    if len(differing) == 0:
         return 0
     policy, seen = scheduler.policy, ExitHistory()
     for evidence in history[:-1]:
         seen.evidence.append(evidence)
         seen.scores.append(policy.score(seen))
-    for n in apart:
+    for n in differing:
         k = int(min(replayed[n], exits[n]))
         score, threshold = float(seen.scores[k][n]), float(policy.thresholds[k])
         if abs(score - threshold) > TIE_TOLERANCE * max(1.0, abs(threshold)):
@@ -171,4 +171,4 @@ def _compare_exits(
                 f"sample {rows[n]} takes exit {exits[n]} in the bundle and {replayed[n]} in a replay, although its "
                 f"score {score:.6g} at exit {k} is no tie with the threshold {threshold:.6g}; use backend='torch'"
             )
-    return len(apart)
+    return len(differing)

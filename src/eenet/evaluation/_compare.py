@@ -58,7 +58,7 @@ def compare(
     fraction : float
         The share of the records that calibrates.
     seed : int
-        The same seed gives the same rows, fit times apart.
+        The same seed gives the same rows, except for fit times.
     held_out : ExitRecords, optional
         Records to judge every resplit on, in place of the rest. Nothing is fitted on them.
     jobs : int, optional

@@ -13,7 +13,7 @@ from eenet._files import atomic_path
 from eenet.errors import InvalidInputError
 
 # No color and no marker repeats among the first 14 curves. The first six colors are Okabe and Ito's, the others Paul
-# Tol's, which the common kinds of color blindness keep apart.
+# Tol's, which stay distinguishable with the common kinds of color blindness.
 _COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#999933", "#AA4499",
     "#117733", "#661100", "#6699CC", "#44AA99",

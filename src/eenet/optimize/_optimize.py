@@ -45,10 +45,10 @@ class StageTimes:
     compaction: Floats
     in_buckets: bool = False
 
-    def compacts(self, k: int, samples: int, survivors: int) -> bool:
-        """Whether it pays to select the survivors before stage k, rather than to run it on all the samples."""
-        saved = self._of_stage(k, samples) - self._of_stage(k, survivors)
-        return saved > self._at(self.compaction[:, k], survivors)
+    def compacts(self, k: int, samples: int, remaining: int) -> bool:
+        """Whether it pays to select the remaining samples before stage k, rather than to run it on all the samples."""
+        saved = self._of_stage(k, samples) - self._of_stage(k, remaining)
+        return saved > self._at(self.compaction[:, k], remaining)
 
     def _of_stage(self, k: int, samples: int) -> float:
         if self.in_buckets and samples <= self.sizes[-1]:
@@ -167,7 +167,7 @@ def _recorded_if_possible(model: MultiExitModel, variant: Variant, largest: int)
 
 @torch.inference_mode()
 def stage_times(model: MultiExitModel, variant: Variant, largest: int, seconds: float) -> StageTimes:
-    """The cost of each stage at n survivors, for n a power of two up to `largest`, or one of the variant's buckets."""
+    """The cost of each stage at n samples, for n a power of two up to `largest`, or one of the variant's buckets."""
     powers = {1, largest, *(2**power for power in range(largest.bit_length()) if 2**power <= largest)}
     sizes = sorted(powers) if variant.buckets is None else variant.buckets
     stages, compaction = [], []

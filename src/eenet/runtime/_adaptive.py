@@ -63,7 +63,7 @@ class AdaptiveModel:
         A fitted scheduler for this model's exits, or a `BudgetController`.
     optimize
         None runs the model's own stages. "auto" measures frozen stages (folded batch norms, channels last) against them
-        and uses the fastest; survivors are then selected before a stage only where its measured cost says that it pays.
+        and uses the fastest; remaining samples are then selected before a stage only where that saves time.
         "aoti" also tries stages compiled by AOTInductor, on the CPU; compiling takes a while the first time and needs a
         C++ compiler. On a GPU the fastest is also recorded as CUDA graphs, for up to the largest of `batch_sizes`;
         where those are used, calls from several threads wait for each other. In half precision nothing that computes
@@ -143,7 +143,7 @@ class AdaptiveModel:
     def _run(
         self, variant: Variant, times: StageTimes | None, live: tuple[Tensor, ...], samples: int
     ) -> AdaptiveOutput[Tensor]:
-        """A batch through the stages of a variant; without `times` survivors are always selected."""
+        """A batch through the stages of a variant; without `times` the remaining samples are always selected."""
         policy = self._current_policy()
         state = DecisionState(policy, samples)
         compacts = None if times is None else times.compacts

@@ -143,7 +143,7 @@ def run(
     """Take a batch through the stages; returns the logits in its order, and leaves the exits in `state`.
 
     `live` are the live tensors before the first stage. Only heads that the policy observes run. The samples that go on
-    are selected where `compacts(k, samples, survivors)` says that it pays before stage k, by default everywhere;
+    are selected where `compacts(k, samples, remaining)` says that it pays before stage k, by default everywhere;
     otherwise the next stage runs on all samples, and the results of those that have exited are not read.
     """
     observes = state.policy.observes

@@ -176,7 +176,7 @@ def feature_at(module: nn.Module, output: Any) -> Tensor:
     """What an exit sees of the output of the module it stands at: the first tensor.
 
     A module can say otherwise with a method `exit_feature` that makes one tensor of its output. That runs in stages
-    alone: whoever calls the network as it is does not pay for it. Raises `CutError` where it gives something else.
+    alone, so the network by itself does not pay for it. Raises `CutError` where it gives something else.
     """
     feature = _own_feature(module, output)
     if feature is None:
@@ -313,7 +313,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _innermost_module(model: nn.Module, error: BaseException) -> str | None:
-    """The deepest module that was running when tracing failed, as far as the traceback tells."""
+    """The deepest module that was running when tracing failed, as far as the traceback shows."""
     names = {id(module): name for name, module in model.named_modules()}
     chain: list[BaseException] = []
     cause: BaseException | None = error

@@ -1,8 +1,8 @@
 """The self-check of a cut: staged against whole at batch 1, at another batch, and compacted at every boundary.
 
-A network that mixes, drops or repeats samples must not pass by chance. So survivors are selected in an order that no
-reversal or swap maps onto itself, samples are made to differ, and survivors have to be equal to the last bit when the
-samples beside them are others: a tolerance would let a network pass whose answers hardly depend on its input.
+A network that mixes, drops or repeats samples must not pass by chance. So samples are selected in an order that no
+reversal or swap maps onto itself, samples are made to differ, and those selected have to be equal to the last bit when
+the samples beside them are others: a tolerance would let a network pass whose answers hardly depend on its input.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
         wanted = compact(tuple(expected), index, batched)
         for boundary, step in enumerate(walk(split.stages[:-1], inputs)):
             stage, following = step.stage, split.stages[boundary + 1]
-            survivors = compact(step.live, index, following.batch_dims)
-            got = _run_stages(split, survivors, boundary + 1, f"with survivors selected after {stage.name!r}")
+            remaining = compact(step.live, index, following.batch_dims)
+            got = _run_stages(split, remaining, boundary + 1, f"with samples selected after {stage.name!r}")
             for number, (one, other) in enumerate(zip(wanted, got, strict=True)):
                 # An output that mixes samples cannot be selected from; equal at the whole batch is all it promises.
                 if batched[number] is not None or not _mentions_batch(split, number):

@@ -1,6 +1,6 @@
 """Gradients of a network and of its stages compared, and where in the network they begin to differ.
 
-Tracing records operators, not what autograd was told to do instead of their derivatives: the backward pass of an
+Tracing records operators, not what autograd was set to do instead of their derivatives: the backward pass of an
 autograd Function, reentrant checkpointing, hooks on gradients. Results do not show that, gradients do.
 """
 

@@ -91,7 +91,7 @@ def sequence_split(sequence: StageSequence, form: InputForm) -> Split:
     """The stages of a sequence in its present mode.
 
     Where the samples lie in each tensor is found by running the stages at two batch sizes. Raises CutError, which names
-    the stage and the tensor, where the survivors could not be selected.
+    the stage and the tensor, where the remaining samples could not be selected.
     """
     names = [name for name, _ in sequence.named_children()]
     with undisturbed(sequence):
@@ -246,7 +246,7 @@ def _refuse_mixed(name: str, live: LiveTensor) -> None:
     if live.batch_dim is None and mixed:
         raise CutError(
             f"stage {name!r} hands on {live.name!r} of shape ({', '.join(map(str, live.shape))}), in which samples lie "
-            "along no single dimension of the batch size; survivors cannot be selected from it. Reshape it so that one "
+            "along no single dimension of the batch size; samples cannot be selected from it. Reshape it so that one "
             "dimension is the batch, or move the end of the stage"
         )
 

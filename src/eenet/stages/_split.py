@@ -119,7 +119,7 @@ class _Builder:
                 else f"{len(dims)} dimensions of the batch size, so samples in it depend on each other"
             )
             raise CutError(
-                f"cannot cut at {boundary!r}: the live tensor {self._plan.describe(node)} has {what}; survivors cannot "
+                f"cannot cut at {boundary!r}: the live tensor {self._plan.describe(node)} has {what}; samples cannot "
                 "be selected from it. Cut at the end of an enclosing block instead"
             )
         batch_dim = dims[0] if len(dims) == 1 and not mixed else None

@@ -95,7 +95,7 @@ class Stage:
 class Step:
     """A stage that has run: its `outputs`, and `live`, the tensors the next stage will be run on.
 
-    Whoever walks may replace `live` before the next stage runs, for instance by the survivors of the batch.
+    The caller may replace `live` before the next stage runs, for instance by the remaining samples of the batch.
     """
 
     __slots__ = ("live", "outputs", "stage")

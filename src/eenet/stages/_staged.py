@@ -41,8 +41,8 @@ def cut(
 
     `example` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; every tensor in it has the
     batch on dimension 0. `dynamic` names further dimensions whose size may change, such as `{1: "sequence"}`. With
-    `check`, the stages are compared with the model at two batch sizes, with survivors selected at each boundary, and
-    with other samples beside the survivors. The model is left as it was. Raises CutError, which names the module and
+    `check`, the stages are compared with the model at two batch sizes, with samples selected at each boundary, and
+    with other samples beside them. The model is left as it was. Raises CutError, which names the module and
     where one is at fault the tensor, and InvalidInputError for an example that cannot be used.
     """
     refuse_wrapped(model)
@@ -95,7 +95,7 @@ class StagedModel(nn.Module):
         Each of `stages` (a list, or a mapping that names them) returns a tensor or a tuple of tensors, which the next
         one is called with; the first tensor is the feature that an exit looks at. The last one returns what a network
         returns. `example` and `dynamic` are those of `cut`. Where the samples lie in each tensor is found by running
-        the stages at two batch sizes. With `check`, they are run with survivors selected at each boundary, and compared
+        the stages at two batch sizes. With `check`, they are run with samples selected at each boundary, and compared
         with `reference`, the network they were taken from, where it is given. Raises CutError, which names the stage
         and the tensor, and InvalidInputError for stages or an example that cannot be used.
         """
@@ -157,7 +157,7 @@ class StagedModel(nn.Module):
         ------
         Step
             After each stage: its `outputs`, its `feature`, and `live`, the tensors before the next stage. These may be
-            replaced, for instance by `staged.compact(step.live, survivors, k + 1)`.
+            replaced, for instance by `staged.compact(step.live, rows, k + 1)`.
         """
         return walk(self.stages if stages is None else stages, live)
 
@@ -225,7 +225,7 @@ class StagedModel(nn.Module):
     def rebind(self) -> None:
         """Make the stages use the backbone's present parameters, buffers and device.
 
-        After a change of dtype the stages are traced anew when next used, since tracing fixes the dtype of masks.
+        After a change of dtype the stages are traced again when next used, since tracing fixes the dtype of masks.
         """
         device, dtype = device_of(self.backbone), dtype_of(self.backbone)
         if device != self._device or dtype != self._dtype:

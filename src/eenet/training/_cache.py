@@ -96,7 +96,7 @@ def cached_features(
             if error.errno in _NO_ROOM:
                 raise OutOfSpaceError(
                     f"the disk filled up while features were cached in {str(path)!r}, which needs {_size(needed)}: "
-                    "nothing of it is left; make room, choose another `out`, or cache_dtype='float16'"
+                    "nothing of it is left; free some space, choose another `out`, or cache_dtype='float16'"
                 ) from error
             raise
         except (InvalidInputError, KeyboardInterrupt):
@@ -273,8 +273,8 @@ def _check_room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed + _SPARE > free:
         raise OutOfSpaceError(
-            f"caching the features needs {_size(needed)} in {str(path)!r}, where {_size(free)} are free; make room, "
-            "choose another `out`, use cache_dtype='float16', or train without freeze_backbone"
+            f"caching the features needs {_size(needed)} in {str(path)!r}, where {_size(free)} are free; free some "
+            "space, choose another `out`, use cache_dtype='float16', or train without freeze_backbone"
         )
 
 

@@ -27,7 +27,7 @@ _MODEL, _OPTIMIZER, _NUMBERS = "model.", "optimiser.", "optimiser_numbers"
 
 
 class OutOfSpaceError(EENetError, OSError):
-    """There is not enough room on disk for what is to be written; nothing half-written is left."""
+    """There is not enough space on disk for what is to be written; nothing half-written is left."""
 
 
 def save_checkpoint(
@@ -55,8 +55,8 @@ def save_checkpoint(
                 os.fsync(handle.fileno())
         except (OSError, SafetensorError) as error:
             raise OutOfSpaceError(
-                f"cannot write the checkpoint {str(path)!r}: {error}; the one before it, if any, is kept: make room "
-                "and resume"
+                f"cannot write the checkpoint {str(path)!r}: {error}; the one before it, if any, is kept: free some "
+                "space and resume"
             ) from error
 
 

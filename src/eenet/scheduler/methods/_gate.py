@@ -42,7 +42,7 @@ def uncertainty(evidence: Evidence) -> Floats:
 class GateScore(Score):
     """The logit of a linear gate on the uncertainty metrics, high where nothing is gained by going on.
 
-    `weights` (K-1, 4) and `biases` (K-1,). A small multiple of the log odds keeps apart samples that saturated
+    `weights` (K-1, 4) and `biases` (K-1,). A small multiple of the log odds distinguishes samples that saturated
     metrics tie. Source: Regol, Chataoui and Coates, "Jointly-Learned Exit and Inference for a Dynamic Neural Network:
     JEI-DNN", ICLR 2024, section 4; there gates and exits are trained together.
     """

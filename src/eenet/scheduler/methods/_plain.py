@@ -1,7 +1,7 @@
 """Schedulers on the confidence scores of the early-exit literature, which need no fitting.
 
 Each score is on a scale that does not saturate where the network is sure. Thresholds use nothing but the order, so the
-policies are those of the papers, while samples whose probability rounds to 1 keep apart.
+policies are those of the papers, while samples whose probability rounds to 1 stay distinguishable.
 """
 
 from __future__ import annotations
