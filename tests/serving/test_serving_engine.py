@@ -132,7 +132,7 @@ def test_a_full_engine_refuses_and_says_when_to_come_back() -> None:
     engine, backend = engine_of(max_batch=4, max_samples=8, max_wait=0.0)
     submit(engine, [0] * 4, now=0.0)
     submit(engine, [0] * 4, now=0.0)
-    with pytest.raises(OverloadedError, match="8 samples are waiting and the limit is 8") as refused:
+    with pytest.raises(OverloadedError, match="8 samples are waiting, and the limit is 8") as refused:
         submit(engine, [0], now=0.0)
     assert refused.value.retry_after == 1.0  # nothing is known of its speed yet
     for _ in range(20):  # two seconds for a sample

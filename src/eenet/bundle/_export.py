@@ -201,8 +201,8 @@ def _budgets(scheduler: Scheduler) -> list[dict[str, Any]]:
 
 def _made_with(backend: str, opset: int) -> dict[str, Any]:
     libraries = ("torch", "numpy", *(("onnx", "onnxscript", "onnxruntime") if backend == "onnx" else ()))
-    found: dict[str, Any] = {name: _version(name) for name in libraries} | {"python": platform.python_version()}
-    return found | ({"opset": opset} if backend == "onnx" else {})
+    versions: dict[str, Any] = {name: _version(name) for name in libraries} | {"python": platform.python_version()}
+    return versions | ({"opset": opset} if backend == "onnx" else {})
 
 
 def _version(package: str) -> str:
@@ -221,10 +221,10 @@ def _write(path: Path, content: bytes) -> None:
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and checksum of every file so far."""
-    found = {}
+    entries = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             content = path.read_bytes()
             name = path.relative_to(folder).as_posix()
-            found[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    return found
+            entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return entries

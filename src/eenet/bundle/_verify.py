@@ -114,13 +114,13 @@ def _logits(model: MultiExitModel, live: tuple[Tensor, ...]) -> list[NDArray[np.
 
 
 def _all_logits(bundle: LoadedBundle, inputs: dict[str, Array]) -> list[NDArray[np.float32]]:
-    backend, found = bundle.backend, []
+    backend, all_logits = bundle.backend, []
     live = backend.enter(inputs)
     for k in range(backend.num_exits):
         live, logits = backend.run(k, live, observe=True)
         assert logits is not None
-        found.append(logits)
-    return found
+        all_logits.append(logits)
+    return all_logits
 
 
 def _compare_logits(

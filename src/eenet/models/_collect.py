@@ -79,13 +79,13 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
 
 
 def _labels_of(y: Any, samples: int) -> NDArray[Any]:
-    found = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
+    labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
     # Batch by batch: one label too many here and one too few there would shift all of those between.
-    if found.shape[:1] != (samples,):
+    if labels.shape[:1] != (samples,):
         raise InvalidInputError(
-            f"a batch of {samples} samples has labels of shape {found.shape}; expected one label for each sample"
+            f"a batch of {samples} samples has labels of shape {labels.shape}; expected one label for each sample"
         )
-    return found
+    return labels
 
 
 class ImageRecords:

@@ -213,12 +213,12 @@ class _Observation:
 
     def _shapes_of(self, inputs: Sequence[Tensor]) -> dict[int, torch.Size]:
         """The shapes of the features that the network itself gives for an input, up to where it fails."""
-        backbone, found = self._staged.backbone, dict[int, torch.Size]()
+        backbone, shapes = self._staged.backbone, dict[int, torch.Size]()
         dims = [stage.outputs[stage.feature_index].batch_dim or 0 for stage in self._early]
 
         def keep(k: int) -> Callable[..., None]:
             def hook(module: nn.Module, _args: Any, output: Any) -> None:
-                found[k] = feature_at(module, output).movedim(dims[k], 0).shape
+                shapes[k] = feature_at(module, output).movedim(dims[k], 0).shape
 
             return hook
 
@@ -237,7 +237,7 @@ class _Observation:
             # What it gives before it refuses the size has been seen.
             stack.enter_context(suppress(*_REFUSALS))
             backbone(*args, **kwargs)
-        return found
+        return shapes
 
     def _local(self, k: int) -> set[int]:
         """The dimension of a feature (N, ., .) along which a change of one step stays local; empty where none does."""
@@ -254,7 +254,7 @@ class _Observation:
 
     def _sight(self, k: int) -> _Sight:
         """Exchange the first, the middle and the last steps of the example, and see which tokens that changes."""
-        found = _Sight(first=True, last=True)
+        sight = _Sight(first=True, last=True)
         for dim in self._sequence_dims(k)[:1]:
             size = self._size(dim)
             middle = size // 2
@@ -268,9 +268,9 @@ class _Observation:
                     moved = self._moved(k, dim, start, end)
                     if moved is not None and bool(moved.any()):
                         tokens = moved.any(2).any(0)
-                        found = _Sight(found.first and bool(tokens[0]), found.last and bool(tokens[-1]))
+                        sight = _Sight(sight.first and bool(tokens[0]), sight.last and bool(tokens[-1]))
                         break
-        return found
+        return sight
 
     def _sequence_dims(self, k: int) -> list[int]:
         """The dimensions of the input that may be its length, those that the feature is known to follow first."""
@@ -307,9 +307,9 @@ class _Observation:
                 (o for o in (other.narrow(dim, start, end - start) for other in others) if not torch.equal(o, steps)),
                 steps,
             )
-        found = tensor.clone()
-        found.narrow(dim, start, end - start).copy_(changed)
-        return found
+        copy = tensor.clone()
+        copy.narrow(dim, start, end - start).copy_(changed)
+        return copy
 
 
 @contextmanager
@@ -351,5 +351,5 @@ def _is_channels_last(shape: tuple[int | str, ...], image: Sequence[int] | None)
     _, first, second, third = shape
     if image is None or not isinstance(first, int) or not isinstance(second, int) or not isinstance(third, int):
         return False
-    wanted = math.log(image[0] / image[1])
-    return abs(math.log(first / second) - wanted) < abs(math.log(second / third) - wanted) - 1e-6
+    of_image = math.log(image[0] / image[1])
+    return abs(math.log(first / second) - of_image) < abs(math.log(second / third) - of_image) - 1e-6

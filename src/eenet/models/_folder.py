@@ -60,20 +60,20 @@ def read_folder(root: Path) -> SavedModel:
     """The description and the example in a folder, after a check of its files; the weights are left to the caller."""
     from safetensors import SafetensorError, safe_open
 
-    found = _description(root)
+    description = _description(root)
     for name in (WEIGHTS, EXAMPLE):
-        if sha256_of(existing_file(root / name)) != found["sha256"].get(name):
+        if sha256_of(existing_file(root / name)) != description["sha256"].get(name):
             raise FileFormatError(
                 f"{str(root / name)!r} is damaged, or belongs to another model than the {DESCRIPTION} beside it: its "
                 "SHA-256 is not the one that was written; get the folder again"
             )
     try:
         with safe_open(str(root / EXAMPLE), framework="pt") as handle:
-            args = tuple(_value(value, handle) for value in found["inputs"]["args"])
-            kwargs = {name: _value(value, handle) for name, value in found["inputs"]["kwargs"].items()}
+            args = tuple(_value(value, handle) for value in description["inputs"]["args"])
+            kwargs = {name: _value(value, handle) for name, value in description["inputs"]["kwargs"].items()}
     except (SafetensorError, KeyError, TypeError) as error:
         raise FileFormatError(f"the example in {str(root)!r} cannot be read ({error}); get the folder again") from error
-    return SavedModel(found, (args, kwargs))
+    return SavedModel(description, (args, kwargs))
 
 
 def _described(value: Any, tensors: list[Tensor]) -> dict[str, Any]:
@@ -114,38 +114,38 @@ def _description(root: Path) -> dict[str, Any]:
             "wrote"
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{str(path)!r} is damaged ({error}); get the folder again") from error
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise FileFormatError(f"{str(path)!r} does not describe a model: expected the format {FORMAT!r}")
-    schema = found.get("schema")
+    schema = description.get("schema")
     if not isinstance(schema, int) or schema > SCHEMA:
         raise FileFormatError(
             f"{str(path)!r} has schema {schema!r}, this eenet reads up to {SCHEMA}: upgrade eenet to read it"
         )
-    problem = _problem(found)
+    problem = _problem(description)
     if problem:
         raise FileFormatError(f"{str(path)!r} is damaged ({problem}); get the folder again")
-    return found
+    return description
 
 
-def _problem(found: dict[str, Any]) -> str | None:
+def _problem(description: dict[str, Any]) -> str | None:
     """What of a description is not as `write_folder` writes it."""
     kinds: dict[str, type] = {
         "source": dict, "exits": list, "num_classes": int, "dynamic": dict, "inputs": dict, "heads": list,
         "task": dict, "dtype": str, "sha256": dict,
     }  # fmt: skip
     for key, kind in kinds.items():
-        if not isinstance(found.get(key), kind):
-            return f"{key!r} is {found.get(key)!r}, expected a {kind.__name__}"
-    source, inputs = found["source"], found["inputs"]
+        if not isinstance(description.get(key), kind):
+            return f"{key!r} is {description.get(key)!r}, expected a {kind.__name__}"
+    source, inputs = description["source"], description["inputs"]
     if not isinstance(source.get("name"), str) or not isinstance(source.get("options"), dict):
         return "'source' has no name and options"
     if not isinstance(inputs.get("args"), list) or not isinstance(inputs.get("kwargs"), dict):
         return "'inputs' has no args and kwargs"
-    if len(found["heads"]) != len(found["exits"]):
-        return f"{len(found['heads'])} heads for {len(found['exits'])} exits"
-    if not isinstance(getattr(torch, found["dtype"], None), torch.dtype):
-        return f"'dtype' is {found['dtype']!r}"
+    if len(description["heads"]) != len(description["exits"]):
+        return f"{len(description['heads'])} heads for {len(description['exits'])} exits"
+    if not isinstance(getattr(torch, description["dtype"], None), torch.dtype):
+        return f"'dtype' is {description['dtype']!r}"
     return None

@@ -156,31 +156,31 @@ class MultiExitModel(nn.Module):
         """
         root = Path(folder)
         saved = read_folder(root)
-        found = saved.found
-        source = Source(found["source"]["name"], found["source"]["options"])
+        description = saved.found
+        source = Source(description["source"]["name"], description["source"]["options"])
         with torch.random.fork_rng(devices=[]):
-            backbone = source.build(allow=list(allow)).to(getattr(torch, found["dtype"])).eval()
-            made = heads if heads is not None else _described_heads(found, source, backbone)
+            backbone = source.build(allow=list(allow)).to(getattr(torch, description["dtype"])).eval()
+            made = heads if heads is not None else _described_heads(description, source, backbone)
         args, kwargs = saved.example
         try:
-            task = task_from(found["task"])
+            task = task_from(description["task"])
         except InvalidInputError as error:
             raise FileFormatError(f"{str(root)!r} is of a task that cannot be made here: {error}") from error
         try:
             model = attach(
                 backbone,
-                found["exits"],
-                found["num_classes"],
+                description["exits"],
+                description["num_classes"],
                 kwargs if kwargs and not args else args,
                 heads=made,
-                dynamic={int(dim): name for dim, name in found["dynamic"].items()},
+                dynamic={int(dim): name for dim, name in description["dynamic"].items()},
                 source=source,
                 task=task,
             )
         except CutError as error:
             raise FileFormatError(
-                f"{str(root)!r} was saved with exits at {found['exits']}, but the network that {source.name!r} gives "
-                f"here cannot be cut there ({error}); install the version of the library that it was saved with"
+                f"{str(root)!r} was saved with exits at {description['exits']}, but the network that {source.name!r} "
+                f"gives here cannot be cut there ({error}); install the version of the library that it was saved with"
             ) from error
         load_weights(model, root / WEIGHTS, rename=_name_in_model)
         return model.eval()
@@ -314,11 +314,11 @@ def multi_exit(
     >>> multi_exit("resnet20", num_classes=4).exit_names
     ('layers.0', 'layers.1', 'output')
     """
-    found = known(name)
+    spec = known(name)
     backbone = build_network(f"eenet:{name}", num_classes=num_classes, **options)
-    exits = found.exits(backbone)
-    given = found.example() if example is None else example
-    return attach(backbone, exits, num_classes, given, heads=make_heads(backbone, exits), dynamic=found.dynamic)
+    exits = spec.exits(backbone)
+    given = spec.example() if example is None else example
+    return attach(backbone, exits, num_classes, given, heads=make_heads(backbone, exits), dynamic=spec.dynamic)
 
 
 def _staged(
@@ -364,9 +364,9 @@ def _try_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> 
             "this shape, or leave heads out"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != expected.shape:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InvalidInputError(
-            f"the head at {name!r} gives {found} for {expected.shape[0]} samples, expected logits of shape (batch, "
+            f"the head at {name!r} gives {got} for {expected.shape[0]} samples, expected logits of shape (batch, "
             f"{', '.join(str(size) for size in expected.shape[1:])})"
         )
 
@@ -415,8 +415,8 @@ def _proved_source(model: MultiExitModel) -> Source:
     return source
 
 
-def _described_heads(found: Mapping[str, Any], source: Source, backbone: nn.Module) -> list[nn.Module]:
-    described = found["heads"]
+def _described_heads(description: Mapping[str, Any], source: Source, backbone: nn.Module) -> list[nn.Module]:
+    described = description["heads"]
     if all(isinstance(one, dict) and one.get("name") in HEADS for one in described):
         return [HEADS[one["name"]](**one["options"]) for one in described]
     if source.registry == "eenet":

@@ -235,11 +235,11 @@ def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[n
             f"no heads were published for a {type(net).__name__}; leave heads out, then `attach` makes default heads"
         )
     widths = dict(zip(net.exit_names, net.exit_widths, strict=True))
-    wanted = net.exit_names if exits is None else exits
-    unknown = [name for name in wanted if name not in widths]
+    names = net.exit_names if exits is None else exits
+    unknown = [name for name in names if name not in widths]
     if unknown:
         raise InvalidInputError(f"{unknown[0]!r} is no exit of this network; its exits are {list(widths)}")
-    return [make(widths[name]) for name in wanted]
+    return [make(widths[name]) for name in names]
 
 
 def build_network(name: str, **options: Any) -> nn.Module:
@@ -313,21 +313,21 @@ def _build(source: Source) -> nn.Module:
 
 def known(name: str) -> ModelSpec:
     """What is known of a network of `MODELS`; raises `InvalidInputError`, with the names there are."""
-    found = MODELS.get(name)
-    if found is None:
+    spec = MODELS.get(name)
+    if spec is None:
         near = difflib.get_close_matches(str(name), MODELS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(repr(one) for one in near)}? There are" if near else "there are"
         raise InvalidInputError(f"there is no network {name!r}; {hint} {', '.join(MODELS)}")
-    return found
+    return spec
 
 
 def _own_network(name: str, options: dict[str, Any]) -> nn.Module:
-    found = known(name)
-    classes = options.pop("num_classes", None) or found.num_classes
-    network = found.build(num_classes=classes, **options)
+    spec = known(name)
+    classes = options.pop("num_classes", None) or spec.num_classes
+    network = spec.build(num_classes=classes, **options)
     kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
-    if found.settings is not None:
-        kept |= found.settings(network)
+    if spec.settings is not None:
+        kept |= spec.settings(network)
     return _remember(network, Source(f"eenet:{name}", {"num_classes": classes, **kept}))
 
 
@@ -377,11 +377,11 @@ def _hf_options(network: Any) -> dict[str, Any]:
 
 def _imported(module: str, name: str) -> Any:
     try:
-        found: Any = importlib.import_module(module)
+        value: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except (ImportError, AttributeError) as error:
         raise InvalidInputError(
             f"cannot import {module}:{name} ({error}); check the path, and that the module is on PYTHONPATH"
         ) from error
-    return found
+    return value

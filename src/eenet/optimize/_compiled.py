@@ -132,15 +132,15 @@ def _key(module: nn.Module, described: tuple[LiveTensor, ...]) -> str:
 
 def _tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     """All tensors that go into a package, under every name: constants and buffers that are not saved included."""
-    found: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    found |= dict(module.named_buffers(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors |= dict(module.named_buffers(remove_duplicate=False))
     if isinstance(module, fx.GraphModule):
         for node in module.graph.nodes:
             if node.op == "get_attr":
                 value = _attribute(module, str(node.target))
                 if isinstance(value, Tensor):
-                    found[str(node.target)] = value
-    return sorted(found.items())
+                    tensors[str(node.target)] = value
+    return sorted(tensors.items())
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

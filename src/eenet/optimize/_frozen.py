@@ -129,7 +129,7 @@ def traced_heads(model: MultiExitModel, stages: tuple[Stage, ...]) -> list[fx.Gr
     """The heads as graphs; None for one that cannot be traced."""
     args, kwargs = model.staged.example
     live = model.staged.flatten_inputs(*args, **kwargs)
-    found: list[fx.GraphModule | None] = []
+    traced: list[fx.GraphModule | None] = []
     for head, step in zip(model.heads, walk(stages, live), strict=False):
         feature = step.stage.feature
         dynamic = {dim: f"size{dim}" for dim, size in enumerate(feature.shape) if dim and isinstance(size, str)}
@@ -139,8 +139,8 @@ def traced_heads(model: MultiExitModel, stages: tuple[Stage, ...]) -> list[fx.Gr
             )
         except CutError:
             made = head
-        found.append(made if isinstance(made, fx.GraphModule) else None)
-    return found
+        traced.append(made if isinstance(made, fx.GraphModule) else None)
+    return traced
 
 
 def _call(module: fx.GraphModule) -> Callable[[Tensor], Tensor]:

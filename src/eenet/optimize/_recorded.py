@@ -27,12 +27,12 @@ def buckets(largest: int) -> tuple[int, ...]:
     """The numbers of samples to record, up to `largest`: powers of two and what lies half-way, so that at most a third
     of a batch is filled up.
     """
-    found = {largest}
+    sizes = {largest}
     power = 1
     while power <= largest:
-        found |= {size for size in (power, power + power // 2) if size <= largest}
+        sizes |= {size for size in (power, power + power // 2) if size <= largest}
         power *= 2
-    return tuple(sorted(found))
+    return tuple(sorted(sizes))
 
 
 def recorded(
@@ -185,8 +185,8 @@ class _Recorded(nn.Module):
         for target, tensor in zip(targets, live, strict=True):
             target.copy_(tensor)
         replay()
-        found = [_first(tensor, dim, samples) for tensor, dim in zip(outputs, self._output_dims, strict=True)]
-        return tuple([tensor.clone() for tensor in found] if self.keep else found)
+        parts = [_first(tensor, dim, samples) for tensor, dim in zip(outputs, self._output_dims, strict=True)]
+        return tuple([tensor.clone() for tensor in parts] if self.keep else parts)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

@@ -61,12 +61,12 @@ class Variant:
 
     def all_logits(self, live: Tensors) -> list[Tensor]:
         """The logits of every exit, from the live tensors before stage 0."""
-        live, found = self.entered(live), []
+        live, logits_of = self.entered(live), []
         for k in range(self.num_exits):
             live, logits = self.run(k, live, observe=True)
             assert logits is not None
-            found.append(logits)
-        return found
+            logits_of.append(logits)
+        return logits_of
 
     def size(self, k: int, live: Tensors) -> int:
         """The number of samples in the live tensors before stage k."""

@@ -136,13 +136,14 @@ class NoStages(Boundaries):
 def _checked(value: Any, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) -> Array:
     if not isinstance(value, np.ndarray):
         raise InvalidInputError(f"input {spec.name!r} is a {type(value).__name__}, expected a numpy array")
-    wanted = np.dtype(spec.dtype)
-    if value.dtype.kind not in _KINDS or _KINDS[value.dtype.kind] != _KINDS[wanted.kind]:
+    expected = np.dtype(spec.dtype)
+    if value.dtype.kind not in _KINDS or _KINDS[value.dtype.kind] != _KINDS[expected.kind]:
         raise InvalidInputError(
-            f"input {spec.name!r} has dtype {value.dtype}, expected {wanted}; convert it with .astype({str(wanted)!r})"
+            f"input {spec.name!r} has dtype {value.dtype}, expected {expected}; convert it with "
+            f".astype({str(expected)!r})"
         )
     fits = value.ndim == len(spec.shape) and all(
-        isinstance(size, str) or size == found for size, found in zip(spec.shape, value.shape, strict=True)
+        isinstance(size, str) or size == size_here for size, size_here in zip(spec.shape, value.shape, strict=True)
     )
     if not fits:
         sizes_wanted = ", ".join(str(size) for size in spec.shape)
@@ -150,22 +151,22 @@ def _checked(value: Any, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) ->
             f"input {spec.name!r} has shape {value.shape}, expected ({sizes_wanted}), where names stand for any size; "
             "resize or pad it, or export the model with that dimension dynamic"
         )
-    for symbol, found in zip(spec.shape, value.shape, strict=True):
+    for symbol, size_here in zip(spec.shape, value.shape, strict=True):
         if isinstance(symbol, str):
-            size, where = sizes.setdefault(symbol, (found, spec.name))
-            if size != found:
+            size, where = sizes.setdefault(symbol, (size_here, spec.name))
+            if size != size_here:
                 raise InvalidInputError(
-                    f"input {spec.name!r} has {found} in the dimension {symbol!r}, but {where!r} has {size}; give all "
-                    "inputs the same"
+                    f"input {spec.name!r} has {size_here} in the dimension {symbol!r}, but {where!r} has {size}; give "
+                    "all inputs the same"
                 )
-    return np.ascontiguousarray(_converted(value, wanted, spec.name))
+    return np.ascontiguousarray(_converted(value, expected, spec.name))
 
 
-def _converted(value: Array, wanted: np.dtype[Any], name: str) -> NDArray[Any]:
-    if value.dtype == wanted:
+def _converted(value: Array, expected: np.dtype[Any], name: str) -> NDArray[Any]:
+    if value.dtype == expected:
         return value
     with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for a network that runs in float32
-        converted = value.astype(wanted)
-    if wanted.kind in "iu" and not np.array_equal(converted, value):
-        raise InvalidInputError(f"input {name!r} holds numbers that {wanted} cannot: {value.min()} to {value.max()}")
+        converted = value.astype(expected)
+    if expected.kind in "iu" and not np.array_equal(converted, value):
+        raise InvalidInputError(f"input {name!r} holds numbers that {expected} cannot: {value.min()} to {value.max()}")
     return converted

@@ -70,19 +70,19 @@ def modules_to_cut(model: nn.Module, at: Sequence[str]) -> dict[str, nn.Module]:
     if isinstance(at, str):
         raise InvalidInputError(f"`at` is the string {at!r}, expected a sequence of module names, such as [{at!r}]")
     known = dict(model.named_modules(remove_duplicate=False))
-    found: dict[str, nn.Module] = {}
+    chosen: dict[str, nn.Module] = {}
     for name in at:
         if not isinstance(name, str) or not name or name not in known:
             near = difflib.get_close_matches(str(name), [key for key in known if key], n=4, cutoff=0.4)
             hint = f"; did you mean {', '.join(repr(key) for key in near)}?" if near else ""
             raise CutError(f"cannot cut at {name!r}: the model has no module of that name{hint}")
-        if name in found:
+        if name in chosen:
             raise CutError(f"cannot cut at {name!r} twice: each module of `at` ends one stage; remove the repeat")
-        for other, module in found.items():
+        for other, module in chosen.items():
             if module is known[name]:
                 raise CutError(f"cannot cut at {name!r}: it is the same module as {other!r}, which `at` names already")
-        found[name] = known[name]
-    return found
+        chosen[name] = known[name]
+    return chosen
 
 
 def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
@@ -321,11 +321,11 @@ def _innermost_module(model: nn.Module, error: BaseException) -> str | None:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     for link in reversed(chain):
-        found: str | None = None
+        innermost: str | None = None
         for frame, _ in traceback.walk_tb(link.__traceback__):
-            found = _module_of(frame, names) or found
-        if found:
-            return found
+            innermost = _module_of(frame, names) or innermost
+        if innermost:
+            return innermost
     return None
 
 

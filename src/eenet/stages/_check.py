@@ -42,12 +42,12 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
             _refuse_alike(inputs)
         index = torch.tensor(_SURVIVORS, device=inputs[0].device)
         batched = [live.batch_dim for live in split.stages[-1].outputs]
-        wanted = compact(tuple(expected), index, batched)
+        selected = compact(tuple(expected), index, batched)
         for boundary, step in enumerate(walk(split.stages[:-1], inputs)):
             stage, following = step.stage, split.stages[boundary + 1]
             remaining = compact(step.live, index, following.batch_dims)
             got = _run_stages(split, remaining, boundary + 1, f"with samples selected after {stage.name!r}")
-            for number, (one, other) in enumerate(zip(wanted, got, strict=True)):
+            for number, (one, other) in enumerate(zip(selected, got, strict=True)):
                 # An output that mixes samples cannot be selected from; equal at the whole batch is all it promises.
                 if batched[number] is not None or not _mentions_batch(split, number):
                     _compare(
@@ -67,8 +67,8 @@ def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form
         check_inference(backbone, at, split, form)
     except CutError as error:
         with undisturbed(backbone):
-            found = _random(split, sample_inputs(form, _BATCH)) or _time_first(backbone, error) or error
-        raise found from error
+            refusal = _random(split, sample_inputs(form, _BATCH)) or _time_first(backbone, error) or error
+        raise refusal from error
 
 
 def _check_neighbors(split: Split, inputs: tuple[Tensor, ...]) -> None:
@@ -97,21 +97,21 @@ def _check_neighbors(split: Split, inputs: tuple[Tensor, ...]) -> None:
 
 def _answers(split: Split, inputs: tuple[Tensor, ...], index: Tensor) -> list[tuple[str, bool, Tensor]]:
     """The samples `index` of each feature and each output: its name, whether it is an output, and the tensor."""
-    found = []
+    answers = []
     torch.manual_seed(_SEED)
     for step in _walked(split, inputs, "with other samples in the batch"):
         stage = step.stage
         if stage.feature_index is not None:
             dim = stage.outputs[stage.feature_index].batch_dim
             # A copy: a later stage may change it in place.
-            found.append((stage.name, False, step.outputs[stage.feature_index].index_select(dim or 0, index)))
+            answers.append((stage.name, False, step.outputs[stage.feature_index].index_select(dim or 0, index)))
         else:
-            found += [
+            answers += [
                 (live.name, True, tensor.index_select(live.batch_dim, index))
                 for live, tensor in zip(stage.outputs, step.outputs, strict=True)
                 if live.batch_dim is not None
             ]
-    return found
+    return answers
 
 
 def _walked(split: Split, inputs: tuple[Tensor, ...], when: str) -> Iterator[Step]:
@@ -132,9 +132,9 @@ def _random(split: Split, inputs: tuple[Tensor, ...]) -> CutError | None:
             return None
     if all(_same_bits(one, other) for one, other in zip(*runs, strict=True)):
         return None
-    found = next((found for stage in split.stages for found in random_steps(stage.module)), "")
+    where = next((where for stage in split.stages for where in random_steps(stage.module)), "")
     return CutError(
-        f"the network is random in inference{found}; make that step follow `self.training` (for dropout, "
+        f"the network is random in inference{where}; make that step follow `self.training` (for dropout, "
         "F.dropout(x, p, training=self.training))"
     )
 
@@ -323,11 +323,11 @@ def _whole_run(
     leaves, spec = pytree.tree_flatten(output)
     if spec != split.out_spec:
         raise CutError(f"the model returns {spec}, but {split.out_spec} while it is traced; it cannot be cut")
-    found: dict[int, Tensor] = {}
+    by_place: dict[int, Tensor] = {}
     for leaf, place in zip(leaves, split.leaves, strict=True):
         if isinstance(place, int):
-            found.setdefault(place, leaf)
-    return [found[place] for place in range(len(found))], features
+            by_place.setdefault(place, leaf)
+    return [by_place[place] for place in range(len(by_place))], features
 
 
 def _run_stages(split: Split, live: tuple[Tensor, ...], first: int, when: str) -> tuple[Tensor, ...]:
@@ -376,7 +376,7 @@ def _relative_tolerance(tensor: Tensor) -> float:
 def sample_inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
     """`batch` samples around the example, which differ if they can: floats with noise, integers as permuted rows."""
     generator = torch.Generator().manual_seed(_SEED)
-    found = []
+    stacks = []
     for tensor in form.tensors():
         rows = [_row(tensor, index) for index in range(batch)]
         stacked = torch.stack(rows)
@@ -384,11 +384,11 @@ def sample_inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
             spread = tensor.float().std(correction=0).item() or 1.0
             noise = torch.randn(stacked.shape, generator=generator) * (0.5 * spread)
             stacked = (stacked + noise.to(stacked.device)).to(tensor.dtype)
-        found.append(stacked)
+        stacks.append(stacked)
     for later in range(1, batch):
-        if any(_alike(found, earlier, later) for earlier in range(later)):
-            _vary(found, later)
-    return tuple(found)
+        if any(_alike(stacks, earlier, later) for earlier in range(later)):
+            _vary(stacks, later)
+    return tuple(stacks)
 
 
 def _vary(tensors: Sequence[Tensor], sample: int) -> None:

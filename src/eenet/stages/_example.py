@@ -127,13 +127,13 @@ class InputForm:
 
     def _without_settings(self, values: list[Any]) -> list[Any]:
         tensors = []
-        for name, value, wanted, is_tensor in zip(self.names, values, self.leaves, self.is_tensor, strict=True):
+        for name, value, fixed, is_tensor in zip(self.names, values, self.leaves, self.is_tensor, strict=True):
             if is_tensor:
                 tensors.append(value)
-            elif isinstance(value, Tensor) or type(value) is not type(wanted) or value != wanted:
+            elif isinstance(value, Tensor) or type(value) is not type(fixed) or value != fixed:
                 shown = "a tensor" if isinstance(value, Tensor) else repr(value)
                 raise InvalidInputError(
-                    f"input {name!r} is {shown}, but the model was cut with {wanted!r}, which is fixed in its stages; "
+                    f"input {name!r} is {shown}, but the model was cut with {fixed!r}, which is fixed in its stages; "
                     "cut the model again with an example that has the value you need"
                 )
         return tensors
@@ -250,7 +250,7 @@ def _expected(name: str, leaf: Tensor, dynamic: Mapping[int, str]) -> _Expected:
 
 
 def _fits(shape: Sequence[int], sizes: tuple[int | None, ...]) -> bool:
-    return all(wanted is None or size == wanted for size, wanted in zip(shape, sizes, strict=True))
+    return all(expected is None or size == expected for size, expected in zip(shape, sizes, strict=True))
 
 
 def _kind(dtype: torch.dtype) -> str:

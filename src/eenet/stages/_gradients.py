@@ -53,18 +53,18 @@ def gradients_of(results: Sequence[Tensor], parameters: Mapping[str, Tensor], in
                 # The mean keeps the sum in the range of half precision.
                 part = (result * weights).mean()
                 total = part if total is None else total + part
-    wanted = {**parameters, **{f"input {n}": tensor for n, tensor in enumerate(inputs) if tensor.requires_grad}}
+    targets = {**parameters, **{f"input {n}": tensor for n, tensor in enumerate(inputs) if tensor.requires_grad}}
     if total is None:
-        return dict.fromkeys(wanted)
-    found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return dict(zip(wanted, found, strict=True))
+        return dict.fromkeys(targets)
+    gradients = torch.autograd.grad(total, list(targets.values()), allow_unused=True)
+    return dict(zip(targets, gradients, strict=True))
 
 
 def differing(one: Gradients, other: Gradients, relative: float) -> list[str]:
     """The names whose gradients differ by more than rounding; None counts as zero."""
     pairs = {name: (one[name], other.get(name)) for name in one}
     largest = max((g.abs().max().item() for g in one.values() if g is not None and g.numel()), default=0.0)
-    found = []
+    names = []
     for name, (first, second) in pairs.items():
         if first is None and second is None:
             continue
@@ -74,14 +74,14 @@ def differing(one: Gradients, other: Gradients, relative: float) -> list[str]:
             continue
         finite = a.isfinite() & b.isfinite()
         if not torch.equal(a.isfinite(), b.isfinite()):
-            found.append(name)
+            names.append(name)
             continue
         error = (a[finite].double() - b[finite].double()).abs().max().item() if finite.any() else 0.0
         scale = max(a[finite].abs().max().item(), b[finite].abs().max().item()) if finite.any() else 0.0
         # A gradient that is zero but for rounding, as of a bias before a batch norm, is measured by the others.
         if error > relative * (scale + 0.01 * largest):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 @dataclass

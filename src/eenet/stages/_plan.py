@@ -58,12 +58,12 @@ class Symbols:
     def mixed_dims(self, node: fx.Node) -> list[int]:
         """The dimensions whose size is another expression of the batch, such as 64 windows per sample."""
         batch = {symbol for symbol, name in self._names.items() if name == "batch"}
-        found = []
+        dims = []
         for dim, size in enumerate(node.meta["val"].shape):
             expression = _expression(size)
             if not isinstance(expression, int) and expression not in batch and expression.free_symbols & batch:
-                found.append(dim)
-        return found
+                dims.append(dim)
+        return dims
 
     def leaves(self, node: fx.Node, boundary: str) -> list[fx.Node]:
         """The `sym_size` nodes that a size is computed from; raises CutError for a size that depends on data."""
@@ -82,10 +82,10 @@ class Symbols:
         live = list(live)
         if source in live and isinstance(dim, int):
             return source, dim
-        wanted = _expression(leaf.meta["val"])
+        expression = _expression(leaf.meta["val"])
         for tensor in live:
             for position, size in enumerate(tensor.meta["val"].shape):
-                if not isinstance(size, int) and _expression(size) == wanted:
+                if not isinstance(size, int) and _expression(size) == expression:
                     return tensor, position
         return None
 
@@ -225,13 +225,13 @@ class Plan:
         """Drop what nothing uses; adds what the stage reads to `needed`, returns the sizes it reads from before it."""
         kept: list[fx.Node] = []
         sizes: list[fx.Node] = []
-        wanted = set(needed)
+        alive = set(needed)
         for node in reversed(self.bodies[stage]):
-            if node not in wanted and not _has_effect(node):
+            if node not in alive and not _has_effect(node):
                 continue
             kept.append(node)
             for used in self.uses(node):
-                wanted.add(used)
+                alive.add(used)
                 if used.op == "get_attr" or self.stage_of[used] == stage:
                     continue
                 if is_size(used):
@@ -273,15 +273,15 @@ def mutated(node: fx.Node) -> list[fx.Node]:
     """The arguments that an operator changes in place."""
     if not isinstance(node.target, OpOverload):
         return []
-    found: list[fx.Node] = []
+    nodes: list[fx.Node] = []
     for position, argument in enumerate(schema_of(node.target).arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
-        found += [
+        nodes += [
             item for item in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(item, fx.Node)
         ]
-    return found
+    return nodes
 
 
 def returns_its_input(node: fx.Node) -> fx.Node | None:

@@ -210,7 +210,7 @@ def _described(
     small, large = runs
     if len(small) != len(large) or any(a.ndim != b.ndim for a, b in zip(small, large, strict=True)):
         raise CutError(f"the number or rank of the tensors {list(names)} depends on the batch size; it must not")
-    found = []
+    described = []
     for position, (name, one, other) in enumerate(zip(names, small, large, strict=True)):
         shape: list[int | str] = []
         for dim in range(one.ndim):
@@ -224,8 +224,8 @@ def _described(
                 shape.append(_per_batch(*sizes))
         dims = [dim for dim, size in enumerate(shape) if size == "batch"]
         mixed = any("batch" in str(size) and size != "batch" for size in shape)
-        found.append(LiveTensor(name, tuple(shape), one.dtype, dims[0] if len(dims) == 1 and not mixed else None))
-    return tuple(found)
+        described.append(LiveTensor(name, tuple(shape), one.dtype, dims[0] if len(dims) == 1 and not mixed else None))
+    return tuple(described)
 
 
 def _called(size: int, form: InputForm) -> str:

@@ -223,7 +223,7 @@ def tensors_to_copy(plan: Plan) -> list[set[fx.Node]]:
     groups = _memory_groups(plan)
     copies: list[set[fx.Node]] = []
     for stage in range(plan.count):
-        found: set[fx.Node] = set()
+        nodes: set[fx.Node] = set()
         for node in plan.bodies[stage]:
             for argument in mutated(node):
                 target = plan.resolve(argument)
@@ -235,8 +235,8 @@ def tensors_to_copy(plan: Plan) -> list[set[fx.Node]]:
                 if len(incoming) > 1:
                     _refuse_if_seen_later(plan, stage, node, target, incoming, group)
                     incoming = [target]
-                found.update(incoming)
-        copies.append(found)
+                nodes.update(incoming)
+        copies.append(nodes)
     return copies
 
 
@@ -286,8 +286,8 @@ def _memory_groups(plan: Plan) -> dict[fx.Node, set[fx.Node]]:
 
 def _viewed(node: fx.Node, everything: bool) -> list[fx.Node]:
     schema = schema_of(node.target)
-    found = []
+    nodes = []
     for argument, value in zip(schema.arguments, node.args, strict=False):
         if (everything or argument.alias_info is not None) and isinstance(value, fx.Node):
-            found.append(value)
-    return [value for value in found if isinstance(value.meta.get("val"), Tensor)]
+            nodes.append(value)
+    return [value for value in nodes if isinstance(value.meta.get("val"), Tensor)]

@@ -64,9 +64,9 @@ def split_points(
             set_evaluation(model)
             with undisturbed(model):
                 graph_module, calls, _ = capture_with_markers(model, modules, form)
-                found = _Ends(graph_module, list(modules), calls)
+                ends = _Ends(graph_module, list(modules), calls)
                 shares, shapes = _costs(graph_module, form, cost)
-    return found.places(shares, shapes)
+    return ends.places(shares, shapes)
 
 
 class _Ends:
@@ -108,7 +108,7 @@ class _Ends:
 
     def places(self, shares: Mapping[fx.Node, float], shapes: Mapping[fx.Node, tuple[int, ...]]) -> list[SplitPoint]:
         """The places that can be cut at, in order."""
-        found = []
+        points = []
         earlier: set[fx.Node] = set()
         for group in self._groups:
             marked = {marker: _marked(marker) for _, marker in group}
@@ -117,10 +117,10 @@ class _Ends:
                 # A module that hands on what another one ended with is no place of its own.
                 place = self._place(name, marker, shares[marker], shapes) if marked[marker] not in earlier else None
                 if place is not None:
-                    found.append(place)
+                    points.append(place)
                     break
             earlier.update(marked.values())
-        return found
+        return points
 
     def _place(
         self, name: str, marker: fx.Node, share: float, shapes: Mapping[fx.Node, tuple[int, ...]]

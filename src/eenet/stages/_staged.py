@@ -274,10 +274,10 @@ class StagedModel(nn.Module):
         return self._current() if self.training else self._split_for(self._all_off)
 
     def _split_for(self, flags: tuple[bool, ...]) -> Split:
-        found = self._splits.get(flags)
-        if found is None:
-            found = self._splits[flags] = self._trace(flags)
-        return found
+        split = self._splits.get(flags)
+        if split is None:
+            split = self._splits[flags] = self._trace(flags)
+        return split
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a model is compiled, the making of its stages is not
     def _trace(self, flags: tuple[bool, ...]) -> Split:

@@ -57,8 +57,8 @@ class CachedFeatures:
 
     def rows(self, index: Array) -> tuple[list[Tensor], Tensor]:
         """The features and the last exit's logits of some samples, float32, and their targets."""
-        found = [torch.from_numpy(np.asarray(part[index])).float() for part in (*self.features, self.logits)]
-        return found, torch.from_numpy(np.asarray(self.targets[index]))
+        parts = [torch.from_numpy(np.asarray(part[index])).float() for part in (*self.features, self.logits)]
+        return parts, torch.from_numpy(np.asarray(self.targets[index]))
 
 
 def cached_features(
@@ -241,13 +241,13 @@ def _key(
         "" if reducer is _whole else f"{type(head).__name__} {getattr(head, 'options', '')}"
         for reducer, head in zip(reducers, model.heads, strict=True)
     ]
-    found = hashlib.sha256(json.dumps([_SCHEMA, samples, model.exit_names, kinds, reduced]).encode())
+    digest = hashlib.sha256(json.dumps([_SCHEMA, samples, model.exit_names, kinds, reduced]).encode())
     for name, tensor in model.backbone.state_dict().items():
-        found.update(name.encode())
-        found.update(_bytes(tensor))
+        digest.update(name.encode())
+        digest.update(_bytes(tensor))
     for tensor in inputs:
-        found.update(_bytes(tensor))
-    return found.hexdigest()[:16]
+        digest.update(_bytes(tensor))
+    return digest.hexdigest()[:16]
 
 
 def _bytes(tensor: Tensor) -> bytes:
@@ -259,13 +259,13 @@ def _bytes(tensor: Tensor) -> bytes:
 def _parts(first: _Outputs, reducers: Sequence[Callable[[Tensor], Tensor]], dtype: str) -> Parts:
     """The shape of one sample and the dtype of each file."""
     kind = np.dtype(dtype)
-    found = {
+    parts = {
         f"exit{k}": (tuple(reduce(feature[:1]).shape[1:]), kind)
         for k, (reduce, feature) in enumerate(zip(reducers, first.features, strict=True))
     }
-    found["logits"] = (tuple(first.logits.shape[1:]), np.dtype("float32"))
-    found["targets"] = (tuple(first.targets.shape[1:]), first.targets.numpy().dtype)
-    return found
+    parts["logits"] = (tuple(first.logits.shape[1:]), np.dtype("float32"))
+    parts["targets"] = (tuple(first.targets.shape[1:]), first.targets.numpy().dtype)
+    return parts
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -335,8 +335,8 @@ def _is_complete(path: Path) -> bool:
 def _open(path: Path, exits: int) -> CachedFeatures:
     # allow_pickle=False is the default; said here because nothing on disk may run code.
     def mapped(name: str) -> Array:
-        found: Array = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        return found
+        array: Array = np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+        return array
 
     return CachedFeatures(tuple(mapped(f"exit{k}") for k in range(exits)), mapped("logits"), mapped("targets"))
 

@@ -124,7 +124,7 @@ def _open(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[s
         with safe_open(str(source), framework="pt") as handle:
             metadata = handle.metadata() or {}
             names = handle.keys() if tensors else []
-            found = {name: handle.get_tensor(name) for name in names}
+            loaded = {name: handle.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise FileFormatError(
             f"{str(source)!r} is not a whole safetensors file ({error}); delete it and start the run again"
@@ -140,7 +140,7 @@ def _open(path: str | Path, *, tensors: bool) -> tuple[dict[str, Tensor], dict[s
         header = json.loads(metadata["header"])
     except (KeyError, json.JSONDecodeError) as error:
         raise FileFormatError(f"{str(source)!r} has a damaged header ({error})") from error
-    return found, dict(header)
+    return loaded, dict(header)
 
 
 def _load_weights(model: nn.Module, path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -174,14 +174,14 @@ def _listed(what: str, names: list[str]) -> str:
 def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous tensors on the host, no two of which share memory: safetensors writes no others."""
     seen: set[int] = set()
-    found = {}
+    separate = {}
     for name, tensor in tensors.items():
         on_host = tensor.detach().cpu().contiguous()
         if on_host.untyped_storage().nbytes() != on_host.nbytes or on_host.data_ptr() in seen:
             on_host = on_host.clone(memory_format=torch.contiguous_format)
         seen.add(on_host.data_ptr())
-        found[name] = on_host
-    return found
+        separate[name] = on_host
+    return separate
 
 
 def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:

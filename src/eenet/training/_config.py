@@ -191,13 +191,13 @@ class TrainConfig:
                 hint = f"did you mean {' or '.join(repr(name) for name in near)}?" if near else f"known are {known}"
                 raise InvalidInputError(f"training settings have no {key!r}; {hint}")
         # JSON and YAML have lists for tuples.
-        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**found)
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**options)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping, read back by `from_dict`."""
-        found = dataclasses.asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+        options = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Where two configs would compute differently, as "name: this instead of other"."""

@@ -57,11 +57,11 @@ def frontier(
         limits = [float(budget) for budget in budgets]
     if not limits:
         raise InvalidInputError("budgets is empty, expected at least one amount")
-    found = [SearchedThresholds(score).fit(calibration, costs, limit).replay(test) for limit in limits]
+    replayed = [SearchedThresholds(score).fit(calibration, costs, limit).replay(test) for limit in limits]
     return Frontier(
         tuple(limits),
-        tuple(decisions.accuracy for decisions in found),
-        tuple(decisions.mean_cost for decisions in found),
+        tuple(decisions.accuracy for decisions in replayed),
+        tuple(decisions.mean_cost for decisions in replayed),
         costs.unit,
     )
 

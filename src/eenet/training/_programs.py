@@ -237,12 +237,12 @@ def _generators_of(loader: Any) -> list[torch.Generator]:
             inner = getattr(holder, name, None)
             if inner is not None and all(inner is not other for other in holders):
                 holders.append(inner)
-    found: list[torch.Generator] = []
+    generators: list[torch.Generator] = []
     for holder in holders:
         generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator) and all(generator is not other for other in found):
-            found.append(generator)
-    return found
+        if isinstance(generator, torch.Generator) and all(generator is not other for other in generators):
+            generators.append(generator)
+    return generators
 
 
 def warn_of_persistent_workers(loader: Any) -> None:

@@ -49,19 +49,19 @@ class EpochReport:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EpochReport:
         """A report from what `to_dict` gave."""
-        found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**found)
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**options)
 
     def row(self) -> dict[str, float]:
         """One number per column; exits and budgets count from 1."""
-        found: dict[str, float] = {}
+        cells: dict[str, float] = {}
         for key, value in asdict(self).items():
             if not isinstance(value, tuple):
-                found[key] = value
+                cells[key] = value
                 continue
             for index, number in enumerate(value):
-                found[f"{key}_{index + 1}"] = number
-        return found
+                cells[f"{key}_{index + 1}"] = number
+        return cells
 
 
 @dataclass(frozen=True)

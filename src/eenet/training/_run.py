@@ -266,7 +266,7 @@ class Run:
         report = None
         if self.fabric.is_global_zero:
             records = self.program.evaluate(self.task)
-            found = two_fold_frontier(records, self.costs, self.config.budgets, seed=self.config.seed)
+            judged = two_fold_frontier(records, self.costs, self.config.budgets, seed=self.config.seed)
             accuracies = tuple(float(a) for a in records.accuracies)
             report = EpochReport(
                 epoch=epoch,
@@ -277,10 +277,10 @@ class Run:
                 train_accuracies=tuple((trained.utilities / trained.batches).tolist()),
                 accuracies=accuracies,
                 mean=sum(accuracies) / len(accuracies),
-                budgets=found.budgets,
-                frontier=found.accuracies,
-                frontier_costs=found.costs,
-                score=found.mean,
+                budgets=judged.budgets,
+                frontier=judged.accuracies,
+                frontier_costs=judged.costs,
+                score=judged.mean,
                 seconds=trained.seconds,
                 images_per_second=trained.samples / max(trained.seconds, 1e-9),
             )
@@ -358,8 +358,8 @@ class _Trained:
         self.utilities += utilities.cpu().double()
         self.batches += 1
         self.samples += samples
-        found: list[float] = utilities.tolist()
-        return found
+        values: list[float] = utilities.tolist()
+        return values
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:

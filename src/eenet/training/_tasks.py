@@ -140,12 +140,12 @@ class SegmentationTask:
 
     def records(self, outputs: Iterable[tuple[Sequence[Tensor], Tensor]]) -> ExitRecords:
         """Records of evidence pooled over the pixels, with pixel counts."""
-        found = ImageRecords(self.task)
+        images = ImageRecords(self.task)
         with torch.no_grad():
             for logits, targets in outputs:
                 self.check(logits[-1], targets)
-                found.add(logits, targets)
-        return found.records()
+                images.add(logits, targets)
+        return images.records()
 
 
 def task_of(model: MultiExitModel) -> TrainingTask:
@@ -157,5 +157,5 @@ def targets_of(labels: Any, device: torch.device) -> Tensor:
     """A batch's labels as a tensor on `device`; raises `InvalidInputError` for a batch without any."""
     if labels is None:
         raise InvalidInputError("a batch has no labels; give batches of (inputs, labels), or with 'labels'")
-    found = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
-    return found.to(device)
+    targets = labels if isinstance(labels, Tensor) else torch.as_tensor(labels)
+    return targets.to(device)
