@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -224,3 +225,18 @@ def test_evidence_of_one_sample_shares_nothing_that_can_be_written_to() -> None:
     with pytest.raises(ValueError, match="read-only"):
         evidence.finite[0] = False
     assert Evidence.from_logits(np.ones((1, 3), dtype=np.float32)).finite.all()
+
+
+def test_pickled_evidence_is_little_more_than_its_probabilities() -> None:
+    evidence = Evidence.from_logits(toy_logits(50, exits=2, classes=200, seed=0)[0][0])
+    numbers = {name: getattr(evidence, name) for name in NUMBERS}
+    sent = pickle.dumps(evidence)
+    assert len(sent) < 1.1 * evidence.probabilities.nbytes
+    again = pickle.loads(sent)  # noqa: S301
+    assert again == evidence
+    for name, values in numbers.items():
+        np.testing.assert_array_equal(getattr(again, name), values)
+    np.testing.assert_array_equal(
+        SCORES["entropy"]()(ExitHistory([again])),
+        SCORES["entropy"]()(ExitHistory([evidence])),
+    )

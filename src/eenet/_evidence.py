@@ -185,6 +185,10 @@ class Evidence:
     def __hash__(self) -> int:
         return hash_of(self._content()[:3])
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Computed again when needed, to the same bits: to another process it would be two thirds of what is sent.
+        return {name: value for name, value in self.__dict__.items() if name != "others"}
+
     def _content(self) -> tuple[object, ...]:
         """What it was made of, and not what was computed from that since."""
         given = (*POOLED, "label_map") if self.is_pooled else ()

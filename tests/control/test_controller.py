@@ -464,6 +464,7 @@ def test_the_state_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"pacer": {}}, "lacks 'budget'"),
         ({"owed": [0.0]}, "is damaged"),
         ({"drift": 3}, "is damaged"),
+        ({"samples": float("inf")}, "is damaged"),
     ]
     for change, message in wrong:
         with pytest.raises(FileFormatError, match=message):

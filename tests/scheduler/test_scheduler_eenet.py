@@ -138,7 +138,8 @@ def test_any_number_of_turns_works(turns: int) -> None:
     [
         ("turns", 0, "a whole number, 1 or more"),
         ("turns", 1.5, "a whole number, 1 or more"),
-        ("folds", 1, "a number, 2 or more"),
+        ("folds", 1, "a whole number, 2 or more"),
+        ("folds", 2.5, "a whole number, 2 or more"),
         ("target", "left", "'right' or 'lossless', or None"),
         ("kl_weight", -1e-3, "a number, 0 or more"),
         ("cost_weight", float("nan"), "a number, 0 or more"),

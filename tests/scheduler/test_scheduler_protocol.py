@@ -131,6 +131,15 @@ def test_a_file_keeps_class_and_parameters_and_the_loaded_one_can_be_fitted_agai
     assert again == type(scheduler)(**scheduler.get_params()).fit(others, toy_costs(), 2.2)
 
 
+def test_a_parameter_may_be_a_number_of_numpy(tmp_path: Path) -> None:
+    records = toy_records(120)
+    fitted = Static(records.accuracies[:2].argmax()).fit(records, toy_costs())  # type: ignore[arg-type]
+    fitted.save(tmp_path / "s.safetensors")
+    loaded = eenet.load_scheduler(tmp_path / "s.safetensors")
+    assert loaded == fitted
+    assert type(loaded.get_params()["exit_index"]) is int
+
+
 def test_a_given_score_is_kept_too(tmp_path: Path) -> None:
     records = toy_records(200)
     score = eenet.EENet(**QUICK).fit(records, toy_costs(), 2.0).policy.score

@@ -274,7 +274,7 @@ class BudgetController:
             controller._take(state)
         except KeyError as error:
             raise FileFormatError(f"the state lacks {error.args[0]!r}; save the controller again") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise FileFormatError(f"the state is damaged ({error}); save the controller again") from error
         return controller
 

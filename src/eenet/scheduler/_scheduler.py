@@ -422,6 +422,8 @@ class Scheduler:
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters as JSON can hold them; a score that was given is None, since the file has it in its policies."""
     plain = {name: None if isinstance(value, Score) else value for name, value in parameters.items()}
+    # Numbers of numpy, such as the exit that an argmax gives, are no JSON.
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in plain.items()}
     try:
         json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError) as error:

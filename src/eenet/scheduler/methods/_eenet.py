@@ -145,14 +145,14 @@ class LearningOptions:
     folds: int = 3
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.turns, int) and self.turns >= 1):
+        if not (isinstance(self.turns, (int, np.integer)) and self.turns >= 1):
             raise InvalidInputError(f"EENet(turns={self.turns!r}): expected a whole number, 1 or more")
         for name in ("kl_weight", "cost_weight", "weight_decay"):
             value = getattr(self, name)
             if not (value is None and name == "weight_decay") and not 0 <= value < math.inf:
                 raise InvalidInputError(f"EENet({name}={value!r}): expected a number, 0 or more")
-        if not 2 <= self.folds < math.inf:
-            raise InvalidInputError(f"EENet(folds={self.folds!r}): expected a number, 2 or more")
+        if not (isinstance(self.folds, (int, np.integer)) and self.folds >= 2):
+            raise InvalidInputError(f"EENet(folds={self.folds!r}): expected a whole number, 2 or more")
         if self.target is not None and self.target not in TARGETS:
             raise InvalidInputError(
                 f"EENet(target={self.target!r}): expected {' or '.join(map(repr, TARGETS))}, or None"
