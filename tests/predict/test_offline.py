@@ -16,6 +16,7 @@ from commands import refused, run
 from pages import demo_folder
 
 import eenet
+import eenet.bundle.onnx
 from eenet.bundle import LoadedBundle
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.experiments.data import load
