@@ -34,7 +34,7 @@ from serving_toys import (
 
 import eenet
 from eenet.control import BudgetController
-from eenet.errors import InvalidInputError
+from eenet.errors import CutError, InvalidInputError
 from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
 from eenet.serving.engine import EngineOptions, FixedBudget, Limits, LocalService, ServedModel
@@ -517,6 +517,9 @@ def test_a_model_in_pytorch_is_served_as_it_is() -> None:
         assert exits(answer) == expected.exits.tolist()
         assert [p["class"] for p in answer.json()["predictions"]] == expected.logits.argmax(1).tolist()
         assert client.get("/info").json()["exits"] == ["first", "second", "output"]
+    model.backbone.second = torch.nn.Identity()
+    with pytest.raises(CutError, match="module 'second' was replaced by another Identity"):
+        ServedModel(model, scheduler)
 
 
 def test_several_inputs_go_by_name() -> None:

@@ -197,6 +197,8 @@ class ServedModel:
     ------
     InvalidInputError
         Where the scheduler was fitted for other exits or classes.
+    CutError
+        Where the network was changed after it was cut; the message names the module.
     """
 
     def __init__(
@@ -209,6 +211,7 @@ class ServedModel:
     ) -> None:
         from eenet.runtime import TorchBackend  # brings in torch, which serving a bundle does not need
 
+        model.staged.check_current()
         backend = TorchBackend(model)
         scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
         self.backend: StageBackend = backend
