@@ -218,3 +218,41 @@ def test_what_a_network_prints_while_it_is_traced_stays(capfd: pytest.CaptureFix
 
     eenet.attach(network(Step(step)), ["1"], example=torch.randn(2, 6))
     assert "tracing" in capfd.readouterr().err
+
+
+class TestWhatIsNotUnderstood:
+    """A message instead of an error of Python, for what is given in place of a network, a head or an example."""
+
+    def plain(self) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+
+    def test_no_module(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"the network is a function, expected a torch\.nn\.Module"):
+            eenet.attach(lambda x: x, ["1"], example=torch.randn(2, 6))  # type: ignore[arg-type]
+
+    def test_heads(self) -> None:
+        x = torch.randn(2, 6)
+        with pytest.raises(InvalidInputError, match="heads is a Linear, expected a list"):
+            eenet.attach(self.plain(), ["1"], example=x, heads=nn.Linear(8, 3))  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match=r"the head at '1' is a builtin_function_or_method, expected"):
+            eenet.attach(self.plain(), ["1"], example=x, heads=[torch.relu])  # type: ignore[list-item]
+
+    def test_names(self) -> None:
+        x = torch.randn(2, 6)
+        with pytest.raises(CutError, match=r"no module of that name; it has '0', '1', '2'$"):
+            eenet.attach(self.plain(), ["layer1"], example=x)
+        with pytest.raises(CutError, match=r"torch\.compile calls it '_orig_mod\.1'"):
+            eenet.attach(torch.compile(self.plain(), backend="eager"), ["1"], example=x)  # type: ignore[arg-type]
+
+    def test_a_batch_with_labels(self) -> None:
+        with pytest.raises(InvalidInputError, match=r"of a batch \(inputs, labels\) give the inputs alone"):
+            eenet.attach(self.plain(), ["1"], example=[torch.randn(2, 6), torch.tensor([0, 1])])
+
+    def test_an_object_around_the_logits(self) -> None:
+        class Answer:
+            def __init__(self, logits: Tensor) -> None:
+                self.logits = logits
+
+        net = ends(step=lambda net, x: Answer(net.b(net.a(x))))
+        with pytest.raises(CutError, match=r"returns a Answer, in which tracing sees no tensor; return its `\.logits`"):
+            eenet.attach(net, ["a"], example=torch.randn(2, 6))

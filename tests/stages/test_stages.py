@@ -404,8 +404,22 @@ def test_a_network_that_mixes_samples_after_the_cut_fails_the_self_check() -> No
         lambda y: torch.cat([y[:1], y[:-1]]),
         lambda y: torch.cat([y[1:], y[:1]]),
         lambda y: y * (torch.arange(y.shape[0]) < 3)[:, None],
+        lambda y: y / y.abs().max(),
+        lambda y: (y / y.abs().max() * 127).round(),
+        lambda y: y - y[:1],
     ],
-    ids=["flip", "roll", "permute", "sort", "repeat the first", "drop the first", "only three"],
+    ids=[
+        "flip",
+        "roll",
+        "permute",
+        "sort",
+        "repeat the first",
+        "drop the first",
+        "only three",
+        "largest",
+        "quantized",
+        "first",
+    ],
 )
 @pytest.mark.parametrize("scale", [1.0, 1e-7])
 def test_no_network_that_mixes_drops_or_repeats_samples_passes_by_chance(mix: Any, scale: float) -> None:
@@ -419,9 +433,30 @@ def test_no_network_that_mixes_drops_or_repeats_samples_passes_by_chance(mix: An
             cut(net, ["a"], torch.randn(2, 4, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    "mix",
+    [
+        lambda x: x - x.mean(0),
+        lambda x: x / x.sum(),
+        lambda x: x / x.abs().max(),
+        lambda x: x - x[:1],
+        lambda x: x.sort(0).values,
+        lambda x: x + torch.arange(x.shape[0])[:, None],
+        lambda x: x / x.shape[0],
+    ],
+    ids=["mean", "sum", "largest", "first", "sort", "place", "number"],
+)
+def test_what_depends_on_the_batch_before_the_first_exit_is_refused(mix: Any) -> None:
+    for seed in range(5):
+        torch.manual_seed(seed)
+        net = Chain(lambda net, x: net.b(net.a(mix(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 3)).eval()
+        with pytest.raises(CutError, match="layers before it mix the samples of a batch, or use their number"):
+            cut(net, ["a"], torch.randn(2, 4))
+
+
 def test_a_trace_of_the_other_samples_is_found() -> None:
     net = Chain(lambda net, x: net.b((y := net.a(x)) + 1e-6 * y.sum(0)), a=nn.Linear(4, 4), b=nn.Linear(4, 3)).eval()
-    with pytest.raises(CutError, match=r"samples \[2, 0, 3\] of 4 change when the samples beside them are others"):
+    with pytest.raises(CutError, match=r"samples \[0, 2\] of 4 change when the samples beside them are others"):
         cut(net, ["a"], torch.randn(2, 4))
 
 
@@ -619,3 +654,34 @@ def test_recurrent_layers_stay_one_operator_for_any_number_of_steps(
         torch.manual_seed(0)
         grads.append(torch.autograd.grad(one(x).square().sum(), list(model.parameters())))
     torch.testing.assert_close(grads[0], grads[1])
+
+
+class _Table(nn.Module):
+    """Positions kept for the longest input so far, as rotary embeddings keep them; for each batch size, if asked."""
+
+    def __init__(self, *, of_batch: bool = False) -> None:
+        super().__init__()
+        self.of_batch = of_batch
+        self.kept = torch.zeros(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.of_batch:
+            if len(self.kept) != len(x):
+                self.kept = torch.arange(len(x))[:, None, None] * 0.0
+            return x + self.kept
+        if x.shape[1] > len(self.kept):
+            self.kept = torch.arange(x.shape[1])[:, None] / 10
+        return x + self.kept[: x.shape[1]]
+
+
+def test_a_table_that_tracing_fixed_is_refused_with_its_cause() -> None:
+    def network(**options: bool) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 4), _Table(**options), nn.Linear(4, 4), nn.Flatten(2)).eval()
+
+    x = torch.randn(2, 5, 4)
+    # At the example's length the table is right; longer inputs need a longer one.
+    with pytest.raises(CutError, match=r"stage '1' fails with time one more, where the network itself does not.*table"):
+        cut(network(), ["1"], x, dynamic={1: "time"})
+    cut(network(), ["1"], x)
+    with pytest.raises(CutError, match=r"fixes the batch size of input 'input' to the 2 of the example, such as"):
+        cut(network(of_batch=True), ["1"], x)

@@ -262,6 +262,12 @@ def attach(
         )
     num_classes = logits.shape[1]
     dense = logits.ndim == 4
+    if heads is not None:
+        if not isinstance(heads, (list, tuple, nn.ModuleList)):
+            raise InvalidInputError(f"heads is a {type(heads).__name__}, expected a list of one module for each exit")
+        for name, head in zip(staged.at, heads, strict=False):
+            if not isinstance(head, nn.Module):
+                raise InvalidInputError(f"the head at {name!r} is a {type(head).__name__}, expected a torch.nn.Module")
     if heads is not None and len(heads) != len(features):
         raise InvalidInputError(f"{len(heads)} heads for {len(features)} exits; give one head for each name in exits")
     if heads is None:

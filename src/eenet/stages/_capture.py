@@ -30,6 +30,13 @@ from eenet.stages._example import MODEL_ERRORS, InputForm
 _EXPORT_NOISE = (r"The tensor attributes? .*_flat_weights.* assigned during export",)
 
 
+# What torch.export says where a size that should be free can only be that of the example.
+_FIXED_SIZE = re.compile(
+    r"You marked L\['tensors'\]\[(\d+)\]\.size\(\)\[(\d+)\] as dynamic but your code specialized it to be a constant "
+    r"\((\d+)\)"
+)
+
+
 # The marker is an operator of its own, so that it survives tracing at its exact place among in-place operators, which a
 # module's name in the metadata of the nodes would not tell. It leaves the graph again in the split.
 @torch.library.custom_op("eenet::mark_exit", mutates_args=())
@@ -74,7 +81,13 @@ def modules_to_cut(model: nn.Module, at: Sequence[str]) -> dict[str, nn.Module]:
     for name in at:
         if not isinstance(name, str) or not name or name not in known:
             near = difflib.get_close_matches(str(name), [key for key in known if key], n=4, cutoff=0.4)
-            hint = f"; did you mean {', '.join(repr(key) for key in near)}?" if near else ""
+            if f"_orig_mod.{name}" in known:
+                hint = f"; torch.compile calls it '_orig_mod.{name}': attach to the network before it is compiled"
+            elif near:
+                hint = f"; did you mean {', '.join(repr(key) for key in near)}?"
+            else:
+                first = [key for key in known if key][:8]
+                hint = f"; it has {', '.join(map(repr, first))}" + (" and others" if len(known) > 9 else "")
             raise CutError(f"cannot cut at {name!r}: the model has no module of that name{hint}")
         if name in chosen:
             raise CutError(f"cannot cut at {name!r} twice: each module of `at` ends one stage; remove the repeat")
@@ -104,7 +117,10 @@ def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
                 "name a module that is called once"
             )
         if name in failed:
-            raise CutError(f"cannot cut at {name!r}: its output is {failed[name]}, which holds no tensor")
+            raise CutError(
+                f"cannot cut at {name!r}: its output is {failed[name]}, in which no tensor can be seen; return a "
+                "tensor, a tuple or a dict, or name a module inside it"
+            )
     _check_markers(graph_module, tuple(modules))
     _name_inputs(graph_module, form)
     return Capture(graph_module, tuple(modules), _out_spec(graph_module))
@@ -267,6 +283,16 @@ def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
         with _quiet(), quiet_trace(), recurrent_in_one(), torch.enable_grad():
             return torch.export.export(_FlatCall(model, form), tensors, dynamic_shapes=shapes, strict=False)
     except (*MODEL_ERRORS, SpecViolationError) as error:
+        fixed = _FIXED_SIZE.search(str(error))
+        if fixed:
+            position, dim, size = (int(group) for group in fixed.groups())
+            what = "the batch size" if dim == 0 else f"dynamic dimension {dim} ({form.dynamic.get(dim)})"
+            name = [name for name, is_tensor in zip(form.names, form.is_tensor, strict=True) if is_tensor][position]
+            raise CutError(
+                f"torch.export cannot trace the model: in the forward pass something fixes {what} of input {name!r} to "
+                f"the {size} of the example, such as a table kept from an earlier call or a size written as a number; "
+                "change that step, or write the stages by hand with StagedModel.from_stages"
+            ) from error
         where = _innermost_module(model, error)
         place = f" in module {where!r}" if where else ""
         raise CutError(

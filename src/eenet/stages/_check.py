@@ -25,7 +25,9 @@ from eenet.stages._stage import Step, compact, walk
 
 _BATCH = 4
 _SURVIVORS = (2, 0, 3)
-_OTHERS = (1,)
+# Batches in which each sample stands beside others, and is itself replaced in one of the two: what a mixing network
+# takes from one sample alone, such as the first or the largest, is another in at least one of them.
+_BESIDE = ((0, 0, 2, 2), (1, 1, 3, 3))
 _SEED = 0
 
 
@@ -37,7 +39,7 @@ def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: 
             rows = tuple(tensor[:batch] for tensor in inputs)
             expected = _compare_runs(backbone, at, split, form, rows, f"at batch size {batch}")
         if form.dynamic:
-            _check_shorter(backbone, at, split, form, inputs)
+            _check_other_lengths(backbone, at, split, form, inputs)
         if len(split.stages) > 1:
             _refuse_alike(inputs)
         index = torch.tensor(_SURVIVORS, device=inputs[0].device)
@@ -73,30 +75,48 @@ def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form
 
 def _check_neighbors(split: Split, inputs: tuple[Tensor, ...]) -> None:
     """What the exits and the network say of a sample must not depend on the other samples, from the inputs on."""
-    order = torch.arange(_BATCH)
-    others = order.clone()
-    others[list(_OTHERS)] -= 1
-    # Both made the same way, so that they lie in memory the same way: another layout could round differently.
-    ours, beside = (
-        tuple([tensor.index_select(0, rows.to(tensor.device)) for tensor in inputs]) for rows in (order, others)
+
+    def picked(rows: Sequence[int]) -> tuple[Tensor, ...]:
+        # All made the same way, so that they lie in memory the same way: another layout could round differently.
+        return tuple([tensor.index_select(0, torch.tensor(rows, device=tensor.device)) for tensor in inputs])
+
+    whole = tuple(range(_BATCH))
+    for beside in _BESIDE:
+        same = [row for row in whole if beside[row] == row]
+        expected, got = _answers(split, picked(whole), same), _answers(split, picked(beside), same)
+        for number, ((name, last, one), (_, _, other)) in enumerate(zip(expected, got, strict=True)):
+            # A network that is not reproducible, as some are on a GPU, differs from itself as well.
+            if not _same_bits(one, other) and _same_bits(one, _answers(split, picked(whole), same)[number][2]):
+                raise CutError(_depends(split, name, last, same, "change when the samples beside them are others"))
+    # Also in another order and number; another batch size may round differently.
+    expected = _answers(split, picked(whole), _SURVIVORS)
+    got = _answers(split, picked(_SURVIVORS), range(len(_SURVIVORS)))
+    for (name, last, one), (_, _, other) in zip(expected, got, strict=True):
+        if not _close(one, other):
+            what = "change when they are a batch of their own, in that order"
+            raise CutError(_depends(split, name, last, _SURVIVORS, what))
+
+
+def _depends(split: Split, name: str, last: bool, rows: Sequence[int], what: str) -> str:
+    at = split.stages[-2].name if last else name
+    return (
+        f"cannot cut at {at!r}: in {'the output' if last else 'the feature at'} {name!r} samples {list(rows)} of "
+        f"{_BATCH} {what}; the layers {'after' if last else 'before'} it mix the samples of a batch, or use their "
+        "number or places in it"
     )
-    index = torch.tensor(_SURVIVORS, device=inputs[0].device)
-    expected, got = _answers(split, ours, index), _answers(split, beside, index)
-    for number, ((name, last, one), (_, _, other)) in enumerate(zip(expected, got, strict=True)):
-        if _same_bits(one, other):
-            continue
-        # A network that is not reproducible, as some are on a GPU, differs from itself as well.
-        if _same_bits(one, _answers(split, ours, index)[number][2]):
-            at = split.stages[-2].name if last else name
-            raise CutError(
-                f"cannot cut at {at!r}: in {'the output' if last else 'the feature at'} {name!r} samples "
-                f"{list(_SURVIVORS)} of {_BATCH} change when the samples beside them are others; "
-                f"the layers {'after' if last else 'before'} it mix the samples of a batch"
-            )
 
 
-def _answers(split: Split, inputs: tuple[Tensor, ...], index: Tensor) -> list[tuple[str, bool, Tensor]]:
-    """The samples `index` of each feature and each output: its name, whether it is an output, and the tensor."""
+def _close(expected: Tensor, got: Tensor) -> bool:
+    try:
+        _compare(expected, got, "")
+    except CutError:
+        return False
+    return True
+
+
+def _answers(split: Split, inputs: tuple[Tensor, ...], rows: Sequence[int]) -> list[tuple[str, bool, Tensor]]:
+    """The samples `rows` of each feature and each output: its name, whether it is an output, and the tensor."""
+    index = torch.tensor(rows, device=inputs[0].device)
     answers = []
     torch.manual_seed(_SEED)
     for step in _walked(split, inputs, "with other samples in the batch"):
@@ -267,7 +287,10 @@ def _compare_runs(
         try:
             step = next(steps)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise CutError(f"stage {stage.name!r} fails {when}: {error}") from error
+            raise CutError(
+                f"stage {stage.name!r} fails {when}, where the network itself does not: {error}; tracing fixed a size "
+                "of the example there, or a table that the network keeps"
+            ) from error
         if stage.feature_index is not None:
             got = step.outputs[stage.feature_index]
             _compare(features[number], got, f"the feature at {stage.name!r} differs from the model's {when}")
@@ -276,19 +299,26 @@ def _compare_runs(
     return expected
 
 
-def _check_shorter(
+def _check_other_lengths(
     backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...]
 ) -> None:
-    """Also at another size of the dynamic dimensions, unless the model itself refuses that size."""
-    shorter = inputs
-    for dim in form.dynamic:
-        shorter = tuple(t.narrow(dim, 0, t.shape[dim] - 1) if dim < t.ndim else t for t in shorter)
-    try:
-        _whole(backbone, at, split, form, shorter)
-    except CutError:
-        return
-    names = ", ".join(f"{name} one less" for name in form.dynamic.values())
-    _compare_runs(backbone, at, split, form, shorter, f"with {names}")
+    """Also at other sizes of the dynamic dimensions, unless the model itself refuses them."""
+    for more, what in ((-1, "less"), (1, "more")):
+        others = inputs
+        for dim in form.dynamic:
+            others = tuple(_resized(t, dim, t.shape[dim] + more) if dim < t.ndim else t for t in others)
+        try:
+            _whole(backbone, at, split, form, others)
+        except CutError:
+            continue
+        names = ", ".join(f"{name} one {what}" for name in form.dynamic.values())
+        _compare_runs(backbone, at, split, form, others, f"with {names}")
+
+
+def _resized(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """The first steps of a tensor; where it has too few, its last one again."""
+    last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
+    return torch.cat([tensor, last], dim).narrow(dim, 0, size)
 
 
 def _whole(

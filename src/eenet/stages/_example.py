@@ -280,7 +280,10 @@ def _positional_names(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise InvalidInputError(f"the example does not fit {type(model).__name__}.forward: {error}") from error
+        hint = ""
+        if len(args) > 1:
+            hint = "; a tuple or list holds the arguments of a call: of a batch (inputs, labels) give the inputs alone"
+        raise InvalidInputError(f"the example does not fit {type(model).__name__}.forward: {error}{hint}") from error
     names: list[str] = []
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL:

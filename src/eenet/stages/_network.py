@@ -19,6 +19,8 @@ from eenet.stages._gradients import Watch
 
 def refuse_wrapped(network: nn.Module) -> None:
     """Refuse modules that only wrap a network, and those whose code tracing cannot see. Raises InvalidInputError."""
+    if not isinstance(network, nn.Module):
+        raise InvalidInputError(f"the network is a {type(network).__name__}, expected a torch.nn.Module")
     if isinstance(network, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise InvalidInputError(
             f"the network is a {type(network).__name__}, which runs another one on several devices; give that one, "
@@ -94,6 +96,13 @@ def _check_output(output: Any, form: InputForm) -> None:
             raise CutError(
                 f"the network returns {name}, a dataclass {kind}, which cannot be traced; return its `.{take}` (in a "
                 f"module around the network), or call torch.export.register_dataclass({kind}) before"
+            )
+    for leaf in pytree.tree_leaves(output):
+        if not isinstance(leaf, (Tensor, bool, int, float, complex, str, bytes, type(None))):
+            take = "logits" if isinstance(getattr(leaf, "logits", None), Tensor) else "tensors"
+            raise CutError(
+                f"the network returns a {type(leaf).__name__}, in which tracing sees no tensor; return its `.{take}` "
+                "(in a module around the network)"
             )
     losses = [name for name, value in _parts(output) if isinstance(value, Tensor) and value.ndim == 0]
     labels = [name for name in form.kwargs if name in ("labels", "label", "targets", "target")]
