@@ -252,6 +252,7 @@ def test_held_out_predictions_are_only_judged_on(predictions: Path) -> None:
         (("--methods", "max_prob", "--reference", "ztw"), "--reference 'ztw' is not known"),
         (("--budgets", "0"), "expected at least 1"),
         (("--budgets", "1.5,2"), "1.5 has no unit; write 1.5% or 1.5ms"),
+        (("--budgets", "0.6,0.8"), "0.6 has no unit; write 60% or 0.6ms"),
         (("--budgets", "60%,much"), "budget 'much' cannot be read"),
         (("--budgets", "10%"), "below the first exit's cost"),
         (("--fraction", "1.5"), "leaves one part empty"),

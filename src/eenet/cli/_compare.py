@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eenet.cli._console import output, print_json, show_warning, side
+from eenet.cli._console import as_share, output, print_json, show_warning, side
 from eenet.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _budgets(text: str, costs: ExitCosts) -> list[float]:
     for word in words:
         if re.fullmatch(r"[\d.]+", word):
             raise InvalidInputError(
-                f"--budgets {text}: {word} has no unit; write {word}% or {word}{costs.unit}, or a single whole number, "
+                f"--budgets {text}: {word} has no unit; write {as_share(word)} or {word}{costs.unit}, or a single whole number, "
                 "which is how many budgets"
             )
     return [parse_budget(word, costs) for word in words]

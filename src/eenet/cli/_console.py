@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -40,3 +41,10 @@ def _line(word: str, message: str, style: str) -> None:
 def print_json(value: Any) -> None:
     """The machine-readable result, alone on standard output."""
     typer.echo(json.dumps(value, indent=1, allow_nan=False))
+
+
+def as_share(number: str) -> str:
+    """The share that a number without a unit may mean: 60% for 0.6, which is a fraction, and for 60."""
+    with suppress(ValueError):
+        return f"{float(number) * 100:g}%" if float(number) < 1 else f"{number}%"
+    return "60%"

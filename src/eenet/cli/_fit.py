@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eenet.cli._console import output, print_json
+from eenet.cli._console import as_share, output, print_json
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -103,9 +103,8 @@ def _scheduler(method: str, seed: int) -> Scheduler:
 def _with_unit(budget: str, costs: ExitCosts) -> str:
     if re.fullmatch(r"\s*[\d.]+\s*", budget):
         number = budget.strip()
-        raise InvalidInputError(
-            f"--budget {number} has no unit; give --budget {number}% or --budget {number}{costs.unit}"
-        )
+        share = as_share(number)
+        raise InvalidInputError(f"--budget {number} has no unit; give --budget {share} or --budget {number}{costs.unit}")
     return budget
 
 
