@@ -26,6 +26,7 @@ from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring
+from eenet.models._multi_exit import require_exits
 from eenet.optimize import batch_of
 from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._loop import decide
@@ -146,6 +147,7 @@ def profile(
     (2, 'flops')
     """
     _require_unit(unit)
+    require_exits(model)
     return measure(model, example, batch_sizes=(batch_size,), scheduler=scheduler, seconds=seconds).costs(
         unit, batch_size
     )

@@ -485,3 +485,34 @@ def test_auxiliary_logits_in_training_are_named_as_such() -> None:
     model = eenet.attach(WithAuxiliaryLogits().eval(), ["first"], example=torch.randn(2, 4))
     with pytest.raises(InvalidInputError, match=r"2 tensors could be the logits.*aux_logits=False"):
         model.train()(torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("mix", [lambda f: f - f.mean(0), lambda f: f / f.abs().max(), lambda f: f - f[:1]])
+def test_a_head_that_mixes_samples_is_refused(mix: Any) -> None:
+    class Head(nn.Linear):
+        def forward(self, feature: Tensor) -> Tensor:
+            return super().forward(mix(feature))
+
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(InvalidInputError, match="the head at '1', a Head, mixes samples"):
+        eenet.attach(network, ["1"], example=torch.randn(2, 4), heads=[Head(8, 3)])
+
+
+def test_a_plain_network_is_refused_wherever_one_with_exits_is_asked_for(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model, x = eenet.attach(network, ["1"], example=torch.randn(2, 4)), torch.randn(16, 4)
+    records = eenet.collect(model, [(x, torch.arange(16) % 3)])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([0.4, 1.0], "ms"), "100%")
+    wrong: Any = network
+    for call in (
+        lambda: eenet.collect(wrong, [x]),
+        lambda: eenet.profile(wrong, x),
+        lambda: eenet.AdaptiveModel(wrong, scheduler),
+        lambda: eenet.export(wrong, scheduler, tmp_path / "bundle", example=x),
+        lambda: eenet.train(wrong, [], [], out=tmp_path / "run"),
+    ):
+        with pytest.raises(InvalidInputError, match="model is a Sequential, expected a MultiExitModel"):
+            call()
+    wrong = model
+    with pytest.raises(InvalidInputError, match="records are a MultiExitModel, expected ExitRecords"):
+        scheduler.replay(wrong)

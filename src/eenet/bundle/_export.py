@@ -21,6 +21,7 @@ from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec
 from eenet.bundle._verify import verify
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
+from eenet.models._multi_exit import require_exits
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
 from eenet.runtime import TensorSpec
@@ -104,6 +105,7 @@ def export(
         raise InvalidInputError(f"backend is {backend!r}, expected one of {list(BACKENDS)}")
     if opset not in OPSETS:
         raise InvalidInputError(f"opset is {opset!r}, expected {OPSETS[0]} to {OPSETS[-1]}")
+    require_exits(model)
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
     _require_cpu_float(model)
     model.staged.check_current()

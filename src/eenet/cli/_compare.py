@@ -133,8 +133,8 @@ def _budgets(text: str, costs: ExitCosts) -> list[float]:
     for word in words:
         if re.fullmatch(r"[\d.]+", word):
             raise InvalidInputError(
-                f"--budgets {text}: {word} has no unit; write {as_share(word)} or {word}{costs.unit}, or a single whole number, "
-                "which is how many budgets"
+                f"--budgets {text}: {word} has no unit; write {as_share(word)} or {word}{costs.unit}, or a single "
+                "whole number, which is how many budgets"
             )
     return [parse_budget(word, costs) for word in words]
 

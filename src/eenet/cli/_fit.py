@@ -104,7 +104,9 @@ def _with_unit(budget: str, costs: ExitCosts) -> str:
     if re.fullmatch(r"\s*[\d.]+\s*", budget):
         number = budget.strip()
         share = as_share(number)
-        raise InvalidInputError(f"--budget {number} has no unit; give --budget {share} or --budget {number}{costs.unit}")
+        raise InvalidInputError(
+            f"--budget {number} has no unit; give --budget {share} or --budget {number}{costs.unit}"
+        )
     return budget
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eenet.errors import InvalidInputError
 from eenet.models._io import inferring, moved, unpack
-from eenet.models._multi_exit import MultiExitModel
+from eenet.models._multi_exit import MultiExitModel, require_exits
 from eenet.records import ExitRecords
 from eenet.tasks import Evidence, Segmentation
 
@@ -52,6 +52,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     >>> records.num_exits, len(records)
     (2, 5)
     """
+    require_exits(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = ImageRecords(model.task) if isinstance(model.task, Segmentation) else None
     logits: list[NDArray[np.float32]] = []

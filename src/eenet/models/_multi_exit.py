@@ -288,6 +288,15 @@ def attach(
     return model
 
 
+def require_exits(model: Any) -> MultiExitModel:
+    """The model, if it has exits; raises InvalidInputError for anything else, such as a plain network."""
+    if isinstance(model, MultiExitModel):
+        return model
+    raise InvalidInputError(
+        f"model is a {type(model).__name__}, expected a MultiExitModel; give a network exits with eenet.attach"
+    )
+
+
 def multi_exit(
     name: str, *, num_classes: int | None = None, example: Example | None = None, **options: Any
 ) -> MultiExitModel:
@@ -375,6 +384,18 @@ def _try_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> 
             f"the head at {name!r} gives {got} for {expected.shape[0]} samples, expected logits of shape (batch, "
             f"{', '.join(str(size) for size in expected.shape[1:])})"
         )
+    if not isinstance(feature, Tensor) or not feature.is_floating_point():
+        return
+    with inferring(head):
+        for row in range(min(len(feature), 2)):
+            others = feature * 0.5 + 1
+            others[row] = feature[row]
+            # A head that is not reproducible differs from itself as well.
+            if not torch.equal(head(others)[row], logits[row]) and torch.equal(head(feature)[row], logits[row]):
+                raise InvalidInputError(
+                    f"the head at {name!r}, a {type(head).__name__}, mixes samples: what it says of one changes with "
+                    "the others in the batch; give a head that answers each sample by itself"
+                )
 
 
 def _name_in_model(name: str) -> str:

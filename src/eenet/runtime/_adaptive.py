@@ -14,6 +14,7 @@ from torch import Tensor
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
+from eenet.models._multi_exit import require_exits
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
 from eenet.runtime._backend import Ints
@@ -110,7 +111,7 @@ class AdaptiveModel:
         batch_sizes: Sequence[int] = (1, 8),
         seconds: float = 1.0,
     ) -> None:
-        self.model = model.eval()
+        self.model = require_exits(model).eval()
         self.scheduler = scheduler
         self._checked: ThresholdPolicy | None = None
         self._current_policy()

@@ -228,10 +228,7 @@ class Scheduler:
         InvalidInputError
             For records, costs or a combination of arguments that cannot be used.
         """
-        if not isinstance(records, ExitRecords):
-            raise InvalidInputError(
-                f"records are a {type(records).__name__}, expected ExitRecords: see ExitRecords.from_probabilities"
-            )
+        _require_records(records)
         if not isinstance(costs, ExitCosts):
             raise InvalidInputError(
                 f"costs are a {type(costs).__name__}, expected ExitCosts: write ExitCosts([...], unit='ms')"
@@ -340,6 +337,7 @@ class Scheduler:
 
     def replay(self, records: ExitRecords, costs: ExitCosts | None = None) -> Decisions:
         """What the scheduler decides for these records; costs default to those it was fitted with."""
+        _require_records(records)
         return replay(self.policy, records, costs or self.costs)
 
     @property
@@ -429,6 +427,13 @@ def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"the parameters {short(dict(parameters))} cannot be saved: {error}") from error
     return plain
+
+
+def _require_records(records: ExitRecords) -> None:
+    if not isinstance(records, ExitRecords):
+        raise InvalidInputError(
+            f"records are a {type(records).__name__}, expected ExitRecords: see ExitRecords.from_probabilities"
+        )
 
 
 def load_scheduler(path: str | Path) -> Scheduler:

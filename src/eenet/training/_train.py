@@ -24,6 +24,7 @@ from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.models import MultiExitModel
 from eenet.models._io import moved, unpack
+from eenet.models._multi_exit import require_exits
 from eenet.stages import feature_at, modes_kept
 from eenet.training._config import TrainConfig
 from eenet.training._optim import frozen
@@ -243,10 +244,7 @@ class _NormsAlone(nn.Module):
 def _check_arguments(
     model: MultiExitModel, config: TrainConfig, teacher: nn.Module | None, out: str | Path, *, resume: bool
 ) -> None:
-    if not isinstance(model, MultiExitModel):
-        raise InvalidInputError(
-            f"model is a {type(model).__name__}, expected a MultiExitModel; give it exits with eenet.attach"
-        )
+    require_exits(model)
     if (teacher is None) != (config.teacher_weight == 0):
         given = "no teacher was given" if teacher is None else "a teacher was given"
         raise InvalidInputError(
