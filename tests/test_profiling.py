@@ -12,7 +12,7 @@ import torch
 
 import eenet
 from eenet import profiling
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import CutError, InvalidInputError, ReliabilityWarning
 from eenet.networks import CifarResNet
 from eenet.testing import toy_costs, toy_records
 from networks import conv_model
@@ -156,3 +156,11 @@ def test_a_scheduler_of_other_exits_is_refused() -> None:
         other = eenet.MaxProbability().fit(toy_records(samples=40, exits=exits), toy_costs(exits), "100%")
         with pytest.raises(InvalidInputError, match=f"fitted for {exits} exits and 5 classes, the model has 3 exits"):
             eenet.profile(conv_model(0), X, scheduler=other, seconds=0.01)
+
+
+def test_a_network_that_was_changed_after_it_was_cut_is_not_measured() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+    model = eenet.attach(network.eval(), ["1"], example=torch.randn(2, 4))
+    network[2], network[3] = torch.nn.Linear(8, 80), torch.nn.Linear(80, 3)
+    with pytest.raises(CutError, match="attach"):
+        eenet.profile(model, torch.randn(2, 4), unit="flops")

@@ -176,6 +176,8 @@ def measure(
     if model.staged.batch_size_of(inputs) == 0:
         raise InvalidInputError("the example has batch size 0; give at least one sample, which is repeated as needed")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    if device.type != "meta":  # nothing can be run and compared there
+        model.staged.check_current()
     inputs = tuple([tensor.to(device) for tensor in inputs])
     tables: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     spreads: dict[str, list[Floats]] = {unit: [] for unit in UNITS}

@@ -85,7 +85,8 @@ class AdaptiveModel:
     InvalidInputError
         Where the scheduler was fitted for other exits or classes, or where `optimize` cannot be done.
     CutError
-        Where the network was changed after it was cut; the message names the module.
+        Where the network has been changed since it was cut; the message names the module. It is looked at
+        when this is made, not at every call.
 
     Examples
     --------
@@ -161,6 +162,7 @@ class AdaptiveModel:
         before = _place(self.model)
         self.model.to(*args, **kwargs)
         if _place(self.model) != before:
+            self.optimized = None  # what was made for the old place, should measuring on the new one fail
             self.optimized = self._measure()
         return self
 

@@ -174,7 +174,9 @@ class Scheduler:
         if type(other) is not type(self):
             return NotImplemented
         assert isinstance(other, Scheduler)
-        if not equal(self.get_params(), other.get_params()) or (self._state is None) != (other._state is None):
+        if not equal(_listed(self.get_params()), _listed(other.get_params())) or (self._state is None) != (
+            other._state is None
+        ):
             return False
         return self._state is None or other._state is None or equal(self._state.compared, other._state.compared)
 
@@ -543,3 +545,8 @@ def _policy_from(
             f"{str(path)!r} has {len(policy.thresholds)} thresholds for {exits} exits; save the scheduler again"
         )
     return policy
+
+
+def _listed(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with tuples as lists: a file does not tell one from the other."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
