@@ -248,6 +248,7 @@ def test_neither_fitting_nor_deciding_imports_torch(tmp_path: Path) -> None:
 
 
 def test_a_parameter_given_as_a_list_is_equal_after_loading(tmp_path: Path) -> None:
-    scheduler = eenet.scheduler.EERO(betas=[0.1, 1.0]).fit(toy_records(200), toy_costs(), budget="70%")
+    betas: Any = [0.1, 1.0]
+    scheduler = EERO(betas=betas).fit(toy_records(200), toy_costs(), budget="70%")
     scheduler.save(tmp_path / "s.safetensors")
     assert eenet.load_scheduler(tmp_path / "s.safetensors") == scheduler
