@@ -359,7 +359,9 @@ def test_a_request_past_its_deadline_gets_504_and_leaves_the_queue() -> None:
         assert "within 0.05 s" in response.json()["detail"]
         backend.go.set()
         assert exits(post_npy(client, scripted_logits([2], 3))) == [2]
-        assert [k for k, _ in backend.calls] == [0, 0, 1, 2]  # the late one went no further
+        # The late one went no further than stage 0, which on a busy machine it may not even have reached in time.
+        assert [k for k, _ in backend.calls][-3:] == [0, 1, 2]
+        assert [k for k, _ in backend.calls][:-3] in ([0], [])
 
 
 def test_the_request_of_a_client_that_disconnects_is_cancelled() -> None:
