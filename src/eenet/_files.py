@@ -174,6 +174,10 @@ def _tensor(handle: Any, name: str, source: Path) -> NDArray[Any]:
         raise FileFormatError(
             f"{name!r} in {str(source)!r} has a dtype that numpy does not know ({error}); write it as float32"
         ) from error
+    if array.dtype.kind not in "biufc":  # where ml_dtypes is imported, safetensors gives arrays of its dtypes
+        raise FileFormatError(
+            f"{name!r} in {str(source)!r} has a dtype that numpy does not know ({array.dtype}); write it as float32"
+        )
     return array
 
 

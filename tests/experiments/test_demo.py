@@ -79,7 +79,7 @@ def test_it_leaves_everything_and_nothing_half_written(made: tuple[Path, str]) -
     }
     assert not list(folder.rglob("*.partial"))
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
-    assert json_of(folder)["command"].startswith("eenet ")
+    assert json_of(folder)["command"].startswith("eenet")
 
 
 def test_the_table_has_the_plain_network_every_exit_and_every_policy(made: tuple[Path, str]) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import io
 import math
 import struct
+import threading
 import tokenize
 import zlib
 from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -34,6 +35,9 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, struct.
 
 # What numpy raises for a damaged head, which it reads as a Python literal.
 _BAD_HEAD = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError, UserWarning)
+# numpy reads a head with `ast.literal_eval`, and Python 3.11's parser counts its depth for all threads together: two
+# threads at once can end in "AST constructor recursion depth mismatch".
+_one_header_at_a_time = threading.Lock()
 _MAX_NPY_HEAD = 1000  # bytes; numpy.save writes 118 for an array of numbers with few dimensions
 
 
@@ -284,7 +288,8 @@ def npy_array(body: bytes) -> Array:
         raise RefusedError(400, "the body is not an .npy file; write it with numpy.save") from error
     readers = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
     try:
-        shape, fortran, dtype = readers[version](file, max_header_size=_MAX_NPY_HEAD)
+        with _one_header_at_a_time:
+            shape, fortran, dtype = readers[version](file, max_header_size=_MAX_NPY_HEAD)
     except (KeyError, *_BAD_HEAD) as error:
         raise RefusedError(
             400, "the head of the .npy file is damaged; write it with numpy.save, without pickle"
