@@ -25,7 +25,7 @@ from eenet.models._multi_exit import require_exits
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
 from eenet.runtime import TensorSpec
-from eenet.runtime._torch_backend import tensor_spec
+from eenet.runtime._adaptive import tensor_spec
 from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task

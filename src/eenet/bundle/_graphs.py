@@ -14,7 +14,7 @@ from eenet._extras import require
 from eenet.bundle._manifest import StageSpec
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, inferring
-from eenet.runtime._torch_backend import tensor_spec
+from eenet.runtime._adaptive import tensor_spec
 from eenet.stages import LiveTensor, Stage, Step, walk
 
 OPSETS = range(18, 24)

@@ -13,8 +13,7 @@ from eenet.costs import Budget, ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.preprocessing import Preprocessing, preprocessing_from
 from eenet.runtime import AdaptiveOutput, StageBackend, TensorSpec, run_arrays
-from eenet.runtime._backend import Array
-from eenet.runtime._boundaries import NoStages
+from eenet.runtime._backend import Array, NoStages
 from eenet.scheduler import Scheduler, load_scheduler
 from eenet.tasks import Task, task_from
 

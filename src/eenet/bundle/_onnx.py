@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet.bundle._manifest import Manifest
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.runtime._backend import Array, Ints, Live
-from eenet.runtime._boundaries import Boundaries
+from eenet.runtime._backend import Array, Boundaries, Ints, Live
 
 
 class OnnxBackend:

@@ -1,18 +1,24 @@
-"""`eenet serve`."""
+"""`eenet serve`, in this process or on a Ray cluster."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from eenet._extras import require_extra
 from eenet.cli._console import side
 from eenet.cli._target import current_folder_importable
+from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.serving.ray import RayOptions, StageScaling
 
 TOKEN_VARIABLE = "EENET_TOKEN"
 
@@ -66,7 +72,6 @@ def serve(
     require_extra("ray" if ray else "serve", "eenet serve")
     from eenet.bundle import load
     from eenet.control import BudgetController
-    from eenet.errors import InvalidInputError
     from eenet.serving.engine import EngineOptions, FixedBudget, Limits
     from eenet.serving.http import ServerOptions, make_server
 
@@ -78,12 +83,11 @@ def serve(
     engine = EngineOptions(max_batch=max_batch, max_wait=max_wait_ms / 1000, max_samples=max_samples, merge=merge)
     limits = Limits(timeout=timeout, max_samples=min(256, max_samples))
     if ray:
-        from eenet.cli._ray import scaling, serve_on_ray
         from eenet.serving.ray import RayOptions
         from eenet.serving.ray import write_yaml as write
 
         laid_out = RayOptions(
-            stages=scaling(replicas, cpus, target),
+            stages=_scaling(replicas, cpus, target),
             budget=budget,
             adapt=hold,
             token_file=None if token_file is None else str(token_file.resolve()),
@@ -97,7 +101,7 @@ def serve(
             write(write_yaml, bundle, laid_out, host=host, port=port)
             side().print(f"wrote {write_yaml}; start it with: serve deploy {write_yaml}")
             return
-        serve_on_ray(bundle, laid_out, address=address, host=host, port=port)
+        _serve_on_ray(bundle, laid_out, address=address, host=host, port=port)
         return
     if address is not None or write_yaml is not None:
         raise InvalidInputError("--address and --write-yaml are for a Ray cluster; add --ray")
@@ -126,8 +130,6 @@ def serve(
 
 def _require_free(host: str, port: int) -> None:
     """Raise `InvalidInputError` where nothing can listen there."""
-    from eenet.errors import InvalidInputError
-
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         if os.name == "posix":
@@ -138,3 +140,48 @@ def _require_free(host: str, port: int) -> None:
             raise InvalidInputError(
                 f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another --port or --host"
             ) from error
+
+
+def _scaling(replicas: str, cpus: str, target: float) -> Sequence[StageScaling]:
+    """The stages of "1:4,2:8" and "0.5,1": numbers of replicas or ranges of them, and CPUs, one for all or one each."""
+    from eenet.serving.ray import StageScaling
+
+    ranges, shares = replicas.split(","), cpus.split(",")
+    count = max(len(ranges), len(shares))
+    for name, given in (("--replicas", ranges), ("--cpus", shares)):
+        if len(given) not in (1, count):
+            raise InvalidInputError(f"{name} has {len(given)} entries, expected 1 or {count}")
+    stages = []
+    for k in range(count):
+        least, _, most = ranges[k % len(ranges)].partition(":")
+        try:
+            numbers = int(least), int(most or least), float(shares[k % len(shares)])
+        except ValueError as error:
+            raise InvalidInputError(
+                f"--replicas {replicas!r} and --cpus {cpus!r}: expected such as 1:4,2:8 and 0.5,1 ({error})"
+            ) from error
+        stages.append(StageScaling(numbers[0], numbers[1], target=target, cpus=numbers[2]))
+    return stages
+
+
+def _serve_on_ray(bundle: Path, options: RayOptions, *, address: str | None, host: str, port: int) -> None:
+    """Serve until Ctrl+C or SIGTERM; Ray is ended too where it was started here."""
+    from eenet.serving.ray import start, stop
+
+    port = port or _free_port(host)
+    ended = threading.Event()
+    url = start(bundle, options, address=address, host=host, port=port)
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray sets handlers of its own while it starts
+            signal.signal(number, lambda *_: ended.set())
+        side().print(f"serving {bundle} on {url or 'the port of the Ray Serve that runs there already'}")
+        ended.wait()
+    finally:
+        stop(everything=address is None)
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as one:
+        one.bind((host, 0))
+        return int(one.getsockname()[1])

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eenet.runtime._adaptive import AdaptiveModel as AdaptiveModel
+    from eenet.runtime._adaptive import TorchBackend as TorchBackend
     from eenet.runtime._backend import Live as Live
     from eenet.runtime._backend import StageBackend as StageBackend
-    from eenet.runtime._boundaries import TensorSpec as TensorSpec
+    from eenet.runtime._backend import TensorSpec as TensorSpec
     from eenet.runtime._loop import AdaptiveOutput as AdaptiveOutput
     from eenet.runtime._loop import run_arrays as run_arrays
-    from eenet.runtime._torch_backend import TorchBackend as TorchBackend
 
 _HOMES = {
     "AdaptiveModel": "_adaptive",
     "AdaptiveOutput": "_loop",
     "Live": "_backend",
     "StageBackend": "_backend",
-    "TensorSpec": "_boundaries",
-    "TorchBackend": "_torch_backend",
+    "TensorSpec": "_backend",
+    "TorchBackend": "_adaptive",
     "run_arrays": "_loop",
 }
 

@@ -1,12 +1,15 @@
-"""StageBackend: what runs the stages of a multi-exit network, whatever it is made of; numpy in and out."""
+"""What runs the stages of a network, numpy in and out: the protocol, and live tensors checked, selected and merged."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from eenet.errors import InvalidInputError
 
 Array = NDArray[Any]
 Ints = NDArray[np.intp]
@@ -57,3 +60,163 @@ class StageBackend(Protocol):
     def join(self, k: int, parts: Sequence[Live]) -> Live:
         """The live tensors before stage k of several requests as those of one, in order."""
         ...
+
+
+_KINDS = {"f": "floating-point", "i": "integer", "u": "integer", "b": "boolean"}
+
+
+_SAVED = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor at a boundary: its name, dtype, shape (symbols by name) and the dimension the samples lie along.
+
+    `batch_dim` is None for a constant: a tensor that is the same whatever the batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    batch_dim: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "batch_dim": self.batch_dim}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> TensorSpec:
+        """The tensor of what `to_dict` gave; raises ValueError for anything else."""
+        spec = cls(str(data["name"]), data["dtype"], tuple(data["shape"]), data["batch_dim"])
+        sizes = all(isinstance(size, str) or (type(size) is int and size >= 0) for size in spec.shape)
+        if spec.dtype not in _SAVED or not sizes:
+            raise ValueError(f"{dict(data)} describes no tensor")
+        if spec.batch_dim is not None and spec.batch_dim not in range(len(spec.shape)):
+            raise ValueError(f"{spec.name!r} has its samples along dimension {spec.batch_dim!r} of {len(spec.shape)}")
+        return spec
+
+
+class Boundaries:
+    """The tensors before each of K stages; everything of a `StageBackend` but running the stages."""
+
+    def __init__(self, inputs: Sequence[Sequence[TensorSpec]]) -> None:
+        self._specs = [tuple(specs) for specs in inputs]
+        # For each boundary the first tensor that has samples, and the dimension they lie along.
+        self._counted = [
+            next((i, spec.batch_dim) for i, spec in enumerate(specs) if spec.batch_dim is not None)
+            for specs in self._specs
+        ]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The network's inputs."""
+        return self._specs[0]
+
+    def enter(self, inputs: Mapping[str, Array] | Array) -> Live:
+        """The network's inputs in order, of the right dtype; see `StageBackend.enter`."""
+        specs = self.inputs
+        if not isinstance(inputs, Mapping):
+            if len(specs) > 1:
+                raise InvalidInputError(
+                    f"got one {type(inputs).__name__}, but the network has {len(specs)} inputs; give a mapping with "
+                    f"{', '.join(repr(spec.name) for spec in specs)}"
+                )
+            inputs = {specs[0].name: inputs}
+        names = [spec.name for spec in specs]
+        if set(inputs) != set(names):
+            problems = [f"{name!r} is missing" for name in names if name not in inputs]
+            problems += [f"{name!r} is not known" for name in inputs if name not in names]
+            raise InvalidInputError(f"the network takes the inputs {names}: {', '.join(problems)}")
+        sizes: dict[str, tuple[int, str]] = {}
+        return tuple(_checked(inputs[spec.name], spec, sizes) for spec in specs)
+
+    def size(self, k: int, live: Live) -> int:
+        """The number of samples in the live tensors before stage k."""
+        position, dim = self._counted[k]
+        return int(live[position].shape[dim])
+
+    def take(self, k: int, live: Live, rows: Ints) -> Live:
+        """The samples `rows` of the live tensors before stage k; constants stay as they are."""
+        return tuple(
+            array if spec.batch_dim is None else array.take(rows, axis=spec.batch_dim)
+            for array, spec in zip(live, self._specs[k], strict=True)
+        )
+
+    def join(self, k: int, parts: Sequence[Live]) -> Live:
+        """The live tensors before stage k of several requests as one.
+
+        Raises `InvalidInputError` where they cannot be merged: other sizes than the batch differ, or a constant does.
+        """
+        if not parts:
+            raise InvalidInputError("there are no live tensors to join; give those of at least one request")
+        if len(parts) == 1:
+            return parts[0]
+        return tuple(_joined([part[position] for part in parts], spec) for position, spec in enumerate(self._specs[k]))
+
+
+def _joined(arrays: Sequence[Array], spec: TensorSpec) -> Array:
+    first, dim = arrays[0], spec.batch_dim
+    for other in arrays[1:]:
+        same = other.shape == first.shape if dim is None else _without(other, dim) == _without(first, dim)
+        if not same:
+            raise InvalidInputError(
+                f"the live tensor {spec.name!r} has shape {first.shape} in one request and {other.shape} in another, "
+                "which cannot be one batch; merge requests of the same sizes only"
+            )
+    return first if dim is None else np.concatenate(arrays, axis=dim)
+
+
+def _without(array: Array, dim: int) -> tuple[int, ...]:
+    return array.shape[:dim] + array.shape[dim + 1 :]
+
+
+class NoStages(Boundaries):
+    """A `StageBackend` that runs nothing: for a process that takes inputs in and has the stages run elsewhere."""
+
+    def __init__(self, inputs: Sequence[Sequence[TensorSpec]], num_classes: int) -> None:
+        super().__init__(inputs)
+        self.num_exits = len(inputs)
+        self.num_classes = num_classes
+
+    def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:  # noqa: ARG002
+        """Raises `InvalidInputError`."""
+        raise InvalidInputError(f"stage {k} was not loaded; load the bundle with stages=None")
+
+
+def _checked(value: Any, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) -> Array:
+    if not isinstance(value, np.ndarray):
+        raise InvalidInputError(f"input {spec.name!r} is a {type(value).__name__}, expected a numpy array")
+    expected = np.dtype(spec.dtype)
+    if value.dtype.kind not in _KINDS or _KINDS[value.dtype.kind] != _KINDS[expected.kind]:
+        raise InvalidInputError(
+            f"input {spec.name!r} has dtype {value.dtype}, expected {expected}; convert it with "
+            f".astype({str(expected)!r})"
+        )
+    fits = value.ndim == len(spec.shape) and all(
+        isinstance(size, str) or size == size_here for size, size_here in zip(spec.shape, value.shape, strict=True)
+    )
+    if not fits:
+        sizes_wanted = ", ".join(str(size) for size in spec.shape)
+        raise InvalidInputError(
+            f"input {spec.name!r} has shape {value.shape}, expected ({sizes_wanted}), where names stand for any size; "
+            "resize or pad it, or export the model with that dimension dynamic"
+        )
+    for symbol, size_here in zip(spec.shape, value.shape, strict=True):
+        if isinstance(symbol, str):
+            size, where = sizes.setdefault(symbol, (size_here, spec.name))
+            if size != size_here:
+                raise InvalidInputError(
+                    f"input {spec.name!r} has {size_here} in the dimension {symbol!r}, but {where!r} has {size}; give "
+                    "all inputs the same"
+                )
+    return np.ascontiguousarray(_converted(value, expected, spec.name))
+
+
+def _converted(value: Array, expected: np.dtype[Any], name: str) -> NDArray[Any]:
+    if value.dtype == expected:
+        return value
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for a network that runs in float32
+        converted = value.astype(expected)
+    if expected.kind in "iu" and not np.array_equal(converted, value):
+        raise InvalidInputError(f"input {name!r} holds numbers that {expected} cannot: {value.min()} to {value.max()}")
+    return converted

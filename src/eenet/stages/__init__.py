@@ -1,10 +1,10 @@
 """Any network, cut at named modules into stages whose interface is the tuple of live tensors."""
 
 import eenet._needs_torch  # noqa: F401
+from eenet.stages._binding import modes_kept as modes_kept
 from eenet.stages._capture import feature_at as feature_at
 from eenet.stages._example import Example as Example
 from eenet.stages._example import arguments_of as arguments_of
-from eenet.stages._modes import modes_kept as modes_kept
 from eenet.stages._split_points import SplitPoint as SplitPoint
 from eenet.stages._split_points import split_points as split_points
 from eenet.stages._stage import LiveTensor as LiveTensor

@@ -1,8 +1,9 @@
-"""Binding: the stages hold the model's own parameters and buffers, and follow them to other tensors and devices."""
+"""The modules of a network that is cut: their modes, put back after use, and the tensors its stages share with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,26 @@ from torch import Tensor, fx, nn
 
 from eenet._compat import put_tensor
 from eenet.errors import CutError
+
+
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """After the block every submodule is in training or evaluation mode as it was before, whatever was called.
+
+    Not through `train()`, which a module may override to do more than set its mode.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def set_evaluation(module: nn.Module) -> None:
+    """Set evaluation mode in every part, not through `eval()`, which a module may override."""
+    for part in module.modules():
+        part.training = False
 
 
 def set_attribute(root: nn.Module, target: str, value: Any, *, persistent: bool = True) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._binding import bind, device_of, dtype_of, move_constants
+from eenet.stages._binding import bind, device_of, dtype_of, modes_kept, move_constants, set_evaluation
 from eenet.stages._capture import capture, modules_to_cut
 from eenet.stages._check import (
     check_example,
@@ -22,7 +22,6 @@ from eenet.stages._check import (
 )
 from eenet.stages._example import Example, InputForm, form_of
 from eenet.stages._gradients import GradientError, gradient_error
-from eenet.stages._modes import modes_kept, set_evaluation
 from eenet.stages._network import Contents, first_run, refuse_wrapped, restore_caches
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
