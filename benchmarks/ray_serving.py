@@ -35,7 +35,7 @@ from eenet.bundle import load
 from eenet.capacity import StageTime, simulate_fleet
 from eenet.runtime import Live
 from eenet.serving.engine import Engine, EngineOptions, FixedBudget
-from eenet.serving.engine._policies import PolicyBook
+from eenet.serving.engine._model import PolicyBook
 from eenet.serving.ray import RayOptions, RemoteService, StageScaling, StageServer, start, stop
 from eenet.serving.ray._stage import StageCall, StageReplica, StageReply, reply
 from eenet.tasks import Classification

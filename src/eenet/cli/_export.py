@@ -10,7 +10,7 @@ import typer
 
 from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
-from eenet.cli._target import load_target, run_files
+from eenet.cli._inputs import load_target, run_files
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import typer
 
 from eenet._extras import require_extra
 from eenet.cli._console import output, print_json, side
-from eenet.cli._target import load_target
+from eenet.cli._inputs import load_target
 from eenet.errors import InvalidInputError
 
 

@@ -14,7 +14,7 @@ import typer
 
 from eenet._extras import require_extra
 from eenet.cli._console import side
-from eenet.cli._target import current_folder_importable
+from eenet.cli._inputs import current_folder_importable
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eenet._files import existing_file, write_json
-from eenet.control._drift import DriftReport, DriftTest
-from eenet.control._pacing import Alternation, Pacer, Quotas
+from eenet.control._pacing import Alternation, DriftReport, DriftTest, Pacer, Quotas
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.scheduler import Scheduler, ThresholdPolicy

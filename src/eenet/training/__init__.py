@@ -4,12 +4,11 @@ import eenet._needs_torch  # noqa: F401
 from eenet.training._checkpoint import OutOfSpaceError as OutOfSpaceError
 from eenet.training._checkpoint import load_checkpoint
 from eenet.training._config import TrainConfig
-from eenet.training._frontier import Frontier as Frontier
-from eenet.training._frontier import two_fold_frontier
+from eenet.training._loss import ClassificationTask, SegmentationTask, TrainingTask
 from eenet.training._report import EpochReport as EpochReport
-from eenet.training._report import TrainResult
+from eenet.training._report import Frontier as Frontier
+from eenet.training._report import TrainResult, two_fold_frontier
 from eenet.training._run import TrainingDivergedError
-from eenet.training._tasks import ClassificationTask, SegmentationTask, TrainingTask
 from eenet.training._train import reestimate_batch_norm, train
 from eenet.training._train import training_device as training_device
 

@@ -30,7 +30,7 @@ from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.models._io import inferring, moved, unpack
 from eenet.training._checkpoint import OutOfSpaceError
-from eenet.training._tasks import targets_of
+from eenet.training._loss import targets_of
 
 _MARKER = "complete.json"
 _SCHEMA = 1

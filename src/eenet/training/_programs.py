@@ -25,9 +25,8 @@ from eenet.models._io import inferring, unpack
 from eenet.records import ExitRecords
 from eenet.training._cache import CachedFeatures, batch_size_of, cached_features
 from eenet.training._config import TrainConfig
-from eenet.training._loss import ScaledExits
+from eenet.training._loss import ScaledExits, TrainingTask, targets_of
 from eenet.training._report import Display
-from eenet.training._tasks import TrainingTask, targets_of
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional and keyword arguments of a program's module, and the targets, all on the device."""

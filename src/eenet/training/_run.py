@@ -25,12 +25,10 @@ from eenet.training._checkpoint import (
     save_checkpoint,
 )
 from eenet.training._config import TrainConfig
-from eenet.training._frontier import two_fold_frontier
-from eenet.training._loss import JointLoss, Moment, exit_weights
+from eenet.training._loss import JointLoss, Moment, TrainingTask, exit_weights
 from eenet.training._optim import make_optimizer, rate_factor, set_rate
 from eenet.training._programs import EpochSeeds, FrozenProgram, JointProgram, Program
-from eenet.training._report import Display, EpochReport, TrainResult, write_history
-from eenet.training._tasks import TrainingTask
+from eenet.training._report import Display, EpochReport, TrainResult, two_fold_frontier, write_history
 
 LAST, BEST, HISTORY, LOGS, FEATURES = "last.safetensors", "best.safetensors", "metrics.csv", "tensorboard", "features"
 

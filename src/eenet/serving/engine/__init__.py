@@ -2,10 +2,9 @@
 
 from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._model import Controller as Controller
+from eenet.serving.engine._model import FixedBudget, ServedModel
 from eenet.serving.engine._model import Model as Model
-from eenet.serving.engine._model import ServedModel
 from eenet.serving.engine._options import EngineOptions, Limits, RefusedError
-from eenet.serving.engine._policies import FixedBudget
 from eenet.serving.engine._request import Outcome, Request
 from eenet.serving.engine._service import BatchingDelay as BatchingDelay
 from eenet.serving.engine._service import LocalService

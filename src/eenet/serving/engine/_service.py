@@ -17,9 +17,8 @@ from eenet.costs import Budget
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._metrics import Metrics
-from eenet.serving.engine._model import Controller, Model
+from eenet.serving.engine._model import Controller, Model, WholeNetwork
 from eenet.serving.engine._options import EngineOptions
-from eenet.serving.engine._policies import WholeNetwork
 from eenet.serving.engine._request import Outcome, Request, Work
 from eenet.tasks import Task
 

@@ -16,8 +16,7 @@ from eenet._files import atomic_path
 from eenet.bundle import load
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
-from eenet.serving.engine._model import Controller
-from eenet.serving.engine._policies import FixedBudget
+from eenet.serving.engine._model import Controller, FixedBudget
 from eenet.serving.http._server import is_loopback
 from eenet.serving.ray._options import RayOptions
 from eenet.serving.ray._service import RemoteService

@@ -17,9 +17,8 @@ from eenet._values import array_value
 from eenet.bundle import load
 from eenet.scheduler import DecisionState, ExitHistory
 from eenet.serving.engine._engine import Engine
-from eenet.serving.engine._model import Model
+from eenet.serving.engine._model import Model, PolicyBook, PolicyName
 from eenet.serving.engine._options import EngineOptions
-from eenet.serving.engine._policies import PolicyBook, PolicyName
 from eenet.serving.engine._request import Outcome, Request, Work
 from eenet.serving.engine._service import Workers
 
