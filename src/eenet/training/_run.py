@@ -24,9 +24,8 @@ from eenet.training._checkpoint import (
     restore,
     save_checkpoint,
 )
-from eenet.training._config import TrainConfig
+from eenet.training._config import TrainConfig, make_optimizer, rate_factor, set_rate
 from eenet.training._loss import JointLoss, Moment, TrainingTask, exit_weights
-from eenet.training._optim import make_optimizer, rate_factor, set_rate
 from eenet.training._programs import EpochSeeds, FrozenProgram, JointProgram, Program
 from eenet.training._report import Display, EpochReport, TrainResult, two_fold_frontier, write_history
 

@@ -26,9 +26,8 @@ from eenet.models import MultiExitModel
 from eenet.models._io import moved, unpack
 from eenet.models._multi_exit import require_exits
 from eenet.stages import feature_at, modes_kept
-from eenet.training._config import TrainConfig
+from eenet.training._config import TrainConfig, frozen
 from eenet.training._loss import TrainingTask, task_of
-from eenet.training._optim import frozen
 from eenet.training._programs import seeding, warn_of_persistent_workers
 from eenet.training._report import Display, TrainResult
 from eenet.training._run import FEATURES, LAST, Run

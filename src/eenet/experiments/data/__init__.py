@@ -4,10 +4,9 @@
 makes batches whose order and augmentation depend on a seed and the epoch alone.
 """
 
-from eenet.experiments.data._batches import loader
 from eenet.experiments.data._dataset import Dataset
 from eenet.experiments.data._dataset import Subset as Subset
-from eenet.experiments.data._load import dataset_names, load
+from eenet.experiments.data._load import dataset_names, load, loader
 from eenet.experiments.data._small_images import ImageArray
 from eenet.experiments.data._split import ThreeWaySplit, three_way_split
 from eenet.experiments.data._texts import TextCollator as TextCollator

@@ -1,12 +1,19 @@
-"""The data sets by name, and fetching published data: only when asked to, through the Hugging Face hub's library."""
+"""The data sets by name, which are fetched only when asked to, and the loader that reads a batch at once.
+
+A loader's order and augmentation are functions of the seed and the epoch alone: a run that is resumed at an epoch reads
+what the uninterrupted run would have read, with any number of worker processes.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.errors import InvalidInputError, ReliabilityWarning
@@ -191,3 +198,183 @@ def _download(name: str, root: Path) -> None:
             f"cannot download {repository!r} into {str(root / name)!r} ({reason}); fetch it on a machine that has a "
             "network, copy the folder here and give it as root"
         ) from error
+
+
+_POOL = 50  # batches that are sorted together: enough to pad little, few enough to stay random
+
+Shard = tuple[int, int]
+
+
+class _Batches:
+    """Batches of indices, as (epoch, indices): every index once per epoch, in an order that seed and epoch fix.
+
+    Iterating again is the next epoch, unless `set_epoch` says which. The epoch is sent along with the indices, so that
+    worker processes that live on know it too. With `lengths`, shuffled batches hold samples of similar length: indices
+    are shuffled, sorted by length within pools of 50 batches, cut into batches, and the batches shuffled.
+    """
+
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        shard: Shard = (0, 1),
+        lengths: Sequence[int] | NDArray[np.int64] | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size is {batch_size}, expected 1 or more")
+        if seed < 0:
+            raise InvalidInputError(f"seed is {seed}, expected 0 or more")
+        if not 0 <= shard[0] < shard[1]:
+            raise InvalidInputError(f"shard is {shard!r}, expected (rank, number of ranks) with 0 <= rank < number")
+        self.samples, self.batch_size, self.shuffle, self.seed = samples, batch_size, shuffle, seed
+        self.drop_last, self.shard, self.epoch = drop_last, shard, 0
+        self.lengths = None if lengths is None else np.asarray(lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next iteration."""
+        self.epoch = epoch
+
+    def in_order(self) -> _Batches:
+        """Every sample once, in the order of the data, augmented as in epoch 0."""
+        return _Batches(self.samples, self.batch_size, shuffle=False)
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.samples, self.batch_size)
+        return -(-(full + bool(rest and not self.drop_last)) // self.shard[1])
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        # A generator, so that the epoch counts when the first batch is drawn: torch's loader with worker processes
+        # makes one iterator more than it uses.
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        batches = self._in_pools(epoch) if self.shuffle and self.lengths is not None else self._plain(epoch)
+        rank, ranks = self.shard
+        if batches:  # each rank gets as many batches: the first ones are given out again
+            batches = batches + [batches[n % len(batches)] for n in range(-len(batches) % ranks)]
+        for batch in batches[rank::ranks]:
+            yield epoch, batch.tolist()
+
+    def _plain(self, epoch: int) -> list[NDArray[np.int64]]:
+        order = np.arange(self.samples)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.samples)
+        return self._cut(order, drop_last=self.drop_last)
+
+    def _in_pools(self, epoch: int) -> list[NDArray[np.int64]]:
+        assert self.lengths is not None
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(self.samples)
+        batches: list[NDArray[np.int64]] = []
+        for start in range(0, self.samples, _POOL * self.batch_size):
+            pool = order[start : start + _POOL * self.batch_size]
+            pool = pool[np.argsort(self.lengths[pool], kind="stable")]
+            # The smaller batch is a random one: always the longest texts would be left out by drop_last.
+            gap = len(pool) % self.batch_size
+            if gap:
+                at = int(rng.integers(0, len(pool) // self.batch_size + 1)) * self.batch_size
+                small = [] if self.drop_last else [pool[at : at + gap]]
+                batches += small
+                pool = np.concatenate([pool[:at], pool[at + gap :]])
+            batches += self._cut(pool, drop_last=False)
+        return [batches[n] for n in rng.permutation(len(batches))]
+
+    def _cut(self, order: NDArray[np.int64], *, drop_last: bool) -> list[NDArray[np.int64]]:
+        size = self.batch_size
+        end = len(order) - len(order) % size if drop_last else len(order)
+        return [order[start : start + size] for start in range(0, end, size)]
+
+
+def loader(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    shuffle: bool = False,
+    seed: int = 0,
+    collate: Callable[[list[Any]], Any] | None = None,
+    lengths: Sequence[int] | NDArray[np.int64] | None = None,
+    drop_last: bool = False,
+    workers: int = 0,
+    shard: Shard = (0, 1),
+    pin_memory: bool = False,
+) -> Any:
+    """A torch `DataLoader` over whole batches: (x, y) tensors, or what `collate` makes of a list of samples.
+
+    Parameters
+    ----------
+    dataset
+        What `load` gives, or a part of it.
+    batch_size
+        Samples in a batch; the last one may be smaller.
+    shuffle
+        Every sample once per epoch, in an order that `seed` and the epoch fix; else the order of the data.
+    seed
+        Of the order and the augmentation.
+    collate
+        Makes a batch of a list of samples; texts need a `TextCollator`.
+    lengths
+        Of the samples (N,), in tokens: shuffled batches then hold texts of similar length, so that little is padded.
+    drop_last
+        Leave out a smaller last batch.
+    workers
+        Processes that read data; they change nothing in what is read.
+    shard
+        (rank, number of ranks): each rank gets every n-th batch, and as many as the others. With Lightning on several
+        devices pass it and `use_distributed_sampler=False`.
+    pin_memory
+        As in torch.
+
+    Returns
+    -------
+    A loader whose `sampler` has `set_epoch`; without that call, each iteration is the next epoch.
+    `sampler.in_order()` is a sampler of every sample once in the order of the data, by which `eenet.train` caches
+    features.
+
+    Raises
+    ------
+    InvalidInputError
+        For texts without `collate`, and arguments out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from eenet.experiments.data import ImageArray, loader
+    >>> images = np.zeros((5, 3, 8, 8), np.uint8)
+    >>> data = ImageArray(images, np.arange(5) % 2, ["cat", "dog"], name="pets", split="train", transform="train")
+    >>> [len(labels) for _, labels in loader(data, 2, shuffle=True, seed=1)]
+    [2, 2, 1]
+    """
+    from torch.utils.data import DataLoader
+
+    if dataset.task == "text" and collate is None:
+        raise InvalidInputError(f"{dataset.name!r} gives raw strings; pass collate=TextCollator(tokenizer, max_length)")
+    if lengths is not None and len(lengths) != len(dataset):
+        raise InvalidInputError(f"{len(lengths)} lengths for {len(dataset)} samples; expected one each")
+    batches = _Batches(
+        len(dataset), batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard, lengths=lengths
+    )
+    return DataLoader(
+        _ByBatch(dataset, collate, seed),  # type: ignore[arg-type]
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+    )
+
+
+class _ByBatch:
+    """A dataset whose index is a whole batch: the epoch and the samples' indices."""
+
+    def __init__(self, dataset: Dataset, collate: Callable[[list[Any]], Any] | None, seed: int) -> None:
+        self.dataset, self.collate, self.seed = dataset, collate, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, list[int]]) -> Any:
+        epoch, indices = key
+        x, y = self.dataset.batch(indices, (self.seed, epoch))
+        return (x, y) if self.collate is None else self.collate(list(zip(x, y, strict=True)))

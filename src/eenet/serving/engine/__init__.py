@@ -4,8 +4,7 @@ from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._model import Controller as Controller
 from eenet.serving.engine._model import FixedBudget, ServedModel
 from eenet.serving.engine._model import Model as Model
-from eenet.serving.engine._options import EngineOptions, Limits, RefusedError
-from eenet.serving.engine._request import Outcome, Request
+from eenet.serving.engine._request import EngineOptions, Limits, Outcome, RefusedError, Request
 from eenet.serving.engine._service import BatchingDelay as BatchingDelay
 from eenet.serving.engine._service import LocalService
 

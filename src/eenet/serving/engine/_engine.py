@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.scheduler import DecisionState, ExitHistory, ThresholdPolicy
-from eenet.serving.engine._options import EngineOptions
-from eenet.serving.engine._request import Batch, Outcome, Request, Work
+from eenet.serving.engine._request import Batch, EngineOptions, Outcome, Request, Work
 
 if TYPE_CHECKING:
     from eenet.runtime import Live

@@ -18,8 +18,7 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._metrics import Metrics
 from eenet.serving.engine._model import Controller, Model, WholeNetwork
-from eenet.serving.engine._options import EngineOptions
-from eenet.serving.engine._request import Outcome, Request, Work
+from eenet.serving.engine._request import EngineOptions, Outcome, Request, Work
 from eenet.tasks import Task
 
 if TYPE_CHECKING:

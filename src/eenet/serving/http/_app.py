@@ -29,8 +29,7 @@ from starlette.exceptions import HTTPException
 from eenet._version import __version__
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.serving.engine._model import Controller, Model, Service
-from eenet.serving.engine._options import Limits, RefusedError
-from eenet.serving.engine._request import Outcome, Request
+from eenet.serving.engine._request import Limits, Outcome, RefusedError, Request
 from eenet.serving.http import _models as models
 from eenet.serving.http._decode import ClientGoneError, Decoder, Receiver
 from eenet.tasks import softmax

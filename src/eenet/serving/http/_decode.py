@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from eenet._extras import require
 from eenet.serving.engine._model import InputSpec, Model
-from eenet.serving.engine._options import Limits, RefusedError
+from eenet.serving.engine._request import Limits, RefusedError
 from eenet.serving.http._models import NPY
 
 Array = NDArray[Any]

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
 
 from eenet.serving.engine._model import InputSpec, Model
-from eenet.serving.engine._options import Limits
+from eenet.serving.engine._request import Limits
 
 NPY = ("application/x-npy", "application/npy")
 

@@ -14,7 +14,7 @@ from eenet._extras import require
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
 from eenet.serving.engine._model import Controller, Model
-from eenet.serving.engine._options import EngineOptions, Limits
+from eenet.serving.engine._request import EngineOptions, Limits
 from eenet.serving.engine._service import LocalService
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from eenet.errors import InvalidInputError
-from eenet.serving.engine._options import EngineOptions, Limits
+from eenet.serving.engine._request import EngineOptions, Limits
 from eenet.serving.ray._stage import INLINE_BYTES
 
 _MOST_REPLICAS = 100_000

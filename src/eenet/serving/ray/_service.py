@@ -15,8 +15,7 @@ from eenet.scheduler import ExitHistory
 from eenet.serving.engine._engine import require_capacity, shape_of
 from eenet.serving.engine._metrics import Metrics
 from eenet.serving.engine._model import Controller, Model, PolicyBook, WholeNetwork
-from eenet.serving.engine._options import EngineOptions, RefusedError
-from eenet.serving.engine._request import Outcome, Request
+from eenet.serving.engine._request import EngineOptions, Outcome, RefusedError, Request
 from eenet.serving.engine._service import account, change_budget
 from eenet.serving.ray._stage import StageCall, StageReply
 

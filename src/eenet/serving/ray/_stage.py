@@ -18,8 +18,7 @@ from eenet.bundle import load
 from eenet.scheduler import DecisionState, ExitHistory
 from eenet.serving.engine._engine import Engine
 from eenet.serving.engine._model import Model, PolicyBook, PolicyName
-from eenet.serving.engine._options import EngineOptions
-from eenet.serving.engine._request import Outcome, Request, Work
+from eenet.serving.engine._request import EngineOptions, Outcome, Request, Work
 from eenet.serving.engine._service import Workers
 
 if TYPE_CHECKING:
