@@ -11,8 +11,6 @@ from commands import run
 from optional import import_or_skip
 from pages import DOCS, demo_folder
 
-from eenet._extras import require
-
 for _library in ("onnx", "onnxruntime", "ray", "fastapi"):
     pytest.importorskip(_library, reason="needs the extras that the page is about")
 
@@ -55,6 +53,6 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert [words[1] for words in others] == ["serve", "predict"]
     for words in others:
         run(*words[1:])
-    names = [one["name"] for one in require("yaml", "ray").safe_load(Path("eenet.yaml").read_text())["applications"]]
+    names = [one["name"] for one in import_or_skip("yaml").safe_load(Path("eenet.yaml").read_text())["applications"]]
     assert names == ["eenet"]
     assert Path("answers.parquet").is_file()

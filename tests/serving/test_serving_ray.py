@@ -22,7 +22,6 @@ from commands import refused, run
 from optional import import_or_skip
 from serving_toys import until
 
-from eenet._extras import require
 from eenet.bundle import load
 from eenet.errors import InvalidInputError
 from eenet.predict import open_items, predict, predict_on_ray
@@ -70,7 +69,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A Ray of its own on this machine, small; CPUs are logical."""
-    ray = require("ray", "ray")
+    ray = import_or_skip("ray")
     os.environ.update(SETTINGS)
     here = os.pathsep.join([str(Path(serving_toys.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     ray.init(
@@ -137,7 +136,7 @@ def ask(client: httpx.Client, url: str, images: np.ndarray) -> list[int]:
 def test_the_file_for_serve_deploy_is_valid_and_builds_the_same_deployments(
     bundle: tuple[Path, Case], tmp_path: Path
 ) -> None:
-    yaml, schema = require("yaml", "ray"), require("ray.serve.schema", "ray")
+    yaml, schema = import_or_skip("yaml"), import_or_skip("ray.serve.schema")
     folder, _ = bundle
     (tmp_path / "token").write_text(TOKEN)
     out = tmp_path / "cluster.yaml"
@@ -287,7 +286,7 @@ def stopped_at(count: int, report: Callable[[int], None] = lambda _: None) -> Ca
 
 
 def rows(path: Path) -> dict[str, list[Any]]:
-    found: dict[str, list[Any]] = require("pyarrow.parquet", "predict").read_table(path).to_pydict()
+    found: dict[str, list[Any]] = import_or_skip("pyarrow.parquet").read_table(path).to_pydict()
     return found
 
 
