@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,7 +97,7 @@ class Calibration:
         return Thresholds(values, enabled)
 
 
-class Assignment:
+class Assignment(ABC):
     """Chooses the thresholds of a score on calibration records so that the mean cost stays within the budget."""
 
     table_points: ClassVar[int] = 101
@@ -108,9 +109,9 @@ class Assignment:
     With None there is no ceiling either: the assignment itself sees which exits are worth their cost.
     """
 
+    @abstractmethod
     def fit(self, calibration: Calibration, budget: float) -> Plan:
         """The plan for one budget, in the unit of the costs."""
-        raise NotImplementedError
 
 
 class Geometric(Assignment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -47,16 +48,16 @@ class FrontierPoint:
     accuracy: float | None
 
 
-class Fitted:
+class Fitted(ABC):
     """A fitted method: the policy for every budget."""
 
     costs: ExitCosts
     points: int = 101
     """How many budgets its table has."""
 
+    @abstractmethod
     def plan(self, budget: float) -> PlannedPolicy:
         """The policy for a budget in the unit of the costs; raises `InfeasibleBudgetError` where there is none."""
-        raise NotImplementedError
 
     @cached_property
     def table(self) -> PolicyTable:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,7 +83,7 @@ SCORES: dict[str, type[Score]] = {}
 """The classes of scores by the name in files: every subclass of `Score` that sets `name` is here."""
 
 
-class Score:
+class Score(ABC):
     """How sure the network is, at an exit, that stopping there is right. Higher is surer; finite where evidence is.
 
     A subclass is one method: how it scores, how it is fitted, how it is saved. It sets `name` and is then known by it,
@@ -102,9 +103,9 @@ class Score:
         if cls.__dict__.get("name"):
             SCORES[cls.name] = cls
 
+    @abstractmethod
     def __call__(self, history: ExitHistory) -> Floats:
         """Scores (n,) of the samples at the exit they are at; each row independent of the others."""
-        raise NotImplementedError
 
     @classmethod
     def fit(cls, records: ExitRecords, costs: ExitCosts, seed: int) -> Sequence[Score]:  # noqa: ARG003 - for subclasses
@@ -128,12 +129,12 @@ class Score:
 class Ensemble(Score):
     """A score that also answers: with the exits so far combined, in place of the exit's own prediction."""
 
+    @abstractmethod
     def answers(self, history: ExitHistory) -> NDArray[np.float32]:
         """Logits (n, C), finite, of the samples at the exit they are at; each row independent of the others.
 
         The largest is the prediction. What is not finite in the evidence counts for nothing.
         """
-        raise NotImplementedError
 
 
 def score_class(name: str) -> type[Score]:

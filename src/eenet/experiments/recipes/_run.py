@@ -225,14 +225,7 @@ class _Run:
             shutil.rmtree(self.work / _MODEL, ignore_errors=True)
 
     def _split(self) -> dict[str, Any]:
-        self._prepare()
-        data = RecipeData(
-            self.recipe,
-            self._root,
-            tokenizer=self._checkpoint,
-            on_corrupt=self.options.on_corrupt,
-            download=self.options.download,
-        )
+        data = self._prepared()
         split = data.make_split()
         split.save(self.out / SPLIT)
         data.use(split)
@@ -425,16 +418,20 @@ class _Run:
             return
         self._checkpoint = checkpoint_folder(self.recipe, self.options.checkpoint, download=self.options.download)
 
+    def _prepared(self) -> RecipeData:
+        """The data, which is not split yet."""
+        self._prepare()
+        return RecipeData(
+            self.recipe,
+            self._root,
+            tokenizer=self._checkpoint,
+            on_corrupt=self.options.on_corrupt,
+            download=self.options.download,
+        )
+
     def _read_data(self) -> RecipeData:
         if self._data is None:
-            self._prepare()
-            data = RecipeData(
-                self.recipe,
-                self._root,
-                tokenizer=self._checkpoint,
-                on_corrupt=self.options.on_corrupt,
-                download=self.options.download,
-            )
+            data = self._prepared()
             data.use(ThreeWaySplit.load(self.out / SPLIT))
             self._data = data
         return self._data
