@@ -69,7 +69,18 @@ NOT_POSITIVE = r"is not a positive, finite number; try '60%' or 3"
             r"budget '3.5cpu_ms' is in 'cpu_ms', the costs are in 'ms'; give a number in ms, '60%', or '3ms'",
         ),
         ("3.5flops", r"is in 'flops', the costs are in 'ms'"),
-        ("60", r"budget '60' is text without a unit; give a number in ms, '60%', or '3ms'"),
+        ("60", r"budget '60' is text without a unit; write '60%' for a share of the last exit, or '60ms'"),
+        ("0.6", r"budget '0.6' is text without a unit; write '60%' for a share of the last exit, or '0.6ms'"),
+        ("p95<5ms", r"'p95<5ms' limits a percentile, and a budget is the mean cost per sample: .* give a number in ms"),
+        ("p99 5ms", r"limits a percentile, and a budget is the mean .* eenet plan --p99-ms"),
+        ("5 ms p99.9", r"limits a percentile, and a budget is the mean"),
+        ("95th percentile of 5 ms", r"limits a percentile, and a budget is the mean"),
+        (
+            "60% of plain",
+            r"is a share of the plain network, whose cost is not known: measure it with eenet.profile, or give it, "
+            r"ExitCosts\(..., plain=...\) or --plain; a share of the last exit is '60%'",
+        ),
+        ("60% of plane", r"cannot be read"),
         ("", r"budget '' cannot be read; give"),
         ("fast", r"budget 'fast' cannot be read; give a number in ms"),
         ("60%%", r"cannot be read"),
@@ -139,18 +150,59 @@ def test_units_of_another_kind_are_refused(unit: str, budget: str) -> None:
 
 
 def test_a_number_that_is_probably_a_share_is_answered_with_the_percentage() -> None:
-    hint = r"; if you mean a share of the last exit's cost, write '60%'$"
+    hint = r"; if you mean a share of the last exit, write '60%'$"
     with pytest.raises(InfeasibleBudgetError, match=hint):
         parse_budget(0.6, COSTS)
     with pytest.warns(ReliabilityWarning, match=hint):
         parse_budget(60, COSTS)
     for budget in (1.5, "0.6ms", "0.6%"):
-        with pytest.raises(
-            InfeasibleBudgetError, match=r"smallest feasible budget is 2 ms, or 40% of the last.* cost$"
-        ):
+        with pytest.raises(InfeasibleBudgetError, match=r"smallest feasible budget is 2 ms, or 40% of the last exit$"):
             parse_budget(budget, COSTS)
     with pytest.warns(ReliabilityWarning, match=r"budget '3.5s' is 3500 ms, above the last exit's .* cannot be spent$"):
         parse_budget("3.5s", COSTS)
+
+
+@pytest.mark.parametrize(
+    ("budget", "value"),
+    [
+        ("60%", 2.7),
+        ("60% of plain", 2.7),
+        ("60 % of the plain network's cost", 2.7),
+        ("60% of last", 3.0),
+        ("60% OF THE LAST EXIT", 3.0),
+        ("3ms", 3.0),
+    ],
+)
+def test_a_percentage_is_of_the_plain_network_where_that_is_known(budget: str, value: float) -> None:
+    costs = ExitCosts([2.0, 4.0, 5.0], unit="ms", plain=4.5)
+    assert parse_budget(budget, costs) == pytest.approx(value, rel=1e-12)
+    assert eenet.MaxProbability().fit(toy_records(samples=10), costs, budget).budget == pytest.approx(value)
+    assert eenet.MaxProbability().fit(toy_records(samples=10), costs).at(budget).budget == pytest.approx(value)
+
+
+def test_messages_say_what_a_percentage_is_of() -> None:
+    costs = ExitCosts([2.0, 4.0, 5.0], unit="ms", plain=4.5)
+    message = r"'30%' is 30% of the plain network, 1.35 ms, below .* budget is 2 ms, or 44.5% of the plain network$"
+    with pytest.raises(InfeasibleBudgetError, match=message):
+        parse_budget("30%", costs)
+    assert parse_budget("44.5%", costs) >= 2.0, "what a message names is feasible as it is written"
+    with pytest.raises(InfeasibleBudgetError, match=r"'30% of last' is 30% of the last exit, 1.5 ms, below"):
+        parse_budget("30% of last", costs)
+    with pytest.warns(ReliabilityWarning, match=r"'120%' is 120% of the plain network, 5.4 ms, above the last exit's"):
+        parse_budget("120%", costs)
+    hint = r"; if you mean a share of the plain network, write '60%'$"
+    with pytest.raises(InfeasibleBudgetError, match=hint):
+        parse_budget(0.6, costs)
+
+
+def test_all_of_a_plain_network_that_costs_more_than_the_last_exit_is_no_reason_to_warn() -> None:
+    costs = ExitCosts([2.0, 4.0, 5.0], unit="ms", plain=5.1)  # the early heads take 2% less than the noise
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse_budget("100%", costs) == 5.1
+        assert (eenet.MaxProbability().fit(toy_records(), costs, "100%").replay(toy_records()).exits == 2).all()
+    with pytest.warns(ReliabilityWarning, match="above the last exit's cost"):
+        parse_budget(5.1, costs)
 
 
 def test_above_the_last_exit_says_so_and_works() -> None:

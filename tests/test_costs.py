@@ -49,6 +49,45 @@ def test_one_spread_for_each_exit() -> None:
         ExitCosts([1, 2], spread=[0.1, 0.1, 0.1])
 
 
+@pytest.mark.parametrize("plain", [0, -1.0, np.nan, np.inf, True, "3", [3.0]])
+def test_the_plain_network_has_one_cost(plain: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"plain is .*, expected the cost of the plain network in ms: one pos"):
+        ExitCosts([1, 2], plain=plain)
+
+
+def test_percentages_are_of_the_plain_network_where_it_is_known() -> None:
+    costs = ExitCosts([2.0, 4.0, 5.0], plain=4)
+    assert (costs.plain, costs.reference, costs.reference_name) == (4.0, 4.0, "the plain network")
+    assert costs.in_words(3.0) == "3 ms (75% of the plain network)"
+    assert repr(costs) == "ExitCosts([2, 4, 5], unit='ms', plain=4)"
+    without = ExitCosts([2.0, 4.0, 5.0])
+    assert (without.plain, without.reference, without.in_words(3.0)) == (None, 5.0, "3 ms (60% of the last exit)")
+    assert without != costs
+
+
+def test_percentiles_are_of_each_exit_and_of_the_plain_network() -> None:
+    costs = ExitCosts([1, 2], plain=1.5, percentiles={"p50": [1, 2, 1.5], "p99": np.array([3, 4, 3])})
+    assert costs.percentiles == {"p50": (1.0, 2.0, 1.5), "p99": (3.0, 4.0, 3.0)}
+    with pytest.raises(
+        InvalidInputError, match=r"percentiles\['p50'\] has shape \(3,\), expected \(2,\): one for each"
+    ):
+        ExitCosts([1, 2], percentiles={"p50": [1, 2, 1.5]})
+    with pytest.raises(InvalidInputError, match=r"expected \(3,\): one for each exit, and one for the plain network"):
+        ExitCosts([1, 2], plain=1.5, percentiles={"p50": [1, 2]})
+
+
+def test_costs_that_were_saved_before_the_plain_network_was_measured_load() -> None:
+    old: dict[str, Any] = {
+        "values": [1.5, 2.5],
+        "unit": "ms",
+        "batch_size": None,
+        "spread": None,
+        "device": {},
+        "includes": [],
+    }
+    assert ExitCosts.from_dict(old) == ExitCosts([1.5, 2.5])
+
+
 def test_one_cost_for_each_exit() -> None:
     with pytest.raises(InvalidInputError, match=r"costs are for 2 exits, the records or the model have 3; give one"):
         MaxProbability().fit(toy_records(samples=10, exits=3), ExitCosts([1, 2]), "60%")
@@ -74,7 +113,10 @@ def test_values_are_a_copy_that_cannot_be_written() -> None:
 
 
 def test_a_description_in_json_reads_back_equal() -> None:
-    costs = ExitCosts([1.5, 2.5], "cpu_ms", batch_size=8, spread=[0.1, 0.2], device={"cpu": "x"}, includes=("heads",))
+    costs = ExitCosts(
+        [1.5, 2.5], "cpu_ms", batch_size=8, spread=[0.1, 0.2], device={"cpu": "x"}, includes=("heads",), plain=2.0,
+        percentiles={"p95": [2, 3, 2.5]},
+    )  # fmt: skip
     again = ExitCosts.from_dict(json.loads(json.dumps(costs.to_dict())))
     assert again == costs
     assert again != ExitCosts([1.5, 2.5], "ms")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import eenet
 from eenet import profiling
@@ -18,6 +19,18 @@ from eenet.testing import toy_costs, toy_records
 from networks import conv_model
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Pooled(nn.Module):
+    """A head of two layers on the mean over the map."""
+
+    def __init__(self, width: int, classes: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.layers(feature.mean((2, 3)))
+        return logits
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +64,8 @@ def test_flops_are_those_of_the_stages_and_heads() -> None:
     stages = [conv(8, 3, 8), conv(4, 8, 16), conv(2, 16, 16) + 2 * 16 * 5]
     expected = np.cumsum([stages[0] + head[0], stages[1] + head[1], stages[2]])
     np.testing.assert_array_equal(costs.values, expected)
+    assert costs.plain == sum(stages), "the plain network has no heads"
+    assert not costs.percentiles
 
 
 def test_flops_of_the_residual_network_are_the_published_ones() -> None:
@@ -81,7 +96,75 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     assert found.costs("ms", 4) == found.costs("ms", 4)
     assert found.costs("ms", 4).includes == ("stages", "heads", "scheduler")
     assert found.costs("flops", 4).includes == ("stages", "heads")
-    assert set(found.to_dict()) == {"batch_sizes", "costs", "spreads", "parts_ms", "device", "includes"}
+    assert set(found.to_dict()) == {
+        "batch_sizes", "costs", "spreads", "plain", "percentiles", "parts_ms", "device", "includes"
+    }  # fmt: skip
+
+
+def test_sixty_percent_is_of_the_plain_network() -> None:
+    # Case U1: on this small network 60% of the last exit was 78% of the FLOPs of the network without exits.
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    ).eval()  # fmt: skip
+    model = eenet.attach(network, ["2"], example=torch.randn(2, 3, 16, 16), heads=[Pooled(8, 5, hidden=250)])
+    costs = eenet.profile(model, torch.randn(1, 3, 16, 16), unit="flops")
+    layers = [2 * 16 * 16 * 9 * 3 * 8, 2 * 8 * 8 * 9 * 8 * 16, 2 * 16 * 5]
+    assert costs.plain == sum(layers)
+    assert costs[-1] / costs.plain > 1.01, "the head on the way to the last exit"
+    records = toy_records(exits=2)
+    fitted = eenet.MaxProbability().fit(records, costs, "80%")
+    assert fitted.budget == pytest.approx(0.8 * sum(layers))
+    assert fitted.replay(records).mean_cost <= 0.8 * sum(layers)
+
+
+def test_the_plain_network_is_timed_in_the_same_rounds() -> None:
+    model = conv_model(0)
+    calls: list[int] = []
+    handle = model.backbone.register_forward_hook(lambda *_: calls.append(1))
+    found = profiling.measure(model, X, batch_sizes=(2,), seconds=0.0)
+    handle.remove()
+    assert len(calls) == 1 + 3 + 7, "once in each round, three of warm-up and seven, and before it to compare"
+    for unit in ("ms", "cpu_ms"):
+        costs = found.costs(unit, 2)
+        assert costs.plain == found.plain[unit][0] > 0
+        assert list(costs.percentiles) == ["p50", "p95", "p99"]
+        low, middle, high = (np.array(costs.percentiles[name]) for name in ("p50", "p95", "p99"))
+        assert low.shape == (4,), "three exits and the plain network"
+        assert (low <= middle).all()
+        assert (middle <= high).all()
+        assert low[-1] == pytest.approx(costs.plain)
+        assert (np.diff(low[:-1]) > 0).all()
+
+
+def test_stages_written_by_hand_are_a_plain_network_without_the_early_heads() -> None:
+    stages = [nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)]
+    staged = eenet.StagedModel.from_stages(stages, torch.randn(2, 4))
+    costs = eenet.profile(eenet.attach(staged.eval()), torch.randn(2, 4), unit="flops")
+    assert costs.plain == 2 * (4 * 8 + 8 * 8 + 8 * 3)
+    assert costs.plain < costs[-1]
+
+
+def test_another_network_can_be_the_plain_one() -> None:
+    # A cascade of two networks: without exits one would run the large one alone.
+    class Cascade(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.small, self.large = nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            answer: torch.Tensor = self.large(x) + 0 * self.small(x)
+            return answer
+
+    cascade = Cascade().eval()
+    model = eenet.attach(cascade, ["small"], example=torch.randn(2, 4), heads=[nn.Identity()])
+    large = 2 * (4 * 64 + 64 * 3)
+    assert eenet.profile(model, torch.randn(2, 4), unit="flops").plain == 2 * 4 * 3 + large
+    costs = eenet.profile(model, torch.randn(2, 4), unit="flops", plain=cascade.large)
+    assert costs.plain == large
+    assert costs[-1] == pytest.approx(2 * 4 * 3 + large, abs=1)  # a head that counts nothing counts as one
+    timed = eenet.profile(model, torch.randn(2, 4), unit="cpu_ms", plain=cascade.large, seconds=0)
+    assert timed.plain is not None
 
 
 @pytest.mark.parametrize("exit_index", [0, 1, 2])
@@ -159,8 +242,8 @@ def test_a_scheduler_of_other_exits_is_refused() -> None:
 
 
 def test_a_network_that_was_changed_after_it_was_cut_is_not_measured() -> None:
-    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 3))
     model = eenet.attach(network.eval(), ["1"], example=torch.randn(2, 4))
-    network[2], network[3] = torch.nn.Linear(8, 80), torch.nn.Linear(80, 3)
+    network[2], network[3] = nn.Linear(8, 80), nn.Linear(80, 3)
     with pytest.raises(CutError, match="attach"):
         eenet.profile(model, torch.randn(2, 4), unit="flops")

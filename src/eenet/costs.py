@@ -19,12 +19,20 @@ from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWa
 __all__ = ["Budget", "ExitCosts", "parse_budget"]
 
 Budget = float | str
-"""A number in the unit of the costs, "60%" of the last exit's cost, or a number with its unit such as "3.5ms"."""
+"""A number in the unit of the costs, "60%" of the plain network, or a number with its unit such as "3.5ms".
+
+A percentage is of the plain network where the costs have it, otherwise of the last exit; "60% of plain" and "60% of
+last" say which.
+"""
+
+PLAIN, LAST = "the plain network", "the last exit"
 
 _UNIT = re.compile(r"[A-Za-z][A-Za-z_]*")
 _TEXT = re.compile(
     r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf)\s*(%|[a-zµμ_]+)?\s*", re.IGNORECASE
 )
+_SHARE = re.compile(r"(.*%)\s*of\s+(?:the\s+)?(plain|last)(?:\s+(?:network|exit))?(?:'s\s+cost)?\s*", re.IGNORECASE)
+_PERCENTILE = re.compile(r".*(?:\bp[0-9]{1,2}(?:\.[0-9]+)?\b|percentile).*", re.IGNORECASE)
 _ROUNDING = 1e-12
 
 # Units that a budget may be given in where the costs are in another of the same kind; sizes are relative.
@@ -51,6 +59,11 @@ class ExitCosts:
         Names and versions that identify the machine of the measurement.
     includes : tuple of str
         The parts that are counted, such as "heads" and "scheduler".
+    plain : float, optional
+        The cost of the plain network, without exits, measured like the exits. Budgets such as "60%" are then of it.
+    percentiles : mapping, optional
+        "p50", "p95" and "p99" of the measured costs: K numbers each, and one more for the plain network. A budget is
+        about the mean; these say how far single measurements are from it.
 
     Raises
     ------
@@ -64,6 +77,8 @@ class ExitCosts:
     ExitCosts([1.5, 2.5, 4], unit='ms', batch_size=32)
     >>> len(costs), costs[-1]
     (3, 4.0)
+    >>> ExitCosts([1.5, 2.5, 4.0], unit="ms", plain=3.6)
+    ExitCosts([1.5, 2.5, 4], unit='ms', plain=3.6)
     """
 
     values: NDArray[np.float64]
@@ -72,6 +87,8 @@ class ExitCosts:
     spread: NDArray[np.float64] | None = None
     device: Mapping[str, Any] = field(default_factory=dict)
     includes: tuple[str, ...] = ()
+    plain: float | None = None
+    percentiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __init__(
         self,
@@ -82,6 +99,8 @@ class ExitCosts:
         spread: ArrayLike | None = None,
         device: Mapping[str, Any] | None = None,
         includes: tuple[str, ...] = (),
+        plain: float | None = None,
+        percentiles: Mapping[str, ArrayLike] | None = None,
     ) -> None:
         try:
             array = np.asarray(values)
@@ -105,6 +124,10 @@ class ExitCosts:
         spreads = None if spread is None else np.array(spread, dtype=np.float64)
         if spreads is not None and spreads.shape != array.shape:
             raise InvalidInputError(f"spread has shape {spreads.shape}, expected {array.shape}: one for each exit")
+        if plain is not None and not _is_cost(plain):
+            raise InvalidInputError(
+                f"plain is {plain!r}, expected the cost of the plain network in {unit}: one positive, finite number"
+            )
         for numbers in (array, spreads):
             if numbers is not None:
                 numbers.setflags(write=False)
@@ -114,6 +137,8 @@ class ExitCosts:
         object.__setattr__(self, "spread", spreads)
         object.__setattr__(self, "device", dict(device or {}))
         object.__setattr__(self, "includes", tuple(includes))
+        object.__setattr__(self, "plain", None if plain is None else float(plain))
+        object.__setattr__(self, "percentiles", _percentiles(percentiles or {}, len(array), plain is not None))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -123,7 +148,8 @@ class ExitCosts:
 
     def __repr__(self) -> str:
         at = "" if self.batch_size is None else f", batch_size={self.batch_size}"
-        return f"ExitCosts([{', '.join(f'{v:.4g}' for v in self.values)}], unit={self.unit!r}{at})"
+        plain = "" if self.plain is None else f", plain={self.plain:.4g}"
+        return f"ExitCosts([{', '.join(f'{v:.4g}' for v in self.values)}], unit={self.unit!r}{plain}{at})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are made by the constructor, so that their arrays are read-only too."""
@@ -136,6 +162,20 @@ class ExitCosts:
                 f"costs are for {len(self)} exits, the records or the model have {exits}; give one cost for each exit"
             )
 
+    @property
+    def reference(self) -> float:
+        """What 100% is: the cost of the plain network where it is known, otherwise that of the last exit."""
+        return self[-1] if self.plain is None else self.plain
+
+    @property
+    def reference_name(self) -> str:
+        """What percentages are of: "the plain network" or "the last exit"."""
+        return LAST if self.plain is None else PLAIN
+
+    def in_words(self, cost: float) -> str:
+        """A cost with its unit and its share, such as "3.1 ms (60% of the plain network)"."""
+        return f"{cost:.6g} {self.unit} ({100 * cost / self.reference:.3g}% of {self.reference_name})"
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description, read back by `from_dict`."""
         return {
@@ -145,6 +185,8 @@ class ExitCosts:
             "spread": None if self.spread is None else self.spread.tolist(),
             "device": dict(self.device),
             "includes": list(self.includes),
+            "plain": self.plain,
+            "percentiles": {name: list(values) for name, values in self.percentiles.items()},
         }
 
     @classmethod
@@ -158,9 +200,29 @@ class ExitCosts:
                 spread=data.get("spread"),
                 device=data.get("device"),
                 includes=tuple(data.get("includes", ())),
+                plain=data.get("plain"),
+                percentiles=data.get("percentiles"),
             )
         except KeyError as error:
             raise InvalidInputError(f"costs need {error.args[0]!r}; found {sorted(data)}") from error
+
+
+def _is_cost(value: object) -> bool:
+    # A bool is a Real in Python, numpy's is not.
+    return not isinstance(value, bool) and isinstance(value, Real) and 0 < float(value) < math.inf
+
+
+def _percentiles(given: Mapping[str, ArrayLike], exits: int, plain: bool) -> dict[str, tuple[float, ...]]:
+    made = {}
+    for name, numbers in given.items():
+        values = np.asarray(numbers, dtype=np.float64)
+        if values.shape != (exits + plain,):
+            raise InvalidInputError(
+                f"percentiles[{name!r}] has shape {values.shape}, expected ({exits + plain},): one for each exit"
+                f"{', and one for the plain network' if plain else ''}"
+            )
+        made[str(name)] = tuple(values.tolist())
+    return made
 
 
 def parse_budget(budget: Budget, costs: ExitCosts) -> float:
@@ -169,8 +231,9 @@ def parse_budget(budget: Budget, costs: ExitCosts) -> float:
     Parameters
     ----------
     budget : float or str
-        A number in the unit of the costs, a share of the last exit's cost such as "60%", or a number with a unit of the
-        same kind as that of the costs: "3ms", "3000us", "0.003s", "250 MFLOPs".
+        A number in the unit of the costs; a share such as "60%", of the plain network where the costs have it and
+        otherwise of the last exit ("60% of plain" and "60% of last" say which); or a number with a unit of the same
+        kind as that of the costs: "3ms", "3000us", "0.003s", "250 MFLOPs".
     costs : ExitCosts
         The costs of the exits.
 
@@ -182,70 +245,110 @@ def parse_budget(budget: Budget, costs: ExitCosts) -> float:
     Raises
     ------
     InvalidInputError
-        If the budget cannot be read.
+        If the budget cannot be read, is of the plain network where the costs lack it, or limits a percentile.
     InfeasibleBudgetError
         If it is below the first exit's cost.
 
     Warns
     -----
     ReliabilityWarning
-        If it is above the last exit's cost: then every policy fits, and some of it cannot be spent.
+        If it is above the last exit's cost: then every policy fits, and some of it cannot be spent. Not for a share up
+        to 100% of the plain network, which may be measured above the last exit.
 
     Examples
     --------
     >>> costs = ExitCosts([1.0, 2.0, 5.0], unit="ms")
     >>> parse_budget("60%", costs), parse_budget(2.5, costs), parse_budget("2500us", costs)
     (3.0, 2.5, 2.5)
+    >>> costs = ExitCosts([1.0, 2.0, 5.0], unit="ms", plain=4.0)
+    >>> parse_budget("60%", costs), parse_budget("60% of last", costs)
+    (2.4, 3.0)
     """
-    value = _number(budget, costs)
+    value, whole = _number(budget, costs)
     if not math.isfinite(value) or value <= 0:
         raise InvalidInputError(
-            f"budget {budget!r} is not a positive, finite number; try '60%' or {costs[-1] * 0.6:.4g}"
+            f"budget {budget!r} is not a positive, finite number; try '60%' or {costs.reference * 0.6:.4g}"
         )
+    amount = _amount(value, costs, whole)
     if value < costs[0] * (1 - _ROUNDING):
         raise InfeasibleBudgetError(
-            f"budget {budget!r} is {value:.6g} {costs.unit}, below the first exit's cost: the smallest feasible budget "
-            f"is {costs[0]:.6g} {costs.unit}, or {100 * costs[0] / costs[-1]:.3g}% of the last exit's cost"
-            f"{_hint(budget, most=1.0)}",
+            f"budget {budget!r} is {amount}, below the first exit's cost: the smallest feasible budget is "
+            f"{costs[0]:.6g} {costs.unit}, or {_at_least(100 * costs[0] / costs.reference)}% of {costs.reference_name}"
+            f"{_hint(budget, costs, most=1.0)}",
             smallest=costs[0],
         )
-    if value > costs[-1] * (1 + _ROUNDING):
-        amount = f"is {value:.6g} {costs.unit}," if isinstance(budget, str) else "is"
+    if value > costs[-1] * (1 + _ROUNDING) and not (whole == PLAIN and value <= costs.reference * (1 + _ROUNDING)):
+        is_amount = f"is {amount}," if isinstance(budget, str) else "is"
         warnings.warn(
-            f"budget {budget!r} {amount} above the last exit's cost of {costs[-1]:.6g} {costs.unit}: all of it cannot "
-            f"be spent{_hint(budget, most=100.0)}",
+            f"budget {budget!r} {is_amount} above the last exit's cost of {costs[-1]:.6g} {costs.unit}: all of it "
+            f"cannot be spent{_hint(budget, costs, most=100.0)}",
             ReliabilityWarning,
             stacklevel=3,
         )
     return max(value, costs[0])
 
 
-def _hint(budget: Budget, *, most: float) -> str:
-    """What to write instead of a number that is probably meant as a share, in 1 or in 100, of the last exit's cost."""
+def _at_least(share: float) -> str:
+    """A percentage rounded up, so that it is feasible as it is written."""
+    return f"{math.ceil(share * 10 * (1 - _ROUNDING)) / 10:g}"
+
+
+def _amount(value: float, costs: ExitCosts, whole: str | None) -> str:
+    """A budget as an amount, and for a share what it is of."""
+    if whole is None:
+        return f"{value:.6g} {costs.unit}"
+    cost = costs[-1] if whole == LAST else costs.reference
+    return f"{100 * value / cost:.6g}% of {whole}, {value:.6g} {costs.unit}"
+
+
+def _hint(budget: Budget, costs: ExitCosts, *, most: float) -> str:
+    """What to write instead of a number that is probably meant as a share, in 1 or in 100."""
     if isinstance(budget, str) or budget > most:
         return ""
-    return f"; if you mean a share of the last exit's cost, write '{float(budget) * 100 / most:.6g}%'"
+    return f"; if you mean a share of {costs.reference_name}, write '{float(budget) * 100 / most:.6g}%'"
 
 
-def _number(budget: object, costs: ExitCosts) -> float:
-    remedy = f"give a number in {costs.unit}, '60%', or '{costs[-1] * 0.6:.4g}{costs.unit}'"
+def _number(budget: object, costs: ExitCosts) -> tuple[float, str | None]:
+    """A budget in the unit of the costs, and for a share what it is of."""
+    remedy = f"give a number in {costs.unit}, '60%', or '{costs.reference * 0.6:.4g}{costs.unit}'"
     if isinstance(budget, str):
-        match = _TEXT.fullmatch(budget)
-        if match is None:
-            raise InvalidInputError(f"budget {budget!r} cannot be read; {remedy}")
-        number, unit = float(match[1]), match[2]
-        if unit is None:
-            raise InvalidInputError(f"budget {budget!r} is text without a unit; {remedy}")
-        if unit == "%":
-            return number / 100 * costs[-1]
-        scale = _scale(unit, costs.unit)
-        if scale is None:
-            raise InvalidInputError(f"budget {budget!r} is in {unit!r}, the costs are in {costs.unit!r}; {remedy}")
-        return number * scale
-    # A bool is a Real in Python, numpy's is not: neither is a budget.
+        return _read(budget, costs, remedy)
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise InvalidInputError(f"budget {budget!r} is not a number; {remedy}")
-    return float(budget)
+    return float(budget), None
+
+
+def _read(budget: str, costs: ExitCosts, remedy: str) -> tuple[float, str | None]:
+    if _PERCENTILE.fullmatch(budget):
+        raise InvalidInputError(
+            f"budget {budget!r} limits a percentile, and a budget is the mean cost per sample: thresholds fix how many "
+            "samples exit where, and with it the mean, while the percentiles of latency depend on load and batching as "
+            f"well; {remedy}, and find the replicas for a percentile with eenet plan --p99-ms"
+        )
+    of = _SHARE.fullmatch(budget)
+    match = _TEXT.fullmatch(of[1] if of is not None else budget)
+    if match is None:
+        raise InvalidInputError(f"budget {budget!r} cannot be read; {remedy}")
+    number, unit = float(match[1]), match[2]
+    if unit is None:
+        likely = f"{number * 100 if number <= 1 else number:.6g}%"
+        raise InvalidInputError(
+            f"budget {budget!r} is text without a unit; write {likely!r} for a share of {costs.reference_name}, or "
+            f"'{match[1]}{costs.unit}'"
+        )
+    if unit == "%":
+        if of is not None and of[2].lower() == "plain" and costs.plain is None:
+            raise InvalidInputError(
+                f"budget {budget!r} is a share of the plain network, whose cost is not known: measure it with "
+                "eenet.profile, or give it, ExitCosts(..., plain=...) or --plain; a share of the last exit is "
+                f"'{match[1]}%'"
+            )
+        last = of is not None and of[2].lower() == "last"
+        return number / 100 * (costs[-1] if last else costs.reference), LAST if last else costs.reference_name
+    scale = _scale(unit, costs.unit)
+    if scale is None:
+        raise InvalidInputError(f"budget {budget!r} is in {unit!r}, the costs are in {costs.unit!r}; {remedy}")
+    return number * scale, None
 
 
 def _scale(unit: str, other: str) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from eenet._compat import flop_counter
 from eenet._timing import fingerprint as fingerprint
@@ -40,6 +40,9 @@ UNITS = ("ms", "cpu_ms", "flops")
 TRUSTED_SPREAD = 0.25
 """Above this relative spread (the middle half of the rounds over their median) a measurement carries a warning."""
 
+PERCENTILES = (50, 95, 99)
+
+_NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
 _MIN_ROUNDS, _MAX_ROUNDS = 7, 200
 
 Floats = NDArray[np.float64]
@@ -48,10 +51,12 @@ Floats = NDArray[np.float64]
 @array_value
 @dataclass(frozen=True)
 class StageProfile:
-    """Costs per sample of each exit at several batch sizes, in all units.
+    """Costs per sample of each exit, and of the plain network, at several batch sizes, in all units.
 
-    `tables[unit]` is (batch sizes, K), cumulative; `spread[unit]` alike, relative; `parts_ms` (batch sizes, K, parts)
-    is the wall time of each stage, head and scheduler step by itself.
+    `tables[unit]` is (batch sizes, K), cumulative; `spreads[unit]` alike, relative; `parts_ms` (batch sizes, K, parts)
+    is the wall time of each stage, head and scheduler step by itself. `plain[unit]` is (batch sizes,);
+    `percentiles[unit]` (batch sizes, 3, K + 1) are those of `PERCENTILES`, of the exits and of the plain network, for
+    the units of time.
     """
 
     batch_sizes: tuple[int, ...]
@@ -60,6 +65,8 @@ class StageProfile:
     parts_ms: Floats
     device: Mapping[str, Any] = field(default_factory=dict)
     includes: tuple[str, ...] = ()
+    plain: Mapping[str, Floats] = field(default_factory=dict)
+    percentiles: Mapping[str, Floats] = field(default_factory=dict)
 
     def costs(self, unit: str = "ms", batch_size: int = 1) -> ExitCosts:
         """The costs of one unit at one of the measured batch sizes; warns where the spread is too large to trust."""
@@ -83,6 +90,8 @@ class StageProfile:
             device=self.device,
             # A scheduler's step is a few dozen operations on the host: it takes time, but has no counted FLOPs.
             includes=tuple(part for part in self.includes if unit != "flops" or part != "scheduler"),
+            plain=float(self.plain[unit][row]) if unit in self.plain else None,
+            percentiles=dict(zip(_NAMES, self.percentiles[unit][row], strict=True)) if unit in self.percentiles else {},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +100,11 @@ class StageProfile:
             "batch_sizes": list(self.batch_sizes),
             "costs": {unit: table.tolist() for unit, table in self.tables.items()},
             "spreads": {unit: table.tolist() for unit, table in self.spreads.items()},
+            "plain": {unit: values.tolist() for unit, values in self.plain.items()},
+            "percentiles": {
+                unit: {name: table[:, n].tolist() for n, name in enumerate(_NAMES)}
+                for unit, table in self.percentiles.items()
+            },
             "parts_ms": self.parts_ms.tolist(),
             "device": dict(self.device),
             "includes": list(self.includes),
@@ -105,11 +119,13 @@ def profile(
     batch_size: int = 1,
     scheduler: Scheduler | None = None,
     seconds: float = 2.0,
+    plain: nn.Module | None = None,
 ) -> ExitCosts:
-    """Measure the cost per sample of each exit, cumulative.
+    """Measure the cost per sample of each exit, cumulative, and of the plain network, in the same rounds.
 
     Exit heads on the way are included. With `scheduler` only those that it observes are, since the others do not run,
-    and so are its decisions.
+    and so are its decisions. The plain network is what you would run without exits: the network that the exits were
+    attached to, called as a whole; where its stages were written by hand, all stages without the early heads.
 
     Parameters
     ----------
@@ -125,11 +141,15 @@ def profile(
         A fitted scheduler, to measure what it costs too.
     seconds
         About how long to measure.
+    plain
+        Another network to take for the plain one, called with the same inputs: where the exits were attached to
+        something else than what you would run without them, such as a cascade.
 
     Returns
     -------
     ExitCosts
-        K costs, with their spread and the machine. Warns (`ReliabilityWarning`) where rounds differ too much.
+        K costs and that of the plain network, with spread, percentiles and the machine. Warns (`ReliabilityWarning`)
+        where rounds differ too much.
 
     Raises
     ------
@@ -143,14 +163,13 @@ def profile(
     >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
     >>> costs = eenet.profile(model, torch.randn(2, 4), unit="flops")
-    >>> len(costs), costs.unit
-    (2, 'flops')
+    >>> costs.unit, len(costs), costs.plain < costs[-1]  # on the way to the last exit there is the early head
+    ('flops', 2, True)
     """
     _require_unit(unit)
     require_exits(model)
-    return measure(model, example, batch_sizes=(batch_size,), scheduler=scheduler, seconds=seconds).costs(
-        unit, batch_size
-    )
+    measured = measure(model, example, batch_sizes=(batch_size,), scheduler=scheduler, seconds=seconds, plain=plain)
+    return measured.costs(unit, batch_size)
 
 
 def measure(
@@ -161,11 +180,12 @@ def measure(
     scheduler: Scheduler | None = None,
     seconds: float = 2.0,
     progress: Callable[[int], None] | None = None,
+    plain: nn.Module | None = None,
 ) -> StageProfile:
     """Profile a model at several batch sizes, about `seconds` for each; `progress` is called with each that is done.
 
     Milliseconds are medians over interleaved rounds after a warm-up; FLOPs are counted on the stages themselves, two
-    for each multiply-add.
+    for each multiply-add. The plain network takes its turn in every round.
     """
     if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
         raise InvalidInputError(f"batch sizes {list(batch_sizes)}: expected at least one, each a whole number from 1")
@@ -182,18 +202,27 @@ def measure(
     tables: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     spreads: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     parts = []
-    with inferring(model):
-        flops = _count_flops(model, inputs, scheduler)
+    whole: dict[str, list[float]] = {unit: [] for unit in UNITS}
+    percentiles: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
+    network = model.backbone if plain is None else plain
+    with inferring(model), inferring(network):
+        flops = _count_flops(_steps(model, inputs, 1, scheduler))
+        flops_of_plain = _plain_flops(model, inputs, plain)
         for size in batch_sizes:
             steps = _steps(model, inputs, size, scheduler)
-            wall, cpu = _time_rounds(steps, device, seconds)
-            for unit, rounds in (("ms", wall), ("cpu_ms", cpu)):
+            wall, cpu, of_plain = _time_rounds(steps, _call(network, model, inputs, size), device, seconds)
+            for unit, rounds, alone in (("ms", wall, of_plain[0]), ("cpu_ms", cpu, of_plain[1])):
                 cumulative = rounds.sum(axis=2).cumsum(axis=1) / size
                 median = np.median(rounds, axis=0).sum(axis=1).cumsum() / size
                 low, high = np.quantile(cumulative, [0.25, 0.75], axis=0)
                 tables[unit].append(median)
                 spreads[unit].append((high - low) / np.maximum(median, 1e-9))
+                # Above 0, since a clock of the processor that ticks coarsely may not see a small network at all.
+                whole[unit].append(max(float(np.median(alone)) / size, 1e-9))
+                ways = np.concatenate([cumulative, alone[:, None] / size], axis=1)
+                percentiles[unit].append(np.percentile(ways, PERCENTILES, axis=0))
             tables["flops"].append(flops)
+            whole["flops"].append(flops_of_plain)
             spreads["flops"].append(np.zeros(len(flops)))
             parts.append(np.median(wall, axis=0) / size)
             if progress is not None:
@@ -206,6 +235,8 @@ def measure(
         np.stack(parts),
         fingerprint(device),
         includes,
+        {unit: np.array(values) for unit, values in whole.items()},
+        {unit: np.stack(rows) for unit, rows in percentiles.items()},
     )
 
 
@@ -255,30 +286,50 @@ def _nothing() -> None:
     return None
 
 
-def _time_rounds(steps: list[tuple[Step, ...]], device: torch.device, seconds: float) -> tuple[Floats, Floats]:
-    """Wall and CPU milliseconds, (rounds, K, parts) each."""
+def _call(network: nn.Module, model: MultiExitModel, inputs: tuple[Tensor, ...], size: int) -> Step:
+    """The plain network called on a batch."""
+    args, kwargs = model.staged.call_of(batch_of(model, inputs, size))
+    return partial(network, *args, **kwargs)
+
+
+def _time_rounds(
+    steps: list[tuple[Step, ...]], plain: Step, device: torch.device, seconds: float
+) -> tuple[Floats, Floats, tuple[Floats, Floats]]:
+    """Wall and CPU milliseconds, (rounds, K, parts) each, and both of the plain network, (rounds,) each."""
     wait = waiting_for(device)
     timing = in_turns(
-        [partial(timed, step, wait=wait) for parts in steps for step in parts],
+        [partial(timed, step, wait=wait) for step in (*(step for parts in steps for step in parts), plain)],
         seconds=seconds,
         least=_MIN_ROUNDS,
         most=_MAX_ROUNDS,
         warm_up=3,
     )
     shape = (-1, len(steps), len(steps[0]))
-    return timing.wall.reshape(shape) * 1e3, timing.cpu.reshape(shape) * 1e3
+    wall, cpu = timing.wall * 1e3, timing.cpu * 1e3
+    return wall[:, :-1].reshape(shape), cpu[:, :-1].reshape(shape), (wall[:, -1], cpu[:, -1])
 
 
-def _count_flops(model: MultiExitModel, inputs: tuple[Tensor, ...], scheduler: Scheduler | None) -> Floats:
-    """Cumulative FLOPs per sample of each exit, (K,), heads that run included."""
+def _count_flops(steps: Sequence[tuple[Step, ...]]) -> Floats:
+    """Cumulative FLOPs of one sample, one number for each tuple of steps."""
     counts = []
-    for parts in _steps(model, inputs, 1, scheduler):
+    for parts in steps:
         with flop_counter() as counter:
             for step in parts:
                 step()
         counts.append(counter.get_total_flops())
     # A stage without a counted operation must still cost something for the exits to be in order.
     return np.maximum(np.array(counts, dtype=np.float64), 1.0).cumsum()
+
+
+def _plain_flops(model: MultiExitModel, inputs: tuple[Tensor, ...], plain: nn.Module | None) -> float:
+    """FLOPs of one sample in the plain network.
+
+    They are counted on the stages, as those of the exits are: the network itself may run fused kernels, such as those
+    of `nn.TransformerEncoder`, of which the counter knows nothing.
+    """
+    if plain is not None:
+        return float(_count_flops([(_call(plain, model, inputs, 1),)])[0])
+    return float(_count_flops([tuple(stage for stage, *_ in _steps(model, inputs, 1, None))])[0])
 
 
 def _require_unit(unit: str) -> None:

@@ -230,7 +230,7 @@ class TestFitRefuses:
     def test_budget_above_the_last_exit_is_a_warning(self, predictions: Path) -> None:
         result = run("fit", predictions, "--prefix", "val_", "--budget", "200%", "--method", "max_prob", "--json")
         assert json.loads(result.stdout)["calibration_cost"] <= 3
-        assert result.stderr.startswith("warning: budget '200%' is 6 ms, above")
+        assert result.stderr.startswith("warning: budget '200%' is 200% of the last exit, 6 ms, above")
         assert len(result.stderr.strip().splitlines()) == 1
 
 

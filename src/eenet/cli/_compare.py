@@ -29,6 +29,10 @@ def compare(
         str | None,
         typer.Option(help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json."),
     ] = None,
+    plain: Annotated[
+        float | None,
+        typer.Option(help="Cost of the plain network, without exits; 60% is of it. A .json file has it."),
+    ] = None,
     unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
@@ -78,7 +82,7 @@ def compare(
     records, in_file = read_predictions(predictions, prefix)
     names = _methods(methods, pooled=bool(records.pooled))
     against = _known(reference, names, "--reference") if reference else names[0]
-    table = read_costs(costs, unit, batch_size, in_file)
+    table = read_costs(costs, unit, batch_size, in_file, plain)
     fresh = None if held_out is None else read_predictions(held_out, held_out_prefix)[0]
     amounts = _budgets(budgets, table)
     with _bar(len(names) * len(amounts) * resplits) as progress:

@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 def fit(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors")],
     budget: Annotated[
-        str | None, typer.Option(help="Mean cost per sample: 60% of the last exit's, or like 3.5ms.")
+        str | None, typer.Option(help="Mean cost per sample: 60% of the plain network, or like 3.5ms.")
     ] = None,
     costs: Annotated[
         str | None,
         typer.Option(help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json."),
+    ] = None,
+    plain: Annotated[
+        float | None,
+        typer.Option(help="Cost of the plain network, without exits; 60% is of it. A .json file has it."),
     ] = None,
     unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
     batch_size: Annotated[
@@ -61,7 +65,7 @@ def fit(
 
     Examples:
 
-        eenet fit predictions.npz --costs 2.3,4.1,4.9 --unit ms --budget 60% --out scheduler.safetensors
+        eenet fit predictions.npz --costs 2.3,4.1,4.9 --plain 4.5 --budget 60% --out scheduler.safetensors
 
         eenet fit predictions.npz --prefix val_ --budget 3.5ms --method max_prob --json
 
@@ -75,7 +79,7 @@ def fit(
 
     scheduler = _scheduler(method, seed)
     records, in_file = read_predictions(predictions, prefix)
-    table = read_costs(costs, unit, batch_size, in_file)
+    table = read_costs(costs, unit, batch_size, in_file, plain)
     if (budget is None) == (max_accuracy_drop is None):
         raise InvalidInputError("give one of --budget, such as --budget 60%, and --max-accuracy-drop, such as 0.01")
     amount = None if budget is None else _with_unit(budget, table)

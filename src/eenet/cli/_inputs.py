@@ -106,8 +106,20 @@ def _npz(source: Path) -> tuple[list[str], Callable[[str], Array]]:
     return names, read
 
 
-def read_costs(text: str | None, unit: str | None, batch_size: int | None, in_file: Array | None) -> ExitCosts:
-    """Costs from `--costs`, a list of numbers or a JSON file, or else those in the predictions file."""
+def read_costs(
+    text: str | None, unit: str | None, batch_size: int | None, in_file: Array | None, plain: float | None = None
+) -> ExitCosts:
+    """Costs from `--costs`, a list of numbers or a JSON file, or else those in the predictions file.
+
+    `plain` is the cost of the plain network, where it is not in the JSON file or another is meant.
+    """
+    costs = _read_costs(text, unit, batch_size, in_file)
+    if plain is None:
+        return costs
+    return type(costs).from_dict({**costs.to_dict(), "plain": plain, "percentiles": {}})
+
+
+def _read_costs(text: str | None, unit: str | None, batch_size: int | None, in_file: Array | None) -> ExitCosts:
     from eenet.costs import ExitCosts
 
     if text is None:
@@ -153,10 +165,18 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
                 f"{str(source)!r} has costs at batch sizes {sizes}, {chosen} was given; choose one of them"
             )
         row = sizes.index(size)
+        plain, percentiles = data.get("plain", {}).get(unit), data.get("percentiles", {}).get(unit, {})
         return ExitCosts(
-            tables[unit][row], unit, batch_size=size, spread=spreads[unit][row], device=device, includes=includes
+            tables[unit][row],
+            unit,
+            batch_size=size,
+            spread=spreads[unit][row],
+            device=device,
+            includes=includes,
+            plain=None if plain is None else plain[row],
+            percentiles={name: values[row] for name, values in percentiles.items()},
         )
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise FileFormatError(
             f"{str(source)!r} is not what eenet profile --json prints ({error!r} is missing or wrong)"
         ) from error

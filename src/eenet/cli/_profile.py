@@ -34,10 +34,10 @@ def profile(
 ) -> None:
     """Measure what each exit of a network costs on this machine.
 
-    Wall and CPU milliseconds and FLOPs per sample, the whole way to each exit with the exit heads, at several batch
-    sizes. TARGET is a folder that eenet demo made, one that save_pretrained or eenet train wrote, or
-    package.module:function, looked up from the current folder, a function without arguments that returns a
-    MultiExitModel or (model, example). Its code is run: name only what you trust.
+    Wall and CPU milliseconds and FLOPs per sample, the whole way to each exit with the exit heads, and of the plain
+    network without exits, measured in turns at several batch sizes. TARGET is a folder that eenet demo made, one that
+    save_pretrained or eenet train wrote, or package.module:function, looked up from the current folder, a function
+    without arguments that returns a MultiExitModel or (model, example). Its code is run: name only what you trust.
 
     Examples:
 
@@ -92,22 +92,26 @@ def _show(data: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(title="cost per sample of the whole way to each exit", title_justify="left")
-    for heading in ("batch", "exit", "wall ms", "of last", "CPU ms", "MFLOPs", "of last", "spread of wall ms"):
+    headings = ("batch", "exit", "wall ms", "of plain", "p50", "p95", "p99", "CPU ms", "MFLOPs", "of plain", "spread")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "exit" else "right")
-    costs = data["costs"]
+    costs, plain, tails = data["costs"], data["plain"], data["percentiles"]["ms"]
     for row, size in enumerate(data["batch_sizes"]):
-        wall, cpu, flops = (costs[unit][row] for unit in ("ms", "cpu_ms", "flops"))
-        for k, name in enumerate(data["exits"]):
+        columns = [[*costs[unit][row], plain[unit][row]] for unit in ("ms", "cpu_ms", "flops")]
+        names = [f"{k + 1} ({name})" for k, name in enumerate(data["exits"])]
+        for k, name in enumerate([*names, "plain network"]):
+            wall, cpu, flops = (column[k] for column in columns)
             table.add_row(
                 str(size) if k == 0 else "",
-                f"{k + 1} ({name})",
-                f"{wall[k]:.4f}",
-                f"{wall[k] / wall[-1]:.0%}",
-                f"{cpu[k]:.4f}",
-                f"{flops[k] / 1e6:.2f}",
-                f"{flops[k] / flops[-1]:.0%}",
-                f"{data['spreads']['ms'][row][k]:.0%}",
-                end_section=k == len(data["exits"]) - 1,
+                name,
+                f"{wall:.4f}",
+                f"{wall / columns[0][-1]:.0%}",
+                *(f"{tails[p][row][k]:.4f}" for p in ("p50", "p95", "p99")),
+                f"{cpu:.4f}",
+                f"{flops / 1e6:.2f}",
+                f"{flops / columns[2][-1]:.0%}",
+                f"{data['spreads']['ms'][row][k]:.0%}" if k < len(names) else "",
+                end_section=k == len(names),
             )
     console = output()
     console.print(table)
@@ -115,5 +119,6 @@ def _show(data: dict[str, Any]) -> None:
     gpu = f"{device['accelerator']}; " if "accelerator" in device else ""
     console.print(
         f"{gpu}{device['processor']}, {threads} thread{'' if threads == 1 else 's'}, torch {device['torch']}; counted: "
-        f"{', '.join(data['includes'])}"
+        f"{', '.join(data['includes'])}; the plain network has no exits. p50, p95 and p99 are of wall ms; a budget is "
+        "about the mean"
     )

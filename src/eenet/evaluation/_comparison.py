@@ -234,7 +234,7 @@ class Comparison:
     def to_text(self, reference: str | None = None) -> str:
         """Two tables, means over the resplits: held-out accuracy, and differences to the reference at equal cost."""
         reference = reference or self.schedulers[0]
-        share = {budget: f"{budget / self.costs[-1]:.0%}" for budget in self.budgets}
+        share = {budget: f"{budget / self.costs.reference:.0%}" for budget in self.budgets}
         accuracies = [
             [
                 "",
@@ -268,7 +268,7 @@ class Comparison:
         ]
         lines = [
             f"held-out accuracy in %, mean of {self.resplits} resplits; "
-            f"budget in {self.costs.unit} and in % of the last exit",
+            f"budget in {self.costs.unit} and in % of {self.costs.reference_name}",
             _table(accuracies),
             "",
             f"difference to {reference} at the same held-out cost, in points, with its standard error",

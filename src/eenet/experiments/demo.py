@@ -18,6 +18,7 @@ from rich.table import Table
 
 from eenet._extras import require
 from eenet._timing import Clock, in_turns, timed
+from eenet.costs import ExitCosts
 from eenet.evaluation import Curve, Point, write_cost_figure
 from eenet.experiments.recipes import STEPS, RunOptions, load_recipe, reproduce
 from eenet.experiments.recipes._results import NAMES
@@ -133,12 +134,13 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     measured = metrics["measured"]
     size, rows = str(measured["batch_size"]), measured["rows"]
     policies = [row for row in rows if "limit" in row]
+    costs = ExitCosts.from_dict(metrics["costs"])
     lines = [
         f"Budgets and costs are wall milliseconds per sample in batches of {size}, exit heads and the scheduler's "
-        "steps (EENet's, the most expensive) included; a percentage is of the last exit's cost. In a batch whose "
-        "samples exit at different exits, the fixed time of the later stages is paid as long as one sample goes on: "
-        "all policies are fitted on a cost table that counts this. The rows of single exits show what a full batch "
-        "costs there.",
+        f"steps (EENet's, the most expensive) included; a percentage is of {costs.reference_name}, "
+        f"{costs.reference:.3f} ms. In a batch whose samples exit at different exits, the fixed time of the later "
+        "stages is paid as long as one sample goes on: all policies are fitted on a cost table that counts this. The "
+        "rows of single exits show what a full batch costs there.",
         "Measured times are medians over interleaved rounds, ± half the range of the rounds; the speed is against the "
         f"plain network, which has no exits, at batch {size}.",
         *metrics["notes"],

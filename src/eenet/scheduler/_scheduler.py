@@ -207,7 +207,8 @@ class Scheduler:
         costs : ExitCosts
             Cost of each exit.
         budget : float or str, optional
-            Mean cost per sample: a number in the unit of the costs, "60%" of the last exit's cost, or like "3.5ms".
+            Mean cost per sample: a number in the unit of the costs, "60%" of the plain network (where the costs
+            lack it, of the last exit), or like "3.5ms".
             None: fitted for all budgets; `at` then gives the scheduler for each.
         guarantee : float, optional
             A probability, such as 0.95.

@@ -22,6 +22,8 @@ from eenet.runtime import AdaptiveModel
 from eenet.scheduler import Scheduler
 from eenet.tasks import Segmentation
 
+Floats = NDArray[np.float64]
+
 SINGLE = 50  # samples that are run one at a time
 
 
@@ -35,11 +37,17 @@ def undisturbed(profile: StageProfile) -> tuple[StageProfile, list[str]]:
     spread = float(profile.spreads["ms"].max())
     if spread <= TRUSTED_SPREAD or profile.device.get("device") != "cpu":
         return profile, []
-    wall, cpu = profile.tables["ms"], profile.tables["cpu_ms"]
+    scale = profile.tables["ms"][-1, -1] / profile.tables["cpu_ms"][-1, -1]
+
+    def scaled(measured: Mapping[str, Floats]) -> dict[str, Floats]:
+        return {unit: measured["cpu_ms"] * scale if unit == "ms" else table for unit, table in measured.items()}
+
     kept = replace(
         profile,
-        tables={**profile.tables, "ms": cpu * (wall[-1, -1] / cpu[-1, -1])},
+        tables=scaled(profile.tables),
         spreads={**profile.spreads, "ms": profile.spreads["cpu_ms"]},
+        plain=scaled(profile.plain),
+        percentiles=scaled(profile.percentiles),
     )
     return kept, [
         f"Other programs disturbed the measurement of the costs: wall times varied by {spread:.0%}. The proportions of "
@@ -53,7 +61,7 @@ def mixed_costs(profile: StageProfile, unit: str, batch_size: int, smaller: int)
     A stage takes a fixed time and a time for each sample in it: a line through its times at `smaller` and at
     `batch_size` samples. When samples exit, the fixed part stays as long as one sample goes on, so the batch pays it
     and an early exit saves only the rest. The mean of these costs over the samples of a batch is then the batch's time
-    divided by its size, and the cost of the last exit is the same as in the profile.
+    divided by its size, and the costs of the last exit and of the plain network are the same as in the profile.
     """
     at = profile.costs(unit, batch_size)
     full = np.diff(at.values, prepend=0.0) * batch_size
@@ -69,6 +77,7 @@ def mixed_costs(profile: StageProfile, unit: str, batch_size: int, smaller: int)
         spread=at.spread,
         device=at.device,
         includes=(*at.includes, "the fixed part of all stages"),
+        plain=at.plain,
     )
 
 
@@ -106,7 +115,7 @@ def measure_policies(
         done += len(runs)
         progress(done, total)
 
-    times: dict[int, NDArray[np.float64]] = {}
+    times: dict[int, Floats] = {}
     outputs: dict[int, list[list[Any]]] = {}
     for size, calls in inputs.items():
         times[size], outputs[size] = _in_turns(runs, calls, device, rounds, seed, advance)
@@ -144,7 +153,7 @@ def _in_turns(
     rounds: int,
     seed: int,
     advance: Callable[[], None],
-) -> tuple[NDArray[np.float64], list[list[Any]]]:
+) -> tuple[Floats, list[list[Any]]]:
     """Milliseconds (runs, rounds, batches), and the outputs of each run in the first round.
 
     The order is drawn again for each batch: a machine that slows down or speeds up meanwhile does so to all runs.
@@ -181,7 +190,7 @@ def _on(device: torch.device, args: Any, kwargs: Any, labels: Any) -> tuple[tupl
     return tuple(moved(value) for value in args), {name: moved(value) for name, value in kwargs.items()}, labels
 
 
-def _times(wall: NDArray[np.float64], plain: NDArray[np.float64], samples: int) -> dict[str, Any]:
+def _times(wall: Floats, plain: Floats, samples: int) -> dict[str, Any]:
     """Of (rounds, batches) milliseconds of a run and of the plain network."""
     typical, reference = (float(np.median(one, axis=0).sum()) for one in (wall, plain))
     rounds = wall.sum(axis=1)

@@ -164,7 +164,7 @@ def _shifted(progress: Callable[[int, int], None], before: int, total: int, done
 
 
 def _feasible(budget: str, costs: ExitCosts) -> bool:
-    return float(budget.removesuffix("%")) / 100 * costs[-1] >= costs[0]
+    return float(budget.removesuffix("%")) / 100 * costs.reference >= costs[0]
 
 
 def _exits(names: list[str], costs: ExitCosts, calibration: ExitRecords, test: ExitRecords) -> list[dict[str, Any]]:
@@ -235,11 +235,12 @@ def readme(metrics: Mapping[str, Any]) -> str:
         "## Exits",
         "",
     ]
-    head = ["exit", f"cost ({unit})", "of last", "calibration", "test", *(["test mIoU"] if images else [])]
-    last = metrics["exits"][-1]["cost"]
+    costs = ExitCosts.from_dict(metrics["costs"])
+    of = "of last" if costs.plain is None else "of plain"  # early versions did not measure the plain network
+    head = ["exit", f"cost ({unit})", of, "calibration", "test", *(["test mIoU"] if images else [])]
     rows = []
     for exit_ in metrics["exits"]:
-        cells = [exit_["name"], f"{exit_['cost']:.4g}", f"{exit_['cost'] / last:.0%}"]
+        cells = [exit_["name"], f"{exit_['cost']:.4g}", f"{exit_['cost'] / costs.reference:.0%}"]
         cells += [_percent(exit_["calibration_accuracy"]), _percent(exit_["test_accuracy"])]
         rows.append(cells + ([_percent(exit_["test_mean_iou"])] if images else []))
     lines += _table(head, rows)
@@ -247,7 +248,8 @@ def readme(metrics: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"Columns `calibration` and `test` are {what} in %. Costs are per sample at batch size "
-        f"{metrics['costs']['batch_size']}, the whole way to an exit with the heads passed.",
+        f"{metrics['costs']['batch_size']}, the whole way to an exit with the heads passed."
+        + (f" The plain network costs {costs.plain:.4g} {unit}." if costs.plain is not None else ""),
         "",
         "## Schedulers fitted on the calibration part, judged once on the test part",
         "",
@@ -260,7 +262,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
         if "reason" in row:
             rows.append([row["budget"], name, "cannot be met", *[""] * (len(head) - 3)])
             continue
-        limit = float(row["budget"].removesuffix("%")) / 100 * last
+        limit = float(row["budget"].removesuffix("%")) / 100 * costs.reference
         cells = [row["budget"], name, f"{row['test_cost']:.4g}", f"{row['test_cost'] / limit:.1%}"]
         cells.append(_percent(row["test_accuracy"]))
         cells += [_percent(row["test_mean_iou"])] if images else []
@@ -269,8 +271,9 @@ def readme(metrics: Mapping[str, Any]) -> str:
     lines += _table(head, rows)
     lines += [
         "",
-        "`random mixture` is the best that exits drawn by lot give at the cost that was really spent, `oracle` what "
-        "knowing the labels would.",
+        f"A budget is a share of the cost of {costs.reference_name}, {costs.reference:.4g} {unit}. `random mixture` is "
+        "the best that exits drawn by lot give at the cost that was really spent, `oracle` what knowing the labels "
+        "would.",
     ]
     if metrics["measured"] is not None:
         lines += ["", "## Every scheduler run for real on the test part", "", *_measured(metrics["measured"], unit)]
@@ -322,9 +325,9 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
     budgets = list(dict.fromkeys(row["budget"] for row in comparison["rows"]))
     methods = list(dict.fromkeys(row["scheduler"] for row in comparison["rows"]))
     resplits = 1 + max(row["resplit"] for row in comparison["rows"])
-    last = comparison["costs"]["values"][-1]
+    whole = ExitCosts.from_dict(comparison["costs"]).reference
     titles = [
-        f"{'**' if published and budget in published else ''}{budget:.3g} ({budget / last:.0%})"
+        f"{'**' if published and budget in published else ''}{budget:.3g} ({budget / whole:.0%})"
         f"{'**' if published and budget in published else ''}"
         for budget in budgets
     ]

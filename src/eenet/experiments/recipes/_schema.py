@@ -171,7 +171,7 @@ class EvaluationSettings(_Section):
         None,
     )
     budgets: Listed[Annotated[str, AfterValidator(_share)]] = _says(
-        "a list of shares such as '60%'", "budgets, in shares of the last exit's cost", ("50%", "65%", "80%")
+        "a list of shares such as '60%'", "budgets, in shares of the plain network's cost", ("50%", "65%", "80%")
     )
     resplits: Natural = _says(
         _NATURAL, "random resplits, over which differences are averaged; 0 leaves the comparison out", 5
