@@ -51,6 +51,7 @@ VARIANTS = {
     "sst2-minilm",
     "agnews-minilm",
     "camvid-hrnet",
+    "tiny-imagenet-100-densenet121",
 }
 KEPT = {
     "README.md", "metrics.json", "costs.json", "split.json", "calibration.safetensors", "test.safetensors",

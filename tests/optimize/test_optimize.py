@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -222,6 +223,25 @@ def test_compiled_stages_take_the_same_exits_and_are_compiled_once(
         inputs = {key: tensor[:size] for key, tensor in case.fresh.items()}
         output = fast(**inputs) if len(inputs) > 1 else fast(inputs["x"])
         np.testing.assert_array_equal(output.exits, expected[:size])
+
+
+@compiler
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="makes a shell script")
+def test_a_torch_that_crashes_at_a_package_is_refused_and_crashes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EENET_CACHE", str(tmp_path))
+    crashing = tmp_path / "python"
+    crashing.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    crashing.chmod(0o700)
+    model = eenet.attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval(), ["0"], 3, torch.randn(2, 4))
+    monkeypatch.setattr("eenet.optimize._compiled._loads", [])
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.executable", str(crashing))
+        with pytest.raises(InvalidInputError, match="crashes where it loads a stage compiled by AOTInductor; run the"):
+            compiled(model)
+    assert compiled(model).name == "compiled"
 
 
 def test_the_key_of_a_package_is_of_all_the_tensors_in_it() -> None:

@@ -12,6 +12,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -29,6 +30,8 @@ from eenet.stages import LiveTensor, Stage, walk
 
 NAME = "compiled"
 _COMPILERS = ("g++", "clang++", "c++")
+_loads: list[str] = []
+"""A package that another process could load, so that this one may load all of them."""
 
 
 def compiled(model: MultiExitModel) -> Variant:
@@ -66,10 +69,29 @@ class _Package(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        _require_loadable(str(path))
         self._run: Any = aoti_load_package(str(path))
 
     def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
         return tuple(self._run(*[tensor.contiguous() for tensor in live]))
+
+
+def _require_loadable(path: str) -> None:
+    """Load the first package in another process: with some builds of torch that ends the process.
+
+    torch 2.11.0 for CUDA 13 does so with every package for the CPU.
+    """
+    if _loads:
+        return
+    code = "import sys; from torch._inductor import aoti_load_package; aoti_load_package(sys.argv[1])"
+    tried = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        how = "crashes" if tried.returncode < 0 else f"fails ({' '.join(tried.stderr.split())[-200:]})"
+        raise InvalidInputError(
+            f"torch {torch.__version__} {how} where it loads a stage compiled by AOTInductor; run the model as it is, "
+            "or use another build of torch"
+        )
+    _loads.append(path)
 
 
 class _Head:
