@@ -344,9 +344,24 @@ class TestProfile:
         toy_records(exits=2).save(here / "a.safetensors")
         costs = ("--costs", here / "costs.json", "--batch-size", 3, "--unit", "flops")
         found = json.loads(
-            run("fit", here / "a.safetensors", *costs, "--budget", "90%", "--method", "max_prob", "--json").stdout
+            run(
+                "fit", here / "a.safetensors", *costs, "--budget", "90% of last", "--method", "max_prob", "--json"
+            ).stdout
         )
         assert found["costs"]["batch_size"] == 3
+        assert found["budget"] == pytest.approx(0.9 * found["costs"]["values"][-1])
+        assert 0 < found["costs"]["plain"] < found["costs"]["values"][-1]
+
+    def test_a_table_without_the_plain_network_is_read(self, here: Path) -> None:
+        # What eenet profile wrote before it measured the plain network and percentiles.
+        found = self.profile("cli_toy_networks:alone")
+        old = {name: value for name, value in found.items() if name not in ("plain", "percentiles")}
+        (here / "old.json").write_text(json.dumps(old))
+        toy_records(exits=2).save(here / "a.safetensors")
+        costs = ("--costs", here / "old.json", "--batch-size", 3, "--unit", "cpu_ms")
+        found = json.loads(run("fit", here / "a.safetensors", *costs, "--budget", "90%", "--json").stdout)
+        assert found["costs"]["plain"] is None
+        assert found["budget"] == pytest.approx(0.9 * found["costs"]["values"][-1])
 
     def test_scheduler_steps_are_counted_where_asked(self, here: Path) -> None:
         scheduler = eenet.MaxProbability().fit(toy_records(exits=2, classes=10), eenet.ExitCosts([1, 2]), budget="80%")
@@ -357,7 +372,7 @@ class TestProfile:
     @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
     def test_table_for_people(self, here: Path) -> None:
         shown = run("profile", "cli_toy_networks:alone", "--batch-sizes", "1,3", "--seconds", 0.05).stdout
-        for word in ("wall ms", "CPU ms", "MFLOPs", "spread", "layers.0", "output", "thread"):
+        for word in ("wall ms", "p95", "CPU ms", "MFLOPs", "layers.0", "output", "plain network", "of plain", "thread"):
             assert word in shown
 
     @pytest.mark.parametrize(
