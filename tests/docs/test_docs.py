@@ -8,6 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from optional import import_or_skip
@@ -55,8 +56,9 @@ def test_the_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names: dict[str, Any] = {"__name__": "training.md"}
     with torch.random.fork_rng(devices=[]):
         for title, code in blocks("training.md").items():
-            for block in code:
-                exec(compile(block, f"docs/training.md, {title}", "exec"), names)
+            if title != LOOPS:
+                for block in code:
+                    exec(compile(block, f"docs/training.md, {title}", "exec"), names)
     for file in ("last.safetensors", "best.safetensors", "metrics.csv", "tensorboard"):
         assert (tmp_path / "run" / file).exists(), "the guide lists it"
     assert not (tmp_path / "heads" / "features").exists()
@@ -64,6 +66,50 @@ def test_the_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     described = set(re.findall(r"`([a-z_]+?)(?:_[kb])?`", (DOCS / "training.md").read_text(encoding="utf-8")))
     columns = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert {re.sub(r"_\d+$", "", column) for column in columns} <= described | {"epoch"}
+
+
+LOOPS = "Another training loop"
+
+
+@pytest.fixture(scope="module")
+def toy_problem(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], tuple[float, ...]]:
+    """The names of the guide's toy problem, and the accuracies that `eenet.train` reaches on it in five epochs."""
+    import_or_skip("lightning_fabric")
+    names: dict[str, Any] = {"__name__": "training.md"}
+    start = blocks("training.md")["A run"][0]
+    with torch.random.fork_rng(devices=[]):
+        exec(compile(start[: start.index("config = ")], "docs/training.md", "exec"), names)
+        config = names["TrainConfig"](
+            epochs=5, learning_rate=0.05, schedule="constant", accelerator="cpu", tensorboard=False, progress=False
+        )
+        out = tmp_path_factory.mktemp("train") / "run"
+        result = eenet.train(names["with_exits"](), names["training"], names["validation"], config=config, out=out)
+    return names, result.history[-1].accuracies
+
+
+@pytest.mark.filterwarnings("ignore")  # these libraries warn of processes, pinned memory and what they will change
+@pytest.mark.parametrize(
+    ("number", "library"), [(0, "torch"), (1, "accelerate"), (2, "transformers"), (3, "lightning")]
+)
+def test_other_training_loops_reach_the_accuracy_of_train(
+    number: int,
+    library: str,
+    toy_problem: tuple[dict[str, Any], tuple[float, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for needed in [library, *(["accelerate"] if library == "transformers" else [])]:
+        import_or_skip(needed)
+    monkeypatch.chdir(tmp_path)
+    loop = blocks("training.md")[LOOPS][number]
+    assert f"{library}." in loop or f"from {library} " in loop, "the loops are in this order"
+    assert sum(bool(line.strip()) for line in loop.splitlines()) <= 15
+    names, expected = dict(toy_problem[0]), toy_problem[1]
+    with torch.random.fork_rng(devices=[]):
+        exec(compile(loop, f"docs/training.md, {LOOPS}", "exec"), names)
+    reached = eenet.collect(names["model"], names["validation"]).accuracies
+    # The worst of three standard errors at 128 samples; chance is 0.25.
+    assert (reached > np.array(expected) - 0.13).all()
 
 
 def test_the_controller_on_the_method_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -516,3 +517,59 @@ def test_a_plain_network_is_refused_wherever_one_with_exits_is_asked_for(tmp_pat
     wrong = model
     with pytest.raises(InvalidInputError, match="records are a MultiExitModel, expected ExitRecords"):
         scheduler.replay(wrong)
+
+
+class TestLabels:
+    def test_a_call_with_labels_gives_the_loss_that_train_minimizes(self) -> None:
+        model = conv_model(0)
+        labels = torch.tensor([0, 1, 2, 3])
+        found = model(X, labels=labels)
+        torch.testing.assert_close(found["logits"], model(X))
+        each = [nn.functional.cross_entropy(z, labels) for z in model(X)]
+        torch.testing.assert_close(found["loss"], each[0] / 3 + each[1] * 2 / 3 + each[2])
+
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (torch.tensor([0, 1, 2, 5]), "the label 5, expected 0 to 4"),
+            (torch.tensor([0, 1, -1, 3]), "the label -1"),
+            (torch.tensor([0, 1, 2]), r"shape \(3,\), expected whole numbers of shape \(4,\)"),
+            (torch.rand(4), "torch.float32"),
+        ],
+    )
+    def test_labels_that_do_not_fit_are_named(self, labels: Tensor, message: str) -> None:
+        with pytest.raises(InvalidInputError, match=message):
+            conv_model(0)(X, labels=labels)
+
+    def test_pixels_without_a_label_do_not_count(self) -> None:
+        network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
+        model = eenet.attach(network, ["1"], example=X).eval()
+        labels = torch.zeros(4, 8, 8, dtype=torch.long)
+        labels[:, :, 4:] = 255
+        half = [nn.functional.cross_entropy(z[:, :, :, :4], labels[:, :, :4]) for z in model(X)]
+        torch.testing.assert_close(model(X, labels=labels)["loss"], half[0] / 2 + half[1])
+        assert float(model(X, labels=torch.full_like(labels, 255))["loss"].detach()) == 0.0
+
+    def test_the_signature_names_the_inputs_so_that_trainers_find_their_columns(self) -> None:
+        model = conv_model(0)
+        assert list(inspect.signature(model.forward).parameters) == ["x", "labels"]
+        assert list(inspect.signature(copy.deepcopy(model).forward).parameters) == ["x", "labels"]
+        torch.testing.assert_close(model(x=X), model(X))
+        with pytest.raises(InvalidInputError, match=r"keywords \[y\]"):
+            model(y=X)
+        with pytest.raises(InvalidInputError, match="1 positional and keywords"):
+            model(X, x=X)
+
+    def test_an_input_called_labels_is_an_input(self) -> None:
+        class Prompted(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+            def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+                out: Tensor = self.last(self.first(x + labels))
+                return out
+
+        inputs = {"x": torch.randn(4, 4), "labels": torch.randn(4, 4)}
+        model = eenet.attach(Prompted(), ["first"], example=inputs).eval()
+        assert [tuple(z.shape) for z in model(**inputs)] == [(4, 3), (4, 3)]

@@ -536,6 +536,12 @@ def test_dynamic_dimensions_are_checked() -> None:
         cut(nn.Linear(4, 4), [], torch.randn(2, 1, 4), dynamic={1: "sequence"})
 
 
+def test_an_argument_of_the_example_can_be_given_by_its_name() -> None:
+    staged = cut(small(), ["layer1"], images(2))
+    x = images(2)
+    torch.testing.assert_close(staged(x=x), staged(x))
+
+
 def test_calls_that_differ_from_the_example_are_refused() -> None:
     staged = cut(small(), ["layer1"], images(2))
     with pytest.raises(InvalidInputError, match=r"'x' has shape \(2, 3, 9, 9\), expected \(any, 3, 8, 8\)"):
@@ -545,7 +551,7 @@ def test_calls_that_differ_from_the_example_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="arguments"):
         staged(images(2), images(2))
     with pytest.raises(InvalidInputError, match="arguments"):
-        staged(x=images(2))
+        staged(z=images(2))
     with pytest.raises(InvalidInputError, match="expected a tensor"):
         staged([images(2)])
     with pytest.raises(InvalidInputError, match=r"shape \(\)"):

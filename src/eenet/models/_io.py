@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from eenet._compat import pytree
 from eenet.errors import InvalidInputError
 from eenet.stages import modes_kept
+from eenet.tasks import Segmentation, Task
 
 _LABEL_KEYS = ("labels", "label")
 _LOGITS_KEYS = ("logits", "out")
@@ -53,6 +58,71 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 def moved(values: Any, device: torch.device) -> Any:
     """Nested inputs with their tensors on a device."""
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)
+
+
+class NamedForward:
+    """The `forward` of a model, whose signature names the inputs of its network: trainers choose columns by it."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        self._forward = forward
+        functools.update_wrapper(self, forward)
+
+    def __get__(self, model: Any, owner: type | None = None) -> Callable[..., Any]:
+        if model is None:
+            return self._forward
+        if torch.compiler.is_compiling():  # which follows plain methods only
+            return MethodType(self._forward, model)
+        return _BoundForward(self._forward, model)
+
+
+class _BoundForward(functools.partial[Any]):
+    @property
+    def __signature__(self) -> inspect.Signature:
+        given = inspect.signature(self.func).parameters
+        names = [name for name in self.args[0].staged.arguments if name.isidentifier() and name not in given]
+        inputs = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        return inspect.Signature([*inputs, given["labels"]])
+
+
+def joint_loss(task: Task, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """The sum of the losses of the K exits, that of exit k weighted k / K: EENet, section 3.1."""
+    losses = [exit_loss(task, of_exit.float(), labels) * ((k + 1) / len(logits)) for k, of_exit in enumerate(logits)]
+    return torch.stack(losses).sum()
+
+
+def exit_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, the mean over the samples, or over the labeled pixels of all images (0 where there is none)."""
+    if not isinstance(task, Segmentation):
+        return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits, labels, ignore_index=task.ignore_index, reduction="sum")
+    return total / (labels != task.ignore_index).sum().clamp(min=1)
+
+
+def check_labels(task: Task, logits: Tensor, labels: Tensor) -> None:
+    """Raise `InvalidInputError` for labels of another shape than the logits need, of a float dtype, or no class."""
+    classes = logits.shape[1]
+    dense = isinstance(task, Segmentation)
+    expected = (len(logits), *logits.shape[2:])
+    if labels.is_floating_point() or tuple(labels.shape) != expected:
+        what, of_what = ("label maps", "pixel") if dense else ("labels", "sample")
+        raise InvalidInputError(
+            f"{what} have dtype {labels.dtype} and shape {tuple(labels.shape)}, expected whole numbers of shape "
+            f"{expected}: one class number for each {of_what}"
+        )
+    bad = (labels < 0) | (labels >= classes)
+    if isinstance(task, Segmentation):
+        bad &= labels != task.ignore_index
+    if not bool(bad.any()):
+        return
+    if isinstance(task, Segmentation):
+        raise InvalidInputError(
+            f"a pixel has the label {int(labels[bad][0])}, expected 0 to {classes - 1}, or {task.ignore_index} for a "
+            "pixel that does not count"
+        )
+    raise InvalidInputError(
+        f"a batch holds the label {int(labels[bad][0])}, expected 0 to {classes - 1}: the model has {classes} "
+        "classes; correct the data, or attach the exits with another num_classes"
+    )
 
 
 def logits_in(output: Any, num_classes: int | None = None) -> Tensor:

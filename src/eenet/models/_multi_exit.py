@@ -14,7 +14,7 @@ from eenet.errors import CutError, FileFormatError, InvalidInputError
 from eenet.models._exits import default_heads, place_exits
 from eenet.models._folder import WEIGHTS, read_folder, write_folder
 from eenet.models._heads import HEADS, describe_head
-from eenet.models._io import inferring, logits_in
+from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
 from eenet.models._networks import Source, build_network, known, make_heads
 from eenet.networks._weights import load_weights
 from eenet.stages import Example, StagedModel, cut
@@ -82,8 +82,25 @@ class MultiExitModel(nn.Module):
         """The modules at whose ends the exits are; the last is "output"."""
         return (*self.staged.at, "output")
 
-    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
-        """Logits of every exit, K tensors (N, C), or (N, C, H, W) where every pixel has a class."""
+    accepts_loss_kwargs = False  # the Trainer of transformers asks whether forward takes num_items_in_batch
+
+    @NamedForward
+    def forward(self, *args: Any, labels: Tensor | None = None, **kwargs: Any) -> list[Tensor] | dict[str, Any]:
+        """Logits of every exit, K tensors (N, C), or (N, C, H, W) where every pixel has a class.
+
+        With `labels`, (N,) or (N, H, W), a dictionary of these `"logits"` and the joint `"loss"` of all exits, a
+        scalar: what a training loop minimizes. It is the default of `eenet.train`: the loss of exit k counts k / K.
+        """
+        if labels is not None and "labels" in self.staged.arguments:
+            return self._logits(*args, labels=labels, **kwargs)
+        logits = self._logits(*args, **kwargs)
+        if labels is None:
+            return logits
+        if not torch.compiler.is_compiling():
+            check_labels(self.task, logits[-1], labels)
+        return {"loss": joint_loss(self.task, logits, labels), "logits": logits}
+
+    def _logits(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         steps = self.staged.walk(self.staged.flatten_inputs(*args, **kwargs))
         logits = [head(next(steps).feature) for head in self.heads]
         return [*logits, self.final_logits(next(steps).outputs)]

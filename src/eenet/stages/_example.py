@@ -91,7 +91,7 @@ class InputForm:
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
         """The tensors of a call, in order; raises InvalidInputError where they differ from the example."""
         if len(args) != len(self.args) or len(kwargs) != len(self._keys):
-            raise self._wrong_arguments(args, kwargs)
+            args, kwargs = self._as_example(args, kwargs)
         try:
             values = [*args, *[kwargs[key] for key in self._keys]] if self._keys else list(args)
         except KeyError:
@@ -124,6 +124,19 @@ class InputForm:
                     "every tensor input needs the same number of samples on dimension 0"
                 )
         return tuple(values)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments: the positional ones, then the keywords."""
+        return (*self._positional, *self._keys)
+
+    def _as_example(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call that names what the example gives by position, as the example gives it."""
+        left = dict(kwargs)
+        named = [left.pop(name) for name in self._positional[len(args) :] if name in left]
+        if len(args) + len(named) != len(self.args) or sorted(left) != sorted(self._keys):
+            raise self._wrong_arguments(args, kwargs)
+        return (*args, *named), left
 
     def _without_settings(self, values: list[Any]) -> list[Any]:
         tensors = []

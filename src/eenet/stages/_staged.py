@@ -117,6 +117,11 @@ class StagedModel(nn.Module):
         return self._form.args, dict(self._form.kwargs)
 
     @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of the arguments of a call; each can be given by its name."""
+        return self._form.arguments
+
+    @property
     def dynamic(self) -> dict[int, str]:
         """The dimensions besides the batch whose size may change, by name."""
         return dict(self._form.dynamic)

@@ -37,8 +37,11 @@ from torch.nn import functional as F
 
 from eenet.errors import InvalidInputError
 from eenet.models import ImageRecords, MultiExitModel
+from eenet.models._io import check_labels, exit_loss
 from eenet.records import ExitRecords
-from eenet.tasks import Segmentation
+from eenet.tasks import Classification, Segmentation
+
+_CLASSES = Classification()
 
 
 class TrainingTask(Protocol):
@@ -74,22 +77,11 @@ class ClassificationTask:
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
         """Raise `InvalidInputError` for labels of another shape, of a float dtype, or outside the classes."""
-        classes = logits.shape[1]
-        if targets.is_floating_point() or targets.shape != logits.shape[:1]:
-            raise InvalidInputError(
-                f"labels have dtype {targets.dtype} and shape {tuple(targets.shape)}, expected whole numbers of shape "
-                f"({len(logits)},): one class number for each sample"
-            )
-        bad = (targets < 0) | (targets >= classes)
-        if bool(bad.any()):
-            raise InvalidInputError(
-                f"a batch holds the label {int(targets[bad][0])}, expected 0 to {classes - 1}: the model has {classes} "
-                "classes; correct the data, or attach the exits with another num_classes"
-            )
+        check_labels(_CLASSES, logits, targets)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy."""
-        return F.cross_entropy(logits, targets)
+        return exit_loss(_CLASSES, logits, targets)
 
     def utility(self, logits: Tensor, targets: Tensor) -> Tensor:
         """1 where the class is right."""
@@ -129,24 +121,11 @@ class SegmentationTask:
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
         """Raise `InvalidInputError` for label maps of another shape, of a float dtype, or outside the classes."""
-        classes = logits.shape[1]
-        expected = (logits.shape[0], *logits.shape[2:])
-        if targets.is_floating_point() or tuple(targets.shape) != expected:
-            raise InvalidInputError(
-                f"label maps have dtype {targets.dtype} and shape {tuple(targets.shape)}, expected whole numbers of "
-                f"shape {expected}: one class number for each pixel"
-            )
-        bad = (targets != self.task.ignore_index) & ((targets < 0) | (targets >= classes))
-        if bool(bad.any()):
-            raise InvalidInputError(
-                f"a pixel has the label {int(targets[bad][0])}, expected 0 to {classes - 1}, or "
-                f"{self.task.ignore_index} for a pixel that does not count"
-            )
+        check_labels(self.task, logits, targets)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy, the mean over the labeled pixels of the batch; 0 where there is none."""
-        total = F.cross_entropy(logits, targets, ignore_index=self.task.ignore_index, reduction="sum")
-        return total / (targets != self.task.ignore_index).sum().clamp(min=1)
+        return exit_loss(self.task, logits, targets)
 
     def utility(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The share of each image's labeled pixels that are right."""
