@@ -65,7 +65,7 @@ class NamedForward:
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         self._forward = forward
-        functools.update_wrapper(self, forward)
+        self.__doc__ = forward.__doc__
 
     def __get__(self, model: Any, owner: type | None = None) -> Callable[..., Any]:
         if model is None:
