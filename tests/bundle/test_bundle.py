@@ -429,6 +429,14 @@ class TestExport:
         with pytest.raises(InvalidInputError, match=r"export model.float\(\)"):
             eenet.export(model, exported("convolutions")[0].scheduler, tmp_path / "b", example=x)
 
+    def test_what_is_no_model_or_no_scheduler(self, exported: Any, tmp_path: Path) -> None:
+        case, _ = exported("convolutions")
+        x = torch.randn(4, 3, 8, 8)
+        with pytest.raises(InvalidInputError, match=r"model is a \w+, expected a MultiExitModel; give a network exits"):
+            eenet.export(case.scheduler, case.model, tmp_path / "b", example=x)
+        with pytest.raises(InvalidInputError, match="scheduler is a str, expected a fitted scheduler; make one"):
+            eenet.export(case.model, "scheduler.safetensors", tmp_path / "b", example=x)  # type: ignore[arg-type]
+
     def test_the_model_is_left_as_it_was(self, exported: Any, tmp_path: Path) -> None:
         case, _ = exported("convolutions")
         before = {name: tensor.clone() for name, tensor in case.model.state_dict().items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import threading
 import time
@@ -186,10 +187,11 @@ def test_whatever_is_observed_policies_stay_within_the_table_and_state_is_finite
     cut=st.floats(0, 1),
     seed=st.integers(0, 2**31 - 1),
     limits=st.booleans(),
+    pickled=st.booleans(),
 )
 @settings(max_examples=40)
 def test_a_restored_controller_goes_on_as_if_it_had_never_stopped(
-    sizes: list[int], cut: float, seed: int, limits: bool, tmp_path_factory: pytest.TempPathFactory
+    sizes: list[int], cut: float, seed: int, limits: bool, pickled: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     quotas: dict[str, Any] = {"floor": [0.0, 0.0, 0.1], "ceiling": [1.0, 0.3, 1.0]} if limits else {}
     folder = tmp_path_factory.mktemp("controller")
@@ -201,8 +203,11 @@ def test_a_restored_controller_goes_on_as_if_it_had_never_stopped(
     parted = eenet.BudgetController(scheduler, "55%", horizon=50, **quotas)
     for i, size in enumerate(sizes):
         if i == int(cut * len(sizes)):
-            parted.save(folder / "c.json")
-            parted = eenet.BudgetController.load(loaded, folder / "c.json")
+            if pickled:
+                parted = pickle.loads(pickle.dumps(parted))  # noqa: S301
+            else:
+                parted.save(folder / "c.json")
+                parted = eenet.BudgetController.load(loaded, folder / "c.json")
             assert parted.state() == whole.state()
         assert parted.policy.thresholds.tolist() == whole.policy.thresholds.tolist()
         assert parted.policy.enabled.tolist() == whole.policy.enabled.tolist()

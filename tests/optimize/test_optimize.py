@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -272,3 +274,18 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "aoti").chmod(0o777)
     with pytest.raises(InvalidInputError, match="can be written by others, and the packages in it are code"):
         compiled(CASES["convolutions"]().model)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])  # noqa: S301
+def test_a_copy_is_optimized_again_and_gives_the_same(duplicate: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["convolutions"]()
+    prefer(monkeypatch, "folded")
+    fast = make(case)
+    again = duplicate(fast)
+    assert again.model is not fast.model
+    assert again.optimized is not None
+    assert again.optimized.chosen == ("folded", "folded")
+    x = case.fresh["x"][:7]
+    got, expected = again(x), fast(x)
+    assert torch.equal(got.exits, expected.exits)
+    assert torch.equal(got.logits, expected.logits)

@@ -290,3 +290,49 @@ def test_a_network_that_was_changed_after_it_was_cut_is_refused() -> None:
     model.backbone.get_submodule("first")[0] = torch.nn.Conv2d(3, 8, 1)  # type: ignore[operator]
     with pytest.raises(CutError, match=r"the network was changed after it was cut: module 'first\.0'"):
         eenet.AdaptiveModel(model, scheduler)
+
+
+class TestNotAModule:
+    """What a user of torch.nn.Module may try."""
+
+    def make(self) -> eenet.AdaptiveModel:
+        model = copy.deepcopy(conv_model(1))
+        return eenet.AdaptiveModel(model, fitted(model, torch.randn(40, 3, 8, 8), 1.8))
+
+    def test_modes(self) -> None:
+        fast = self.make()
+        assert fast.eval() is fast
+        assert fast.train(False) is fast
+        with pytest.raises(InvalidInputError, match=r"inference mode only.*eenet\.train\(fast\.model"):
+            fast.train()
+        assert not fast.model.training
+
+    def test_attributes_of_a_module_are_those_of_its_model(self) -> None:
+        fast = self.make()
+        assert not hasattr(fast, "parameters")
+        with pytest.raises(AttributeError, match=r"'half'.*fast\.model\.half.*fast\.to"):
+            _ = fast.half
+        with pytest.raises(AttributeError, match=r"has no attribute 'fit'$"):
+            _ = fast.fit
+
+    @pytest.mark.parametrize("device", ["nowhere", "cuda:99", torch.device("cuda", 99)])
+    def test_a_device_that_is_not_there(self, device: str | torch.device) -> None:
+        fast, x = self.make(), torch.randn(4, 3, 8, 8)
+        before = fast(x)
+        with pytest.raises(InvalidInputError, match=f"cannot move to '{device}'.*'cpu'.*torch.float64"):
+            fast.to(device)
+        with pytest.raises(InvalidInputError, match=f"cannot move to '{device}'"):
+            fast.to(device=device, dtype=torch.float64)
+        assert fast(x) == before
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    def test_compiling_changes_nothing(self) -> None:
+        fast, x = self.make(), torch.randn(6, 3, 8, 8)
+        assert torch.compile(fast, backend="eager")(x) == fast(x)
+
+    def test_what_is_no_scheduler(self) -> None:
+        model = conv_model(1)
+        with pytest.raises(InvalidInputError, match="scheduler is a str, expected a fitted scheduler or a BudgetContr"):
+            eenet.AdaptiveModel(model, "eenet")  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="model is a MaxProbability, expected a MultiExitModel"):
+            eenet.AdaptiveModel(fitted(model, torch.randn(40, 3, 8, 8), 1.8), model)  # type: ignore[arg-type]

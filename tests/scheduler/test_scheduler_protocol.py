@@ -11,12 +11,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.scheduler import EERO, SCHEDULERS, ZTW, ExitHistory, Scheduler, Score, Static
+from eenet.scheduler import (
+    EERO,
+    SCHEDULERS,
+    ZTW,
+    Ensemble,
+    ExitHistory,
+    Scheduler,
+    Score,
+    Static,
+    ThresholdPolicy,
+    replay,
+)
 from eenet.testing import toy_costs, toy_records
 
 # Toy records often give nothing to learn, and then a scheduler says what it does in place of it.
@@ -70,6 +82,8 @@ def test_set_params_changes_all_or_nothing() -> None:
         scheduler.set_params(seed=5, epochs=3)
     with pytest.raises(InvalidInputError, match=r"EENet\(turns=0\)"):
         scheduler.set_params(seed=5, turns=0)
+    with pytest.raises(InvalidInputError, match="seed is 'a', expected a whole number from 0 on"):
+        scheduler.set_params(seed="a")
     assert scheduler == eenet.EENet(seed=4, turns=2)
     searched = eenet.SearchedThresholds().set_params(score="entropy")
     assert searched.name == "SearchedThresholds(entropy)"
@@ -252,3 +266,40 @@ def test_a_parameter_given_as_a_list_is_equal_after_loading(tmp_path: Path) -> N
     scheduler = EERO(betas=betas).fit(toy_records(200), toy_costs(), budget="70%")
     scheduler.save(tmp_path / "s.safetensors")
     assert eenet.load_scheduler(tmp_path / "s.safetensors") == scheduler
+
+
+@pytest.mark.parametrize("seed", ["a", -1, 1.5, None])
+def test_a_seed_is_a_whole_number(seed: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"seed is {seed!r}, expected a whole number from 0 on"):
+        eenet.OptimalStopping(seed=seed)
+    assert eenet.EENet(seed=np.int64(3)) == eenet.EENet(seed=3)
+
+
+class TestAbstractScores:
+    def test_a_score_must_score(self) -> None:
+        class Nothing(Score):
+            pass
+
+        with pytest.raises(TypeError, match="abstract method"):
+            Nothing()  # type: ignore[abstract]
+
+    def test_an_ensemble_answers_only_for_samples_that_exit(self) -> None:
+        asked = []
+
+        class Last(Ensemble):
+            def __call__(self, history: ExitHistory) -> NDArray[np.float64]:
+                return history.evidence[-1].max_probability
+
+            def answers(self, history: ExitHistory) -> NDArray[np.float32]:
+                asked.append(len(history.evidence[-1]))
+                return history.evidence[-1].probabilities.astype(np.float32)
+
+        records = toy_records(40, exits=3, classes=4)
+        policy = ThresholdPolicy(Last(), np.array([2.0, 0.6]), np.ones(2, dtype=np.bool_), 4)
+        decisions = replay(policy, records, toy_costs(3))
+        counts = np.bincount(decisions.exits, minlength=3)
+        assert counts[0] == 0
+        assert min(counts[1:]) > 0
+        assert asked == counts[1:].tolist()
+        best = np.stack([records.evidence(k, np.arange(40)).probabilities.argmax(axis=1) for k in range(3)])
+        np.testing.assert_array_equal(decisions.predictions, best[decisions.exits, np.arange(40)])

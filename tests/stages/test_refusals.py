@@ -157,8 +157,24 @@ def with_loss(self: Any, x: Tensor, labels: Tensor | None = None) -> dict[str, T
     return {"logits": logits} if labels is None else {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
+class Both(nn.Module):
+    """Its output is a dataclass that torch does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Output:
+        return Output(self.linear(x), x)
+
+
 REFUSED: list[tuple[Callable[[], nn.Module], Any, str]] = [
     (lambda: ends(step=lambda s, x: Output(s.b(s.a(x)), x)), None, r"dataclass Output.*`\.logits`.*register_dataclass"),
+    (
+        lambda: Step(lambda s, x: s.b(s.a(x).logits), a=Both(), b=nn.Linear(8, 3)).eval(),
+        None,
+        r"cannot cut at 'a': its output is .*Output \(a dataclass.*register_dataclass\(Output\).*module inside it",
+    ),
     (lambda: ends(step=lambda s, x: s.b(s.a.forward(x))), None, r"'a'.*runs its forward\(\) directly; call the module"),
     (
         lambda: ends(step=lambda s, x: {"logits": s.b(s.a(x)), "past_key_values": DynamicCache()}),

@@ -25,7 +25,7 @@ from eenet.models._multi_exit import require_exits
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
 from eenet.runtime import TensorSpec
-from eenet.runtime._adaptive import tensor_spec
+from eenet.runtime._adaptive import require_scheduler, tensor_spec
 from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task
@@ -106,6 +106,7 @@ def export(
     if opset not in OPSETS:
         raise InvalidInputError(f"opset is {opset!r}, expected {OPSETS[0]} to {OPSETS[-1]}")
     require_exits(model)
+    require_scheduler(scheduler)
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
     _require_cpu_float(model)
     model.staged.check_current()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import threading
@@ -21,6 +22,7 @@ from eenet.scheduler._policy import Floats, Ints
 
 _FORMAT, _SCHEMA = "eenet.controller", 1
 _SHORTEST_HORIZON = 10
+_LEARNED = ("_pacer", "_alternation", "_quotas", "_drift", "_overruled")  # what changes in traffic
 
 
 class BudgetController:
@@ -98,7 +100,7 @@ class BudgetController:
         self._lock = threading.Lock()
         self._samples, self._spent = 0, 0.0
         # The step of each policy, and whether it is one of the table's. Policies are kept, so that ids stay valid.
-        self._known = {id(self._policies[row]): (step, True) for step, row in enumerate(self._rows)}
+        self._known = self._steps(self._policies, self._rows)
         self._overruled: dict[tuple[int, str], ThresholdPolicy] = {}
         self._policy = self._choose()
 
@@ -287,6 +289,21 @@ class BudgetController:
         if self._drift is not None and state["drift"] is not None:
             self._drift.take(state["drift"])
         self._policy = self._choose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = self.__dict__ | {name: copy.copy(self.__dict__[name]) for name in _LEARNED}
+        del state["_lock"], state["_known"]  # a lock of this process, and ids of its objects
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _known=self._steps(state["_policies"], state["_rows"]))
+        self._known |= {id(policy): (step, False) for (step, _), policy in self._overruled.items()}
+
+    @staticmethod
+    def _steps(policies: Sequence[ThresholdPolicy], rows: Sequence[int]) -> dict[int, tuple[int, bool]]:
+        """The step of each policy of a table by its id, and that it is one of the table's."""
+        return {id(policies[row]): (step, True) for step, row in enumerate(rows)}
 
     def save(self, path: str | Path) -> None:
         """Write the state to a JSON file, atomically; read it back with `load`."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
@@ -89,6 +89,11 @@ class AdaptiveModel:
         Where the network has been changed since it was cut; the message names the module. It is looked at
         when this is made, not at every call.
 
+    Notes
+    -----
+    It is no `torch.nn.Module`; its `model` is. `torch.compile` leaves it as it is, since which samples go on is decided
+    in Python: `optimize` makes its stages faster. Copies, and what comes out of a pickle, are optimized again.
+
     Examples
     --------
     >>> import eenet, torch
@@ -114,7 +119,7 @@ class AdaptiveModel:
         seconds: float = 1.0,
     ) -> None:
         self.model = require_exits(model).eval()
-        self.scheduler = scheduler
+        self.scheduler: Scheduler | BudgetController = require_scheduler(scheduler, BudgetController)
         self._checked: ThresholdPolicy | None = None
         self._current_policy()
         if optimize is not None:
@@ -124,6 +129,7 @@ class AdaptiveModel:
         self._optimize = (optimize, tuple(batch_sizes), seconds)
         self.optimized: Optimization | None = self._measure()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which samples go on is decided in Python
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> AdaptiveOutput[Tensor]:
         """Logits and exits of a batch, in its order; an empty batch gives empty answers."""
@@ -159,13 +165,42 @@ class AdaptiveModel:
         """Move or convert the model, as `torch.nn.Module.to` does; returns itself.
 
         The model itself changes. Where it was optimized, it is measured again, which takes as long as it did before.
+        Raises `InvalidInputError` for a device that is not there, and then changes nothing.
         """
+        _require_device(kwargs.get("device", args[0] if args else None))
         before = _place(self.model)
         self.model.to(*args, **kwargs)
         if _place(self.model) != before:
             self.optimized = None  # what was made for the old place, should measuring on the new one fail
             self.optimized = self._measure()
         return self
+
+    def eval(self) -> AdaptiveModel:
+        """Do nothing, since the model is in inference mode already; returns itself."""
+        return self
+
+    def train(self, mode: bool = True) -> AdaptiveModel:
+        """As `eval`; raises `InvalidInputError` for training mode, in which samples do not exit."""
+        if mode:
+            raise InvalidInputError(
+                "an AdaptiveModel runs in inference mode only, where samples exit early; train its model: "
+                "eenet.train(fast.model, ...), or fast.model.train() in a loop of your own"
+            )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        more = ""
+        if not name.startswith("_") and hasattr(nn.Module, name):
+            more = f": it is no torch.nn.Module; use fast.model.{name}, or fast.to(...) to move or convert it"
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{more}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was optimized holds functions, graphs and locks of this process.
+        return {"model": self.model, "scheduler": self.scheduler, "optimize": self._optimize}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        optimize, batch_sizes, seconds = state.pop("optimize")
+        AdaptiveModel.__init__(self, **state, optimize=optimize, batch_sizes=batch_sizes, seconds=seconds)
 
     def _measure(self) -> Optimization | None:
         optimize, batch_sizes, seconds = self._optimize
@@ -198,6 +233,32 @@ def _index(rows: Ints, like: Tensor) -> Tensor:
 def _place(model: MultiExitModel) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters(), torch.empty(0))
     return parameter.device, parameter.dtype
+
+
+def require_scheduler(value: Any, *others: type) -> Any:
+    """A scheduler, or one of other classes, as it was given; raises `InvalidInputError` for anything else."""
+    if not isinstance(value, (Scheduler, *others)):
+        also = "".join(f" or a {other.__name__}" for other in others)
+        raise InvalidInputError(
+            f"scheduler is a {type(value).__name__}, expected a fitted scheduler{also}; make one with "
+            "eenet.EENet().fit(records, costs, budget)"
+        )
+    return value
+
+
+def _require_device(value: Any) -> None:
+    """Raise `InvalidInputError` for a device, or the name of one, that nothing can be moved to."""
+    if not isinstance(value, (str, int, torch.device)):
+        return
+    try:
+        torch.empty(0, device=value)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        there = ["'cpu'", *(f"'cuda:{number}'" for number in range(torch.cuda.device_count()))]
+        reason = str(error).strip().partition("\n")[0]
+        raise InvalidInputError(
+            f"cannot move to {str(value)!r} ({reason}); expected a device that torch sees here ({', '.join(there)}) or "
+            "a dtype such as torch.float64"
+        ) from error
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

@@ -246,7 +246,7 @@ class DecisionState:
     Call `observe` with the evidence of the running samples at each exit in turn, or `skip` where the policy does not
     observe, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each sample exited. Where
     the policy is an ensemble, `left` are the logits of those that have just exited, in place of the exit's own;
-    otherwise None.
+    otherwise, and where none has, None.
     """
 
     def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
@@ -321,10 +321,11 @@ class DecisionState:
         history.evidence.append(evidence)
         leaves = self._policy.leaves(history)
         leaving = leaves.nonzero()[0] if count != 1 else _FIRST.copy() if leaves[0] else _NONE  # of one, in less time
+        if len(leaving) == 0:
+            self.left = None
+            return leaving, None
         if self._ensemble is not None:
             self.left = self._ensemble.answers(history if len(leaving) == count else history.take(leaving))
-        if len(leaving) == 0:
-            return leaving, None
         self.exits[self.running[leaving]] = k
         if len(leaving) == count:
             self.running = _NONE

@@ -94,6 +94,8 @@ class Scheduler:
         self._state: _State | None = None
         self._name: str | None = None
         self._refused: str | None = None
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise InvalidInputError(f"seed is {seed!r}, expected a whole number from 0 on")
         self._check()
 
     def __init_subclass__(cls, *, method: str | None = None, **options: Any) -> None:

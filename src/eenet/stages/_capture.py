@@ -9,7 +9,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -118,7 +118,7 @@ def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
             )
         if name in failed:
             raise CutError(
-                f"cannot cut at {name!r}: its output is {failed[name]}, in which no tensor can be seen; return a "
+                f"cannot cut at {name!r}: its output is {failed[name]}, in which tracing sees no tensor; return a "
                 "tensor, a tuple or a dict, or name a module inside it"
             )
     _check_markers(graph_module, tuple(modules))
@@ -227,7 +227,10 @@ def _marking_hook(name: str, index: int, calls: dict[str, int], failed: dict[str
             if isinstance(leaf, Tensor):
                 leaves[position] = torch.ops.eenet.mark_exit(leaf, index, feature)
                 return pytree.tree_unflatten(leaves, spec)
-        failed[name] = f"a {type(output).__name__}"
+        kind = type(output).__name__
+        failed[name] = f"of type {kind}"
+        if is_dataclass(output):
+            failed[name] += f" (a dataclass, for which torch.export.register_dataclass({kind}) helps)"
         return output
 
     return hook
