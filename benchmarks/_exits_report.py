@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import eenet
-from _machine import describe
 from eenet._files import atomic_path, write_json
+from eenet._timing import describe_machine
 from eenet.scheduler import SearchedThresholds
 
 REFERENCES = {"heads": "conv", "joint": "uniform"}
@@ -74,7 +74,7 @@ def judge(records: eenet.ExitRecords, costs: eenet.ExitCosts, budgets: Sequence[
 def report(out: Path, rows: Sequence[Row], settings: Mapping[str, Any], shares: Sequence[float], command: str) -> str:
     """Write `results.json` and `README.md` to a folder; gives the tables as text."""
     runs = [run for row in rows for run in row.runs]
-    machines = {describe({k: v for k, v in run["machine"].items() if k != "load_before"}): None for run in runs}
+    machines = {describe_machine({k: v for k, v in run["machine"].items() if k != "load_before"}): None for run in runs}
     loads = [run["machine"].get("load_before", 0.0) for run in runs]
     seen = _flattered(rows)
     percent = ", ".join(f"{share:.0%}" for share in shares)

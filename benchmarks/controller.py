@@ -38,7 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import eenet
-from _machine import describe, machine, progress_bar
+from eenet._timing import describe_machine, machine
+from eenet.cli._console import progress_bar
 from eenet.scheduler import replay
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     options = parser.parse_args(argv)
     found = machine()
-    print(describe(found) + "\n", flush=True)
+    print(describe_machine(found) + "\n", flush=True)
     results: dict[str, Any] = {"machine": found, "streams": {}, "false_alarms": {}}
     material = list(_material())
     _header(options)

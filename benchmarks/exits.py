@@ -31,8 +31,9 @@ import torch
 import eenet
 from _exits_report import Row, judge, read_json, report
 from _exits_variants import BASE, VARIANTS, MakeHead, PooledLinear, Variant
-from _machine import describe, machine, progress_bar
 from eenet._files import write_json
+from eenet._timing import describe_machine, machine
+from eenet.cli._console import progress_bar
 from eenet.errors import InvalidInputError
 from eenet.experiments.data import Subset, load, loader, three_way_split
 from eenet.experiments.recipes import load_recipe
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # It says of every run that it is in bfloat16.
     logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     found = machine()
-    print(describe(found), flush=True)
+    print(describe_machine(found), flush=True)
     work = options.out / "work"
     settings = {name: getattr(options, name) for name in SETTINGS}
     _same_settings(work, settings)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 import eenet
-from _machine import describe, machine
+from eenet._timing import describe_machine, machine
 from eenet.errors import ReliabilityWarning
 from eenet.scheduler import DecisionState
 from eenet.tasks import Evidence, softmax
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that fit: one core each
     found = machine()
-    print(describe(found) + "\n", flush=True)
+    print(describe_machine(found) + "\n", flush=True)
     results: dict[str, Any] = {"machine": found, "fits": {}}
     print(f"{'fit of':<34}{'CPU s (slowest)':>18}{'s':>8}{'target':>8}{'table s':>9}{'at() ms':>9}{'peak GiB':>10}")
     for name in options.schedulers:

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import eenet
-from _machine import describe, machine
 from eenet._extras import require
+from eenet._timing import describe_machine, machine
 from eenet.errors import ReliabilityWarning
 from eenet.profiling import fingerprint
 from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, spread
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--samples is {options.samples}, less than the largest batch, {max(options.batch_sizes)}")
     device = torch.device(options.device)
     found = machine() | fingerprint(device)
-    print(describe(found) + f"\n{found.get('accelerator', 'no accelerator')}\n", flush=True)
+    print(describe_machine(found) + f"\n{found.get('accelerator', 'no accelerator')}\n", flush=True)
     results = []
     for name in options.networks:
         for dtype in options.dtypes:

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 
 import eenet
-from _machine import describe, machine, progress_bar
+from eenet._timing import describe_machine, machine
+from eenet.cli._console import progress_bar
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     options = parser.parse_args(argv)
     found = machine()
-    print(describe(found) + "\n", flush=True)
+    print(describe_machine(found) + "\n", flush=True)
     chunks = [(n, first) for n in options.samples for first in range(0, options.draws, CHUNK)]
     draws: list[Draw] = []
     with ProcessPoolExecutor(options.jobs) as pool, progress_bar() as bar:

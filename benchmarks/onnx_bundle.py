@@ -34,9 +34,8 @@ from torch import Tensor, nn
 
 import eenet
 import eenet.bundle.onnx
-from _machine import describe, machine
 from eenet._extras import require
-from eenet._timing import timed
+from eenet._timing import describe_machine, machine, timed
 from eenet.bundle import LoadedBundle
 from eenet.errors import ReliabilityWarning
 from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, rounds_of, spread
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     found = machine() | {"onnxruntime": require("onnxruntime", "export").__version__}
-    print(describe(found))
+    print(describe_machine(found))
     print(f"ONNX Runtime {found['onnxruntime']}, {options.threads} threads for both\n", flush=True)
 
     torch.manual_seed(0)

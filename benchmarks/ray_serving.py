@@ -29,8 +29,8 @@ from torch import nn
 
 import eenet
 from _load import client, counters, saturate
-from _machine import describe, machine
 from eenet._extras import require
+from eenet._timing import describe_machine, machine
 from eenet.bundle import load
 from eenet.capacity import StageTime, simulate_fleet
 from eenet.runtime import Live
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=500, help="for each rate of the queues")
     parser.add_argument("--only", choices=("batching", "tensors", "queues"))
     options = parser.parse_args(argv)
-    print(describe(machine()), flush=True)
+    print(describe_machine(machine()), flush=True)
     if options.only in (None, "queues"):
         print(asyncio.run(queues(options.requests)), flush=True)
     if options.only in (None, "batching"):

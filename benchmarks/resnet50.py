@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import eenet
-from _machine import describe, machine, progress_bar
-from eenet._timing import Clock, in_turns, timed
+from eenet._timing import Clock, describe_machine, in_turns, machine, timed
+from eenet.cli._console import progress_bar
 from eenet.scheduler import ThresholdPolicy
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     found = machine()
-    print(describe(found))
+    print(describe_machine(found))
     print(f"ResNet-50, 224 px, exits {SHARES} asked for, about {options.seconds:g} s for each batch size\n", flush=True)
 
     torch.manual_seed(0)

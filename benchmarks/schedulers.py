@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 import eenet
-from _machine import describe, machine, progress_bar
+from eenet._timing import describe_machine, machine
+from eenet.cli._console import progress_bar
 from eenet.errors import ReliabilityWarning
 from eenet.evaluation import compare
 from eenet.scheduler import SearchedThresholds
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     found = machine()
-    print(describe(found) + "\n", flush=True)
+    print(describe_machine(found) + "\n", flush=True)
     results: dict[str, Any] = {"machine": found, "comparisons": {}}
 
     folder = Path(os.environ.get("EENET_SHARED", Path(__file__).parents[2] / "shared")) / "predictions"

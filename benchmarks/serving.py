@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from _load import Client, Result, client, counters, poisson, saturate, server
-from _machine import describe, machine
 from _serving_models import ENGINES, EXITS, FIXED, export_bundle, inputs_of
+from eenet._timing import describe_machine, machine
 from eenet.capacity import simulate
 from eenet.serving.engine import BatchingDelay, EngineOptions
 from resnet50 import SHARES
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     options = parser.parse_args(argv)
     found = machine()
-    print(describe(found), flush=True)
+    print(describe_machine(found), flush=True)
     results: dict[str, Any] = {}
     for name in options.models:
         if name == "free":

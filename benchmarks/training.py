@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import eenet
-from _machine import describe, machine, progress_bar
+from eenet._timing import describe_machine, machine
+from eenet.cli._console import progress_bar
 from eenet.networks import CifarResNet
 from eenet.training import TrainConfig, train
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     found: dict[str, Any] = {"machine": machine(), "images": options.images, "batch_size": options.batch_size}
-    print(describe(found["machine"]))
+    print(describe_machine(found["machine"]))
     found |= measure(options.images, options.batch_size, options.rounds)
     show(found)
     if options.json:

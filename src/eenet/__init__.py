@@ -29,6 +29,7 @@ _HOMES = {
     "StagedModel": "eenet.stages",
     "Static": "eenet.scheduler",
     "attach": "eenet.models",
+    "benchmark": "eenet.benchmarking",
     "build_network": "eenet.models",
     "collect": "eenet.models",
     "cut": "eenet.stages",
@@ -42,6 +43,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
+    from eenet.benchmarking import benchmark as benchmark
     from eenet.bundle import export as export
     from eenet.control import BudgetController as BudgetController
     from eenet.costs import ExitCosts as ExitCosts
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
 
 
 _PACKAGES = {
+    "benchmarking",
     "bundle",
     "capacity",
     "control",

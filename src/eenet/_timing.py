@@ -6,16 +6,22 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._version import __version__
+
 Floats = NDArray[np.float64]
 Clock = tuple[float, float]
 """Wall and CPU seconds; CPU time is that of all threads of the process."""
+
+_NOTED = ("torchvision", "onnxruntime")
+_BUSY = 0.5  # the load of a machine that is idle but for this process is below this
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +118,34 @@ def fingerprint(device: Any = "cpu") -> dict[str, Any]:
         if str(device).startswith("cuda"):
             description["accelerator"] = torch.cuda.get_device_name(device)
     return description
+
+
+def machine(device: Any = "cpu") -> dict[str, Any]:
+    """The fingerprint, with the versions of more libraries, and how busy the machine was before the measurement."""
+    found = fingerprint(device) | {"eenet": __version__, "numpy": np.__version__, "system": platform.system()}
+    found |= {name: _version(name) for name in _NOTED}
+    if hasattr(os, "getloadavg"):
+        found["load_before"] = round(os.getloadavg()[0], 2)
+    return found
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def describe_machine(found: Mapping[str, Any]) -> str:
+    """What `machine` found, in two lines."""
+    busy = found.get("load_before")
+    shared = "" if busy is None else f"; load {busy} before the start" + (" (not idle)" if busy > _BUSY else "")
+    threads = f", torch threads: {found['threads']}" if "threads" in found else ""
+    libraries = [f"{name} {found[name]}" for name in ("eenet", "torch", *_NOTED, "numpy") if name in found]
+    return (
+        f"{found['processor']} ({found['machine']}), {found['cores']} cores{threads}{shared}\n"
+        f"{', '.join(libraries)}, Python {found['python']}, {found['system']}"
+    )
 
 
 def processor() -> str:

@@ -27,6 +27,7 @@ PACKAGES = (
     "bundle.onnx",
     "profiling",
     "evaluation",
+    "benchmarking",
     "training",
     "serving.engine",
     "serving.http",

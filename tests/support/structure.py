@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bundle",),
     ("profiling",),
     ("evaluation",),
+    ("benchmarking",),
     ("training",),
     ("serving.engine", "predict"),
     ("serving.http",),

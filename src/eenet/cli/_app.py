@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from eenet.cli._benchmark import benchmark
 from eenet.cli._compare import compare
 from eenet.cli._console import show_error, show_warning
 from eenet.cli._demo import demo
@@ -107,7 +108,9 @@ def common(
     """Options of every command; the help text of the application itself is `_HELP`."""
 
 
-for command in (demo, train, reproduce, profile, fit, evaluate, compare, export, predict, serve, plan, version):
+for command in (
+    demo, train, reproduce, profile, fit, evaluate, compare, benchmark, export, predict, serve, plan, version,
+):  # fmt: skip
     app.command()(command)
 
 

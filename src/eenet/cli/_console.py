@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 _FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown
@@ -22,6 +23,18 @@ def output() -> Console:
 def side() -> Console:
     """The console for progress and notes."""
     return Console(stderr=True, highlight=False)
+
+
+def progress_bar() -> Progress:
+    """A progress bar on standard error, which goes away when it is done."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=side(),
+        transient=True,
+    )
 
 
 def show_error(message: str) -> None:

@@ -7,6 +7,7 @@ from eenet.evaluation._comparison import Difference as Difference
 from eenet.evaluation._figures import Curve as Curve
 from eenet.evaluation._figures import Point as Point
 from eenet.evaluation._figures import write_cost_figure as write_cost_figure
+from eenet.evaluation._figures import write_panels as write_panels
 from eenet.evaluation._oracle import Bound, oracle, random_mixture
 
 __all__ = ["Bound", "Comparison", "compare", "oracle", "random_mixture"]

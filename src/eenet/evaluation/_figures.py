@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,13 @@ _ROW_HEIGHT = 0.27  # inches for each scheduler in the panel of differences
 
 @dataclass(frozen=True)
 class Point:
-    """A measured cost per sample, an accuracy in [0, 1], a label beside it, and how far the cost may be off."""
+    """A measured cost per sample, an accuracy in [0, 1], a label beside it, and how far either may be off."""
 
     cost: float
     accuracy: float
     label: str = ""
     spread: float = 0.0
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,38 @@ def write_cost_figure(
     axes.set_xlim(0, 1.12 * widest)  # space for the label of the last exit
     _finish(axes, title, cost_label, "test accuracy (%)")
     axes.legend(loc="lower right", frameon=True, framealpha=0.95, fontsize=9)
+    _save(figure, path)
+
+
+def write_panels(path: str | Path, panels: Mapping[str, Sequence[Curve]], *, cost_label: str, y_label: str) -> None:
+    """Write a PNG with a panel for each title, atomically: curves, or single points, with the errors of both axes.
+
+    A curve of the same name looks the same in all panels. Raises `MissingExtraError` without matplotlib.
+    """
+    figure, axes = _new_figure(max(6.4, 5.2 * len(panels)), 4.6, width_ratios=(1.0,) * len(panels))
+    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    for panel, (title, curves) in zip(axes if len(panels) > 1 else [axes], panels.items(), strict=True):
+        for curve in curves:
+            color, marker, line = _style(names.index(curve.name))
+            points = sorted(curve.points, key=lambda p: p.cost)
+            panel.errorbar(
+                *_coordinates(points),
+                xerr=[p.spread for p in points],
+                yerr=[100 * p.error for p in points],
+                color=color,
+                linestyle=line,
+                marker=marker,
+                markersize=8,
+                markerfacecolor="none",
+                markeredgewidth=1.6,
+                elinewidth=1,
+                capsize=2,
+                label=curve.name,
+            )
+            _annotate(panel, points, color, offset=(6, 6), ha="left", va="baseline")
+        panel.set_xlim(0, 1.15 * max(p.cost + p.spread for curve in curves for p in curve.points))
+        _finish(panel, title, cost_label, y_label)
+        panel.legend(frameon=True, framealpha=0.95, fontsize=9)
     _save(figure, path)
 
 

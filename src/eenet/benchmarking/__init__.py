@@ -1,0 +1,6 @@
+"""`benchmark`: plain networks, early exits, bundles and alternatives on the same samples, in turns."""
+
+from eenet.benchmarking._benchmark import benchmark
+from eenet.benchmarking._results import Benchmark, BenchmarkRow
+
+__all__ = ["Benchmark", "BenchmarkRow", "benchmark"]

@@ -1,0 +1,284 @@
+"""Answers of all systems to all samples, then their times in turns."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet._timing import machine
+from eenet.benchmarking._measure import WARM_UP, Answers, Times, answers_of, mean_and_error, times_of
+from eenet.benchmarking._results import Benchmark, BenchmarkRow
+from eenet.benchmarking._samples import Array, samples_of
+from eenet.benchmarking._systems import Progress, System, systems_of
+from eenet.benchmarking._verdict import verdict
+from eenet.errors import InvalidInputError
+
+Floats = NDArray[np.float64]
+_DRAWS = 500  # of the bootstrap of a speed
+
+
+def benchmark(
+    systems: Mapping[str, Any],
+    data: Any,
+    labels: Any = None,
+    *,
+    batch_sizes: Sequence[int] = (1, 32),
+    seconds: float = 10.0,
+    threads: int | None = None,
+    max_accuracy_drop: float = 0.01,
+    untrained: Collection[str] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Run several systems on the same samples, in turns, and say whether early exit is worth it.
+
+    All systems answer all samples once, which gives accuracies and exits. Then, for each batch size, they are timed
+    batch by batch in a random order, so that a machine that slows down meanwhile does so to all of them. What brings a
+    batch onto a system's device is not timed.
+
+    Parameters
+    ----------
+    systems
+        What is compared, by name; the first is what the others are compared with. Each is a torch module (a network
+        without exits), an `AdaptiveModel`, `(model, scheduler)` or `(model, scheduler, ["40%", "60%"])` for several
+        budgets, a bundle, its folder or `(bundle, budgets)`, an `.onnx` file, or a function from inputs to logits.
+        Where the first has exits, its plain network goes before it: of a bundle, the bundle with its exits off.
+    data
+        Arrays or tensors, `(inputs, labels)`, a mapping of inputs by name which may hold "labels", or the batches of a
+        loader. All of it is held in memory.
+    labels
+        (N,) class numbers, or (N, H, W) where each pixel has a class, unless they are in the data. Without any, answers
+        are compared with those of the first system.
+    batch_sizes
+        The samples in a call.
+    seconds
+        About how long each batch size is timed.
+    threads
+        How many threads PyTorch, and what is loaded from a path, may use; by default their own choice.
+    max_accuracy_drop
+        The loss of accuracy, against the first system, at which a faster system is still called worth it.
+    untrained
+        Names of systems with random weights: their times count, their answers do not.
+    seed
+        Of the order of turns.
+    progress
+        Called with what is being done and the share of it that is done.
+
+    Returns
+    -------
+    Benchmark
+        Print it: its last lines answer in words. Stopped by Ctrl-C while it measures times, it gives what was measured
+        until then, and says so in its notes.
+
+    Raises
+    ------
+    InvalidInputError
+        For systems that give different numbers of classes, or cannot run on the data; the message names the system.
+
+    Examples
+    --------
+    >>> import numpy as np, eenet
+    >>> weights = np.random.default_rng(0).normal(size=(8, 3))
+    >>> x = np.random.default_rng(1).normal(size=(64, 8))
+    >>> systems = {"whole": lambda x: x @ weights, "half": lambda x: x[:, :4] @ weights[:4]}
+    >>> result = eenet.benchmark(systems, x, (x @ weights).argmax(axis=1), batch_sizes=[8], seconds=0.1)
+    >>> result.rows[0].system, result.rows[0].accuracy
+    ('whole', 1.0)
+    """
+    samples = samples_of(data, labels)
+    sizes = _sizes(batch_sizes, len(samples))
+    report = progress or (lambda _what, _done: None)
+    with contextlib.ExitStack() as stack:
+        if "torch" in sys.modules:
+            stack.enter_context(_torch_settings(threads))
+        entries = systems_of(systems, tensors=samples.tensors, threads=threads, untrained=untrained)
+        for module in {id(one.module): one.module for one in entries if one.module is not None}.values():
+            from eenet.models import inferring
+
+            stack.enter_context(inferring(module))
+        found = machine(next((one.device for one in entries if one.device != "cpu"), "cpu"))
+        answers = answers_of(entries, samples, max(sizes), report)
+        rows: list[BenchmarkRow] = []
+        stopped = False
+        notes: list[str] = []
+        words: list[str] = []
+        for size in sizes:
+            timing = times_of(entries, samples, size, seconds, seed, report)
+            if timing is None:
+                if not rows:
+                    raise KeyboardInterrupt
+                stopped = True
+                notes.append(f"Stopped by hand before batch size {size} was measured.")
+                break
+            made = _rows(entries, answers, timing, size)
+            rows += made
+            noise = _noise(made) if all(one.device == "cpu" for one in entries) else []
+            words.append(verdict(made, answers.difference, max_accuracy_drop, len(samples), by_cpu=bool(noise)))
+            notes += noise
+            if timing.stopped:
+                stopped = True
+                notes.append(f"Stopped by hand after {len(timing.batches)} turns at batch size {size}.")
+                break
+    return Benchmark(
+        rows=tuple(rows),
+        verdict="\n".join(words),
+        notes=(*_notes(entries, answers, sizes, seconds), *dict.fromkeys(notes)),
+        samples=len(samples),
+        labeled=samples.labels is not None,
+        machine=found,
+        stopped=stopped,
+    )
+
+
+def _sizes(batch_sizes: Sequence[int], samples: int) -> list[int]:
+    sizes = [batch_sizes] if isinstance(batch_sizes, int) else list(batch_sizes)
+    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+        raise InvalidInputError(f"batch_sizes are {batch_sizes!r}, expected whole numbers from 1")
+    if max(sizes) > samples:
+        raise InvalidInputError(
+            f"batch size {max(sizes)} is more than the {samples} samples there are; give more, or a smaller batch size"
+        )
+    return sorted(set(sizes))
+
+
+@contextlib.contextmanager
+def _torch_settings(threads: int | None) -> Iterator[None]:
+    """PyTorch without gradients and with this many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _rows(entries: list[System], answers: Answers, timing: Times, size: int) -> list[BenchmarkRow]:
+    wall, cpu = timing.typical(timing.wall), timing.typical(timing.cpu)
+    position = np.searchsorted(np.unique(timing.batches), timing.batches)
+    relative = timing.wall / wall[position]
+    speed, speed_error = _speeds(wall)
+    cpu_speed, cpu_speed_error = _speeds(cpu)
+    rows = []
+    for n, system in enumerate(entries):
+        ms = 1000 * wall[:, n].mean() / size
+        p50, p95, p99 = 1000 * np.quantile(timing.wall[:, n], [0.5, 0.95, 0.99])
+        low, high = np.quantile(relative[:, n], [0.25, 0.75])
+        row = BenchmarkRow(
+            system=system.name,
+            budget=system.budget,
+            early_exit=answers.exits[n] is not None,
+            batch_size=size,
+            calls=len(timing.wall),
+            p50_ms=float(p50),
+            p95_ms=float(p95),
+            p99_ms=float(p99),
+            ms_per_sample=float(ms),
+            spread=float(high - low),
+            samples_per_second=float(1000 / ms),
+            cpu_ms_per_sample=float(1000 * cpu[:, n].mean() / size),
+            speed=float(speed[n]),
+            speed_error=float(speed_error[n]),
+            cpu_speed=float(cpu_speed[n]),
+            cpu_speed_error=float(cpu_speed_error[n]),
+            agreement=float(answers.agreement[n].mean()) if answers.trained[n] and answers.trained[0] else None,
+            handed_back=float(answers.handed[n]),
+            weight_bytes=system.weight_bytes,
+        )
+        rows.append(_with_costs(_with_accuracy(row, answers, n), system, answers.exits[n]))
+    return rows
+
+
+def _speeds(times: Floats) -> tuple[Floats, Floats]:
+    """How many times as fast as the first each system is, of times (batches, S), and the errors by a bootstrap."""
+    means = times.mean(axis=0)
+    draws = np.random.default_rng(0).integers(len(times), size=(_DRAWS, len(times)))
+    drawn = times[draws].mean(axis=1)
+    tiny = np.finfo(np.float64).tiny  # a clock of the processor may not have moved
+    error: Floats = (drawn[:, :1] / np.maximum(drawn, tiny)).std(axis=0)
+    return means[0] / np.maximum(means, tiny), error
+
+
+def _with_accuracy(row: BenchmarkRow, answers: Answers, n: int) -> BenchmarkRow:
+    if answers.utility is None or not answers.trained[n]:
+        return row
+    accuracy, error = mean_and_error(answers.utility[n])
+    difference, its_error = answers.difference(n, 0) or (None, None)
+    return replace(row, accuracy=accuracy, accuracy_error=error, difference=difference, difference_error=its_error)
+
+
+def _with_costs(row: BenchmarkRow, system: System, exits: Array | None) -> BenchmarkRow:
+    """With exit shares, and where there is a scheduler what it planned against what the exits cost."""
+    if exits is None:
+        return row
+    counts = np.bincount(exits.astype(np.intp), minlength=system.exits or 0)
+    row = replace(row, exit_shares=tuple((counts / len(exits)).tolist()))
+    scheduler = system.scheduler
+    if scheduler is None:
+        return row
+    costs, planned = scheduler.costs, scheduler.planned_cost
+    measured = {"ms": row.ms_per_sample, "cpu_ms": row.cpu_ms_per_sample}.get(costs.unit)
+    comparable = measured is not None and costs.batch_size in (None, row.batch_size)
+    return replace(
+        row,
+        unit=costs.unit,
+        cost_limit=scheduler.budget,
+        planned_cost=planned,
+        realized_cost=float(costs.values[exits.astype(np.intp)].mean()),
+        measured_over_planned=measured / planned if comparable and measured is not None else None,
+    )
+
+
+# Notes
+
+_NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread is told, and a larger relative error of a speed
+
+
+def _noise(rows: list[BenchmarkRow]) -> list[str]:
+    """What is to be said where other programs disturbed the measurement: processor time does not run meanwhile."""
+
+    def disturbed(row: BenchmarkRow) -> float:
+        error, in_cpu = row.speed_error / row.speed, row.cpu_speed_error / row.cpu_speed
+        return max(row.spread, error if error > _UNCERTAIN and error > 2 * in_cpu else 0.0)
+
+    worst = max(rows, key=disturbed)
+    if disturbed(worst) <= _UNCERTAIN or (worst.spread <= _NOISY and disturbed(worst) == worst.spread):
+        return []
+    return [
+        f"Batch {worst.batch_size}: wall times of the same work vary by {disturbed(worst):.0%} ({worst.title}): other "
+        "programs disturb the measurement. So the answer goes by CPU time; measure again on a quieter machine."
+    ]
+
+
+def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: float) -> list[str]:
+    notes = [
+        f"Latencies are of calls with one batch. Each turn runs all systems on one batch in a random order, about "
+        f"{seconds:g} s for each batch size after {WARM_UP} calls of warm-up; the spread is the middle half of the "
+        "times of one batch over their median. Times per sample are of medians for each batch; ± is one standard error."
+    ]
+    for system in entries:
+        fallback = getattr(system.scheduler, "fallback", None)
+        if fallback is not None:
+            notes.append(f"{system.title}: the scheduler fell back to a simpler policy: {fallback}")
+    planned = [one.scheduler.costs for one in entries if one.scheduler is not None]
+    other = [c for c in planned if c.unit in ("ms", "cpu_ms") and c.batch_size not in (None, *sizes)]
+    if other:
+        notes.append(
+            f"The costs were measured at batch size {other[0].batch_size}: measured time against planned is shown at "
+            "that batch size alone."
+        )
+    untrained = [one.title for one in entries if one.untrained]
+    if untrained:
+        notes.append(f"Random weights, so only times count: {', '.join(untrained)}.")
+    if answers.handed.any():
+        notes.append("A sample that is handed back (abstention) counts as not right in the accuracy.")
+    return notes

@@ -1,0 +1,340 @@
+"""What is compared: each system as one function from a batch to logits, and what is known of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from eenet._extras import require
+from eenet._timing import waiting_for
+from eenet.benchmarking._samples import Array, Inputs
+from eenet.costs import Budget
+from eenet.errors import InvalidInputError
+from eenet.runtime import AdaptiveOutput, run_arrays
+from eenet.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from eenet.bundle import LoadedBundle
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of it that is done."""
+
+PLAIN = "plain network"
+_KINDS = (
+    "a torch module, an AdaptiveModel, (model, scheduler), (model, scheduler, budgets), a bundle, (bundle, budgets), "
+    "the folder of a bundle, an .onnx file, or a function from inputs to logits"
+)
+# What a network raises for inputs that do not fit is not one family; the caller's code runs in it.
+FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+
+
+def _unchanged(inputs: Inputs) -> Inputs:
+    return inputs
+
+
+@dataclass(frozen=True)
+class System:
+    """One row of the comparison.
+
+    `prepare` brings a batch into the form that `call` takes, before the clock runs: on the device, in the dtype.
+    `exits` is K, or None for a system without exits; `module` the torch module that has to be in inference mode.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    prepare: Callable[[Inputs], Inputs] = _unchanged
+    budget: str | None = None
+    exits: int | None = None
+    scheduler: Scheduler | None = None
+    task: Any = None
+    module: Any = None
+    device: Any = "cpu"
+    weight_bytes: int | None = None
+    untrained: bool = False
+    origin: Any = None
+
+    @property
+    def title(self) -> str:
+        """The name with the budget."""
+        return self.name if self.budget is None else f"{self.name} {self.budget}"
+
+    @property
+    def wait(self) -> Callable[[], Any] | None:
+        """What waits for the device; None for the CPU."""
+        return None if self.device == "cpu" else waiting_for(self.device)
+
+    def answer(self, inputs: Inputs) -> Any:
+        """The answers to prepared inputs."""
+        return self.call(*inputs[0], **inputs[1])
+
+
+def systems_of(
+    given: Mapping[str, Any], *, tensors: bool, threads: int | None, untrained: Collection[str]
+) -> list[System]:
+    """The systems of a mapping, one for each budget, the reference first.
+
+    Where the first has exits, its plain network is the reference, and is added or put first: of a bundle, whose graphs
+    are stages, the bundle with its exits off.
+    """
+    if not isinstance(given, Mapping) or not given:
+        raise InvalidInputError(f"systems are {given!r}, expected a mapping of at least one: {{'plain': network, ...}}")
+    unknown = set(untrained) - set(given)
+    if unknown:
+        raise InvalidInputError(f"untrained names {sorted(unknown)[0]!r}, which is no system; there are {list(given)}")
+    found: list[System] = []
+    for name, value in given.items():
+        made = _expanded(str(name), _loaded(str(name), value, threads), tensors)
+        found += [replace(one, untrained=name in untrained) for one in made]
+    first = _plain(found[0])
+    if first is not None:
+        given_too = next((n for n, one in enumerate(found) if one.exits is None and one.module is first.module), None)
+        found.insert(0, first if given_too is None or first.module is None else found.pop(given_too))
+    titles = [system.title for system in found]
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice is not None:
+        raise InvalidInputError(f"two systems are called {twice!r}; give each a name and a budget of its own")
+    return found
+
+
+def _loaded(name: str, value: Any, threads: int | None) -> Any:
+    """What a path names; anything else as it is. Of a tuple the first entry may be a path."""
+    if isinstance(value, tuple) and value and isinstance(value[0], (str, Path)):
+        return (_loaded(name, value[0], threads), *value[1:])
+    if not isinstance(value, (str, Path)):
+        return value
+    path = Path(value)
+    if path.suffix == ".onnx" and path.is_file():
+        return _OnnxFile(path, threads)
+    if path.is_dir() and (path / "manifest.json").is_file():
+        from eenet.bundle import load
+
+        return load(path, threads=threads)
+    there = "holds no bundle" if path.is_dir() else "is no .onnx file" if path.exists() else "does not exist"
+    raise InvalidInputError(
+        f"system {name!r}: {str(path)!r} {there}; a path names the folder of a bundle or an .onnx file. Load a saved "
+        "model with MultiExitModel.from_pretrained, a scheduler with load_scheduler"
+    )
+
+
+def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
+    """The systems of one entry: several where a list of budgets is given."""
+    from eenet.bundle import LoadedBundle
+
+    one, rest = (value[0], value[1:]) if isinstance(value, tuple) and value else (value, ())
+    if isinstance(one, _OnnxFile):
+        _require(not rest, name, value)
+        return [System(name, one, weight_bytes=one.size)]
+    if isinstance(one, LoadedBundle):
+        _require(len(rest) <= 1, name, value)
+        budgets = _budgets(name, rest[0]) if rest else None
+        bundles = {None: one} if budgets is None else {_text(budget): one.at(budget) for budget in budgets}
+        return [_of_bundle(name, bundle, budget) for budget, bundle in bundles.items()]
+    if "torch" in sys.modules:
+        from torch import nn
+
+        from eenet.models import MultiExitModel
+        from eenet.runtime import AdaptiveModel
+
+        if isinstance(one, MultiExitModel):
+            _require(1 <= len(rest) <= 2 and isinstance(rest[0], Scheduler), name, value, _MODEL)
+            policies: dict[str | None, Scheduler] = {None: rest[0]}
+            if len(rest) == 2:
+                policies = {_text(budget): rest[0].at(budget) for budget in _budgets(name, rest[1])}
+            return [_of_adaptive(name, AdaptiveModel(one, policy), budget) for budget, policy in policies.items()]
+        if isinstance(one, AdaptiveModel):
+            _require(not rest, name, value)
+            return [_of_adaptive(name, one, None)]
+        if isinstance(one, nn.Module):
+            _require(not rest, name, value)
+            device, prepare = _onto(one)
+            return [
+                System(name, one, prepare, module=one, device=device, weight_bytes=_bytes_of(one), origin=one),
+            ]
+    _require(callable(one) and not rest, name, value)
+    return [System(name, one, _as_tensors if tensors else _unchanged)]
+
+
+_MODEL = (
+    "a multi-exit model needs a scheduler: give (model, scheduler), or model.backbone for the network without exits"
+)
+
+
+def _require(fits: bool, name: str, value: Any, hint: str = "") -> None:
+    if not fits:
+        raise InvalidInputError(f"system {name!r} is {_short(value)}, expected {_KINDS}{'; ' if hint else ''}{hint}")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(type(one).__name__ for one in value)})"
+    return f"a {type(value).__name__}"
+
+
+def _budgets(name: str, budgets: Any) -> Sequence[Budget]:
+    if not isinstance(budgets, (list, tuple)) or not budgets:
+        raise InvalidInputError(
+            f"the budgets of system {name!r} are {budgets!r}, expected a list such as ['40%', '60%']"
+        )
+    return budgets
+
+
+def _text(budget: Budget) -> str:
+    return budget if isinstance(budget, str) else f"{budget:g}"
+
+
+def _of_bundle(name: str, bundle: LoadedBundle, budget: str | None) -> System:
+    graphs = (
+        size["bytes"]
+        for file, size in bundle.manifest.data["files"].items()
+        if file.endswith((".onnx", ".safetensors", ".data")) and file != bundle.manifest.data["scheduler"]
+    )
+    dtypes = {spec.name: np.dtype(spec.dtype) for spec in bundle.inputs}
+
+    def prepare(inputs: Inputs) -> Inputs:
+        args, named = inputs
+        if len(args) == len(dtypes):
+            named = dict(zip(dtypes, args, strict=True))
+        elif args:
+            raise InvalidInputError(f"the bundle takes the inputs {list(dtypes)}, data holds {len(args)}")
+        return ({key: _as(array, dtypes.get(key)) for key, array in named.items()},), {}
+
+    return System(
+        name, bundle, prepare, budget, bundle.backend.num_exits, bundle.scheduler, bundle.task,
+        weight_bytes=sum(graphs), origin=bundle,
+    )  # fmt: skip
+
+
+def _of_adaptive(name: str, adaptive: Any, budget: str | None) -> System:
+    model, scheduler = adaptive.model, adaptive.scheduler
+    device, moved = _onto(model)
+    names = [one.name for one in model.staged.inference_stages[0].inputs]
+
+    def prepare(inputs: Inputs) -> Inputs:
+        args, named = moved(inputs)
+        if set(named) == set(names):  # as the model was cut: perhaps by position
+            args, named = model.staged.call_of(tuple(named[name] for name in names))
+        return args, named
+
+    return System(
+        name, adaptive, prepare, budget, model.num_exits, scheduler if isinstance(scheduler, Scheduler) else None,
+        model.task, model, device, _bytes_of(model), origin=model,
+    )  # fmt: skip
+
+
+def _plain(system: System) -> System | None:
+    """The same network without exits, where that is known."""
+    origin = system.origin
+    if system.exits is None or origin is None:
+        return None
+    if system.module is not None:
+        network = origin.backbone
+        return replace(
+            system, name=PLAIN, call=network, budget=None, exits=None, scheduler=None, module=network,
+            weight_bytes=_bytes_of(network),
+        )  # fmt: skip
+    from eenet.scheduler.methods._plain import MaxProbabilityScore
+
+    policy = origin.scheduler.policy
+    off = replace(policy, score=MaxProbabilityScore(), enabled=np.zeros_like(policy.enabled))
+
+    def call(inputs: Mapping[str, Array]) -> Any:
+        answers = run_arrays(origin.backend, off, origin.task, inputs)
+        assert answers is not None, "a batch has samples"
+        return answers.logits
+
+    return replace(system, name=f"{system.name}, exits off", call=call, budget=None, exits=None, scheduler=None)
+
+
+def _onto(module: Any) -> tuple[Any, Callable[[Inputs], Inputs]]:
+    """The device of a torch module, and what brings inputs there, in its floating-point type."""
+    import torch
+
+    parameter = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    device, dtype = parameter.device, parameter.dtype
+
+    def moved(array: Array) -> Any:
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+
+    def prepare(inputs: Inputs) -> Inputs:
+        return tuple(map(moved, inputs[0])), {name: moved(array) for name, array in inputs[1].items()}
+
+    return "cpu" if device.type == "cpu" else device, prepare
+
+
+def _as_tensors(inputs: Inputs) -> Inputs:
+    """For functions, where the data came as tensors."""
+    import torch
+
+    args, named = inputs
+    made = tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in args)
+    return made, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
+
+
+def _bytes_of(module: Any) -> int:
+    """Of the parameters and buffers, each counted once."""
+    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _as(array: Array, dtype: np.dtype[Any] | None) -> Array:
+    """Floating-point numbers in the type of the input; what is of another kind is left to be refused."""
+    fits = dtype is None or array.dtype == dtype or (array.dtype.kind, dtype.kind) != ("f", "f")
+    return array if fits else array.astype(dtype)
+
+
+def logits_of(output: Any) -> tuple[Array, Array | None, Array | None]:
+    """The logits of what a system gave, the exits and which samples were handed back, where it says so."""
+    exits = handed = None
+    if isinstance(output, AdaptiveOutput) or (hasattr(output, "exits") and hasattr(output, "logits")):
+        exits, handed, output = output.exits, getattr(output, "abstained", None), output.logits
+    if not isinstance(output, np.ndarray) and "torch" in sys.modules:
+        from eenet.models import logits_in
+
+        output = logits_in(output).detach().float().cpu().numpy()
+    if not isinstance(output, np.ndarray) or output.ndim not in (2, 4) or output.dtype.kind != "f":
+        shown = f"{output.dtype} of shape {output.shape}" if isinstance(output, np.ndarray) else type(output).__name__
+        raise InvalidInputError(f"it gives {shown}, expected logits (samples, classes), or (samples, classes, H, W)")
+    return output, *(None if one is None else np.asarray(one) for one in (exits, handed))  # type: ignore[return-value]
+
+
+class _OnnxFile:
+    """A network as one ONNX graph, in ONNX Runtime on the CPU; its first output are the logits."""
+
+    def __init__(self, path: Path, threads: int | None) -> None:
+        from eenet.bundle._onnx import _errors_of
+
+        runtime = require("onnxruntime", "onnx", "an .onnx file")
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # As for bundles: threads that go on spinning would take time from the system whose turn is next.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except _errors_of(runtime) as error:
+            raise InvalidInputError(f"onnxruntime cannot load {str(path)!r}: {error}; export it again") from error
+        self._errors = _errors_of(runtime)
+        self._names = [one.name for one in self._session.get_inputs()]
+        self._doubles = {one.name for one in self._session.get_inputs() if one.type == "tensor(double)"}
+        self.size = path.stat().st_size
+
+    def __call__(self, *args: Array, **named: Array) -> Any:
+        if len(args) == len(self._names):
+            named = dict(zip(self._names, args, strict=True))
+        if set(named) != set(self._names):
+            raise InvalidInputError(f"the graph takes the inputs {self._names}, data holds {list(named) or len(args)}")
+        fed = {
+            key: array.astype(np.float32) if array.dtype == np.float64 and key not in self._doubles else array
+            for key, array in named.items()
+        }
+        try:
+            return self._session.run(None, fed)[0]
+        except self._errors as error:
+            raise InvalidInputError(f"the graph does not run on them: {error}; give data of its shape") from error

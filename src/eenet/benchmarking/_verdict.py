@@ -1,0 +1,146 @@
+"""Is early exit worth it here, and against what: in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from eenet.benchmarking._results import BenchmarkRow
+
+Difference = Callable[[int, int], "tuple[float, float] | None"]
+"""The accuracy of one row minus that of another on the same samples, and its standard error; None where unknown."""
+
+_FASTER = 1.03  # a speed below this is no gain worth the trouble
+_ERRORS = 2.0  # standard errors beyond which a difference is not chance
+
+
+def verdict(
+    rows: Sequence[BenchmarkRow], difference: Difference, max_drop: float, samples: int, *, by_cpu: bool
+) -> str:
+    """One paragraph on the rows of one batch size, of which the first is the reference; by wall or by CPU time."""
+    at = f"at batch {rows[0].batch_size}"
+    if by_cpu:
+        at += " (by CPU time)"
+        rows = [replace(row, speed=row.cpu_speed, speed_error=row.cpu_speed_error) for row in rows]
+    first = rows[0]
+    early = [n for n, row in enumerate(rows) if row.early_exit]
+    others = [n for n, row in enumerate(rows) if not row.early_exit and n]
+    if not early:
+        return f"No system here has early exits, so there is nothing to judge {at}."
+    if first.early_exit:
+        return (
+            f"The first system, {first.title}, has exits itself {at}: put the plain network first to judge early exit."
+        )
+    if first.accuracy is None:
+        return _by_agreement(rows, early, others, max_drop, at)
+
+    def lost(n: int) -> float:
+        return -(rows[n].difference or 0.0)
+
+    def known(n: int) -> bool:
+        return rows[n].difference is not None
+
+    def faster(n: int) -> bool:
+        return rows[n].speed >= _FASTER and rows[n].speed - _ERRORS * rows[n].speed_error > 1
+
+    keeping = [n for n in early if known(n) and faster(n) and lost(n) <= max_drop]
+    rivals = [n for n in others if known(n) and faster(n) and lost(n) <= max_drop]
+    best = max(keeping, key=lambda n: rows[n].speed, default=None)
+    rival = max(rivals, key=lambda n: rows[n].speed, default=None)
+    if best is None:
+        return _no_gain(rows, early, rival, max_drop, at, faster)
+    told = _said(rows[best], first)
+    if rival is not None and rows[rival].speed >= rows[best].speed:
+        gain = difference(best, rival) or (0.0, 0.0)
+        if gain[0] <= 0 or gain[0] <= _ERRORS * gain[1]:
+            return (
+                f"Not worth it {at}: {_said(rows[rival], first)}, and has no exits. The best early exit, {told}: "
+                f"{_points(*gain)} against {rows[rival].title}."
+            )
+        return (
+            f"It depends {at}: early exit, {told}; without exits, {_said(rows[rival], first)}. Early exit is slower, "
+            f"and {_points(*gain)} better than that."
+        )
+    text = f"Worth it {at}: {told}."
+    if (first.accuracy_error or 0) and _ERRORS * (rows[best].difference_error or 0) > max_drop:
+        text += f" {samples} samples cannot show a loss of {100 * max_drop:g} points for sure: give more to be certain."
+    return text + "".join(_alternative(rows, n, early, difference) for n in others if n != best)
+
+
+def _no_gain(
+    rows: Sequence[BenchmarkRow],
+    early: Sequence[int],
+    rival: int | None,
+    max_drop: float,
+    at: str,
+    faster: Callable[[int], bool],
+) -> str:
+    """Where no early exit is faster without losing accuracy."""
+    first = rows[0]
+    quick = [n for n in early if faster(n)]
+    instead = "" if rival is None else f" Without exits, {_said(rows[rival], first)}."
+    if quick:
+        kept = max(quick, key=lambda n: rows[n].difference or 0.0)
+        return (
+            f"Not worth it {at} if at most {100 * max_drop:g} points of accuracy may be lost: the early exit that "
+            f"loses least, {_said(rows[kept], first)}.{instead}"
+        )
+    fastest = max(early, key=lambda n: rows[n].speed)
+    if rows[fastest].speed >= _FASTER:
+        return f"It cannot be said {at}: {_said(rows[fastest], first)}; measure longer, or more samples.{instead}"
+    return f"Not worth it {at}: no early exit is faster than {first.title}; {_said(rows[fastest], first)}.{instead}"
+
+
+def _alternative(rows: Sequence[BenchmarkRow], n: int, early: Sequence[int], difference: Difference) -> str:
+    """A sentence on a system without exits beside the early exits that win."""
+    row, first = rows[n], rows[0]
+    text = f" Without exits, {_said(row, first)}"
+    rivals = [k for k in early if rows[k].speed >= row.speed]
+    if row.difference is None or row.speed < 1:
+        return text + "."
+    if not rivals:
+        return text + "; no early exit here is as fast."
+    best = max(rivals, key=lambda k: rows[k].accuracy or 0.0)
+    gain = difference(best, n)
+    return text + f"; {rows[best].title} is at least as fast with {_points(*gain)} against it." if gain else text + "."
+
+
+def _by_agreement(
+    rows: Sequence[BenchmarkRow], early: Sequence[int], others: Sequence[int], max_drop: float, at: str
+) -> str:
+    """Without labels: an answer that agrees with the reference's is as right as that."""
+    first = rows[0]
+    known = [n for n in early if rows[n].agreement is not None]
+    if not known:
+        return f"Without labels nothing can be said of accuracies {at}."
+    best = max(known, key=lambda n: rows[n].speed if 1 - (rows[n].agreement or 0) <= max_drop else -1)
+    row = rows[best]
+    differs = 1 - (row.agreement or 0)
+    said = f"{row.title} is {_times(row, first)} and gives another answer on {differs:.1%} of the samples"
+    instead = "".join(
+        f" Without exits, {other.title} is {_times(other, first)} and differs on {1 - (other.agreement or 0):.1%}."
+        for other in (rows[n] for n in others)
+    )
+    if row.speed < _FASTER or row.speed - _ERRORS * row.speed_error <= 1:
+        return f"Not worth it {at}: {said}.{instead}"
+    if differs <= max_drop:
+        return f"Worth it {at}: {said}, so it cannot lose more than that.{instead}"
+    return f"Without labels it cannot be said whether early exit is worth it {at}: {said}.{instead}"
+
+
+def _said(row: BenchmarkRow, first: BenchmarkRow) -> str:
+    """A row against the reference."""
+    if row.difference is None:
+        return f"{row.title} is {_times(row, first)} (its accuracy is not known)"
+    return f"{row.title} is {_times(row, first)}, accuracy {_points(row.difference, row.difference_error or 0.0)}"
+
+
+def _times(row: BenchmarkRow, first: BenchmarkRow) -> str:
+    return f"{row.speed:.2f} ± {row.speed_error:.2f} times as fast as {first.title}"
+
+
+def _points(mean: float, error: float) -> str:
+    if mean == 0 and error == 0:
+        return "the same"
+    chance = "beyond chance" if abs(mean) > _ERRORS * error else "not beyond chance"
+    return f"{100 * mean:+.1f} ± {100 * error:.1f} points ({chance})"

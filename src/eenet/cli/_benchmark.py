@@ -1,0 +1,362 @@
+"""`eenet benchmark`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eenet._extras import require_extra
+from eenet._files import existing_file
+from eenet.cli._console import output, print_json, show_warning, side
+from eenet.cli._target import _function, _saved, current_folder_importable, run_files
+from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.benchmarking._samples import Samples
+    from eenet.preprocessing import Preprocessing
+
+_REGISTRIES = ("torchvision", "timm", "eenet")
+_PLAIN = "plain:"
+_LABELS = ("labels", "label")
+
+
+def benchmark(
+    systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help="[NAME=]WHAT[+FILE][@BUDGETS], see below.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Inputs: .npz or .npy; or, for a bundle that takes them, images, .parquet or .txt."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Class numbers: .npy, or .txt with one on each line.")] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Samples in a call; may be given again.", show_default="1, 32")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 10.0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for each system; 0 leaves them the choice.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Use this many of the samples, evenly spaced; 0: all.")] = 0,
+    max_accuracy_drop: Annotated[
+        float, typer.Option(min=0.0, help="The loss of accuracy at which faster is still called worth it.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of turns.")] = 0,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
+    ] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write JSON to this file; - prints it.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the rows to this file.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw accuracy against time, as PNG.")] = None,
+) -> None:
+    """Say whether early exit is worth it here: systems on the same samples, in turns.
+
+    Accuracy with its error, latencies, throughput, CPU time, exits, planned and realized cost of each SYSTEM, which is
+
+    \b
+    a folder that eenet export wrote        a bundle; @40%,60% for several budgets
+    FOLDER+SCHEDULER                        a saved model with what eenet fit --out saved; @BUDGETS too
+    a folder of eenet demo                  its model with its own schedulers
+    plain:FOLDER                            the network of a saved model, without exits
+    FILE.onnx                               a network as one ONNX graph
+    torchvision:resnet18+WEIGHTS            a network by name (timm:, eenet:) with weights as .safetensors
+    package.module:function                 what your function gives; its code is run: name only what you trust
+
+    The others are compared with the first. If that has exits, its network without exits goes before it. A folder of
+    eenet demo, train or reproduce brings its test inputs and labels, unless there is --data. Ctrl-C shows what was
+    measured until then.
+
+    Examples:
+
+        eenet benchmark demo --threads 1
+
+        eenet benchmark plain:model early=model+sched.safetensors@50%,70% small=mypackage:small_network
+        --data test.npz --threads 1 --figure worth.png
+
+        eenet benchmark bundle --data photos --batch-size 1 --batch-size 8
+    """
+    from eenet.benchmarking import benchmark as run
+
+    made: dict[str, Any] = {}
+    untrained: list[str] = []
+    for word in systems:
+        name, what, file, budgets = _read_word(word)
+        for key, value in _made(name, what, file, budgets, allow or (), threads or None, untrained).items():
+            if key in made:
+                raise InvalidInputError(f"two systems are called {key!r}; name them: NAME={what}")
+            made[key] = value
+    samples = _samples(data, labels, limit, systems, made)
+    if not made:
+        raise InvalidInputError("there is no system; name at least one")
+    with _bar() as progress:
+        result = run(
+            made,
+            samples,
+            batch_sizes=sorted(set(batch_size or (1, 32))),
+            seconds=seconds,
+            threads=threads or None,
+            max_accuracy_drop=max_accuracy_drop,
+            untrained=untrained,
+            seed=seed,
+            progress=progress,
+        )
+    if json_file == "-":
+        print_json(result.to_dict())
+    else:
+        output().print(result)
+    if json_file not in (None, "-"):
+        result.write_json(str(json_file))
+    if csv_file is not None:
+        result.write_csv(csv_file)
+    if figure is not None:
+        result.write_figure(figure)
+    if result.stopped:
+        show_warning("stopped: this is what was measured until then")
+        raise typer.Exit(130)
+
+
+def _read_word(word: str) -> tuple[str, str, str | None, list[str] | None]:
+    """The name, what it is, the file after a plus and the budgets of a SYSTEM."""
+    match = re.fullmatch(r"([^=/\\]+)=(.+)", word)
+    what = match[2] if match else word
+    what, budgets = _split(what, "@")
+    what, file = _split(what, "+")
+    name = match[1] if match else Path(what.removeprefix(_PLAIN)).name or what
+    if what.startswith(_PLAIN) and match is None:
+        name = f"{name}, plain"
+    listed = None if budgets is None else [budget.strip() for budget in budgets.split(",")]
+    return name, what, file, listed
+
+
+def _split(text: str, mark: str) -> tuple[str, str | None]:
+    """Before and after the last mark, unless there is none or the text is a path that exists."""
+    before, found, after = text.rpartition(mark)
+    return (before, after) if found and not Path(text).exists() else (text, None)
+
+
+def _made(
+    name: str,
+    what: str,
+    file: str | None,
+    budgets: list[str] | None,
+    allow: Sequence[str],
+    threads: int | None,
+    untrained: list[str],
+) -> dict[str, Any]:
+    """The systems, by name, of a SYSTEM."""
+    folder = Path(what)
+    prefix = what.partition(":")[0]
+    if (folder / "manifest.json").is_file() or folder.suffix == ".onnx":
+        if file is not None:
+            raise InvalidInputError(f"{what!r} has its scheduler in it; leave out +{file}")
+        from eenet.bundle import load
+
+        if folder.suffix == ".onnx":
+            return {name: existing_file(folder)}
+        with current_folder_importable():
+            bundle = load(folder, threads=threads, allow=allow)
+        return {name: bundle if budgets is None else (bundle, budgets)}
+    require_extra("torch", f"the system {what!r}")
+    if what.startswith(_PLAIN):
+        return {name: _model(what.removeprefix(_PLAIN), allow).backbone}
+    if prefix in _REGISTRIES and not folder.exists():
+        return {name: _named_network(name, what, file, untrained)}
+    if ":" in what and not folder.is_dir():
+        made = _function(what)()
+        return {name: made if file is None else (made, _scheduler(file), *([budgets] if budgets else []))}
+    model = _model(what, allow)
+    if file is not None:
+        return {name: (model, _scheduler(file), *([budgets] if budgets else []))}
+    saved = sorted((folder / "schedulers").glob("eenet-*.safetensors"))
+    if not saved:
+        raise InvalidInputError(
+            f"{what!r} is a model without a scheduler; write {what}+SCHEDULER, the file that eenet fit --out saved, or "
+            f"{_PLAIN}{what} for the network without exits"
+        )
+    shares = sorted(int(path.stem.removeprefix("eenet-")) for path in saved)
+    return {name: (model, _scheduler(saved[-1]), budgets or [f"{share}%" for share in shares])}
+
+
+def _scheduler(path: str | Path) -> Any:
+    from eenet.scheduler import load_scheduler
+
+    return load_scheduler(existing_file(path))
+
+
+def _model(folder: str, allow: Sequence[str]) -> Any:
+    if not Path(folder).is_dir():
+        raise InvalidInputError(
+            f"{folder!r} is no folder; a system is a bundle, a saved model (FOLDER+SCHEDULER or {_PLAIN}FOLDER), a "
+            ".onnx file, a name such as torchvision:resnet18, or package.module:function"
+        )
+    work = run_files(folder)
+    return _saved(folder if work is None else str(work / "model"), allow)
+
+
+def _named_network(name: str, what: str, file: str | None, untrained: list[str]) -> Any:
+    """A network by name; its weights tell the number of classes, without them only its times count."""
+    from eenet.models import build_network
+
+    if file is None:
+        untrained.append(name)
+        return build_network(what)
+    from safetensors.torch import load_file
+
+    from eenet._files import require_safetensors
+
+    source = existing_file(file)
+    require_safetensors(source)
+    weights = load_file(source)
+    last = [tensor for tensor in weights.values() if tensor.ndim][-1]
+    network = build_network(what, num_classes=len(last))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"the weights in {file!r} are not those of {what!r} ({str(error).splitlines()[0]}); save its state_dict()"
+        ) from error
+    return network
+
+
+# Data
+
+
+def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence[str], made: dict[str, Any]) -> Samples:
+    """The samples of --data, or those that a run folder brings."""
+    import numpy as np
+
+    from eenet.benchmarking._samples import Samples
+    from eenet.predict._inputs import read_arrays_file
+
+    work = next(
+        (w for w in (run_files(_read_word(word)[1].removeprefix(_PLAIN)) for word in words) if w is not None), None
+    )
+    truth = None if labels is None else _labels(labels)
+    if data is None:
+        if work is None or not (work / "samples.npz").is_file():
+            raise InvalidInputError(
+                "there are no samples: give --data, a .npz with inputs and labels, or what a bundle takes"
+            )
+        data = work / "samples.npz"
+        truth = truth if truth is not None else _labels_of_run(work, data)
+    if data.suffix in (".npy", ".npz"):
+        arrays = read_arrays_file(existing_file(data))
+        held = next((arrays.pop(key) for key in _LABELS if key in arrays and len(arrays) > 1), None)
+        truth = truth if truth is not None else held
+    else:
+        arrays, held = _prepared(data, limit, _preprocessing(made, work), made)
+        truth, limit = truth if truth is not None else held, 0
+    sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(sizes) != 1 or sizes == {0}:
+        raise InvalidInputError(f"{str(data)!r} holds {sorted(sizes) or 'no'} samples; expected as many in each array")
+    count = sizes.pop()
+    if truth is not None and len(truth) != count:
+        raise InvalidInputError(f"there are {len(truth)} labels for {count} samples; give one for each sample")
+    if 0 < limit < count:
+        rows = np.arange(limit) * count // limit
+        arrays = {name: array[rows] for name, array in arrays.items()}
+        truth = None if truth is None else truth[rows]
+    names = tuple(arrays) if len(arrays) > 1 else ()
+    return Samples(tuple(arrays.values()), names, truth)
+
+
+def _labels(path: Path) -> Any:
+    import numpy as np
+
+    from eenet.predict._inputs import read_arrays_file
+
+    if path.suffix != ".txt":
+        arrays = read_arrays_file(existing_file(path))
+        if len(arrays) != 1 and not set(_LABELS) & set(arrays):
+            raise InvalidInputError(f"{str(path)!r} holds {sorted(arrays)}, expected one array, or 'labels'")
+        return next((arrays[key] for key in _LABELS if key in arrays), next(iter(arrays.values())))
+    try:
+        return np.array([int(line) for line in existing_file(path).read_text(encoding="utf-8").split()])
+    except ValueError as error:
+        raise InvalidInputError(f"{str(path)!r} is not a class number on each line ({error})") from error
+
+
+def _labels_of_run(work: Path, samples: Path) -> Any:
+    """Those of the evenly spaced test samples that a run keeps for `eenet export`."""
+    import numpy as np
+
+    from eenet.predict._inputs import read_arrays_file
+    from eenet.records import ExitRecords
+
+    if not (work / "test.safetensors").is_file():
+        return None
+    labels = ExitRecords.load(work / "test.safetensors").labels
+    count = len(next(iter(read_arrays_file(samples).values())))
+    return None if labels is None else labels[np.arange(count) * len(labels) // count]
+
+
+def _preprocessing(made: dict[str, Any], work: Path | None) -> Preprocessing:
+    """What makes inputs of files: that of a bundle, or of a run folder."""
+    from eenet.cli._export import _preprocessing_of
+
+    bundles = (value[0] if isinstance(value, tuple) else value for value in made.values())
+    found: Preprocessing | None = next((b.preprocessing for b in bundles if hasattr(b, "preprocessing")), None)
+    if found is None and work is not None:
+        found = _preprocessing_of(work)
+    if found is None:
+        raise InvalidInputError(
+            "--data is neither .npz nor .npy, and no system says how files become inputs: name a bundle that takes "
+            "images or texts, or give arrays"
+        )
+    return found
+
+
+def _prepared(data: Path, limit: int, preprocessing: Preprocessing, made: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """The inputs that a bundle's preprocessing makes of files, and labels where the files have them."""
+    import numpy as np
+
+    from eenet.predict import open_items
+
+    items = open_items(data, preprocessing.kind)
+    count = min(limit or len(items), len(items))
+    chosen = set((np.arange(count) * len(items) // count).tolist())
+    parts: list[dict[str, Any]] = []
+    ids: list[str] = []
+    with side().status("reading the data"):
+        for start, (names, inputs) in enumerate(items.batches(64, 0)):
+            kept = [n for n in range(len(names)) if start * 64 + n in chosen]
+            ids += [names[n] for n in kept]
+            if kept:
+                parts.append(preprocessing([inputs[n] for n in kept]))
+    from eenet.benchmarking._samples import joined
+
+    pads = preprocessing.kind == "text"
+    arrays = {name: joined([part[name] for part in parts], pads=pads) for name in parts[0]}
+    if data.suffix == ".parquet":
+        return arrays, _column(data, sorted(chosen))
+    return arrays, _folder_labels(ids, made) if data.is_dir() else None
+
+
+def _column(data: Path, rows: list[int]) -> Any:
+    from eenet._extras import require
+
+    table = require("pyarrow.parquet", "predict").read_table(data)
+    name = next((name for name in _LABELS if name in table.column_names), None)
+    return None if name is None else table.column(name).to_numpy()[rows]
+
+
+def _folder_labels(ids: list[str], made: dict[str, Any]) -> Any:
+    """The classes of files in folders that are named as a bundle's classes; None where they are not."""
+    import numpy as np
+
+    bundles = [value[0] if isinstance(value, tuple) else value for value in made.values()]
+    names = next((one.class_names for one in bundles if getattr(one, "class_names", None)), None)
+    folders = [Path(one).parts[0] if len(Path(one).parts) > 1 else "" for one in ids]
+    if names is None or not set(folders) <= set(names):
+        return None
+    return np.array([names.index(folder) for folder in folders])
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=side(), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda what, done: bar.update(task, description=what, completed=done)

@@ -1,0 +1,343 @@
+"""`eenet.benchmark`: right figures, a fair verdict, errors that name the system, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import small_convolutions
+from numpy.typing import NDArray
+from optional import import_or_skip
+from torch import nn
+
+import eenet
+from eenet.benchmarking import Benchmark
+from eenet.runtime import AdaptiveOutput
+from networks import table_model
+
+CLASSES = 4
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def data() -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs that are the logits of three exits, each better than the one before, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(CLASSES, (200,), generator=generator)
+    signal = torch.nn.functional.one_hot(labels, CLASSES).float()
+    exits = [signal * strength + torch.randn(200, CLASSES, generator=generator) for strength in (1.0, 2.0, 3.0)]
+    return torch.cat(exits, dim=1), labels
+
+
+@pytest.fixture(scope="module")
+def early(data: Any) -> tuple[eenet.MultiExitModel, eenet.Scheduler]:
+    model = table_model(3, CLASSES)
+    return model, eenet.MaxProbability().fit(eenet.collect(model, [data]), eenet.ExitCosts([1, 2, 3]))
+
+
+def run(systems: Any, data: Any, *rest: Any, **options: Any) -> Benchmark:
+    return eenet.benchmark(systems, data, *rest, **{"batch_sizes": [8], "seconds": 0.0, **options})
+
+
+class Work:
+    """A function of numpy that takes about `work` times as long as the least, and gives these answers."""
+
+    def __init__(self, work: int, answers: Array, *, exits: bool = False) -> None:
+        self.work, self.answers, self.exits = work, answers, exits
+        self.matrix = np.eye(48)
+
+    def __call__(self, x: Array) -> Any:
+        for _ in range(self.work):
+            self.matrix = self.matrix @ self.matrix
+        logits = np.eye(CLASSES)[self.answers[x[:, 0].astype(int)]]
+        return AdaptiveOutput(logits, np.zeros(len(x), np.int64)) if self.exits else logits
+
+
+NUMBERED = np.arange(160, dtype=np.float64)[:, None]
+LABELS = np.arange(160) % CLASSES
+
+
+def wrong(count: int) -> Array:
+    """The labels with the first `count` wrong."""
+    return np.where(np.arange(160) < count, (LABELS + 1) % CLASSES, LABELS)
+
+
+class TestFigures:
+    def test_accuracies_exits_and_costs_are_those_of_a_replay(self, data: Any, early: Any) -> None:
+        model, scheduler = early
+        result = run({"plain": model.backbone, "early": (model, scheduler, ["50%", "80%"])}, data)
+        records = eenet.collect(model, [data])
+        assert [row.title for row in result.rows] == ["plain", "early 50%", "early 80%"]
+        x, labels = data
+        right = [(x[:, -CLASSES:].argmax(dim=1) == labels).numpy().astype(float)]
+        for row, budget in zip(result.rows[1:], ["50%", "80%"], strict=True):
+            decisions = scheduler.at(budget).replay(records)
+            right.append((decisions.predictions == labels.numpy()).astype(float))
+            assert row.exit_shares == pytest.approx(decisions.exit_shares)
+            assert row.realized_cost == pytest.approx(decisions.mean_cost)
+            assert (row.planned_cost, row.cost_limit) == (
+                scheduler.at(budget).planned_cost,
+                scheduler.at(budget).budget,
+            )
+        for row, mine in zip(result.rows, right, strict=True):
+            difference = mine - right[0]
+            assert row.accuracy == pytest.approx(mine.mean())
+            assert row.accuracy_error == pytest.approx(mine.std(ddof=1) / np.sqrt(200))
+            assert row.difference == pytest.approx(difference.mean())
+            assert row.difference_error == pytest.approx(difference.std(ddof=1) / np.sqrt(200))
+
+    def test_times_belong_together(self, data: Any, early: Any) -> None:
+        result = run({"plain": early[0].backbone, "early": (*early, ["60%"])}, data, batch_sizes=[1, 16])
+        assert result.batch_sizes == (1, 16)
+        for row in result.rows:
+            assert row.p50_ms <= row.p95_ms <= row.p99_ms
+            assert row.samples_per_second * row.ms_per_sample == pytest.approx(1000)
+            assert row.calls >= 5
+            reference = next(one for one in result.rows if one.batch_size == row.batch_size)
+            assert row.speed == pytest.approx(reference.ms_per_sample / row.ms_per_sample)
+
+    def test_what_does_a_hundred_times_the_work_is_slower(self) -> None:
+        result = run({"much": Work(300, LABELS), "little": Work(3, LABELS)}, NUMBERED, LABELS, seconds=0.2)
+        assert result.rows[1].cpu_speed > 2
+
+    def test_all_forms_of_the_same_data_give_the_same_answers(self, data: Any, early: Any) -> None:
+        x, labels = data
+        systems = {"plain": early[0].backbone, "early": (*early, ["60%"])}
+        forms: list[tuple[Any, ...]] = [
+            ((x, labels),),
+            (x, labels),
+            (x.numpy(), labels.numpy()),
+            ({"x": x.numpy(), "labels": labels.numpy()},),
+            (torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, labels), batch_size=48),),
+            ([{"x": x[:150], "labels": labels[:150]}, {"x": x[150:], "labels": labels[150:]}],),
+        ]
+        found = {tuple((row.accuracy, row.exit_shares) for row in run(systems, *form).rows) for form in forms}
+        assert len(found) == 1
+
+    def test_texts_of_different_lengths_are_padded(self) -> None:
+        def network(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return nn.functional.one_hot((input_ids * attention_mask).sum(dim=1) % CLASSES, CLASSES).float()
+
+        batches = [
+            {"input_ids": torch.full((8, n), 2), "attention_mask": torch.ones(8, n, dtype=torch.long)} for n in (3, 5)
+        ]
+        labels = [2 * n % CLASSES for n in (3, 5) for _ in range(8)]
+        assert run({"network": network}, batches, labels).rows[0].accuracy == 1
+
+    def test_images_with_a_class_per_pixel(self) -> None:
+        labels = np.array([[[0, 1], [255, 1]]] * 8)
+        logits = np.moveaxis(np.eye(2)[np.array([[[0, 1], [0, 0]]] * 8)], -1, 1)
+        result = run({"plain": lambda x: logits[: len(x)]}, np.zeros((8, 1)), labels)
+        assert result.rows[0].accuracy == pytest.approx(2 / 3)  # a pixel does not count
+
+    def test_a_network_in_training_mode_is_run_in_inference_mode_and_left_as_it_was(self) -> None:
+        network = nn.Sequential(nn.Linear(4, CLASSES), nn.Dropout(0.9)).train()
+        result = run({"one": network, "two": lambda x: network[0](x)}, torch.randn(64, 4))
+        assert result.rows[1].agreement == 1
+        assert network.training
+        assert network[1].training
+
+    def test_what_is_handed_back_is_not_right(self) -> None:
+        class Handing(AdaptiveOutput):  # type: ignore[type-arg]
+            abstained = np.array([True] * 4 + [False] * 4)
+
+        def hands_back(x: Array) -> Any:
+            return Handing(np.eye(CLASSES)[LABELS[x[:, 0].astype(int)]], np.zeros(len(x), np.int64))
+
+        result = run({"plain": Work(1, LABELS), "careful": hands_back}, NUMBERED, LABELS)
+        assert (result.rows[1].accuracy, result.rows[1].handed_back) == (0.5, 0.5)
+        assert any("handed back" in note for note in result.notes)
+
+
+class TestSystems:
+    def test_the_network_without_exits_is_added_before_a_system_with_exits(self, data: Any, early: Any) -> None:
+        alone = run({"early": (*early, ["60%"])}, data)
+        given = run({"early": (*early, ["60%"]), "mine": early[0].backbone}, data)
+        assert [row.title for row in alone.rows] == ["plain network", "early 60%"]
+        assert [row.title for row in given.rows] == ["mine", "early 60%"]
+        assert alone.rows[0].accuracy == given.rows[0].accuracy
+
+    def test_a_bundle_is_compared_with_itself_without_exits(self, tmp_path: Path) -> None:
+        import_or_skip("onnxruntime")
+        import_or_skip("onnx")
+        case = small_convolutions()
+        bundle = case.export(tmp_path / "bundle")
+        labels = case.model.backbone(case.fresh["x"]).argmax(dim=1).numpy()
+        result = run({"mine": (str(tmp_path / "bundle"), ["60%", "100%"])}, case.arrays["x"], labels)
+        assert [row.title for row in result.rows] == ["mine, exits off", "mine 60%", "mine 100%"]
+        assert result.rows[0].accuracy == 1
+        assert not result.rows[0].early_exit
+        assert result.rows[1].exit_shares == pytest.approx(
+            np.bincount(bundle.at("60%")(case.arrays).exits, minlength=3) / 40
+        )
+        assert (result.rows[1].weight_bytes or 0) > 1000
+        code = f"""
+import sys, numpy as np, eenet
+x = np.zeros((16, 3, 8, 8), "f4")
+result = eenet.benchmark({{"bundle": {str(tmp_path / "bundle")!r}}}, x, seconds=0, batch_sizes=[4])
+assert "torch" not in sys.modules
+print(result)
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "bundle, exits off" in done.stdout
+
+    def test_an_onnx_file(self, tmp_path: Path) -> None:
+        import_or_skip("onnxruntime")
+        onnx = import_or_skip("onnx")
+        weights = np.eye(3, CLASSES, dtype=np.float32)
+        node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+        shapes = [onnx.helper.make_tensor_value_info(n, 1, ["n", size]) for n, size in (("x", 3), ("y", CLASSES))]
+        graph = onnx.helper.make_graph(
+            [node], "g", shapes[:1], shapes[1:], [onnx.numpy_helper.from_array(weights, "w")]
+        )
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+        onnx.save(model, tmp_path / "net.onnx")
+        x = np.random.default_rng(0).normal(size=(16, 3))
+        systems = {"numpy": lambda x: x @ weights, "onnx": tmp_path / "net.onnx"}
+        assert run(systems, x).rows[1].agreement == 1
+        with pytest.raises(eenet.EENetError, match=r"system 'onnx' cannot answer .*\(8, 5\)"):
+            run({"onnx": tmp_path / "net.onnx"}, np.zeros((16, 5)))
+
+    def test_random_weights_count_for_times_only(self) -> None:
+        systems = {"plain": Work(1, LABELS), "random": Work(1, wrong(160))}
+        result = run(systems, NUMBERED, LABELS, untrained=["random"])
+        assert (result.rows[1].accuracy, result.rows[1].agreement) == (None, None)
+        assert result.rows[1].speed > 0
+
+
+class TestVerdict:
+    """Systems that take 100, 10 or 1 times the least work: which is faster cannot be in doubt."""
+
+    def verdict(self, early: Any, *others: Any, labels: Any = LABELS) -> str:
+        systems = {"plain": Work(100, LABELS), "early": early, **{f"other {n}": one for n, one in enumerate(others)}}
+        result = run(systems, NUMBERED, labels, seconds=0.1)
+        assert " ".join(str(result).split()).endswith(" ".join(result.verdict.split()))
+        return result.verdict
+
+    def test_faster_and_as_right_is_worth_it(self) -> None:
+        said = self.verdict(Work(10, LABELS, exits=True))
+        assert said.startswith("Worth it at batch 8")
+        assert "times as fast as plain, accuracy the same" in said
+
+    def test_a_static_network_that_is_faster_and_as_right_wins(self) -> None:
+        said = self.verdict(Work(10, LABELS, exits=True), Work(1, LABELS))
+        assert said.startswith("Not worth it at batch 8")
+        assert "other 0 is" in said
+        assert "has no exits" in said
+
+    def test_a_static_network_that_is_faster_and_less_right_is_named(self) -> None:
+        said = self.verdict(Work(10, LABELS, exits=True), Work(1, wrong(40)))
+        assert said.startswith("Worth it at batch 8")
+        assert "Without exits, other 0 is" in said
+        assert "-25.0 ± 3.4 points (beyond chance); no early exit here is as fast" in said
+
+    def test_lost_accuracy_is_not_worth_it(self) -> None:
+        said = self.verdict(Work(10, wrong(40), exits=True))
+        assert said.startswith("Not worth it at batch 8")
+        assert "if at most 1 points of accuracy may be lost" in said
+        assert "-25.0 ± 3.4 points (beyond chance)" in said
+
+    def test_slower_is_not_worth_it(self) -> None:
+        said = self.verdict(Work(1000, LABELS, exits=True))
+        assert said.startswith("Not worth it at batch 8")
+        assert "no early exit is faster than plain" in said
+
+    def test_without_labels_agreement_decides(self) -> None:
+        assert self.verdict(Work(10, LABELS, exits=True), labels=None).startswith("Worth it at batch 8")
+        said = self.verdict(Work(10, wrong(40), exits=True), labels=None)
+        assert said.startswith("Without labels it cannot be said")
+        assert "another answer on 25.0% of the samples" in said
+
+    def test_without_early_exits_there_is_nothing_to_judge(self) -> None:
+        assert "No system here has early exits" in run({"plain": Work(1, LABELS)}, NUMBERED, LABELS).verdict
+
+
+class TestResults:
+    def test_files(self, data: Any, early: Any, tmp_path: Path) -> None:
+        import_or_skip("matplotlib")
+        result = run({"plain": early[0].backbone, "early": (*early, ["60%"])}, data, batch_sizes=[1, 8])
+        result.write_json(tmp_path / "out.json")
+        result.write_csv(tmp_path / "out.csv")
+        result.write_figure(tmp_path / "out.png")
+        written = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        assert written == json.loads(json.dumps(result.to_dict()))
+        with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        assert [(row["system"], row["batch_size"]) for row in rows] == [
+            (row.system, str(row.batch_size)) for row in result.rows
+        ]
+        assert float(rows[1]["accuracy"]) == result.rows[1].accuracy
+        assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+        assert max(map(len, str(result).splitlines())) <= 120
+
+    def test_without_labels_there_is_no_accuracy(self, data: Any, early: Any) -> None:
+        result = run({"plain": early[0].backbone, "early": (*early, ["60%"])}, data[0])
+        assert all(row.accuracy is None for row in result.rows)
+        assert "accuracy" not in str(result)
+        assert 0 < (result.rows[1].agreement or 0) < 1
+
+    def test_stopping_keeps_what_was_measured(self) -> None:
+        class Stops(Work):
+            calls = 0
+
+            def __call__(self, x: Array) -> Any:
+                self.calls += 1
+                if self.calls == self.last:
+                    raise KeyboardInterrupt
+                return super().__call__(x)
+
+            last = 0
+
+        system = Stops(1, LABELS)
+        system.last = 160 // 8 + 3 + 10  # after the answers, the warm-up, and some turns
+        result = run({"plain": system}, NUMBERED, LABELS, seconds=60)
+        assert result.stopped
+        assert 5 <= result.rows[0].calls < 10
+        assert any("Stopped by hand" in note for note in result.notes)
+        system.calls, system.last = 0, 3
+        with pytest.raises(KeyboardInterrupt):
+            run({"plain": system}, NUMBERED, LABELS)
+
+
+LINEAR = nn.Linear(3, CLASSES)
+X = np.zeros((40, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("systems", "data", "options", "message"),
+    [
+        (
+            {"one": LINEAR, "two": nn.Linear(3, 5)},
+            X,
+            {},
+            r"'two' gives logits \(5,\).*'one' gives \(4,\).*same classes",
+        ),
+        ({"one": LINEAR}, X[:, :2], {}, r"'one' cannot answer a batch.*\(8, 2\): mat1 and mat2"),
+        ({"one": LINEAR}, X[:0], {}, "data holds no sample"),
+        ({"one": LINEAR}, X[:5], {}, "batch size 8 is more than the 5 samples"),
+        ({"one": LINEAR}, X, {"batch_sizes": [0]}, r"batch_sizes are \[0\], expected whole numbers"),
+        ({"one": LINEAR}, (X, np.zeros(7, int)), {}, "7 labels for 40 samples"),
+        ({"one": LINEAR}, (X, np.full(40, 4)), {}, "a label is 4, but the systems have 4 classes: expected 0 to 3"),
+        ({"one": LINEAR}, (X, np.zeros(40)), {}, "labels are float64"),
+        ({"one": LINEAR}, torch.utils.data.TensorDataset(torch.zeros(4)), {}, "wrap a Dataset in a DataLoader"),
+        ({"one": LINEAR}, {"a": X, "b": X[:3]}, {}, r"hold \[3, 40\] samples"),
+        ({"one": LINEAR}, [X, np.zeros((4, 2))], {}, "the batches of data have the shapes"),
+        ({}, X, {}, "expected a mapping of at least one"),
+        ({"one": 3}, X, {}, "system 'one' is a int, expected a torch module"),
+        ({"one": "nowhere"}, X, {}, "'nowhere' does not exist; a path names the folder of a bundle"),
+        ({"one": lambda x: "text"}, X, {}, "system 'one' cannot answer"),
+        ({"one": LINEAR}, X, {"untrained": ["two"]}, "'two', which is no system"),
+        ({"one": table_model(3, CLASSES)}, X, {}, "a multi-exit model needs a scheduler"),
+    ],
+)
+def test_bad_input_is_refused_by_name(systems: Any, data: Any, options: Any, message: str) -> None:
+    with pytest.raises(eenet.EENetError, match=message):
+        run(systems, data, **options)
