@@ -13,7 +13,7 @@ import typer
 from eenet._extras import require_extra
 from eenet._files import existing_file
 from eenet.cli._console import output, print_json, show_warning, side
-from eenet.cli._target import _function, _saved, current_folder_importable, run_files
+from eenet.cli._inputs import _function, _saved, current_folder_importable, run_files
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
