@@ -21,7 +21,7 @@ from eenet.bundle import LoadedBundle
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.experiments.data import load
 from eenet.predict import open_items, predict
-from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
+from eenet.preprocessing import ImagePreprocessing, TextPreprocessing, preprocessing_from
 from eenet.runtime import TensorSpec
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
@@ -241,6 +241,43 @@ class TestPreprocessing:
             TextPreprocessing(b"{}", max_length=6, pad_to=9).fitted(tokens)
         with pytest.raises(InvalidInputError, match=r"makes the inputs .'input_ids'., the network takes"):
             TextPreprocessing(b"{}", inputs=("input_ids",)).fitted(tokens)
+
+    def test_what_the_folder_of_a_tokenizer_says_need_not_be_given(self, tmp_path: Path) -> None:
+        tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+        words = {w: n for n, w in enumerate(["<none>", "good", "bad", "film"])}
+        inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<none>"))
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=inner, pad_token="<none>", padding_side="left", truncation_side="left",
+            model_max_length=3, model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        )  # fmt: skip
+        fast.save_pretrained(tmp_path)
+        texts = ["good", "bad film", "good bad good film film"]
+        expected = fast(texts, padding=True, truncation=True)
+        for source in (fast, tmp_path, str(tmp_path / "tokenizer.json")):
+            made = TextPreprocessing.from_pretrained(source)
+            assert {name: array.tolist() for name, array in made(texts).items()} == dict(expected)
+            again = preprocessing_from(made.describe(), read=lambda name: made.files()[name])  # noqa: B023
+            assert again == made
+        assert TextPreprocessing.from_pretrained(tmp_path, max_length=2, pad_to=4)(texts)["input_ids"].shape == (3, 4)
+        # The network takes fewer arrays, and at most so many tokens.
+        (tmp_path / "config.json").write_text('{"model_type": "roberta", "max_position_embeddings": 4}')
+        assert TextPreprocessing.from_pretrained(tmp_path).max_length == 2
+        only = [TensorSpec("input_ids", "int64", ("batch", "length"), 0)]
+        assert list(made.fitted(only)(texts)) == ["input_ids"]
+
+    def test_what_is_no_tokenizer_of_hugging_face_is_named(self, tmp_path: Path) -> None:
+        pytest.importorskip("tokenizers")
+        with pytest.raises(InvalidInputError, match="json; write one there with transformers"):
+            TextPreprocessing.from_pretrained(tmp_path)
+        with pytest.raises(InvalidInputError, match="nothing is downloaded here"):
+            TextPreprocessing.from_pretrained("bert-base-uncased")
+        (tmp_path / "tokenizer.json").write_text("{}")
+        with pytest.raises(FileFormatError, match="the tokenizer cannot be read"):
+            TextPreprocessing.from_pretrained(tmp_path)
+        (tmp_path / "tokenizer_config.json").write_text("[")
+        with pytest.raises(FileFormatError, match="is not JSON"):
+            TextPreprocessing.from_pretrained(tmp_path)
 
     def test_images_become_what_the_network_takes(self) -> None:
         image = TensorSpec("pixels", "float32", ("batch", 3, 8, 8), 0)

@@ -38,7 +38,9 @@ def export(
     mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
     std: Annotated[str, typer.Option(help="As --mean; one number means gray images.")] = "0.229,0.224,0.225",
     tokenizer: Annotated[Path | None, typer.Option(help="Take texts: a folder with a tokenizer.json.")] = None,
-    max_length: Annotated[int, typer.Option(min=1, help="Tokens a text is cut at.")] = 128,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens a text is cut at.", show_default="as the tokenizer's folder says")
+    ] = None,
     opset: Annotated[
         int | None, typer.Option(help="Of the ONNX graphs: a lower one for an older ONNX Runtime.", show_default="20")
     ] = None,
@@ -124,13 +126,13 @@ def _preprocessing(
     mean: str,
     std: str,
     tokenizer: Path | None,
-    max_length: int,
+    max_length: int | None,
 ) -> Preprocessing | None:
     from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
 
     inputs = model.staged.inference_stages[0].inputs
     if tokenizer is not None:
-        return TextPreprocessing(tokenizer, max_length=max_length)
+        return TextPreprocessing.from_pretrained(tokenizer, max_length=max_length)
     if image_size is None:
         return None
     try:
