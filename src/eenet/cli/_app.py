@@ -12,16 +12,14 @@ from typer.core import TyperGroup
 from eenet.cli._benchmark import benchmark
 from eenet.cli._compare import compare
 from eenet.cli._console import show_error, show_warning
-from eenet.cli._demo import demo
 from eenet.cli._evaluate import evaluate
 from eenet.cli._export import export
 from eenet.cli._fit import fit
 from eenet.cli._plan import plan
 from eenet.cli._predict import predict
 from eenet.cli._profile import profile
-from eenet.cli._reproduce import reproduce
+from eenet.cli._recipes import demo, reproduce, train
 from eenet.cli._serve import serve
-from eenet.cli._train import train
 from eenet.cli._version import version
 from eenet.errors import EENetError, ReliabilityWarning
 

@@ -18,8 +18,7 @@ from eenet._files import atomic_path, write_json
 from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
-from eenet.evaluation._bootstrap import Floats, Means, bootstrap_means, interpolated
-from eenet.evaluation._cells import Cell, Ints, Row
+from eenet.evaluation._cells import Cell, Floats, Ints, Means, Row, bootstrap_means, interpolated
 from eenet.evaluation._figures import Curve, Gain, Point, write_comparison_figure
 
 SCHEMA = 2

@@ -18,9 +18,8 @@ from eenet._values import array_value
 from eenet.errors import ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
-from eenet.optimize._frozen import frozen
 from eenet.optimize._recorded import recorded
-from eenet.optimize._variant import Variant, batch_of, eager
+from eenet.optimize._variant import Variant, batch_of, eager, frozen
 
 TOLERANCE = 1e-3
 """How far the logits of a variant may be from the model's own, times the largest where that is above 1."""
