@@ -1,9 +1,10 @@
 """How often a guaranteed budget, or accuracy, is broken, and what the guarantee costs: a simulation on real records.
 
-The committed records of a recipe (`results/NAME`, calibration and test together) are taken for the whole population,
-whose true mean cost and accuracy are known. Calibration sets are drawn from it with replacement; on each a scheduler is
-fitted with the guarantee and without, and both are judged on the population. A guarantee of 0.95 may be broken in 5 %
-of the draws.
+The committed records of a recipe (`results/NAME`, calibration and test together), or a file of predictions, are taken
+for the whole population, whose true mean cost and accuracy are known. Calibration sets are drawn from it with
+replacement; on each a scheduler is fitted with the guarantee and without, and both are judged on the population. A
+guarantee of 0.95 may be broken in 5 % of the draws. What the samples cannot promise is refused: "promised" is how often
+it was not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy as np
 import eenet
 from eenet._timing import describe_machine, machine
 from eenet.cli._console import progress_bar
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +35,7 @@ MAKERS: dict[str, Callable[[int], eenet.Scheduler]] = {
     "eenet": lambda seed: eenet.EENet(seed=seed),
 }
 WHERE = (0.2, 0.4, 0.6, 0.8)
+BOTH = 0.95  # the budget that is promised together with the accuracy, as a share of the last exit's cost
 CHUNK = 10
 
 
@@ -43,22 +45,25 @@ class Draw:
 
     samples: int
     asked: str
-    broken: bool
-    plainly_broken: bool | None
-    spent: float
-    accuracy_lost: float
+    broken: bool = False
+    plainly_broken: bool | None = None
+    spent: float = float("nan")
+    accuracy_lost: float = float("nan")
+    promised: bool = True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the tables, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default="cifar10-resnet56-shared", help="whose records (default: %(default)s)")
-    parser.add_argument("--method", choices=sorted(MAKERS), default="stopping")
-    parser.add_argument("--samples", type=int, nargs="+", default=[500, 2000, 3300])
+    parser.add_argument("--predictions", type=Path, help="in place of results: an .npz of probs, labels and costs")
+    parser.add_argument("--prefix", default="", help="of the arrays in it, such as val_")
+    parser.add_argument("--method", choices=sorted(MAKERS), default="max_prob")
+    parser.add_argument("--samples", type=int, nargs="+", default=[500])
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--guarantee", type=float, default=0.95)
     parser.add_argument("--max-accuracy-drop", type=float, default=0.01)
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     options = parser.parse_args(argv)
     found = machine()
@@ -72,15 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             draws += future.result()
             bar.update(task, advance=1)
     rows = _rows(draws)
-    print(f"{options.results}, {options.method}, guarantee {options.guarantee:g}, {options.draws} draws")
-    print(
-        f"{'samples':>8} {'asked':>12} {'broken %':>9} {'without %':>10} {'spent of budget %':>18} {'points lost':>12}"
-    )
+    where = options.results if options.predictions is None else options.predictions.stem
+    print(f"{where}, {options.method}, guarantee {options.guarantee:g}, {options.draws} draws")
+    head = ("samples", "asked", "promised %", "broken %", "without %", "spent %", "points lost")
+    print("{:>8} {:>22} {:>11} {:>9} {:>10} {:>8} {:>12}".format(*head))
     for row in rows:
         plain = "-" if row["plainly_broken"] is None else f"{100 * row['plainly_broken']:.1f}"
         print(
-            f"{row['samples']:>8} {row['asked']:>12} {100 * row['broken']:>9.1f} {plain:>10} "
-            f"{100 * row['spent']:>8.1f} {row['accuracy_lost']:>13.2f}"
+            f"{row['samples']:>8} {row['asked']:>22} {100 * row['promised']:>11.1f} {100 * row['broken']:>9.1f} "
+            f"{plain:>10} {_shown(row['spent'], 100, 1):>8} {_shown(row['accuracy_lost'], 1, 2):>12}"
         )
     if options.json:
         given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
@@ -88,27 +93,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def population(name: str) -> tuple[ExitRecords, eenet.ExitCosts]:
-    """All records of a recipe's results, and its costs."""
-    folder = ROOT / "results" / name
+def _shown(value: float | None, scale: float, digits: int) -> str:
+    return "-" if value is None else f"{scale * value:.{digits}f}"
+
+
+def population(options: argparse.Namespace) -> tuple[ExitRecords, eenet.ExitCosts]:
+    """All records of a recipe's results, or those of a file, and their costs."""
+    if options.predictions is not None:
+        with np.load(options.predictions) as arrays:
+            names = (f"{options.prefix}probs", f"{options.prefix}labels", "costs")
+            probabilities, labels, costs = (arrays[name] for name in names)
+        return ExitRecords.from_probabilities(probabilities, labels), eenet.ExitCosts(costs)
+    folder = ROOT / "results" / options.results
     parts = [ExitRecords.load(folder / f"{part}.safetensors") for part in ("calibration", "test")]
     probabilities = np.concatenate([part.probabilities for part in parts], axis=1)
     labels = np.concatenate([part.labels for part in parts if part.labels is not None])
-    costs = json.loads((folder / "costs.json").read_text())["costs"]["cpu_ms"][0]
-    return ExitRecords.from_probabilities(probabilities, labels), eenet.ExitCosts(costs, unit="cpu_ms")
+    measured = json.loads((folder / "costs.json").read_text())["costs"]["cpu_ms"][0]
+    return ExitRecords.from_probabilities(probabilities, labels), eenet.ExitCosts(measured, unit="cpu_ms")
 
 
 def _chunk(options: argparse.Namespace, samples: int, first: int) -> list[Draw]:
-    warnings.simplefilter("ignore", ReliabilityWarning)  # of budgets that the plain scheduler leaves unspent
-    pool, costs = population(options.results)
+    warnings.simplefilter("ignore", UserWarning)  # of budgets that the plain scheduler leaves unspent, and the like
+    pool, costs = population(options)
     budgets = [costs[0] + where * (costs[-1] - costs[0]) for where in WHERE]
-    drop, last = options.max_accuracy_drop, float(pool.accuracies[-1])
     found = []
     for number in range(first, min(first + CHUNK, options.draws)):
         rng = np.random.default_rng([samples, number])
         calibration = pool.subset(rng.integers(0, len(pool), samples))
-        make = MAKERS[options.method]
-        promised = make(number).fit(calibration, costs, guarantee=options.guarantee)
+        make, level = MAKERS[options.method], options.guarantee
+        promised = make(number).fit(calibration, costs, guarantee=level)
         plain = make(number).fit(calibration, costs)
         for where, budget in zip(WHERE, budgets, strict=True):
             one, other = promised.at(budget).replay(pool), plain.at(budget).replay(pool)
@@ -116,31 +129,49 @@ def _chunk(options: argparse.Namespace, samples: int, first: int) -> list[Draw]:
             asked = f"{where:.0%} of way"
             broken = one.mean_cost > budget
             found.append(Draw(samples, asked, broken, other.mean_cost > budget, one.mean_cost / budget, lost))
-        try:
-            careful = make(number).fit(calibration, costs, max_accuracy_drop=drop, guarantee=options.guarantee)
-        except InvalidInputError:  # too few samples to promise anything: said so, and no promise is broken
-            continue
-        kept = careful.replay(pool)
-        lost = last - kept.accuracy
-        found.append(Draw(samples, f"drop {drop:g}", lost > drop, None, kept.mean_cost / costs[-1], 100 * lost))
+        both = (None, BOTH * costs[-1])
+        found += [_of_accuracy(make(number), calibration, pool, costs, budget, options) for budget in both]
     return found
+
+
+def _of_accuracy(
+    scheduler: eenet.Scheduler,
+    calibration: ExitRecords,
+    pool: ExitRecords,
+    costs: eenet.ExitCosts,
+    budget: float | None,
+    options: argparse.Namespace,
+) -> Draw:
+    """One promise of an accuracy, alone or together with a budget."""
+    drop = options.max_accuracy_drop
+    asked = f"drop {drop:g}" if budget is None else f"drop {drop:g}, cost {BOTH:.0%}"
+    try:
+        scheduler.fit(calibration, costs, budget, max_accuracy_drop=drop, guarantee=options.guarantee)
+    except InvalidInputError:  # too few samples to promise it: said so, and no promise is broken
+        return Draw(len(calibration), asked, promised=False)
+    kept = scheduler.replay(pool)
+    lost = float(pool.accuracies[-1]) - kept.accuracy
+    broken = lost > drop or (budget is not None and kept.mean_cost > budget)
+    spent = kept.mean_cost / costs[-1]
+    return Draw(len(calibration), asked, broken, None, spent, 100 * lost)
 
 
 def _rows(draws: Sequence[Draw]) -> list[dict[str, Any]]:
     rows = []
-    for samples, asked in dict.fromkeys(
-        (d.samples, d.asked) for d in sorted(draws, key=lambda d: (d.samples, d.asked))
-    ):
+    for samples, asked in sorted({(d.samples, d.asked) for d in draws}):
         these = [d for d in draws if (d.samples, d.asked) == (samples, asked)]
         plain = [d.plainly_broken for d in these if d.plainly_broken is not None]
+        kept = [d for d in these if d.promised]
         rows.append(
             {
-                **asdict(these[0]),
+                "samples": samples,
+                "asked": asked,
                 "draws": len(these),
-                "broken": statistics.fmean(d.broken for d in these),
+                "promised": len(kept) / len(these),
+                "broken": sum(d.broken for d in these) / len(these),
                 "plainly_broken": statistics.fmean(plain) if plain else None,
-                "spent": statistics.fmean(d.spent for d in these),
-                "accuracy_lost": statistics.fmean(d.accuracy_lost for d in these),
+                "spent": statistics.fmean(d.spent for d in kept) if kept else None,
+                "accuracy_lost": statistics.fmean(d.accuracy_lost for d in kept) if kept else None,
             }
         )
     return rows

@@ -1,15 +1,16 @@
-"""Guarantees: a budget or an accuracy that holds on fresh data with a given probability, not only on average.
+"""Guarantees: a budget or an accuracy that holds on fresh data with a given probability, or on average over the draws.
 
-The policies of a fit on one part of the records are tried on another part in a fixed order, from the safest; the last
-one before the first that fails is taken. Testing in a fixed order needs no correction for trying many.
+Policies are tried on calibration samples in a fixed order, from the safest; of those before the first that fails one is
+taken. Testing in a fixed order needs no correction for trying many. A score that is not fitted has an order that no
+sample has a part in, so that all samples test it; what is fitted is fitted on one half and tested on the other.
 Source: Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test" (2021), section 3.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,134 +19,264 @@ from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, InvalidInputError
 from eenet.records import ExitRecords
+from eenet.scheduler._bounds import (
+    MEAN,
+    ROWS,
+    Path,
+    TablePath,
+    Tested,
+    mean_is_below,
+    threshold_paths,
+    upper_limits,
+)
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable, fold_numbers, policy_table
-from eenet.scheduler._policy import Bools, Floats, Ints, as_answered, replay
-
-_BOLDNESS = 0.9
-"""The largest bet, as a share of the one that could lose the whole capital."""
+from eenet.scheduler._policy import Floats, Score
+from eenet.scheduler._thresholds import ScoreTable
 
 _COARSE, _FINE = 21, 201
 """A finer table wastes less of the budget between two policies, where planning one is quick."""
 
+_BOLDEST = 0.9  # bet on a mean cost: the same for all budgets, so that what holds at one holds at any larger one
+_CLEARLY = 3.0  # standard errors that the path of a single exit must be ahead
+
 
 class GuaranteedFit(Fitted):
-    """The policies of a fit whose mean cost on fresh data is within the budget with a given probability."""
+    """Paths of policies and the samples that test them: the policy whose mean cost is promised to be within a budget.
 
-    def __init__(self, fitted: Fitted, tested: ExitRecords, guarantee: float) -> None:
-        self._base = fitted
+    `error` is the probability with which the promise may be broken; None for a promise in the mean.
+    """
+
+    def __init__(self, paths: Sequence[Path], tested: Tested, error: float | None) -> None:
+        self._paths = paths
         self._tested = tested
-        self._error = 1 - guarantee
-        self.costs = fitted.costs
-
-    @cached_property
-    def _policies(self) -> PolicyTable:
-        return policy_table(self._base, _FINE) if self._base.points > _COARSE else self._base.table
-
-    @cached_property
-    def _exits(self) -> Ints:
-        """The exits of the tested samples under each policy of the table, (G, n)."""
-        policies = self._policies.policies
-        return np.stack([replay(policy, self._tested, self.costs).exits for policy in policies])
-
-    @cached_property
-    def _values(self) -> Floats:
-        """What they cost, from 0 at the first exit to 1 at the last, (G, n)."""
-        c = self.costs.values
-        values: Floats = ((c - c[0]) / (c[-1] - c[0]))[self._exits]
-        return values
+        self._error = error
+        self.costs = tested.costs
 
     def plan(self, budget: float) -> PlannedPolicy:
-        """The most expensive policy that keeps the budget with the probability asked for."""
-        first, last = self.costs[0], self.costs[-1]
-        below = mean_is_below(self._values, (budget - first) / (last - first), self._error)
-        count = len(below) if below.all() else int(below.argmin())
-        if count == 0:
-            smallest = first + smallest_limit(self._values[0], self._error) * (last - first)
+        """The most expensive policy that keeps the budget; of several paths that of the first, unless it is worse."""
+        best: tuple[Path, int] | None = None
+        for path in self._paths:
+            if best is not None and not self._may_be_better(path, best):
+                continue
+            row = self._first_within(path, budget)
+            if row is not None and (best is None or self._is_clearly_better((path, row), best)):
+                best = path, row
+        if best is None:
+            smallest = min(self._in_unit(self._limit(path)) for path in self._paths)
             raise InfeasibleBudgetError(
-                f"budget {budget:.6g} {self.costs.unit} cannot be guaranteed at {1 - self._error:.6g} by the "
-                f"{len(self._tested)} samples kept to test it; the smallest that can is {smallest:.6g} "
+                f"budget {budget:.6g} {self.costs.unit} cannot be guaranteed{_at(self._error)} by the "
+                f"{self._tested.samples} samples that test it; the smallest that can is {smallest:.6g} "
                 f"{self.costs.unit}, and more samples, unlabeled ones too, bring it down",
                 smallest=smallest,
             )
-        table = self._policies
-        return _planned(table, count - 1, self._exits[count - 1], self._tested, self.costs)
+        return self._planned(*best)
 
+    @cached_property
+    def table(self) -> PolicyTable:
+        """Policies for budgets evenly spaced from the smallest that can be promised to the last exit's cost."""
+        self._limits = [cost_limits(path, self._tested, self._error_on(path)) for path in self._paths]
+        return policy_table(self, self.points)
 
-def _planned(table: PolicyTable, row: int, exits: Ints, tested: ExitRecords, costs: ExitCosts) -> PlannedPolicy:
-    spent = float(costs.values[exits].mean())
-    utility = as_answered(table.policies[row].score, tested).utility
-    accuracy = None if utility is None else float(utility[exits, np.arange(len(exits))].mean(dtype=np.float64))
-    shares = np.bincount(exits, minlength=len(costs)) / len(exits)
-    return PlannedPolicy(
-        table.policies[row], float(table.planned_costs[row]), spent, accuracy, shares=shares, samples=len(exits)
-    )
+    _limits: list[Floats] | None = None
 
+    def _first_within(self, path: Path, budget: float) -> int | None:
+        """The most expensive usable policy of a path that keeps the budget, as all cheaper ones do."""
+        limit = (budget - self.costs[0]) / (self.costs[-1] - self.costs[0])
+        if self._limits is None:
+            first = first_within(path, self._tested, limit, self._error_on(path))
+        else:
+            first = int(np.searchsorted(-self._limits[self._paths.index(path)], -limit))
+        usable = np.flatnonzero(path.usable[first:])
+        return first + int(usable[0]) if len(usable) else None
 
-def cheapest_within(
-    fitted: Fitted, tested: ExitRecords, drop: float, guarantee: float
-) -> tuple[PlannedPolicy, PolicyTable]:
-    """The cheapest policy whose accuracy on fresh data is within `drop` of the last exit's, with that probability.
+    def _limit(self, path: Path) -> float:
+        """The smallest budget that the cheapest policy of a path keeps, as a share of the way to the last exit."""
+        exits = path.exits(len(path) - 1, len(path))
+        return float(upper_limits(self._tested.share_spent(exits), self._error_on(path))[0])
 
-    Raises `InvalidInputError` where the samples cannot show it for any policy, naming about how many could.
-    """
-    utility = tested.require_utility().astype(np.float64)
-    table, costs, error = fitted.table, fitted.costs, 1 - guarantee
-    answered = as_answered(table.policies[0].score, tested).require_utility().astype(np.float64)
-    samples = np.arange(len(tested))
-    best: tuple[int, Ints] | None = None
-    lost: Floats = np.zeros(len(tested))
-    for row in reversed(range(len(table))):
-        exits = replay(table.policies[row], tested, costs).exits
-        lost = utility[-1] - answered[exits, samples]
-        if not mean_is_below((lost[None] + 1) / 2, (drop + 1) / 2, error)[0]:
-            break
-        best = row, exits
-    if best is None:
-        spread = max(float(np.square(lost).mean()), drop)
-        needed = math.ceil(4 * math.log(1 / error) * spread / drop**2)
-        raise InvalidInputError(
-            f"max_accuracy_drop={drop:g} cannot be guaranteed at {guarantee:g} by the {len(tested)} samples kept to "
-            f"test it, for any policy; that takes about {needed} of them, or allow a larger drop or a smaller guarantee"
+    def _in_unit(self, share: float) -> float:
+        return self.costs[0] + share * (self.costs[-1] - self.costs[0])
+
+    def _error_on(self, path: Path) -> float | None:
+        return None if self._error is None else self._error * path.share
+
+    def _is_clearly_better(self, one: tuple[Path, int], other: tuple[Path, int]) -> bool:
+        if self._tested.answered is None:
+            return False
+        worth = [self._tested.gained(path.exits(row, row + 1))[0] for path, row in (one, other)]
+        ahead = worth[0] - worth[1]
+        return bool(ahead.mean() > _CLEARLY * ahead.std() / math.sqrt(len(ahead)))
+
+    def _may_be_better(self, path: Path, other: tuple[Path, int]) -> bool:
+        """Whether any policy of a path is more accurate on the samples: otherwise none need be tested."""
+        if self._tested.answered is None:
+            return False
+        accuracy = float(self._tested.gained(other[0].exits(other[1], other[1] + 1)).mean())
+        return any(bool((self._tested.gained(exits).mean(axis=1) > accuracy).any()) for _, exits in path.chunks())
+
+    def _planned(self, path: Path, row: int) -> PlannedPolicy:
+        exits = path.exits(row, row + 1)
+        spent = float(self.costs.values[exits].mean())
+        accuracy = None if self._tested.answered is None else float(self._tested.gained(exits).mean())
+        shares = np.bincount(exits[0], minlength=len(self.costs)) / exits.size
+        planned = path.planned_cost(row) or spent
+        return PlannedPolicy(path.policy(row), planned, spent, accuracy, shares=shares, samples=exits.size)
+
+    def cheapest_within(self, drop: float) -> PlannedPolicy:
+        """The cheapest policy whose accuracy is within `drop` of the last exit's.
+
+        Raises `InvalidInputError` where the samples cannot show it for any policy, naming about how many could.
+        """
+        found = []
+        for path in self._paths:
+            count = count_within(path, self._tested, drop, self._error_on(path))
+            found += [self._planned(path, row) for row in np.flatnonzero(path.usable[:count])[-1:].tolist()]
+        found = [plan for plan in found if plan.calibration_cost < self.costs[-1]]
+        if not found:
+            raise self._none_within(drop)
+        chosen = min(found, key=lambda plan: plan.calibration_cost)
+        # On the tested samples it may cost more than on those it was fitted on; planned is the larger of the two.
+        planned = max(chosen.calibration_cost, chosen.planned_cost)
+        return PlannedPolicy(
+            chosen.policy,
+            planned,
+            chosen.calibration_cost,
+            chosen.accuracy,
+            shares=chosen.shares,
+            samples=chosen.samples,
         )
-    row, exits = best
-    chosen = _planned(table, row, exits, tested, costs)
-    # On the tested samples it may cost more than on those it was fitted on; what is planned is the larger of the two.
-    chosen = replace(chosen, planned_cost=max(chosen.calibration_cost, chosen.planned_cost))
-    as_planned = replace(chosen, calibration_cost=chosen.planned_cost)
-    return chosen, PolicyTable.of(np.array([chosen.planned_cost]), [as_planned], costs)
+
+    def within_both(self, budget: float, drop: float) -> PlannedPolicy:
+        """The most accurate policy that keeps the budget and is within `drop` of the last exit's accuracy.
+
+        Half of the error goes to each. Raises `InfeasibleBudgetError` with the smallest budget for which both can be
+        promised, and `InvalidInputError` where the drop cannot be at all.
+        """
+        half = None if self._error is None else self._error / 2
+        both = GuaranteedFit(self._paths, self._tested, half)
+        best: tuple[Path, int] | None = None
+        counts = []
+        for path in self._paths:
+            if best is not None and not self._may_be_better(path, best):
+                continue
+            row = both._first_within(path, budget)
+            counts.append((path, count_within(path, self._tested, drop, both._error_on(path))))
+            if row is not None and row < counts[-1][1] and (best is None or self._is_clearly_better((path, row), best)):
+                best = path, row
+        if best is not None:
+            return self._planned(*best)
+        smallest = math.inf
+        for path, count in counts:
+            for row in np.flatnonzero(path.usable[:count])[-1:].tolist():
+                if self._planned(path, row).calibration_cost < self.costs[-1]:
+                    limits = cost_limits(path, self._tested, both._error_on(path))
+                    smallest = min(smallest, self._in_unit(float(limits[row])))
+        if smallest == math.inf:
+            raise both._none_within(drop)
+        raise InfeasibleBudgetError(
+            f"budget {budget:.6g} {self.costs.unit} and max_accuracy_drop={drop:g} cannot both be guaranteed"
+            f"{_at(self._error)} by the {self._tested.samples} samples that test them; with this drop the smallest "
+            f"budget that can is {smallest:.6g} {self.costs.unit}: raise one of them, or give more samples",
+            smallest=smallest,
+        )
+
+    def _none_within(self, drop: float) -> InvalidInputError:
+        least = 1 / drop if self._error is None else 4 * math.log(1 / self._error) / drop
+        needed = math.ceil(max(least, 2 * self._tested.samples))
+        return InvalidInputError(
+            f"max_accuracy_drop={drop:g} cannot be guaranteed{_at(self._error)} by the {self._tested.samples} samples "
+            f"that test it, for any policy that is cheaper than the last exit; that takes about {needed} of them, "
+            "or allow a larger drop or a smaller guarantee"
+        )
+
+
+def _at(error: float | None) -> str:
+    return " in the mean" if error is None else f" at {1 - error:.6g}"
+
+
+def first_within(path: Path, tested: Tested, limit: float, error: float | None) -> int:
+    """The number of the first policy from which on all have a mean cost below the limit; tested from the cheapest."""
+    first = len(path)
+    for start, values in _costs_upwards(path, tested, grow=error is None):
+        if error is None:
+            below = upper_limits(values, None) <= limit
+        else:
+            below = mean_is_below(values, limit, error, boldest=_BOLDEST)
+        if not below.all():
+            return start + len(below) - int(below[::-1].argmin())
+        first = start
+    return first
+
+
+def cost_limits(path: Path, tested: Tested, error: float | None) -> Floats:
+    """The smallest limits for which `first_within` gives each policy, (G,): from the cheapest on they never fall."""
+    parts = [upper_limits(values, error) for _, values in _costs_upwards(path, tested, grow=error is None)]
+    limits: Floats = np.maximum.accumulate(np.concatenate(parts[::-1])[::-1])[::-1]
+    return limits
+
+
+def _costs_upwards(path: Path, tested: Tested, *, grow: bool) -> Iterator[tuple[int, Floats]]:
+    """The costs of the samples, from 0 to 1, in parts of the path from its cheap end; `grow`: none falls on the way."""
+    most = np.zeros((1, tested.samples))
+    for first in reversed(range(0, len(path), ROWS)):
+        values = tested.share_spent(path.exits(first, min(first + ROWS, len(path))))
+        if grow:
+            values = np.maximum.accumulate(np.concatenate([values, most])[::-1], axis=0)[1:][::-1]
+            most = values[:1]
+        yield first, values
+
+
+def count_within(path: Path, tested: Tested, drop: float, error: float | None) -> int:
+    """How many policies, tested from the most expensive, have an accuracy within `drop` of the last exit's.
+
+    In the mean, the most that each sample has lost on the way counts, since accuracy may rise again.
+    """
+    assert tested.last is not None
+    most = np.full((1, tested.samples), -1.0)
+    for first, exits in path.chunks():
+        lost = tested.last - tested.gained(exits)
+        if error is None:
+            lost = np.maximum.accumulate(np.concatenate([most, lost]), axis=0)[1:]
+            most = lost[-1:]
+            within = upper_limits(lost, None) <= drop
+        else:
+            new = np.concatenate([[True], (lost[1:] != lost[:-1]).any(axis=1)])  # few rows differ from the one before
+            within = mean_is_below((lost[new] + 1) / 2, (drop + 1) / 2, error)[np.cumsum(new) - 1]
+        if not within.all():
+            return first + int(within.argmin())
+    return len(path)
 
 
 @array_value
 @dataclass(frozen=True)
 class Guarantee:
-    """What a user asks to be guaranteed: the budget or the accuracy."""
+    """What a user asks to be guaranteed: the budget, the accuracy, or both."""
 
-    guarantee: float | None = None
+    guarantee: float | str | None = None
     max_accuracy_drop: float | None = None
     unlabeled: ExitRecords | None = None
 
     @property
-    def promises(self) -> dict[str, float]:
+    def promises(self) -> dict[str, float | str]:
         """What is promised, by name."""
-        named = {"guarantee": self._probability, "max_accuracy_drop": self.max_accuracy_drop}
+        named = {"guarantee": self._level, "max_accuracy_drop": self.max_accuracy_drop}
         return {name: value for name, value in named.items() if value is not None}
 
     @property
-    def _probability(self) -> float | None:
+    def _level(self) -> float | str | None:
         return 0.95 if self.guarantee is None and self.max_accuracy_drop is not None else self.guarantee
 
-    def require_possible(self, records: ExitRecords, budget: object) -> None:
+    def require_possible(self, records: ExitRecords) -> None:
         """Raise `InvalidInputError` for what cannot be asked, or not together."""
         level, drop, extra = self.guarantee, self.max_accuracy_drop, self.unlabeled
-        if level is not None and not (_is_number(level) and 0 < level < 1):
-            raise InvalidInputError(f"guarantee={level!r}: expected a probability between 0 and 1, such as 0.95")
+        if level is not None and level != MEAN and not (_is_number(level) and 0 < float(level) < 1):
+            raise InvalidInputError(
+                f"guarantee={level!r}: expected a probability between 0 and 1, such as 0.95, or {MEAN!r}"
+            )
         if drop is not None:
             if not (_is_number(drop) and 0 < drop < 1):
                 raise InvalidInputError(f"max_accuracy_drop={drop!r}: expected a share between 0 and 1, such as 0.01")
-            if budget is not None:
-                raise InvalidInputError(
-                    f"budget={budget!r} and max_accuracy_drop={drop:g}: give one of them; the drop finds its own budget"
-                )
+            records.require_utility()
         if extra is not None:
             if level is None or drop is not None:
                 raise InvalidInputError(
@@ -158,76 +289,96 @@ class Guarantee:
                 )
 
     def fit(
-        self, fit: Callable[[ExitRecords, ExitCosts], Fitted], records: ExitRecords, costs: ExitCosts, seed: int
+        self,
+        fit: Callable[[ExitRecords, ExitCosts], Fitted],
+        score: Score | None,
+        records: ExitRecords,
+        costs: ExitCosts,
+        *,
+        budget: float | None,
+        seed: int,
     ) -> tuple[Fitted, PlannedPolicy | None]:
-        """The guaranteed fit, and the policy where the accuracy chooses it."""
-        level = self._probability
+        """The guaranteed fit, and the policy where the accuracy has a part in choosing it.
+
+        `score` is that of a method that fits nothing: then all records test it. Otherwise `fit` gets half of them.
+        """
+        level = self._level
         assert level is not None, "require_possible was called"
-        if self.unlabeled is not None:
-            order = np.random.default_rng([seed, 1]).permutation(len(self.unlabeled))
-            calibration, tested = records, self.unlabeled.subset(order)
+        error = None if isinstance(level, str) else 1 - level
+        if score is None:
+            promised = self._fitted(fit, records, costs, error, seed)
         else:
-            calibration, tested = _halves(records, seed)
+            promised = self._not_fitted(score, records, costs, error, seed)
+        drop = self.max_accuracy_drop
+        if drop is None:
+            return promised, None
+        chosen = promised.cheapest_within(drop) if budget is None else promised.within_both(budget, drop)
+        as_planned = PlannedPolicy(
+            chosen.policy,
+            chosen.planned_cost,
+            chosen.planned_cost,
+            chosen.accuracy,
+            None,
+            chosen.shares,
+            chosen.samples,
+        )
+        limit = chosen.planned_cost if budget is None else budget
+        return PolicyTable.of(np.array([limit]), [as_planned], costs), chosen
+
+    def _not_fitted(
+        self, score: Score, records: ExitRecords, costs: ExitCosts, error: float | None, seed: int
+    ) -> GuaranteedFit:
+        if fold_numbers(records, seed, 2).max() == 0 and len(records) > 1:
+            raise _same_sample(records)
+        shuffled = _shuffled(records, seed)
+        tables = [ScoreTable.of(score, shuffled, costs)]
+        tested = Tested.of(score, shuffled, costs)
+        if self.unlabeled is not None:
+            tables.append(ScoreTable.of(score, _shuffled(self.unlabeled, seed), costs))
+            tested = Tested(costs, len(records) + len(self.unlabeled), None, None)
+        # A choice between paths by accuracy takes labels, and would spoil a promise in the mean.
+        each = error is not None and tested.answered is not None
+        return GuaranteedFit(threshold_paths(score, tables, costs, records.num_classes, each=each), tested, error)
+
+    def _fitted(
+        self,
+        fit: Callable[[ExitRecords, ExitCosts], Fitted],
+        records: ExitRecords,
+        costs: ExitCosts,
+        error: float | None,
+        seed: int,
+    ) -> GuaranteedFit:
+        if self.unlabeled is not None:
+            calibration, extra = records, _shuffled(self.unlabeled, seed)
+        else:
+            calibration, extra = _halves(records, seed)
         fitted = fit(calibration, costs)
-        if self.max_accuracy_drop is None:
-            return GuaranteedFit(fitted, tested, level), None
-        chosen, only = cheapest_within(fitted, tested, self.max_accuracy_drop, level)
-        return only, chosen
+        fine = self.max_accuracy_drop is None and fitted.points > _COARSE
+        table = policy_table(fitted, _FINE) if fine else fitted.table
+        tested = Tested.of(table.policies[0].score, extra, costs)
+        return GuaranteedFit([TablePath(table, extra)], tested, error)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _shuffled(records: ExitRecords, seed: int) -> ExitRecords:
+    """In a random order: that in which samples are tested must not depend on them."""
+    return records.subset(np.random.default_rng([seed, 1]).permutation(len(records)))
+
+
 def _halves(records: ExitRecords, seed: int) -> tuple[ExitRecords, ExitRecords]:
     """Two halves at random, one to fit on and one to test on; equal samples are never divided."""
     half = fold_numbers(records, seed, 2)
     if half.max() == 0:
-        raise InvalidInputError(
-            f"all {len(records)} calibration samples are the same sample, so that none is left to test a guarantee on; "
-            "give records of different samples"
-        )
-    # The order in which samples are tested must not depend on them.
+        raise _same_sample(records)
     order = np.random.default_rng([seed, 1]).permutation(len(records))
     return records.subset(np.flatnonzero(half == 0)), records.subset(order[half[order] == 1])
 
 
-def mean_is_below(values: Floats, limit: float, error: float) -> Bools:
-    """For each row of values in [0, 1], (G, n), whether its mean in the population is below the limit.
-
-    A row whose population mean is at the limit or above it is called below with probability `error` at most, whatever
-    the distribution. The rows' samples must be independent draws, in an order that was not chosen by their values.
-    Source: the capital process of Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting",
-    Journal of the Royal Statistical Society B 86 (2024), with their predictable plug-in bets.
-    """
-    samples = values.shape[1]
-    if limit >= 1:
-        return np.ones(len(values), dtype=np.bool_)
-    if limit <= 0 or samples == 0:
-        return np.zeros(len(values), dtype=np.bool_)
-    return np.asarray(log_capital(values, limit, error).max(axis=1) >= math.log(1 / error))
-
-
-def log_capital(values: Floats, limit: float, error: float) -> Floats:
-    """The logarithm of the capital after each sample, (G, n), of a bettor on a mean below the limit."""
-    samples = values.shape[1]
-    seen = np.arange(1, samples + 1)
-    means = (0.5 + np.cumsum(values, axis=1)) / (seen + 1)
-    variances = (0.25 + np.cumsum(np.square(values - means), axis=1)) / (seen + 1)
-    # Each bet is made before its sample is seen.
-    before = np.concatenate([np.full((len(values), 1), 0.25), variances[:, :-1]], axis=1)
-    bets = np.minimum(np.sqrt(2 * math.log(1 / error) / (samples * before)), _BOLDNESS / (1 - limit))
-    capital: Floats = np.cumsum(np.log1p(bets * (limit - values)), axis=1)
-    return capital
-
-
-def smallest_limit(values: Floats, error: float) -> float:
-    """The smallest limit that the mean of the values (n,) is below, by the test; 1 where there is none below 1."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        if mean_is_below(values[None], middle, error)[0]:
-            high = middle
-        else:
-            low = middle
-    return high
+def _same_sample(records: ExitRecords) -> InvalidInputError:
+    return InvalidInputError(
+        f"all {len(records)} calibration samples are the same sample, so that none is left to test a guarantee on; "
+        "give records of different samples"
+    )

@@ -162,12 +162,10 @@ def probability(log_odds: float) -> float:
     return 1 / (1 + math.exp(-log_odds)) if log_odds > -700 else 0.0
 
 
-def leaves_at(scores: Floats, finite: Bools, threshold: float, enabled: bool) -> Bools:
-    """Whether samples (n,) exit: the rule itself, also used to try thresholds while fitting."""
-    if not enabled:
-        return np.zeros(len(scores), dtype=np.bool_)
+def leaves_at(scores: Floats, finite: Bools, threshold: float | Floats, enabled: bool) -> Bools:
+    """Whether samples (n,) exit: the rule itself, also used to try thresholds, G of them as (G, 1), while fitting."""
     leaving: Bools = scores >= threshold
-    leaving &= finite
+    leaving &= finite if enabled else False
     return leaving
 
 

@@ -18,7 +18,7 @@ from eenet._values import equal, short
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
-from eenet.scheduler._assignments import ASSIGNMENTS, Assignment
+from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Geometric, Shared
 from eenet.scheduler._fitted import Fitted, FrontierPoint, PlannedPolicy, PolicyTable, ThresholdFit
 from eenet.scheduler._policy import (
     Decisions,
@@ -50,7 +50,7 @@ class _State:
     fitted: Fitted
     policy: ThresholdPolicy | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
-    promises: Mapping[str, float] = field(default_factory=dict)
+    promises: Mapping[str, float | str] = field(default_factory=dict)
 
     @property
     def compared(self) -> tuple[Any, ...]:
@@ -169,7 +169,10 @@ class Scheduler:
             return text
         costs, policy = self._state.fitted.costs, self._state.policy
         budget = "any budget" if policy is None else f"budget={self.budget:.4g} {costs.unit}"
-        promised = "".join(f", {name}={value:g}" for name, value in self._state.promises.items())
+        promised = "".join(
+            f", {name}={value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in self._state.promises.items()
+        )
         return f"<{text} fitted: {budget}, {len(costs)} exits{promised}>"
 
     def __eq__(self, other: object) -> bool:
@@ -192,7 +195,7 @@ class Scheduler:
         costs: ExitCosts,
         budget: Budget | None = None,
         *,
-        guarantee: float | None = None,
+        guarantee: float | str | None = None,
         max_accuracy_drop: float | None = None,
         unlabeled: ExitRecords | None = None,
     ) -> Self:
@@ -242,7 +245,7 @@ class Scheduler:
         if self._refused is not None:
             raise InvalidInputError(self._refused)
         limit = None if budget is None else parse_budget(budget, costs)
-        promises: dict[str, float] = {}
+        promises: dict[str, float | str] = {}
         chosen: PlannedPolicy | None = None
         if guarantee is None and max_accuracy_drop is None and unlabeled is None:
             fitted = self._fit(records, costs)
@@ -250,10 +253,11 @@ class Scheduler:
             from eenet.scheduler._guarantee import Guarantee
 
             promise = Guarantee(guarantee, max_accuracy_drop, unlabeled)
-            promise.require_possible(records, budget)
-            fitted, chosen = promise.fit(self._fit, records, costs, self.seed)
+            promise.require_possible(records)
+            score = self._not_fitted()
+            fitted, chosen = promise.fit(self._fit, score, records, costs, budget=limit, seed=self.seed)
             promises = promise.promises
-        if chosen is not None:
+        if chosen is not None and limit is None:
             limit = chosen.planned_cost
         elif limit is None and self._default_budget:
             limit = costs[-1]
@@ -277,7 +281,15 @@ class Scheduler:
             return (self.score,)
         return score_class(self.score).fit(records, costs, self.seed)
 
-    def _take(self, fitted: Fitted, chosen: PlannedPolicy, limit: float, promises: Mapping[str, float]) -> None:
+    def _not_fitted(self) -> Score | None:
+        """The score, where neither it nor a choice of thresholds is fitted to labels; None where something is."""
+        fitted = type(self)._fit is not Scheduler._fit or not isinstance(self._assignment(), (Geometric, Shared))
+        if fitted or isinstance(self.score, Score):
+            return None if fitted else self.score
+        made = self._score_class
+        return made() if made.fit.__func__ is Score.fit.__func__ else None
+
+    def _take(self, fitted: Fitted, chosen: PlannedPolicy, limit: float, promises: Mapping[str, float | str]) -> None:
         numbers = {
             "budget": limit,
             "planned_cost": chosen.planned_cost,
@@ -386,14 +398,15 @@ class Scheduler:
         return self._number("calibration_cost")
 
     @property
-    def guarantee(self) -> float | None:
-        """The probability with which the budget, or the accuracy, holds on fresh data, if that was asked for."""
+    def guarantee(self) -> float | str | None:
+        """The probability with which what was promised holds on fresh data, or "mean", if that was asked for."""
         return None if self._state is None else self._state.promises.get("guarantee")
 
     @property
     def max_accuracy_drop(self) -> float | None:
-        """How far below the last exit's the accuracy may be, where that was asked for in place of a budget."""
-        return None if self._state is None else self._state.promises.get("max_accuracy_drop")
+        """How far below the last exit's the accuracy may be, where that was asked for."""
+        drop = None if self._state is None else self._state.promises.get("max_accuracy_drop")
+        return None if drop is None else float(drop)
 
     # Files
 
