@@ -202,8 +202,9 @@ class Scheduler:
         """Fit to calibration records so that the mean cost per sample stays within the budget; returns itself.
 
         The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
-        that probability over the draw of the records: the scheduler is fitted on one half of them and tested on the
-        other, or, where `unlabeled` records are given, fitted on all and tested on those.
+        that probability over the draw of the records. A method that fits nothing, such as max probability, is tested on
+        all of them, with one threshold for all exits; any other is fitted on one half and tested on the other, or,
+        where `unlabeled` records are given, fitted on all and tested on those.
 
         Parameters
         ----------
@@ -215,11 +216,11 @@ class Scheduler:
             Mean cost per sample: a number in the unit of the costs, "60%" of the plain network (where the costs
             lack it, of the last exit), or like "3.5ms".
             None: fitted for all budgets; `at` then gives the scheduler for each.
-        guarantee : float, optional
-            A probability, such as 0.95.
+        guarantee : float or "mean", optional
+            A probability, such as 0.95; or "mean": what is promised holds on average over the draws of the records.
         max_accuracy_drop : float, optional
-            In place of a budget, such as 0.01: the cheapest policy whose true accuracy is at most this much below the
-            last exit's, with probability `guarantee` (0.95 unless given).
+            Such as 0.01: the cheapest policy whose true accuracy is at most this much below the last exit's, with
+            probability `guarantee` (0.95 unless given). With a budget too, the most accurate policy that keeps both.
         unlabeled : ExitRecords, optional
             Records of the same population, to test a guaranteed budget.
 
