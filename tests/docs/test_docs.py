@@ -123,6 +123,20 @@ def test_the_controller_on_the_method_page(tmp_path: Path, monkeypatch: pytest.M
     assert eenet.BudgetController.load(scheduler, "controller.json").samples == 0
 
 
+def test_is_it_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_or_skip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("performance.md")["Is it worth it on your network"]
+    model = eenet.models.multi_exit("resnet20").eval()
+    x, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [(x, labels)]), toy_costs())
+    names: dict[str, Any] = {"eenet": eenet, "network": model.backbone, "model": model, "scheduler": scheduler}
+    code = code.replace("seconds=10", "seconds=0")
+    exec(compile(code, "docs/performance.md", "exec"), names | {"x": x, "labels": labels})
+    assert (tmp_path / "worth.csv").read_text(encoding="utf-8").count("\n") == 9
+    assert (tmp_path / "worth.png").is_file()
+
+
 def test_the_messages_in_the_training_guide_are_those_of_the_code() -> None:
     """A message is quoted in part, with … for what is filled in."""
     said = []

@@ -183,7 +183,7 @@ def _rows(entries: list[System], answers: Answers, timing: Times, size: int) -> 
             p95_ms=float(p95),
             p99_ms=float(p99),
             ms_per_sample=float(ms),
-            spread=float(high - low),
+            spread=float(high - low) if timing.repeats > 1 else None,
             samples_per_second=float(1000 / ms),
             cpu_ms_per_sample=float(1000 * cpu[:, n].mean() / size),
             speed=float(speed[n]),
@@ -232,6 +232,7 @@ def _with_costs(row: BenchmarkRow, system: System, exits: Array | None) -> Bench
         row,
         unit=costs.unit,
         cost_limit=scheduler.budget,
+        plain_cost=costs.plain,
         planned_cost=planned,
         realized_cost=float(costs.values[exits.astype(np.intp)].mean()),
         measured_over_planned=measured / planned if comparable and measured is not None else None,
@@ -248,10 +249,10 @@ def _noise(rows: list[BenchmarkRow]) -> list[str]:
 
     def disturbed(row: BenchmarkRow) -> float:
         error, in_cpu = row.speed_error / row.speed, row.cpu_speed_error / row.cpu_speed
-        return max(row.spread, error if error > _UNCERTAIN and error > 2 * in_cpu else 0.0)
+        return max(row.spread or 0.0, error if error > _UNCERTAIN and error > 2 * in_cpu else 0.0)
 
     worst = max(rows, key=disturbed)
-    if disturbed(worst) <= _UNCERTAIN or (worst.spread <= _NOISY and disturbed(worst) == worst.spread):
+    if disturbed(worst) <= _UNCERTAIN or (disturbed(worst) == worst.spread and worst.spread <= _NOISY):
         return []
     return [
         f"Batch {worst.batch_size}: wall times of the same work vary by {disturbed(worst):.0%} ({worst.title}): other "
@@ -270,6 +271,8 @@ def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: f
         if fallback is not None:
             notes.append(f"{system.title}: the scheduler fell back to a simpler policy: {fallback}")
     planned = [one.scheduler.costs for one in entries if one.scheduler is not None]
+    if any(costs.plain is not None for costs in planned):
+        notes.append("Percentages of budgets are of the plain network's cost when the costs were measured.")
     other = [c for c in planned if c.unit in ("ms", "cpu_ms") and c.batch_size not in (None, *sizes)]
     if other:
         notes.append(

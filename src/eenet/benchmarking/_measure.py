@@ -119,11 +119,12 @@ def _utility(task: Any, said: Array, labels: Array, shape: tuple[int, ...]) -> A
 
 @dataclass(frozen=True, eq=False)
 class Times:
-    """Seconds (turns, S) of each call; `batches` (turns,) says on which batch."""
+    """Seconds (turns, S) of each call; `batches` (turns,) says on which batch, on each `repeats` turns in a row."""
 
     wall: Floats
     cpu: Floats
     batches: NDArray[np.intp]
+    repeats: int
     stopped: bool
 
     def typical(self, seconds: Floats) -> Floats:
@@ -145,7 +146,7 @@ def times_of(
         turns[n].append(spent)
         return spent
 
-    stopped = False
+    stopped, repeats = False, 1
     try:
         for _ in range(WARM_UP):
             for n in range(len(entries)):
@@ -176,4 +177,4 @@ def times_of(
             return None
     table = np.array([times[: state["turn"]] for times in turns])
     batches = order[np.arange(state["turn"]) // repeats % len(order)]
-    return Times(table[..., 0].T, table[..., 1].T, batches, stopped)
+    return Times(table[..., 0].T, table[..., 1].T, batches, repeats, stopped)

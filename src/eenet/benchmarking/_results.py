@@ -32,8 +32,8 @@ class BenchmarkRow:
         Quantiles of the wall time of a call, which is one batch.
     ms_per_sample, cpu_ms_per_sample, samples_per_second : float
         Of the medians for each batch; CPU time is that of all threads.
-    spread : float
-        The middle half of the times of one batch over their median.
+    spread : float or None
+        The middle half of the times of one batch over their median; None where each batch had one turn.
     speed, speed_error : float
         How many times as fast as the first system, and its standard error over the batches.
     cpu_speed, cpu_speed_error : float
@@ -48,8 +48,9 @@ class BenchmarkRow:
         The share of all samples that left at each exit; empty without exits.
     handed_back : float
         The share of samples that got no answer.
-    unit, cost_limit, planned_cost, realized_cost
-        The budget, what the scheduler planned to spend and what these samples' exits cost, in the costs' unit.
+    unit, cost_limit, plain_cost, planned_cost, realized_cost
+        The budget, the plain network's cost where the costs have it, what the scheduler planned to spend and what these
+        samples' exits cost, in the costs' unit.
     measured_over_planned : float or None
         The measured time over the planned one, where the costs are a time at this batch size.
     weight_bytes : int or None
@@ -65,7 +66,7 @@ class BenchmarkRow:
     p95_ms: float
     p99_ms: float
     ms_per_sample: float
-    spread: float
+    spread: float | None
     samples_per_second: float
     cpu_ms_per_sample: float
     speed: float
@@ -81,6 +82,7 @@ class BenchmarkRow:
     handed_back: float = 0.0
     unit: str | None = None
     cost_limit: float | None = None
+    plain_cost: float | None = None
     planned_cost: float | None = None
     realized_cost: float | None = None
     measured_over_planned: float | None = None
@@ -164,7 +166,7 @@ class Benchmark:
             "same answer\n%": [f"{100 * row.agreement:.1f}" if row.agreement is not None else "" for row in rows],
             "exits\n%": ["/".join(f"{100 * share:.0f}" for share in row.exit_shares) for row in rows],
             "handed\nback %": [f"{100 * row.handed_back:.1f}" if row.handed_back else "" for row in rows],
-            f"budget\n{unit}": [_number(row.cost_limit) for row in rows],
+            f"budget\n{unit}": [_budget(row) for row in rows],
             "planned": [_number(row.planned_cost) for row in rows],
             "realized": [_number(row.realized_cost) for row in rows],
             "weights\nMB": [f"{row.weight_bytes / 1e6:.2f}" if row.weight_bytes is not None else "" for row in rows],
@@ -178,7 +180,7 @@ class Benchmark:
             "p50 ms\na call": [f"{row.p50_ms:.3g}" for row in rows],
             "p95 ms": [f"{row.p95_ms:.3g}" for row in rows],
             "p99 ms": [f"{row.p99_ms:.3g}" for row in rows],
-            "spread": [f"{row.spread:.0%}" for row in rows],
+            "spread": ["" if row.spread is None else f"{row.spread:.0%}" for row in rows],
             "CPU ms\na sample": [f"{row.cpu_ms_per_sample:.3g}" for row in rows],
             "samples\na second": [f"{row.samples_per_second:,.0f}" for row in rows],
             "times as fast": [_speed(row.speed, row.speed_error) if n else "1" for n, row in enumerate(rows)],
@@ -253,6 +255,11 @@ def _filled(table: Any, rows: Sequence[BenchmarkRow], columns: Mapping[str, Sequ
 
 def _pair(value: float | None, error: float | None, sign: str = "+") -> str:
     return "" if value is None else f"{100 * value:{sign}.1f} ± {100 * (error or 0):.1f}"
+
+
+def _budget(row: BenchmarkRow) -> str:
+    share = "" if not row.plain_cost or row.cost_limit is None else f" = {row.cost_limit / row.plain_cost:.0%}"
+    return _number(row.cost_limit) + share
 
 
 def _speed(value: float, error: float) -> str:

@@ -22,9 +22,18 @@ def verdict(
     if by_cpu:
         at += " (by CPU time)"
         rows = [replace(row, speed=row.cpu_speed, speed_error=row.cpu_speed_error) for row in rows]
+    text = _judged(rows, difference, max_drop, samples, at)
+    untrained = [row for row in rows[1:] if not row.early_exit and row.agreement is None and row.speed > _FASTER]
+    return text + "".join(
+        f" {row.title} is {_times(row, rows[0])}, with random weights: train it to know its accuracy."
+        for row in untrained
+    )
+
+
+def _judged(rows: Sequence[BenchmarkRow], difference: Difference, max_drop: float, samples: int, at: str) -> str:
     first = rows[0]
     early = [n for n, row in enumerate(rows) if row.early_exit]
-    others = [n for n, row in enumerate(rows) if not row.early_exit and n]
+    others = [n for n, row in enumerate(rows) if not row.early_exit and n and row.agreement is not None]
     if not early:
         return f"No system here has early exits, so there is nothing to judge {at}."
     if first.early_exit:
@@ -63,7 +72,7 @@ def verdict(
         )
     text = f"Worth it {at}: {told}."
     if (first.accuracy_error or 0) and _ERRORS * (rows[best].difference_error or 0) > max_drop:
-        text += f" {samples} samples cannot show a loss of {100 * max_drop:g} points for sure: give more to be certain."
+        text += f" {samples} samples cannot show a loss of {_amount(max_drop)} for sure: give more to be certain."
     return text + "".join(_alternative(rows, n, early, difference) for n in others if n != best)
 
 
@@ -82,7 +91,7 @@ def _no_gain(
     if quick:
         kept = max(quick, key=lambda n: rows[n].difference or 0.0)
         return (
-            f"Not worth it {at} if at most {100 * max_drop:g} points of accuracy may be lost: the early exit that "
+            f"Not worth it {at} if at most {_amount(max_drop)} of accuracy may be lost: the early exit that "
             f"loses least, {_said(rows[kept], first)}.{instead}"
         )
     fastest = max(early, key=lambda n: rows[n].speed)
@@ -137,6 +146,10 @@ def _said(row: BenchmarkRow, first: BenchmarkRow) -> str:
 
 def _times(row: BenchmarkRow, first: BenchmarkRow) -> str:
     return f"{row.speed:.2f} ± {row.speed_error:.2f} times as fast as {first.title}"
+
+
+def _amount(share: float) -> str:
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
 
 
 def _points(mean: float, error: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,6 +86,8 @@ def benchmark(
             if key in made:
                 raise InvalidInputError(f"two systems are called {key!r}; name them: NAME={what}")
             made[key] = value
+    classes = next((count for count in map(_classes, made.values()) if count is not None), None)
+    made = {name: value(classes) if isinstance(value, _Untrained) else value for name, value in made.items()}
     samples = _samples(data, labels, limit, systems, made)
     if not made:
         raise InvalidInputError("there is no system; name at least one")
@@ -193,13 +196,32 @@ def _model(folder: str, allow: Sequence[str]) -> Any:
     return _saved(folder if work is None else str(work / "model"), allow)
 
 
+@dataclass(frozen=True)
+class _Untrained:
+    """A network with random weights, made when it is known how many classes the others have."""
+
+    what: str
+
+    def __call__(self, classes: int | None) -> Any:
+        from eenet.models import build_network
+
+        return build_network(self.what) if classes is None else build_network(self.what, num_classes=classes)
+
+
+def _classes(value: Any) -> int | None:
+    """The number of classes of a model with exits or a bundle."""
+    one = value[0] if isinstance(value, tuple) else value
+    found: int | None = getattr(getattr(one, "manifest", one), "num_classes", None)
+    return found
+
+
 def _named_network(name: str, what: str, file: str | None, untrained: list[str]) -> Any:
     """A network by name; its weights tell the number of classes, without them only its times count."""
     from eenet.models import build_network
 
     if file is None:
         untrained.append(name)
-        return build_network(what)
+        return _Untrained(what)
     from safetensors.torch import load_file
 
     from eenet._files import require_safetensors
@@ -207,13 +229,20 @@ def _named_network(name: str, what: str, file: str | None, untrained: list[str])
     source = existing_file(file)
     require_safetensors(source)
     weights = load_file(source)
-    last = [tensor for tensor in weights.values() if tensor.ndim][-1]
-    network = build_network(what, num_classes=len(last))
+    network = build_network(what)
+    # The one layer of another size than by default is the last, which has the classes.
+    usual = network.state_dict()
+    sizes = {
+        len(tensor) for key, tensor in weights.items() if key in usual and usual[key].shape[:1] != tensor.shape[:1]
+    }
     try:
+        if len(sizes) == 1:
+            network = build_network(what, num_classes=sizes.pop())
         network.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise InvalidInputError(
-            f"the weights in {file!r} are not those of {what!r} ({str(error).splitlines()[0]}); save its state_dict()"
+            f"the weights in {file!r} are not those of {what!r} ({reason}); save its state_dict()"
         ) from error
     return network
 
