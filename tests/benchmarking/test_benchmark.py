@@ -242,8 +242,13 @@ class TestVerdict:
     def test_lost_accuracy_is_not_worth_it(self) -> None:
         said = self.verdict(Work(10, wrong(40), exits=True))
         assert said.startswith("Not worth it at batch 8")
-        assert "if at most 1 points of accuracy may be lost" in said
+        assert "if at most 1 point of accuracy may be lost" in said
         assert "-25.0 ± 3.4 points (beyond chance)" in said
+
+    def test_a_network_that_keeps_more_is_named_beside_early_exits_that_lose(self) -> None:
+        said = self.verdict(Work(10, wrong(40), exits=True), Work(1, LABELS))
+        assert said.startswith("Not worth it at batch 8")
+        assert "Without exits, other 0 is" in said
 
     def test_slower_is_not_worth_it(self) -> None:
         said = self.verdict(Work(1000, LABELS, exits=True))

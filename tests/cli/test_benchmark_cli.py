@@ -93,7 +93,7 @@ def test_labels_of_a_file_and_a_limit(work: Path, tmp_path: Path) -> None:
         (["plain:{work}/model"], "there are no samples: give --data"),
         (["a=plain:{work}/model", "a=plain:{work}/model", "--data", "{work}/data.npz"], "two systems are called 'a'"),
         (["torchvision:nothing+{work}/scheduler.safetensors", "--data", "{work}/data.npz"], "nothing"),
-        (["plain:{work}/model", "--data", "{work}/scheduler.safetensors"], "safetensors"),
+        (["plain:{work}/model", "--data", "{work}/scheduler.safetensors"], "is neither .npz nor .npy"),
         (["plain:{work}/model", "--data", "{work}/nowhere.npz"], "nowhere.npz"),
     ],
 )

@@ -128,7 +128,7 @@ def benchmark(
     return Benchmark(
         rows=tuple(rows),
         verdict="\n".join(words),
-        notes=(*_notes(entries, answers, sizes, seconds), *dict.fromkeys(notes)),
+        notes=(*_notes(entries, answers, sizes, seconds, threads), *dict.fromkeys(notes)),
         samples=len(samples),
         labeled=samples.labels is not None,
         machine=found,
@@ -260,12 +260,14 @@ def _noise(rows: list[BenchmarkRow]) -> list[str]:
     ]
 
 
-def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: float) -> list[str]:
+def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: float, threads: int | None) -> list[str]:
     notes = [
         f"Latencies are of calls with one batch. Each turn runs all systems on one batch in a random order, about "
         f"{seconds:g} s for each batch size after {WARM_UP} calls of warm-up; the spread is the middle half of the "
         "times of one batch over their median. Times per sample are of medians for each batch; ± is one standard error."
     ]
+    if threads is None and len({one.module is None for one in entries}) > 1:
+        notes.append("Each system chose its own number of threads; threads=1 makes them comparable.")
     for system in entries:
         fallback = getattr(system.scheduler, "fallback", None)
         if fallback is not None:

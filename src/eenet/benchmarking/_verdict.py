@@ -11,6 +11,7 @@ Difference = Callable[[int, int], "tuple[float, float] | None"]
 """The accuracy of one row minus that of another on the same samples, and its standard error; None where unknown."""
 
 _FASTER = 1.03  # a speed below this is no gain worth the trouble
+_RULE_OF_THREE = 3.0  # where none of n samples differs, at most 3 in n may, with 95 %
 _ERRORS = 2.0  # standard errors beyond which a difference is not chance
 
 
@@ -57,7 +58,7 @@ def _judged(rows: Sequence[BenchmarkRow], difference: Difference, max_drop: floa
     best = max(keeping, key=lambda n: rows[n].speed, default=None)
     rival = max(rivals, key=lambda n: rows[n].speed, default=None)
     if best is None:
-        return _no_gain(rows, early, rival, max_drop, at, faster)
+        return _no_gain(rows, early, others, max_drop, at, faster)
     told = _said(rows[best], first)
     if rival is not None and rows[rival].speed >= rows[best].speed:
         gain = difference(best, rival) or (0.0, 0.0)
@@ -71,32 +72,34 @@ def _judged(rows: Sequence[BenchmarkRow], difference: Difference, max_drop: floa
             f"and {_points(*gain)} better than that."
         )
     text = f"Worth it {at}: {told}."
-    if (first.accuracy_error or 0) and _ERRORS * (rows[best].difference_error or 0) > max_drop:
-        text += f" {samples} samples cannot show a loss of {_amount(max_drop)} for sure: give more to be certain."
-    return text + "".join(_alternative(rows, n, early, difference) for n in others if n != best)
+    if max(_ERRORS * (rows[best].difference_error or 0.0), _RULE_OF_THREE / samples) > max_drop:
+        text += f" {samples} samples cannot rule out a larger loss than {_amount(max_drop)}: give more to be certain."
+    return text + "".join(_alternative(rows, n, early, difference) for n in others if rows[n].speed >= _FASTER)
 
 
 def _no_gain(
     rows: Sequence[BenchmarkRow],
     early: Sequence[int],
-    rival: int | None,
+    others: Sequence[int],
     max_drop: float,
     at: str,
     faster: Callable[[int], bool],
 ) -> str:
-    """Where no early exit is faster without losing accuracy."""
+    """Where no early exit is faster for sure without losing accuracy."""
     first = rows[0]
+    instead = "".join(f" Without exits, {_said(rows[n], first)}." for n in others if faster(n))
+    kept = [n for n in early if -(rows[n].difference or 0.0) <= max_drop]
     quick = [n for n in early if faster(n)]
-    instead = "" if rival is None else f" Without exits, {_said(rows[rival], first)}."
+    fastest = max(kept or early, key=lambda n: rows[n].speed)
+    if kept and rows[fastest].speed >= _FASTER:
+        return f"It cannot be said {at}: {_said(rows[fastest], first)}; measure longer, or more samples.{instead}"
     if quick:
-        kept = max(quick, key=lambda n: rows[n].difference or 0.0)
+        least = max(quick, key=lambda n: rows[n].difference or 0.0)
         return (
-            f"Not worth it {at} if at most {_amount(max_drop)} of accuracy may be lost: the early exit that "
-            f"loses least, {_said(rows[kept], first)}.{instead}"
+            f"Not worth it {at} if at most {_amount(max_drop)} of accuracy may be lost: of the faster early exits, "
+            f"{_said(rows[least], first)} loses least.{instead}"
         )
     fastest = max(early, key=lambda n: rows[n].speed)
-    if rows[fastest].speed >= _FASTER:
-        return f"It cannot be said {at}: {_said(rows[fastest], first)}; measure longer, or more samples.{instead}"
     return f"Not worth it {at}: no early exit is faster than {first.title}; {_said(rows[fastest], first)}.{instead}"
 
 
@@ -105,7 +108,7 @@ def _alternative(rows: Sequence[BenchmarkRow], n: int, early: Sequence[int], dif
     row, first = rows[n], rows[0]
     text = f" Without exits, {_said(row, first)}"
     rivals = [k for k in early if rows[k].speed >= row.speed]
-    if row.difference is None or row.speed < 1:
+    if row.difference is None:
         return text + "."
     if not rivals:
         return text + "; no early exit here is as fast."

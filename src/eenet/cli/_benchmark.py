@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eenet._extras import require_extra
+from eenet._extras import require, require_extra
 from eenet._files import existing_file
 from eenet.cli._console import output, print_json, show_warning, side
 from eenet.cli._inputs import _function, _saved, current_folder_importable, run_files
@@ -52,16 +52,22 @@ def benchmark(
 ) -> None:
     """Say whether early exit is worth it here: systems on the same samples, in turns.
 
-    Accuracy with its error, latencies, throughput, CPU time, exits, planned and realized cost of each SYSTEM, which is
+    Accuracy with its error, latencies, throughput, CPU time, exits, planned and realized cost of each SYSTEM:
 
-    \b
-    a folder that eenet export wrote        a bundle; @40%,60% for several budgets
-    FOLDER+SCHEDULER                        a saved model with what eenet fit --out saved; @BUDGETS too
-    a folder of eenet demo                  its model with its own schedulers
-    plain:FOLDER                            the network of a saved model, without exits
-    FILE.onnx                               a network as one ONNX graph
-    torchvision:resnet18+WEIGHTS            a network by name (timm:, eenet:) with weights as .safetensors
-    package.module:function                 what your function gives; its code is run: name only what you trust
+    - a folder that eenet export wrote; `BUNDLE@40%,60%` for several budgets
+
+    - `FOLDER+SCHEDULER`: a saved model with what eenet fit --out saved; `@40%,60%` too
+
+    - a folder of eenet demo: its model with its own schedulers
+
+    - `plain:FOLDER`: the network of a saved model, without exits
+
+    - `FILE.onnx`: a network as one ONNX graph
+
+    - `torchvision:resnet18+WEIGHTS`: a network by name (timm:, eenet:) with weights as .safetensors; without any, its
+    times alone count
+
+    - `package.module:function`: what your function gives. Its code is run: name only what you trust
 
     The others are compared with the first. If that has exits, its network without exits goes before it. A folder of
     eenet demo, train or reproduce brings its test inputs and labels, unless there is --data. Ctrl-C shows what was
@@ -78,6 +84,8 @@ def benchmark(
     """
     from eenet.benchmarking import benchmark as run
 
+    if figure is not None:
+        require("matplotlib.figure", "report", "a figure")  # now, not after the measurement
     made: dict[str, Any] = {}
     untrained: list[str] = []
     for word in systems:
@@ -89,8 +97,6 @@ def benchmark(
     classes = next((count for count in map(_classes, made.values()) if count is not None), None)
     made = {name: value(classes) if isinstance(value, _Untrained) else value for name, value in made.items()}
     samples = _samples(data, labels, limit, systems, made)
-    if not made:
-        raise InvalidInputError("there is no system; name at least one")
     with _bar() as progress:
         result = run(
             made,
@@ -273,7 +279,7 @@ def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence
         held = next((arrays.pop(key) for key in _LABELS if key in arrays and len(arrays) > 1), None)
         truth = truth if truth is not None else held
     else:
-        arrays, held = _prepared(data, limit, _preprocessing(made, work), made)
+        arrays, held = _prepared(data, limit, _preprocessing(data, made, work), made)
         truth, limit = truth if truth is not None else held, 0
     sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(sizes) != 1 or sizes == {0}:
@@ -319,18 +325,20 @@ def _labels_of_run(work: Path, samples: Path) -> Any:
     return None if labels is None else labels[np.arange(count) * len(labels) // count]
 
 
-def _preprocessing(made: dict[str, Any], work: Path | None) -> Preprocessing:
+def _preprocessing(data: Path, made: dict[str, Any], work: Path | None) -> Preprocessing:
     """What makes inputs of files: that of a bundle, or of a run folder."""
     from eenet.cli._export import _preprocessing_of
 
+    if not data.exists():
+        raise InvalidInputError(f"there is no {str(data)!r}; give a folder or a file")
     bundles = (value[0] if isinstance(value, tuple) else value for value in made.values())
     found: Preprocessing | None = next((b.preprocessing for b in bundles if hasattr(b, "preprocessing")), None)
     if found is None and work is not None:
         found = _preprocessing_of(work)
     if found is None:
         raise InvalidInputError(
-            "--data is neither .npz nor .npy, and no system says how files become inputs: name a bundle that takes "
-            "images or texts, or give arrays"
+            f"{str(data)!r} is neither .npz nor .npy, and no system says how such files become inputs: name a bundle "
+            "that takes images or texts, or give arrays"
         )
     return found
 
@@ -362,8 +370,6 @@ def _prepared(data: Path, limit: int, preprocessing: Preprocessing, made: dict[s
 
 
 def _column(data: Path, rows: list[int]) -> Any:
-    from eenet._extras import require
-
     table = require("pyarrow.parquet", "predict").read_table(data)
     name = next((name for name in _LABELS if name in table.column_names), None)
     return None if name is None else table.column(name).to_numpy()[rows]
