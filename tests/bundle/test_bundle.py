@@ -531,3 +531,32 @@ def test_half_precision_within_a_network_is_refused_by_name(tmp_path: Path) -> N
     scheduler = eenet.Static(1).fit(toy_records(samples=40, exits=2, classes=3), toy_costs(2))
     with pytest.raises(InvalidInputError, match=r"'2.*' \((Half|Linear)\) in the stage .* computes in bfloat16"):
         eenet.export(model, scheduler, tmp_path / "bundle", example=torch.randn(4, 6))
+
+
+class Recurrent(nn.Module):
+    """Two recurrent layers over sequences of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.LSTM(6, 8, batch_first=True)
+        self.second = nn.GRU(8, 8, batch_first=True, bidirectional=True)
+        self.classes = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classes(self.second(self.first(x)[0])[0][:, -1])
+        return logits
+
+
+def test_recurrent_networks_of_sequences_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(24, 5, 6)
+    model = eenet.attach(Recurrent().eval(), ["first"], 5, x[:2], dynamic={1: "time"})
+    records = eenet.collect(model, [(x, torch.randint(0, 5, (24,)))])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), "80%")
+    bundle = eenet.export(model, scheduler, tmp_path / "bundle", example=x[:8])
+    fast = eenet.AdaptiveModel(model, scheduler)
+    for steps in (1, 5, 17):
+        longer = torch.randn(7, steps, 6)
+        got, expected = bundle(longer.numpy()), fast(longer)
+        np.testing.assert_array_equal(got.exits, expected.exits.numpy())
+        np.testing.assert_allclose(got.logits, expected.logits.numpy(), atol=1e-4)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from eenet._compat import recurrent_in_one
 from eenet._extras import require
 from eenet.bundle._manifest import StageSpec
 from eenet.errors import InvalidInputError
@@ -133,7 +135,7 @@ def _graph(
     )
     module.eval()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), recurrent_in_one() if _recurrent(module) else nullcontext():
             warnings.simplefilter("ignore")  # what the exporters say of themselves
             program = torch.export.export(module, live, dynamic_shapes={"live": dynamic}, strict=False)
             made = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
@@ -147,6 +149,14 @@ def _graph(
     _tidy(proto, described)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _recurrent(module: nn.Module) -> bool:
+    """Whether a stage has recurrent layers that ONNX has as one operator: the exporter gets plain RNNs wrong so."""
+    aten = torch.ops.aten
+    graphs = (part.graph for part in module.modules() if isinstance(part, fx.GraphModule))
+    used = {node.target for graph in graphs for node in graph.nodes}
+    return bool(used & {aten.lstm.input, aten.gru.input}) and not used & {aten.rnn_tanh.input, aten.rnn_relu.input}
 
 
 def _reason(error: BaseException) -> str:
