@@ -62,9 +62,52 @@ class TestFit:
 
     def test_table_for_people_shows_costs_shares_and_thresholds(self, predictions: Path) -> None:
         shown = run("fit", predictions, "--prefix", "val_", "--budget", "60%", "--method", "max_prob").stdout
-        for word in ("budget", "1.8", "planned cost", "calibration cost", "share", "threshold", "takes the rest"):
+        for word in (
+            "a budget of 1.8 ms (60% of the last exit)", "exit 2 (last)", "best exit in the budget", "best mixture",
+            "oracle", "policy, planned", "policy, calibration", "of last", "Thresholds", "takes the rest",
+        ):  # fmt: skip
             assert word in shown
         assert "--out" in shown  # how to keep it
+
+    def test_a_percentage_is_of_the_plain_network(self, predictions: Path, tmp_path: Path) -> None:
+        words = ("fit", predictions, "--prefix", "val_", "--costs", "2,4,5", "--budget", "60%", "--method", "max_prob")
+        found = json.loads(run(*words, "--plain", "4.5", "--json").stdout)
+        assert (found["budget"], found["costs"]["plain"]) == (pytest.approx(2.7), 4.5)
+        assert found["table"][0]["kind"] == "plain"
+        assert found["table"][0]["accuracy"] == found["table"][3]["accuracy"]
+        assert found["table"][3]["share"] == pytest.approx(5 / 4.5)
+        shown = run(*words, "--plain", "4.5").stdout
+        assert "2.7 ms (60% of the plain network)" in shown
+        assert "of plain" in shown
+        # A table from elsewhere has another plain network than the one that was measured with it.
+        path = tmp_path / "costs.json"
+        path.write_text(json.dumps(eenet.ExitCosts([2, 4, 5], plain=4.0).to_dict()))
+        words = ("fit", predictions, "--prefix", "val_", "--costs", path, "--budget", "75%", "--method", "max_prob")
+        assert json.loads(run(*words, "--json").stdout)["budget"] == 3.0
+        assert json.loads(run(*words, "--plain", "4.8", "--json").stdout)["budget"] == pytest.approx(3.6)
+
+    def test_without_a_budget_it_shows_the_frontier_and_saves_a_policy_for_every_budget(
+        self, predictions: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "any.safetensors"
+        words = ("fit", predictions, "--prefix", "val_", "--costs", COSTS, "--plain", 2.8, "--method", "max_prob")
+        shown = run(*words, "--out", out).stdout
+        for word in ("for all budgets", "policy for 1 ms", "policy for 3 ms", "plain network", "--budget 60%"):
+            assert word in shown
+        found = json.loads(run(*words, "--json").stdout)
+        rows = [row for row in found["table"] if row["kind"] == "frontier"]
+        assert found["budget"] is None
+        assert [row["budget"] for row in rows] == sorted(row["budget"] for row in rows)
+        assert (rows[0]["cost"], rows[-1]["cost"]) == (1.0, 3.0)
+        assert all(row["cost"] <= row["budget"] * (1 + 1e-9) for row in rows)
+        assert rows[-1]["accuracy"] == found["table"][3]["accuracy"]
+        assert all(sum(row["exit_shares"]) == pytest.approx(1) for row in rows)
+        saved = eenet.load_scheduler(out)
+        assert saved.at("60%").budget == pytest.approx(0.6 * 2.8)
+        fresh = ("evaluate", predictions, "--prefix", "test_", "--scheduler", out)
+        assert json.loads(run(*fresh, "--budget", "60%", "--json").stdout)["budget"] == pytest.approx(0.6 * 2.8)
+        held_out = json.loads(run(*fresh, "--json").stdout)
+        assert [row["budget"] for row in held_out["table"] if row["kind"] == "frontier"] == [r["budget"] for r in rows]
 
     def test_logits_plain_safetensors_and_saved_records_give_the_same(self, tmp_path: Path) -> None:
         logits, labels = toy_logits(samples=300)
@@ -251,15 +294,15 @@ class TestEvaluate:
         assert found["held_out_cost"] == decisions.mean_cost
         assert found["overspend"] == pytest.approx(decisions.mean_cost / 1.8 - 1)
         assert found["exit_shares"] == decisions.exit_shares.tolist()
-        rows = {row["name"]: row for row in found["comparison"]}
-        assert [name for name in rows if name.startswith("exit")] == ["exit 1 only", "exit 2 only", "exit 3 only"]
-        mixture, oracle = rows["best random mixture of exits"], rows["oracle (knows the labels)"]
+        rows = {row["kind"]: row for row in found["table"]}
+        assert [row["name"] for row in found["table"] if row["kind"] == "exit"] == ["exit 0", "exit 1", "exit 2 (last)"]
+        mixture, oracle = rows["mixture"], rows["oracle"]
         assert mixture["accuracy"] <= found["accuracy"] <= oracle["accuracy"]
-        assert oracle["cost"] <= decisions.mean_cost * (1 + 1e-9)
+        assert oracle["cost"] <= found["budget"] * (1 + 1e-9)
 
     def test_table_for_people(self, predictions: Path, scheduler: Path) -> None:
         shown = run("evaluate", predictions, "--prefix", "test_", "--scheduler", scheduler).stdout
-        for word in ("held-out cost", "the budget", "exit shares", "exit 2 only", "random mixture", "oracle", "±"):
+        for word in ("Held-out cost", "the budget", "exit shares", "exit 2 (last)", "mixture", "oracle", "±"):
             assert word in shown
 
     def test_overspending_is_said(self, predictions: Path, tmp_path: Path) -> None:
@@ -274,7 +317,9 @@ class TestEvaluate:
         found = json.loads(run("evaluate", tmp_path / "a.npz", "--scheduler", scheduler, "--json").stdout)
         assert found["accuracy"] is None
         assert 1 <= found["held_out_cost"] <= 3
-        assert "no labels" in run("evaluate", tmp_path / "a.npz", "--scheduler", scheduler).stdout
+        shown = run("evaluate", tmp_path / "a.npz", "--scheduler", scheduler).stdout
+        assert "no labels" in shown
+        assert "policy, held out" in shown
 
     def test_utility_without_labels_is_shown(self, scheduler: Path, tmp_path: Path) -> None:
         # As records of images with a class per pixel have it: no label, but what each answer was worth.
@@ -283,7 +328,16 @@ class TestEvaluate:
         eenet.ExitRecords(records.probabilities, records.predictions, None, worth).save(tmp_path / "a.safetensors")
         found = json.loads(run("evaluate", tmp_path / "a.safetensors", "--scheduler", scheduler, "--json").stdout)
         assert (found["accuracy"], found["accuracy_error"]) == (0.25, 0.0)
-        assert len(found["comparison"]) == 5
+        assert {row["kind"] for row in found["table"]} == {
+            "exit", "single", "mixture", "oracle", "planned", "calibration", "held_out"
+        }  # fmt: skip
+
+    def test_another_budget_of_the_same_fit(self, predictions: Path, scheduler: Path) -> None:
+        words = ("evaluate", predictions, "--prefix", "test_", "--scheduler", scheduler)
+        assert json.loads(run(*words, "--budget", "80%", "--json").stdout)["budget"] == pytest.approx(2.4)
+        assert "--budget 0.8 has no unit; give --budget 80% (of the last exit) or --budget 0.8ms" in refused(
+            *words, "--budget", "0.8"
+        )
 
     def test_scheduler_for_another_number_of_exits(self, scheduler: Path, tmp_path: Path) -> None:
         toy_records(exits=4).save(tmp_path / "a.safetensors")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.costs import ExitCosts
 
 _FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown
 
@@ -59,5 +65,16 @@ def print_json(value: Any) -> None:
 def as_share(number: str) -> str:
     """The share that a number without a unit may mean: 60% for 0.6, which is a fraction, and for 60."""
     with suppress(ValueError):
-        return f"{float(number) * 100:g}%" if float(number) < 1 else f"{number}%"
+        return f"{float(number) * 100:g}%" if float(number) <= 1 else f"{number}%"
     return "60%"
+
+
+def with_unit(budget: str, costs: ExitCosts) -> str:
+    """The budget as it was given; raises `InvalidInputError` with what it may mean where it has no unit."""
+    if re.fullmatch(r"\s*[\d.]+\s*", budget):
+        number = budget.strip()
+        raise InvalidInputError(
+            f"--budget {number} has no unit; give --budget {as_share(number)} (of {costs.reference_name}) or --budget "
+            f"{number}{costs.unit}"
+        )
+    return budget

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eenet.cli._console import as_share, output, print_json
+from eenet.cli._console import output, print_json, with_unit
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.costs import ExitCosts
+    from eenet.evaluation import Evaluation
     from eenet.records import ExitRecords
     from eenet.scheduler import Scheduler
 
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
 def fit(
     predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors")],
     budget: Annotated[
-        str | None, typer.Option(help="Mean cost per sample: 60% of the plain network, or like 3.5ms.")
+        str | None,
+        typer.Option(help="Mean cost per sample: 60% of the plain network, or like 3.5ms. Without it: for all."),
     ] = None,
     costs: Annotated[
         str | None,
@@ -63,6 +63,10 @@ def fit(
     shape (samples,): what a multi-exit network says of held-out data at each exit. It may hold 'costs' too. Files of
     eenet's ExitRecords.save are read as well.
 
+    One table shows what there is without a scheduler, and what its policy does: the plain network, each exit, the best
+    exit and the best mixture of exits in the budget, and the oracle, which knows the labels. Without a budget it shows
+    what the policies for several budgets do, from the cheapest to the most expensive.
+
     Examples:
 
         eenet fit predictions.npz --costs 2.3,4.1,4.9 --plain 4.5 --budget 60% --out scheduler.safetensors
@@ -76,21 +80,20 @@ def fit(
         eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
     """
     from eenet.cli._inputs import read_costs, read_predictions
+    from eenet.evaluation import evaluate
 
     scheduler = _scheduler(method, seed)
     records, in_file = read_predictions(predictions, prefix)
     table = read_costs(costs, unit, batch_size, in_file, plain)
-    if (budget is None) == (max_accuracy_drop is None):
-        raise InvalidInputError("give one of --budget, such as --budget 60%, and --max-accuracy-drop, such as 0.01")
-    amount = None if budget is None else _with_unit(budget, table)
+    amount = None if budget is None else with_unit(budget, table)
     scheduler.fit(records, table, amount, guarantee=guarantee, max_accuracy_drop=max_accuracy_drop)
     if out is not None:
         scheduler.save(out)
-    result = _result(scheduler, method, records, out)
+    evaluation = evaluate(scheduler, calibration=records)
     if json_output:
-        print_json(result)
+        print_json(_result(scheduler, method, records, evaluation, out))
     else:
-        _show(result)
+        _show(scheduler, evaluation, out)
 
 
 def _scheduler(method: str, seed: int) -> Scheduler:
@@ -104,65 +107,58 @@ def _scheduler(method: str, seed: int) -> Scheduler:
     return scheduler.set_params(seed=seed) if "seed" in scheduler.get_params() else scheduler
 
 
-def _with_unit(budget: str, costs: ExitCosts) -> str:
-    if re.fullmatch(r"\s*[\d.]+\s*", budget):
-        number = budget.strip()
-        share = as_share(number)
-        raise InvalidInputError(
-            f"--budget {number} has no unit; give --budget {share} or --budget {number}{costs.unit}"
-        )
-    return budget
-
-
-def _result(scheduler: Scheduler, method: str, records: ExitRecords, out: Path | None) -> dict[str, Any]:
-    policy = scheduler.policy
-    decisions = scheduler.replay(records)
-    pairs = zip(policy.thresholds.tolist(), policy.enabled.tolist(), strict=True)
-    return {
+def _result(
+    scheduler: Scheduler, method: str, records: ExitRecords, evaluation: Evaluation, out: Path | None
+) -> dict[str, Any]:
+    costs = scheduler.costs
+    result = {
         "schema": 1,
         "method": method,
-        "unit": scheduler.costs.unit,
-        "costs": scheduler.costs.to_dict(),
-        "budget": scheduler.budget,
-        "planned_cost": scheduler.planned_cost,
-        "calibration_cost": scheduler.calibration_cost,
-        "calibration_accuracy": None if decisions.utility is None else decisions.accuracy,
+        "unit": costs.unit,
+        "costs": costs.to_dict(),
+        "budget": evaluation.budget,
         "calibration_samples": len(records),
         "guarantee": scheduler.guarantee,
         "max_accuracy_drop": scheduler.max_accuracy_drop,
-        "exit_shares": decisions.exit_shares.tolist(),
-        "score": policy.score.name,
         "changes_predictions": scheduler.changes_predictions,
-        "thresholds": [threshold if enabled else None for threshold, enabled in pairs],
+        "table": evaluation.to_dict()["rows"],
+        "notes": list(evaluation.notes),
         "out": None if out is None else str(out),
+    }
+    if evaluation.budget is None:
+        return result
+    policy, decisions = scheduler.policy, evaluation.row("calibration")
+    pairs = zip(policy.thresholds.tolist(), policy.enabled.tolist(), strict=True)
+    return result | {
+        "planned_cost": scheduler.planned_cost,
+        "calibration_cost": scheduler.calibration_cost,
+        "calibration_accuracy": decisions.accuracy,
+        "exit_shares": list(decisions.exit_shares or ()),
+        "score": policy.score.name,
+        "thresholds": [threshold if enabled else None for threshold, enabled in pairs],
     }
 
 
-def _show(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    console, unit = output(), result["unit"]
-    console.print(f"[bold]{result['method']}[/bold] fitted to {result['calibration_samples']} calibration samples")
-    console.print(f"budget           {result['budget']:.6g} {unit} per sample")
-    console.print(f"planned cost     {result['planned_cost']:.6g} {unit}")
-    console.print(f"calibration cost {result['calibration_cost']:.6g} {unit}")
-    if result["max_accuracy_drop"] is not None:
-        drop = result["max_accuracy_drop"]
-        console.print(f"guaranteed       accuracy within {drop:.2%} of the last exit's, at {result['guarantee']:g}")
-    elif result["guarantee"] is not None:
-        console.print(f"guaranteed       mean cost within the budget on fresh data, at {result['guarantee']:g}")
-    if result["calibration_accuracy"] is not None:
-        console.print(f"calibration accuracy {result['calibration_accuracy']:.2%}")
-    table = Table("exit", f"cost ({unit})", "share", f"threshold ({result['score']} score)")
-    last = len(result["exit_shares"]) - 1
-    for k, share in enumerate(result["exit_shares"]):
-        threshold = None if k == last else result["thresholds"][k]
-        shown = "takes the rest" if k == last else "off" if threshold is None else f"{threshold:.4f}"
-        table.add_row(str(k + 1), f"{result['costs']['values'][k]:.6g}", f"{share:.1%}", shown)
-    console.print(table)
-    if result["changes_predictions"]:
-        console.print("it changes predictions: samples are answered by the exits so far combined")
-    if result["out"] is None:
-        console.print("not saved: give --out scheduler.safetensors to keep it")
-    else:
-        console.print(f"saved to {result['out']}", soft_wrap=True)
+def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None) -> None:
+    console = output()
+    console.print(str(evaluation), markup=False, soft_wrap=True)
+    if scheduler.max_accuracy_drop is not None:
+        drop = scheduler.max_accuracy_drop
+        console.print(f"Guaranteed: accuracy within {drop:.2%} of the last exit's, at {scheduler.guarantee:g}.")
+    elif scheduler.guarantee is not None:
+        console.print(f"Guaranteed: mean cost within the budget on fresh data, at {scheduler.guarantee:g}.")
+    if evaluation.budget is not None:
+        policy = scheduler.policy
+        pairs = zip(policy.thresholds.tolist(), policy.enabled.tolist(), strict=True)
+        shown = ", ".join(f"{threshold:.4f}" if enabled else "off" for threshold, enabled in pairs)
+        console.print(f"Thresholds ({policy.score.name} score): {shown}; the last exit takes the rest.", soft_wrap=True)
+    if out is None:
+        console.print("Not saved: give --out scheduler.safetensors to keep it.")
+        return
+    console.print(f"Saved to {out}", soft_wrap=True)
+    if evaluation.budget is None:
+        console.print(
+            f"It has a policy for every budget: eenet evaluate FRESH --scheduler {out} --budget 60%, or in Python "
+            "eenet.load_scheduler(...).at('60%'); for a bundle fit it with --budget.",
+            soft_wrap=True,
+        )

@@ -4,10 +4,12 @@ from eenet.evaluation._cells import Row as Row
 from eenet.evaluation._compare import compare
 from eenet.evaluation._comparison import Comparison
 from eenet.evaluation._comparison import Difference as Difference
+from eenet.evaluation._evaluate import Evaluation, evaluate
+from eenet.evaluation._evaluate import EvaluationRow as EvaluationRow
 from eenet.evaluation._figures import Curve as Curve
 from eenet.evaluation._figures import Point as Point
 from eenet.evaluation._figures import write_cost_figure as write_cost_figure
 from eenet.evaluation._figures import write_panels as write_panels
 from eenet.evaluation._oracle import Bound, oracle, random_mixture
 
-__all__ = ["Bound", "Comparison", "compare", "oracle", "random_mixture"]
+__all__ = ["Bound", "Comparison", "Evaluation", "compare", "evaluate", "oracle", "random_mixture"]

@@ -268,10 +268,10 @@ class Comparison:
         lines = [
             f"held-out accuracy in %, mean of {self.resplits} resplits; "
             f"budget in {self.costs.unit} and in % of {self.costs.reference_name}",
-            _table(accuracies),
+            text_table(accuracies),
             "",
             f"difference to {reference} at the same held-out cost, in points, with its standard error",
-            _table(signed),
+            text_table(signed),
         ]
         if self.changing:
             lines += ["", "* changes predictions: answers are the exits so far combined"]
@@ -361,7 +361,7 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(lines)
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def text_table(lines: Sequence[Sequence[str]]) -> str:
     """Lines of cells, the first of titles, as text: the first column to the left, the others to the right."""
     from rich.console import Console
     from rich.table import Table

@@ -296,6 +296,8 @@ class Scheduler:
             "planned_cost": chosen.planned_cost,
             "calibration_cost": chosen.calibration_cost,
         }
+        if chosen.accuracy is not None:
+            numbers["calibration_accuracy"] = chosen.accuracy
         self._state = _State(fitted, chosen.policy, numbers, promises)
         spendable = min(limit, self.costs[-1])
         if chosen.note is not None and chosen.calibration_cost < spendable * (1 - _UNSPENT):
@@ -397,6 +399,15 @@ class Scheduler:
         On fresh data it will differ: see held-out cost.
         """
         return self._number("calibration_cost")
+
+    @property
+    def calibration_accuracy(self) -> float | None:
+        """The accuracy on the same records; None without labels, and for files of early versions.
+
+        What was learned or searched on these records looks better on them than on fresh data.
+        """
+        self._number("budget")  # raises where there is no policy
+        return self._fitted_state().numbers.get("calibration_accuracy")
 
     @property
     def guarantee(self) -> float | str | None:

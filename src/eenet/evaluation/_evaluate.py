@@ -1,0 +1,304 @@
+"""One table of what a scheduler does, next to what there is without it: the plain network, single exits, bounds."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from eenet.costs import LAST, ExitCosts
+from eenet.errors import InvalidInputError, NotFittedError
+from eenet.evaluation._comparison import text_table
+from eenet.evaluation._oracle import oracle, random_mixture
+from eenet.records import ExitRecords
+from eenet.scheduler import Decisions, Scheduler
+
+_FRONTIER = 9
+"""How many budgets of a scheduler for all budgets are shown."""
+
+_PLAIN_NOTE = (
+    "The plain network's accuracy is the last exit's: the same weights without the early heads. Trained without exits "
+    "it may have another."
+)
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """One line of an `Evaluation`.
+
+    Parameters
+    ----------
+    name : str
+        What it is, in words.
+    kind : {"plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "held_out", "frontier"}
+        What it is: the plain network; an exit that all samples take; the best single exit, the best mixture of exits
+        and the oracle within the budget; the policy as planned, on the calibration records and on held-out ones; or
+        the policy for one of many budgets.
+    cost : float
+        Mean cost per sample, in the unit of the costs.
+    share : float
+        The cost, of the plain network's or where that is not known of the last exit's.
+    accuracy : float or None
+        Where it is known, in [0, 1].
+    cost_error, accuracy_error : float or None
+        Standard errors over the samples.
+    exit_shares : tuple of float or None
+        What part of the samples exits where.
+    budget : float or None
+        Of the policy for one of many budgets.
+    """
+
+    name: str
+    kind: str
+    cost: float
+    share: float
+    accuracy: float | None = None
+    cost_error: float | None = None
+    accuracy_error: float | None = None
+    exit_shares: tuple[float, ...] | None = None
+    budget: float | None = None
+
+    @property
+    def speed_up(self) -> float:
+        """How many times cheaper than the plain network, or where that is not known than the last exit."""
+        return 1 / self.share
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` gives; printing it shows the table.
+
+    Attributes
+    ----------
+    rows : tuple of EvaluationRow
+        The plain network where its cost is known, each exit, what the budget allows without a scheduler, the policy.
+    scheduler : str
+        Its name.
+    costs : ExitCosts
+        Of the exits.
+    samples : int
+        Of the records that the exits and bounds are about.
+    held_out : bool
+        Whether nothing was fitted to these records.
+    budget : float or None
+        In the unit of the costs; None for a scheduler for all budgets.
+    notes : tuple of str
+        What a reader should know beside the numbers.
+    """
+
+    rows: tuple[EvaluationRow, ...]
+    scheduler: str
+    costs: ExitCosts
+    samples: int
+    held_out: bool
+    budget: float | None
+    notes: tuple[str, ...] = ()
+
+    def row(self, kind: str) -> EvaluationRow:
+        """The first row of a kind; raises `InvalidInputError` where there is none."""
+        found = next((row for row in self.rows if row.kind == kind), None)
+        if found is None:
+            raise InvalidInputError(f"there is no row {kind!r}; there are {sorted({row.kind for row in self.rows})}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {
+            "scheduler": self.scheduler,
+            "unit": self.costs.unit,
+            "shares_of": self.costs.reference_name,
+            "samples": self.samples,
+            "held_out": self.held_out,
+            "budget": self.budget,
+            "rows": [{**asdict(row), "speed_up": row.speed_up} for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    @property
+    def title(self) -> str:
+        """What the table is about."""
+        what = "held-out" if self.held_out else "calibration"
+        budget = "all budgets" if self.budget is None else f"a budget of {self.costs.in_words(self.budget)}"
+        return f"{self.scheduler} for {budget}, on {self.samples} {what} samples"
+
+    def _lines(self) -> Iterator[list[str]]:
+        unit = self.costs.unit
+        of = "of last" if self.costs.plain is None else "of plain"
+        yield ["", f"cost ({unit})", of, "speed-up", "accuracy", "exit shares"]
+        for row in self.rows:
+            shares = "" if row.exit_shares is None else " ".join(f"{share:.1%}" for share in row.exit_shares)
+            yield [
+                row.name,
+                f"{row.cost:.4g}" + ("" if row.cost_error is None else f" ± {row.cost_error:.2g}"),
+                f"{row.share:.1%}",
+                f"{row.speed_up:.2f}",
+                _accuracy(row),
+                shares,
+            ]
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, "", text_table(list(self._lines())), "", *self.notes])
+
+    def _repr_html_(self) -> str:
+        def cells(tag: str, line: Sequence[str]) -> str:
+            return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in line)}</tr>"
+
+        head, *lines = self._lines()
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        rows = cells("th", head) + "".join(cells("td", line) for line in lines)
+        return f"<p>{html.escape(self.title)}</p><table>{rows}</table>{notes}"
+
+
+def evaluate(
+    scheduler: Scheduler, held_out: ExitRecords | None = None, *, calibration: ExitRecords | None = None
+) -> Evaluation:
+    """One table: the plain network, each exit, what the budget allows without a scheduler, and the scheduler's policy.
+
+    The best single exit, the best mixture of exits and the oracle, which knows the labels, are taken at the budget.
+    What stands without a standard error is planned, or known from the fit.
+
+    Parameters
+    ----------
+    scheduler : Scheduler
+        Fitted for a budget, or for all: then there is a row for each of several budgets.
+    held_out : ExitRecords, optional
+        Records that the scheduler has not seen. Without labels only costs and exit shares are known.
+    calibration : ExitRecords, optional
+        The records that it was fitted to. They are shown where there are no held-out ones, and give the row of the
+        calibration its standard errors.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    InvalidInputError
+        Without records, or for records of other exits or classes.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.evaluation import evaluate
+    >>> from eenet.testing import toy_records
+    >>> costs = eenet.ExitCosts([1.0, 2.0, 3.0], plain=2.8)
+    >>> scheduler = eenet.MaxProbability().fit(toy_records(), costs, "60%")
+    >>> table = evaluate(scheduler, toy_records(seed=1))
+    >>> table.row("held_out").accuracy > table.row("single").accuracy
+    True
+    """
+    records = held_out if held_out is not None else calibration
+    if records is None:
+        raise InvalidInputError("there are no records; give held_out=..., or calibration=... as eenet fit does")
+    costs = scheduler.costs
+    costs.require_exits(records.num_exits)
+    fresh = held_out is not None
+    utility = None if records.utility is None else records.utility.astype(np.float64)
+    accuracies = [_mean(values) for values in utility] if utility is not None else [(None, None)] * len(costs)
+    rows = []
+
+    def add(name: str, kind: str, cost: float, **more: Any) -> None:
+        rows.append(EvaluationRow(name, kind, cost, cost / costs.reference, **more))
+
+    if costs.plain is not None:
+        accuracy, error = accuracies[-1]
+        add("plain network", "plain", costs.plain, accuracy=accuracy, accuracy_error=error)
+    last = len(costs) - 1
+    for k, (accuracy, error) in enumerate(accuracies):
+        name = f"exit {k}" + (" (last)" if k == last else "")
+        add(name, "exit", costs[k], accuracy=accuracy, accuracy_error=error)
+    notes = []
+    if utility is None:
+        notes.append("The records have no labels, so accuracies are not known.")
+    elif costs.plain is not None:
+        notes.append(_PLAIN_NOTE)
+    if costs.reference_name == LAST:
+        notes.append(
+            "The plain network's cost is not known, so shares are of the last exit, which passes all heads: profile "
+            "with eenet profile, or give --plain or ExitCosts(..., plain=...)."
+        )
+    budget = _budget_of(scheduler)
+    if budget is None:
+        for limit in _some_budgets(scheduler):
+            policy = _of(scheduler.at(limit).replay(records))
+            add(f"policy for {limit:.4g} {costs.unit}", "frontier", policy.pop("cost"), budget=limit, **policy)
+        return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, None, tuple(notes))
+    if utility is not None:
+        limit = min(budget, costs[-1])
+        fits = [k for k in range(len(costs)) if costs[k] <= limit * (1 + 1e-12)]
+        best = max(fits, key=lambda k: (accuracies[k][0] or 0.0, -k))
+        add(
+            f"best exit in the budget: exit {best}",
+            "single",
+            costs[best],
+            accuracy=accuracies[best][0],
+            accuracy_error=accuracies[best][1],
+        )
+        for name, kind, bound in (
+            ("best mixture in the budget", "mixture", random_mixture(records, costs, limit)),
+            ("oracle in the budget (knows the labels)", "oracle", oracle(records, costs, limit)),
+        ):
+            add(name, kind, bound.cost, accuracy=bound.accuracy)
+    add("policy, planned", "planned", scheduler.planned_cost)
+    if calibration is not None:
+        add("policy, calibration", "calibration", **_of(scheduler.replay(calibration)))
+    else:
+        add("policy, calibration", "calibration", scheduler.calibration_cost, accuracy=scheduler.calibration_accuracy)
+    if held_out is not None:
+        decisions = scheduler.replay(held_out)
+        add("policy, held out", "held_out", **_of(decisions))
+        notes.insert(0, _spent(decisions, budget))
+    if scheduler.changes_predictions:
+        notes.append("It changes predictions: samples are answered by the exits so far combined.")
+    return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, budget, tuple(notes))
+
+
+def _mean(values: Any) -> tuple[float, float]:
+    """The mean of n numbers, and its standard error."""
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def _of(decisions: Decisions) -> dict[str, Any]:
+    """The columns of a policy."""
+    cost, cost_error = _mean(decisions.sample_costs)
+    accuracy, error = (None, None) if decisions.utility is None else _mean(decisions.utility.astype(np.float64))
+    return {
+        "cost": cost,
+        "cost_error": cost_error,
+        "accuracy": accuracy,
+        "accuracy_error": error,
+        "exit_shares": tuple(decisions.exit_shares.tolist()),
+    }
+
+
+def _spent(decisions: Decisions, budget: float) -> str:
+    over = decisions.mean_cost / budget - 1
+    _, error = _mean(decisions.sample_costs)
+    times = f", {abs(decisions.mean_cost - budget) / error:.1f} standard errors" if error > 0 else ""
+    return f"Held-out cost: {abs(over):.1%} {'over' if over > 0 else 'under'} the budget{times}."
+
+
+def _budget_of(scheduler: Scheduler) -> float | None:
+    """The budget it is fitted for; None where that is any."""
+    try:
+        return scheduler.budget
+    except NotFittedError:
+        return None
+
+
+def _some_budgets(scheduler: Scheduler) -> list[float]:
+    """From the cheapest to the most expensive, about evenly: few enough for a table."""
+    budgets = scheduler.table.budgets
+    rows = np.unique(np.linspace(0, len(budgets) - 1, _FRONTIER).round().astype(np.intp))
+    chosen: list[float] = budgets[rows].tolist()
+    return chosen
+
+
+def _accuracy(row: EvaluationRow) -> str:
+    if row.accuracy is None:
+        return ""
+    return f"{row.accuracy:.2%}" + ("" if row.accuracy_error is None else f" ± {row.accuracy_error:.2%}")

@@ -1,0 +1,154 @@
+"""The one table of what a scheduler does: what its rows are, and at which cost they are compared."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eenet
+from eenet import ExitCosts, ExitRecords, MaxProbability, Static
+from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.evaluation import evaluate, oracle, random_mixture
+from eenet.testing import toy_records
+
+COSTS = ExitCosts([1.0, 2.0, 3.0], plain=2.8)
+BUDGET = 0.6 * 2.8
+CALIBRATION, FRESH = toy_records(seed=0), toy_records(seed=1)
+FITTED = MaxProbability().fit(CALIBRATION, COSTS, "60%")
+
+
+def test_rows_from_the_plain_network_to_the_policy() -> None:
+    table = evaluate(FITTED, FRESH)
+    assert [row.kind for row in table.rows] == [
+        "plain", "exit", "exit", "exit", "single", "mixture", "oracle", "planned", "calibration", "held_out"
+    ]  # fmt: skip
+    assert (table.samples, table.held_out, table.budget) == (600, True, pytest.approx(BUDGET))
+    plain, *exits = table.rows[:4]
+    for k, row in enumerate(exits):
+        assert (row.cost, row.share) == (COSTS[k], pytest.approx(COSTS[k] / 2.8))
+        assert row.accuracy == pytest.approx(FRESH.accuracies[k])
+        assert row.accuracy_error == pytest.approx(FRESH.require_utility()[k].std() / np.sqrt(600), rel=1e-5)
+    assert (plain.cost, plain.share, plain.speed_up, plain.accuracy) == (2.8, 1.0, 1.0, exits[-1].accuracy)
+    decisions = FITTED.replay(FRESH)
+    held_out = table.row("held_out")
+    assert (held_out.cost, held_out.accuracy) == (pytest.approx(decisions.mean_cost), decisions.accuracy)
+    assert held_out.cost_error == pytest.approx(decisions.sample_costs.std() / np.sqrt(600))
+    assert held_out.exit_shares == tuple(decisions.exit_shares.tolist())
+    assert held_out.speed_up == pytest.approx(2.8 / decisions.mean_cost)
+    assert table.row("planned").cost == FITTED.planned_cost
+    assert table.row("calibration").cost == FITTED.calibration_cost
+    assert table.row("calibration").accuracy == FITTED.replay(CALIBRATION).accuracy
+
+
+def test_bounds_are_taken_at_the_budget_and_not_at_the_realized_cost() -> None:
+    # Case S2: all samples leave at the first exit, which says nothing, and an oracle at that cost knew nothing either.
+    budget = 2.5
+    lazy = Static(0).fit(FRESH, COSTS, budget)
+    table = evaluate(lazy, FRESH)
+    assert table.row("held_out").cost == 1.0
+    assert table.row("oracle").accuracy == oracle(FRESH, COSTS, budget).accuracy > oracle(FRESH, COSTS, 1.0).accuracy
+    assert table.row("mixture").accuracy == random_mixture(FRESH, COSTS, budget).accuracy
+    assert (table.row("single").cost, table.row("single").accuracy) == (2.0, pytest.approx(FRESH.accuracies[1]))
+    assert table.row("single").accuracy > table.row("held_out").accuracy, "that it is lazy cannot be overlooked"
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 99), share=st.floats(0, 1), exits=st.integers(2, 4))
+def test_what_is_in_the_budget_costs_at_most_the_budget_and_bounds_are_in_order(
+    seed: int, share: float, exits: int
+) -> None:
+    records = toy_records(samples=40, exits=exits, seed=seed)
+    costs = ExitCosts(np.arange(1.0, exits + 1) ** 2, plain=exits**2 * 0.9)
+    budget = costs[0] + share * (costs[-1] - costs[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)
+        table = evaluate(MaxProbability().fit(records, costs, budget), calibration=records)
+    single, mixture, best = (table.row(kind) for kind in ("single", "mixture", "oracle"))
+    for row in (single, mixture, best, table.row("calibration")):
+        assert row.cost <= budget * (1 + 1e-9)
+    accuracies = [row.accuracy or 0.0 for row in (single, mixture, best)]
+    assert accuracies == sorted(accuracies)
+    assert (table.row("calibration").accuracy or 0.0) <= accuracies[-1] + 1e-9
+    assert table.held_out is False
+
+
+def test_a_budget_above_the_last_exit_is_compared_at_the_last_exit() -> None:
+    with pytest.warns(ReliabilityWarning, match="above the last exit"):
+        fitted = MaxProbability().fit(CALIBRATION, COSTS, 4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert evaluate(fitted, FRESH).row("mixture").cost <= 3.0
+
+
+def test_all_budgets_from_the_cheapest_to_the_most_expensive() -> None:
+    fitted = MaxProbability().fit(CALIBRATION, COSTS)
+    table = evaluate(fitted, FRESH)
+    rows = [row for row in table.rows if row.kind == "frontier"]
+    budgets = [row.budget for row in rows]
+    assert budgets[0] == 1.0
+    assert budgets[-1] == 3.0
+    assert budgets == sorted(set(budgets))
+    for row in rows:
+        assert row.budget is not None
+        assert row.accuracy == fitted.at(row.budget).replay(FRESH).accuracy
+    assert table.budget is None
+    assert "for all budgets" in str(table)
+    with pytest.raises(InvalidInputError, match=r"no row 'oracle'; there are \['exit', 'frontier', 'plain'\]"):
+        table.row("oracle")
+
+
+def test_printed_it_says_what_percentages_are_of() -> None:
+    text = str(evaluate(FITTED, FRESH))
+    assert text.startswith(
+        "MaxProbability for a budget of 1.68 ms (60% of the plain network), on 600 held-out samples\n"
+    )
+    for word in ("of plain", "plain network", "exit 2 (last)", "best exit in the budget: exit 0", "107.1%", "±"):
+        assert word in text
+    assert re.search(r"Held-out cost: \d+\.\d% (over|under) the budget, \d+\.\d standard errors\.", text)
+    assert "Trained without exits it may have another" in text
+    assert text.replace("<", "&lt;").count("%") > 20
+    without = str(evaluate(MaxProbability().fit(CALIBRATION, ExitCosts([1, 2, 3]), "60%"), FRESH))
+    assert "1.8 ms (60% of the last exit)" in without
+    assert "The plain network's cost is not known, so shares are of the last exit" in without
+    assert "of plain" not in without
+
+
+def test_as_data_and_in_a_notebook() -> None:
+    table = evaluate(FITTED, FRESH, calibration=CALIBRATION)
+    data = json.loads(json.dumps(table.to_dict()))
+    assert data["shares_of"] == "the plain network"
+    assert len(data["rows"]) == len(table.rows)
+    assert data["rows"][0]["speed_up"] == 1.0
+    page = table._repr_html_()
+    assert page.count("<tr>") == len(table.rows) + 1
+    assert table.row("calibration").accuracy_error is not None
+
+
+def test_records_without_labels_have_costs_and_shares() -> None:
+    unlabeled = ExitRecords(FRESH.probabilities, FRESH.predictions)
+    table = evaluate(FITTED, unlabeled)
+    assert {row.kind for row in table.rows} == {"plain", "exit", "planned", "calibration", "held_out"}
+    assert table.row("held_out").accuracy is None
+    assert table.row("held_out").cost == pytest.approx(FITTED.replay(FRESH).mean_cost)
+    assert "have no labels" in str(table)
+
+
+def test_what_is_known_of_the_calibration_is_saved(tmp_path: object) -> None:
+    path = f"{tmp_path}/scheduler.safetensors"
+    FITTED.save(path)
+    loaded = eenet.load_scheduler(path)
+    assert loaded.calibration_accuracy == FITTED.calibration_accuracy == FITTED.replay(CALIBRATION).accuracy
+    assert evaluate(loaded, FRESH) == evaluate(FITTED, FRESH)
+
+
+def test_records_of_other_exits_or_none_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match=r"there are no records; give held_out=..., or calibration="):
+        evaluate(FITTED)
+    with pytest.raises(InvalidInputError, match="costs are for 3 exits, the records or the model have 2"):
+        evaluate(FITTED, toy_records(exits=2))
