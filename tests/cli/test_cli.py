@@ -82,9 +82,9 @@ class TestFit:
         # A table from elsewhere has another plain network than the one that was measured with it.
         path = tmp_path / "costs.json"
         path.write_text(json.dumps(eenet.ExitCosts([2, 4, 5], plain=4.0).to_dict()))
-        words = ("fit", predictions, "--prefix", "val_", "--costs", path, "--budget", "75%", "--method", "max_prob")
-        assert json.loads(run(*words, "--json").stdout)["budget"] == 3.0
-        assert json.loads(run(*words, "--plain", "4.8", "--json").stdout)["budget"] == pytest.approx(3.6)
+        measured = ("fit", predictions, "--prefix", "val_", "--costs", path, "--budget", "75%", "--method", "max_prob")
+        assert json.loads(run(*measured, "--json").stdout)["budget"] == 3.0
+        assert json.loads(run(*measured, "--plain", "4.8", "--json").stdout)["budget"] == pytest.approx(3.6)
 
     def test_without_a_budget_it_shows_the_frontier_and_saves_a_policy_for_every_budget(
         self, predictions: Path, tmp_path: Path

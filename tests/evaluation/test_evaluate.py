@@ -28,16 +28,19 @@ def test_rows_from_the_plain_network_to_the_policy() -> None:
     assert [row.kind for row in table.rows] == [
         "plain", "exit", "exit", "exit", "single", "mixture", "oracle", "planned", "calibration", "held_out"
     ]  # fmt: skip
-    assert (table.samples, table.held_out, table.budget) == (600, True, pytest.approx(BUDGET))
+    assert (table.samples, table.held_out) == (600, True)
+    assert table.budget == pytest.approx(BUDGET)
     plain, *exits = table.rows[:4]
     for k, row in enumerate(exits):
-        assert (row.cost, row.share) == (COSTS[k], pytest.approx(COSTS[k] / 2.8))
+        assert row.cost == COSTS[k]
+        assert row.share == pytest.approx(COSTS[k] / 2.8)
         assert row.accuracy == pytest.approx(FRESH.accuracies[k])
         assert row.accuracy_error == pytest.approx(FRESH.require_utility()[k].std() / np.sqrt(600), rel=1e-5)
     assert (plain.cost, plain.share, plain.speed_up, plain.accuracy) == (2.8, 1.0, 1.0, exits[-1].accuracy)
     decisions = FITTED.replay(FRESH)
     held_out = table.row("held_out")
-    assert (held_out.cost, held_out.accuracy) == (pytest.approx(decisions.mean_cost), decisions.accuracy)
+    assert held_out.cost == pytest.approx(decisions.mean_cost)
+    assert held_out.accuracy == pytest.approx(decisions.accuracy)
     assert held_out.cost_error == pytest.approx(decisions.sample_costs.std() / np.sqrt(600))
     assert held_out.exit_shares == tuple(decisions.exit_shares.tolist())
     assert held_out.speed_up == pytest.approx(2.8 / decisions.mean_cost)
@@ -54,8 +57,9 @@ def test_bounds_are_taken_at_the_budget_and_not_at_the_realized_cost() -> None:
     assert table.row("held_out").cost == 1.0
     assert table.row("oracle").accuracy == oracle(FRESH, COSTS, budget).accuracy > oracle(FRESH, COSTS, 1.0).accuracy
     assert table.row("mixture").accuracy == random_mixture(FRESH, COSTS, budget).accuracy
-    assert (table.row("single").cost, table.row("single").accuracy) == (2.0, pytest.approx(FRESH.accuracies[1]))
-    assert table.row("single").accuracy > table.row("held_out").accuracy, "that it is lazy cannot be overlooked"
+    assert table.row("single").cost == 2.0
+    assert table.row("single").accuracy == pytest.approx(FRESH.accuracies[1])
+    assert table.row("held_out").accuracy == pytest.approx(FRESH.accuracies[0]), "that it is lazy cannot be overlooked"
 
 
 @settings(max_examples=25)
@@ -90,7 +94,7 @@ def test_all_budgets_from_the_cheapest_to_the_most_expensive() -> None:
     fitted = MaxProbability().fit(CALIBRATION, COSTS)
     table = evaluate(fitted, FRESH)
     rows = [row for row in table.rows if row.kind == "frontier"]
-    budgets = [row.budget for row in rows]
+    budgets = [row.budget for row in rows if row.budget is not None]
     assert budgets[0] == 1.0
     assert budgets[-1] == 3.0
     assert budgets == sorted(set(budgets))
