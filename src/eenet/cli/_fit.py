@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,13 +44,16 @@ def fit(
         ),
     ] = "eenet",
     guarantee: Annotated[
-        float | None, typer.Option(help="Keep the budget on fresh data with this probability, such as 0.95.")
+        str | None,
+        typer.Option(
+            help="Keep what is promised on fresh data with this probability, such as 0.95; or mean: on average."
+        ),
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
             "--max-accuracy-drop",
-            help="In place of a budget: the cheapest policy at most so much below the last exit's accuracy.",
+            help="The cheapest policy at most so much below the last exit's accuracy; with a budget: in it too.",
         ),
     ] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
@@ -86,14 +90,21 @@ def fit(
     records, in_file = read_predictions(predictions, prefix)
     table = read_costs(costs, unit, batch_size, in_file, plain)
     amount = None if budget is None else with_unit(budget, table)
-    scheduler.fit(records, table, amount, guarantee=guarantee, max_accuracy_drop=max_accuracy_drop)
+    scheduler.fit(records, table, amount, guarantee=_level(guarantee), max_accuracy_drop=max_accuracy_drop)
     if out is not None:
         scheduler.save(out)
     evaluation = evaluate(scheduler, calibration=records)
     if json_output:
         print_json(_result(scheduler, method, records, evaluation, out))
     else:
-        _show(scheduler, evaluation, out)
+        _show(scheduler, evaluation, out, in_budget=amount is not None)
+
+
+def _level(guarantee: str | None) -> float | str | None:
+    """What `fit` takes, which refuses what is neither a probability nor "mean"."""
+    with suppress(ValueError):
+        return None if guarantee is None else float(guarantee)
+    return guarantee
 
 
 def _scheduler(method: str, seed: int) -> Scheduler:
@@ -139,14 +150,18 @@ def _result(
     }
 
 
-def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None) -> None:
+def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None, *, in_budget: bool) -> None:
     console = output()
     console.print(str(evaluation), markup=False, soft_wrap=True)
-    if scheduler.max_accuracy_drop is not None:
-        drop = scheduler.max_accuracy_drop
-        console.print(f"Guaranteed: accuracy within {drop:.2%} of the last exit's, at {scheduler.guarantee:g}.")
-    elif scheduler.guarantee is not None:
-        console.print(f"Guaranteed: mean cost within the budget on fresh data, at {scheduler.guarantee:g}.")
+    if scheduler.guarantee is not None:
+        promised = []
+        if in_budget or scheduler.max_accuracy_drop is None:
+            promised.append("mean cost within the budget" + ("" if evaluation.budget else " (of one policy at a time)"))
+        if scheduler.max_accuracy_drop is not None:
+            promised.append(f"accuracy within {scheduler.max_accuracy_drop:.2%} of the last exit's")
+        level = scheduler.guarantee
+        how = "on average over calibrations" if isinstance(level, str) else f"with probability {level:g}"
+        console.print(f"Guaranteed on fresh data: {' and '.join(promised)}, {how}.", soft_wrap=True)
     if evaluation.budget is not None:
         policy = scheduler.policy
         pairs = zip(policy.thresholds.tolist(), policy.enabled.tolist(), strict=True)
