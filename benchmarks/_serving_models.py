@@ -128,7 +128,8 @@ def inputs_of(name: str) -> NDArray[np.float32]:
 def export_bundle(folder: Path) -> None:
     """Write the network of "cpu" as a bundle of ONNX graphs."""
     model, scheduler = network_and_scheduler("cpu")
-    eenet.export(model, scheduler, folder, example=torch.from_numpy(images(_SIZES["cpu"])[:64]))
+    example = torch.from_numpy(images(_SIZES["cpu"])[:64])
+    eenet.export(model, scheduler, folder, example=example, measure=False)
 
 
 def model(name: str, unit: float, bundle: Path | None = None) -> Any:

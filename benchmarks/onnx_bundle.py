@@ -12,6 +12,10 @@ apart     the bundle's stages and heads alone, as in no_exit, without decisions
 inside    the same with each head inside its stage's graph
 unseen    the same graphs where no head is looked at: only the paths to the live tensors are asked for
 mix       the bundle with the 40/30/20/10 % policy
+
+And whether the cost that a bundle reports is what it takes: the bundle is measured at a batch size and planned for 70 %
+of the plain network (`eenet.bundle.measure`). Then the mean cost of the images by these costs, and the plain network's,
+are compared with the time that the bundle and the plain network take for them, in turns: `--only costs` alone.
 """
 
 from __future__ import annotations
@@ -60,6 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long to measure each batch size")
     parser.add_argument("--threads", type=int, default=2, help="threads for PyTorch and for ONNX Runtime")
     parser.add_argument("--batch-sizes", type=int, nargs="+", choices=sorted(POOLS), default=sorted(POOLS))
+    parser.add_argument("--only", choices=("costs",), help="only compare reported with measured costs")
+    parser.add_argument("--network", default="torchvision:resnet50", help="for --only costs: another network")
+    parser.add_argument(
+        "--exits", nargs="+", default=["layer1", "layer2", "layer3"], help="for --only costs: its exits"
+    )
+    parser.add_argument("--size", type=int, default=224, help="for --only costs: of its images")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
@@ -68,6 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"ONNX Runtime {found['onnxruntime']}, {options.threads} threads for both\n", flush=True)
 
     torch.manual_seed(0)
+    if options.only == "costs":
+        costs = _costs(
+            options.network, options.exits, options.size, options.threads, options.batch_sizes, options.seconds
+        )
+        if options.json:
+            data = {"machine": found, "threads": options.threads, "costs": costs}
+            options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        return 0
     network = eenet.build_network("torchvision:resnet50").eval()
     images = noise(max(POOLS[size] for size in options.batch_sizes))
     model = eenet.attach(network, ["layer1", "layer2", "layer3"], num_classes=1000, example=images[:2]).eval()
@@ -87,8 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             pool = images[: POOLS[size]]
             results.append(_measure(network, model, bundle, inside, whole, pool, size, options.seconds))
             print(_table(results[-1]), flush=True)
+    costs = _costs(options.network, options.exits, options.size, options.threads, options.batch_sizes, options.seconds)
     if options.json:
         data = {"machine": found, "threads": options.threads, "loading_seconds": seconds, "results": results}
+        data["costs"] = costs
         options.json.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return 0
 
@@ -111,8 +131,76 @@ def _whole(network: nn.Module, images: Tensor, threads: int) -> Callable[[NDArra
 
 def _export(model: eenet.MultiExitModel, images: Tensor, folder: Path, threads: int) -> LoadedBundle:
     records = eenet.collect(model, [images])
-    eenet.export(model, fixed(records, SHARES), folder, example=images)
+    eenet.export(model, fixed(records, SHARES), folder, example=images, measure=False)
     return eenet.bundle.onnx.load(folder, threads=threads)
+
+
+def _costs(
+    name: str, exits: Sequence[str], side: int, threads: int, sizes: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
+    """Reported and measured milliseconds per image, at each batch size."""
+    network = eenet.build_network(name).eval()
+    images = torch.randn(max(POOLS[size] for size in sizes), 3, side, side)
+    model = eenet.attach(network, list(exits), example=images[:2]).eval()
+    records = eenet.collect(model, list(torch.split(images, 8)))
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts(np.arange(1.0, model.num_exits + 1)), "70%")
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "bundle"
+        eenet.export(model, scheduler, place, example=images[:16], measure=False, records=records, threads=threads)
+        print("reported and measured cost, ms per image")
+        for size in sizes:
+            bundle = eenet.bundle.measure(
+                place, batch_sizes=[size], batch_size=size, seconds=seconds / 4, threads=threads, budget="70%"
+            )
+            found.append(_reported_and_measured(bundle, images[: POOLS[size]], size, seconds / 2))
+            print(_costs_table(found[-1]), flush=True)
+    return found
+
+
+def _reported_and_measured(bundle: LoadedBundle, images: Tensor, size: int, seconds: float) -> dict[str, Any]:
+    runtime = require("onnxruntime", "export")
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = bundle.threads
+    graph = bundle.manifest.data["plain"]
+    content = bundle.manifest.read(graph) if graph is not None else None
+    session = (
+        None if content is None else runtime.InferenceSession(content, settings, providers=["CPUExecutionProvider"])
+    )
+    batches = [batch.numpy() for batch in torch.split(images, size)]
+    taken = np.concatenate([bundle(batch).exits for batch in batches])
+    variants = ("bundle", *(() if session is None else ("plain",)))
+
+    def run(variant: str, index: int) -> tuple[float, float]:
+        if variant == "bundle" or session is None:
+            return timed(bundle, batches[index])
+        return timed(session.run, None, {session.get_inputs()[0].name: batches[index]})
+
+    rounds = rounds_of(run, len(batches), seconds, f"batch {size}: rounds", variants) / len(images) * 1000
+    profile = bundle.manifest.data["profile"]
+    result: dict[str, Any] = {"batch_size": size, "exit_shares": (np.bincount(taken) / len(taken)).tolist()}
+    for c, (clock, unit) in enumerate((("wall", "ms"), ("CPU", "cpu_ms"))):
+        reported = {
+            "bundle": float(np.array(profile["costs"][unit][0])[taken].mean()),
+            "plain": profile["plain"][unit][0],
+        }
+        for i, variant in enumerate(variants):
+            measured = spread(rounds[:, i, c])
+            result[f"{variant}, {clock}"] = {"reported": reported[variant], "measured": measured}
+    return result
+
+
+def _costs_table(result: dict[str, Any]) -> str:
+    shares = "/".join(f"{100 * share:.0f}" for share in result["exit_shares"])
+    lines = [
+        f"batch {result['batch_size']}, exits {shares} %",
+        f"  {'':<14}{'reported':>10}{'measured':>24}{'ratio':>8}",
+    ]
+    for name, values in result.items():
+        if isinstance(values, dict):
+            ratio = values["reported"] / values["measured"]["median"]
+            lines.append(f"  {name:<14}{values['reported']:>10.3f}{cell(values['measured'], 3):>24}{ratio:>8.3f}")
+    return "\n".join(lines) + "\n"
 
 
 def _inside(bundle: LoadedBundle, threads: int) -> Callable[..., None]:

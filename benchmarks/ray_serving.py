@@ -125,7 +125,7 @@ def batching(calls: int, rounds: int) -> str:
     model, scheduler, x = toy_model()
     with tempfile.TemporaryDirectory() as folder:
         bundle = str(Path(folder) / "bundle")
-        eenet.export(model, scheduler, bundle, example=x)
+        eenet.export(model, scheduler, bundle, example=x, measure=False)
         ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
         try:
             handles = {}
@@ -171,7 +171,7 @@ def tensors(requests: int, rounds: int) -> str:
         port = one.getsockname()[1]
         one.close()
         bundle = str(Path(folder) / "bundle")
-        eenet.export(model, scheduler, bundle, example=x)
+        eenet.export(model, scheduler, bundle, example=x, measure=False)
         for _ in range(rounds):
             for name, inline in (("by value", 10**9), ("by reference", 0)):
                 options = RayOptions(

@@ -30,21 +30,6 @@ for _library in ("onnx", "onnxscript", "onnxruntime"):
 SOURCE = Path(eenet.__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Gives case and folder of an exported bundle by the name of its case; each is exported once."""
-    made: dict[str, tuple[Case, Path]] = {}
-
-    def give(name: str) -> tuple[Case, Path]:
-        if name not in made:
-            case, folder = CASES[name](), tmp_path_factory.mktemp("bundles") / name
-            case.export(folder)
-            made[name] = (case, folder)
-        return made[name]
-
-    return give
-
-
 @pytest.fixture
 def copied(exported: Any, tmp_path: Path) -> Path:
     """A copy of the bundle of the small convolutional network, to be damaged."""

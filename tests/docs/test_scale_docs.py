@@ -48,7 +48,7 @@ def test_the_other_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     demo_folder()
     for name in ("bundle", "digits-bundle"):
-        run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", name)
+        run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", name, "--seconds", "0")
     others = [words for words, _ in commands() if words[1] != "plan"]
     assert [words[1] for words in others] == ["serve", "predict"]
     for words in others:

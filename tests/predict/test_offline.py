@@ -315,7 +315,7 @@ class TestCommands:
     def test_export_then_predict(self, made: Path) -> None:
         np.save("samples.npy", np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32))
         Path("classes.txt").write_text("\n".join("abcde"))
-        words = ("--scheduler", "s.safetensors", "--out", "bundle", "--samples", "samples.npy")
+        words = ("--scheduler", "s.safetensors", "--out", "bundle", "--samples", "samples.npy", "--seconds", "0")
         found = json.loads(run("export", "mine:make", *words, "--classes", "classes.txt", "--json").stdout)
         assert found["verified"]["samples"] == 20
         assert found["class_names"] == list("abcde")
@@ -324,7 +324,10 @@ class TestCommands:
         rows = table(Path("a.parquet"))
         answers = eenet.bundle.load("bundle")(np.load("samples.npy"))
         assert rows["exit"] == answers.exits.tolist()
-        assert done["mean_cost"] == pytest.approx(np.array([1.0, 2.0, 3.0])[answers.exits].mean())
+        costs = eenet.bundle.load("bundle").costs
+        assert done["mean_cost"] == pytest.approx(costs.values[answers.exits].mean())
+        assert done["costs_from"].startswith("measured in ONNX Runtime")
+        assert done["measured_ms"] > 0
         assert "20 rows; 0 could not be read" in run("predict", "bundle", "samples.npy", "--out", "b.parquet").stdout
 
     def test_what_does_not_fit_is_one_line(self, made: Path) -> None:
@@ -342,7 +345,7 @@ class TestCommands:
         pytest.importorskip("lightning_fabric")
         monkeypatch.chdir(tmp_path)
         demo_folder()
-        run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", "bundle")
+        run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", "bundle", "--seconds", "0")
         loaded = eenet.bundle.load("bundle")
         assert loaded.manifest.data["verified"]["samples"] == 100
         made = loaded.preprocessing([Path("digits/0.png")])["x"]
@@ -358,7 +361,7 @@ def test_a_model_that_can_be_built_again_runs_from_a_bundle_of_weights(tmp_path:
     x = torch.randn(24, 3, 32, 32)
     records = eenet.collect(model, [x])
     scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
-    eenet.export(model, scheduler, tmp_path / "bundle", example=x, backend="torch")
+    eenet.export(model, scheduler, tmp_path / "bundle", example=x, backend="torch", measure=False)
     loaded = eenet.bundle.load(tmp_path / "bundle")
     np.testing.assert_array_equal(loaded(x.numpy()).exits, scheduler.replay(records).exits)
     assert not list((tmp_path / "bundle").rglob("*.pt*"))

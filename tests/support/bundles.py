@@ -41,8 +41,9 @@ class Case:
         return next(iter(inputs.values())) if len(inputs) == 1 else inputs
 
     def export(self, folder: Path, **options: Any) -> LoadedBundle:
-        """The bundle of it."""
-        return eenet.export(self.model, self.scheduler, folder, example=self.call(self.inputs), **options)
+        """The bundle of it; unless it is to be measured, with the scheduler as it is."""
+        given = {"measure": False, "example": self.call(self.inputs), **options}
+        return eenet.export(self.model, self.scheduler, folder, **given)
 
     def records(self, inputs: Inputs) -> eenet.ExitRecords:
         """What the model says of some samples."""

@@ -8,16 +8,18 @@ if TYPE_CHECKING:
     from eenet.bundle._load import LoadedBundle as LoadedBundle
     from eenet.bundle._load import load as load
     from eenet.bundle._manifest import sealed as sealed
+    from eenet.bundle._plan import measure as measure
 
 _HOMES = {
     "LoadedBundle": "_load",
     "export": "_export",
     "load": "_load",
+    "measure": "_plan",
     "sealed": "_manifest",
 }
 
 
-__all__ = ["LoadedBundle", "export", "load"]
+__all__ = ["LoadedBundle", "export", "load", "measure"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,22 +15,29 @@ import torch
 from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
-from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs
+from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs, plain_graph
 from eenet.bundle._load import LoadedBundle, load
-from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, sealed
+from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, read_manifest, sealed
+from eenet.bundle._measure import BATCH_SIZES, described
+from eenet.bundle._plan import RECORDS, budgets_of, compact, plan_here, require_fitting
 from eenet.bundle._verify import verify
+from eenet.costs import Budget
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.models._multi_exit import require_exits
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
+from eenet.records import ExitRecords
 from eenet.runtime import TensorSpec
 from eenet.runtime._adaptive import require_scheduler, tensor_spec
 from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task
 
-SCHEDULER, MODEL = "scheduler.safetensors", "model"
+SCHEDULER, MODEL, PLAIN = "scheduler.safetensors", "model", "plain.onnx"
+
+_SMALL_GRAPH = 16 * 1024 * 1024
+"""Up to this size a bundle carries the plain network too, so that another machine can measure it."""
 
 
 def export(
@@ -43,8 +50,20 @@ def export(
     preprocessing: Preprocessing | None = None,
     class_names: Sequence[str] | None = None,
     opset: int = DEFAULT_OPSET,
+    records: ExitRecords | None = None,
+    keep_labels: bool = True,
+    budget: Budget | None = None,
+    measure: bool = True,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    seconds: float = 1.0,
+    threads: int | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> LoadedBundle:
     """Write a bundle: what runs the stages, the scheduler, its costs and budgets, checksums; and load it.
+
+    The bundle is measured in the runtime that runs it, in turns with the plain network, and its budget is planned again
+    in these costs: the scheduler in it is fitted to the calibration records at the same share of the plain network's
+    cost that `scheduler` has, or of the last exit's where the plain network's is not known.
 
     Before the bundle appears it is compared with the model on all of `example`: logits within 1e-3 in several batch
     sizes and in other batches, exits those of a replay. The folder appears as a whole or not at all, and replaces an
@@ -69,6 +88,23 @@ def export(
         What the C classes are called.
     opset
         The version of the ONNX operators, 18 to 23.
+    records
+        The calibration records, which the bundle carries, up to 32 MiB of them, so that it can be planned again on
+        another machine. By default those that `scheduler` was fitted to in this process. Without any (a scheduler from
+        a file) the thresholds stay, and the budget is what they cost in this runtime.
+    keep_labels
+        Whether the bundle carries the records' labels. Most methods cannot be fitted again without.
+    budget
+        Another budget, in the costs measured here: "3ms", or "60%" of the plain network.
+    measure
+        False keeps the scheduler and its costs as they are.
+    batch_sizes, seconds
+        What to measure, and about how long each. The budget is planned at the batch size of the scheduler's costs, or
+        at 1.
+    threads
+        How many a stage may use, here and while measuring.
+    progress
+        Called with what is being done, in words.
 
     Returns
     -------
@@ -107,7 +143,12 @@ def export(
         raise InvalidInputError(f"opset is {opset!r}, expected {OPSETS[0]} to {OPSETS[-1]}")
     require_exits(model)
     require_scheduler(scheduler)
+    scheduler = scheduler if budget is None else _started(scheduler, budget, measure)
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
+    records = scheduler.calibration_records if records is None else records
+    if records is not None:
+        require_fitting(records, scheduler)
+    report = progress or (lambda _: None)
     _require_cpu_float(model)
     model.staged.check_current()
     names = None if class_names is None else [str(name) for name in class_names]
@@ -122,8 +163,13 @@ def export(
     preprocessing = ArrayPreprocessing(names_of_inputs) if preprocessing is None else preprocessing.fitted(inputs)
     target = Path(folder)
     with atomic_folder(target, marker=MANIFEST, what="bundle") as temporary:
-        stages = _write_stages(model, backend, opset, temporary)
-        scheduler.save(temporary / SCHEDULER)
+        stages, plain = _write_stages(model, backend, opset, temporary, report)
+        small = plain is not None and len(plain) <= _SMALL_GRAPH
+        if small:
+            assert plain is not None
+            _write(temporary / PLAIN, plain)
+        if records is not None:
+            compact(records, labels=keep_labels).save(temporary / RECORDS)
         for name, content in preprocessing.files().items():
             _write(temporary / name, content)
         manifest = {
@@ -138,19 +184,50 @@ def export(
             "logits": _logits_spec(model).to_dict(),
             "stages": [stage.to_dict() for stage in stages],
             "scheduler": SCHEDULER,
-            "costs": scheduler.costs.to_dict(),
-            "budgets": _budgets(scheduler),
             "preprocessing": preprocessing.describe(),
             "made_with": _made_with(backend, opset),
-            "files": _files(temporary),
+            "records": None if records is None else RECORDS,
+            "plain": PLAIN if small else None,
+            "example": described([tensor.numpy() for tensor in live]),
+            "profile": None,
             "verified": None,
         }
-        write_json(temporary / MANIFEST, sealed(json.loads(json.dumps(manifest, allow_nan=False))))
-        bundle = load(temporary, allow=_allowed(model))
-        proof = verify(model, scheduler, bundle, live)
-        write_json(temporary / MANIFEST, sealed({**bundle.manifest.data, "verified": proof.to_dict()}))
-        done = {**bundle.manifest.data, "verified": proof.to_dict()}
-    return LoadedBundle(replace(bundle.manifest, root=target, data=done), bundle.backend)
+        _complete(manifest, scheduler, temporary)
+        bundle = load(temporary, allow=_allowed(model), threads=threads)
+        if measure:
+            scheduler, manifest["profile"] = plan_here(
+                bundle,
+                scheduler,
+                records,
+                plain=plain,
+                budget=budget,
+                batch_size=None,
+                batch_sizes=batch_sizes,
+                seconds=seconds,
+                progress=progress,
+            )
+            _complete(manifest, scheduler, temporary)
+            bundle = LoadedBundle(read_manifest(temporary), bundle.backend, threads=threads)
+        report("comparing the bundle with the model")
+        manifest["verified"] = verify(model, scheduler, bundle, live).to_dict()
+        done = _complete(manifest, scheduler, temporary)
+    return LoadedBundle(replace(bundle.manifest, root=target, data=done), bundle.backend, scheduler, threads=threads)
+
+
+def _complete(manifest: dict[str, Any], scheduler: Scheduler, folder: Path) -> dict[str, Any]:
+    """Write the scheduler, and the manifest with its costs and budgets and the checksums of all files."""
+    scheduler.save(folder / SCHEDULER)
+    manifest |= {"costs": scheduler.costs.to_dict(), "budgets": budgets_of(scheduler), "files": _files(folder)}
+    data: dict[str, Any] = json.loads(json.dumps(manifest, allow_nan=False))
+    write_json(folder / MANIFEST, sealed(data))
+    return data
+
+
+def _started(scheduler: Scheduler, budget: Budget, measure: bool) -> Scheduler:
+    """The scheduler with a policy: for this budget, or where that is one in costs not measured yet, with any."""
+    if not measure:
+        return scheduler.at(budget)
+    return scheduler if scheduler._fitted_state().policy is not None else scheduler.at(scheduler.costs[-1])
 
 
 def call_with(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -170,17 +247,22 @@ def _require_cpu_float(model: MultiExitModel) -> None:
             )
 
 
-def _write_stages(model: MultiExitModel, backend: str, opset: int, folder: Path) -> tuple[StageSpec, ...]:
+def _write_stages(
+    model: MultiExitModel, backend: str, opset: int, folder: Path, report: Callable[[str], None]
+) -> tuple[tuple[StageSpec, ...], bytes | None]:
+    """The stages, and for ONNX the plain network as one graph."""
     if backend == "onnx":
-        graphs = onnx_graphs(model, opset)
+        graphs = onnx_graphs(model, opset, report)
         for name, content in graphs.files.items():
             _write(folder / name, content)
-        return graphs.stages
+        return graphs.stages, plain_graph(graphs)
+    report("writing the weights")
     model.save_pretrained(folder / MODEL)
-    return tuple(
+    stages = tuple(
         StageSpec(stage.name, tuple(tensor_spec(one) for one in stage.inputs), None, None, None)
         for stage in model.staged.inference_stages
     )
+    return stages, None
 
 
 def _allowed(model: MultiExitModel) -> list[str]:
@@ -192,14 +274,6 @@ def _logits_spec(model: MultiExitModel) -> TensorSpec:
     logits = eager(model).no_logits(torch.device("cpu"))
     dtype = str(logits.dtype).removeprefix("torch.")
     return TensorSpec("logits", dtype, ("batch", *logits.shape[1:]), 0)
-
-
-def _budgets(scheduler: Scheduler) -> list[dict[str, Any]]:
-    """What the bundle can be run at, by the scheduler's table; accuracies are those of the calibration records."""
-    return [
-        {"budget": point.budget, "planned_cost": point.planned_cost, "accuracy": point.accuracy}
-        for point in scheduler.frontier()
-    ]
 
 
 def _made_with(backend: str, opset: int) -> dict[str, Any]:
@@ -226,7 +300,7 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and checksum of every file so far."""
     entries = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() and path != folder / MANIFEST:
             content = path.read_bytes()
             name = path.relative_to(folder).as_posix()
             entries[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,9 @@ _HALF = (torch.bfloat16, torch.float16)
 _MOST_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the rest is for the graph itself
 
 
+_MOST_JOINED = 2**29  # joining holds several copies in memory
+
+
 @dataclass(frozen=True)
 class Graphs:
     """The stages of a bundle and the content of its files by name."""
@@ -35,8 +38,9 @@ class Graphs:
     files: dict[str, bytes]
 
 
-def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
+def onnx_graphs(model: MultiExitModel, opset: int, progress: Callable[[str], None] | None = None) -> Graphs:
     """A model's stages and heads as ONNX; raises `InvalidInputError`, naming the stage, where one cannot be written."""
+    report = progress or (lambda _: None)
     for library in ("onnx", "onnxscript"):
         require(library, "export")
     specs: list[StageSpec] = []
@@ -51,6 +55,7 @@ def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
             stage = step.stage
             inputs = tuple(tensor_spec(one) for one in stage.inputs)
             graph = f"stages/{k}.onnx"
+            report(f"writing stage {k + 1} of {len(stages)} ({stage.name})")
             if k == len(stages) - 1:
                 files[graph] = _graph(_Last(model, stage), live, stage.inputs, stage.name, opset)
                 specs.append(StageSpec(stage.name, inputs, graph, None, None))
@@ -61,12 +66,33 @@ def onnx_graphs(model: MultiExitModel, opset: int) -> Graphs:
             wrapped = _Early(stage, feature=alone)
             files[graph] = _graph(wrapped, live, stage.inputs, stage.name, opset)
             head = f"heads/{k}.onnx"
+            report(f"writing head {k + 1} of {len(stages) - 1} ({stage.name})")
             described = (stage.feature,)
             files[head] = _graph(_Head(model.heads[k]), (feature,), described, f"the head at {stage.name}", opset)
             place = None if alone or index is None else stage.passed.index(index)
             specs.append(StageSpec(stage.name, inputs, graph, head, place))
             live = step.live
     return Graphs(tuple(specs), files)
+
+
+def plain_graph(graphs: Graphs) -> bytes | None:
+    """The network without exits as one graph, joined from those of its stages; None where it would be too large."""
+    if sum(map(len, graphs.files.values())) > _MOST_JOINED:
+        return None
+    onnx, compose = require("onnx", "export"), require("onnx.compose", "export")
+    whole: Any = None
+    for k, (stage, following) in enumerate(zip(graphs.stages, [*graphs.stages[1:], None], strict=True)):
+        assert stage.graph is not None
+        part = compose.add_prefix(onnx.load_from_string(graphs.files[stage.graph]), f"stage{k}_")
+        given = [value.name for value in part.graph.output][: 1 if following is None else len(following.inputs)]
+        if whole is None:
+            whole, passed = part, given
+            continue
+        taken = [value.name for value in part.graph.input]
+        io_map = list(zip(passed, taken, strict=True))
+        whole, passed = compose.merge_models(whole, part, io_map=io_map, outputs=given), given
+    content: bytes = whole.SerializeToString(deterministic=True)
+    return content
 
 
 def _require_full_precision(stage: Stage) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from eenet._timing import processor
 from eenet.bundle._manifest import Manifest, read_manifest
 from eenet.costs import Budget, ExitCosts
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.preprocessing import Preprocessing, preprocessing_from
+from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveOutput, StageBackend, TensorSpec, run_arrays
 from eenet.runtime._backend import Array, NoStages
 from eenet.scheduler import Scheduler, load_scheduler
@@ -21,14 +26,23 @@ from eenet.tasks import Task, task_from
 class LoadedBundle:
     """A network with exits and the scheduler that decides on them, as exported; call it with numpy arrays.
 
-    `backend` runs the stages, `scheduler` decides, `costs` are those it was fitted with; `task` says what the logits
-    mean, `class_names` (C,) or None what the classes are called, `preprocessing` how raw inputs become arrays; `info`
-    is a JSON-ready description for people.
+    `backend` runs the stages, `scheduler` decides, `costs` are those its budget was planned with, and `costs_from` says
+    where they were measured; `task` says what the logits mean, `class_names` (C,) or None what the classes are called,
+    `preprocessing` how raw inputs become arrays, `threads` how many a stage may use, None where that is left to the
+    runtime; `info` is a JSON-ready description for people.
     """
 
-    def __init__(self, manifest: Manifest, backend: StageBackend, scheduler: Scheduler | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: StageBackend,
+        scheduler: Scheduler | None = None,
+        *,
+        threads: int | None = None,
+    ) -> None:
         self.manifest = manifest
         self.backend = backend
+        self.threads = threads
         self.scheduler = scheduler or _scheduler(manifest)
         self.task: Task = _task(manifest)
         names = manifest.data["class_names"]
@@ -56,8 +70,70 @@ class LoadedBundle:
 
     @property
     def costs(self) -> ExitCosts:
-        """The costs the scheduler was fitted with."""
+        """The costs that the budget is planned with."""
         return self.scheduler.costs
+
+    @property
+    def runtime(self) -> str:
+        """What runs the stages, such as "ONNX Runtime 1.23.2"."""
+        name, module = _RUNTIMES[self.manifest.backend]
+        return " ".join([name, *([sys.modules[module].__version__] if module in sys.modules else [])])
+
+    @property
+    def costs_from(self) -> str:
+        """Where the costs were measured, in words."""
+        costs, device = self.costs, self.costs.device
+        size = "" if costs.batch_size is None else f", batches of {costs.batch_size}"
+        if "runtime" in device:
+            threads = device.get("threads")
+            return (
+                f"measured in {device['runtime']}{size}, {threads} thread{'' if threads == 1 else 's'}, "
+                f"{device.get('processor')}"
+            )
+        name = _RUNTIMES[self.manifest.backend][0]
+        fitted = f"measured in PyTorch {device['torch']}{size}" if "torch" in device else f"given{size}"
+        return f"as the scheduler was fitted with ({fitted}), not of {name}: {self._measure_again}"
+
+    @property
+    def measured_elsewhere(self) -> str | None:
+        """What to do where the costs are of another processor or number of threads than run the bundle now."""
+        return self._of_other_processor() or self.other_threads
+
+    def _of_other_processor(self) -> str | None:
+        device, here = self.costs.device, processor()
+        if "runtime" not in device or (device.get("machine"), device.get("processor")) == (platform.machine(), here):
+            return None
+        return (
+            f"the bundle's costs were measured on {device.get('processor')} ({device.get('machine')}), this is {here} "
+            f"({platform.machine()}): {self._measure_again}"
+        )
+
+    @property
+    def other_threads(self) -> str | None:
+        """What to do where the costs are of another number of threads than run the bundle now."""
+        device, threads = self.costs.device, self.threads
+        if "runtime" not in device or threads is None or threads == device.get("threads"):
+            return None
+        return (
+            f"the bundle's costs were measured at threads={device.get('threads')}, it runs at {threads}: "
+            f"{self._measure_again} --threads {threads}"
+        )
+
+    @property
+    def _measure_again(self) -> str:
+        return f"measure and plan again with eenet profile {self.manifest.root} --update"
+
+    @property
+    def records(self) -> ExitRecords | None:
+        """The calibration records it carries, None where there are none."""
+        name = self.manifest.data.get("records")
+        if name is None:
+            return None
+        self.manifest.read(name)
+        records = ExitRecords.load(self.manifest.path(name))
+        if (records.num_exits, records.num_classes) != (self.manifest.num_exits, self.manifest.num_classes):
+            raise FileFormatError(f"the records in {str(self.manifest.root)!r} are not of this bundle; export it again")
+        return records
 
     @property
     def info(self) -> dict[str, Any]:
@@ -70,6 +146,9 @@ class LoadedBundle:
             "scheduler": self.scheduler.name,
             "budget": self.scheduler.budget,
             "costs": self.costs.to_dict(),
+            "costs_from": self.costs_from,
+            "measured_elsewhere": self.measured_elsewhere,
+            "runtime": self.runtime,
             "preprocessing": data["preprocessing"],
         }
 
@@ -78,7 +157,7 @@ class LoadedBundle:
 
         Raises `InfeasibleBudgetError` for a budget that cannot be met.
         """
-        return LoadedBundle(self.manifest, self.backend, self.scheduler.at(budget))
+        return LoadedBundle(self.manifest, self.backend, self.scheduler.at(budget), threads=self.threads)
 
     def __eq__(self, other: object) -> bool:
         """Whether it holds the same files, scheduler and budget; where they lie makes no difference."""
@@ -92,7 +171,17 @@ class LoadedBundle:
     def __repr__(self) -> str:
         exits = ", ".join(self.exit_names)
         where = repr(str(self.manifest.root))
-        return f"LoadedBundle({where}, {self.manifest.backend}, exits=[{exits}], {self.scheduler!r})"
+        return (
+            f"LoadedBundle({where}, {self.manifest.backend}, exits=[{exits}], {self.scheduler!r}, costs "
+            f"{self.costs_from})"
+        )
+
+
+_RUNTIMES = {
+    "onnx": ("ONNX Runtime", "onnxruntime"),
+    "torch": ("PyTorch", "torch"),
+    "aoti": ("PyTorch, compiled", "torch"),
+}
 
 
 def _scheduler(manifest: Manifest) -> Scheduler:
@@ -156,6 +245,11 @@ def load(
     FileFormatError
         Where anything in it is not what was written; the message names the file.
 
+    Warns
+    -----
+    ReliabilityWarning
+        Where its costs were measured on another processor; the message has the command that measures again.
+
     Examples
     --------
     >>> import eenet
@@ -169,8 +263,16 @@ def load(
     if manifest.backend == "onnx":
         from eenet.bundle._onnx import OnnxBackend
 
-        return LoadedBundle(manifest, OnnxBackend(manifest, threads=threads, stages=chosen))
-    return LoadedBundle(manifest, _weights(manifest, threads, allow))
+        return known(LoadedBundle(manifest, OnnxBackend(manifest, threads=threads, stages=chosen), threads=threads))
+    return known(LoadedBundle(manifest, _weights(manifest, threads, allow), threads=threads))
+
+
+def known(bundle: LoadedBundle) -> LoadedBundle:
+    """The bundle, with a warning where its costs are of another processor."""
+    note = bundle._of_other_processor()
+    if note is not None:
+        warnings.warn(note, ReliabilityWarning, stacklevel=3)
+    return bundle
 
 
 def _weights(manifest: Manifest, threads: int | None, allow: Iterable[str]) -> StageBackend:

@@ -30,6 +30,9 @@ _KINDS = {
     "backend": str, "task": dict, "logits": dict, "exits": list, "scheduler": str, "costs": dict, "budgets": list,
     "preprocessing": dict, "made_with": dict, "eenet": str,
 }  # fmt: skip
+_OPTIONAL = {"profile": dict, "records": str, "plain": str, "example": list}
+"""What bundles have since 0.3: the measured costs, calibration records, the plain network, what inputs look like."""
+
 _AGAIN = "get the bundle again, or export it again"
 
 
@@ -199,6 +202,9 @@ def _check(manifest: Manifest) -> None:
     for key, kind in _KINDS.items():
         if not isinstance(data[key], kind):
             raise ValueError(f"{key!r} is {data[key]!r}, expected a {kind.__name__}")
+    for key, kind in _OPTIONAL.items():
+        if not isinstance(data.get(key), kind | None):
+            raise ValueError(f"{key!r} is {data[key]!r}, expected a {kind.__name__} or none")
     TensorSpec.from_dict(data["logits"])
     if data["backend"] not in BACKENDS:
         raise ValueError(f"the backend {data['backend']!r} is not known; expected one of {list(BACKENDS)}")
@@ -211,7 +217,8 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"the class names are {names!r}, expected {data['num_classes']} of them or none")
     if not all(isinstance(name, str) for name in (*data["exits"], *(names or ()))):
         raise ValueError("a name of an exit or a class is no text")
-    for name in (data["scheduler"], *[file for stage in manifest.stages for file in (stage.graph, stage.head)]):
+    more = [data.get("records"), data.get("plain")]
+    for name in (data["scheduler"], *more, *[file for stage in manifest.stages for file in (stage.graph, stage.head)]):
         if name is not None and name not in data["files"]:
             raise ValueError(f"the file {name!r} has no checksum")
     if data["backend"] == "onnx":

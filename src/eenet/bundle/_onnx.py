@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,16 +42,29 @@ class OnnxBackend:
         self._boundaries = Boundaries([stage.inputs for stage in manifest.stages])
         self._num_classes = manifest.num_classes
         numbered = [(k, stage) for k, stage in enumerate(manifest.stages) if stages is None or k in stages]
-        self._graphs = {k: _Graph(runtime, manifest, stage.graph, threads, chosen) for k, stage in numbered}
+        self._runtime, self._threads, self._providers = runtime, threads, chosen
+
+        def graph_of(name: str | None) -> _Graph:
+            assert name is not None, "the manifest of an ONNX bundle names a graph for each stage"
+            return self._graph(manifest.read(name), str(manifest.root / name))
+
+        self._graphs = {k: graph_of(stage.graph) for k, stage in numbered}
         self._features = [stage.passed_feature for stage in manifest.stages]
         self._passed = [len(stage.inputs) for stage in manifest.stages[1:]]
         last = len(self._passed)
-        self._heads = {k: _Graph(runtime, manifest, stage.head, threads, chosen) for k, stage in numbered if k < last}
+        self._heads = {k: graph_of(stage.head) for k, stage in numbered if k < last}
         for k, graph in self._graphs.items():
             made = 1 if k == last else self._passed[k] + (self._features[k] is None)
             graph.require(len(manifest.stages[k].inputs), made)
         for head in self._heads.values():
             head.require(1, 1)
+
+    def _graph(self, content: bytes, file: str) -> _Graph:
+        return _Graph(self._runtime, content, file, self._threads, self._providers)
+
+    def whole(self, content: bytes) -> Callable[[Live], Any]:
+        """Runs a network that is one graph, with the settings of the stages, on what `enter` gives."""
+        return self._graph(content, "the plain network")
 
     @property
     def num_exits(self) -> int:
@@ -106,20 +119,16 @@ _DTYPES = {
 
 
 class _Graph:
-    """One ONNX graph, from a file whose checksum was verified; called with arrays in the order of its inputs."""
+    """One ONNX graph, of a file whose checksum was verified; called with arrays in the order of its inputs."""
 
-    def __init__(
-        self, runtime: Any, manifest: Manifest, name: str | None, threads: int | None, providers: list[str]
-    ) -> None:
-        assert name is not None, "the manifest of an ONNX bundle names a graph for each stage"
-        self._file = str(manifest.root / name)
+    def __init__(self, runtime: Any, content: bytes, file: str, threads: int | None, providers: list[str]) -> None:
+        self._file = file
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # warnings are about how a graph could be written better
         if threads is not None:
             options.intra_op_num_threads = threads
         # Stages take turns: threads that go on spinning after one would hinder those of the next.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        content = manifest.read(name)
         try:
             # From the bytes that were verified, not from the path: what is checked is what is run.
             self._session = runtime.InferenceSession(content, options, providers=providers)

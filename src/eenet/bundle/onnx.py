@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from eenet.bundle._load import LoadedBundle
+from eenet.bundle._load import LoadedBundle, known
 from eenet.bundle._manifest import read_manifest
 from eenet.bundle._onnx import OnnxBackend as OnnxBackend
 from eenet.errors import InvalidInputError
@@ -34,4 +34,5 @@ def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[
             f"{str(manifest.root)!r} is a bundle for {manifest.backend!r}; load it with eenet.bundle.load, which "
             "needs PyTorch"
         )
-    return LoadedBundle(manifest, OnnxBackend(manifest, threads=threads, providers=providers))
+    backend = OnnxBackend(manifest, threads=threads, providers=providers)
+    return known(LoadedBundle(manifest, backend, threads=threads))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,6 +17,7 @@ from rich.text import Text
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from eenet.bundle import LoadedBundle
     from eenet.costs import ExitCosts
 
 _FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown
@@ -43,6 +46,22 @@ def progress_bar() -> Progress:
     )
 
 
+@contextmanager
+def steps(name: str) -> Iterator[Callable[[str], None]]:
+    """Shows what is being done, by a function that takes it in words: in one line, or where that cannot be, in many."""
+    console, start = side(), time.perf_counter()
+    with console.status(name) as status:
+
+        def show(step: str) -> None:
+            text = f"{name}, {time.perf_counter() - start:.0f} s: {step}"
+            if console.is_terminal:
+                status.update(text)
+            else:
+                console.print(text, soft_wrap=True)
+
+        yield show
+
+
 def show_error(message: str) -> None:
     """One red line on standard error."""
     _line("error: ", message, "bold red")
@@ -55,6 +74,22 @@ def show_warning(message: str) -> None:
 
 def _line(word: str, message: str, style: str) -> None:
     side().print(Text(word + " ".join(message.split()), style=style), soft_wrap=True)
+
+
+def note_threads(bundle: LoadedBundle) -> None:
+    """Say where a bundle runs with another number of threads than its costs were measured with."""
+    note = bundle.other_threads
+    if note is not None:
+        show_warning(note)
+
+
+def note_no_gain(costs: ExitCosts) -> None:
+    """Say where no sample can be answered for less than the plain network takes."""
+    if costs.plain is not None and costs[0] >= costs.plain:
+        show_warning(
+            f"exit 1 costs {costs.in_words(costs[0])} here: early exit saves nothing at this batch size; give the "
+            "plain network, larger batches, or cheaper heads"
+        )
 
 
 def print_json(value: Any) -> None:

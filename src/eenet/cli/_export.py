@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import output, print_json, side
-from eenet.cli._inputs import load_target, run_files
+from eenet.cli._console import note_no_gain, output, print_json, side, steps
+from eenet.cli._inputs import load_target, read_predictions, run_files, sizes_of
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
+    from eenet.bundle import LoadedBundle
     from eenet.models import MultiExitModel
     from eenet.preprocessing import Preprocessing
 
@@ -47,14 +48,32 @@ def export(
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
+    records: Annotated[
+        Path | None,
+        typer.Option(help="Calibration records that the bundle carries, to be planned again: what eenet fit took."),
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the arrays' names in --records, such as val_.")] = "",
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Whether it carries their labels.")] = True,
+    budget: Annotated[
+        str | None, typer.Option(help="Another budget, in the costs measured here: 60% of the plain network, or 3ms.")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Measure the bundle, and plan its budget in these costs.")
+    ] = True,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,8,32",
+    seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 1.0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads for torch and for the bundle; 0 leaves them the choice.")
+    ] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
     """Write a model and its scheduler as a bundle that runs elsewhere.
 
-    An ONNX bundle needs numpy and onnxruntime to run, and no PyTorch. The bundle is compared with the model on the
-    samples, logits and exits, before it appears. Without --samples these are the example that the model comes with. A
-    folder of eenet demo, train or reproduce brings test inputs, class names and preprocessing of its own.
+    An ONNX bundle needs numpy and onnxruntime to run, and no PyTorch. It is measured in the runtime that runs it, in
+    turns with the plain network, and its budget is planned in these milliseconds, at the same share of the plain
+    network. The bundle is compared with the model on the samples, logits and exits, before it appears. Without
+    --samples these are the example that the model comes with. A folder of eenet demo, train or reproduce brings test
+    inputs, class names and preprocessing of its own, and that of eenet demo its calibration records.
 
     Examples:
 
@@ -82,7 +101,11 @@ def export(
         samples = samples or work / "samples.npz"
     if samples is not None:
         example = _samples(model, samples)
-    with side().status("exporting; a graph for each stage and head takes some seconds, then the check"):
+    records = records or _records_of(target)
+    kept = None
+    if records is not None:
+        kept, _ = read_predictions(records, prefix)
+    with steps("exporting") as report:
         bundle = write_bundle(
             model,
             fitted,
@@ -91,6 +114,14 @@ def export(
             backend=backend,
             preprocessing=preprocessing,
             class_names=names,
+            records=kept,
+            keep_labels=labels,
+            budget=budget,
+            measure=measure,
+            batch_sizes=sizes_of(batch_sizes),
+            seconds=seconds,
+            threads=threads or None,
+            progress=report,
             **({} if opset is None else {"opset": opset}),
         )
     info = bundle.info
@@ -105,8 +136,35 @@ def export(
         f"checked on {proof['samples']} samples: exits as in a replay ({proof['ties_that_went_otherwise']} ties went "
         f"otherwise), logits within {proof['largest_logits_difference']:.1g}"
     )
+    show_costs(bundle)
     if samples is None:
         side().print("these samples are the example that came with the model: give real inputs with --samples")
+
+
+def _records_of(target: str) -> Path | None:
+    """The calibration records beside a model; None where there are none."""
+    path = Path(target) / "calibration.safetensors"
+    return path if path.is_file() else None
+
+
+def show_costs(bundle: LoadedBundle) -> None:
+    """What the exits cost and where that was measured, the budget, and what it was planned from."""
+    console, costs, scheduler = output(), bundle.costs, bundle.scheduler
+    console.print(f"costs {bundle.costs_from}")
+    plain = "" if costs.plain is None else f"; plain network {costs.plain:.4g}"
+    console.print(f"      to each exit {', '.join(f'{value:.4g}' for value in costs.values)} {costs.unit}{plain}")
+    console.print(f"budget {costs.in_words(scheduler.budget)}")
+    note_no_gain(costs)
+    records = bundle.records
+    if records is not None:
+        size = bundle.manifest.data["files"][bundle.manifest.data["records"]]["bytes"]
+        labels = "" if records.utility is not None else ", no labels"
+        console.print(f"it carries {len(records)} calibration records ({size / 1e6:.1f} MB{labels})")
+    else:
+        console.print(
+            "it carries no calibration records: its thresholds are those of the fit, and the budget is what they cost; "
+            "give --records to plan it"
+        )
 
 
 def _size(folder: Path) -> int:

@@ -182,6 +182,17 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
         ) from error
 
 
+def sizes_of(text: str) -> tuple[int, ...]:
+    """The batch sizes in a list such as 1,8,32."""
+    try:
+        sizes = tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise InvalidInputError(f"--batch-sizes {text!r} cannot be read; give numbers such as 1,8,32") from error
+    if min(sizes) < 1:
+        raise InvalidInputError(f"--batch-sizes {text!r}: a batch has at least 1 sample")
+    return tuple(sorted(set(sizes)))
+
+
 def run_files(target: str) -> Path | None:
     """Where a folder of `eenet demo`, `train` or `reproduce` has its model and inputs for it; None for others."""
     work = Path(target) / "work"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import output, print_json, side
+from eenet.cli._console import note_threads, output, print_json, side
 from eenet.cli._inputs import current_folder_importable
 
 
@@ -63,6 +63,7 @@ def predict(
         )
     with current_folder_importable():
         loaded = load(bundle, threads=threads or None, allow=allow or ())
+    note_threads(loaded)
     items = open_items(source, loaded.preprocessing.kind, column=column)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=side(), transient=True) as bar:
@@ -87,6 +88,9 @@ def predict(
         "mean_cost": summary.mean_cost,
         "budget": loaded.scheduler.budget,
         "unit": loaded.costs.unit,
+        "costs_from": loaded.costs_from,
+        "measured_ms": summary.measured_ms,
+        "runtime": loaded.runtime,
     }
     if json_output:
         print_json(result)
@@ -96,4 +100,8 @@ def predict(
     console.print(f"[bold]{out}[/bold]: {summary.items} rows{resumed}; {summary.failed} could not be read")
     console.print("exit shares " + ", ".join(f"{share:.1%}" for share in summary.exit_shares))
     if summary.mean_cost is not None:
-        console.print(f"mean cost   {summary.mean_cost:.6g} {loaded.costs.unit}, budget {loaded.scheduler.budget:.6g}")
+        costs = loaded.costs
+        console.print(f"mean cost   {costs.in_words(summary.mean_cost)}, budget {loaded.scheduler.budget:.6g}")
+        console.print(f"            by costs {loaded.costs_from}", soft_wrap=True)
+    if summary.measured_ms is not None:
+        console.print(f"measured    {summary.measured_ms:.6g} ms per item in {loaded.runtime}, batches of {batch_size}")

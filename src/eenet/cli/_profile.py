@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import output, print_json, side
-from eenet.cli._inputs import load_target
+from eenet.cli._console import note_no_gain, output, print_json, side, steps
+from eenet.cli._inputs import current_folder_importable, load_target, read_predictions, sizes_of
 from eenet.errors import InvalidInputError
 
 
 def profile(
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A folder of eenet demo, a saved model, or package.module:function."),
+        typer.Argument(
+            metavar="TARGET", help="A bundle, a folder of eenet demo, a saved model, or package.module:function."
+        ),
     ],
-    batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,2,4,8,16,32",
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(help="Batch sizes to measure.", show_default="1,2,4,8,16,32; of a bundle 1,8,32"),
+    ] = None,
     scheduler: Annotated[
         Path | None, typer.Option(help="A saved scheduler whose steps are to be counted as well.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 2.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="About how long to measure each batch size.", show_default="2; of a bundle 1"),
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="Threads for torch, or for each stage of a bundle; 0 leaves them the choice.")
+    ] = 0,
+    update: Annotated[
+        bool, typer.Option("--update", help="Of a bundle: write the costs, and the policy planned in them, to it.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Of a bundle: another budget, 60% of the plain network or like 3ms.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Of a bundle: the one to plan at.")
+    ] = None,
+    records: Annotated[
+        Path | None, typer.Option(help="Of a bundle: other calibration records to plan with, what eenet fit took.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the arrays' names in --records, such as val_.")] = "",
     out: Annotated[Path | None, typer.Option(help="Also write the JSON to this file.")] = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Machine-readable; what eenet fit --costs reads.")
@@ -39,13 +63,39 @@ def profile(
     save_pretrained or eenet train wrote, or package.module:function, looked up from the current folder, a function
     without arguments that returns a MultiExitModel or (model, example). Its code is run: name only what you trust.
 
+    A bundle that eenet export wrote is measured in the runtime that runs it, without PyTorch where that is ONNX
+    Runtime, and its budget is planned in these milliseconds, at the same share of the plain network. The command shows
+    what that gives, and with --update writes it to the bundle.
+
     Examples:
 
         eenet profile demo
 
         eenet profile mypackage.networks:resnet_with_exits --batch-sizes 1,32 --json > costs.json
+
+        eenet profile bundle --threads 2 --update
     """
-    sizes = _sizes(batch_sizes)
+    if (Path(target) / "manifest.json").is_file():
+        if scheduler is not None:
+            raise InvalidInputError(f"{target!r} is a bundle, which has a scheduler of its own; leave out --scheduler")
+        data = _measured_bundle(
+            target,
+            batch_sizes=sizes_of(batch_sizes or "1,8,32"),
+            batch_size=batch_size,
+            seconds=1.0 if seconds is None else seconds,
+            threads=threads or None,
+            budget=budget,
+            records=None if records is None else read_predictions(records, prefix)[0],
+            update=update,
+            allow=allow or (),
+        )
+        _give(data, out, json_output, _show_bundle)
+        return
+    only = {"--update": update, "--budget": budget, "--batch-size": batch_size, "--records": records}
+    for option, value in only.items():
+        if value:
+            raise InvalidInputError(f"{option} is for a bundle, and {target!r} is none; see eenet export")
+    sizes, seconds = sizes_of(batch_sizes or "1,2,4,8,16,32"), 2.0 if seconds is None else seconds
     require_extra("torch", "eenet profile")
     if threads:
         import torch
@@ -68,6 +118,10 @@ def profile(
     for size in sizes:
         measured.costs("ms", size)  # says so where the spread is too large to trust
     data = {"schema": 1, "exits": list(model.exit_names), **measured.to_dict()}
+    _give(data, out, json_output, _show)
+
+
+def _give(data: dict[str, Any], out: Path | None, json_output: bool, show: Callable[[dict[str, Any]], None]) -> None:
     if out is not None:
         from eenet._files import write_json
 
@@ -75,17 +129,72 @@ def profile(
     if json_output:
         print_json(data)
     else:
-        _show(data)
+        show(data)
 
 
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(word) for word in text.split(","))
-    except ValueError as error:
-        raise InvalidInputError(f"--batch-sizes {text!r} cannot be read; give numbers such as 1,8,32") from error
-    if min(sizes) < 1:
-        raise InvalidInputError(f"--batch-sizes {text!r}: a batch has at least 1 sample")
-    return tuple(sorted(set(sizes)))
+def _measured_bundle(folder: str, **options: Any) -> dict[str, Any]:
+    """Measure a bundle and plan it: its costs as those of a network, and under "plan" what it had and what it has."""
+    from eenet.bundle import measure
+    from eenet.bundle._manifest import read_manifest
+
+    before = read_manifest(folder).data
+    with steps("measuring") as report, current_folder_importable():
+        bundle = measure(folder, progress=report, **options)
+    scheduler = bundle.scheduler
+    return {
+        "schema": 1,
+        **bundle.manifest.data["profile"],
+        "plan": {
+            "bundle": folder,
+            "costs_before": before["costs"],
+            "costs": bundle.costs.to_dict(),
+            "costs_from": bundle.costs_from,
+            "budget": scheduler.budget,
+            "planned_cost": scheduler.planned_cost,
+            "fitted_to_records": options["records"] is not None or before.get("records") is not None,
+            "written": options["update"],
+        },
+    }
+
+
+def _show_bundle(data: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from eenet.costs import ExitCosts
+
+    plan, console = data["plan"], output()
+    before, costs = ExitCosts.from_dict(plan["costs_before"]), ExitCosts.from_dict(plan["costs"])
+    table = Table(title="cost per sample of the whole way to each exit, as the policy runs", title_justify="left")
+    for heading in ("batch", "exit", "wall ms", "of plain", "p50", "p95", "p99", "CPU ms", "spread", "before"):
+        table.add_column(heading, justify="left" if heading == "exit" else "right")
+    tails = data["percentiles"]["ms"]
+    for row, size in enumerate(data["batch_sizes"]):
+        wall, cpu = ([*data["costs"][unit][row], data["plain"][unit][row]] for unit in ("ms", "cpu_ms"))
+        old: list[float | None] = [None] * len(wall)
+        if size == costs.batch_size and before.unit == costs.unit:
+            old = [*before.values.tolist(), before.plain]
+        names = [f"{k + 1} ({name})" for k, name in enumerate(data["exits"])]
+        for k, name in enumerate([*names, "plain network"]):
+            table.add_row(
+                str(size) if k == 0 else "",
+                name,
+                f"{wall[k]:.4f}",
+                f"{wall[k] / wall[-1]:.0%}",
+                *(f"{tails[p][row][k]:.4f}" for p in ("p50", "p95", "p99")),
+                f"{cpu[k]:.4f}",
+                f"{data['spreads']['ms'][row][k]:.0%}" if k < len(names) else "",
+                "" if old[k] is None else f"{old[k]:.4f}",
+                end_section=k == len(names),
+            )
+    console.print(table)
+    console.print(f"{plan['costs_from']}; the plain network is {data['plain_is']}", soft_wrap=True)
+    how = "planned with its calibration records" if plan["fitted_to_records"] else "what its thresholds cost here"
+    console.print(f"budget {costs.in_words(plan['budget'])}, {how}", soft_wrap=True)
+    note_no_gain(costs)
+    if plan["written"]:
+        console.print(f"written to {plan['bundle']}", soft_wrap=True)
+    else:
+        console.print(f"nothing was written; eenet profile {plan['bundle']} --update writes it", soft_wrap=True)
 
 
 def _show(data: dict[str, Any]) -> None:

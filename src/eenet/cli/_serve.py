@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import side
+from eenet.cli._console import note_threads, side
 from eenet.cli._inputs import current_folder_importable
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from eenet.bundle import LoadedBundle
     from eenet.serving.ray import RayOptions, StageScaling
 
 TOKEN_VARIABLE = "EENET_TOKEN"
@@ -115,17 +116,21 @@ def serve(
     )
     with current_folder_importable():
         loaded = load(bundle, threads=threads or None, allow=allow or ())
+    note_threads(loaded)
     if budget is not None:
         loaded = loaded.at(budget)
     controller = BudgetController(loaded.scheduler) if hold else FixedBudget(loaded.scheduler)
-    server = make_server(
-        loaded, options, controller=controller, ready=lambda url: side().print(f"serving {bundle} on {url}")
-    )
+    server = make_server(loaded, options, controller=controller, ready=lambda url: _say_ready(bundle, loaded, url))
     for number in (signal.SIGTERM, signal.SIGINT):
         # The server has handlers of its own while it runs, and passes the signal on to these at its end.
         signal.signal(number, lambda *_: None)
     _require_free(host, port)
     server.run()
+
+
+def _say_ready(folder: Path, bundle: LoadedBundle, url: str) -> None:
+    side().print(f"serving {folder} on {url}", soft_wrap=True)
+    side().print(f"in {bundle.runtime}, costs {bundle.costs_from}", soft_wrap=True)
 
 
 def _require_free(host: str, port: int) -> None:

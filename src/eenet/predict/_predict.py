@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ class Summary:
     exit_shares : tuple of float (K,)
         The share of the answered items that left at each exit.
     mean_cost : float or None
-        Of the answered items, in the unit of the bundle's costs.
+        Of the answered items, by the bundle's costs, in their unit.
+    measured_ms : float or None
+        Wall time of the network per item, as measured in this run; None where other processes ran it, or nothing ran.
     """
 
     items: int
@@ -49,6 +52,7 @@ class Summary:
     failed: int
     exit_shares: tuple[float, ...]
     mean_cost: float | None
+    measured_ms: float | None = None
 
 
 def predict(
@@ -99,14 +103,24 @@ def predict(
         Without the extra "predict".
     """
 
+    took: list[tuple[int, float]] = []
+
     def here(missing: Sequence[int], work: Path, report: Callable[[int], None]) -> None:
         for first, run_of in _consecutive(missing):
             for number, (names, inputs) in zip(run_of, items.batches(piece, first * piece), strict=False):
-                write_piece(work, number, columns_of(bundle, names, inputs, batch_size, report))
+                write_piece(work, number, columns_of(bundle, names, inputs, batch_size, report, took))
 
-    return predict_pieces(
+    summary = predict_pieces(
         bundle, items, out, here, batch_size=batch_size, piece=piece, restart=restart, progress=progress
     )
+    return replace(summary, measured_ms=_per_item(took))
+
+
+def _per_item(took: Sequence[tuple[int, float]]) -> float | None:
+    """Milliseconds per item of calls that took so long; the first is left out, in which a runtime warms up."""
+    counted = took[1:] or took
+    items = sum(count for count, _ in counted)
+    return sum(seconds for _, seconds in counted) / items * 1e3 if items else None
 
 
 def predict_pieces(
@@ -192,12 +206,17 @@ def _consecutive(numbers: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
 
 
 def columns_of(
-    bundle: LoadedBundle, names: Sequence[str], inputs: Sequence[Any], batch_size: int, report: Callable[[int], None]
+    bundle: LoadedBundle,
+    names: Sequence[str],
+    inputs: Sequence[Any],
+    batch_size: int,
+    report: Callable[[int], None],
+    took: list[tuple[int, float]] | None = None,
 ) -> Columns:
-    """The rows of a piece."""
+    """The rows of a piece; into `took` go the items and seconds of each call of the network."""
     columns: Columns = {}
     for first in range(0, len(inputs), batch_size):
-        rows = _rows_of(bundle, names[first : first + batch_size], inputs[first : first + batch_size])
+        rows = _rows_of(bundle, names[first : first + batch_size], inputs[first : first + batch_size], took)
         for name, values in rows.items():
             columns.setdefault(name, []).extend(values)
         report(len(rows["id"]))
@@ -245,7 +264,9 @@ def _joined(bundle: LoadedBundle, work: Path, pieces: int, target: Path, resumed
     return Summary(items, resumed, failed, shares, cost)
 
 
-def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any]) -> Columns:
+def _rows_of(
+    bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], took: list[tuple[int, float]] | None
+) -> Columns:
     """The answers to some raw inputs as columns, in their order; see `predict`."""
     dense = bundle.task.name == "segmentation"
     named = not dense and bundle.class_names is not None
@@ -255,7 +276,10 @@ def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any]) -
         columns["class_name"] = [None] * len(items)
     columns |= {"confidence": [None] * len(items), "error": [None] * len(items)}
     for rows, inputs in _groups(bundle, items, columns["error"]):
+        began = time.perf_counter()
         answers = bundle(inputs)
+        if took is not None:
+            took.append((len(rows), time.perf_counter() - began))
         predictions = answers.logits.argmax(axis=1)
         likely = softmax(np.moveaxis(answers.logits, 1, -1)).max(axis=-1).reshape(len(rows), -1).mean(axis=1)
         for n, row in enumerate(rows):

@@ -92,6 +92,7 @@ class Scheduler:
         self.assignment = assignment
         self.seed = seed
         self._state: _State | None = None
+        self._records: ExitRecords | None = None
         self._name: str | None = None
         self._refused: str | None = None
         if not isinstance(seed, (int, np.integer)) or seed < 0:
@@ -268,6 +269,7 @@ class Scheduler:
             self._state = _State(fitted, promises=promises)
         else:
             self._take(fitted, chosen, limit, promises)
+        self._records = records
         return self
 
     def _fit(self, records: ExitRecords, costs: ExitCosts) -> Fitted:
@@ -311,7 +313,7 @@ class Scheduler:
     def _copy(self) -> Self:
         """The same parameters, not fitted."""
         other = type(self)(**self.get_params())
-        other._name, other._refused = self._name, self._refused
+        other._name, other._refused, other._records = self._name, self._refused, self._records
         return other
 
     # What is fitted
@@ -345,6 +347,11 @@ class Scheduler:
         other = self._copy()
         other._take(state.fitted, state.fitted.plan(limit), limit, state.promises)
         return other
+
+    @property
+    def calibration_records(self) -> ExitRecords | None:
+        """The records it was fitted to, None where it was loaded from a file."""
+        return self._records
 
     def frontier(self) -> tuple[FrontierPoint, ...]:
         """Budgets from the smallest feasible to the last exit's cost, with planned cost and accuracy."""

@@ -91,6 +91,11 @@ class Info(BaseModel):
     class_names: list[str] | None
     inputs: list[Input]
     costs: dict[str, Any]
+    costs_from: str = Field(default="", description="Where the costs were measured: of a bundle.")
+    measured_elsewhere: str | None = Field(
+        default=None, description="What to do where they are of another machine or number of threads: of a bundle."
+    )
+    runtime: str = Field(default="", description="What runs the stages: of a bundle.")
     budget: float
     traffic: Traffic
 

@@ -1,0 +1,349 @@
+"""A bundle is costed in the runtime that runs it: measured there, planned in that, and again on another machine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bundles import CASES, Case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eenet
+from eenet.bundle import LoadedBundle, sealed
+from eenet.bundle._measure import remaining
+from eenet.bundle._plan import compact, planned_again
+from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.testing import toy_costs, toy_records
+
+for _library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(_library)
+
+SOURCE = Path(eenet.__file__).resolve().parents[1]
+QUICK: dict[str, Any] = {"seconds": 0.0, "batch_sizes": (1, 8)}
+
+
+@pytest.fixture(autouse=True)
+def _busy_machine() -> Iterator[None]:
+    """Rounds differ on a machine that does other things too, which is said and here no fault."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path, list[str]]:
+    """A case whose calibration records have labels, its bundle as it was measured, and the steps of exporting it."""
+    case = CASES["convolutions"]()
+    said: list[str] = []
+    folder = tmp_path_factory.mktemp("measured") / "bundle"
+    scheduler = eenet.MaxProbability().fit(labeled(case), eenet.ExitCosts([1, 2, 3], batch_size=8), budget="60%")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)
+        example = case.call(case.inputs)
+        eenet.export(case.model, scheduler, folder, example=example, progress=said.append, **QUICK)
+    return case, folder, said
+
+
+def labeled(case: Case) -> eenet.ExitRecords:
+    """The records of its calibration samples, with labels drawn."""
+    records = case.records(case.inputs)
+    labels = np.random.default_rng(0).integers(records.num_classes, size=len(records))
+    return eenet.ExitRecords(records.probabilities, records.predictions, labels)
+
+
+@pytest.fixture
+def folder(made: tuple[Case, Path, list[str]], tmp_path: Path) -> Path:
+    """A copy of the measured bundle."""
+    copied = tmp_path / "bundle"
+    shutil.copytree(made[1], copied)
+    return copied
+
+
+def test_a_bundle_has_the_costs_of_its_own_runtime_and_the_share_of_the_budget_that_it_had(folder: Path) -> None:
+    bundle = eenet.bundle.load(folder)
+    costs, device = bundle.costs, bundle.costs.device
+    assert str(device["runtime"]).startswith("ONNX Runtime ")
+    assert costs.unit == "ms"
+    assert costs.batch_size == 8
+    assert costs.plain is not None
+    assert "inputs" in costs.includes
+    assert bundle.scheduler.budget == pytest.approx(max(0.6 * costs[-1], costs[0]))
+    assert bundle.measured_elsewhere is None
+    for text in (bundle.costs_from, repr(bundle), bundle.info["costs_from"]):
+        assert f"measured in {bundle.runtime}, batches of 8" in text
+
+
+def test_the_table_of_all_batch_sizes_is_read_by_fit(folder: Path, tmp_path: Path) -> None:
+    from eenet.cli._inputs import read_costs
+
+    profile = eenet.bundle.load(folder).manifest.data["profile"]
+    assert profile["batch_sizes"] == [1, 8]
+    (tmp_path / "costs.json").write_text(json.dumps(profile))
+    for size in (1, 8):
+        costs = read_costs(str(tmp_path / "costs.json"), None, size, None)
+        assert costs.values.tolist() == profile["costs"]["ms"][profile["batch_sizes"].index(size)]
+    assert read_costs(str(tmp_path / "costs.json"), None, 8, None).plain == eenet.bundle.load(folder).costs.plain
+
+
+def test_its_policy_is_the_one_of_a_fit_in_its_costs_to_the_records_it_carries(
+    made: tuple[Case, Path, list[str]], folder: Path
+) -> None:
+    bundle = eenet.bundle.load(folder, threads=1)
+    assert bundle.records == labeled(made[0])
+    again = eenet.MaxProbability().fit(bundle.records, bundle.costs, bundle.scheduler.budget)
+    assert again.policy == bundle.scheduler.policy
+    case = made[0]
+    expected = bundle.scheduler.replay(case.records(case.fresh)).exits
+    np.testing.assert_array_equal(bundle(case.arrays).exits, expected)
+
+
+def test_exporting_says_what_it_does(made: tuple[Case, Path, list[str]]) -> None:
+    said = made[2]
+    assert said[0] == "writing stage 1 of 3 (first)"
+    assert "writing head 2 of 2 (second)" in said
+    assert "measuring at batch size 8" in said
+    assert said[-1] == "comparing the bundle with the model"
+
+
+def test_the_plain_network_in_a_bundle_gives_the_networks_logits(
+    made: tuple[Case, Path, list[str]], folder: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    case = made[0]
+    session = onnxruntime.InferenceSession(folder / "plain.onnx", providers=["CPUExecutionProvider"])
+    x = case.fresh["x"]
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.inference_mode():
+        np.testing.assert_allclose(got, case.model(x)[-1].numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["bert", "segmentation"])
+def test_texts_and_dense_answers_are_measured_too(exported: Any, name: str) -> None:
+    case, folder = exported(name)
+    again = eenet.bundle.measure(folder, threads=1, **QUICK)
+    assert again.costs.plain is not None
+    assert again.costs.device["threads"] == 1
+    assert again.manifest.data["profile"]["plain_is"] == "one graph"
+    expected = again.scheduler.replay(case.records(case.fresh)).exits
+    np.testing.assert_array_equal(again(case.arrays).exits, expected)
+
+
+def test_measuring_again_changes_nothing_unless_it_is_to(folder: Path) -> None:
+    before = _contents(folder)
+    found = eenet.bundle.measure(folder, threads=1, **QUICK)
+    assert _contents(folder) == before
+    assert found.costs.device["threads"] == 1
+    written = eenet.bundle.measure(folder, threads=1, update=True, **QUICK)
+    loaded = eenet.bundle.load(folder, threads=1)
+    assert loaded == written
+    assert loaded.costs == written.costs
+    assert [file.name for file in folder.glob("*scheduler*")] == [loaded.manifest.data["scheduler"]]
+    assert set(loaded.manifest.data["files"]) == {
+        file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()
+    } - {"manifest.json"}
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_another_budget_is_one_in_the_measured_costs(folder: Path) -> None:
+    costs = eenet.bundle.load(folder).costs
+    wanted = float(np.mean(costs.values[-2:]))
+    found = eenet.bundle.measure(folder, budget="100% of last", **QUICK)
+    assert found.scheduler.budget == pytest.approx(found.costs[-1])
+    with pytest.raises(InfeasibleBudgetError, match="the smallest feasible budget is"):
+        eenet.bundle.measure(folder, budget=1e-9, **QUICK)
+    assert wanted > 0
+
+
+def test_another_processor_is_said_once_with_the_command_that_measures_again(folder: Path) -> None:
+    bundle = eenet.bundle.load(folder)
+    device = {**bundle.costs.device, "processor": "Another"}
+    costs = eenet.ExitCosts.from_dict({**bundle.costs.to_dict(), "device": device})
+    elsewhere = planned_again(bundle.scheduler, costs, bundle.records)
+    _exchange_scheduler(folder, elsewhere)
+    with pytest.warns(ReliabilityWarning, match=r"measured on Another .* eenet profile .*bundle --update"):
+        loaded = eenet.bundle.load(folder)
+    assert loaded.info["measured_elsewhere"] is not None
+    assert eenet.bundle.measure(folder, update=True, **QUICK).measured_elsewhere is None
+    assert eenet.bundle.load(folder).measured_elsewhere is None
+
+
+def test_another_number_of_threads_is_known(folder: Path) -> None:
+    threads = eenet.bundle.load(folder).costs.device["threads"] + 1
+    note = eenet.bundle.load(folder, threads=threads).measured_elsewhere
+    assert note is not None
+    assert note.endswith(f"--update --threads {threads}")
+
+
+def _exchange_scheduler(folder: Path, scheduler: eenet.Scheduler, **changed: Any) -> None:
+    """Put another scheduler into a bundle."""
+    import hashlib
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["manifest_sha256"]
+    name = manifest["scheduler"]
+    scheduler.save(folder / name)
+    content = (folder / name).read_bytes()
+    manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest |= changed
+    manifest = {key: value for key, value in manifest.items() if value is not ...}
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+
+class TestOldBundles:
+    """Bundles from before they had costs of their own still run, and say whose costs they have."""
+
+    @pytest.fixture
+    def old(self, folder: Path) -> Path:
+        """A bundle as it was written before."""
+        records = eenet.bundle.load(folder).records
+        assert records is not None
+        costs = eenet.ExitCosts([1, 2, 4], device={"torch": "2.11.0"}, batch_size=8)
+        missing = dict.fromkeys(("profile", "records", "plain", "example"), ...)
+        _exchange_scheduler(folder, eenet.MaxProbability().fit(records, costs, "60%"), **missing)
+        return folder
+
+    def test_it_says_that_its_costs_are_pytorchs(self, old: Path) -> None:
+        bundle = eenet.bundle.load(old)
+        assert "(measured in PyTorch 2.11.0, batches of 8), not of ONNX Runtime" in bundle.costs_from
+        assert bundle.costs_from.endswith(f"eenet profile {old} --update")
+        assert bundle.records is None
+        assert bundle.measured_elsewhere is None
+
+    def test_measured_it_keeps_its_thresholds_and_budgets_are_what_they_cost(self, old: Path) -> None:
+        before = eenet.bundle.load(old).scheduler
+        bundle = eenet.bundle.measure(old, update=True, **QUICK)
+        assert bundle.scheduler.policy == before.policy
+        shares = before.table.shares
+        assert shares is not None
+        spent = sorted(shares @ bundle.costs.values)
+        budgets = [row["budget"] for row in eenet.bundle.load(old).info["budgets"]]
+        np.testing.assert_allclose(budgets, np.unique(spent), rtol=1e-9)
+        assert budgets[0] * (1 - 1e-9) <= bundle.scheduler.budget <= budgets[-1] * (1 + 1e-9)
+
+    def test_with_records_it_is_planned_anew_and_carries_them(
+        self, made: tuple[Case, Path, list[str]], old: Path
+    ) -> None:
+        records = labeled(made[0])
+        bundle = eenet.bundle.measure(old, records=records, update=True, **QUICK)
+        assert eenet.bundle.load(old).records == records
+        assert bundle.scheduler.budget == pytest.approx(max(0.6 * bundle.costs[-1], bundle.costs[0]))
+
+    def test_records_of_another_network_are_refused(self, old: Path) -> None:
+        with pytest.raises(InvalidInputError, match=r"have 4 exits and 5 classes, the bundle's network has 3 and 5"):
+            eenet.bundle.measure(old, records=toy_records(exits=4), **QUICK)
+
+
+def test_records_of_another_network_are_not_exported(made: tuple[Case, Path, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="they are of another network"):
+        made[0].export(tmp_path / "bundle", records=toy_records(classes=7))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_stay_at_home_where_that_is_asked(made: tuple[Case, Path, list[str]], tmp_path: Path) -> None:
+    bundle = made[0].export(tmp_path / "bundle", records=labeled(made[0]), keep_labels=False)
+    assert bundle.records is not None
+    assert bundle.records.labels is None
+    assert bundle.records.utility is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shares=st.lists(st.floats(0, 1), min_size=2, max_size=6).filter(lambda values: sum(values) > 0),
+    size=st.integers(1, 300),
+)
+def test_the_samples_that_reach_each_stage_never_grow_and_never_end(shares: list[float], size: int) -> None:
+    of_one = (np.array(shares) / sum(shares)).tolist()
+    counts = remaining(of_one, size)
+    assert counts[0] == size
+    assert min(counts) >= 1
+    assert all(before >= after for before, after in pairwise(counts))
+    for k, count in enumerate(counts):
+        assert abs(count - max(1, size * (1 - sum(of_one[:k])))) <= 0.51
+
+
+class TestPlanningAgain:
+    """A scheduler for other costs of the same exits."""
+
+    def test_the_share_of_the_plain_network_stays(self) -> None:
+        records = toy_records()
+        fitted = eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2, 4], plain=3.5), "60%")
+        other = planned_again(fitted, eenet.ExitCosts([0.2, 0.7, 1.1], plain=1.0), records)
+        assert other.budget == pytest.approx(0.6)
+
+    def test_where_that_is_too_little_the_smallest_feasible_budget_is_taken_and_said(self) -> None:
+        records = toy_records()
+        fitted = eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2, 4], plain=3.5), "30%")
+        with pytest.warns(ReliabilityWarning, match="30% of the plain network is less than the first exit takes here"):
+            other = planned_again(fitted, eenet.ExitCosts([0.5, 0.7, 1.1], plain=1.0), records)
+        assert other.budget == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("method", ["eenet", "stopping", "patience", "voting", "ztw", "searched", "temperature"])
+    def test_the_same_costs_and_records_give_the_same_policy(self, method: str) -> None:
+        records, costs = toy_records(samples=150), toy_costs()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a scheduler may fall back on few samples
+            fitted = eenet.scheduler.SCHEDULERS[method]().fit(records, costs, "70%")
+            assert planned_again(fitted, costs, records) == fitted
+            priced = planned_again(fitted, costs, None)
+        assert priced.policy == fitted.policy
+        assert priced.calibration_cost == pytest.approx(fitted.calibration_cost)
+
+    def test_without_records_a_guaranteed_budget_is_no_longer_one_and_that_is_said(self) -> None:
+        fitted = eenet.MaxProbability().fit(toy_records(), toy_costs(), "70%", guarantee=0.9)
+        with pytest.warns(ReliabilityWarning, match="guaranteed budget was one in other costs"):
+            other = planned_again(fitted, eenet.ExitCosts([1.0, 1.5, 4.0]), None)
+        assert other.guarantee is None
+
+    def test_with_records_it_is_guaranteed_again(self) -> None:
+        records = toy_records(samples=2000)
+        fitted = eenet.MaxProbability().fit(records, toy_costs(), "70%", guarantee=0.9)
+        assert planned_again(fitted, eenet.ExitCosts([1.0, 1.5, 4.0]), records).guarantee == 0.9
+
+
+def test_many_records_are_carried_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = toy_records(samples=500)
+    assert compact(records, labels=True) == records
+    monkeypatch.setattr("eenet.bundle._plan.MOST_RECORD_BYTES", 20_000)
+    kept = compact(records, labels=True)
+    assert 50 < len(kept) < 500
+    assert np.isin(kept.digests(), records.digests()).all()
+
+
+_WITHOUT_TORCH = """
+import sys
+for name in ("torch", "onnx", "onnxscript"):
+    sys.modules[name] = None  # importing it raises ImportError
+from eenet.cli import main
+main()
+"""
+
+
+def test_a_bundle_is_measured_again_where_torch_cannot_be_imported(folder: Path) -> None:
+    words = ["profile", str(folder), "--batch-sizes", "1", "--seconds", "0", "--threads", "1", "--update", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_TORCH, *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(SOURCE), "PATH": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    bundle = eenet.bundle.load(folder, threads=1)
+    assert isinstance(bundle, LoadedBundle)
+    assert result["plan"]["budget"] == bundle.scheduler.budget
+    assert bundle.costs.device["threads"] == 1
