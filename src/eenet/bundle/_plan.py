@@ -321,10 +321,11 @@ def _priced_again(scheduler: Scheduler, costs: ExitCosts, budget: Budget | None)
         limit = parse_budget(budget, costs)
         planned = priced.plan(limit)
         numbers = {"budget": limit, "planned_cost": planned.planned_cost, "calibration_cost": planned.calibration_cost}
+        numbers |= {} if planned.accuracy is None else {"calibration_accuracy": planned.accuracy}
         made._state = replace(state, fitted=priced, policy=planned.policy, numbers=numbers, promises=promises)
         return made
     now = float(np.asarray(shares_of(scheduler, None)) @ costs.values)
-    numbers = {"budget": now, "planned_cost": now, "calibration_cost": now}
+    numbers = {**state.numbers, "budget": now, "planned_cost": now, "calibration_cost": now}
     made._state = replace(state, fitted=priced, numbers=numbers, promises=promises)
     return made
 
