@@ -61,7 +61,7 @@ class LoadedBundle:
         if answers is not None:
             return answers
         shape = tuple(size if isinstance(size, int) else 0 for size in self._logits.shape)
-        return AdaptiveOutput(np.empty(shape, dtype=self._logits.dtype), np.empty(0, dtype=np.int64))
+        return AdaptiveOutput(np.empty(shape, dtype=self._logits.dtype), np.empty(0, dtype=np.int64), np.empty(0, bool))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

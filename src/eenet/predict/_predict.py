@@ -68,7 +68,8 @@ def predict(
     """Run a bundle over all items and write a parquet file with a row for each, in their order.
 
     The columns are `id`, `exit` (from 0), `prediction` (the class), `class_name` where the bundle has names,
-    `confidence` (the probability of the class) and `error`: why an item could not be read, which then has no answer.
+    `abstained` (whether the item is handed back, since no exit is sure of it: then `prediction` is -1), `confidence`
+    (the probability of the most probable class) and `error`: why an item could not be read, which then has no answer.
     Where each pixel has a class, `label_map` (height x width) is in place of `prediction`.
 
     Results are kept in pieces in the folder OUT.partial until all are there. A run that was stopped continues after its
@@ -166,7 +167,7 @@ def predict_pieces(
 
 def _state(bundle: LoadedBundle, items: Items, piece: int) -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "bundle": bundle.manifest.data["files"],
         "budget": bundle.scheduler.budget,
         "items": len(items),
@@ -232,6 +233,7 @@ def write_piece(work: Path, number: int, columns: Columns) -> None:
         "prediction": arrow.int32(),
         "class_name": arrow.string(),
         "label_map": arrow.list_(arrow.list_(arrow.int16())),
+        "abstained": arrow.bool_(),
         "confidence": arrow.float32(),
         "error": arrow.string(),
     }
@@ -274,7 +276,7 @@ def _rows_of(
     columns["label_map" if dense else "prediction"] = [None] * len(items)
     if named:
         columns["class_name"] = [None] * len(items)
-    columns |= {"confidence": [None] * len(items), "error": [None] * len(items)}
+    columns |= {"abstained": [None] * len(items), "confidence": [None] * len(items), "error": [None] * len(items)}
     for rows, inputs in _groups(bundle, items, columns["error"]):
         began = time.perf_counter()
         answers = bundle(inputs)
@@ -284,7 +286,12 @@ def _rows_of(
         likely = softmax(np.moveaxis(answers.logits, 1, -1)).max(axis=-1).reshape(len(rows), -1).mean(axis=1)
         for n, row in enumerate(rows):
             columns["exit"][row] = int(answers.exits[n])
+            columns["abstained"][row] = bool(answers.abstained[n])
             columns["confidence"][row] = float(likely[n]) if np.isfinite(likely[n]) else None
+            if answers.abstained[n]:  # no class, and no map of them
+                if not dense:
+                    columns["prediction"][row] = -1
+                continue
             if dense:
                 columns["label_map"][row] = predictions[n].tolist()
             else:

@@ -142,7 +142,9 @@ class AdaptiveModel:
             variant = self._own = eager(model)
         samples = variant.size(0, live)
         if samples == 0:
-            return AdaptiveOutput(variant.no_logits(live[0].device), torch.empty(0, dtype=torch.int64))
+            return AdaptiveOutput(
+                variant.no_logits(live[0].device), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
+            )
         if self.optimized is None:
             return self._run(variant, None, live, samples)
         variant, times = self.optimized.at(samples)
@@ -159,7 +161,7 @@ class AdaptiveModel:
         logits = run(variant, state, self.model.task, variant.entered(live), arrays=TENSORS, compacts=compacts)
         if isinstance(self.scheduler, BudgetController):
             self.scheduler.observe(state.exits, policy)
-        return AdaptiveOutput(logits, torch.from_numpy(state.exits))
+        return AdaptiveOutput(logits, torch.from_numpy(state.exits), torch.from_numpy(state.abstained))
 
     def to(self, *args: Any, **kwargs: Any) -> AdaptiveModel:
         """Move or convert the model, as `torch.nn.Module.to` does; returns itself.

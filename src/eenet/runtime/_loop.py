@@ -36,10 +36,23 @@ class AdaptiveOutput(Generic[T]):
         it in place or using it with gradients. From a bundle a numpy array.
     exits
         (N,) int64, counted from 0, on the CPU.
+    abstained
+        (N,) bool, on the CPU: the samples that are handed back, since no exit is sure of them. Their logits are those
+        of the last exit.
     """
 
     logits: T
     exits: T
+    abstained: T
+
+    @property
+    def predictions(self) -> T:
+        """The classes (N,), or (N, H, W) of the pixels; -1 for samples that are handed back."""
+        logits: Any = self.logits
+        found = logits.argmax(1)
+        found[self.abstained] = -1
+        answers: T = found
+        return answers
 
     def __iter__(self) -> Iterator[T]:
         yield self.logits
@@ -88,12 +101,13 @@ class Exit(NamedTuple):
     """What happens at an exit: positions, among the samples that ran until there, of those that exit and that go on.
 
     `staying` is None where no sample exits, so that nothing need be copied. `answers` are the logits of those that
-    exit, None where none does.
+    exit, None where none does. `abstained` says which of them are handed back; None where the policy never does that.
     """
 
     leaving: Ints
     staying: Ints | None
     answers: Any
+    abstained: NDArray[np.bool_] | None = None
 
 
 _NO_EXIT = Exit(_NO_ROWS, None, None)
@@ -118,17 +132,20 @@ def decide(state: DecisionState, task: Task, logits: Any, rows: Ints | None = No
 
     leaving: Ints
     staying: Ints | None
+    abstained = None
     if last:
-        leaving, staying = np.arange(len(state.running)), _NO_ROWS
+        running = state.running
+        leaving, staying = np.arange(len(running)), _NO_ROWS
         state.finish(evidence)
+        abstained = None if policy.abstains_below is None else state.abstained[running]
     else:
         leaving, staying = state.observe(evidence())
         if staying is None:
             return _NO_EXIT
     if state.left is not None:
-        return Exit(leaving, staying, arrays.from_host(state.left, logits))
+        return Exit(leaving, staying, arrays.from_host(state.left, logits), abstained)
     chosen = leaving if rows is None else rows[leaving]
-    return Exit(leaving, staying, logits if len(chosen) == len(logits) else arrays.take(logits, chosen))
+    return Exit(leaving, staying, logits if len(chosen) == len(logits) else arrays.take(logits, chosen), abstained)
 
 
 def run(
@@ -140,7 +157,7 @@ def run(
     arrays: Arrays = NUMPY,
     compacts: Callable[[int, int, int], bool] | None = None,
 ) -> Any:
-    """Take a batch through the stages; returns the logits in its order, and leaves the exits in `state`.
+    """Take a batch through the stages; returns the logits in its order; `state` then has the exits.
 
     `live` are the live tensors before the first stage. Only heads that the policy observes run. The samples that go on
     are selected where `compacts(k, samples, remaining)` says that it pays before stage k, by default everywhere;
@@ -153,7 +170,7 @@ def run(
     for k in range(backend.num_exits):
         live, logits = backend.run(k, live, observe=observes(k))
         running = state.running
-        leaving, staying, answers = decide(state, task, logits, rows, arrays)
+        leaving, staying, answers, _ = decide(state, task, logits, rows, arrays)
         if staying is None:
             continue
         if len(leaving) == samples:  # all at one exit: nothing to put in order
@@ -180,4 +197,4 @@ def run_arrays(
         return None
     state = DecisionState(policy, samples)
     logits = run(backend, state, task, live)
-    return AdaptiveOutput(logits, state.exits.astype(np.int64))
+    return AdaptiveOutput(logits, state.exits.astype(np.int64), state.abstained)

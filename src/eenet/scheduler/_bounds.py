@@ -27,6 +27,9 @@ MEAN = "mean"
 _BOLDNESS = 0.9
 """The largest bet, as a share of the one that could lose the whole capital."""
 
+BOLDEST = 0.9
+"""The largest bet on a mean cost: the same for all budgets, so that what holds at one holds at any larger one."""
+
 ROWS = 64
 """Policies that are tested together."""
 
@@ -38,15 +41,17 @@ _MAIN = 0.95  # of the error that may be made: for the path of all exits; the re
 def mean_is_below(values: Floats, limit: float, error: float, *, boldest: float | None = None) -> Bools:
     """For each row of values in [0, 1], (G, n), whether its mean in the population is below the limit.
 
-    A row whose population mean is at the limit or above it is called below with probability `error` at most. The
-    samples must be independent draws, in an order that was not chosen by their values.
+    A row whose population mean is at the limit or above it is called below with probability `error` at most, and never
+    where the mean of the samples is above it. The samples must be independent draws, in an order that was not chosen by
+    their values.
     """
     if limit >= 1:
         return np.ones(len(values), dtype=np.bool_)
     if limit <= 0 or values.shape[1] == 0:
         return np.zeros(len(values), dtype=np.bool_)
     bets = _bets(values, error, _BOLDNESS / (1 - limit) if boldest is None else boldest)
-    return np.asarray(_most(bets, values, limit) >= math.log(1 / error))
+    shown = _most(bets, values, limit) >= math.log(1 / error)
+    return np.asarray(shown & (values.mean(axis=1) <= limit))
 
 
 def _bets(values: Floats, error: float, boldest: float) -> Floats:
@@ -75,13 +80,14 @@ def upper_limits(values: Floats, error: float | None) -> Floats:
     if error is None:
         mean: Floats = (values.sum(axis=1) + 1) / (values.shape[1] + 1)
         return mean
-    bets, goal = _bets(values, error, _BOLDNESS), math.log(1 / error)
+    bets, goal = _bets(values, error, BOLDEST), math.log(1 / error)
     low, high = np.zeros(len(values)), np.ones(len(values))
     for _ in range(32):
         middle = (low + high) / 2
         below = _most(bets, values, middle[:, None]) >= goal
         low, high = np.where(below, low, middle), np.where(below, middle, high)
-    return high
+    limits: Floats = np.maximum(high, values.mean(axis=1))
+    return limits
 
 
 @dataclass(frozen=True)
@@ -241,3 +247,56 @@ def threshold_paths(
     on = [np.ones(early, dtype=np.bool_), *np.eye(early, dtype=np.bool_)]
     shares = [_MAIN, *[(1 - _MAIN) / early] * early]
     return [ThresholdPath(score, table, which, share, classes) for which, share in zip(on, shares, strict=True)]
+
+
+def first_within(path: Path, tested: Tested, limit: float, error: float | None) -> int:
+    """The number of the first policy from which on all have a mean cost below the limit; tested from the cheapest."""
+    first = len(path)
+    for start, values in _costs_upwards(path, tested, grow=error is None):
+        if error is None:
+            below = upper_limits(values, None) <= limit
+        else:
+            below = mean_is_below(values, limit, error, boldest=BOLDEST)
+        if not below.all():
+            return start + len(below) - int(below[::-1].argmin())
+        first = start
+    return first
+
+
+def cost_limits(path: Path, tested: Tested, error: float | None) -> Floats:
+    """The smallest limits for which `first_within` gives each policy, (G,): from the cheapest on they never fall."""
+    parts = [upper_limits(values, error) for _, values in _costs_upwards(path, tested, grow=error is None)]
+    limits: Floats = np.maximum.accumulate(np.concatenate(parts[::-1])[::-1])[::-1]
+    return limits
+
+
+def _costs_upwards(path: Path, tested: Tested, *, grow: bool) -> Iterator[tuple[int, Floats]]:
+    """The costs of the samples, from 0 to 1, in parts of the path from its cheap end; `grow`: none falls on the way."""
+    most = np.zeros((1, tested.samples))
+    for first in reversed(range(0, len(path), ROWS)):
+        values = tested.share_spent(path.exits(first, min(first + ROWS, len(path))))
+        if grow:
+            values = np.maximum.accumulate(np.concatenate([values, most])[::-1], axis=0)[1:][::-1]
+            most = values[:1]
+        yield first, values
+
+
+def count_within(path: Path, tested: Tested, drop: float, error: float | None) -> int:
+    """How many policies, tested from the most expensive, have an accuracy within `drop` of the last exit's.
+
+    In the mean, the most that each sample has lost on the way counts, since accuracy may rise again.
+    """
+    assert tested.last is not None
+    most = np.full((1, tested.samples), -1.0)
+    for first, exits in path.chunks():
+        lost = tested.last - tested.gained(exits)
+        if error is None:
+            lost = np.maximum.accumulate(np.concatenate([most, lost]), axis=0)[1:]
+            most = lost[-1:]
+            within = upper_limits(lost, None) <= drop
+        else:
+            new = np.concatenate([[True], (lost[1:] != lost[:-1]).any(axis=1)])  # few rows differ from the one before
+            within = mean_is_below((lost[new] + 1) / 2, (drop + 1) / 2, error)[np.cumsum(new) - 1]
+        if not within.all():
+            return first + int(within.argmin())
+    return len(path)

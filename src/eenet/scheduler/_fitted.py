@@ -196,6 +196,9 @@ class PolicyTable(Fitted):
             "thresholds": np.stack([p.thresholds for p in self.policies]),
             "enabled": np.stack([p.enabled for p in self.policies]).astype(np.uint8),
         }
+        if any(p.abstains_below is not None for p in self.policies):
+            below = [np.nan if p.abstains_below is None else p.abstains_below for p in self.policies]
+            arrays["abstains_below"] = np.array(below)
         if self.shares is not None:
             arrays |= {"shares": self.shares, "samples": np.array([self.samples], dtype=np.int64)}
         distinct = {id(p.score): p.score for p in self.policies}
@@ -229,6 +232,9 @@ class PolicyTable(Fitted):
                 "the scheduler again"
             )
         shares = arrays.get("shares")
+        below = arrays.get("abstains_below", np.full(count, np.nan))
+        if below.shape != (count,):
+            raise FileFormatError(f"a table of {count} policies abstains below {below.shape} log odds; save it again")
         counted = arrays.get("samples", np.zeros(1, dtype=np.int64)).reshape(-1)
         if shares is not None and (shares.shape != (count, exits) or len(counted) != 1):
             raise FileFormatError(
@@ -242,9 +248,15 @@ class PolicyTable(Fitted):
             raise FileFormatError("the rows of a table of policies point to scores that it lacks; save it again")
         scores = [score_from_arrays(score, shared | {n: a[i] for n, a in stacked.items()}) for i in range(last + 1)]
         policies = tuple(
-            ThresholdPolicy(scores[row], thresholds[i], enabled[i], num_classes) for i, row in enumerate(rows.tolist())
+            ThresholdPolicy(scores[row], thresholds[i], enabled[i], num_classes, abstains_from(below[i : i + 1]))
+            for i, row in enumerate(rows.tolist())
         )
         return cls(columns[0], columns[1], columns[2], policies, costs, shares, int(counted[0]))
+
+
+def abstains_from(saved: NDArray[Any] | None) -> float | None:
+    """What `abstains_below` was, from the one number that is kept of it in files: NaN for none."""
+    return None if saved is None or np.isnan(saved[0]) else float(saved[0])
 
 
 def fold_numbers(records: ExitRecords, seed: int, folds: int) -> Ints:

@@ -9,8 +9,8 @@ Source: Angelopoulos, Bates, Candes, Jordan and Lei, "Learn then Test" (2021), s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,24 +19,32 @@ from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, InvalidInputError
 from eenet.records import ExitRecords
+from eenet.scheduler._abstention import NOTHING, Abstention, abstaining, certainties, possible
 from eenet.scheduler._bounds import (
+    BOLDEST,
     MEAN,
     ROWS,
     Path,
     TablePath,
     Tested,
+    cost_limits,
+    count_within,
+    first_within,
     mean_is_below,
     threshold_paths,
     upper_limits,
 )
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable, fold_numbers, policy_table
-from eenet.scheduler._policy import Floats, Score
+from eenet.scheduler._policy import Bools, Floats, Score, replay
 from eenet.scheduler._thresholds import ScoreTable
+from eenet.tasks import LOG_ODDS_LIMIT
 
 _COARSE, _FINE = 21, 201
 """A finer table wastes less of the budget between two policies, where planning one is quick."""
 
-_BOLDEST = 0.9  # bet on a mean cost: the same for all budgets, so that what holds at one holds at any larger one
+_ABSTAIN_AT = tuple(math.log(p / (1 - p)) for p in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))
+"""The thresholds, as log odds, below which samples may be handed back where an error is promised."""
+
 _CLEARLY = 3.0  # standard errors that the path of a single exit must be ahead
 
 
@@ -46,14 +54,19 @@ class GuaranteedFit(Fitted):
     `error` is the probability with which the promise may be broken; None for a promise in the mean.
     """
 
-    def __init__(self, paths: Sequence[Path], tested: Tested, error: float | None) -> None:
+    def __init__(self, paths: Sequence[Path], tested: Tested, error: float | None, parts: int = 1) -> None:
         self._paths = paths
         self._tested = tested
-        self._error = error
+        self._error = None if error is None else error / parts
+        self._at = " in the mean" if error is None else f" at {1 - error:.6g}"
+        self._parts = parts
         self.costs = tested.costs
 
     def plan(self, budget: float) -> PlannedPolicy:
         """The most expensive policy that keeps the budget; of several paths that of the first, unless it is worse."""
+        return self._planned(*self._best(budget))
+
+    def _best(self, budget: float) -> tuple[Path, int]:
         best: tuple[Path, int] | None = None
         for path in self._paths:
             if best is not None and not self._may_be_better(path, best):
@@ -64,12 +77,12 @@ class GuaranteedFit(Fitted):
         if best is None:
             smallest = min(self._in_unit(self._limit(path)) for path in self._paths)
             raise InfeasibleBudgetError(
-                f"budget {budget:.6g} {self.costs.unit} cannot be guaranteed{_at(self._error)} by the "
+                f"budget {budget:.6g} {self.costs.unit} cannot be guaranteed{self._at} by the "
                 f"{self._tested.samples} samples that test it; the smallest that can is {smallest:.6g} "
                 f"{self.costs.unit}, and more samples, unlabeled ones too, bring it down",
                 smallest=smallest,
             )
-        return self._planned(*best)
+        return best
 
     @cached_property
     def table(self) -> PolicyTable:
@@ -149,18 +162,16 @@ class GuaranteedFit(Fitted):
     def within_both(self, budget: float, drop: float) -> PlannedPolicy:
         """The most accurate policy that keeps the budget and is within `drop` of the last exit's accuracy.
 
-        Half of the error goes to each. Raises `InfeasibleBudgetError` with the smallest budget for which both can be
-        promised, and `InvalidInputError` where the drop cannot be at all.
+        This has two parts, half of the error for each. Raises `InfeasibleBudgetError` with the smallest budget for
+        which both can be promised, and `InvalidInputError` where the drop cannot be at all.
         """
-        half = None if self._error is None else self._error / 2
-        both = GuaranteedFit(self._paths, self._tested, half)
         best: tuple[Path, int] | None = None
         counts = []
         for path in self._paths:
             if best is not None and not self._may_be_better(path, best):
                 continue
-            row = both._first_within(path, budget)
-            counts.append((path, count_within(path, self._tested, drop, both._error_on(path))))
+            row = self._first_within(path, budget)
+            counts.append((path, count_within(path, self._tested, drop, self._error_on(path))))
             if row is not None and row < counts[-1][1] and (best is None or self._is_clearly_better((path, row), best)):
                 best = path, row
         if best is not None:
@@ -169,13 +180,13 @@ class GuaranteedFit(Fitted):
         for path, count in counts:
             for row in np.flatnonzero(path.usable[:count])[-1:].tolist():
                 if self._planned(path, row).calibration_cost < self.costs[-1]:
-                    limits = cost_limits(path, self._tested, both._error_on(path))
+                    limits = cost_limits(path, self._tested, self._error_on(path))
                     smallest = min(smallest, self._in_unit(float(limits[row])))
         if smallest == math.inf:
-            raise both._none_within(drop)
+            raise self._none_within(drop)
         raise InfeasibleBudgetError(
             f"budget {budget:.6g} {self.costs.unit} and max_accuracy_drop={drop:g} cannot both be guaranteed"
-            f"{_at(self._error)} by the {self._tested.samples} samples that test them; with this drop the smallest "
+            f"{self._at} by the {self._tested.samples} samples that test them; with this drop the smallest "
             f"budget that can is {smallest:.6g} {self.costs.unit}: raise one of them, or give more samples",
             smallest=smallest,
         )
@@ -184,67 +195,114 @@ class GuaranteedFit(Fitted):
         least = 1 / drop if self._error is None else 4 * math.log(1 / self._error) / drop
         needed = math.ceil(max(least, 2 * self._tested.samples))
         return InvalidInputError(
-            f"max_accuracy_drop={drop:g} cannot be guaranteed{_at(self._error)} by the {self._tested.samples} samples "
+            f"max_accuracy_drop={drop:g} cannot be guaranteed{self._at} by the {self._tested.samples} samples "
             f"that test it, for any policy that is cheaper than the last exit; that takes about {needed} of them, "
             "or allow a larger drop or a smaller guarantee"
         )
 
 
-def _at(error: float | None) -> str:
-    return " in the mean" if error is None else f" at {1 - error:.6g}"
+class AbstainingGuarantee(GuaranteedFit):
+    """The same with a threshold below which samples of the last exit are handed back.
 
-
-def first_within(path: Path, tested: Tested, limit: float, error: float | None) -> int:
-    """The number of the first policy from which on all have a mean cost below the limit; tested from the cheapest."""
-    first = len(path)
-    for start, values in _costs_upwards(path, tested, grow=error is None):
-        if error is None:
-            below = upper_limits(values, None) <= limit
-        else:
-            below = mean_is_below(values, limit, error, boldest=_BOLDEST)
-        if not below.all():
-            return start + len(below) - int(below[::-1].argmin())
-        first = start
-    return first
-
-
-def cost_limits(path: Path, tested: Tested, error: float | None) -> Floats:
-    """The smallest limits for which `first_within` gives each policy, (G,): from the cheapest on they never fall."""
-    parts = [upper_limits(values, error) for _, values in _costs_upwards(path, tested, grow=error is None)]
-    limits: Floats = np.maximum.accumulate(np.concatenate(parts[::-1])[::-1])[::-1]
-    return limits
-
-
-def _costs_upwards(path: Path, tested: Tested, *, grow: bool) -> Iterator[tuple[int, Floats]]:
-    """The costs of the samples, from 0 to 1, in parts of the path from its cheap end; `grow`: none falls on the way."""
-    most = np.zeros((1, tested.samples))
-    for first in reversed(range(0, len(path), ROWS)):
-        values = tested.share_spent(path.exits(first, min(first + ROWS, len(path))))
-        if grow:
-            values = np.maximum.accumulate(np.concatenate([values, most])[::-1], axis=0)[1:][::-1]
-            most = values[:1]
-        yield first, values
-
-
-def count_within(path: Path, tested: Tested, drop: float, error: float | None) -> int:
-    """How many policies, tested from the most expensive, have an accuracy within `drop` of the last exit's.
-
-    In the mean, the most that each sample has lost on the way counts, since accuracy may rise again.
+    Each of the budget, the share handed back and the error of the others has a part of the error that may be made. The
+    share is tested as that of all samples of which the last exit is not sure, wherever they exit: it is then the same
+    for all policies, and no smaller than the true one. The error is tested at a few thresholds, which no sample has a
+    part in, each with its part; along the path, from the most expensive policy down to the one that the budget chose.
     """
-    assert tested.last is not None
-    most = np.full((1, tested.samples), -1.0)
-    for first, exits in path.chunks():
-        lost = tested.last - tested.gained(exits)
-        if error is None:
-            lost = np.maximum.accumulate(np.concatenate([most, lost]), axis=0)[1:]
-            most = lost[-1:]
-            within = upper_limits(lost, None) <= drop
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        tested: Tested,
+        error: float | None,
+        parts: int,
+        records: ExitRecords,
+        asked: Abstention,
+    ) -> None:
+        super().__init__(paths, tested, error, parts)
+        self._records = records
+        self._asked = asked
+
+    @cached_property
+    def table(self) -> PolicyTable:
+        """The policies of all budgets for which it can be promised."""
+        self._limits = [cost_limits(path, self._tested, self._error_on(path)) for path in self._paths]
+        return possible(self, np.linspace(self.costs[0], self.costs[-1], self.points))
+
+    def plan(self, budget: float) -> PlannedPolicy:
+        """The policy of the budget; raises `InvalidInputError` where what is asked cannot be promised with it."""
+        path, row = self._best(budget)
+        plan = self._planned(path, row)
+        odds = certainties(plan.policy.score, self._records)
+        if self._asked.max_error is None:
+            below = self._for_share(odds)
         else:
-            new = np.concatenate([[True], (lost[1:] != lost[:-1]).any(axis=1)])  # few rows differ from the one before
-            within = mean_is_below((lost[new] + 1) / 2, (drop + 1) / 2, error)[np.cumsum(new) - 1]
-        if not within.all():
-            return first + int(within.argmin())
-    return len(path)
+            below = self._for_error(path, row, odds, self._asked.max_error)
+        policy = replace(plan.policy, abstains_below=below)
+        decisions = replay(policy, self._records, self.costs)
+        return replace(plan, policy=policy, accuracy=None if decisions.utility is None else decisions.accuracy)
+
+    def _for_share(self, odds: Floats) -> float:
+        """The highest threshold at which the share handed back is promised, tested from the lowest on."""
+        share = self._asked.share
+        assert share is not None
+        ascending = np.argsort(odds, kind="stable")
+        counts, thresholds = abstaining(odds[ascending])
+        rank = np.argsort(ascending, kind="stable")
+        best = None
+        for first in range(0, len(counts), ROWS):
+            back = (rank[None] < counts[first : first + ROWS, None]).astype(np.float64)
+            if self._error is None:
+                kept = upper_limits(back, None) <= share
+            else:
+                kept = mean_is_below(back, share, self._error, boldest=BOLDEST)
+            passed = len(kept) if kept.all() else int(kept.argmin())
+            best = best if passed == 0 else float(thresholds[first + passed - 1])
+            if passed < len(kept):
+                break
+        if best is None:
+            smallest = float(upper_limits((rank[None] < counts[:1, None]).astype(np.float64), self._error)[0])
+            raise self._too_small(smallest)
+        return best
+
+    def _for_error(self, path: Path, row: int, odds: Floats, most: float) -> float:
+        """The lowest threshold at which the error of those that are answered is promised."""
+        thresholds = np.array([-LOG_ODDS_LIMIT - 1, *_ABSTAIN_AT])
+        error = None if self._error is None else self._error / len(thresholds)
+        assert error is not None, "require_possible was called"
+        largest = 0.0
+        for threshold in thresholds.tolist():
+            unsure = odds < threshold
+            largest = max(largest, float(upper_limits(unsure[None].astype(np.float64), self._error)[0]))
+            if self._keeps_error(path, row, unsure, most, error):
+                if self._asked.share is not None and largest > self._asked.share:
+                    raise self._too_small(largest)
+                return float(threshold)
+        raise InvalidInputError(
+            f"max_error={most:g} cannot be guaranteed{self._at} at this budget by the {self._tested.samples} samples "
+            "that test it, however many are handed back: allow a larger error, or a larger budget, since samples that "
+            "exit early are not handed back, or give more samples"
+        )
+
+    def _keeps_error(self, path: Path, row: int, unsure: Bools, most: float, error: float) -> bool:
+        last = len(self.costs) - 1
+        for first in range(0, row + 1, ROWS):
+            exits = path.exits(first, min(first + ROWS, row + 1))
+            # A sample that is handed back counts as the error allowed, so that the mean is below it where that of the
+            # others is.
+            lost = np.where((exits == last) & unsure, most, 1 - self._tested.gained(exits))
+            new = np.concatenate([[True], (lost[1:] != lost[:-1]).any(axis=1)])
+            if not mean_is_below(lost[new], most, error).all():
+                return False
+        return True
+
+    def _too_small(self, smallest: float) -> InvalidInputError:
+        share, most = self._asked.share, self._asked.max_error
+        what = "" if most is None else f" with max_error={most:g}"
+        return InvalidInputError(
+            f"abstain={share:g} cannot be guaranteed{self._at}{what} by the {self._tested.samples} samples that test "
+            f"it; the smallest that can is abstain={math.ceil(smallest * 1e6) / 1e6:g}, and more samples bring it down"
+        )
 
 
 @array_value
@@ -255,6 +313,7 @@ class Guarantee:
     guarantee: float | str | None = None
     max_accuracy_drop: float | None = None
     unlabeled: ExitRecords | None = None
+    abstention: Abstention = NOTHING
 
     @property
     def promises(self) -> dict[str, float | str]:
@@ -278,9 +337,10 @@ class Guarantee:
                 raise InvalidInputError(f"max_accuracy_drop={drop!r}: expected a share between 0 and 1, such as 0.01")
             records.require_utility()
         if extra is not None:
-            if level is None or drop is not None:
+            if level is None or drop is not None or self.abstention.asked:
                 raise InvalidInputError(
-                    "unlabeled records are for a guaranteed budget: give guarantee=0.95 too, and no max_accuracy_drop"
+                    "unlabeled records are for a guaranteed budget: give guarantee=0.95 too, and no max_accuracy_drop, "
+                    "abstain or max_error"
                 )
             if (extra.num_exits, extra.num_classes) != (records.num_exits, records.num_classes):
                 raise InvalidInputError(
@@ -305,11 +365,15 @@ class Guarantee:
         level = self._level
         assert level is not None, "require_possible was called"
         error = None if isinstance(level, str) else 1 - level
+        drop, asked = self.max_accuracy_drop, self.abstention
+        parts = 1 + len(asked.asked) + (drop is not None and budget is not None)
         if score is None:
-            promised = self._fitted(fit, records, costs, error, seed)
+            paths, tested, records = self._fitted(fit, records, costs, seed)
         else:
-            promised = self._not_fitted(score, records, costs, error, seed)
-        drop = self.max_accuracy_drop
+            paths, tested, records = self._not_fitted(score, records, costs, error, seed)
+        if asked.asked:
+            return AbstainingGuarantee(paths[:1], tested, error, parts, records, asked), None
+        promised = GuaranteedFit(paths, tested, error, parts)
         if drop is None:
             return promised, None
         chosen = promised.cheapest_within(drop) if budget is None else promised.within_both(budget, drop)
@@ -327,7 +391,8 @@ class Guarantee:
 
     def _not_fitted(
         self, score: Score, records: ExitRecords, costs: ExitCosts, error: float | None, seed: int
-    ) -> GuaranteedFit:
+    ) -> tuple[Sequence[Path], Tested, ExitRecords]:
+        """The paths of a score that is not fitted, and the samples that test them, in their order."""
         if fold_numbers(records, seed, 2).max() == 0 and len(records) > 1:
             raise _same_sample(records)
         shuffled = _shuffled(records, seed)
@@ -337,17 +402,17 @@ class Guarantee:
             tables.append(ScoreTable.of(score, _shuffled(self.unlabeled, seed), costs))
             tested = Tested(costs, len(records) + len(self.unlabeled), None, None)
         # A choice between paths by accuracy takes labels, and would spoil a promise in the mean.
-        each = error is not None and tested.answered is not None
-        return GuaranteedFit(threshold_paths(score, tables, costs, records.num_classes, each=each), tested, error)
+        each = error is not None and tested.answered is not None and not self.abstention.asked
+        return threshold_paths(score, tables, costs, records.num_classes, each=each), tested, shuffled
 
     def _fitted(
         self,
         fit: Callable[[ExitRecords, ExitCosts], Fitted],
         records: ExitRecords,
         costs: ExitCosts,
-        error: float | None,
         seed: int,
-    ) -> GuaranteedFit:
+    ) -> tuple[Sequence[Path], Tested, ExitRecords]:
+        """The path of what is fitted to some of the samples, and the others, which test it."""
         if self.unlabeled is not None:
             calibration, extra = records, _shuffled(self.unlabeled, seed)
         else:
@@ -356,7 +421,7 @@ class Guarantee:
         fine = self.max_accuracy_drop is None and fitted.points > _COARSE
         table = policy_table(fitted, _FINE) if fine else fitted.table
         tested = Tested.of(table.policies[0].score, extra, costs)
-        return GuaranteedFit([TablePath(table, extra)], tested, error)
+        return [TablePath(table, extra)], tested, extra
 
 
 def _is_number(value: object) -> bool:

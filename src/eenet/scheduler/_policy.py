@@ -184,19 +184,26 @@ class ThresholdPolicy:
         Which exits are on.
     num_classes : int
         C.
+    abstains_below : float, optional
+        Samples of the last exit whose largest probability there has log odds below this, or is not finite, are handed
+        back: no exit is sure of them. Of an ensemble it is the largest probability of the combined answer. None: every
+        sample is answered.
     """
 
     score: Score
     thresholds: Floats
     enabled: Bools
     num_classes: int
+    abstains_below: float | None = None
 
     def __repr__(self) -> str:
         shown = [
             f"{self.score.readable(t):.4g}" if on else "off"
             for t, on in zip(self.thresholds.tolist(), self.enabled.tolist(), strict=True)
         ]
-        return f"ThresholdPolicy({self.score.name!r}, [{', '.join(shown)}], {self.num_classes} classes)"
+        below = self.abstains_below
+        abstains = "" if below is None else f", abstains below probability {probability(below):.4g}"
+        return f"ThresholdPolicy({self.score.name!r}, [{', '.join(shown)}], {self.num_classes} classes{abstains})"
 
     @property
     def num_exits(self) -> int:
@@ -233,6 +240,13 @@ class ThresholdPolicy:
         history.scores.append(scores)
         return leaves_at(scores, history.finite, self.thresholds[k], bool(self.enabled[k]))
 
+    def hands_back(self, evidence: Evidence) -> Bools:
+        """Whether each sample of the last exit is handed back, (n,), given the evidence of its answer there."""
+        if self.abstains_below is None:
+            return np.zeros(len(evidence), dtype=np.bool_)
+        unsure: Bools = (evidence.log_odds < self.abstains_below) | ~evidence.finite
+        return unsure
+
 
 _NONE: Ints = np.zeros(0, dtype=np.intp)
 _FIRST: Ints = np.zeros(1, dtype=np.intp)
@@ -242,9 +256,9 @@ class DecisionState:
     """The decisions of a policy for n samples, exit by exit.
 
     Call `observe` with the evidence of the running samples at each exit in turn, or `skip` where the policy does not
-    observe, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each sample exited. Where
-    the policy is an ensemble, `left` are the logits of those that have just exited, in place of the exit's own;
-    otherwise, and where none has, None.
+    observe, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each sample exited, and
+    `abstained` (n,) which of those at the last exit are handed back. Where the policy is an ensemble, `left` are the
+    logits of those that have just exited, in place of the exit's own; otherwise, and where none has, None.
     """
 
     def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
@@ -253,6 +267,7 @@ class DecisionState:
         self.running: Ints = np.arange(samples)
         self.exits: Ints = np.empty(samples, dtype=np.intp)
         self.exits.fill(-1)
+        self.abstained: Bools = np.zeros(samples, dtype=np.bool_)
         self._ensemble = policy.ensemble
         self.left: NDArray[np.float32] | None = None
 
@@ -325,6 +340,9 @@ class DecisionState:
         if self._ensemble is not None:
             self.left = self._ensemble.answers(history if len(leaving) == count else history.take(leaving))
         self.exits[self.running[leaving]] = k
+        if self._policy.abstains_below is not None and k == self._policy.num_exits - 1:
+            answer = evidence if self.left is None else Evidence.from_logits(self.left)
+            self.abstained[self.running] = self._policy.hands_back(answer)
         if len(leaving) == count:
             self.running = _NONE
             return leaving, _NONE
@@ -334,8 +352,11 @@ class DecisionState:
         return leaving, staying
 
     def finish(self, evidence: Callable[[], Evidence]) -> None:
-        """The last exit takes all samples that are still running; only an ensemble asks for their evidence."""
-        if self._ensemble is not None:
+        """The last exit takes all samples that are still running.
+
+        Only an ensemble, and a policy that may abstain, ask for their evidence.
+        """
+        if self._ensemble is not None or self._policy.abstains_below is not None:
             self.observe(evidence())
             return
         self.exits[self.running] = self._policy.num_exits - 1
@@ -365,13 +386,15 @@ class Decisions:
     exits : array of int, shape (N,)
         From 0.
     predictions : array of int, shape (N,)
-        Of an ensemble the combined ones.
+        Of an ensemble the combined ones; -1 for samples that are handed back.
     utility : array of shape (N,), or None
-        What each answer is worth, in [0, 1]; None without labels.
+        What each answer is worth, in [0, 1], and 0 where there is none; None without labels.
     costs : ExitCosts
         Of the K exits.
     pixel_counts : array of int, shape (N, C, 3), or None
-        For segmentation with labels: the pixels that are right, predicted and labeled.
+        For segmentation with labels: the pixels that are right, predicted and labeled; 0 where there is no answer.
+    abstained : array of bool, shape (N,), optional
+        Which samples are handed back, since no exit is sure of them; by default none.
     """
 
     exits: Ints
@@ -379,12 +402,18 @@ class Decisions:
     utility: NDArray[np.float32] | None
     costs: ExitCosts
     pixel_counts: NDArray[np.int64] | None = None
+    abstained: Bools = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.abstained is None:
+            object.__setattr__(self, "abstained", np.zeros(len(self.exits), dtype=np.bool_))
 
     def __repr__(self) -> str:
         accuracy = "no labels" if self.utility is None else f"accuracy={self.accuracy:.4f}"
         shares = short([round(share, 4) for share in self.exit_shares.tolist()])
         cost = f"mean_cost={self.mean_cost:.4g} {self.costs.unit}"
-        return f"Decisions({len(self.exits)} samples, {accuracy}, {cost}, exit_shares={shares})"
+        back = f", handed_back={self.handed_back:.4f}" if self.abstained.any() else ""
+        return f"Decisions({len(self.exits)} samples, {accuracy}, {cost}, exit_shares={shares}{back})"
 
     @property
     def mean_iou(self) -> float:
@@ -395,10 +424,19 @@ class Decisions:
 
     @property
     def accuracy(self) -> float:
-        """Mean utility; raises `InvalidInputError` for records without labels."""
+        """Mean utility of the samples that are answered, NaN where none is.
+
+        Raises `InvalidInputError` for records without labels.
+        """
         if self.utility is None:
             raise InvalidInputError("these records have no labels, so there is no accuracy; costs and exits are known")
-        return float(self.utility.mean(dtype=np.float64))
+        answered = int((~self.abstained).sum())
+        return float(self.utility.sum(dtype=np.float64) / answered) if answered else math.nan
+
+    @property
+    def handed_back(self) -> float:
+        """The share of the samples that are handed back."""
+        return float(self.abstained.mean())
 
     @property
     def sample_costs(self) -> Floats:
@@ -435,11 +473,19 @@ def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> D
         else:
             state.skip()
     if policy.ensemble is not None:
-        right = None if records.labels is None else (combined == records.labels).astype(np.float32)
-        return Decisions(state.exits, combined, right, costs)
-    utility = None if records.utility is None else records.utility[state.exits, samples]
-    counts = None if records.pixel_counts is None else records.pixel_counts[state.exits, samples]
-    return Decisions(state.exits, records.predictions[state.exits, samples], utility, costs, counts)
+        predictions, counts = combined, None
+        utility = None if records.labels is None else (combined == records.labels).astype(np.float32)
+    else:
+        predictions = records.predictions[state.exits, samples]
+        utility = None if records.utility is None else records.utility[state.exits, samples]
+        counts = None if records.pixel_counts is None else records.pixel_counts[state.exits, samples]
+    back = state.abstained
+    if back.any():
+        predictions[back] = -1
+        for values in (utility, counts):
+            if values is not None:
+                values[back] = 0
+    return Decisions(state.exits, predictions, utility, costs, counts, back)
 
 
 def as_answered(score: Score, records: ExitRecords) -> ExitRecords:

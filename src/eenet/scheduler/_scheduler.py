@@ -18,8 +18,16 @@ from eenet._values import equal, short
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
+from eenet.scheduler._abstention import Abstention
 from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Geometric, Shared
-from eenet.scheduler._fitted import Fitted, FrontierPoint, PlannedPolicy, PolicyTable, ThresholdFit
+from eenet.scheduler._fitted import (
+    Fitted,
+    FrontierPoint,
+    PlannedPolicy,
+    PolicyTable,
+    ThresholdFit,
+    abstains_from,
+)
 from eenet.scheduler._policy import (
     Decisions,
     Ensemble,
@@ -35,7 +43,7 @@ from eenet.scheduler._policy import (
 if TYPE_CHECKING:
     from typing_extensions import Self  # not installed beside a bundle without torch
 
-_SCHEMA = 2
+_SCHEMA = 3  # 2 where no policy abstains, which an eenet before it would not know of
 _TABLE = "table."
 _UNSPENT = 0.01  # of the budget: what is worth a warning
 
@@ -199,6 +207,8 @@ class Scheduler:
         guarantee: float | str | None = None,
         max_accuracy_drop: float | None = None,
         unlabeled: ExitRecords | None = None,
+        abstain: float | None = None,
+        max_error: float | None = None,
     ) -> Self:
         """Fit to calibration records so that the mean cost per sample stays within the budget; returns itself.
 
@@ -224,6 +234,12 @@ class Scheduler:
             probability `guarantee` (0.95 unless given). With a budget too, the most accurate policy that keeps both.
         unlabeled : ExitRecords, optional
             Records of the same population, to test a guaranteed budget.
+        abstain : float, optional
+            Such as 0.02: at most this share of the samples may be handed back, to a person or another system, the least
+            sure of those that the last exit takes. Their prediction is -1.
+        max_error : float, optional
+            The highest error rate of the samples that are answered; no more are handed back than it takes. Both hold on
+            the calibration records, and with `guarantee` on fresh data.
 
         Returns
         -------
@@ -247,18 +263,21 @@ class Scheduler:
         if self._refused is not None:
             raise InvalidInputError(self._refused)
         limit = None if budget is None else parse_budget(budget, costs)
+        abstention = Abstention(abstain, max_error)
+        abstention.require_possible(records, guarantee, max_accuracy_drop)
         promises: dict[str, float | str] = {}
         chosen: PlannedPolicy | None = None
         if guarantee is None and max_accuracy_drop is None and unlabeled is None:
-            fitted = self._fit(records, costs)
+            fitted = abstention.plain(self._fit(records, costs), records)
         else:
             from eenet.scheduler._guarantee import Guarantee
 
-            promise = Guarantee(guarantee, max_accuracy_drop, unlabeled)
+            promise = Guarantee(guarantee, max_accuracy_drop, unlabeled, abstention)
             promise.require_possible(records)
             score = self._not_fitted()
             fitted, chosen = promise.fit(self._fit, score, records, costs, budget=limit, seed=self.seed)
             promises = promise.promises
+        promises |= abstention.asked
         if chosen is not None and limit is None:
             limit = chosen.planned_cost
         elif limit is None and self._default_budget:
@@ -427,6 +446,18 @@ class Scheduler:
         drop = None if self._state is None else self._state.promises.get("max_accuracy_drop")
         return None if drop is None else float(drop)
 
+    @property
+    def abstain(self) -> float | None:
+        """The share of the samples that may be handed back, where that was asked for."""
+        share = None if self._state is None else self._state.promises.get("abstain")
+        return None if share is None else float(share)
+
+    @property
+    def max_error(self) -> float | None:
+        """The highest error rate of the samples that are answered, where that was asked for."""
+        error = None if self._state is None else self._state.promises.get("max_error")
+        return None if error is None else float(error)
+
     # Files
 
     def save(self, path: str | Path) -> None:
@@ -451,7 +482,10 @@ class Scheduler:
             policy = state.policy
             arrays |= {"thresholds": policy.thresholds, "enabled": policy.enabled.astype(np.uint8)}
             arrays |= {f"score.{name}": array for name, array in policy.score.to_arrays().items()}
-        write_arrays(path, arrays, kind="scheduler", schema=_SCHEMA, header=header)
+            if policy.abstains_below is not None:
+                arrays["abstains_below"] = np.array([policy.abstains_below])
+        abstains = "abstains_below" in arrays or f"{_TABLE}abstains_below" in arrays
+        write_arrays(path, arrays, kind="scheduler", schema=_SCHEMA if abstains else _SCHEMA - 1, header=header)
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -574,7 +608,8 @@ def _policy_from(
     arrays: dict[str, NDArray[Any]], score: str, classes: int, path: str | Path, exits: int
 ) -> ThresholdPolicy:
     fitted = score_from_arrays(score, {n[6:]: a for n, a in arrays.items() if n.startswith("score.")})
-    policy = ThresholdPolicy(fitted, arrays["thresholds"], arrays["enabled"].astype(np.bool_), classes)
+    enabled, below = arrays["enabled"].astype(np.bool_), abstains_from(arrays.get("abstains_below"))
+    policy = ThresholdPolicy(fitted, arrays["thresholds"], enabled, classes, below)
     if not (policy.thresholds.shape == policy.enabled.shape == (exits - 1,)):
         raise FileFormatError(
             f"{str(path)!r} has {len(policy.thresholds)} thresholds for {exits} exits; save the scheduler again"

@@ -197,10 +197,11 @@ class Engine:
         """Take the results of work that was executed; returns the requests that are answered by it."""
         self.working -= 1
         answered = []
-        for owners, places, logits in work.answers:
+        for owners, places, logits, abstained in work.answers:
             for request, rows in _by_request(owners):
                 if request.open:
-                    request.answer([places[i] for i in rows], work.stage, logits[rows])
+                    back = None if abstained is None else abstained[rows]
+                    request.answer([places[i] for i in rows], work.stage, logits[rows], back)
                     if request.remaining == 0:
                         self._end(request, Outcome.ANSWERED, now)
                         answered.append(request)

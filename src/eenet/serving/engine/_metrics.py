@@ -40,6 +40,7 @@ class Metrics:
             client.Histogram, "request_seconds", "From the last byte of a request to its answer.", buckets=_SECONDS
         )
         self._samples = made(client.Counter, "samples", "Samples by the exit they left at.", ["exit"])
+        self._abstained = made(client.Counter, "abstained", "Samples that were handed back: no exit was sure of them.")
         self._cost = made(client.Counter, "cost", f"What the samples cost, in {costs.unit}.")
         self._mean = made(client.Gauge, "mean_cost", f"Mean cost of the last {_RECENT} samples, in {costs.unit}.")
         self._budget = made(client.Gauge, "budget", f"The budget per sample, in {costs.unit}.")
@@ -78,8 +79,9 @@ class Metrics:
         """Count a call of a stage that was sent again, because its replica died."""
         self._again.labels(str(stage)).inc()
 
-    def left(self, exits: NDArray[np.intp]) -> None:
-        """Count samples that left at these exits (n,)."""
+    def left(self, exits: NDArray[np.intp], abstained: int = 0) -> None:
+        """Count samples that left at these exits (n,), and how many of them were handed back."""
+        self._abstained.inc(abstained)
         counts = np.bincount(exits, minlength=len(self._costs))
         for k in np.flatnonzero(counts):
             self._samples_at[k].inc(int(counts[k]))

@@ -290,6 +290,7 @@ class PolicyName:
     score: int
     thresholds: tuple[float, ...]
     enabled: tuple[bool, ...]
+    abstains_below: float | None = None
 
 
 class PolicyBook:
@@ -318,7 +319,9 @@ class PolicyBook:
             raise InvalidInputError(
                 f"the score {policy.score.name!r} is not of the served scheduler; make the controller from that one"
             )
-        name = PolicyName(numbers[0], tuple(policy.thresholds.tolist()), tuple(policy.enabled.tolist()))
+        name = PolicyName(
+            numbers[0], tuple(policy.thresholds.tolist()), tuple(policy.enabled.tolist()), policy.abstains_below
+        )
         self._names[id(policy)] = policy, name
         return name
 
@@ -331,6 +334,7 @@ class PolicyBook:
                 np.array(name.thresholds, dtype=np.float64),
                 np.array(name.enabled, dtype=np.bool_),
                 self._num_classes,
+                name.abstains_below,
             )
             self._policies[name] = kept
         return kept

@@ -140,6 +140,8 @@ class Request:
         The logits that each sample left with; complete when `outcome` is `ANSWERED`.
     exits : array (n,)
         The exit of each sample, from 0; -1 for samples without an answer.
+    abstained : array (n,)
+        Which samples are handed back, since no exit is sure of them.
     error : Exception
         Why the request failed, where `outcome` is `FAILED`.
     context : Any
@@ -149,8 +151,8 @@ class Request:
     """
 
     __slots__ = (
-        "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "onward", "outcome",
-        "policy", "remaining", "samples",
+        "abstained", "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "onward",
+        "outcome", "policy", "remaining", "samples",
     )  # fmt: skip
 
     def __init__(
@@ -170,6 +172,7 @@ class Request:
         self.context = context
         self.remaining = samples
         self.exits: Ints = np.full(samples, -1, dtype=np.intp)
+        self.abstained: NDArray[np.bool_] = np.zeros(samples, dtype=np.bool_)
         self.logits: NDArray[np.float32] | None = None
         self.outcome: Outcome | None = None
         self.finished: float | None = None
@@ -181,12 +184,20 @@ class Request:
         """Whether it has not ended yet."""
         return self.outcome is None
 
-    def answer(self, places: list[int], exit_index: int, logits: NDArray[np.float32]) -> None:
-        """Fill in the answers (m, C, ...) of the samples at `places`, which left at an exit."""
+    def answer(
+        self,
+        places: list[int],
+        exit_index: int,
+        logits: NDArray[np.float32],
+        abstained: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Fill in the answers (m, C, ...) of the samples at `places`, which left at an exit or are handed back."""
         if self.logits is None:
             self.logits = np.empty((self.samples, *logits.shape[1:]), dtype=logits.dtype)
         self.logits[places] = logits
         self.exits[places] = exit_index
+        if abstained is not None:
+            self.abstained[places] = abstained
         self.remaining -= len(places)
 
     def pass_on(self, batch: Batch) -> None:
@@ -281,7 +292,7 @@ class Work:
         self.samples = sum(map(len, self.parts))
         self.last = stage == num_exits - 1
         self.observe = any(part.state.policy.observes(stage) for part in self.parts)
-        self.answers: list[tuple[list[Request], list[int], NDArray[np.float32]]] = []
+        self.answers: list[tuple[list[Request], list[int], NDArray[np.float32], NDArray[np.bool_] | None]] = []
         self.staying: list[Batch] = []
 
     @property
@@ -318,10 +329,10 @@ class Work:
         # Joined also when there is one part only: what the parts hold must stay as it was, in case of a second try.
         state = DecisionState.join([part.state if part.rows is None else part.state.take(part.rows) for part in parts])
         rows = None if count == self.samples else np.arange(start, start + count)
-        leaving, staying, answers = decide(state, task, logits, rows)
+        leaving, staying, answers, abstained = decide(state, task, logits, rows)
         if len(leaving):
             left = leaving.tolist()
-            self.answers.append(([owners[i] for i in left], [places[i] for i in left], answers))
+            self.answers.append(([owners[i] for i in left], [places[i] for i in left], answers, abstained))
         if staying is not None and len(staying) == 0:
             return
         if staying is not None:

@@ -390,7 +390,7 @@ def account(requests: Sequence[Request], controller: Controller, metrics: Metric
         by_policy.setdefault(id(request.policy), []).append(request)
     for group in by_policy.values():
         left = np.concatenate([request.exits for request in group])
-        metrics.left(left)
+        metrics.left(left, int(sum(request.abstained.sum() for request in group)))
         controller.observe(left, group[0].policy)
 
 

@@ -192,6 +192,8 @@ class _Handlers:
         milliseconds = 1000 * (time.perf_counter() - began)
         if request.headers.get("accept", "") in models.NPY:
             headers = {"X-Exits": ",".join(map(str, answered.exits))}
+            if answered.abstained.any():
+                headers["X-Abstained"] = ",".join(map(str, answered.abstained.astype(int)))
             return Response(_npy(answered), headers=headers, media_type=models.NPY[0])
         return _json({**self._answers(answered), "milliseconds": milliseconds})
 
@@ -221,13 +223,15 @@ class _Handlers:
             shares = softmax(logits).astype(np.float64)
         names, costs = self._names, self._costs
         predictions = []
+        back = request.abstained.tolist()
         for n, (row, k) in enumerate(zip(shares, request.exits.tolist(), strict=True)):
             best = int(row.argmax()) if dense else int(logits[n].argmax())
             value = float(row[best])
             predictions.append(
                 {
-                    "class": best,
-                    "name": None if names is None else names[best],
+                    "class": -1 if back[n] else best,
+                    "abstained": back[n],
+                    "name": None if names is None or back[n] else names[best],
                     "share" if dense else "probability": value if np.isfinite(value) else None,
                     "exit": k,
                     "cost": costs[k],

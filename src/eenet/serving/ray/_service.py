@@ -169,7 +169,7 @@ class RemoteService:
                     self.metrics.failure(k)
                 return
             if reply.logits is not None:
-                request.answer(places[rows[reply.left]].tolist(), k, reply.logits)
+                request.answer(places[rows[reply.left]].tolist(), k, reply.logits, reply.abstained)
             if reply.live is None:
                 return
             live, history, rows = reply.live, reply.history, rows[reply.staying]

@@ -109,10 +109,10 @@ class StageCall:
 class StageReply:
     """What became of a call's samples, by their positions in it.
 
-    Those at `left` (m,) exit here, with `logits` (m, C, ...); those at `staying` continue with `live` and `history`,
-    which are None where none does. Where `outcome` is not `ANSWERED`, all of these are empty and `error` may say why;
-    where it is None, the call's live tensors were lost. `runs` are the samples and seconds of runs of the stage that no
-    earlier reply has reported.
+    Those at `left` (m,) exit here, with `logits` (m, C, ...), and those with `abstained` (m,) are handed back; those at
+    `staying` continue with `live` and `history`, which are None where none does. Where `outcome` is not `ANSWERED`, all
+    of these are empty and `error` may say why; where it is None, the call's live tensors were lost. `runs` are the
+    samples and seconds of runs of the stage that no earlier reply has reported.
     """
 
     outcome: Outcome | None
@@ -123,6 +123,7 @@ class StageReply:
     history: ExitHistory | None = None
     error: str | None = None
     runs: tuple[tuple[int, float], ...] = ()
+    abstained: NDArray[np.bool_] | None = None
 
 
 class StageServer:
@@ -251,8 +252,9 @@ def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple
         return StageReply(request.outcome, none, None, none, error=repr(request.error), runs=runs)
     left = np.flatnonzero(request.exits >= 0)
     logits = None if request.logits is None else request.logits[left]
+    abstained = request.abstained[left]
     if not request.onward:
-        return StageReply(Outcome.ANSWERED, left, logits, none, runs=runs)
+        return StageReply(Outcome.ANSWERED, left, logits, none, runs=runs, abstained=abstained)
     lives = [b.live if b.rows is None else backend.take(stage + 1, b.live, b.rows) for b in request.onward]
     states = [b.state if b.rows is None else b.state.take(b.rows) for b in request.onward]
     return StageReply(
@@ -263,4 +265,5 @@ def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple
         lives[0] if len(lives) == 1 else backend.join(stage + 1, lives),
         DecisionState.join(states).history,
         runs=runs,
+        abstained=abstained,
     )
