@@ -191,7 +191,8 @@ def test_budget_and_accuracy_are_promised_together() -> None:
             continue
         decisions = fitted.replay(pool)
         kept += 1
-        assert (fitted.budget, fitted.guarantee, fitted.max_accuracy_drop) == (pytest.approx(2.64), 0.95, 0.03)
+        assert fitted.budget == pytest.approx(2.64)
+        assert (fitted.guarantee, fitted.max_accuracy_drop) == (0.95, 0.03)
         broken += decisions.mean_cost > fitted.budget or decisions.accuracy < pool.accuracies[-1] - 0.03
     assert broken <= 6  # of 40 at 5 %, seen once in 100 runs of a test whose draws were not fixed
     assert kept > 20

@@ -69,6 +69,7 @@ def _result(scheduler: Scheduler, evaluation: Evaluation) -> dict[str, Any]:
         "held_out_cost_error": held_out.cost_error,
         "overspend": held_out.cost / evaluation.budget - 1,
         "exit_shares": list(held_out.exit_shares or ()),
+        "handed_back": held_out.handed_back,
         "accuracy": held_out.accuracy,
         "accuracy_error": held_out.accuracy_error,
     }

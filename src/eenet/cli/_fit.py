@@ -56,6 +56,13 @@ def fit(
             help="The cheapest policy at most so much below the last exit's accuracy; with a budget: in it too.",
         ),
     ] = None,
+    abstain: Annotated[
+        float | None, typer.Option(help="Hand back at most this share of samples, of which no exit is sure: 0.02.")
+    ] = None,
+    max_error: Annotated[
+        float | None,
+        typer.Option("--max-error", help="The highest error of those that are answered; the others are handed back."),
+    ] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the methods that learn or search.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to save the scheduler (.safetensors).")] = None,
@@ -81,6 +88,8 @@ def fit(
 
         eenet fit predictions.npz --prefix val_ --method stopping --max-accuracy-drop 0.01
 
+        eenet fit predictions.npz --prefix val_ --budget 60% --abstain 0.02 --guarantee 0.95
+
         eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
     """
     from eenet.cli._inputs import read_costs, read_predictions
@@ -90,7 +99,15 @@ def fit(
     records, in_file = read_predictions(predictions, prefix)
     table = read_costs(costs, unit, batch_size, in_file, plain)
     amount = None if budget is None else with_unit(budget, table)
-    scheduler.fit(records, table, amount, guarantee=_level(guarantee), max_accuracy_drop=max_accuracy_drop)
+    scheduler.fit(
+        records,
+        table,
+        amount,
+        guarantee=_level(guarantee),
+        max_accuracy_drop=max_accuracy_drop,
+        abstain=abstain,
+        max_error=max_error,
+    )
     if out is not None:
         scheduler.save(out)
     evaluation = evaluate(scheduler, calibration=records)
@@ -131,6 +148,8 @@ def _result(
         "calibration_samples": len(records),
         "guarantee": scheduler.guarantee,
         "max_accuracy_drop": scheduler.max_accuracy_drop,
+        "abstain": scheduler.abstain,
+        "max_error": scheduler.max_error,
         "changes_predictions": scheduler.changes_predictions,
         "table": evaluation.to_dict()["rows"],
         "notes": list(evaluation.notes),
@@ -145,6 +164,7 @@ def _result(
         "calibration_cost": scheduler.calibration_cost,
         "calibration_accuracy": decisions.accuracy,
         "exit_shares": list(decisions.exit_shares or ()),
+        "handed_back": decisions.handed_back,
         "score": policy.score.name,
         "thresholds": [threshold if enabled else None for threshold, enabled in pairs],
     }
@@ -159,6 +179,10 @@ def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None, *, in_
             promised.append("mean cost within the budget" + ("" if evaluation.budget else " (of one policy at a time)"))
         if scheduler.max_accuracy_drop is not None:
             promised.append(f"accuracy within {scheduler.max_accuracy_drop:.2%} of the last exit's")
+        if scheduler.abstain is not None:
+            promised.append(f"at most {scheduler.abstain:.2%} handed back")
+        if scheduler.max_error is not None:
+            promised.append(f"an error of at most {scheduler.max_error:.2%} of those that are answered")
         level = scheduler.guarantee
         how = "on average over calibrations" if isinstance(level, str) else f"with probability {level:g}"
         console.print(f"Guaranteed on fresh data: {' and '.join(promised)}, {how}.", soft_wrap=True)

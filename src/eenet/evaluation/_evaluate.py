@@ -43,13 +43,15 @@ class EvaluationRow:
     share : float
         The cost, of the plain network's or where that is not known of the last exit's.
     accuracy : float or None
-        Where it is known, in [0, 1].
+        Where it is known, in [0, 1]; of the samples that are answered.
     cost_error, accuracy_error : float or None
         Standard errors over the samples.
     exit_shares : tuple of float or None
         What part of the samples exits where.
     budget : float or None
         Of the policy for one of many budgets.
+    handed_back : float or None
+        The share of the samples that a policy hands back, since no exit is sure of them.
     """
 
     name: str
@@ -61,6 +63,7 @@ class EvaluationRow:
     accuracy_error: float | None = None
     exit_shares: tuple[float, ...] | None = None
     budget: float | None = None
+    handed_back: float | None = None
 
     @property
     def speed_up(self) -> float:
@@ -252,6 +255,10 @@ def evaluate(
         decisions = scheduler.replay(held_out)
         add("policy, held out", "held_out", **_of(decisions))
         notes.insert(0, _spent(decisions, budget))
+    back = [(row.kind.replace("_", "-"), row.handed_back) for row in rows if row.handed_back]
+    if back and scheduler.policy.abstains_below is not None:
+        shown = ", ".join(f"{share:.2%} of the {kind} samples" for kind, share in back)
+        notes.append(f"Handed back, since no exit is sure of them: {shown}; the policy's accuracy is of the others.")
     if scheduler.changes_predictions:
         notes.append("It changes predictions: samples are answered by the exits so far combined.")
     return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, budget, tuple(notes))
@@ -265,13 +272,16 @@ def _mean(values: Any) -> tuple[float, float]:
 def _of(decisions: Decisions) -> dict[str, Any]:
     """The columns of a policy."""
     cost, cost_error = _mean(decisions.sample_costs)
-    accuracy, error = (None, None) if decisions.utility is None else _mean(decisions.utility.astype(np.float64))
+    accuracy, error = None, None
+    if decisions.utility is not None and not decisions.abstained.all():
+        accuracy, error = _mean(decisions.utility[~decisions.abstained].astype(np.float64))
     return {
         "cost": cost,
         "cost_error": cost_error,
         "accuracy": accuracy,
         "accuracy_error": error,
         "exit_shares": tuple(decisions.exit_shares.tolist()),
+        "handed_back": decisions.handed_back,
     }
 
 

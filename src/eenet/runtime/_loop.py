@@ -38,19 +38,20 @@ class AdaptiveOutput(Generic[T]):
         (N,) int64, counted from 0, on the CPU.
     abstained
         (N,) bool, on the CPU: the samples that are handed back, since no exit is sure of them. Their logits are those
-        of the last exit.
+        of the last exit. None where it is not known.
     """
 
     logits: T
     exits: T
-    abstained: T
+    abstained: T = None  # type: ignore[assignment]
 
     @property
     def predictions(self) -> T:
         """The classes (N,), or (N, H, W) of the pixels; -1 for samples that are handed back."""
         logits: Any = self.logits
         found = logits.argmax(1)
-        found[self.abstained] = -1
+        if self.abstained is not None:
+            found[self.abstained] = -1
         answers: T = found
         return answers
 

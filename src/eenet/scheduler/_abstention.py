@@ -78,10 +78,8 @@ class AbstainingFit(Fitted):
         """The policy of the fit with a threshold below which it abstains; raises `InvalidInputError` without one."""
         plan = self._base.plan(budget)
         answered = replay(plan.policy, self._records, self.costs)
-        threshold = self._threshold(answered, certainties(plan.policy.score, self._records))
-        policy = replace(plan.policy, abstains_below=threshold)
-        decisions = replay(policy, self._records, self.costs)
-        return replace(plan, policy=policy, accuracy=None if decisions.utility is None else decisions.accuracy)
+        odds = certainties(plan.policy.score, self._records)
+        return abstained(plan, self._threshold(answered, odds), answered, odds)
 
     def _threshold(self, answered: Decisions, odds: Floats) -> float:
         """The one that keeps what is asked: for an error the lowest, for a share alone the highest."""
@@ -116,6 +114,14 @@ class AbstainingFit(Fitted):
                 f"is is abstain={math.ceil(smallest * 1e6) / 1e6:g}"
             )
         return float(thresholds[chosen])
+
+
+def abstained(plan: PlannedPolicy, threshold: float, answered: Decisions, odds: Floats) -> PlannedPolicy:
+    """The plan with a threshold below which it abstains, given what it decides without one."""
+    kept = (answered.exits < len(answered.costs) - 1) | (odds >= threshold)
+    known = answered.utility is not None and kept.any()
+    accuracy = float(answered.utility[kept].mean(dtype=np.float64)) if known and answered.utility is not None else None
+    return replace(plan, policy=replace(plan.policy, abstains_below=threshold), accuracy=accuracy)
 
 
 def possible(fitted: Fitted, budgets: Floats) -> PolicyTable:

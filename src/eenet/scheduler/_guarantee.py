@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler._abstention import NOTHING, Abstention, abstaining, certainties, possible
+from eenet.scheduler._abstention import NOTHING, Abstention, abstained, abstaining, certainties, possible
 from eenet.scheduler._bounds import (
     BOLDEST,
     MEAN,
@@ -238,9 +238,7 @@ class AbstainingGuarantee(GuaranteedFit):
             below = self._for_share(odds)
         else:
             below = self._for_error(path, row, odds, self._asked.max_error)
-        policy = replace(plan.policy, abstains_below=below)
-        decisions = replay(policy, self._records, self.costs)
-        return replace(plan, policy=policy, accuracy=None if decisions.utility is None else decisions.accuracy)
+        return abstained(plan, below, replay(plan.policy, self._records, self.costs), odds)
 
     def _for_share(self, odds: Floats) -> float:
         """The highest threshold at which the share handed back is promised, tested from the lowest on."""

@@ -20,7 +20,7 @@ from eenet._values import array_value, short
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
-from eenet.tasks import Evidence, mean_iou
+from eenet.tasks import LOG_ODDS_LIMIT, Evidence, mean_iou
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # not installed beside a bundle without torch
@@ -202,7 +202,8 @@ class ThresholdPolicy:
             for t, on in zip(self.thresholds.tolist(), self.enabled.tolist(), strict=True)
         ]
         below = self.abstains_below
-        abstains = "" if below is None else f", abstains below probability {probability(below):.4g}"
+        shown_below = "where not finite" if below is not None and below < -LOG_ODDS_LIMIT else None
+        abstains = "" if below is None else f", abstains {shown_below or f'below probability {probability(below):.4g}'}"
         return f"ThresholdPolicy({self.score.name!r}, [{', '.join(shown)}], {self.num_classes} classes{abstains})"
 
     @property
@@ -405,7 +406,8 @@ class Decisions:
     abstained: Bools = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        if self.abstained is None:
+        given: Bools | None = self.abstained
+        if given is None:
             object.__setattr__(self, "abstained", np.zeros(len(self.exits), dtype=np.bool_))
 
     def __repr__(self) -> str:

@@ -305,11 +305,12 @@ class Scheduler:
 
     def _not_fitted(self) -> Score | None:
         """The score, where neither it nor a choice of thresholds is fitted to labels; None where something is."""
-        fitted = type(self)._fit is not Scheduler._fit or not isinstance(self._assignment(), (Geometric, Shared))
-        if fitted or isinstance(self.score, Score):
-            return None if fitted else self.score
+        if type(self)._fit is not Scheduler._fit or not isinstance(self._assignment(), (Geometric, Shared)):
+            return None
+        if isinstance(self.score, Score):
+            return self.score
         made = self._score_class
-        return made() if made.fit.__func__ is Score.fit.__func__ else None
+        return made() if getattr(made.fit, "__func__", None) is getattr(Score.fit, "__func__", None) else None
 
     def _take(self, fitted: Fitted, chosen: PlannedPolicy, limit: float, promises: Mapping[str, float | str]) -> None:
         numbers = {

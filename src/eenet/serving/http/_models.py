@@ -32,7 +32,8 @@ class Status(_Object):
 class Prediction(_Object):
     """The answer for one sample."""
 
-    class_: int = Field(alias="class", ge=0)
+    class_: int = Field(alias="class", ge=-1, description="-1 where the sample is handed back.")
+    abstained: bool = Field(description="Whether the sample is handed back, since no exit is sure of it.")
     name: str | None = Field(description="What the class is called.")
     probability: float | None = Field(None, ge=0, le=1, description="Of the class.")
     share: float | None = Field(None, ge=0, le=1, description="Of the pixels that have the class.")
