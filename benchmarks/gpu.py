@@ -32,7 +32,6 @@ import eenet
 from eenet._extras import require
 from eenet._timing import describe_machine, machine
 from eenet.errors import ReliabilityWarning
-from eenet.profiling import fingerprint
 from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, spread
 
 Inputs = dict[str, Tensor] | Tensor
@@ -66,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.samples < max(options.batch_sizes):
         parser.error(f"--samples is {options.samples}, less than the largest batch, {max(options.batch_sizes)}")
     device = torch.device(options.device)
-    found = machine() | fingerprint(device)
-    print(describe_machine(found) + f"\n{found.get('accelerator', 'no accelerator')}\n", flush=True)
+    found = machine(device)
+    print(describe_machine(found) + "\n", flush=True)
     results = []
     for name in options.networks:
         for dtype in options.dtypes:

@@ -140,10 +140,11 @@ def describe_machine(found: Mapping[str, Any]) -> str:
     """What `machine` found, in two lines."""
     busy = found.get("load_before")
     shared = "" if busy is None else f"; load {busy} before the start" + (" (not idle)" if busy > _BUSY else "")
+    gpu = f"{found['accelerator']}; " if "accelerator" in found else ""
     threads = f", torch threads: {found['threads']}" if "threads" in found else ""
     libraries = [f"{name} {found[name]}" for name in ("eenet", "torch", *_NOTED, "numpy") if name in found]
     return (
-        f"{found['processor']} ({found['machine']}), {found['cores']} cores{threads}{shared}\n"
+        f"{gpu}{found['processor']} ({found['machine']}), {found['cores']} cores{threads}{shared}\n"
         f"{', '.join(libraries)}, Python {found['python']}, {found['system']}"
     )
 

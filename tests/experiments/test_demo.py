@@ -159,11 +159,14 @@ def test_later_steps_run_alone_as_it_says(made: tuple[Path, str], tmp_path: Path
     _, printed = made
     out = tmp_path / "scheduler.safetensors"
     lines = [line.split()[1:] for line in printed.splitlines() if line.startswith("  eenet ")]
-    assert [words[0] for words in lines] == ["profile", "fit", "evaluate"]
+    assert [words[0] for words in lines] == ["profile", "fit", "evaluate", "benchmark"]
+    more = {
+        "profile": ["--seconds", "0.05", "--batch-sizes", "1", "--json"],
+        "benchmark": ["--seconds", "0", "--batch-size", "8", "--limit", "32", "--json", "-"],
+    }
     for words in lines:
-        extra = ["--seconds", "0.05", "--batch-sizes", "1"] if words[0] == "profile" else []
         words = [str(out) if word == "scheduler.safetensors" else word for word in words]
-        result = CliRunner().invoke(app, [*words, *extra, "--json"])
+        result = CliRunner().invoke(app, [*words, *more.get(words[0], ["--json"])])
         assert result.exit_code == 0, result.output
         json.loads(result.stdout)
 

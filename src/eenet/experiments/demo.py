@@ -66,6 +66,7 @@ def run_demo(
         f"eenet fit {out / 'calibration.safetensors'} --costs {out / 'costs.json'} --budget {budget} "
         "--out scheduler.safetensors",
         f"eenet evaluate {out / 'test.safetensors'} --scheduler scheduler.safetensors",
+        f"eenet benchmark {out} --threads {options.threads}",
     ):
         console.print(f"  {line}", highlight=False, soft_wrap=True)
     return metrics
