@@ -120,7 +120,7 @@ def benchmark(
             rows += made
             noise = _noise(made) if all(one.device == "cpu" for one in entries) else []
             words.append(verdict(made, answers.difference, max_accuracy_drop, len(samples), by_cpu=bool(noise)))
-            notes += noise
+            notes += noise + _unlike_the_plan(made)
             if timing.stopped:
                 stopped = True
                 notes.append(f"Stopped by hand after {len(timing.batches)} turns at batch size {size}.")
@@ -241,6 +241,7 @@ def _with_costs(row: BenchmarkRow, system: System, exits: Array | None) -> Bench
 
 # Notes
 
+_OTHER = 1.5  # how far a measured time may be from the planned one, as a factor
 _NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread is told, and a larger relative error of a speed
 
 
@@ -257,6 +258,18 @@ def _noise(rows: list[BenchmarkRow]) -> list[str]:
     return [
         f"Batch {worst.batch_size}: wall times of the same work vary by {disturbed(worst):.0%} ({worst.title}): other "
         "programs disturb the measurement. So the answer goes by CPU time; measure again on a quieter machine."
+    ]
+
+
+def _unlike_the_plan(rows: list[BenchmarkRow]) -> list[str]:
+    """What is to be said where the costs that budgets are in are not those of this machine and moment."""
+    ratios = [row.measured_over_planned for row in rows if row.measured_over_planned is not None]
+    if not ratios or 1 / _OTHER < min(ratios) <= max(ratios) < _OTHER:
+        return []
+    return [
+        f"Batch {rows[0].batch_size}: measured times are {min(ratios):.2g} to {max(ratios):.2g} times those planned. "
+        "The costs were measured on another machine or runtime, or at another load: measure them again (eenet profile) and "
+        "fit again, or budgets in milliseconds mean something else here."
     ]
 
 
