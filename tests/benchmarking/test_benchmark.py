@@ -302,10 +302,10 @@ class TestResults:
             last = 0
 
         system = Stops(1, LABELS)
-        system.last = 160 // 8 + 3 + 10  # after the answers, the warm-up, and some turns
+        system.last = 160 // 8 + 3 + 25  # after the answers, the warm-up, and some turns
         result = run({"plain": system}, NUMBERED, LABELS, seconds=60)
         assert result.stopped
-        assert 5 <= result.rows[0].calls < 10
+        assert 15 <= result.rows[0].calls < 25
         assert any("Stopped by hand" in note for note in result.notes)
         system.calls, system.last = 0, 3
         with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ from eenet.errors import InvalidInputError
 
 Floats = NDArray[np.float64]
 _DRAWS = 500  # of the bootstrap of a speed
+_TINY = 1e-9  # seconds: the clock of the processor may not have moved
 
 
 def benchmark(
@@ -119,7 +120,10 @@ def benchmark(
             made = _rows(entries, answers, timing, size)
             rows += made
             noise = _noise(made) if all(one.device == "cpu" for one in entries) else []
-            words.append(verdict(made, answers.difference, max_accuracy_drop, len(samples), by_cpu=bool(noise)))
+            unsure = _useless(made) if noise else None
+            words.append(
+                unsure or verdict(made, answers.difference, max_accuracy_drop, len(samples), by_cpu=bool(noise))
+            )
             notes += noise + _unlike_the_plan(made)
             if timing.stopped:
                 stopped = True
@@ -165,14 +169,17 @@ def _torch_settings(threads: int | None) -> Iterator[None]:
 def _rows(entries: list[System], answers: Answers, timing: Times, size: int) -> list[BenchmarkRow]:
     wall, cpu = timing.typical(timing.wall), timing.typical(timing.cpu)
     position = np.searchsorted(np.unique(timing.batches), timing.batches)
-    relative = timing.wall / wall[position]
+    spreads = [
+        np.subtract(*np.quantile(seconds / np.maximum(typical[position], _TINY), [0.75, 0.25], axis=0))
+        for seconds, typical in ((timing.wall, wall), (timing.cpu, cpu))
+    ]
+    repeated = timing.repeats > 1
     speed, speed_error = _speeds(wall)
     cpu_speed, cpu_speed_error = _speeds(cpu)
     rows = []
     for n, system in enumerate(entries):
         ms = 1000 * wall[:, n].mean() / size
         p50, p95, p99 = 1000 * np.quantile(timing.wall[:, n], [0.5, 0.95, 0.99])
-        low, high = np.quantile(relative[:, n], [0.25, 0.75])
         row = BenchmarkRow(
             system=system.name,
             budget=system.budget,
@@ -183,7 +190,8 @@ def _rows(entries: list[System], answers: Answers, timing: Times, size: int) -> 
             p95_ms=float(p95),
             p99_ms=float(p99),
             ms_per_sample=float(ms),
-            spread=float(high - low) if timing.repeats > 1 else None,
+            spread=float(spreads[0][n]) if repeated else None,
+            cpu_spread=float(spreads[1][n]) if repeated else None,
             samples_per_second=float(1000 / ms),
             cpu_ms_per_sample=float(1000 * cpu[:, n].mean() / size),
             speed=float(speed[n]),
@@ -203,9 +211,8 @@ def _speeds(times: Floats) -> tuple[Floats, Floats]:
     means = times.mean(axis=0)
     draws = np.random.default_rng(0).integers(len(times), size=(_DRAWS, len(times)))
     drawn = times[draws].mean(axis=1)
-    tiny = np.finfo(np.float64).tiny  # a clock of the processor may not have moved
-    error: Floats = (drawn[:, :1] / np.maximum(drawn, tiny)).std(axis=0)
-    return means[0] / np.maximum(means, tiny), error
+    error: Floats = (drawn[:, :1] / np.maximum(drawn, _TINY)).std(axis=0)
+    return means[0] / np.maximum(means, _TINY), error
 
 
 def _with_accuracy(row: BenchmarkRow, answers: Answers, n: int) -> BenchmarkRow:
@@ -241,6 +248,7 @@ def _with_costs(row: BenchmarkRow, system: System, exits: Array | None) -> Bench
 
 # Notes
 
+_USELESS = 0.5  # a larger spread of CPU times leaves nothing to judge by
 _OTHER = 1.5  # how far a measured time may be from the planned one, as a factor
 _NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread is told, and a larger relative error of a speed
 
@@ -261,15 +269,26 @@ def _noise(rows: list[BenchmarkRow]) -> list[str]:
     ]
 
 
+def _useless(rows: list[BenchmarkRow]) -> str | None:
+    """What to answer where processor time is disturbed too, as that of threads that wait for each other is."""
+    worst = max(rows, key=lambda row: row.cpu_spread or 0.0)
+    if (worst.cpu_spread or 0.0) <= _USELESS:
+        return None
+    return (
+        f"It cannot be said at batch {worst.batch_size}: even CPU times of the same work vary by "
+        f"{worst.cpu_spread:.0%} ({worst.title}). Measure on a quieter machine, with one thread, or longer."
+    )
+
+
 def _unlike_the_plan(rows: list[BenchmarkRow]) -> list[str]:
     """What is to be said where the costs that budgets are in are not those of this machine and moment."""
     ratios = [row.measured_over_planned for row in rows if row.measured_over_planned is not None]
     if not ratios or 1 / _OTHER < min(ratios) <= max(ratios) < _OTHER:
         return []
     return [
-        f"Batch {rows[0].batch_size}: measured times are {min(ratios):.2g} to {max(ratios):.2g} times those planned. "
-        "The costs were measured on another machine or runtime, or at another load: measure them again (eenet profile) and "
-        "fit again, or budgets in milliseconds mean something else here."
+        f"Batch {rows[0].batch_size}: measured times are {min(ratios):.3g} to {max(ratios):.3g} times those planned. "
+        "The costs were measured on another machine or runtime, or at another load: measure them again (eenet profile) "
+        "and fit again, or budgets in milliseconds mean something else here."
     ]
 
 

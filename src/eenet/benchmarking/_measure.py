@@ -18,7 +18,8 @@ from eenet.tasks import Segmentation
 
 Floats = NDArray[np.float64]
 
-WARM_UP, LEAST = 3, 5  # calls of each system at each batch size
+WARM_UP = 3  # calls of each system at each batch size
+LEAST = 5  # batches that are timed, for the errors
 _REPEATS = 3  # turns in a row on one batch, where there is time for
 _ENOUGH = 60  # turns
 
@@ -166,14 +167,14 @@ def times_of(
         in_turns(
             [partial(clock, n) for n in range(len(entries))],
             seconds=seconds,
-            least=LEAST,
+            least=LEAST * repeats,
             warm_up=0,
             seed=seed,
             progress=advance,
         )
     except KeyboardInterrupt:
         stopped = True
-        if state["turn"] < LEAST:
+        if state["turn"] < LEAST * repeats:
             return None
     table = np.array([times[: state["turn"]] for times in turns])
     batches = order[np.arange(state["turn"]) // repeats % len(order)]

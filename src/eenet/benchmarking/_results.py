@@ -32,8 +32,9 @@ class BenchmarkRow:
         Quantiles of the wall time of a call, which is one batch.
     ms_per_sample, cpu_ms_per_sample, samples_per_second : float
         Of the medians for each batch; CPU time is that of all threads.
-    spread : float or None
-        The middle half of the times of one batch over their median; None where each batch had one turn.
+    spread, cpu_spread : float or None
+        The middle half of the times of one batch over their median, of wall and of CPU times; None where each batch had
+        one turn.
     speed, speed_error : float
         How many times as fast as the first system, and its standard error over the batches.
     cpu_speed, cpu_speed_error : float
@@ -67,6 +68,7 @@ class BenchmarkRow:
     p99_ms: float
     ms_per_sample: float
     spread: float | None
+    cpu_spread: float | None
     samples_per_second: float
     cpu_ms_per_sample: float
     speed: float
