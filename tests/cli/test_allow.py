@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commands import refused, run
@@ -19,6 +21,27 @@ from torch import nn
 
 def make():
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+"""
+
+COLORS = """
+import torch, eenet
+from torch import nn
+
+
+class Brightest(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.first.weight.data = torch.eye(3).reshape(3, 3, 1, 1)
+        self.first.bias.data.zero_()
+
+    def forward(self, x):
+        return self.first(x).mean((2, 3)) * 5
+
+
+def make():
+    network = Brightest().eval()
+    return eenet.attach(network, ["first"], example=torch.randn(2, 3, 8, 8)), torch.randn(2, 3, 8, 8)
 """
 
 SOURCE = "own_networks_of_a_test:make"
@@ -54,3 +77,88 @@ def test_export_says_the_option_and_takes_it(saved: Path) -> None:
     found = json.loads(run(*words, "--allow", SOURCE, "--json").stdout)
     assert found["backend"] == "torch"
     assert f"--allow {SOURCE}" in refused("serve", "bundle")
+
+
+class TestCollect:
+    def test_a_network_of_ones_own_gives_the_records_of_eenet_collect(self, saved: Path) -> None:
+        rng = np.random.default_rng(0)
+        x, y = rng.normal(size=(50, 4)).astype("f4"), rng.integers(0, 3, 50)
+        np.savez("data.npz", input=x, labels=y)
+        words = ("collect", "model", "--data", "data.npz", "--batch-size", 7)
+        assert f"--allow {SOURCE}" in refused(*words, "--out", "records.npz")
+        found = json.loads(run(*words, "--out", "records.safetensors", "--allow", SOURCE, "--json").stdout)
+        assert (found["samples"], found["exits"]) == (50, ["1", "3", "output"])
+        sys.path.insert(0, str(saved))
+        model = eenet.MultiExitModel.from_pretrained("model", allow=[SOURCE])
+        expected = eenet.collect(model, [(torch.from_numpy(x), torch.from_numpy(y))])
+        records = eenet.ExitRecords.load("records.safetensors")
+        np.testing.assert_allclose(records.probabilities, expected.probabilities, rtol=1e-5, atol=1e-7)
+        assert found["accuracies"] == pytest.approx(expected.accuracies.tolist())
+        run(*words, "--out", "records.npz", "--allow", SOURCE)
+        run(
+            "fit",
+            "records.npz",
+            "--costs",
+            "1,2,3",
+            "--budget",
+            "2ms",
+            "--method",
+            "max_prob",
+            "--out",
+            "s.safetensors",
+        )
+        run(*words, "--out", "open.npz", "--allow", SOURCE, "--unlabeled")
+        with np.load("open.npz") as file:
+            assert file.files == ["probabilities"]
+
+    def test_folders_and_parquet_of_images_with_their_classes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pillow, pyarrow = pytest.importorskip("PIL.Image"), pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        monkeypatch.chdir(tmp_path)
+        Path("colors.py").write_text(COLORS)
+        colors = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+        for name, color in colors.items():
+            Path("photos", name).mkdir(parents=True)
+            for n in range(3):
+                pillow.new("RGB", (20 + n, 16), color).save(f"photos/{name}/{n}.png")
+        words: tuple[Any, ...] = ("--image-size", 8, "--mean", "0,0,0", "--std", "1,1,1", "--json", "--batch-size", 2)
+        out = ("--out", "records.npz")
+        # The network answers with the brightest channel; the folders by name are its classes backwards.
+        found = json.loads(run("collect", "colors:make", "--data", "photos", *out, *words).stdout)
+        assert found["accuracies"][-1] == pytest.approx(1 / 3)
+        Path("classes.txt").write_text("red\ngreen\nblue\n")
+        words = (*words, "--classes", "classes.txt")
+        found = json.loads(run("collect", "colors:make", "--data", "photos", *out, *words).stdout)
+        assert (found["samples"], found["accuracies"][-1]) == (9, 1.0)
+        rows = [{"bytes": Path("photos", name, "0.png").read_bytes()} for name in colors]
+        for labels in ([2, 1, 0], ["blue", "green", "red"]):
+            parquet.write_table(pyarrow.table({"image": rows, "color": labels}), "rows.parquet")
+            table = ("collect", "colors:make", "--data", "rows.parquet", *out, *words)
+            assert json.loads(run(*table, "--label-column", "color").stdout)["accuracies"][-1] == 1.0
+        assert "has no labels; give --labels FILE, or --unlabeled" in refused(*table)
+        assert "and no 'hue'" in refused(*table, "--label-column", "hue")
+        Path("classes.txt").write_text("red\ngreen\n")
+        assert "the folder 'blue', which is no class" in refused(
+            "collect", "colors:make", "--data", "photos", *out, *words
+        )
+
+    @pytest.mark.parametrize(
+        ("arrays", "words", "message"),
+        [
+            ({"input": np.zeros((3, 4), "f4")}, (), "has no labels"),
+            ({"x": np.zeros((3, 4), "f4"), "y": np.zeros(3, int)}, (), "holds ['x', 'y'], the network takes ['input']"),
+            ({"input": np.zeros((3, 4), "f4"), "labels": np.zeros(2, int)}, (), "there are 2 labels for 3 samples"),
+            ({"input": np.zeros((0, 4), "f4")}, ("--unlabeled",), "holds [0] samples"),
+            ({"input": np.zeros((3, 4), "f4")}, ("--unlabeled", "--labels", "l.npy"), "leave --labels"),
+        ],
+    )
+    def test_what_cannot_be_collected_is_said(
+        self, saved: Path, arrays: dict[str, np.ndarray[Any, Any]], words: tuple[str, ...], message: str
+    ) -> None:
+        np.savez("data.npz", **arrays)  # type: ignore[arg-type]
+        command = ("collect", "model", "--data", "data.npz", "--allow", SOURCE)
+        assert message in refused(*command, *words, "--out", "r.npz")
+        assert ".safetensors or .npz" in refused(*command, "--out", "r.csv")
+        assert not Path("r.npz").exists()

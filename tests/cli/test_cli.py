@@ -455,6 +455,7 @@ class TestFrontPage:
         assert found["eenet"] == eenet.__version__
         assert {"python", "torch", "numpy"} <= set(found)
         assert f"eenet {eenet.__version__}" in run("version").stdout
+        assert run("--version").stdout.strip() == eenet.__version__
 
     def test_help_lists_the_commands_with_an_example(self) -> None:
         shown = run("--help").stdout

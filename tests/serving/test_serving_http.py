@@ -123,6 +123,23 @@ def test_the_early_exits_can_be_switched_off_for_a_request(arrays: httpx.Client)
     assert [line for line in after.splitlines() if line.startswith("eenet_samples_total")] == shares
 
 
+def test_what_each_exit_says_of_one_sample(arrays: httpx.Client) -> None:
+    x = scripted_logits([1], 3)
+    before = arrays.get("/info").json()["traffic"]
+    answer = post_npy(arrays, x, params={"exits": "true"}).json()
+    assert answer["predictions"][0]["exit"] == 1
+    first, second, last = answer["exits"]
+    assert [one["exit"] for one in answer["exits"]] == [0, 1, 2]
+    assert [one["leaves"] for one in answer["exits"]] == [False, True, True]
+    assert first["score"] < first["threshold"] <= second["score"]  # probabilities, as the thresholds are shown
+    assert (last["score"], last["threshold"]) == (None, None)
+    assert {name: second[name] for name in answer["predictions"][0]} == answer["predictions"][0]
+    assert "exits" not in post_npy(arrays, x).json()
+    refused = post_npy(arrays, scripted_logits([0, 1], 3), params={"exits": "true"})
+    assert (refused.status_code, refused.json()["detail"][:28]) == (422, "exits=true is for one sample")
+    assert arrays.get("/info").json()["traffic"].keys() == before.keys()
+
+
 BAD_JSON: list[tuple[bytes, int, str]] = [
     (b"", 400, "not JSON"),
     (b"{", 400, "not JSON"),

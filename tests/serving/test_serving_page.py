@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import TOKEN
 from PIL import Image
-from serving_toys import Gray, ToyModel, Words, connect, serving
+from serving_toys import Gray, TableBackend, ToyModel, Words, connect, serving
 
 PAGES = Path(__file__).resolve().parents[2] / "src" / "eenet" / "serving" / "http" / "pages"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -40,7 +41,7 @@ def page(browser: Any) -> Iterator[Any]:
     opened.on("request", lambda request: hosts.add(re.sub(r"^(\w+):(//([^/:]+))?.*", r"\1 \3", request.url)))
     yield opened
     opened.close()
-    assert [error for error in errors if "422" not in error] == []
+    assert [error for error in errors if "422" not in error and "401" not in error] == []
     assert hosts <= {"http 127.0.0.1", "blob "}
 
 
@@ -71,6 +72,62 @@ def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: A
         shares = [page.locator(f"[data-exit='{k}']").inner_text() for k in range(3)]
         assert shares == ["50.0 %", "0.0 %", "50.0 %"]  # the runs of the full network do not count
         assert "Budget 2.00 ms" in page.locator("#cost").inner_text()
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+def test_the_page_fits_and_the_drop_box_is_around_its_text(page: Any, width: int) -> None:
+    model = ToyModel(Gray())
+    model.class_names = ["<img src=x onerror=alert(1)>", "a-name-of-one-very-long-word-" * 4]
+    page.set_viewport_size({"width": width, "height": 800})
+    with serving(model, token=TOKEN) as url:
+        page.goto(url)
+        page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(100)})
+        page.wait_for_selector("#exits:not([hidden])")
+        assert page.locator("#answer img").count() == 0  # names are text
+        assert page.locator("#class").inner_text().startswith("<img src=x")
+        box = page.locator("#drop").bounding_box()
+        for inside in ("#file", "#preview"):
+            part = page.locator(inside).bounding_box()
+            assert box["x"] <= part["x"]
+            assert part["x"] + part["width"] <= box["x"] + box["width"]
+            assert box["y"] <= part["y"]
+            assert part["y"] + part["height"] <= box["y"] + box["height"]
+        assert page.locator("body").evaluate("body => body.parentElement.scrollWidth") <= width
+
+
+def test_a_person_sees_what_each_exit_says_and_what_a_deeper_one_would_have_said(page: Any) -> None:
+    table = TableBackend(3, 2)
+    with serving(ToyModel(backend=table)) as url:
+        page.goto(url)
+        page.fill("#numbers", "[0, 0, 9, 0, 0, 9]")  # the first is not sure, the second is, the last sees it otherwise
+        page.click("#array button")
+        page.wait_for_selector("#exits:not([hidden])")
+        rows = [row.split("\t") for row in page.locator("#exits tbody tr").all_inner_texts()]
+        assert [row[0] for row in rows] == ["1", "2 · left", "3"]
+        assert [row[1].split(" · ")[0] for row in rows] == ["even", "even", "odd"]
+        assert [row[2:] for row in rows] == [["0.500", "0.993"], ["1.000", "0.993"], ["none", "all"]]
+        assert "Exit 3 would have said: odd." in page.locator("#deeper").inner_text()
+        assert not page.locator("#budget").is_visible()  # without a token it cannot be changed
+
+
+def test_a_person_with_the_token_changes_the_budget_and_there_is_one_truth(page: Any) -> None:
+    with serving(ToyModel(), token=TOKEN) as url:
+        page.goto(url)
+        page.fill("#limit", "5")
+        page.fill("#token", "not the token")
+        page.click("#budget button")
+        page.locator("#changed", has_text="the bearer token is missing or wrong").wait_for()
+        assert "Budget 2.00 ms" in page.locator("#cost").inner_text()
+        page.fill("#token", TOKEN)
+        page.click("#budget button")
+        page.locator(
+            "#changed", has_text="The budget is 3.00 ms per sample from now on. No sample can cost more"
+        ).wait_for()
+        page.locator("#cost", has_text="Budget 3.00 ms").wait_for()
+        page.fill("#limit", "1%")
+        page.click("#budget button")
+        page.locator("#changed", has_text="budget").wait_for()
+        assert "Budget 3.00 ms" in page.locator("#cost").inner_text()
 
 
 def test_an_image_can_be_dropped(page: Any) -> None:
@@ -132,17 +189,18 @@ def test_the_pages_are_one_file_each_with_nothing_from_elsewhere(name: str) -> N
 def test_what_the_page_fetches_is_there() -> None:
     html = (PAGES / "index.html").read_text(encoding="utf-8")
     fetched = set(re.findall(r'(?:ask|href=)\(?"(/[a-z]*)', html))
-    assert fetched == {"/predict", "/info", "/docs", "/metrics"}
+    assert fetched == {"/predict", "/budget", "/info", "/docs", "/metrics"}
     with serving(ToyModel(Gray())) as url, connect(url) as client:
-        for path in fetched - {"/predict"}:
+        for path in fetched - {"/predict", "/budget"}:
             assert client.get(path).status_code == 200, path
-        for path in ("/predict", "/predict?full=true"):
+        for path in ("/predict?exits=true", "/predict?full=true&exits=true"):
             answer = client.post(path, content=png(100), headers={"Content-Type": "image/png"}).json()
             used = set(re.findall(r"(?:early|full)\.(\w+)", html)) - {"predictions"}
             assert used <= set(answer)
+            assert set(re.findall(r"\bone\.(\w+)", html)) <= set(answer["exits"][0]) | {"share", "name", "shape"}
             assert set(re.findall(r"\b(?:answer|whole)\.(\w+)", html)) <= set(answer["predictions"][0]) | {"share"}
         info = client.get("/info").json()
-        assert set(re.findall(r"\binfo\.(\w+)", html)) <= set(info)
+        assert set(re.findall(r"\binfo\.(\w+)", html)) <= set(info) | {"runtime", "costs_from"}  # of a bundle only
         response = client.get("/")
         policy = response.headers["content-security-policy"]
         assert "default-src 'none'" in policy

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from policies import awkward_logits
 from serving_toys import PATIENCE, TableBackend, ToyModel, fitted, flat, scripted_logits
 
 import eenet
@@ -148,6 +149,33 @@ def test_stages_in_separate_processes_give_the_exits_of_replay(
     np.testing.assert_array_equal(np.concatenate([request.exits for request in found]), expected.exits)
     answers = np.concatenate([request.logits for request in found]).argmax(axis=1)
     np.testing.assert_array_equal(answers, expected.predictions)
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")  # of records made by chance
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    maker=st.sampled_from(MAKERS),
+    exits=st.integers(2, 4),
+    share=st.floats(0.2, 0.8),
+)
+def test_what_each_exit_says_of_a_sample_agrees_with_the_replay(
+    seed: int, maker: Any, exits: int, share: float
+) -> None:
+    rng, classes = np.random.default_rng(seed), 3
+    logits = rng.normal(0, 2, (exits, 60, classes)).astype(np.float32)
+    scheduler, _ = fitted(maker, logits, rng.integers(0, classes, 60), share)
+    fresh = awkward_logits(rng, exits, 6, classes)
+    expected = scheduler.replay(eenet.ExitRecords.from_logits(fresh, None))
+    service = LocalService(Table(scheduler, exits, classes), FixedBudget(scheduler))
+    for n, x in enumerate(flat(fresh)):
+        views = service.view({"x": x[None]})
+        assert views is not None
+        assert [view.leaves for view in views].index(True) == expected.exits[n]
+        assert [view.score is None for view in views] == [False] * (exits - 1) + [True]
+        left = views[expected.exits[n]].logits
+        if np.isfinite(left).all():
+            assert left.argmax() == expected.predictions[n]
 
 
 def test_a_call_whose_replica_died_is_sent_again_and_nothing_is_lost_or_doubled() -> None:

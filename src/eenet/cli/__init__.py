@@ -1,4 +1,4 @@
-"""The command line: `eenet demo`, `profile`, `fit`, `evaluate`, `compare`, `version`."""
+"""The command line: `eenet demo`, `collect`, `profile`, `fit`, `evaluate`, `compare`, `export`, `serve` and others."""
 
 from eenet.cli._app import app as app
 from eenet.cli._app import main as main

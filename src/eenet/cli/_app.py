@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from eenet._version import __version__
 from eenet.cli._benchmark import benchmark
+from eenet.cli._collect import collect
 from eenet.cli._compare import compare
 from eenet.cli._console import show_error, show_warning
 from eenet.cli._evaluate import evaluate
@@ -29,9 +31,9 @@ INTERRUPTED = 130
 _HELP = """
 Early exits that keep a budget: learned exit schedulers for multi-exit neural networks.
 
-Start with `eenet demo`. With predictions of your own network, from whatever framework, the scheduler can be used alone:
-`fit` learns which sample may stop at which exit so that the mean cost stays within a budget, `evaluate` shows what that
-gives on fresh data, `compare` sets schedulers side by side.
+Start with `eenet demo`. `collect` writes what the exits of a model of your own say of your data. With these records, or
+with predictions from whatever framework, `fit` learns which sample may stop at which exit so that the mean cost stays
+within a budget, `evaluate` shows what that gives on fresh data, `compare` sets schedulers side by side.
 
 Examples:
 
@@ -94,20 +96,28 @@ app = typer.Typer(
     help=_HELP,
     rich_markup_mode="markdown",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(__version__)
+        raise typer.Exit
 
 
 @app.callback()
 def common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
 ) -> None:
     """Options of every command; the help text of the application itself is `_HELP`."""
 
 
 for command in (
-    demo, train, reproduce, profile, fit, evaluate, compare, benchmark, export, predict, serve, plan, version,
+    demo, train, reproduce, collect, profile, fit, evaluate, compare, benchmark, export, predict, serve, plan, version,
 ):  # fmt: skip
     app.command()(command)
 

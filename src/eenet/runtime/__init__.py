@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from eenet.runtime._backend import StageBackend as StageBackend
     from eenet.runtime._backend import TensorSpec as TensorSpec
     from eenet.runtime._loop import AdaptiveOutput as AdaptiveOutput
+    from eenet.runtime._loop import ExitView as ExitView
     from eenet.runtime._loop import run_arrays as run_arrays
+    from eenet.runtime._loop import view_exits as view_exits
 
 _HOMES = {
     "AdaptiveModel": "_adaptive",
     "AdaptiveOutput": "_loop",
+    "ExitView": "_loop",
     "Live": "_backend",
     "StageBackend": "_backend",
     "TensorSpec": "_backend",
     "TorchBackend": "_adaptive",
     "run_arrays": "_loop",
+    "view_exits": "_loop",
 }
 
 __all__ = ["AdaptiveModel", "AdaptiveOutput", "StageBackend"]

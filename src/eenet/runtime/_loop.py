@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eenet._values import array_value
 from eenet.runtime._backend import Array, Ints, StageBackend
-from eenet.scheduler import DecisionState, ThresholdPolicy
+from eenet.scheduler import DecisionState, ExitHistory, ThresholdPolicy
 from eenet.tasks import Evidence, Task
 
 T = TypeVar("T")
@@ -199,3 +199,56 @@ def run_arrays(
     state = DecisionState(policy, samples)
     logits = run(backend, state, task, live)
     return AdaptiveOutput(logits, state.exits.astype(np.int64), state.abstained)
+
+
+class ExitView(NamedTuple):
+    """What one exit says of a sample, whether the sample left there or not.
+
+    `logits` are what it would be answered with there, (1, C, ...). `score` and `threshold` are on the scale that
+    messages use; None at the last exit, and `threshold` at an exit that is off. `leaves` is whether it would leave, and
+    `abstained` whether it would be handed back.
+    """
+
+    logits: NDArray[np.float32]
+    score: float | None
+    threshold: float | None
+    leaves: bool
+    abstained: bool
+
+
+class _EveryExit:
+    """A backend whose heads all run, and that keeps their logits."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.num_exits = backend.num_exits
+        self.logits: list[NDArray[np.float32]] = []
+
+    def run(self, k: int, live: Any, *, observe: bool) -> tuple[Any, Any]:  # noqa: ARG002
+        live, logits = self._backend.run(k, live, observe=True)
+        self.logits.append(logits)
+        return live, logits
+
+    def take(self, k: int, live: Any, rows: Ints) -> Any:
+        return self._backend.take(k, live, rows)
+
+
+def view_exits(
+    backend: Backend, policy: ThresholdPolicy, task: Task, live: Any, whole: ThresholdPolicy
+) -> list[ExitView]:
+    """Run one sample to the end, by `whole`, the policy without early exits; what each exit says of it."""
+    every = _EveryExit(backend)
+    run(every, DecisionState(whole, 1), task, live)
+    history, views = ExitHistory(), []
+    for k, logits in enumerate(every.logits):
+        history.evidence.append(task.evidence(task.shown(logits), history.evidence))
+        leaves = bool(policy.leaves(history)[0])
+        score: float | None = None
+        threshold: float | None = None
+        if k < policy.num_exits - 1:
+            score = policy.score.readable(float(history.scores[k][0]))
+            threshold = policy.score.readable(float(policy.thresholds[k])) if policy.enabled[k] else None
+        answer = logits if policy.ensemble is None else policy.ensemble.answers(history)
+        seen = history.evidence[k] if policy.ensemble is None else Evidence.from_logits(answer)
+        views.append(ExitView(answer, score, threshold, leaves, score is None and bool(policy.hands_back(seen)[0])))
+    return views

@@ -18,7 +18,7 @@ from eenet.tasks import Task
 
 if TYPE_CHECKING:
     from eenet.models import MultiExitModel
-    from eenet.runtime import StageBackend
+    from eenet.runtime import ExitView, StageBackend
 
 
 class InputSpec(Protocol):
@@ -170,6 +170,13 @@ class Service(Protocol):
 
         Raises `InvalidInputError` for inputs that do not fit, `OverloadedError` or `DrainingError` where no
         more are accepted, `RefusedError` where it cannot be done now.
+        """
+        ...
+
+    def view(self, inputs: Any) -> list[ExitView] | None:
+        """Run one sample to the end, beside the requests, and say what each exit thinks of it.
+
+        None where the stages do not run in this process. May be called from any thread.
         """
         ...
 

@@ -22,7 +22,7 @@ from eenet.serving.engine._request import EngineOptions, Outcome, Request, Work
 from eenet.tasks import Task
 
 if TYPE_CHECKING:
-    from eenet.runtime import StageBackend
+    from eenet.runtime import ExitView, StageBackend
 
 _log = logging.getLogger("eenet.serving")
 
@@ -301,7 +301,7 @@ class LocalService:
         workers: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._backend = model.backend
+        self._backend, self._task = model.backend, model.task
         self._controller = controller
         self._engine = Engine(controller.policy, options)
         self._whole = WholeNetwork()
@@ -331,6 +331,15 @@ class LocalService:
     def batching_delay(self) -> float:
         """The delay at the deep stages, in seconds, as learned so far; see `BatchingDelay`."""
         return self._engine.max_delay
+
+    def view(self, inputs: Any) -> list[ExitView] | None:
+        """What each exit says of one sample; see `Service`."""
+        from eenet.runtime import view_exits
+
+        live, policy = self._backend.enter(inputs), self._engine.policy
+        if self._backend.size(0, live) != 1:
+            raise InvalidInputError(f"{self._backend.size(0, live)} samples, expected one: its exits are shown")
+        return view_exits(self._backend, policy, self._task, live, self._whole.of(policy))
 
     async def set_budget(self, budget: Budget) -> float:
         """Keep to another budget, which is returned in the unit of the costs.

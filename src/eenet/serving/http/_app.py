@@ -11,7 +11,7 @@ import io
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from typing import Annotated, Any
@@ -35,6 +35,7 @@ from eenet.serving.http._decode import ClientGoneError, Decoder, Receiver
 from eenet.tasks import softmax
 
 _INLINE = 16 * 1024  # bodies up to this size are decoded in the event loop; handing them to a thread would take longer
+_MOST_VIEWS = 8  # requests that ask for every exit, waiting or running
 _GONE = 499  # the client closed the connection: only the metrics show this status
 _MAX_TIMEOUT_MS = 600_000
 _BEARER = HTTPBearer(scheme_name="token", auto_error=False)
@@ -90,8 +91,12 @@ def make_app(
         timeout_ms: Annotated[
             int | None, Query(ge=1, le=_MAX_TIMEOUT_MS, description="How long to wait for the answer.")
         ] = None,
+        exits: Annotated[
+            bool,
+            Query(description="Also run the sample to the end, and say what each exit gives: one sample."),
+        ] = False,
     ) -> Response:
-        return await handlers.predict(request, full, timeout_ms)
+        return await handlers.predict(request, full, timeout_ms, exits)
 
     @app.put(
         "/budget",
@@ -146,19 +151,22 @@ class _Handlers:
         self._names, self._unit = model.class_names, model.costs.unit
         self._receiver = Receiver(limits)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="eenet-decode")
+        self._viewer = ThreadPoolExecutor(1, thread_name_prefix="eenet-view")
+        self._viewing = 0
         self.limits = limits
         self.decoder = Decoder(model, limits)
 
     def close(self) -> None:
         self._threads.shutdown()
+        self._viewer.shutdown()
 
-    async def predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None) -> Response:
+    async def predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None, exits: bool) -> Response:
         began = time.perf_counter()
-        response = await self._predict(request, full, timeout_ms)
+        response = await self._predict(request, full, timeout_ms, exits)
         self._service.metrics.request(response.status_code, time.perf_counter() - began)
         return response
 
-    async def _predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None) -> Response:
+    async def _predict(self, request: HTTPRequest, full: bool, timeout_ms: int | None, exits: bool) -> Response:
         try:
             content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
             if content_type == "multipart/form-data":
@@ -173,8 +181,13 @@ class _Handlers:
                 inputs = decode(body)
             else:
                 inputs = await asyncio.get_running_loop().run_in_executor(self._threads, decode, body)
+            samples = len(next(iter(inputs.values())))
+            if exits and samples != 1:
+                raise RefusedError(422, f"exits=true is for one sample, the request has {samples}; send one")
             timeout = self.limits.timeout if timeout_ms is None else timeout_ms / 1000
             answered = await self._answer(request, inputs, timeout, full)
+            milliseconds = 1000 * (time.perf_counter() - began)
+            views = await self._views(inputs, answered, timeout) if exits else None
         except ClientGoneError:
             return _refusal(_GONE, "the client is gone")
         except RefusedError as error:
@@ -189,13 +202,36 @@ class _Handlers:
             return _refusal(504, f"no answer within {timeout:g} s; allow more time with timeout_ms")
         if answered.outcome is not Outcome.ANSWERED:
             return _refusal(500, "the network failed on this request; the server's log says why")
-        milliseconds = 1000 * (time.perf_counter() - began)
         if request.headers.get("accept", "") in models.NPY:
             headers = {"X-Exits": ",".join(map(str, answered.exits))}
             if answered.abstained.any():
                 headers["X-Abstained"] = ",".join(map(str, answered.abstained.astype(int)))
             return Response(_npy(answered), headers=headers, media_type=models.NPY[0])
-        return _json({**self._answers(answered), "milliseconds": milliseconds})
+        shown = {} if views is None else {"exits": views}
+        return _json({**self._answers(answered), "milliseconds": milliseconds, **shown})
+
+    async def _views(self, inputs: Any, answered: Request, timeout: float) -> list[dict[str, Any]] | None:
+        """What each exit says of the sample of a request, in one thread: it must not hold up the requests of others."""
+        if answered.outcome is not Outcome.ANSWERED:
+            return None
+        if self._viewing >= _MOST_VIEWS:
+            raise RefusedError(503, "too many requests ask for every exit; try again later, or leave exits=true out")
+        self._viewing += 1
+        try:
+            running = asyncio.get_running_loop().run_in_executor(self._viewer, self._service.view, inputs)
+            views = await asyncio.wait_for(running, timeout)
+        except asyncio.TimeoutError as error:
+            raise RefusedError(504, f"not all exits were seen within {timeout:g} s; leave exits=true out") from error
+        finally:
+            self._viewing -= 1
+        if views is None:
+            raise InvalidInputError("exits=true needs the stages in the server's own process; leave it out here")
+        shown = []
+        for k, view in enumerate(views):
+            (answer,) = self._predictions(view.logits, [k], [view.abstained])
+            score, threshold = (v if v is not None and np.isfinite(v) else None for v in (view.score, view.threshold))
+            shown.append({**answer, "score": score, "threshold": threshold, "leaves": view.leaves})
+        return shown
 
     async def _answer(self, request: HTTPRequest, inputs: Any, timeout: float, full: bool) -> Request:
         """Wait for the answer or for the client to close the connection, whichever comes first."""
@@ -213,8 +249,16 @@ class _Handlers:
 
     def _answers(self, request: Request) -> dict[str, Any]:
         """Class, probability, exit and cost of each sample; for a class per pixel, the share of the most frequent."""
-        logits = request.logits
-        assert logits is not None, "an answered request has logits"
+        assert request.logits is not None, "an answered request has logits"
+        return {
+            "predictions": self._predictions(request.logits, request.exits.tolist(), request.abstained.tolist()),
+            "cost_unit": self._unit,
+            "full_cost": self._costs[-1],
+        }
+
+    def _predictions(
+        self, logits: np.ndarray[Any, Any], exits: Sequence[int], abstained: Sequence[bool]
+    ) -> list[dict[str, Any]]:
         dense = logits.ndim > 2
         if dense:
             labels = logits.argmax(axis=1).reshape(len(logits), -1)
@@ -223,25 +267,20 @@ class _Handlers:
             shares = softmax(logits).astype(np.float64)
         names, costs = self._names, self._costs
         predictions = []
-        back = request.abstained.tolist()
-        for n, (row, k) in enumerate(zip(shares, request.exits.tolist(), strict=True)):
+        for n, (row, k, back) in enumerate(zip(shares, exits, abstained, strict=True)):
             best = int(row.argmax()) if dense else int(logits[n].argmax())
             value = float(row[best])
             predictions.append(
                 {
-                    "class": -1 if back[n] else best,
-                    "abstained": back[n],
-                    "name": None if names is None or back[n] else names[best],
+                    "class": -1 if back else best,
+                    "abstained": back,
+                    "name": None if names is None or back else names[best],
                     "share" if dense else "probability": value if np.isfinite(value) else None,
                     "exit": k,
                     "cost": costs[k],
                 }
             )
-        return {
-            "predictions": predictions,
-            "cost_unit": self._unit,
-            "full_cost": costs[-1],
-        }
+        return predictions
 
     async def set_budget(self, request: HTTPRequest, token: str | None) -> Response:
         if self._token is None:
@@ -280,6 +319,7 @@ class _Handlers:
             "inputs": [{"name": s.name, "dtype": str(s.dtype), "shape": list(s.shape)} for s in model.inputs],
             "costs": model.costs.to_dict(),
             "budget": self.budget,
+            "budget_changes": self._token is not None,
             "traffic": {
                 "exit_shares": metrics.exit_shares,
                 "mean_cost": metrics.mean_cost,

@@ -41,6 +41,14 @@ class Prediction(_Object):
     cost: float = Field(description="What the exit costs.")
 
 
+class ExitAnswer(Prediction):
+    """What one exit says of a sample, whether it left there or not."""
+
+    score: float | None = Field(description="How sure the exit is; none at the last, which takes what is left.")
+    threshold: float | None = Field(description="From which score on a sample leaves; none where the exit is off.")
+    leaves: bool = Field(description="Whether the sample would leave here, had it not left before.")
+
+
 class Answer(_Object):
     """The answers for all samples of a request, in order."""
 
@@ -48,6 +56,7 @@ class Answer(_Object):
     cost_unit: str
     full_cost: float = Field(description="What the last exit costs.")
     milliseconds: float = Field(ge=0)
+    exits: list[ExitAnswer] | None = Field(None, description="With exits=true: each exit, the last included.")
 
 
 class NewBudget(_Object):
@@ -98,6 +107,7 @@ class Info(BaseModel):
     )
     runtime: str = Field(default="", description="What runs the stages: of a bundle.")
     budget: float
+    budget_changes: bool = Field(description="Whether PUT /budget is on.")
     traffic: Traffic
 
 

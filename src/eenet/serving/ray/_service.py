@@ -99,6 +99,9 @@ class RemoteService:
         """Samples sent to each stage and not back yet."""
         return list(self._waiting)
 
+    def view(self, inputs: Any) -> None:
+        """None: the stages run in other processes."""
+
     async def set_budget(self, budget: Budget) -> float:
         """Keep to another budget; see `Service`."""
         return change_budget(self._controller, budget)

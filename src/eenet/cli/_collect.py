@@ -1,0 +1,257 @@
+"""`eenet collect`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from eenet._extras import require_extra
+from eenet._files import atomic_path, existing_file
+from eenet.cli._benchmark import _labels
+from eenet.cli._console import output, print_json, progress_bar
+from eenet.cli._export import _names, _preprocessing, _preprocessing_of
+from eenet.cli._inputs import load_target, run_files
+from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.models import MultiExitModel
+    from eenet.records import ExitRecords
+
+_LABELS = ("labels", "label")
+_KINDS = (".safetensors", ".npz")
+
+
+def collect(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="A folder of eenet demo, a saved model, or package.module:function."),
+    ],
+    data: Annotated[Path, typer.Option(help="A folder of images, .parquet, .npz, .npy or .txt.")],
+    out: Annotated[Path, typer.Option(help="The records: .safetensors, or .npz with probabilities and labels.")],
+    labels: Annotated[Path | None, typer.Option(help="Class numbers: .npy, or .txt with one on each line.")] = None,
+    unlabeled: Annotated[
+        bool, typer.Option("--unlabeled", help="Without labels, even where the data have them.")
+    ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 32,
+    column: Annotated[str | None, typer.Option(help="The column of a parquet file with the inputs.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The one with the labels.", show_default="label")] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="The names of the classes in order, one on each line; by default, the folders by name."),
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(help="Read image files: 224, or 512x1024 (height x width).")] = None,
+    resize: Annotated[
+        int | None, typer.Option(min=1, help="Bring the shorter side to this, then cut the center; else stretch.")
+    ] = None,
+    mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
+    std: Annotated[str, typer.Option(help="As --mean; one number means gray images.")] = "0.229,0.224,0.225",
+    tokenizer: Annotated[Path | None, typer.Option(help="Read texts: a folder with a tokenizer.json.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens a text is cut at.", show_default="as the tokenizer's folder says")
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
+    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """Run a network over data and write what its exits said: the records that `eenet fit` and `evaluate` read.
+
+    Arrays are given by the names of the network's inputs, labels as "labels" beside them. A folder of images has a
+    folder for each class. A parquet file has a column "label". A folder of eenet demo, train or reproduce says itself
+    how its inputs are made of files.
+
+    Examples:
+
+        eenet collect model --data validation.npz --out records.safetensors
+
+        eenet collect mypackage.networks:resnet_with_exits --data photos --image-size 224 --resize 256 --out val.npz
+
+        eenet collect model --data reviews.parquet --column text --tokenizer tokenizer --out records.safetensors
+    """
+    if out.suffix not in _KINDS:
+        raise InvalidInputError(
+            f"--out {str(out)!r} ends in {out.suffix or 'nothing'!r}, expected .safetensors or .npz"
+        )
+    if unlabeled and (labels is not None or label_column is not None):
+        raise InvalidInputError("--unlabeled leaves labels out; leave --labels and --label-column out as well")
+    require_extra("torch", "eenet collect")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    from eenet.models import collect as run
+
+    model, _ = load_target(target, allow=allow or ())
+    work = run_files(target)
+    preprocessing = _preprocessing(model, image_size, resize, mean, std, tokenizer, max_length)
+    if preprocessing is None and work is not None:
+        preprocessing = _preprocessing_of(work)
+    order = classes or (work / "classes.txt" if work is not None and (work / "classes.txt").is_file() else None)
+    names = None if order is None else _names(order)
+    count, batches, known = _opened(model, data, preprocessing, batch_size, column)
+    truth = None
+    if not unlabeled:
+        truth = _labels(labels) if labels is not None else known(names, label_column)
+        if truth is None:
+            raise InvalidInputError(
+                f"{str(data)!r} has no labels; give --labels FILE, or --unlabeled for records without"
+            )
+        if np.ndim(truth) == 0 or len(truth) != count:
+            raise InvalidInputError(f"there are {np.size(truth)} labels for {count} samples; give one for each sample")
+    with progress_bar() as bar:
+        task = bar.add_task("collecting", total=count)
+
+        def loader() -> Iterator[Any]:
+            done = 0
+            for arrays, samples in batches():
+                inputs = _call(model, arrays, data)
+                yield (inputs,) if truth is None else (inputs, truth[done : done + samples])
+                done += samples
+                bar.update(task, completed=done)
+
+        records = run(model, loader())
+    _write(records, out)
+    accuracies = None if records.utility is None else records.accuracies.tolist()
+    result = {
+        "schema": 1,
+        "out": str(out),
+        "samples": len(records),
+        "exits": list(model.exit_names),
+        "accuracies": accuracies,
+    }
+    if json_output:
+        print_json(result)
+        return
+    output().print(f"[bold]{out}[/bold]: {len(records)} samples at {records.num_exits} exits")
+    if accuracies is not None:
+        output().print("  ".join(f"{name} {a:.2%}" for name, a in zip(model.exit_names, accuracies, strict=True)))
+
+
+_Batches = Callable[[], Iterator[tuple[dict[str, NDArray[Any]], int]]]
+_Known = Callable[[list[str] | None, str | None], Any]
+
+
+def _opened(
+    model: MultiExitModel, data: Path, preprocessing: Any, size: int, column: str | None
+) -> tuple[int, _Batches, _Known]:
+    """How many samples there are, what gives batches of arrays by name, and what gives the labels in the data."""
+    if data.suffix in (".npy", ".npz"):
+        return _arrays(model, data, size)
+    inputs = model.staged.inference_stages[0].inputs
+    if preprocessing is None:
+        raise InvalidInputError(
+            f"{str(data)!r} is neither .npz nor .npy, and nothing says how files become inputs; give --image-size for "
+            "images, or --tokenizer for texts"
+        )
+    from eenet.predict import open_items
+
+    fitted = preprocessing.fitted(inputs)
+    items = open_items(data, fitted.kind, column=column)
+
+    def batches() -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+        for names, values in items.batches(size, 0):
+            yield fitted(values), len(names)
+
+    def known(classes: list[str] | None, label_column: str | None) -> Any:
+        if data.suffix == ".parquet":
+            return _parquet_labels(data, classes, label_column)
+        return _folder_labels(data, [name for some, _ in items.batches(1024, 0) for name in some], classes)
+
+    return len(items), batches, known
+
+
+def _arrays(model: MultiExitModel, data: Path, size: int) -> tuple[int, _Batches, _Known]:
+    from eenet.predict._inputs import read_arrays_file
+
+    arrays = read_arrays_file(existing_file(data))
+    held = next((arrays.pop(key) for key in _LABELS if key in arrays and len(arrays) > 1), None)
+    names = [one.name for one in model.staged.inference_stages[0].inputs]
+    arguments = model.staged.arguments
+    if set(arrays) == set(arguments) and len(arguments) == len(names):  # tracing renames some, such as "input"
+        arrays = {name: arrays[argument] for name, argument in zip(names, arguments, strict=True)}
+    if len(arrays) == len(names) == 1:
+        arrays = {names[0]: next(iter(arrays.values()))}
+    if set(arrays) != set(names):
+        taken = list(arguments) if len(arguments) == len(names) else names
+        raise InvalidInputError(
+            f"{str(data)!r} holds {sorted(arrays)}, the network takes {taken}; name them so, and the labels 'labels'"
+        )
+    sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(sizes) != 1 or sizes == {0}:
+        raise InvalidInputError(f"{str(data)!r} holds {sorted(sizes)} samples; expected as many in each array")
+    count = sizes.pop()
+
+    def batches() -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
+        for first in range(0, count, size):
+            part = {name: array[first : first + size] for name, array in arrays.items()}
+            yield part, min(size, count - first)
+
+    return count, batches, lambda _classes, _column: held
+
+
+def _call(model: MultiExitModel, arrays: dict[str, NDArray[Any]], data: Path) -> Any:
+    """The arguments of a call of the model, as a batch of `eenet.collect` gives them."""
+    import torch
+
+    try:
+        tensors = tuple(torch.from_numpy(arrays[one.name]) for one in model.staged.inference_stages[0].inputs)
+    except TypeError as error:
+        raise InvalidInputError(f"{str(data)!r} holds what is no numbers ({error}); write plain arrays") from error
+    args, kwargs = model.staged.call_of(tensors)
+    return kwargs if kwargs and not args else args
+
+
+def _folder_labels(data: Path, ids: list[str], classes: list[str] | None) -> NDArray[np.intp] | None:
+    """The classes of files by the folders that they are in; None where they are in none."""
+    if not data.is_dir() or not all("/" in one for one in ids):
+        return None
+    folders = [one.partition("/")[0] for one in ids]
+    names = sorted(set(folders)) if classes is None else classes
+    unknown = sorted(set(folders) - set(names))
+    if unknown:
+        raise InvalidInputError(
+            f"{str(data)!r} has the folder {unknown[0]!r}, which is no class; there are {', '.join(names[:10])}"
+        )
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number[folder] for folder in folders])
+
+
+def _parquet_labels(data: Path, classes: list[str] | None, column: str | None) -> NDArray[Any] | None:
+    """The labels of a parquet file: class numbers, or names of classes; None where there is no such column."""
+    from eenet._extras import require
+
+    parquet = require("pyarrow.parquet", "predict")
+    names = parquet.read_schema(data).names
+    found = next((name for name in ([column] if column else _LABELS) if name in names), None)
+    if found is None and column is not None:
+        raise InvalidInputError(f"{str(data)!r} has the columns {names}, and no {column!r}")
+    if found is None:
+        return None
+    values = parquet.read_table(data, columns=[found]).column(found).to_pylist()
+    if all(isinstance(value, str) for value in values):
+        order = sorted(set(values)) if classes is None else classes
+        if not set(values) <= set(order):
+            raise InvalidInputError(f"the label {sorted(set(values) - set(order))[0]!r} is no class of --classes")
+        return np.array([order.index(value) for value in values])
+    if not all(isinstance(value, int) for value in values):
+        raise InvalidInputError(f"the column {found!r} of {str(data)!r} holds no class number in some row")
+    return np.array(values)
+
+
+def _write(records: ExitRecords, out: Path) -> None:
+    if out.suffix == ".safetensors":
+        records.save(out)
+        return
+    if records.pooled:
+        raise InvalidInputError("records of images with a class per pixel are written as .safetensors only")
+    with atomic_path(out) as path, path.open("wb") as file:
+        if records.labels is None:
+            np.savez_compressed(file, probabilities=records.probabilities)
+        else:
+            np.savez_compressed(file, probabilities=records.probabilities, labels=records.labels)
