@@ -13,7 +13,7 @@ import pytest
 
 import eenet
 from eenet.costs import ExitCosts
-from eenet.errors import InvalidInputError, NotFittedError
+from eenet.errors import InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import (
     SCHEDULERS,
@@ -172,6 +172,18 @@ def test_a_fitted_score_can_be_used_with_another_assignment() -> None:
         scheduler = Scheduler(score, assignment).fit(records, toy_costs(), 1.7)
         assert scheduler.calibration_cost <= 1.7
         assert scheduler.policy.score is score
+
+
+def test_calibration_records_of_one_class_are_said_to_be() -> None:
+    records = toy_records(samples=200)
+    assert records.labels is not None
+    rows = np.flatnonzero(records.labels == 3)
+    with pytest.warns(
+        ReliabilityWarning, match=rf"all {len(rows)} calibration samples are of class 3: .* other 4 classes"
+    ):
+        eenet.MaxProbability().fit(records.subset(rows), toy_costs(), 2.0)
+    few = records.subset(rows[:5])  # by chance
+    assert eenet.MaxProbability().fit(few, toy_costs(), 2.0).planned_cost <= 2.0
 
 
 def test_records_and_costs_of_another_type_are_refused_with_the_way_out() -> None:

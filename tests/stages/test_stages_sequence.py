@@ -91,7 +91,7 @@ def test_exits_training_profiling_and_running() -> None:
     assert all(p.grad is not None for p in model.parameters())
     model.eval()
     x = images(40)
-    records = eenet.collect(model, [(x, torch.zeros(40, dtype=torch.long))])
+    records = eenet.collect(model, [(x, torch.arange(40) % 2)])
     costs = eenet.profile(model, x[:2], unit="flops")
     scheduler = eenet.MaxProbability().fit(records, costs, budget=float(costs[1]))
     out = eenet.AdaptiveModel(model, scheduler)(x)

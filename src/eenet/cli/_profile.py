@@ -207,7 +207,7 @@ def _show(data: dict[str, Any]) -> None:
     costs, plain, tails = data["costs"], data["plain"], data["percentiles"]["ms"]
     for row, size in enumerate(data["batch_sizes"]):
         columns = [[*costs[unit][row], plain[unit][row]] for unit in ("ms", "cpu_ms", "flops")]
-        names = [f"{k + 1} ({name})" for k, name in enumerate(data["exits"])]
+        names = [f"{k} ({name})" for k, name in enumerate(data["exits"])]
         for k, name in enumerate([*names, "plain network"]):
             wall, cpu, flops = (column[k] for column in columns)
             table.add_row(

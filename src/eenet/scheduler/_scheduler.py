@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 _SCHEMA = 3  # 2 where no policy abstains, which an eenet before it would not know of
 _TABLE = "table."
 _UNSPENT = 0.01  # of the budget: what is worth a warning
+_MANY = 20  # samples of one class, of which there are more, which are not so by chance
 
 SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
 """The schedulers that take a budget, by the name the command line uses: the subclasses made with `method=`."""
@@ -262,6 +263,7 @@ class Scheduler:
         costs.require_exits(records.num_exits)
         if self._refused is not None:
             raise InvalidInputError(self._refused)
+        _warn_of_one_class(records)
         limit = None if budget is None else parse_budget(budget, costs)
         abstention = Abstention(abstain, max_error)
         abstention.require_possible(records, guarantee, max_accuracy_drop)
@@ -505,6 +507,19 @@ def _require_records(records: ExitRecords) -> None:
     if not isinstance(records, ExitRecords):
         raise InvalidInputError(
             f"records are a {type(records).__name__}, expected ExitRecords: see ExitRecords.from_probabilities"
+        )
+
+
+def _warn_of_one_class(records: ExitRecords) -> None:
+    """Say that all labels are one class, where that is no chance: what is fitted then knows nothing of the others."""
+    labels = records.labels
+    if labels is not None and records.num_classes > 1 and len(labels) >= _MANY and (labels == labels[0]).all():
+        warnings.warn(
+            f"all {len(labels)} calibration samples are of class {int(labels[0])}: what is fitted to them says nothing "
+            f"of the other {records.num_classes - 1} classes; take samples of all classes, such as a shuffled part of "
+            "the data",
+            ReliabilityWarning,
+            stacklevel=3,
         )
 
 
