@@ -129,8 +129,8 @@ def serve(
 
 
 def _say_ready(folder: Path, bundle: LoadedBundle, url: str) -> None:
+    side().print(f"{bundle.runtime}; costs {bundle.costs_from}", soft_wrap=True)
     side().print(f"serving {folder} on {url}", soft_wrap=True)
-    side().print(f"in {bundle.runtime}, costs {bundle.costs_from}", soft_wrap=True)
 
 
 def _require_free(host: str, port: int) -> None:
