@@ -159,13 +159,29 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_another_budget_is_one_in_the_measured_costs(folder: Path) -> None:
-    costs = eenet.bundle.load(folder).costs
-    wanted = float(np.mean(costs.values[-2:]))
     found = eenet.bundle.measure(folder, budget="100% of last", **QUICK)
     assert found.scheduler.budget == pytest.approx(found.costs[-1])
     with pytest.raises(InfeasibleBudgetError, match="the smallest feasible budget is"):
         eenet.bundle.measure(folder, budget=1e-9, **QUICK)
-    assert wanted > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"budget": "much"}, "budget 'much' cannot be read"),
+        ({"budget": "5 GFLOPs"}, "the costs are in 'ms'"),
+        ({"batch_sizes": (0,)}, "expected whole numbers from 1"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_before_anything_is_measured_or_written(
+    folder: Path, tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    said: list[str] = []
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.bundle.measure(folder, progress=said.append, **given)
+    with pytest.raises(InvalidInputError, match=message):
+        CASES["convolutions"]().export(tmp_path / "other", measure=True, progress=said.append, **given)
+    assert said == []
 
 
 def test_another_processor_is_said_once_with_the_command_that_measures_again(folder: Path) -> None:

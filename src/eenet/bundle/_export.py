@@ -19,7 +19,7 @@ from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs, plain_graph
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, read_manifest, sealed
 from eenet.bundle._measure import BATCH_SIZES, described
-from eenet.bundle._plan import RECORDS, budgets_of, compact, plan_here, require_fitting
+from eenet.bundle._plan import RECORDS, budgets_of, compact, plan_here, require_fitting, require_readable
 from eenet.bundle._verify import verify
 from eenet.costs import Budget
 from eenet.errors import InvalidInputError
@@ -143,6 +143,8 @@ def export(
         raise InvalidInputError(f"opset is {opset!r}, expected {OPSETS[0]} to {OPSETS[-1]}")
     require_exits(model)
     require_scheduler(scheduler)
+    if measure:
+        require_readable(scheduler, budget, batch_sizes)
     scheduler = scheduler if budget is None else _started(scheduler, budget, measure)
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
     records = scheduler.calibration_records if records is None else records

@@ -76,7 +76,7 @@ def onnx_graphs(model: MultiExitModel, opset: int, progress: Callable[[str], Non
 
 
 def plain_graph(graphs: Graphs) -> bytes | None:
-    """The network without exits as one graph, joined from those of its stages; None where it would be too large."""
+    """The network without exits as one graph, joined from those of its stages; None where that cannot be."""
     if sum(map(len, graphs.files.values())) > _MOST_JOINED:
         return None
     onnx, compose = require("onnx", "export"), require("onnx.compose", "export")
@@ -90,7 +90,10 @@ def plain_graph(graphs: Graphs) -> bytes | None:
             continue
         taken = [value.name for value in part.graph.input]
         io_map = list(zip(passed, taken, strict=True))
-        whole, passed = compose.merge_models(whole, part, io_map=io_map, outputs=given), given
+        try:
+            whole, passed = compose.merge_models(whole, part, io_map=io_map, outputs=given), given
+        except (ValueError, onnx.checker.ValidationError):  # it is for measuring only; the stages can be run instead
+            return None
     content: bytes = whole.SerializeToString(deterministic=True)
     return content
 

@@ -28,6 +28,8 @@ from eenet.scheduler._fitted import PolicyTable
 MOST_RECORD_BYTES = 32 * 1024 * 1024
 RECORDS = "records.safetensors"
 
+_SMALLEST = 1e-100
+
 Progress = Callable[[str], None]
 
 
@@ -93,6 +95,7 @@ def measure(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ReliabilityWarning)  # that it was measured elsewhere
         bundle = load(folder, threads=threads, allow=allow)
+    require_readable(bundle.scheduler, budget, [*batch_sizes, *([] if batch_size is None else [batch_size])])
     if records is not None:
         require_fitting(records, bundle.scheduler)
     manifest = bundle.manifest
@@ -157,11 +160,9 @@ def plan_here(
     """Measure a bundle's stages, and plan a scheduler of theirs in these costs; `plain` is a graph of the network."""
     if scheduler.table.shares is None and records is None:
         _priced_again(scheduler, scheduler.costs, None)  # says so before measuring
-    unit = scheduler.costs.unit if scheduler.costs.unit in UNITS else "ms"
+    unit = _unit(scheduler)
     size = batch_size or scheduler.costs.batch_size or 1
     sizes = sorted({*batch_sizes, size})
-    if not all(isinstance(one, int) and one >= 1 for one in sizes):
-        raise InvalidInputError(f"batch sizes {list(sizes)}: expected whole numbers from 1")
     specs, backend = bundle.inputs, bundle.backend
     known = bundle.manifest.data.get("example") or undescribed(specs)
 
@@ -246,6 +247,22 @@ def require_fitting(records: ExitRecords, scheduler: Scheduler) -> None:
             f"the calibration records have {found[0]} exits and {found[1]} classes, the bundle's network has "
             f"{expected[0]} and {expected[1]}: they are of another network; collect records of this one"
         )
+
+
+def require_readable(scheduler: Scheduler, budget: Budget | None, batch_sizes: Sequence[int]) -> None:
+    """Raise `InvalidInputError` for a budget or batch sizes that are wrong whatever is measured: before measuring."""
+    sizes = list(batch_sizes)
+    if not all(isinstance(one, int) and one >= 1 for one in sizes):
+        raise InvalidInputError(f"batch sizes {sizes}: expected whole numbers from 1")
+    if budget is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReliabilityWarning)  # above the last exit's cost, which is not known yet
+            parse_budget(budget, ExitCosts([_SMALLEST, 10.0], _unit(scheduler), plain=10.0))
+
+
+def _unit(scheduler: Scheduler) -> str:
+    """The unit that a bundle is planned in: time, and that of the processor where the scheduler was fitted to it."""
+    return scheduler.costs.unit if scheduler.costs.unit in UNITS else "ms"
 
 
 def planned_again(
