@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eenet.models import ConvHead, DownsamplingHead, StackedConvHead
+from eenet.models import ConvHead, DownsamplingHead, GridHead, StackedConvHead
 
 BASE = "downsampling-3"
 """The heads that joint training starts from: those of the recipe."""
@@ -70,18 +70,25 @@ def downsampling(depth: int) -> MakeHead:
     return lambda channels, classes: DownsamplingHead(channels, classes, depth=depth)
 
 
+def grid(narrow: int) -> MakeHead:
+    """Make `GridHead`s of a width, with the grid that `attach` takes for this network's maps."""
+    return lambda channels, classes: GridHead(channels, classes, grid=(8, 8), narrow=narrow)
+
+
 def stacked(channels: int, classes: int) -> nn.Module:
     """The paper's head for basic blocks."""
     return StackedConvHead(channels, classes, reduction=1)
 
 
 VARIANTS = [
-    Variant("conv", "ConvHead, the default: pool to 7 x 7, one convolution", ConvHead),
+    Variant("conv", "ConvHead: pool to 7 x 7, one convolution", ConvHead),
     Variant("linear", "mean over the map, linear layer", PooledLinear),
     Variant("downsampling-1", "DownsamplingHead, one convolution", downsampling(1)),
     Variant("downsampling-2", "DownsamplingHead, two convolutions", downsampling(2)),
     Variant(BASE, "DownsamplingHead, three convolutions: the recipe's", downsampling(3)),
     Variant("separable", "three depthwise-separable convolutions, downsampling", SeparableHead),
+    Variant("grid", "GridHead, the default: pool to 8 x 8, hidden layer on all of it", grid(32)),
+    Variant("grid-64", "GridHead, 64 channels instead of 32", grid(64)),
     Variant("stacked", "StackedConvHead: the paper's code, map not shrunk", stacked),
     Variant("downsampling-3-short", "three convolutions, a third of the epochs", downsampling(3), epochs=1 / 3),
     Variant("downsampling-3-long", "three convolutions, three times the epochs", downsampling(3), epochs=3),

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from zoo import NETWORKS
 
 import eenet
-from eenet.errors import InvalidInputError
-from eenet.models import ConvHead, SegmentationHead, TokenHead, VectorHead
+from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.models import ConvHead, GridHead, SegmentationHead, TokenHead, VectorHead
 from eenet.stages import split_points
 from networks import SmallConvNet
 
@@ -37,7 +37,7 @@ def blocks(count: int, width: int = 8, inner: int | None = None) -> nn.Sequentia
 
 @pytest.mark.parametrize("exits", [2, 3, 4])
 def test_exits_stand_at_the_ends_of_blocks_at_equal_cost(exits: int) -> None:
-    model = eenet.attach(blocks(12).eval(), f"auto:{exits}", example=torch.randn(2, 8))
+    model = eenet.attach(blocks(12).eval(), f"auto:{exits}:flops", example=torch.randn(2, 8))
     assert model.exit_names == (*(str(12 * k // exits - 1) for k in range(1, exits)), "output")
     shares = [row.flops for row in eenet.describe(model).rows]
     assert max(shares) / min(shares) < 1.1
@@ -60,7 +60,7 @@ def test_a_small_interface_is_worth_a_little_inequality() -> None:
     shares = {place.name: place.share for place in split_points(net, torch.randn(2, 64))}
     assert shares["9"] == pytest.approx(0.5)
     assert shares["10"] == pytest.approx(0.52)
-    assert eenet.attach(net, "auto:2", example=torch.randn(2, 64)).exit_names == ("10", "output")
+    assert eenet.attach(net, "auto:2:flops", example=torch.randn(2, 64)).exit_names == ("10", "output")
 
 
 def test_one_tensor_to_hand_on_is_worth_a_little_inequality() -> None:
@@ -68,7 +68,7 @@ def test_one_tensor_to_hand_on_is_worth_a_little_inequality() -> None:
     shares = {place.name: place.share for place in split_points(net, torch.randn(2, 8))}
     assert shares["1.first"] == pytest.approx(0.48)
     assert shares["1"] == pytest.approx(0.64)
-    assert eenet.attach(net, "auto:2", example=torch.randn(2, 8)).exit_names == ("1", "output")
+    assert eenet.attach(net, "auto:2:flops", example=torch.randn(2, 8)).exit_names == ("1", "output")
 
 
 def test_modules_that_end_nowhere_or_mix_samples_are_no_places() -> None:
@@ -102,6 +102,37 @@ def test_exits_are_placed_by_measured_time_too() -> None:
     assert 0 < shares[0] < shares[-1] < 1
     model = eenet.attach(blocks(6, width=256).eval(), "auto:2:ms", example=torch.randn(64, 256))
     assert model.num_exits == 2
+    assert model.placement is not None
+    (placed,) = model.placement.kept
+    assert (placed.name, "output") == model.exit_names
+    assert 0.3 < placed.share < 0.7
+    assert 0 < placed.head < 0.25 * (1 - placed.share)
+    assert f"{placed.name!r} at {placed.share:.0%} of the network's time" in str(eenet.describe(model))
+
+
+def test_exits_that_do_not_pay_are_left_out() -> None:
+    with pytest.warns(ReliabilityWarning, match="left out, since they would not pay"):
+        model = eenet.attach(blocks(12, width=64).eval(), "auto:10", example=torch.randn(2, 64))
+    placement = model.placement
+    assert placement is not None
+    assert model.exit_names == (*(place.name for place in placement.kept), "output")
+    assert len(placement.kept) + len(placement.dropped) == 9
+    ends = [*(place.share for place in placement.kept[1:]), 1.0]
+    assert all(place.head <= 0.25 * (end - place.share) for place, end in zip(placement.kept, ends, strict=True))
+
+
+def test_a_network_whose_heads_cost_more_than_they_save_is_refused() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 9999))
+    for exits in ("auto", "auto:2"):
+        with pytest.raises(InvalidInputError, match=r"no exit pays in this network.*name the modules"):
+            eenet.attach(net.eval(), exits, example=torch.randn(2, 4))
+    assert eenet.attach(net.eval(), "auto:2:flops", example=torch.randn(2, 4)).num_exits == 2
+
+
+def test_a_model_with_exits_says_so() -> None:
+    model = eenet.attach(SmallConvNet(), ["first"], example=X)
+    with pytest.raises(InvalidInputError, match=r"has exits already, at \['first'\].*model.backbone"):
+        eenet.attach(model, ["second"], example=X)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +147,7 @@ def test_exits_are_placed_by_measured_time_too() -> None:
 )
 def test_exits_of_known_networks(name: str, expected: tuple[str, ...] | None) -> None:
     network = NETWORKS[name]
-    model = eenet.attach(network.build().eval(), "auto:3", example=network.example(2)).eval()
+    model = eenet.attach(network.build().eval(), "auto:3:flops", example=network.example(2)).eval()
     assert model.num_classes == network.num_classes
     assert expected is None or model.exit_names == expected
     parts = [row.flops for row in eenet.describe(model).rows]
@@ -124,15 +155,15 @@ def test_exits_of_known_networks(name: str, expected: tuple[str, ...] | None) ->
     assert len({logits.shape for logits in network.call(model, network.inputs(3))}) == 1
 
 
-@pytest.mark.parametrize("exits", ["auto", "auto:1", "auto:x", "auto:3:hours"])
+@pytest.mark.parametrize("exits", ["auto:", "auto:1", "auto:x", "auto:3:hours"])
 def test_what_cannot_be_read_is_refused(exits: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"'auto.*expected a list of module names.*or 'auto:3'"):
+    with pytest.raises(InvalidInputError, match=r"'auto.*expected a list of module names.*'auto', or 'auto:3'"):
         eenet.attach(SmallConvNet(), exits, 5, X)
 
 
 def test_too_many_exits_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="only 4 places of different cost in this network for 9 early exits"):
-        eenet.attach(blocks(2).eval(), "auto:10", 2, torch.randn(2, 8))
+        eenet.attach(blocks(2).eval(), "auto:10:flops", 2, torch.randn(2, 8))
 
 
 def test_classes_are_read_off_the_output() -> None:
@@ -167,11 +198,11 @@ def test_channels_last_maps_are_told_by_the_ratio_of_the_image() -> None:
     for width, example in ((12, wide), (6, wide), (5, torch.randn(2, 3, 12, 12))):
         net = Chain(forward, a=nn.Linear(3, width), b=nn.Linear(width, 4))
         head = only_head(net, "a", example)
-        assert isinstance(head, ConvHead)
+        assert isinstance(head, GridHead)
         assert head.channels_last
         assert head.conv.in_channels == width
     plain = only_head(SmallConvNet(), "first", wide)
-    assert isinstance(plain, ConvHead)
+    assert isinstance(plain, GridHead)
     assert not plain.channels_last
 
 

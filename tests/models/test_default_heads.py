@@ -14,7 +14,7 @@ from stages_toys import Chain
 from torch import Tensor, nn
 
 import eenet
-from eenet.models import ConvHead, SequenceHead, TokenHead, VectorHead
+from eenet.models import GridHead, SequenceHead, TokenHead, VectorHead
 
 
 class Recurrent(nn.Module):
@@ -113,10 +113,10 @@ LAYOUTS = {
         lambda: nn.Sequential(
             nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3)
         ),
-        "1", floats(3, 10, 10), 2, ConvHead,
+        "1", floats(3, 10, 10), 2, GridHead,
     ),
     "map with channels last": Layout(
-        lambda: Chain(rows_last, first=nn.Linear(3, 9), top=nn.Linear(9, 3)), "first", floats(3, 10, 10), 2, ConvHead
+        lambda: Chain(rows_last, first=nn.Linear(3, 9), top=nn.Linear(9, 3)), "first", floats(3, 10, 10), 2, GridHead
     ),
     "recurrent": Layout(Recurrent, "first", floats(9, 3), 1, TokenHead, "last"),
     "recurrent both ways": Layout(lambda: Recurrent(both=True), "first", floats(9, 3), 1, TokenHead, "mean"),

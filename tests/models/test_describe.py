@@ -41,7 +41,7 @@ def test_it_prints_as_a_table_and_writes_as_json() -> None:
         "stage", "live", "tensors", "parameters", "FLOPs", "head", "parameters", "FLOPs", "share",
     ]  # fmt: skip
     assert lines[2].startswith("first ")
-    assert "ConvHead" in lines[2]
+    assert "GridHead" in lines[2]
     assert lines[-1].startswith("SmallConvNet: 2 stages")
     written = json.loads(json.dumps(found.to_dict()))
     assert written["stages"][0]["name"] == "first"

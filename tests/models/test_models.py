@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import CutError, InvalidInputError
-from eenet.models import ConvHead, DownsamplingHead, TokenHead, VectorHead
+from eenet.models import ConvHead, DownsamplingHead, GridHead, TokenHead, VectorHead
 from eenet.networks import CifarResNet
 from networks import SmallConvNet, conv_model
 
@@ -185,7 +185,7 @@ def test_scripted_modules_are_refused_with_a_way_out(part: bool) -> None:
     scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.ReLU()))
     net = nn.Sequential(scripted, nn.Linear(6, 4)) if part else scripted
     name = "module '0'" if part else "the network"
-    exits: list[Any] = [["0"], "auto:2"]
+    exits: list[Any] = [["0"], "auto:2:flops"]
     for asked in exits:
         with pytest.raises(InvalidInputError, match=rf"{name} is a \w+ of torch.jit.*give the Python module"):
             eenet.attach(net, asked, example=torch.randn(3, 6))
@@ -220,7 +220,7 @@ def test_an_example_of_batch_size_one_is_enough() -> None:
 def test_default_heads_fit_the_feature() -> None:
     vector = eenet.attach(Returning(lambda logits, hidden: logits), ["body"], 4, torch.randn(2, 6))
     assert isinstance(vector.heads[0], VectorHead)
-    assert isinstance(conv_model(0).heads[0], ConvHead)
+    assert isinstance(conv_model(0).heads[0], GridHead)
 
     class Tokens(nn.Module):
         def __init__(self) -> None:

@@ -70,7 +70,7 @@ def moved(model: eenet.MultiExitModel) -> eenet.MultiExitModel:
             ["blocks.1"],
             images,
         ),
-        (lambda: eenet.build_network("hf:BertForSequenceClassification", config=SMALL_BERT), "auto:3", tokens),
+        (lambda: eenet.build_network("hf:BertForSequenceClassification", config=SMALL_BERT), "auto:3:flops", tokens),
         (
             lambda: eenet.build_network("eenet:resnet56", num_classes=10),
             ["layers.0", "layers.1"],

@@ -83,7 +83,7 @@ def conv_model(seed: int) -> eenet.MultiExitModel:
     model = eenet.attach(net, exits=["first", "second"], num_classes=5, example=torch.randn(2, 3, 8, 8))
     with torch.no_grad():
         for head in (*model.heads, net):
-            linear = head.fc if isinstance(head, eenet.models.ConvHead) else net.head
+            linear = head.fc if isinstance(head, eenet.models.GridHead) else net.head
             assert isinstance(linear, nn.Linear)
             linear.weight.mul_(20)
     return model.eval()

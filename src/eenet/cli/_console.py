@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ from eenet.errors import InvalidInputError
 if TYPE_CHECKING:
     from eenet.bundle import LoadedBundle
     from eenet.costs import ExitCosts
+
+_PATIENCE = 2.0  # seconds before a command says what it is waiting for
 
 _FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown
 
@@ -60,6 +63,25 @@ def steps(name: str) -> Iterator[Callable[[str], None]]:
                 console.print(text, soft_wrap=True)
 
         yield show
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say what is being done while the block runs, if that takes some seconds; nothing where no terminal is."""
+    console = side()
+    if not console.is_terminal:
+        yield
+        return
+    status = console.status(text)
+    timer = threading.Timer(_PATIENCE, status.start)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        status.stop()
 
 
 def show_error(message: str) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._files import existing_file, read_header, read_tensors, require_safetensors
+from eenet.cli._console import waiting
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -193,6 +194,9 @@ def sizes_of(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
+_MAKING = "tracing the network, cutting it into stages and checking them"
+
+
 def run_files(target: str) -> Path | None:
     """Where a folder of `eenet demo`, `train` or `reproduce` has its model and inputs for it; None for others."""
     work = Path(target) / "work"
@@ -213,10 +217,12 @@ def load_target(target: str, *, allow: Sequence[str] = ()) -> tuple[MultiExitMod
                 "that returns a MultiExitModel"
             )
         work = run_files(target)
-        model = _saved(target if work is None else str(work / "model"), allow)
+        with waiting(_MAKING):
+            model = _saved(target if work is None else str(work / "model"), allow)
         args, kwargs = model.staged.example
         return model, args or kwargs
-    made = _function(target)()
+    with waiting(_MAKING):
+        made = _function(target)()
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], MultiExitModel):
         return made
     if isinstance(made, MultiExitModel):

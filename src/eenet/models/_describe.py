@@ -45,6 +45,7 @@ class Description:
     network: str
     rows: tuple[StageRow, ...]
     unused_parameters: int
+    placement: str = ""
 
     @property
     def parameters(self) -> int:
@@ -85,6 +86,8 @@ class Description:
             f"{self.network}: {len(self.rows)} stages, {_short(self.parameters)} parameters{unused}, "
             f"{_short(self.flops)} FLOPs per sample"
         )
+        if self.placement:
+            lines.append(self.placement)
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -143,7 +146,8 @@ def describe(model: MultiExitModel | StagedModel) -> Description:
         for stage, head, own, flops, of_head, head_flops in measured
     )
     unused = _new_parameters(staged.backbone, seen)
-    return Description(type(staged.backbone).__name__, rows, unused)
+    placement = model.placement if isinstance(model, MultiExitModel) else None
+    return Description(type(staged.backbone).__name__, rows, unused, "" if placement is None else str(placement))
 
 
 def _counted(function: Callable[..., Any], *args: Any) -> tuple[int, Any]:

@@ -1,4 +1,4 @@
-"""Exits that nothing was said about: where they go, and which heads fit the features there.
+"""Heads for exits that nothing was said about: which ones fit the features there.
 
 The layout of a feature is not assumed. The network is run on its example at another size, to see which dimensions of
 the feature follow the input, and its stages on an example whose steps are exchanged one after the other, to see which
@@ -8,9 +8,8 @@ positions of the feature depend on the whole input.
 from __future__ import annotations
 
 import math
-import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +19,9 @@ from torch import Tensor, nn
 
 from eenet._compat import buffers_of
 from eenet.errors import InvalidInputError
-from eenet.models._heads import ConvHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
+from eenet.models._heads import GridHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
 from eenet.models._io import inferring
-from eenet.stages import Example, LiveTensor, SplitPoint, StagedModel, feature_at, split_points
-
-# What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
-_DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
+from eenet.stages import LiveTensor, StagedModel, feature_at
 
 # The steps that are left of a long sequence for the convolution of a default head.
 _STEPS = 32
@@ -37,59 +33,15 @@ _LOCAL = 0.75
 _REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, AttributeError)
 
 
-def place_exits(
-    backbone: nn.Module, asked: str, example: Example, *, dynamic: Mapping[int, str] | None = None
-) -> list[str]:
-    """The modules for `exits="auto:K"`, K exits in all, the last one included; "auto:K:ms" measures what is counted.
-
-    The k-th early exit is near k/K of the network's FLOPs, or of its time, at the end of a module that few values have
-    to cross. Raises InvalidInputError where there are too few places.
-    """
-    match = re.fullmatch(r"auto:(\d+)(?::(flops|ms))?", asked)
-    if match is None or int(match[1]) < 2:
-        raise InvalidInputError(
-            f"exits is {asked!r}, expected a list of module names such as ['layer1', 'layer2'], or 'auto:3' for three "
-            "exits, the network's own included ('auto:3:ms' places them by measured time instead of counted FLOPs)"
-        )
-    return choose(split_points(backbone, example, dynamic=dynamic, cost=match[2] or "flops"), int(match[1]))
-
-
-def choose(candidates: Sequence[SplitPoint], exits: int) -> list[str]:
-    """The names of the `exits` - 1 best places, in order."""
-    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
-    for number in range(1, exits):
-        target = number / exits
-        near = [place.elements for place in candidates if abs(place.share - target) <= 0.5 / exits]
-        following: list[tuple[float, tuple[int, ...]]] = []
-        for index, place in enumerate(candidates):
-            price = abs(place.share - target) * exits + _ANOTHER_TENSOR * (place.tensors - 1)
-            narrowest = max(min(near, default=place.elements), 1)
-            price += _DOUBLED * math.log2(max(place.elements / narrowest, 1))
-            before = [
-                (total, chosen)
-                for total, chosen in best
-                # A stage that costs nothing would be no stage.
-                if not chosen or (chosen[-1] < index and candidates[chosen[-1]].share < place.share)
-            ]
-            if before:
-                total, chosen = min(before)
-                following.append((total + price, (*chosen, index)))
-        best = following
-    if not best:
-        raise InvalidInputError(
-            f"there are only {len({place.share for place in candidates})} places of different cost in this network for "
-            f"{exits - 1} early exits; ask for fewer, or name the modules"
-        )
-    return [candidates[index].name for index in min(best)[1]]
-
-
-def default_heads(staged: StagedModel, num_classes: int, *, dense: tuple[int, int] | None = None) -> list[nn.Module]:
-    """Heads that fit the features at the early exits of a cut network.
+def default_heads(
+    staged: StagedModel, features: Sequence[Tensor], num_classes: int, *, dense: tuple[int, int] | None = None
+) -> list[nn.Module]:
+    """Heads that fit the features at the early exits of a cut network, which are those of its example.
 
     `dense` is the height and width of the network's output, where that has a class for every pixel. Raises
     InvalidInputError for a feature that no default head fits.
     """
-    observed = _Observation(staged)
+    observed = _Observation(staged, features)
     stages = staged.inference_stages[:-1]
     return [_head(stage.name, observed, k, num_classes, dense) for k, stage in enumerate(stages)]
 
@@ -102,7 +54,9 @@ def _head(name: str, observed: _Observation, k: int, num_classes: int, dense: tu
             if len(shape) == 4 and channels == 1:
                 return SegmentationHead(width, num_classes, size=dense)
         elif len(shape) == 4:
-            return ConvHead(width, num_classes, channels_last=channels == 3)
+            last = channels == 3
+            sides = observed.features[k].shape[1:3] if last else observed.features[k].shape[2:]
+            return GridHead(width, num_classes, grid=[_grid(side) for side in sides], channels_last=last)
         elif len(shape) == 3 and channels == 1:
             return SequenceHead(width, num_classes, stride=max(observed.features[k].shape[2] // _STEPS, 1))
         elif len(shape) == 3:
@@ -121,6 +75,11 @@ def _head(name: str, observed: _Observation, k: int, num_classes: int, dense: tu
     )
 
 
+def _grid(side: int) -> int:
+    """Into how many parts of one size, if that can be, a default head divides a side of a map."""
+    return next((parts for parts in (8, 7, 6, 5) if side % parts == 0), min(side, 7))
+
+
 @dataclass(frozen=True)
 class _Sight:
     """Which positions of a feature see the whole input, as far as observed: the first one, the last one."""
@@ -132,7 +91,7 @@ class _Sight:
 class _Observation:
     """What a network does with its example: the features at the early exits, and what they follow and depend on."""
 
-    def __init__(self, staged: StagedModel) -> None:
+    def __init__(self, staged: StagedModel, features: Sequence[Tensor]) -> None:
         args, kwargs = staged.example
         self._staged = staged
         self._inputs = staged.flatten_inputs(*args, **kwargs)
@@ -140,7 +99,7 @@ class _Observation:
         self._image = next((t.shape[2:] for t in self._inputs if _is_image(t)), None)
         self._text = any(not t.is_floating_point() and t.dtype != torch.bool for t in self._inputs)
         self.shapes = [_batch_first(stage.outputs[stage.feature_index or 0]) for stage in self._early]
-        self.features = self._run(self._inputs)
+        self.features = list(features)
         # For each feature, which of its dimensions follow which dimension of the input.
         self._following: list[dict[int, set[int]]] = [{} for _ in self.shapes]
         if any(len(shape) in (3, 4) for shape in self.shapes):

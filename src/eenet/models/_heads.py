@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -90,6 +91,64 @@ class ConvHead(nn.Module):
             feature = self.shrink(feature)
         feature = self.act(self.norm(self.conv(self.narrow(feature))))
         logits: Tensor = self.fc(self.pool(feature).flatten(1))
+        return logits
+
+
+@rebuildable
+class GridHead(nn.Module):
+    """Classify a feature map (N, D, H, W): means over a grid, a 1x1 convolution, and a hidden layer on all of the grid.
+
+    The default for maps. What is where in the image stays known, which the mean over the whole map would lose.
+
+    Parameters
+    ----------
+    channels
+        D, the channels of the feature.
+    num_classes
+        C, the classes.
+    grid
+        The rows and columns of the grid.
+    narrow
+        The channels after the 1x1 convolution.
+    hidden
+        The width of the hidden layer.
+    channels_last
+        Whether the feature is (N, H, W, D), as in Swin transformers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_classes: int,
+        *,
+        grid: Sequence[int] = (7, 7),
+        narrow: int = 32,
+        hidden: int = 128,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels_last = channels_last
+        self.grid = (int(grid[0]), int(grid[1]))
+        self.conv = nn.Conv2d(channels, narrow, 1, bias=False)
+        self.norm = nn.BatchNorm2d(narrow)
+        self.dense = nn.Linear(narrow * self.grid[0] * self.grid[1], hidden)
+        self.fc = nn.Linear(hidden, num_classes)
+
+    def reduced(self, feature: Tensor) -> Tensor:
+        """The feature after what comes before the weights; the head gives the same for it."""
+        if not self.channels_last:
+            return self._means(feature)
+        return self._means(feature.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    def _means(self, feature: Tensor) -> Tensor:
+        return feature if feature.shape[2:] == self.grid else F.adaptive_avg_pool2d(feature, self.grid)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        if self.channels_last:
+            feature = feature.permute(0, 3, 1, 2)
+        grid = F.relu(self.norm(self.conv(self._means(feature))))
+        logits: Tensor = self.fc(F.relu(self.dense(grid.flatten(1))))
         return logits
 
 

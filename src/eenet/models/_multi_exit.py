@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from eenet._version import __version__
 from eenet.errors import CutError, FileFormatError, InvalidInputError
-from eenet.models._exits import default_heads, place_exits
+from eenet.models._exits import default_heads
 from eenet.models._folder import WEIGHTS, read_folder, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
 from eenet.models._networks import Source, build_network, known, make_heads
+from eenet.models._placement import Placement, by_time, paying, place_exits
 from eenet.networks._weights import load_weights
-from eenet.stages import Example, StagedModel, cut
+from eenet.stages import Example, SplitPoint, StagedModel, cut
 from eenet.tasks import Classification, Segmentation, Task, describe_task, task_from
 
 
@@ -41,6 +42,8 @@ class MultiExitModel(nn.Module):
     ----------
     staged, heads, num_classes, source, task
         As given; `heads` is a `torch.nn.ModuleList`.
+    placement
+        Where `attach` placed the exits, with the measured shares, if it did; None after loading.
 
     Examples
     --------
@@ -66,6 +69,7 @@ class MultiExitModel(nn.Module):
         self.num_classes = num_classes
         self.source = source
         self.task: Task = task or Classification()
+        self.placement: Placement | None = None
 
     @property
     def num_exits(self) -> int:
@@ -222,8 +226,10 @@ def attach(
         The network. One that was cut already, or whose stages were written by hand (`StagedModel.from_stages`), needs
         neither `exits` nor `example`.
     exits
-        Names of modules, or "auto:3" for three exits in all, the network's own included: the early ones are placed at
-        about equal FLOPs ("auto:3:ms": at about equal measured time) where few values cross the boundary.
+        Names of modules, or "auto:3" for three exits in all, the network's own included: the early ones are spread
+        evenly over the measured time of the network, where few values cross the boundary ("auto:3:flops": over its
+        counted FLOPs), and those whose default heads cost too much to pay are left out, with a warning. "auto" chooses
+        the number too, at most four. `model.placement` says what was placed where.
     num_classes
         C, the classes; read off the network's output where it is not given.
     example
@@ -263,12 +269,21 @@ def attach(
     """
     if num_classes is not None and num_classes < 2:
         raise InvalidInputError(f"num_classes is {num_classes}, expected at least 2")
-    staged = _staged(backbone, exits, example, dynamic)
+    if isinstance(backbone, MultiExitModel):
+        raise InvalidInputError(
+            f"the network is a MultiExitModel: it has exits already, at {list(backbone.staged.at)}; to place others, "
+            "attach them to the network it was made from, `model.backbone`"
+        )
+    places = _places(backbone, exits, example, dynamic)
+    staged = _staged(backbone, exits if places is None else [place.name for place in places], example, dynamic)
     args, kwargs = staged.example
     inference = staged.inference_stages
     with inferring(staged):
-        *early, last = staged.walk(staged.flatten_inputs(*args, **kwargs), inference)
-        features, outputs = [step.feature for step in early], last.outputs
+        features: list[Tensor] = []
+        for step in staged.walk(staged.flatten_inputs(*args, **kwargs), inference):
+            outputs = step.outputs
+            if step.stage.feature_index is not None:
+                features.append(step.feature.clone())
         logits = logits_in(staged.unflatten_output(outputs), num_classes)
     answers = next((live for live, t in zip(inference[-1].outputs, outputs, strict=True) if t is logits), None)
     if answers is not None and answers.batch_dim != 0:
@@ -287,8 +302,10 @@ def attach(
                 raise InvalidInputError(f"the head at {name!r} is a {type(head).__name__}, expected a torch.nn.Module")
     if heads is not None and len(heads) != len(features):
         raise InvalidInputError(f"{len(heads)} heads for {len(features)} exits; give one head for each name in exits")
+    measured = places is not None and heads is None and by_time(str(exits))
     if heads is None:
-        heads = default_heads(staged, num_classes, dense=(logits.shape[2], logits.shape[3]) if dense else None)
+        size = (logits.shape[2], logits.shape[3]) if dense else None
+        heads = default_heads(staged, features, num_classes, dense=size)
     reference = next((p for p in staged.parameters() if p.is_floating_point()), torch.empty(0))
     known_source = Source.parse(source) if isinstance(source, str) else source or Source.of(staged.backbone)
     heads = [head.to(reference.device, reference.dtype) for head in heads]
@@ -302,6 +319,12 @@ def attach(
     model.heads.train(staged.training)
     for name, head, feature in zip(staged.at, heads, features, strict=True):
         _try_head(name, head, feature, logits)
+    if places is not None and measured:
+        placement = paying(staged, heads, features, places)
+        if placement.dropped:
+            names = [place.name for place in placement.kept]
+            model = attach(backbone, names, num_classes, example, dynamic=dynamic, source=source, task=task)
+        model.placement = placement
     return model
 
 
@@ -353,6 +376,17 @@ def multi_exit(
     return attach(backbone, exits, num_classes, given, heads=make_heads(backbone, exits), dynamic=spec.dynamic)
 
 
+def _places(
+    backbone: nn.Module, exits: Sequence[str] | str | None, example: Example | None, dynamic: Mapping[int, str] | None
+) -> list[SplitPoint] | None:
+    """Where the exits go, if that is to be found out; None where they are named."""
+    if isinstance(backbone, StagedModel) or example is None:
+        return None
+    if not isinstance(exits, str) or not exits.startswith("auto"):
+        return None
+    return place_exits(backbone, exits, example, dynamic=dynamic)
+
+
 def _staged(
     backbone: nn.Module, exits: Sequence[str] | str | None, example: Example | None, dynamic: Mapping[int, str] | None
 ) -> StagedModel:
@@ -367,8 +401,6 @@ def _staged(
         return backbone
     if example is None:
         raise InvalidInputError("example is None, expected an input that the network takes")
-    if isinstance(exits, str) and exits.startswith("auto"):
-        exits = place_exits(backbone, exits, example, dynamic=dynamic)
     if isinstance(exits, str) or not exits:
         raise InvalidInputError(
             f"exits is {exits!r}, expected a list of module names such as ['layer1', 'layer2'], or 'auto:3'"

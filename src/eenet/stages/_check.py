@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from eenet.stages._capture import feature_at
 from eenet.stages._example import InputForm
 from eenet.stages._gradients import Gradients, Watch, all_trainable, differing, gradient_error, gradients_of
 from eenet.stages._split import Split, random_steps
-from eenet.stages._stage import Step, compact, walk
+from eenet.stages._stage import LiveTensor, Stage, Step, compact, walk
 
 _BATCH = 4
 _SURVIVORS = (2, 0, 3)
@@ -32,35 +33,22 @@ _SEED = 0
 
 
 def check_inference(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
-    """Compare stages and model in inference; raises CutError that names the first stage whose result differs."""
-    inputs = sample_inputs(form, _BATCH)
+    """Compare stages and model in inference; raises CutError that names the first stage whose result differs.
+
+    Every run is used for all that it can show: what one walk of the whole batch gave is what samples that were
+    selected at a boundary, and samples beside others, are compared with.
+    """
+    # All batches are made the same way, so that they lie in memory the same way: another layout could round otherwise.
+    inputs = _picked(sample_inputs(form, _BATCH), range(_BATCH))
     with undisturbed(backbone):
-        for batch in (1, _BATCH):
-            rows = tuple(tensor[:batch] for tensor in inputs)
-            expected = _compare_runs(backbone, at, split, form, rows, f"at batch size {batch}")
+        _compare_runs(backbone, at, split, form, tuple(tensor[:1] for tensor in inputs), "at batch size 1")
+        runs = _compare_runs(backbone, at, split, form, inputs, f"at batch size {_BATCH}")
         if form.dynamic:
             _check_other_lengths(backbone, at, split, form, inputs)
         if len(split.stages) > 1:
             _refuse_alike(inputs)
-        index = torch.tensor(_SURVIVORS, device=inputs[0].device)
-        batched = [live.batch_dim for live in split.stages[-1].outputs]
-        selected = compact(tuple(expected), index, batched)
-        for boundary, step in enumerate(walk(split.stages[:-1], inputs)):
-            stage, following = step.stage, split.stages[boundary + 1]
-            remaining = compact(step.live, index, following.batch_dims)
-            got = _run_stages(split, remaining, boundary + 1, f"with samples selected after {stage.name!r}")
-            for number, (one, other) in enumerate(zip(selected, got, strict=True)):
-                # An output that mixes samples cannot be selected from; equal at the whole batch is all it promises.
-                if batched[number] is not None or not _mentions_batch(split, number):
-                    _compare(
-                        one,
-                        other,
-                        f"cannot cut at {stage.name!r}: samples {list(_SURVIVORS)} of {_BATCH}, selected after it, "
-                        f"give another output {split.stages[-1].outputs[number].name!r} than in the whole batch",
-                        "the layers after it mix the samples of a batch, or a constant depends on them",
-                    )
-        if len(split.stages) > 1:
-            _check_neighbors(split, inputs)
+            _check_selected(split, inputs, runs)
+            _check_neighbors(split, inputs, runs)
 
 
 def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
@@ -73,28 +61,80 @@ def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form
         raise refusal from error
 
 
-def _check_neighbors(split: Split, inputs: tuple[Tensor, ...]) -> None:
-    """What the exits and the network say of a sample must not depend on the other samples, from the inputs on."""
+def _picked(tensors: Sequence[Tensor], rows: Sequence[int]) -> tuple[Tensor, ...]:
+    return tuple([tensor.index_select(0, torch.tensor(rows, device=tensor.device)) for tensor in tensors])
 
-    def picked(rows: Sequence[int]) -> tuple[Tensor, ...]:
-        # All made the same way, so that they lie in memory the same way: another layout could round differently.
-        return tuple([tensor.index_select(0, torch.tensor(rows, device=tensor.device)) for tensor in inputs])
 
-    whole = tuple(range(_BATCH))
-    for beside in _BESIDE:
-        same = [row for row in whole if beside[row] == row]
-        expected, got = _answers(split, picked(whole), same), _answers(split, picked(beside), same)
-        for number, ((name, last, one), (_, _, other)) in enumerate(zip(expected, got, strict=True)):
-            # A network that is not reproducible, as some are on a GPU, differs from itself as well.
-            if not _same_bits(one, other) and _same_bits(one, _answers(split, picked(whole), same)[number][2]):
-                raise CutError(_depends(split, name, last, same, "change when the samples beside them are others"))
-    # Also in another order and number; another batch size may round differently.
-    expected = _answers(split, picked(whole), _SURVIVORS)
-    got = _answers(split, picked(_SURVIVORS), range(len(_SURVIVORS)))
+def _check_selected(split: Split, inputs: tuple[Tensor, ...], runs: Sequence[_Run]) -> None:
+    """Samples selected before a stage, in another order and number, must come out of it as in the whole batch.
+
+    Where each stage by itself gives the same for them, in all that it hands on, so do all that come after it.
+    """
+    index = torch.tensor(_SURVIVORS, device=inputs[0].device)
+    for number, stage in enumerate(split.stages):
+        remaining = compact(runs[number - 1].live if number else inputs, index, stage.batch_dims)
+        if _gives_selected(stage, remaining, runs[number].outputs, index):
+            continue
+        # What differs may be something that no answer depends on.
+        if number:
+            _compare_selected(split, remaining, number, runs[-1].outputs, index)
+        else:
+            _check_own_batch(split, inputs, runs)
+
+
+def _gives_selected(stage: Stage, remaining: tuple[Tensor, ...], whole: tuple[Tensor, ...], index: Tensor) -> bool:
+    """Whether a stage gives for selected samples what it gave for them in the whole batch."""
+    torch.manual_seed(_SEED)
+    try:
+        outputs = stage(*remaining)
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return False
+    for live, one, other in zip(stage.outputs, whole, outputs, strict=True):
+        # An output of mixed samples cannot be selected from; equal at the whole batch is all it promises.
+        if live.batch_dim is None and _mentions_batch(live):
+            continue
+        expected = one if live.batch_dim is None else one.index_select(live.batch_dim, index)
+        if not _close(expected, other):
+            return False
+    return True
+
+
+def _compare_selected(
+    split: Split, remaining: tuple[Tensor, ...], number: int, whole: tuple[Tensor, ...], index: Tensor
+) -> None:
+    """Run the stages from `number` on for selected samples; raises CutError where an output of the network differs."""
+    name = split.stages[number - 1].name
+    got = _run_stages(split, remaining, number, f"with samples selected after {name!r}")
+    for live, one, other in zip(split.stages[-1].outputs, whole, got, strict=True):
+        if live.batch_dim is not None or not _mentions_batch(live):
+            _compare(
+                one if live.batch_dim is None else one.index_select(live.batch_dim, index),
+                other,
+                f"cannot cut at {name!r}: samples {list(_SURVIVORS)} of {_BATCH}, selected after it, give another "
+                f"output {live.name!r} than in the whole batch",
+                "the layers after it mix the samples of a batch, or a constant depends on them",
+            )
+
+
+def _check_own_batch(split: Split, inputs: tuple[Tensor, ...], runs: Sequence[_Run]) -> None:
+    """Samples in another order and number than in the whole batch; another batch size may round differently."""
+    expected = _answers(runs, _SURVIVORS)
+    got = _answers(_runs(split, _picked(inputs, _SURVIVORS)), range(len(_SURVIVORS)))
     for (name, last, one), (_, _, other) in zip(expected, got, strict=True):
         if not _close(one, other):
             what = "change when they are a batch of their own, in that order"
             raise CutError(_depends(split, name, last, _SURVIVORS, what))
+
+
+def _check_neighbors(split: Split, inputs: tuple[Tensor, ...], runs: Sequence[_Run]) -> None:
+    """What the exits and the network say of a sample must not depend on the other samples, from the inputs on."""
+    for beside in _BESIDE:
+        same = [row for row in range(_BATCH) if beside[row] == row]
+        expected, got = _answers(runs, same), _answers(_runs(split, _picked(inputs, beside)), same)
+        for number, ((name, last, one), (_, _, other)) in enumerate(zip(expected, got, strict=True)):
+            # A network that is not reproducible, as some are on a GPU, differs from itself as well.
+            if not _same_bits(one, other) and _same_bits(one, _answers(_runs(split, inputs), same)[number][2]):
+                raise CutError(_depends(split, name, last, same, "change when the samples beside them are others"))
 
 
 def _depends(split: Split, name: str, last: bool, rows: Sequence[int], what: str) -> str:
@@ -114,31 +154,47 @@ def _close(expected: Tensor, got: Tensor) -> bool:
     return True
 
 
-def _answers(split: Split, inputs: tuple[Tensor, ...], rows: Sequence[int]) -> list[tuple[str, bool, Tensor]]:
-    """The samples `rows` of each feature and each output: its name, whether it is an output, and the tensor."""
-    index = torch.tensor(rows, device=inputs[0].device)
-    answers = []
+@dataclass(frozen=True)
+class _Run:
+    """What a stage gave in a run: copies, since a later stage may change a tensor in place."""
+
+    stage: Stage
+    outputs: tuple[Tensor, ...]
+
+    @property
+    def live(self) -> tuple[Tensor, ...]:
+        """The tensors that the next stage was run on, once more copies."""
+        return tuple([self.outputs[i].clone() for i in self.stage.passed])
+
+
+def _runs(split: Split, inputs: tuple[Tensor, ...]) -> list[_Run]:
     torch.manual_seed(_SEED)
-    for step in _walked(split, inputs, "with other samples in the batch"):
-        stage = step.stage
+    try:
+        return [_run_of(step) for step in walk(split.stages, inputs)]
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise CutError(f"the stages fail with other samples in the batch: {error}") from error
+
+
+def _run_of(step: Step) -> _Run:
+    return _Run(step.stage, tuple([tensor.clone() for tensor in step.outputs]))
+
+
+def _answers(runs: Sequence[_Run], rows: Sequence[int]) -> list[tuple[str, bool, Tensor]]:
+    """The samples `rows` of each feature and each output: its name, whether it is an output, and the tensor."""
+    index = torch.tensor(rows, device=runs[0].outputs[0].device)
+    answers = []
+    for run in runs:
+        stage = run.stage
         if stage.feature_index is not None:
             dim = stage.outputs[stage.feature_index].batch_dim
-            # A copy: a later stage may change it in place.
-            answers.append((stage.name, False, step.outputs[stage.feature_index].index_select(dim or 0, index)))
+            answers.append((stage.name, False, run.outputs[stage.feature_index].index_select(dim or 0, index)))
         else:
             answers += [
                 (live.name, True, tensor.index_select(live.batch_dim, index))
-                for live, tensor in zip(stage.outputs, step.outputs, strict=True)
+                for live, tensor in zip(stage.outputs, run.outputs, strict=True)
                 if live.batch_dim is not None
             ]
     return answers
-
-
-def _walked(split: Split, inputs: tuple[Tensor, ...], when: str) -> Iterator[Step]:
-    try:
-        yield from walk(split.stages, inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise CutError(f"the stages fail {when}: {error}") from error
 
 
 def _random(split: Split, inputs: tuple[Tensor, ...]) -> CutError | None:
@@ -215,13 +271,12 @@ def check_gradients(backbone: nn.Module, at: Sequence[str], split: Split, form: 
 
         def staged() -> tuple[Gradients, dict[str, Tensor]]:
             torch.manual_seed(_SEED)
-            features, live = [], inputs
-            for stage in split.stages:
-                outputs = stage(*live)
-                if stage.feature_index is not None:
+            features, outputs = [], inputs
+            for step in walk(split.stages, inputs):
+                outputs = step.outputs
+                if step.stage.feature_index is not None:
                     # A copy: a later in-place operator would change it.
-                    features.append(outputs[stage.feature_index].clone())
-                    live = tuple(outputs[i] for i in stage.passed)
+                    features.append(outputs[step.stage.feature_index].clone())
             return gradients_of([*features, *outputs], parameters, inputs), _values(backbone)
 
         watch = Watch(backbone)
@@ -278,25 +333,27 @@ def check_reference(reference: nn.Module, split: Split, form: InputForm) -> None
 
 def _compare_runs(
     backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, inputs: tuple[Tensor, ...], when: str
-) -> list[Tensor]:
-    """What the model returns, after it was compared with what the stages give."""
+) -> list[_Run]:
+    """What the stages give, after it was compared with the model's features and what it returns."""
     expected, features = _whole(backbone, at, split, form, inputs)
     steps = walk(split.stages, inputs)
+    runs: list[_Run] = []
     torch.manual_seed(_SEED)
     for number, stage in enumerate(split.stages):
         try:
-            step = next(steps)
+            run = _run_of(next(steps))
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
             raise CutError(
                 f"stage {stage.name!r} fails {when}, where the network itself does not: {error}; tracing fixed a size "
                 "of the example there, or a table that the network keeps"
             ) from error
+        runs.append(run)
         if stage.feature_index is not None:
-            got = step.outputs[stage.feature_index]
+            got = run.outputs[stage.feature_index]
             _compare(features[number], got, f"the feature at {stage.name!r} differs from the model's {when}")
-    for tensor, one, other in zip(split.stages[-1].outputs, expected, step.outputs, strict=True):
+    for tensor, one, other in zip(split.stages[-1].outputs, expected, runs[-1].outputs, strict=True):
         _compare(one, other, f"the output {tensor.name!r} of the last stage differs from the model's {when}")
-    return expected
+    return runs
 
 
 def _check_other_lengths(
@@ -368,8 +425,8 @@ def _run_stages(split: Split, live: tuple[Tensor, ...], first: int, when: str) -
         raise CutError(f"the stages from {split.stages[first].name!r} on fail {when}: {error}") from error
 
 
-def _mentions_batch(split: Split, number: int) -> bool:
-    return any("batch" in str(size) for size in split.stages[-1].outputs[number].shape)
+def _mentions_batch(live: LiveTensor) -> bool:
+    return any("batch" in str(size) for size in live.shape)
 
 
 def _compare(expected: Tensor, got: Tensor, what: str, why: str = "") -> None:
@@ -383,12 +440,17 @@ def _compare(expected: Tensor, got: Tensor, what: str, why: str = "") -> None:
         if not torch.equal(expected, got):
             raise CutError(f"{what}{reason}")
         return
-    # Where the model itself gives inf or NaN, the stages must give the same; the tolerance is for the finite rest.
+    same, reference, result = True, expected, got
     finite = expected.isfinite()
-    same = torch.equal(expected[~finite].nan_to_num(), got[~finite].nan_to_num()) and bool(got[finite].isfinite().all())
-    reference = expected[finite].double()
-    error = (got[finite].double() - reference).abs().max().item() if reference.numel() else 0.0
-    scale = reference.abs().max().item() if reference.numel() else 0.0
+    if not finite.all() or not got.isfinite().all():
+        # Where the model itself gives inf or NaN, the stages must give the same; the tolerance is for the finite rest.
+        reference, result = expected[finite], got[finite]
+        same = torch.equal(expected[~finite].nan_to_num(), got[~finite].nan_to_num()) and bool(result.isfinite().all())
+    if reference.numel() and not torch.equal(reference, result):
+        error = (result.double() - reference.double()).abs().max().item()
+        scale = reference.abs().max().item()
+    else:
+        error = scale = 0.0
     least = 1e-12 if expected.dtype == torch.float64 else 1e-5
     if not same or error > least + _relative_tolerance(expected) * scale:
         raise CutError(f"{what} by {error:.2e} at a scale of {scale:.2e}{reason}")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from eenet._compat import flop_counter
+from eenet._timing import waiting_for
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import modes_kept, set_evaluation
 from eenet.stages._capture import capture_with_markers, is_marker
@@ -24,7 +25,8 @@ from eenet.stages._plan import SameTensor, Symbols, is_assert, is_size, is_tenso
 
 COSTS = ("flops", "ms")
 
-_ROUNDS = 5
+# Measuring takes at least this many rounds, and more within these seconds.
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 5, 50, 0.5
 
 
 @dataclass(frozen=True)
@@ -156,15 +158,22 @@ def _costs(
             run.run(*form.tensors(), enable_io_processing=False)
         marks = np.array([*run.marks.values(), counter.get_total_flops()], dtype=np.float64)
     else:
+        wait = waiting_for(form.tensors()[0].device)
+
+        def clock() -> float:
+            if wait is not None:
+                wait()
+            return time.perf_counter()
+
         rounds: list[NDArray[np.float64]] = []
-        for _ in range(_ROUNDS + 1):
-            start = time.perf_counter()
-            run = _Run(graph_module, time.perf_counter)
+        begin = clock()
+        while len(rounds) <= _ROUNDS or (clock() - begin < _SECONDS and len(rounds) < _MOST_ROUNDS):
+            start = clock()
+            run = _Run(graph_module, clock)
             run.run(*form.tensors(), enable_io_processing=False)
-            rounds.append(np.array([*run.marks.values(), time.perf_counter()]) - start)
-        # The first round warms up; steps are compared, since a slow round delays all that comes after.
-        steps = np.median(np.diff(rounds[1:], axis=1, prepend=0.0), axis=0)
-        marks = steps.cumsum()
+            rounds.append(np.array([*run.marks.values(), clock()]) - start)
+        # The first round warms up. The shortest time of each step: what disturbs a machine only ever makes it longer.
+        marks = np.diff(rounds[1:], axis=1, prepend=0.0).min(axis=0).cumsum()
     if marks[-1] <= 0:
         raise CutError("no operation of the network has a counted cost; name the modules to exit at")
     return dict(zip(run.marks, (marks[:-1] / marks[-1]).tolist(), strict=True)), run.shapes

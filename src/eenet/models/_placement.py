@@ -1,0 +1,155 @@
+"""Exits that nothing was said about: where they go, and which of them would not pay."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from eenet._timing import in_turns, timed, waiting_for
+from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.models._io import inferring
+from eenet.stages import Example, SplitPoint, StagedModel, split_points
+
+# What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
+_DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
+
+# An exit pays where its head costs at most this share of what a sample saves that exits there and not at the next one:
+# then it is worth it if one sample in four does.
+_WORTH = 0.25
+
+# The exits of "auto" before those that do not pay are left out.
+_MOST = 4
+
+_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An exit that `attach` placed: its module, the share of the network's time before it, and that of its head."""
+
+    name: str
+    share: float
+    head: float
+
+    def __str__(self) -> str:
+        return f"{self.name!r} at {self.share:.0%} of the network's time (its head costs {self.head:.1%})"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The exits that `attach` placed by measured time, and those that it left out, since they would not pay."""
+
+    kept: tuple[Placed, ...]
+    dropped: tuple[Placed, ...] = ()
+
+    def __str__(self) -> str:
+        text = "placed by measured time: " + ", ".join(map(str, self.kept))
+        if self.dropped:
+            text += f"; left out, since they would not pay: {', '.join(map(str, self.dropped))}"
+        return text
+
+
+def place_exits(
+    backbone: nn.Module, asked: str, example: Example, *, dynamic: Mapping[int, str] | None = None
+) -> list[SplitPoint]:
+    """The places for `exits="auto:K"`, K exits in all, the last one included; "auto:K:flops" counts instead of timing.
+
+    The k-th early exit is near k/K of the network's time, or of its FLOPs, at the end of a module that few values have
+    to cross. Raises InvalidInputError where there are too few places.
+    """
+    match = re.fullmatch(r"auto(?::(\d+)(?::(flops|ms))?)?", asked)
+    if match is None or (match[1] and int(match[1]) < 2):
+        raise InvalidInputError(
+            f"exits is {asked!r}, expected a list of module names such as ['layer1', 'layer2'], 'auto', or 'auto:3' "
+            "for three exits, the network's own included ('auto:3:flops' places them by counted FLOPs instead of time)"
+        )
+    candidates = split_points(backbone, example, dynamic=dynamic, cost=match[2] or "ms")
+    if match[1]:
+        return choose(candidates, int(match[1]))
+    return choose(candidates, min(_MOST, len({place.share for place in candidates}) + 1))
+
+
+def by_time(asked: str) -> bool:
+    """Whether exits are placed by measured time, so that those that do not pay can be left out."""
+    return not asked.endswith(":flops")
+
+
+def choose(candidates: Sequence[SplitPoint], exits: int) -> list[SplitPoint]:
+    """The `exits` - 1 best places, in order."""
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    for number in range(1, exits):
+        target = number / exits
+        near = [place.elements for place in candidates if abs(place.share - target) <= 0.5 / exits]
+        following: list[tuple[float, tuple[int, ...]]] = []
+        for index, place in enumerate(candidates):
+            price = abs(place.share - target) * exits + _ANOTHER_TENSOR * (place.tensors - 1)
+            narrowest = max(min(near, default=place.elements), 1)
+            price += _DOUBLED * math.log2(max(place.elements / narrowest, 1))
+            before = [
+                (total, chosen)
+                for total, chosen in best
+                # A stage that costs nothing would be no stage.
+                if not chosen or (chosen[-1] < index and candidates[chosen[-1]].share < place.share)
+            ]
+            if before:
+                total, chosen = min(before)
+                following.append((total + price, (*chosen, index)))
+        best = following
+    if not best:
+        raise InvalidInputError(
+            f"there are only {len({place.share for place in candidates})} places of different cost in this network for "
+            f"{exits - 1} early exits; ask for fewer, or name the modules"
+        )
+    return [candidates[index] for index in min(best)[1]]
+
+
+def paying(
+    staged: StagedModel, heads: Sequence[nn.Module], features: Sequence[Tensor], places: Sequence[SplitPoint]
+) -> Placement:
+    """Measure the heads beside the network, and leave out exits that would not pay; says so in a warning.
+
+    Raises InvalidInputError where none would.
+    """
+    rest = [
+        Placed(place.name, place.share, head)
+        for place, head in zip(places, _head_shares(staged, heads, features), strict=True)
+    ]
+    dropped: list[Placed] = []
+    while rest:
+        nexts = [*[place.share for place in rest[1:]], 1.0]
+        prices = [place.head / (following - place.share) for place, following in zip(rest, nexts, strict=True)]
+        worst = max(range(len(rest)), key=prices.__getitem__)
+        if prices[worst] <= _WORTH:
+            break
+        dropped.append(rest.pop(worst))
+    dropped.sort(key=lambda place: place.share)
+    if not rest:
+        raise InvalidInputError(
+            f"no exit pays in this network: {', '.join(map(str, dropped))}, where a head may cost {_WORTH:.0%} of the "
+            "time until the next exit; name the modules to have exits there all the same, or run larger inputs"
+        )
+    found = Placement(tuple(rest), tuple(dropped))
+    if dropped:
+        warnings.warn(
+            f"exits were {found}; name the modules to have them all the same", ReliabilityWarning, stacklevel=3
+        )
+    return found
+
+
+def _head_shares(staged: StagedModel, heads: Sequence[nn.Module], features: Sequence[Tensor]) -> list[float]:
+    """What each head takes for one sample, as a share of what the network takes."""
+    args, kwargs = staged.example
+    one = tuple(tensor[:1] for tensor in staged.flatten_inputs(*args, **kwargs))
+    args, kwargs = staged.call_of(one)
+    wait = waiting_for(one[0].device)
+    with inferring(staged), inferring(nn.ModuleList(heads)):
+        steps = [partial(timed, partial(staged.backbone, *args, **kwargs), wait=wait)]
+        steps += [partial(timed, head, feature[:1], wait=wait) for head, feature in zip(heads, features, strict=True)]
+        network, *taken = in_turns(steps, seconds=_SECONDS).shortest
+    return [float(seconds / network) for seconds in taken]
