@@ -55,8 +55,15 @@ def _head(name: str, observed: _Observation, k: int, num_classes: int, dense: tu
                 return SegmentationHead(width, num_classes, size=dense)
         elif len(shape) == 4:
             last = channels == 3
-            sides = observed.features[k].shape[1:3] if last else observed.features[k].shape[2:]
-            return GridHead(width, num_classes, grid=[_grid(side) for side in sides], channels_last=last)
+            size = list(observed.features[k].shape[1:3] if last else observed.features[k].shape[2:])
+            fixed = all(isinstance(side, int) for side in shape[1:])
+            return GridHead(
+                width,
+                num_classes,
+                grid=[_grid(side) for side in size],
+                size=size if fixed else None,
+                channels_last=last,
+            )
         elif len(shape) == 3 and channels == 1:
             return SequenceHead(width, num_classes, stride=max(observed.features[k].shape[2] // _STEPS, 1))
         elif len(shape) == 3:
