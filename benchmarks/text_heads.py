@@ -46,20 +46,6 @@ class Linear(nn.Module):
         return logits
 
 
-class Attention(nn.Module):
-    """A weighted mean of the tokens, whose weights are learned, then `TokenHead`'s layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.score = nn.Linear(WIDTH, 1)
-        self.head = TokenHead(WIDTH, 2, pool="first")
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        scores = self.score(tokens).squeeze(-1).masked_fill((tokens == 0).all(-1), float("-inf"))
-        logits: Tensor = self.head((scores.softmax(1).unsqueeze(-1) * tokens).sum(1, keepdim=True))
-        return logits
-
-
 class Tokenwise(nn.Module):
     """A hidden layer on each token, then the mean: what words say is seen before it is averaged."""
 
@@ -94,10 +80,10 @@ def _mean(tokens: Tensor) -> Tensor:
 
 
 VARIANTS: dict[str, tuple[str, Callable[[], nn.Module]]] = {
-    "token-mean": ("TokenHead on the mean, the default here", lambda: TokenHead(WIDTH, 2, pool="mean")),
+    "token-mean": ("TokenHead on the mean", lambda: TokenHead(WIDTH, 2, pool="mean")),
     "token-first": ("TokenHead on the first token", lambda: TokenHead(WIDTH, 2, pool="first")),
     "linear": ("mean, linear layer", Linear),
-    "attention": ("TokenHead on a learned weighted mean", Attention),
+    "attention": ("TokenHead on a learned weighted mean", lambda: TokenHead(WIDTH, 2, pool="attention")),
     "tokenwise": ("hidden layer of 128 on each token, mean", Tokenwise),
     "mean-and-max": ("mean and maximum, hidden layer", MeanAndMax),
 }

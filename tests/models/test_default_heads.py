@@ -214,3 +214,55 @@ def test_a_head_that_reads_a_sequence_shortens_it() -> None:
         assert head(torch.randn(2, 4, steps)).shape == (2, 3)
     again = copy.deepcopy(head)
     assert again.options == {"channels": 4, "num_classes": 3, "stride": 8}
+
+
+class Padded(nn.Module):
+    """Attention over (N, T, 3) with a mask of what is no padding, and zeros for padding where it is asked for."""
+
+    def __init__(self, *, zeros: bool) -> None:
+        super().__init__()
+        self.embed, self.top, self.zeros = nn.Linear(3, 8), nn.Linear(8, 2), zeros
+        self.first = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        self.end = nn.Identity()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.first(self.embed(x), src_key_padding_mask=mask == 0)
+        x = self.end(x * mask.unsqueeze(-1) if self.zeros else x * 1.0)
+        logits: Tensor = self.top(x[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize(("zeros", "pool"), [(True, "attention"), (False, "first")])
+def test_padding_does_not_change_what_an_exit_says(zeros: bool, pool: str) -> None:
+    torch.manual_seed(0)
+    example = {"x": torch.randn(2, 9, 3), "mask": torch.ones(2, 9, dtype=torch.long)}
+    model = eenet.attach(Padded(zeros=zeros).eval(), ["end"], example=example, dynamic={1: "steps"}).eval()
+    assert isinstance(model.heads[0], TokenHead)
+    assert model.heads[0].pool == pool
+    x = torch.randn(4, 12, 3)
+    mask = torch.ones(4, 12, dtype=torch.long)
+    mask[:, 7:] = 0
+    longer, shorter = model(x=x, mask=mask)[0], model(x=x[:, :7], mask=mask[:, :7])[0]
+    assert torch.allclose(longer, shorter, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "attention"])
+def test_tokens_that_are_zero_do_not_count(pool: str) -> None:
+    head = TokenHead(6, 3, pool=pool).eval()
+    tokens = torch.randn(4, 5, 6)
+    padded = torch.cat([tokens, torch.zeros(4, 3, 6)], 1)
+    assert torch.allclose(head(padded), head(tokens), atol=1e-6)
+    assert head(torch.zeros(2, 3, 6)).isfinite().all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(56, 56), (32, 16), (13, 9), (7, 7), (3, 20)])
+def test_a_grid_of_a_known_size_is_that_of_adaptive_pooling(height: int, width: int) -> None:
+    torch.manual_seed(0)
+    fast = GridHead(5, 3, grid=(min(height, 7), 4), size=(height, width)).eval()
+    slow = GridHead(5, 3, grid=(min(height, 7), 4)).eval()
+    slow.load_state_dict(fast.state_dict())
+    feature = torch.randn(2, 5, height, width)
+    assert torch.allclose(fast(feature), slow(feature), atol=1e-5)
+    assert torch.allclose(fast(fast.reduced(feature)), fast(feature), atol=1e-6)
+    assert torch.allclose(fast(feature.to(memory_format=torch.channels_last)), fast(feature), atol=1e-5)
+    assert fast(torch.randn(2, 5, height + 1, width + 2)).shape == (2, 3)

@@ -104,6 +104,7 @@ class _Observation:
         self._inputs = staged.flatten_inputs(*args, **kwargs)
         self._generator = torch.Generator().manual_seed(0)
         self._image = next((t.shape[2:] for t in self._inputs if _is_image(t)), None)
+        self._masks = [place for place, t in enumerate(self._inputs) if _is_mask(t)]
         self._text = any(not t.is_floating_point() and t.dtype != torch.bool for t in self._inputs)
         self.shapes = [_batch_first(stage.outputs[stage.feature_index or 0]) for stage in self._early]
         self.features = list(features)
@@ -131,13 +132,29 @@ class _Observation:
         """How the tokens (N, T, D) of feature k are pooled, so that the whole input counts."""
         if self._image is not None:
             return "mean"
+        if self._zeroes_padding(k):
+            return "attention"
         sight = self._sight(k)
-        if self._text:
+        if self._text or self._masks:
             # Padding never reaches the first token; but that of a recurrent or causal network has seen itself alone.
-            return "first" if sight.first else "mean"
+            return "first" if sight.first else "mean" if self._text else "last"
         if sight.first == sight.last:
             return "mean"
         return "first" if sight.first else "last"
+
+    def _zeroes_padding(self, k: int) -> bool:
+        """Whether tokens of feature k are zero where a mask among the inputs says that there is padding."""
+        if not self._masks or self.features[k].shape[1] != self._inputs[self._masks[0]].shape[1]:
+            return False
+        inputs = [tensor.clone() for tensor in self._inputs]
+        start = inputs[self._masks[0]].shape[1] - max(inputs[self._masks[0]].shape[1] // 4, 1)
+        for mask in self._masks:
+            inputs[mask][:, :start], inputs[mask][:, start:] = 1, 0
+        try:
+            feature = self._run(tuple(inputs))[k]
+        except _REFUSALS:
+            return False
+        return bool((feature[:, start:] == 0).all() and (feature[:, :start] != 0).any(-1).all())
 
     @property
     def _early(self) -> Any:
@@ -302,6 +319,11 @@ def _twice(tensor: Tensor, dim: int) -> Tensor:
 
 def _is_image(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_floating_point()
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether an input may say which steps are padding: (N, T), of zeros and ones with at least one of them."""
+    return tensor.ndim == 2 and not tensor.is_floating_point() and tensor.shape[1] > 1 and int(tensor.max()) == 1
 
 
 def _batch_first(feature: LiveTensor) -> tuple[int | str, ...]:

@@ -20,7 +20,7 @@ from eenet.networks._bert import mean_of_tokens
 
 HeadClass = TypeVar("HeadClass", bound=type[nn.Module])
 
-_POOLS = ("first", "last", "mean")
+_POOLS = ("first", "last", "mean", "attention")
 
 HEADS: dict[str, type[nn.Module]] = {}
 """The heads that a saved model can be rebuilt with, by the name of their class."""
@@ -311,7 +311,8 @@ class TokenHead(nn.Module):
     """Classify a token sequence (N, T, D) by one vector of it.
 
     A head does not see the attention mask. Where inputs are padded, use `pool="first"`, which padding does not reach,
-    or a network that gives zeros for padding, as `eenet.networks.bert` with `pooling="mean"` does.
+    or a network that gives zeros for padding, as `eenet.networks.bert` with `pooling="mean"` does: with that,
+    "attention" is better than "mean" by some points.
 
     Parameters
     ----------
@@ -323,7 +324,8 @@ class TokenHead(nn.Module):
         The probability of dropout before the last layer.
     pool
         The vector: the "first" token, as in BERT's pooler; the "last" one, for recurrent and causal networks, whose
-        first token has seen one step only; or the "mean" of all tokens that are not zero.
+        first token has seen one step only; the "mean" of all tokens that are not zero; or "attention", a weighted mean
+        of them, whose weights a linear layer learns.
     """
 
     def __init__(self, width: int, num_classes: int, *, dropout: float = 0.1, pool: str = "first") -> None:
@@ -331,6 +333,8 @@ class TokenHead(nn.Module):
         if pool not in _POOLS:
             raise InvalidInputError(f"pool is {pool!r}, expected one of {list(_POOLS)}")
         self.pool = pool
+        if pool == "attention":
+            self.score = nn.Linear(width, 1)
         self.dense = nn.Linear(width, width)
         self.act = nn.Tanh()
         self.dropout = nn.Dropout(dropout)
@@ -340,11 +344,16 @@ class TokenHead(nn.Module):
         """The vector (N, D) of the tokens."""
         if self.pool == "mean":
             return mean_of_tokens(feature)
+        if self.pool == "attention":
+            scores = self.score(feature).squeeze(-1)
+            # Not infinity: of tokens that are all zero the weighted mean is zero.
+            scores = scores.masked_fill((feature == 0).all(-1), torch.finfo(scores.dtype).min)
+            return (scores.softmax(1).unsqueeze(1) @ feature).squeeze(1)
         return feature[:, 0] if self.pool == "first" else feature[:, -1]
 
     def reduced(self, feature: Tensor) -> Tensor:
         """The feature after what comes before the weights, (N, 1, D); the head gives the same for it."""
-        return self.pooled(feature).unsqueeze(1)
+        return feature if self.pool == "attention" else self.pooled(feature).unsqueeze(1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """Logits (N, num_classes)."""

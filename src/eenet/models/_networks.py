@@ -22,7 +22,7 @@ from eenet._compat import attention_of, set_attention
 from eenet._extras import importing, require
 from eenet._values import array_value
 from eenet.errors import InvalidInputError
-from eenet.models._heads import ConvHead, SegmentationHead, StackedConvHead, TokenHead
+from eenet.models._heads import GridHead, SegmentationHead, StackedConvHead, TokenHead
 from eenet.networks import (
     CifarResNet,
     DenseNet,
@@ -198,7 +198,7 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[nn.Module]:
-    """New heads for exits of one of the paper's networks, of the design published with it.
+    """New heads for exits of one of the paper's networks, of the design published with it, if there is one.
 
     Parameters
     ----------
@@ -229,7 +229,9 @@ def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[n
     elif isinstance(net, HRNet):
         make = partial(SegmentationHead, num_classes=net.num_classes, stride=net.stride)
     elif isinstance(net, CifarResNet):
-        make = partial(StackedConvHead if net.bottleneck else ConvHead, num_classes=net.linear.out_features)
+        make = partial(StackedConvHead, num_classes=net.linear.out_features)
+        if not net.bottleneck:  # none were published
+            make = partial(GridHead, num_classes=net.linear.out_features, grid=(8, 8))
     else:
         raise InvalidInputError(
             f"no heads were published for a {type(net).__name__}; leave heads out, then `attach` makes default heads"
