@@ -98,7 +98,8 @@ def report(out: Path, rows: Sequence[Row], settings: Mapping[str, Any], shares: 
             ],
         },
     )
-    tables = "\n\n".join(_table(rows, stage, settings, shares) for stage in TITLES)
+    stages = [stage for stage in TITLES if any(row.stage == stage for row in rows)]
+    tables = "\n\n".join(_table(rows, stage, settings, shares) for stage in stages)
     text = f"""# Exit heads and loss weightings on CIFAR-10, by the frontier they give
 
 ```
