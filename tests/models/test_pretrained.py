@@ -50,8 +50,9 @@ def moved(model: eenet.MultiExitModel) -> eenet.MultiExitModel:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
+        kept = model.state_dict().keys()  # others follow from the options that the head or network is made with
+        for name, buffer in model.named_buffers():
+            if name in kept and buffer.is_floating_point():
                 buffer.add_(0.1)
     return model
 
