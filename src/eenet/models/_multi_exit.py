@@ -320,7 +320,7 @@ def attach(
     for name, head, feature in zip(staged.at, heads, features, strict=True):
         _try_head(name, head, feature, logits)
     if places is not None and measured:
-        placement = paying(staged, heads, features, places)
+        placement = paying(heads, features, places)
         if placement.dropped:
             names = [place.name for place in placement.kept]
             model = attach(backbone, names, num_classes, example, dynamic=dynamic, source=source, task=task)

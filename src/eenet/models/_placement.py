@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eenet._timing import in_turns, timed, waiting_for
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring
-from eenet.stages import Example, SplitPoint, StagedModel, split_points
+from eenet.stages import Example, SplitPoint, split_points
 
 # What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
 _DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
@@ -26,7 +26,7 @@ _WORTH = 0.25
 # The exits of "auto" before those that do not pay are left out.
 _MOST = 4
 
-_SECONDS = 0.5
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 20, 200, 0.3
 
 
 @dataclass(frozen=True)
@@ -109,16 +109,14 @@ def choose(candidates: Sequence[SplitPoint], exits: int) -> list[SplitPoint]:
     return [candidates[index] for index in min(best)[1]]
 
 
-def paying(
-    staged: StagedModel, heads: Sequence[nn.Module], features: Sequence[Tensor], places: Sequence[SplitPoint]
-) -> Placement:
-    """Measure the heads beside the network, and leave out exits that would not pay; says so in a warning.
+def paying(heads: Sequence[nn.Module], features: Sequence[Tensor], places: Sequence[SplitPoint]) -> Placement:
+    """Measure the heads, and leave out exits that would not pay; says so in a warning.
 
     Raises InvalidInputError where none would.
     """
     rest = [
         Placed(place.name, place.share, head)
-        for place, head in zip(places, _head_shares(staged, heads, features), strict=True)
+        for place, head in zip(places, _head_shares(heads, features, places), strict=True)
     ]
     dropped: list[Placed] = []
     while rest:
@@ -142,14 +140,11 @@ def paying(
     return found
 
 
-def _head_shares(staged: StagedModel, heads: Sequence[nn.Module], features: Sequence[Tensor]) -> list[float]:
-    """What each head takes for one sample, as a share of what the network takes."""
-    args, kwargs = staged.example
-    one = tuple(tensor[:1] for tensor in staged.flatten_inputs(*args, **kwargs))
-    args, kwargs = staged.call_of(one)
-    wait = waiting_for(one[0].device)
-    with inferring(staged), inferring(nn.ModuleList(heads)):
-        steps = [partial(timed, partial(staged.backbone, *args, **kwargs), wait=wait)]
-        steps += [partial(timed, head, feature[:1], wait=wait) for head, feature in zip(heads, features, strict=True)]
-        network, *taken = in_turns(steps, seconds=_SECONDS).shortest
-    return [float(seconds / network) for seconds in taken]
+def _head_shares(heads: Sequence[nn.Module], features: Sequence[Tensor], places: Sequence[SplitPoint]) -> list[float]:
+    """What each head takes for the example, as a share of what the network takes."""
+    wait = waiting_for(features[0].device)
+    with inferring(nn.ModuleList(heads)):
+        steps = [partial(timed, head, feature, wait=wait) for head, feature in zip(heads, features, strict=True)]
+        timing = in_turns(steps, seconds=_SECONDS, least=_ROUNDS, most=_MOST_ROUNDS)
+    taken = (timing.cpu if wait is None else timing.wall).min(axis=0)
+    return [float(seconds * place.share / place.cost) for seconds, place in zip(taken, places, strict=True)]

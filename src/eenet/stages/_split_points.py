@@ -26,7 +26,7 @@ from eenet.stages._plan import SameTensor, Symbols, is_assert, is_size, is_tenso
 COSTS = ("flops", "ms")
 
 # Measuring takes at least this many rounds, and more within these seconds.
-_ROUNDS, _MOST_ROUNDS, _SECONDS = 5, 50, 0.5
+_ROUNDS, _MOST_ROUNDS, _SECONDS = 8, 60, 0.5
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class SplitPoint:
     """The end of a module that a network can be cut at.
 
     `share` is the share of the network's cost that comes before it, `elements` the number of values per sample that
-    would cross a boundary here, in `tensors` live tensors.
+    would cross a boundary here, in `tensors` live tensors. `cost` is what comes before it, in FLOPs or seconds of the
+    example.
     """
 
     name: str
     share: float
     elements: int
     tensors: int
+    cost: float
 
 
 def split_points(
@@ -108,7 +110,9 @@ class _Ends:
                 self._same[node] = kept
         self._tensors = [n for n in nodes if n not in self._same and n.op != "get_attr" and is_tensor(n)]
 
-    def places(self, shares: Mapping[fx.Node, float], shapes: Mapping[fx.Node, tuple[int, ...]]) -> list[SplitPoint]:
+    def places(
+        self, shares: Mapping[fx.Node, tuple[float, float]], shapes: Mapping[fx.Node, tuple[int, ...]]
+    ) -> list[SplitPoint]:
         """The places that can be cut at, in order."""
         points = []
         earlier: set[fx.Node] = set()
@@ -125,7 +129,7 @@ class _Ends:
         return points
 
     def _place(
-        self, name: str, marker: fx.Node, share: float, shapes: Mapping[fx.Node, tuple[int, ...]]
+        self, name: str, marker: fx.Node, reached: tuple[float, float], shapes: Mapping[fx.Node, tuple[int, ...]]
     ) -> SplitPoint | None:
         position, feature = self._order[marker], self._same.resolve(marker)
         if position > self._last_operator:
@@ -143,40 +147,61 @@ class _Ends:
             if dims:
                 shape = shapes[tensor]
                 elements += int(np.prod(shape)) // shape[dims[0]]
+        cost, share = reached
         if not feature.meta["val"].is_floating_point() or not 0 < share < 1:
             return None
-        return SplitPoint(name, share, elements, len(live))
+        return SplitPoint(name, share, elements, len(live), cost)
 
 
 def _costs(
     graph_module: fx.GraphModule, form: InputForm, cost: str
-) -> tuple[dict[fx.Node, float], dict[fx.Node, tuple[int, ...]]]:
-    """The share of the cost that comes before each marker, and the shape of each tensor for the example."""
-    if cost == "flops":
-        with flop_counter() as counter:
-            run = _Run(graph_module, counter.get_total_flops)
-            run.run(*form.tensors(), enable_io_processing=False)
-        marks = np.array([*run.marks.values(), counter.get_total_flops()], dtype=np.float64)
-    else:
-        wait = waiting_for(form.tensors()[0].device)
-
-        def clock() -> float:
-            if wait is not None:
-                wait()
-            return time.perf_counter()
-
-        rounds: list[NDArray[np.float64]] = []
-        begin = clock()
-        while len(rounds) <= _ROUNDS or (clock() - begin < _SECONDS and len(rounds) < _MOST_ROUNDS):
-            start = clock()
-            run = _Run(graph_module, clock)
-            run.run(*form.tensors(), enable_io_processing=False)
-            rounds.append(np.array([*run.marks.values(), clock()]) - start)
-        # The first round warms up. The shortest time of each step: what disturbs a machine only ever makes it longer.
-        marks = np.diff(rounds[1:], axis=1, prepend=0.0).min(axis=0).cumsum()
+) -> tuple[dict[fx.Node, tuple[float, float]], dict[fx.Node, tuple[int, ...]]]:
+    """The cost that comes before each marker and its share of the whole, and the shape of each tensor."""
+    with flop_counter() as counter:
+        run = _Run(graph_module, counter.get_total_flops)
+        run.run(*form.tensors(), enable_io_processing=False)
+    marks = np.array([*run.marks.values(), counter.get_total_flops()], dtype=np.float64)
+    if cost == "ms":
+        marks = _times(graph_module, form)
     if marks[-1] <= 0:
         raise CutError("no operation of the network has a counted cost; name the modules to exit at")
-    return dict(zip(run.marks, (marks[:-1] / marks[-1]).tolist(), strict=True)), run.shapes
+    reached = [(float(mark), float(mark / marks[-1])) for mark in marks[:-1]]
+    return dict(zip(run.marks, reached, strict=True)), run.shapes
+
+
+def _times(graph_module: fx.GraphModule, form: InputForm) -> NDArray[np.float64]:
+    """The seconds from the start to each marker, and to the end, when the graph runs on the example."""
+    wait = waiting_for(form.tensors()[0].device)
+    # On a processor its own time, which other programs do not lengthen; several threads share each step alike.
+    clock = time.process_time if wait is None else time.perf_counter
+    ticks: list[float] = []
+
+    def tick(tensor: Tensor | None = None, *_: Any) -> Tensor | None:
+        if wait is not None:
+            wait()
+        ticks.append(clock())
+        return tensor
+
+    # As the stages run later: compiled to Python, not node by node.
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(graph_module.graph, {}))
+    for node in reversed(list(graph.nodes)):
+        if is_marker(node):
+            node.target = tick
+        elif node.op in ("call_function", "call_module") and is_assert(node) and not node.users:
+            graph.erase_node(node)
+    timed = fx.GraphModule(graph_module, graph)
+    rounds: list[list[float]] = []
+    begin = clock()
+    while len(rounds) < _ROUNDS or (clock() - begin < _SECONDS and len(rounds) < _MOST_ROUNDS):
+        ticks.clear()
+        tick()
+        timed(*[tensor.clone() for tensor in form.tensors()])
+        tick()
+        rounds.append(list(ticks))
+    # The shortest time of each step, after a first round: what disturbs a machine only ever makes it longer.
+    times: NDArray[np.float64] = np.diff(rounds[1:], axis=1).min(axis=0).cumsum()
+    return times
 
 
 class _Run(fx.Interpreter):
