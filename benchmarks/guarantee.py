@@ -34,7 +34,6 @@ MAKERS: dict[str, Callable[[int], eenet.Scheduler]] = {
     "max_prob": lambda seed: eenet.MaxProbability(),  # noqa: ARG005 - it has no dice
     "eenet": lambda seed: eenet.EENet(seed=seed),
 }
-WHERE = (0.2, 0.4, 0.6, 0.8)
 BOTH = 0.95  # the budget that is promised together with the accuracy, as a share of the last exit's cost
 CHUNK = 10
 
@@ -61,6 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--method", choices=sorted(MAKERS), default="max_prob")
     parser.add_argument("--samples", type=int, nargs="+", default=[500])
     parser.add_argument("--draws", type=int, default=1000)
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="*",
+        default=[0.2, 0.4, 0.6, 0.8],
+        metavar="SHARE",
+        help="of the way from the first exit's cost to the last one's (default: %(default)s)",
+    )
     parser.add_argument("--guarantee", type=float, default=0.95)
     parser.add_argument("--max-accuracy-drop", type=float, default=0.01)
     parser.add_argument("--jobs", type=int, default=1)
@@ -115,22 +122,24 @@ def population(options: argparse.Namespace) -> tuple[ExitRecords, eenet.ExitCost
 def _chunk(options: argparse.Namespace, samples: int, first: int) -> list[Draw]:
     warnings.simplefilter("ignore", UserWarning)  # of budgets that the plain scheduler leaves unspent, and the like
     pool, costs = population(options)
-    budgets = [costs[0] + where * (costs[-1] - costs[0]) for where in WHERE]
+    budgets = [costs[0] + where * (costs[-1] - costs[0]) for where in options.budgets]
     found = []
     for number in range(first, min(first + CHUNK, options.draws)):
         rng = np.random.default_rng([samples, number])
         calibration = pool.subset(rng.integers(0, len(pool), samples))
         make, level = MAKERS[options.method], options.guarantee
+        both = (None, BOTH * costs[-1])
+        found += [_of_accuracy(make(number), calibration, pool, costs, budget, options) for budget in both]
+        if not budgets:
+            continue
         promised = make(number).fit(calibration, costs, guarantee=level)
         plain = make(number).fit(calibration, costs)
-        for where, budget in zip(WHERE, budgets, strict=True):
+        for where, budget in zip(options.budgets, budgets, strict=True):
             one, other = promised.at(budget).replay(pool), plain.at(budget).replay(pool)
             lost = 100 * (other.accuracy - one.accuracy)
             asked = f"{where:.0%} of way"
             broken = one.mean_cost > budget
             found.append(Draw(samples, asked, broken, other.mean_cost > budget, one.mean_cost / budget, lost))
-        both = (None, BOTH * costs[-1])
-        found += [_of_accuracy(make(number), calibration, pool, costs, budget, options) for budget in both]
     return found
 
 

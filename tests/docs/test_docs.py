@@ -123,6 +123,13 @@ def test_the_controller_on_the_method_page(tmp_path: Path, monkeypatch: pytest.M
     assert eenet.BudgetController.load(scheduler, "controller.json").samples == 0
 
 
+def test_the_abstention_on_the_method_page() -> None:
+    (code,) = blocks("method.md")["Abstention"]
+    names: dict[str, Any] = {}
+    exec(compile(code, "docs/method.md", "exec"), names)
+    assert 0 < names["decisions"].handed_back <= 0.02
+
+
 def test_is_it_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_or_skip("matplotlib")
     monkeypatch.chdir(tmp_path)

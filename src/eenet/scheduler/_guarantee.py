@@ -222,6 +222,8 @@ class AbstainingGuarantee(GuaranteedFit):
         super().__init__(paths, tested, error, parts)
         self._records = records
         self._asked = asked
+        if asked.max_error is not None:  # each budget takes as many tests as there are policies
+            self.points = _COARSE
 
     @cached_property
     def table(self) -> PolicyTable:
