@@ -1,6 +1,6 @@
 """Exit schedulers: which sample exits where, so that accuracy is high and the mean cost stays within a budget."""
 
-from eenet.scheduler._fitted import FrontierPoint
+from eenet.scheduler._fitted import FrontierPoint as FrontierPoint
 from eenet.scheduler._fitted import PolicyTable as PolicyTable
 from eenet.scheduler._policy import SCORES as SCORES
 from eenet.scheduler._policy import Decisions, DecisionState, ExitHistory, Score, ThresholdPolicy
@@ -36,7 +36,6 @@ __all__ = [
     "EENet",
     "Entropy",
     "ExitHistory",
-    "FrontierPoint",
     "LearnedGate",
     "Margin",
     "MaxProbability",
