@@ -240,7 +240,7 @@ def _plain(system: System) -> System | None:
     from eenet.scheduler.methods._plain import MaxProbabilityScore
 
     policy = origin.scheduler.policy
-    off = replace(policy, score=MaxProbabilityScore(), enabled=np.zeros_like(policy.enabled))
+    off = replace(policy, score=MaxProbabilityScore(), enabled=np.zeros_like(policy.enabled), abstains_below=None)
 
     def call(inputs: Mapping[str, Array]) -> Any:
         answers = run_arrays(origin.backend, off, origin.task, inputs)
