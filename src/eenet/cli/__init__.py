@@ -16,9 +16,8 @@ from eenet.cli._benchmark import benchmark
 from eenet.cli._collect import collect
 from eenet.cli._compare import compare
 from eenet.cli._console import output, print_json, show_error, show_warning
-from eenet.cli._evaluate import evaluate
 from eenet.cli._export import export
-from eenet.cli._fit import fit
+from eenet.cli._fit import evaluate, fit
 from eenet.cli._plan import plan
 from eenet.cli._predict import predict
 from eenet.cli._profile import profile
