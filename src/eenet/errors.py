@@ -9,6 +9,7 @@ __all__ = [
     "DrainingError",
     "EENetError",
     "ExportError",
+    "FallbackWarning",
     "FileFormatError",
     "InfeasibleBudgetError",
     "InvalidInputError",
@@ -82,3 +83,7 @@ class MissingExtraError(EENetError, ImportError):
 
 class ReliabilityWarning(UserWarning):
     """A result is usable but should be trusted less: a noisy measurement, a budget above the last exit."""
+
+
+class FallbackWarning(ReliabilityWarning):
+    """A simple rule is better than the method asked for and was taken in its place, or an exit was left out."""

@@ -82,7 +82,7 @@ def test_every_scheduler_keeps_its_promises(
 ) -> None:  # fmt: skip
     records, costs = toy_records(samples, exits, classes, seed), toy_costs(exits)
     budget = 1 + where * (exits - 1)
-    scheduler = MAKERS[name]().fit(records, costs, budget)
+    scheduler = MAKERS[name]().fit(records, costs, budget, fallback=False)
     # The budget is met on the calibration set, and but for who may stop spending, to within a sample.
     assert scheduler.calibration_cost <= budget * (1 + 1e-12)
     if name not in ("searched", "stopping"):
@@ -121,7 +121,7 @@ def test_the_logits_of_an_ensemble_are_the_same_to_the_last_bit_in_any_batch() -
     logits, labels = toy_logits(300, 3, 10)
     x = torch.from_numpy(logits.transpose(1, 0, 2).reshape(300, -1).copy())
     for make in (ZTW, BEEM):
-        scheduler = make().fit(ExitRecords.from_logits(logits, labels), toy_costs(), 2.0)
+        scheduler = make().fit(ExitRecords.from_logits(logits, labels), toy_costs(), 2.0, fallback=False)
         fast = eenet.AdaptiveModel(table_model(3, 10), scheduler)
         whole = fast(x).logits
         assert torch.equal(torch.cat([fast(x[i : i + 7]).logits for i in range(0, 300, 7)]), whole)
@@ -130,10 +130,10 @@ def test_the_logits_of_an_ensemble_are_the_same_to_the_last_bit_in_any_batch() -
 
 
 def test_an_ensemble_observes_every_exit_even_where_no_sample_exits() -> None:
-    scheduler = ZTW().fit(toy_records(), toy_costs(), 3.0)
+    scheduler = ZTW().fit(toy_records(), toy_costs(), 3.0, fallback=False)
     assert not scheduler.policy.enabled.any()
     assert all(scheduler.policy.observes(k) for k in range(3))
-    plain = eenet.MaxProbability().fit(toy_records(), toy_costs(), 3.0)
+    plain = eenet.MaxProbability().fit(toy_records(), toy_costs(), 3.0, fallback=False)
     assert not plain.changes_predictions
     assert not plain.policy.observes(0)
 
@@ -142,7 +142,12 @@ def test_voting_counts_the_exits_that_agree_with_this_one() -> None:
     a, b, sure_a = [0.6, 0.3, 0.1], [0.3, 0.6, 0.1], [0.8, 0.1, 0.1]
     #             a b a: two votes      a a b: one vote    b b a: one vote, surer   a a a: three votes
     history = history_of([a, a, b, a], [b, a, b, a], [a, b, sure_a, a])
-    assert order(Voting().fit(toy_records(classes=3), toy_costs(), 2.0).policy.score(history)) == [3, 0, 2, 1]
+    assert order(Voting().fit(toy_records(classes=3), toy_costs(), 2.0, fallback=False).policy.score(history)) == [
+        3,
+        0,
+        2,
+        1,
+    ]
     np.testing.assert_allclose(history.evidence[-1].agreement, [2 / 3, 1 / 3, 1 / 3, 1])
     # Patience, which wants them in a row, does not tell the first from the second.
     np.testing.assert_array_equal(history.evidence[-1].streak, [1, 1, 1, 3])
@@ -153,21 +158,23 @@ def test_margin_orders_samples_by_the_gap_of_the_two_largest(seed: int, classes:
     history = ExitHistory([Evidence.from_logits(toy_logits(80, 2, classes, seed, sharpness=0.5)[0][0])])
     top = np.sort(history.evidence[0].probabilities.astype(np.float64), axis=1)
     gap = top[:, -1] - top[:, -2]
-    scores = Margin().fit(toy_records(classes=classes), toy_costs(), 2.0).policy.score(history)
+    scores = Margin().fit(toy_records(classes=classes), toy_costs(), 2.0, fallback=False).policy.score(history)
     ranked = gap[order(scores)]
     assert (np.diff(ranked) <= 1e-6).all()
 
 
 def test_margin_distinguishes_samples_that_float32_rounds_to_one() -> None:
     history = history_of([[1.0, 1e-12, 0.0], [1.0, 1e-14, 0.0], [1.0, 6e-13, 5e-13]])
-    scores = Margin().fit(toy_records(classes=3), toy_costs(), 2.0).policy.score(history)
+    scores = Margin().fit(toy_records(classes=3), toy_costs(), 2.0, fallback=False).policy.score(history)
     assert order(scores) == [1, 2, 0]
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_the_temperature_that_sharpened_the_logits_is_found(temperature: float) -> None:
     logits, labels = toy_logits(20000, 3, 5)  # calibrated as they are
-    fitted = TemperatureScaled().fit(ExitRecords.from_logits(logits * temperature, labels), toy_costs(), 2.0)
+    fitted = TemperatureScaled().fit(
+        ExitRecords.from_logits(logits * temperature, labels), toy_costs(), 2.0, fallback=False
+    )
     score: Any = fitted.policy.score
     assert score.name == "temperature"
     np.testing.assert_allclose(score.temperatures, temperature, rtol=0.06)
@@ -185,7 +192,7 @@ def test_calibrated_confidences_are_those_of_the_scaled_logits() -> None:
 
 def test_a_shared_threshold_is_one_for_all_exits_up_to_the_gap_between_samples() -> None:
     records = toy_records(3000, 4, 10)
-    scheduler = Scheduler("max_prob", "shared").fit(records, toy_costs(4), 2.2)
+    scheduler = Scheduler("max_prob", "shared").fit(records, toy_costs(4), 2.2, fallback=False)
     policy = scheduler.policy
     assert policy.enabled.all()
     assert np.ptp(policy.thresholds) < 0.05
@@ -195,7 +202,7 @@ def test_a_shared_threshold_is_one_for_all_exits_up_to_the_gap_between_samples()
 def test_ztw_multiplies_the_exits_and_fits_better_than_any_of_them() -> None:
     logits, labels = toy_logits(4000, 3, 5, sharpness=2.0)
     records = ExitRecords.from_logits(logits, labels)
-    score: Any = ZTW().fit(records, toy_costs(), 2.0).policy.score
+    score: Any = ZTW().fit(records, toy_costs(), 2.0, fallback=False).policy.score
     assert score.name == "ztw"
     history = ExitHistory()
     for k, evidence in enumerate(records.all_evidence()):
@@ -221,7 +228,7 @@ def test_beem_adds_up_the_votes_of_experts() -> None:
     # The last exit says class 1 of the first sample, and is outvoted.
     assert score.answers(history).argmax(axis=1).tolist() == [0, 1]
     np.testing.assert_allclose(1 - np.exp(-score(history)), votes.max(axis=1) / 2.0, rtol=1e-5)
-    fitted: Any = BEEM().fit(toy_records(), toy_costs(), 2.0).policy.score
+    fitted: Any = BEEM().fit(toy_records(), toy_costs(), 2.0, fallback=False).policy.score
     assert fitted.name == "beem"
     np.testing.assert_allclose(fitted.weights, toy_records().accuracies)
 
@@ -230,13 +237,13 @@ def test_beem_adds_up_the_votes_of_experts() -> None:
 def test_ensembles_are_judged_and_searched_by_what_they_answer(make: Callable[[], Scheduler]) -> None:
     records = toy_records(2000, 4, 5)
     assert records.labels is not None
-    scheduler = make().fit(records, toy_costs(4), 2.5)
+    scheduler = make().fit(records, toy_costs(4), 2.5, fallback=False)
     decisions = scheduler.replay(records)
     assert (decisions.predictions != records.predictions[decisions.exits, np.arange(2000)]).any()
     assert decisions.accuracy == pytest.approx((decisions.predictions == records.labels).mean())
     # Searched thresholds on the same score are the better ones on the calibration set by the combined answers.
     name = scheduler.policy.score.name
-    searched = Scheduler(name, "searched").fit(records, toy_costs(4), 2.5).replay(records)
+    searched = Scheduler(name, "searched").fit(records, toy_costs(4), 2.5, fallback=False).replay(records)
     assert searched.accuracy >= decisions.accuracy
     # Without labels there are answers and costs.
     blind = ExitRecords.from_probabilities(records.probabilities)
@@ -251,7 +258,7 @@ def test_what_is_not_finite_has_no_vote() -> None:
     broken[2, 0] = np.nan
     broken[1, 1] = np.inf
     for make in (ZTW, BEEM):
-        scheduler = make().fit(records, toy_costs(), 3.0)
+        scheduler = make().fit(records, toy_costs(), 3.0, fallback=False)
         decisions = scheduler.replay(ExitRecords.from_logits(broken, labels))
         usual = scheduler.replay(records)
         assert decisions.exits.tolist() == [2] * 200
@@ -266,8 +273,8 @@ def test_what_is_not_finite_has_no_vote() -> None:
 
 def test_eero_shares_are_exponential_weights_that_spend_the_budget() -> None:
     records = toy_records(4000, 3, 5)
-    cold = EERO((1e-3,)).fit(records, toy_costs(), 2.0)
-    warm = EERO((1e3,)).fit(records, toy_costs(), 2.0)
+    cold = EERO((1e-3,)).fit(records, toy_costs(), 2.0, fallback=False)
+    warm = EERO((1e3,)).fit(records, toy_costs(), 2.0, fallback=False)
     for scheduler in (cold, warm):
         assert 2.0 - 2 / 4000 <= scheduler.calibration_cost <= 2.0
     # In equal steps of cost: with a large beta only lambda is left, p_k is a geometric series of the costs.
@@ -277,7 +284,7 @@ def test_eero_shares_are_exponential_weights_that_spend_the_budget() -> None:
     risks = 1 - records.accuracies
     assert risks[1] < (risks[0] + risks[2]) / 2
     assert cold.replay(records).exit_shares[1] > 0.95
-    both = EERO((1e-3, 1e3)).fit(records, toy_costs(), 2.0)
+    both = EERO((1e-3, 1e3)).fit(records, toy_costs(), 2.0, fallback=False)
     assert both.replay(records).accuracy == max(s.replay(records).accuracy for s in (cold, warm))
     for betas in ((), (0.0,), (1.0, np.inf)):
         with pytest.raises(InvalidInputError, match="betas are"):
@@ -286,10 +293,10 @@ def test_eero_shares_are_exponential_weights_that_spend_the_budget() -> None:
 
 def test_the_gate_learns_who_gains_nothing_from_going_on() -> None:
     calibration, fresh = toy_records(3000, 3, 5), toy_records(4000, 3, 5, seed=1)
-    scheduler = LearnedGate().fit(calibration, toy_costs(), 1.8)
+    scheduler = LearnedGate().fit(calibration, toy_costs(), 1.8, fallback=False)
     assert scheduler.policy.score.name == "gate"
     decisions = scheduler.replay(fresh)
-    plain = eenet.MaxProbability().fit(calibration, toy_costs(), 1.8).replay(fresh)
+    plain = eenet.MaxProbability().fit(calibration, toy_costs(), 1.8, fallback=False).replay(fresh)
     assert decisions.accuracy > plain.accuracy - 0.01
     # Its first gate separates samples that the first exit gets right from those that a later exit gets right.
     evidence = fresh.all_evidence()[:1]
@@ -304,7 +311,7 @@ def test_a_gate_with_nothing_to_learn_is_the_same_for_all_samples(exits: int) ->
     logits, _ = toy_logits(100, exits, 3)
     labels = logits[0].argmax(axis=1)
     records = ExitRecords.from_logits(np.repeat(logits[:1], exits, axis=0), labels)  # no exit is better than the first
-    scheduler = LearnedGate().fit(records, toy_costs(exits), 1.5)
+    scheduler = LearnedGate().fit(records, toy_costs(exits), 1.5, fallback=False)
     assert scheduler.replay(records).accuracy == 1.0
     assert scheduler.calibration_cost <= 1.5
 
@@ -313,7 +320,7 @@ def test_a_gate_with_nothing_to_learn_is_the_same_for_all_samples(exits: int) ->
 def test_what_learns_from_labels_says_so_without_them(name: str) -> None:
     records = ExitRecords.from_probabilities(toy_records().probabilities)
     with pytest.raises(InvalidInputError, match=r"have no labels: pass labels=\.\.\. when making them"):
-        SCHEDULERS[name]().fit(records, toy_costs(), 2.0)
+        SCHEDULERS[name]().fit(records, toy_costs(), 2.0, fallback=False)
 
 
 def pooled_records() -> ExitRecords:
@@ -327,15 +334,15 @@ def pooled_records() -> ExitRecords:
 @pytest.mark.parametrize("name", ["margin", "temperature", "ztw", "beem", "gate"])
 def test_pooled_records_are_refused_by_name(name: str) -> None:
     with pytest.raises(InvalidInputError, match=rf"^{name} reads the class probabilities of whole samples.*pooled"):
-        SCHEDULERS[name]().fit(pooled_records(), toy_costs(), 2.0)
-    fitted = SCHEDULERS[name]().fit(toy_records(), toy_costs(), 2.0)
+        SCHEDULERS[name]().fit(pooled_records(), toy_costs(), 2.0, fallback=False)
+    fitted = SCHEDULERS[name]().fit(toy_records(), toy_costs(), 2.0, fallback=False)
     with pytest.raises(InvalidInputError, match=rf"^{name} reads the class probabilities of whole samples"):
         fitted.replay(pooled_records())
 
 
 @pytest.mark.parametrize("name", ["voting", "eero", "patience"])
 def test_pooled_records_are_taken_by_scores_that_are_means(name: str) -> None:
-    scheduler = SCHEDULERS[name]().fit(pooled_records(), toy_costs(), 2.0)
+    scheduler = SCHEDULERS[name]().fit(pooled_records(), toy_costs(), 2.0, fallback=False)
     assert scheduler.calibration_cost <= 2.0
     np.testing.assert_array_equal(
         pooled_records().all_evidence()[2].agreement, pooled_records().pooled["vote_share"][2]
@@ -371,6 +378,6 @@ def test_any_score_goes_with_any_assignment() -> None:
     records = toy_records(300)
     for score in ("temperature", "ztw", "beem", "gate", "margin", "voting", "learned"):
         for assignment in ("geometric", "shared", "searched", "exponential", "learned"):
-            assert Scheduler(score, assignment).fit(records, toy_costs(), 1.7).calibration_cost <= 1.7
+            assert Scheduler(score, assignment).fit(records, toy_costs(), 1.7, fallback=False).calibration_cost <= 1.7
     with pytest.raises(InvalidInputError, match=r"score 'nonsense' is not known; choose from \['beem', 'constant'"):
         Scheduler("nonsense")

@@ -20,7 +20,7 @@ def test_it_learns_that_a_class_is_hard() -> None:
     for seed in range(3):
         calibration = toy_records(1500, classes=6, seed=seed, deceptive_class=2)
         fresh = toy_records(3000, classes=6, seed=seed + 100, deceptive_class=2)
-        plain = eenet.MaxProbability().fit(calibration, toy_costs(), 2.0).replay(fresh)
+        plain = eenet.MaxProbability().fit(calibration, toy_costs(), 2.0, fallback=False).replay(fresh)
         learned = eenet.EENet(seed=seed).fit(calibration, toy_costs(), 2.0).replay(fresh)
         assert learned.mean_cost == pytest.approx(2.0, rel=0.03)
         assert plain.mean_cost == pytest.approx(2.0, rel=0.03)
@@ -45,7 +45,7 @@ def test_any_share_can_be_assigned(exits: int) -> None:
     records, costs = toy_records(600, exits), toy_costs(exits)
     for where in (0.01, 0.05, 0.95, 0.99):
         budget = 1 + where * (exits - 1)
-        scheduler = eenet.EENet(turns=1, target="right", weight_decay=1e-4).fit(records, costs, budget)
+        scheduler = eenet.EENet(turns=1, target="right", weight_decay=1e-4).fit(records, costs, budget, fallback=False)
         assert budget * 0.998 <= scheduler.calibration_cost <= budget
         shares = scheduler.replay(records).exit_shares
         if where in (0.01, 0.99):
@@ -92,10 +92,11 @@ def test_learning_that_nothing_is_lost_lets_the_hopeless_go() -> None:
     # A third of the samples are wrong at every exit and unsure at the first: going on with them is a waste.
     calibration, fresh = (_with_hopeless(2000, seed) for seed in (0, 1))
     right, lossless = (
-        eenet.EENet(target=target).fit(calibration, toy_costs(), 1.6).replay(fresh) for target in ("right", "lossless")
+        eenet.EENet(target=target).fit(calibration, toy_costs(), 1.6, fallback=False).replay(fresh)
+        for target in ("right", "lossless")
     )
     assert lossless.accuracy > right.accuracy + 0.02
-    chosen = eenet.EENet().fit(calibration, toy_costs(), 1.6).replay(fresh)
+    chosen = eenet.EENet().fit(calibration, toy_costs(), 1.6, fallback=False).replay(fresh)
     assert chosen.accuracy > right.accuracy + 0.02
 
 
@@ -159,7 +160,8 @@ def test_few_samples_many_exits_many_classes(samples: int, exits: int, classes: 
     records = toy_records(samples, exits, classes, sharpness=3.0)
     for where in (0.0, 0.5):
         budget = 1 + where * (exits - 1)
-        scheduler = eenet.EENet(turns=1, target="right", weight_decay=1e-4).fit(records, toy_costs(exits), budget)
+        made = eenet.EENet(turns=1, target="right", weight_decay=1e-4)
+        scheduler = made.fit(records, toy_costs(exits), budget, fallback=False)
         assert scheduler.calibration_cost <= budget
         assert scheduler.calibration_cost >= budget - (exits - 1) / samples
 

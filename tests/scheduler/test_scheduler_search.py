@@ -50,7 +50,7 @@ def test_as_good_as_trying_everything(
     for taken in policies(scores_of(records, SCORES["max_prob"]())):
         if costs.values[taken].mean() <= budget * (1 + 1e-12):
             best = max(best, float(utility[taken, np.arange(samples)].mean()))
-    decisions = eenet.SearchedThresholds().fit(records, costs, budget).replay(records)
+    decisions = eenet.SearchedThresholds().fit(records, costs, budget, fallback=False).replay(records)
     assert decisions.accuracy == pytest.approx(best, abs=1e-9)
     assert decisions.mean_cost <= budget * (1 + 1e-12)
 
@@ -68,8 +68,8 @@ def test_never_worse_than_the_geometric_rule_and_never_over_the_budget(
 ) -> None:
     records, costs = toy_records(120, exits, seed=seed, sharpness=sharpness), toy_costs(exits)
     budget = 1 + where * (exits - 1)
-    geometric = eenet.MaxProbability().fit(records, costs, budget).replay(records)
-    searched = eenet.SearchedThresholds().fit(records, costs, budget).replay(records)
+    geometric = eenet.MaxProbability().fit(records, costs, budget, fallback=False).replay(records)
+    searched = eenet.SearchedThresholds().fit(records, costs, budget, fallback=False).replay(records)
     assert searched.accuracy >= geometric.accuracy
     assert searched.mean_cost <= budget * (1 + 1e-12)
 
@@ -77,7 +77,9 @@ def test_never_worse_than_the_geometric_rule_and_never_over_the_budget(
 def test_of_equally_good_policies_the_cheaper_is_taken() -> None:
     logits, labels = toy_logits(samples=100)
     logits[1:] = logits[0]  # the deeper exits add nothing
-    scheduler = eenet.SearchedThresholds().fit(ExitRecords.from_logits(logits, labels), toy_costs(), 2.5)
+    scheduler = eenet.SearchedThresholds().fit(
+        ExitRecords.from_logits(logits, labels), toy_costs(), 2.5, fallback=False
+    )
     assert scheduler.calibration_cost == 1.0
     assert scheduler.planned_cost == 1.0
 
@@ -85,7 +87,7 @@ def test_of_equally_good_policies_the_cheaper_is_taken() -> None:
 @pytest.mark.parametrize("score", ["max_prob", "entropy", "patience", "learned"])
 def test_any_score_can_be_searched(score: str) -> None:
     records = toy_records(samples=200)
-    scheduler = eenet.SearchedThresholds(score).fit(records, toy_costs(), 2.0)
+    scheduler = eenet.SearchedThresholds(score).fit(records, toy_costs(), 2.0, fallback=False)
     assert scheduler.calibration_cost <= 2.0
     assert scheduler.replay(records).accuracy > records.accuracies[0]
 
@@ -95,4 +97,4 @@ def test_what_cannot_be_searched_is_said() -> None:
         eenet.SearchedThresholds("telepathy")
     unlabeled = ExitRecords.from_logits(toy_logits(samples=20)[0])
     with pytest.raises(InvalidInputError, match=r"have no labels: pass labels="):
-        eenet.SearchedThresholds().fit(unlabeled, toy_costs(), 2.0)
+        eenet.SearchedThresholds().fit(unlabeled, toy_costs(), 2.0, fallback=False)

@@ -53,7 +53,7 @@ def test_budgets_are_kept_and_thresholds_beat_chance(
         calibration, held_out = records.split(0.5, seed=split)
         for where in WHERE:
             budget = costs[0] + where * (costs[-1] - costs[0])
-            scheduler = make().fit(calibration, costs, budget)
+            scheduler = make().fit(calibration, costs, budget, fallback=False)
             assert scheduler.calibration_cost <= budget * (1 + 1e-12)
             decisions = scheduler.replay(held_out)
             if make in (eenet.SearchedThresholds, eenet.OptimalStopping):  # stop spending where it does not pay
@@ -72,7 +72,7 @@ def test_budgets_are_kept_and_thresholds_beat_chance(
 def test_a_sample_is_decided_alone_as_among_all(material: tuple[ExitRecords, ExitCosts]) -> None:
     records, costs = material
     for make in SCHEDULERS.values():
-        scheduler = make().fit(records, costs, "60%")
+        scheduler = make().fit(records, costs, "60%", fallback=False)
         exits = scheduler.replay(records).exits
         for n in range(0, len(records), 101):
             assert scheduler.replay(records.subset([n])).exits[0] == exits[n]

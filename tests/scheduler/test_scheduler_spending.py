@@ -77,11 +77,11 @@ def cases(draw: st.DrawFn, *, odd: bool = False) -> Case:
 def fitted_or_none(scheduler: Scheduler, case: Case) -> Scheduler | None:
     """The fitted scheduler; None where the records make the budget infeasible, after checking what was said."""
     try:
-        return scheduler.fit(case.records, case.costs, case.budget)
+        return scheduler.fit(case.records, case.costs, case.budget, fallback=False)
     except InfeasibleBudgetError as error:
         smallest = error.smallest
     assert case.budget < smallest <= case.costs[-1] * (1 + 1e-12)
-    again = scheduler.fit(case.records, case.costs, min(smallest, case.costs[-1]))
+    again = scheduler.fit(case.records, case.costs, min(smallest, case.costs[-1]), fallback=False)
     assert again.calibration_cost <= smallest * (1 + 1e-12)
     return None
 
@@ -90,7 +90,7 @@ def fitted_or_none(scheduler: Scheduler, case: Case) -> Scheduler | None:
 @given(case=cases())
 @settings(max_examples=40)
 def test_the_budget_is_spent_to_the_last_sample(make: Callable[[], Scheduler], case: Case) -> None:
-    scheduler = make().fit(case.records, case.costs, case.budget)
+    scheduler = make().fit(case.records, case.costs, case.budget, fallback=False)
     spent = scheduler.replay(case.records).mean_cost
     assert spent <= case.budget * (1 + 1e-12)
     one_step = (case.costs[-1] - case.costs[0]) / len(case.records)
@@ -146,7 +146,7 @@ def test_a_sample_is_decided_the_same_in_any_batch(case: Case, data: st.DataObje
 def test_a_sample_is_decided_the_same_alone_and_among_thousands() -> None:
     records = toy_records(samples=6000, classes=10, exits=4)
     for make in ALL.values():
-        scheduler = make().fit(records, toy_costs(4), "55%")
+        scheduler = make().fit(records, toy_costs(4), "55%", fallback=False)
         exits = scheduler.replay(records).exits
         shuffled = np.random.default_rng(0).permutation(6000)
         for rows in (np.arange(0, 6000, 7), shuffled, *np.arange(0, 6000, 300)[:, None]):
@@ -176,9 +176,9 @@ def test_records_that_are_all_broken_can_only_go_to_the_last_exit(name: str) -> 
     records = ExitRecords.from_logits(np.full_like(logits, np.nan), labels)
     message = r"budget 2 ms cannot be met: 20 of 20 samples .* not finite .*; the smallest feasible budget is 3 ms"
     with pytest.raises(InfeasibleBudgetError, match=message) as caught:
-        ALL[name]().fit(records, toy_costs(), 2.0)
+        ALL[name]().fit(records, toy_costs(), 2.0, fallback=False)
     assert caught.value.smallest == 3.0
-    scheduler = ALL[name]().fit(records, toy_costs(), 3.0)
+    scheduler = ALL[name]().fit(records, toy_costs(), 3.0, fallback=False)
     assert (scheduler.replay(records).exits == 2).all()
 
 
@@ -188,20 +188,20 @@ def test_some_broken_rows_raise_the_smallest_feasible_budget(name: str) -> None:
     logits[:, 3] = np.nan
     records = ExitRecords.from_logits(logits, labels)
     with pytest.raises(InfeasibleBudgetError, match=r"1 of 10 samples .*smallest feasible budget is 1\.2 ms") as caught:
-        ALL[name]().fit(records, toy_costs(), 1.1)
+        ALL[name]().fit(records, toy_costs(), 1.1, fallback=False)
     assert caught.value.smallest == pytest.approx(1.2)
-    scheduler = ALL[name]().fit(records, toy_costs(), caught.value.smallest)
+    scheduler = ALL[name]().fit(records, toy_costs(), caught.value.smallest, fallback=False)
     assert scheduler.replay(records).exits.tolist() == [0, 0, 0, 2, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
 def test_the_smallest_and_the_largest_budget(name: str) -> None:
     records = toy_records(samples=200)
-    cheapest = ALL[name]().fit(records, toy_costs(), 1.0)
+    cheapest = ALL[name]().fit(records, toy_costs(), 1.0, fallback=False)
     assert (cheapest.replay(records).exits == 0).all()
     assert cheapest.calibration_cost == 1.0
     if name not in {"searched", "searched entropy", "stopping"}:  # these need not spend where it does not pay
-        largest = ALL[name]().fit(records, toy_costs(), 3.0)
+        largest = ALL[name]().fit(records, toy_costs(), 3.0, fallback=False)
         assert (largest.replay(records).exits == 2).all()
         assert not largest.policy.enabled.any()
 
@@ -210,7 +210,7 @@ def test_the_smallest_and_the_largest_budget(name: str) -> None:
 def test_a_single_sample(name: str) -> None:
     records = toy_records(samples=1, exits=2, classes=2)
     for budget, expected in ((1.0, {0}), (1.5, {0}), (2.0, {0, 1})):
-        scheduler = ALL[name]().fit(records, toy_costs(2), budget)
+        scheduler = ALL[name]().fit(records, toy_costs(2), budget, fallback=False)
         assert set(scheduler.replay(records).exits.tolist()) <= expected
 
 
@@ -218,7 +218,7 @@ def test_a_single_sample(name: str) -> None:
 def test_samples_that_no_score_tells_apart_stay_together(name: str) -> None:
     logits, _ = toy_logits(samples=1)
     records = ExitRecords.from_logits(np.repeat(logits, 50, axis=1), np.zeros(50, dtype=int))
-    scheduler = ALL[name]().fit(records, toy_costs(), 2.5)
+    scheduler = ALL[name]().fit(records, toy_costs(), 2.5, fallback=False)
     assert len(set(scheduler.replay(records).exits.tolist())) == 1
     assert scheduler.calibration_cost <= 2.5
 
@@ -230,7 +230,7 @@ def test_overconfident_records_still_spend_the_budget(make: Callable[[], Schedul
     assert (records.probabilities.max(axis=2)[2] == 1).mean() > 0.5
     for where in (0.05, 0.5, 0.95, 0.99):
         budget = 1 + 2 * where
-        scheduler = make().fit(records, toy_costs(), budget)
+        scheduler = make().fit(records, toy_costs(), budget, fallback=False)
         assert budget * 0.999 <= scheduler.calibration_cost <= budget
 
 
@@ -239,7 +239,7 @@ def test_overconfident_records_still_spend_the_budget(make: Callable[[], Schedul
 @settings(max_examples=12)
 def test_the_cost_grows_with_the_budget(make: Callable[[], Scheduler], seed: int, exits: int) -> None:
     records, costs = toy_records(150, exits, seed=seed), toy_costs(exits)
-    spent = [make().fit(records, costs, b).calibration_cost for b in np.linspace(1, exits, 8)]
+    spent = [make().fit(records, costs, b, fallback=False).calibration_cost for b in np.linspace(1, exits, 8)]
     # Neighboring scores can tie, so a budget may be missed by a few samples; these differ by far more.
     assert (np.diff(spent) > 0).all()
 
@@ -249,7 +249,7 @@ def test_the_cost_grows_with_the_budget(make: Callable[[], Scheduler], seed: int
 @settings(max_examples=60)
 def test_thresholds_lie_midway_between_neighbors(case: Case) -> None:
     for make in (eenet.MaxProbability, eenet.Entropy, eenet.Patience, eenet.SearchedThresholds):
-        scheduler = make().fit(case.records, case.costs, case.budget)
+        scheduler = make().fit(case.records, case.costs, case.budget, fallback=False)
         scores = scores_of(case.records, scheduler.policy.score)
         exits = scheduler.replay(case.records).exits
         for k in np.flatnonzero(scheduler.policy.enabled):
@@ -269,7 +269,7 @@ def test_rounding_flips_no_calibration_sample(name: str) -> None:
     records = ExitRecords.from_logits(logits, labels)
     rng = np.random.default_rng(0)
     for budget in np.linspace(1.1, 2.9, 5):
-        scheduler = ALL[name]().fit(records, toy_costs(), budget)
+        scheduler = ALL[name]().fit(records, toy_costs(), budget, fallback=False)
         exits = scheduler.replay(records).exits
         for _ in range(5):
             noise = 1 + 1e-7 * rng.uniform(-1, 1, logits.shape)
@@ -309,8 +309,8 @@ def test_a_middle_exit_that_is_worse_than_the_first_is_switched_off_by_the_searc
     logits, labels = toy_logits(samples=400, classes=4)
     logits[1] = np.random.default_rng(0).normal(size=logits[1].shape)  # knows nothing, and is often sure
     records = ExitRecords.from_logits(logits, labels)
-    searched = eenet.SearchedThresholds().fit(records, toy_costs(), 2.0)
-    geometric = eenet.MaxProbability().fit(records, toy_costs(), 2.0)
+    searched = eenet.SearchedThresholds().fit(records, toy_costs(), 2.0, fallback=False)
+    geometric = eenet.MaxProbability().fit(records, toy_costs(), 2.0, fallback=False)
     assert searched.replay(records).exit_shares[1] < 0.05
     assert searched.replay(records).accuracy > geometric.replay(records).accuracy + 0.05
 
@@ -318,7 +318,7 @@ def test_a_middle_exit_that_is_worse_than_the_first_is_switched_off_by_the_searc
 def test_patience_counts_first_and_breaks_ties_by_confidence() -> None:
     logits, _ = toy_logits(samples=300, exits=4, classes=3)
     records = ExitRecords.from_logits(logits)
-    scheduler = eenet.Patience().fit(records, toy_costs(4), "60%")
+    scheduler = eenet.Patience().fit(records, toy_costs(4), "60%", fallback=False)
     exits = scheduler.replay(records).exits
     history = records.all_evidence()
     for k in range(3):
@@ -332,7 +332,7 @@ def test_patience_counts_first_and_breaks_ties_by_confidence() -> None:
 
 def test_costs_other_than_those_fitted_with_can_be_replayed() -> None:
     records = toy_records(samples=60)
-    scheduler = eenet.MaxProbability().fit(records, toy_costs(), 2.0)
+    scheduler = eenet.MaxProbability().fit(records, toy_costs(), 2.0, fallback=False)
     flops = ExitCosts([10, 30, 70], "flops")
     here, there = scheduler.replay(records), scheduler.replay(records, flops)
     np.testing.assert_array_equal(here.exits, there.exits)
@@ -346,14 +346,14 @@ def test_no_warning_within_the_exits() -> None:
         for name, make in ALL.items():
             if name == "stopping":  # says that 40 samples are too few
                 continue
-            make().fit(toy_records(samples=40, sharpness=1e30, nonfinite=0.1), toy_costs(), 2.9)
+            make().fit(toy_records(samples=40, sharpness=1e30, nonfinite=0.1), toy_costs(), 2.9, fallback=False)
 
 
 @pytest.mark.parametrize("name", ["eenet", "max_prob", "patience", "voting", "eero"])
 def test_where_the_last_exit_is_worse_more_is_not_spent_and_it_says_so(name: str) -> None:
     logits, labels = toy_logits(1000, classes=5, seed=3)
     records = ExitRecords.from_logits(logits[[0, 2, 1]], labels)  # the second exit is now the best
-    fitted = ALL[name]().fit(records, toy_costs())
+    fitted = ALL[name]().fit(records, toy_costs(), fallback=False)
     with pytest.warns(ReliabilityWarning, match=r"of the budget of 3 ms only [\d.]+ is spent: on the calibration"):
         scheduler = fitted.at(3.0)
     assert scheduler.calibration_cost < 2.5
@@ -369,4 +369,4 @@ def test_a_budget_that_ties_leave_unspent_is_told_of() -> None:
     with pytest.warns(
         ReliabilityWarning, match="many samples have the same score; they cannot be split at a threshold"
     ):
-        eenet.MaxProbability().fit(records, toy_costs(), 1.9)
+        eenet.MaxProbability().fit(records, toy_costs(), 1.9, fallback=False)

@@ -112,7 +112,7 @@ def test_the_hopeless_leave_early() -> None:
     records = ExitRecords.from_logits(logits, labels)
     calibration, fresh = records.subset(np.arange(1500)), records.subset(np.arange(1500, 3000))
     decisions = eenet.OptimalStopping().fit(calibration, toy_costs(), 2.0).replay(fresh)
-    plain = eenet.MaxProbability().fit(calibration, toy_costs(), 2.0).replay(fresh)
+    plain = eenet.MaxProbability().fit(calibration, toy_costs(), 2.0, fallback=False).replay(fresh)
     out = hopeless[1500:]
     assert decisions.exits[out].mean() < 0.5
     assert plain.exits[out].mean() > 1.5

@@ -166,10 +166,10 @@ def test_the_registry_holds_the_schedulers_that_take_a_budget() -> None:
 
 def test_a_fitted_score_can_be_used_with_another_assignment() -> None:
     records = toy_records(samples=300)
-    score = eenet.EENet(**QUICK).fit(records, toy_costs(), 2.0).policy.score
+    score = eenet.EENet(**QUICK).fit(records, toy_costs(), 2.0, fallback=False).policy.score
     assert isinstance(score, SCORES["learned"])
     for assignment in ("geometric", "searched", "learned"):
-        scheduler = Scheduler(score, assignment).fit(records, toy_costs(), 1.7)
+        scheduler = Scheduler(score, assignment).fit(records, toy_costs(), 1.7, fallback=False)
         assert scheduler.calibration_cost <= 1.7
         assert scheduler.policy.score is score
 

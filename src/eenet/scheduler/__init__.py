@@ -1,5 +1,8 @@
 """Exit schedulers: which sample exits where, so that accuracy is high and the mean cost stays within a budget."""
 
+from eenet.scheduler._fallback import DeadExit as DeadExit
+from eenet.scheduler._fallback import Fallback as Fallback
+from eenet.scheduler._fallback import dead_exits
 from eenet.scheduler._fitted import FrontierPoint as FrontierPoint
 from eenet.scheduler._fitted import PolicyTable as PolicyTable
 from eenet.scheduler._policy import SCORES as SCORES
@@ -48,5 +51,6 @@ __all__ = [
     "TemperatureScaled",
     "ThresholdPolicy",
     "Voting",
+    "dead_exits",
     "load_scheduler",
 ]

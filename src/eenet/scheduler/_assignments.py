@@ -14,12 +14,12 @@ import numpy as np
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler._policy import Floats, Score
+from eenet.scheduler._policy import Bools, Floats, Ints, Score
+from eenet.scheduler._search import ThresholdGrid, search_thresholds
 from eenet.scheduler._thresholds import (
     ScoreTable,
     Thresholds,
     geometric_shares,
-    search_thresholds,
     tilted_shares,
     within,
 )
@@ -29,6 +29,8 @@ _CERTAIN = 3.0
 
 _STEEPEST = 300.0
 """The largest exponent that a multiplier puts between the first exit and the last."""
+
+_FOLDS = 3
 
 TIES = "many samples have the same score; they cannot be split at a threshold"
 
@@ -52,12 +54,31 @@ class Calibration:
     known: ScoreTable | None = None
     """The scores of the records, where they have been computed already."""
 
+    live: Bools | None = None
+    """Which of the early exits are not left out, (K-1,); None for all."""
+
+    seed: int = 0
+    """Of the folds."""
+
+    @cached_property
+    def folds(self) -> Ints | None:
+        """A fold for each sample, (N,): what is searched for the others is tried on it. None for a single sample."""
+        folds = fold_numbers(self.records, self.seed, _FOLDS)
+        return folds if folds.max() else None
+
     @cached_property
     def table(self) -> ScoreTable:
         """The scores of all records."""
         if self.known is not None:
             return self.known
-        return ScoreTable.of(self.score, self.records, self.costs)
+        return ScoreTable.of(self.score, self.records, self.costs, self.live)
+
+    @cached_property
+    def grid(self) -> ThresholdGrid | None:
+        """Combinations of thresholds on the scores; None where the exits are too many."""
+        if not ThresholdGrid.possible(self.table):
+            return None
+        return ThresholdGrid(self.table, self.records.require_utility().astype(np.float64), self.folds)
 
     @cached_property
     def ceiling(self) -> int:
@@ -80,8 +101,9 @@ class Calibration:
         if exits == len(self.costs):
             return self
         costs = ExitCosts(self.costs.values[:exits].tolist(), unit=self.costs.unit)
-        table = ScoreTable(self.table.scores[: exits - 1], self.table.finite[: exits - 1], costs)
-        return Calibration(self.score, self.records.first_exits(exits), costs, table)
+        live = self.table.live[: exits - 1]
+        table = ScoreTable(self.table.scores[: exits - 1], self.table.finite[: exits - 1], costs, live)
+        return Calibration(self.score, self.records.first_exits(exits), costs, table, live, self.seed)
 
     def whole(self, thresholds: Thresholds) -> Thresholds:
         """Thresholds found for `worthwhile`, as thresholds of all exits: at the ceiling all samples exit."""
@@ -109,6 +131,9 @@ class Assignment(ABC):
     With None there is no ceiling either: the assignment itself sees which exits are worth their cost.
     """
 
+    searches: ClassVar[bool] = False
+    """Whether it takes the best of very many thresholds, so that it looks better than it is on its own records."""
+
     @abstractmethod
     def fit(self, calibration: Calibration, budget: float) -> Plan:
         """The plan for one budget, in the unit of the costs."""
@@ -129,11 +154,14 @@ class Searched(Assignment):
 
     table_points = 21
     unspent = None
+    searches = True
 
     def fit(self, calibration: Calibration, budget: float) -> Plan:
         """The plan for one budget."""
         table = calibration.table
-        thresholds = search_thresholds(table, calibration.records.require_utility().astype(np.float64), budget)
+        utility = calibration.records.require_utility().astype(np.float64)
+        grid = calibration.grid if table.early <= 3 else None
+        thresholds = search_thresholds(table, utility, budget, grid)
         return Plan(thresholds, table.mean_cost(thresholds))
 
 
@@ -277,3 +305,12 @@ ASSIGNMENTS: dict[str, Callable[[], Assignment]] = {
     "learned": Learned,
 }
 """The assignments that take a budget, by name."""
+
+
+def fold_numbers(records: ExitRecords, seed: int, folds: int) -> Ints:
+    """A fold for each sample, (N,), at random; samples with equal outputs at all exits share one."""
+    _, group = np.unique(records.digests(), return_inverse=True)
+    group = group.reshape(-1)
+    order = np.random.default_rng(seed).permutation(int(group.max()) + 1)
+    numbers: Ints = order[group] % min(folds, len(order))
+    return numbers

@@ -17,6 +17,7 @@ import numpy as np
 
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
+from eenet.scheduler._fallback import Fallback
 from eenet.scheduler._fitted import PolicyTable
 from eenet.scheduler._policy import Bools, Floats, Ints, Score, ThresholdPolicy, as_answered, leaves_at, replay
 from eenet.scheduler._thresholds import RESOLUTION, ScoreTable
@@ -139,6 +140,10 @@ class Path:
         """What it was planned to cost, where it was; otherwise 0."""
         raise NotImplementedError
 
+    def fallback(self, row: int) -> Fallback | None:  # noqa: ARG002 - for subclasses
+        """The simple rule that a policy is in place of the method's own, where it is."""
+        return None
+
     def exits(self, first: int, stop: int) -> Ints:
         """Where each tested sample exits under some of the policies, (stop - first, n)."""
         raise NotImplementedError
@@ -169,6 +174,10 @@ class TablePath(Path):
     def planned_cost(self, row: int) -> float:
         """As in the table."""
         return float(self._table.planned_costs[len(self) - 1 - row])
+
+    def fallback(self, row: int) -> Fallback | None:
+        """As in the table."""
+        return self._table.fallback(len(self) - 1 - row)
 
     def exits(self, first: int, stop: int) -> Ints:
         """Where the samples exit."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError
-from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Assignment, Calibration
-from eenet.scheduler._policy import Floats, Ints, Score, ThresholdPolicy, replay, score_from_arrays
+from eenet.scheduler._assignments import fold_numbers as fold_numbers
+from eenet.scheduler._policy import Floats, Ints, ThresholdPolicy, replay, score_from_arrays
 from eenet.scheduler._thresholds import Thresholds, within
+
+if TYPE_CHECKING:
+    from eenet.scheduler._fallback import DeadExit, Fallback
+
+SIMPLE = -1
+"""Stands for max probability in a table of another score's policies."""
 
 
 @array_value
@@ -38,6 +44,36 @@ class PlannedPolicy:
     samples: int = 0
     """How many calibration records those were."""
 
+    fallback: Fallback | None = None
+    """The simple rule that it is, where it is not the method's own."""
+
+
+@array_value
+@dataclass(frozen=True)
+class Outcome:
+    """What a rule for a budget brings: the utility of each of the calibration samples, (N,), and their mean cost.
+
+    Where anything was learned or searched, it was so on other samples.
+    """
+
+    utility: Floats
+    cost: float
+
+    @classmethod
+    def of(cls, exits: Ints, utility: Floats, costs: ExitCosts) -> Outcome:
+        """Of exits (N,) and the utility (K, N)."""
+        return cls(utility[exits, np.arange(len(exits))], float(costs.values[exits].mean()))
+
+    @property
+    def accuracy(self) -> float:
+        """The mean utility."""
+        return float(self.utility.mean())
+
+    def between(self, other: Outcome, share: float) -> Outcome:
+        """The outcome that is `share` of the way to another."""
+        utility = (1 - share) * self.utility + share * other.utility
+        return Outcome(utility, (1 - share) * self.cost + share * other.cost)
+
 
 @dataclass(frozen=True)
 class FrontierPoint:
@@ -46,6 +82,7 @@ class FrontierPoint:
     budget: float
     planned_cost: float
     accuracy: float | None
+    fallback: Fallback | None = None
 
 
 class Fitted(ABC):
@@ -54,6 +91,14 @@ class Fitted(ABC):
     costs: ExitCosts
     points: int = 101
     """How many budgets its table has."""
+    replaced: str | None = None
+    """Why the simple rule was fitted in place of the method, where it was."""
+    dead: tuple[DeadExit, ...] = ()
+    """The exits that are left out."""
+
+    def outcome(self, budget: float) -> Outcome | None:  # noqa: ARG002 - for subclasses
+        """What its policy for a budget brings on samples that nothing was learned on; None where that is not known."""
+        return None
 
     @abstractmethod
     def plan(self, budget: float) -> PlannedPolicy:
@@ -66,36 +111,74 @@ class Fitted(ABC):
 
 
 class ThresholdFit(Fitted):
-    """Scores and an assignment: of several scores, each budget takes the most accurate on the calibration records."""
+    """Scores and an assignment: of several scores, each budget takes the most accurate on the calibration records.
 
-    def __init__(self, scores: Sequence[Score], assignment: Assignment, records: ExitRecords, costs: ExitCosts) -> None:
-        self.calibrations = tuple(Calibration(score, records, costs) for score in scores)
+    `held_out` are scores of the same records that each came from a fit without the sample, if the scores are fitted.
+    """
+
+    def __init__(
+        self,
+        calibrations: Sequence[Calibration],
+        assignment: Assignment,
+        held_out: Callable[[], Calibration] | None = None,
+    ) -> None:
+        self.calibrations = tuple(calibrations)
         self.assignment = assignment
-        self.costs = costs
+        self.costs = self.calibrations[0].costs
         self.points = assignment.table_points
+        self._held_out = held_out
 
     def plan(self, budget: float) -> PlannedPolicy:
         """The policy for a budget."""
         policies = [assigned(self.assignment, calibration, budget) for calibration in self.calibrations]
         return max(policies, key=lambda planned: planned.accuracy or 0.0)
 
+    @cached_property
+    def _tried(self) -> Calibration:
+        return self.calibrations[0] if self._held_out is None else self._held_out()
+
+    def outcome(self, budget: float) -> Outcome | None:
+        """What its policy for a budget brings."""
+        tried = self._tried
+        if tried.records.utility is None:
+            return None
+        exits = exits_of(self.assignment, tried, budget)
+        return Outcome.of(exits, tried.records.utility.astype(np.float64), self.costs)
+
+
+def exits_of(assignment: Assignment, calibration: Calibration, budget: float) -> Ints:
+    """Where each sample exits, (N,), under the policy that an assignment gives for a budget.
+
+    Where it searches and the calibration has folds, under that for the other folds.
+    """
+    if assignment.searches and calibration.folds is not None and calibration.grid is not None:
+        return calibration.grid.out_of_fold(budget)
+    return calibration.table.exits(_assigned(assignment, calibration, budget)[0])
+
 
 def assigned(assignment: Assignment, calibration: Calibration, budget: float) -> PlannedPolicy:
     """The policy that an assignment gives for a budget: under a ceiling where later exits are worse, with a note."""
+    thresholds, cost, note = _assigned(assignment, calibration, budget)
+    policy = planned(calibration, thresholds, cost, note)
+    if note is not None or assignment.unspent is None:
+        return policy
+    # A sample or so that might have gone from the first exit to the last is left by chance, where samples are few.
+    costs = calibration.costs
+    left = (min(budget, costs[-1]) - policy.calibration_cost) * policy.samples
+    return replace(policy, note=assignment.unspent) if left > 3 * (costs[-1] - costs[0]) else policy
+
+
+def _assigned(assignment: Assignment, calibration: Calibration, budget: float) -> tuple[Thresholds, float, str | None]:
+    """Thresholds, their planned cost, and what is to be said of a ceiling."""
     ceiling, costs = calibration.ceiling, calibration.costs
     if ceiling == len(costs) - 1 or assignment.unspent is None:
         plan = assignment.fit(calibration, budget)
-        policy = planned(calibration, plan.thresholds, plan.cost)
-        # A sample or so that might have gone from the first exit to the last is left by chance, where samples are few.
-        left = (min(budget, costs[-1]) - policy.calibration_cost) * policy.samples
-        return replace(policy, note=assignment.unspent) if left > 3 * (costs[-1] - costs[0]) else policy
+        return plan.thresholds, plan.cost, None
     note = f"on the calibration records exit {ceiling} is clearly better than the last, so no sample goes beyond it"
     if ceiling == 0:
-        return planned(calibration, calibration.table.cheapest(), costs[0], note)
+        return calibration.table.cheapest(), costs[0], note
     plan = assignment.fit(calibration.worthwhile, min(budget, costs[ceiling]))
-    if budget < costs[ceiling]:
-        note = assignment.unspent
-    return planned(calibration, calibration.whole(plan.thresholds), plan.cost, note)
+    return calibration.whole(plan.thresholds), plan.cost, assignment.unspent if budget < costs[ceiling] else note
 
 
 def planned(calibration: Calibration, thresholds: Thresholds, cost: float, note: str | None = None) -> PlannedPolicy:
@@ -139,6 +222,8 @@ class PolicyTable(Fitted):
     costs: ExitCosts
     shares: Floats | None = None
     samples: int = 0
+    fallbacks: tuple[Fallback | None, ...] = ()
+    """What each policy was taken in place of; of old files nothing is known, and there are none."""
 
     @classmethod
     def of(cls, budgets: Floats, plans: Sequence[PlannedPolicy], costs: ExitCosts) -> PolicyTable:
@@ -147,7 +232,9 @@ class PolicyTable(Fitted):
         spent: Floats = np.maximum.accumulate([p.calibration_cost for p in plans])
         known = [p.shares for p in plans if p.shares is not None]
         shares = np.stack(known) if len(known) == len(plans) else None
-        return cls(budgets, spent, accuracies, tuple(p.policy for p in plans), costs, shares, plans[0].samples)
+        fallbacks = tuple(p.fallback for p in plans) if any(p.fallback for p in plans) else ()
+        policies = tuple(p.policy for p in plans)
+        return cls(budgets, spent, accuracies, policies, costs, shares, plans[0].samples, fallbacks)
 
     def __repr__(self) -> str:
         low, high = self.budgets[[0, -1]].tolist()
@@ -179,16 +266,29 @@ class PolicyTable(Fitted):
         cost, accuracy = float(self.planned_costs[row]), float(self.accuracies[row])
         shares = None if self.shares is None else self.shares[row]
         known = None if np.isnan(accuracy) else accuracy
-        return PlannedPolicy(self.policies[row], cost, cost, known, shares=shares, samples=self.samples)
+        taken = self.fallback(row)
+        return PlannedPolicy(self.policies[row], cost, cost, known, None, shares, self.samples, taken)
+
+    def fallback(self, row: int) -> Fallback | None:
+        """The simple rule of a row, where it is one in place of the method's own policy."""
+        return self.fallbacks[row] if self.fallbacks else None
 
     @property
     def frontier(self) -> tuple[FrontierPoint, ...]:
         """The rows without their policies."""
         rows = zip(self.budgets.tolist(), self.planned_costs.tolist(), self.accuracies.tolist(), strict=True)
-        return tuple(FrontierPoint(b, c, None if np.isnan(a) else a) for b, c, a in rows)
+        return tuple(
+            FrontierPoint(b, c, None if np.isnan(a) else a, self.fallback(i)) for i, (b, c, a) in enumerate(rows)
+        )
+
+    @property
+    def score_name(self) -> str:
+        """The name of the policies' score; of those that are simple rules in place of others it is max probability."""
+        names = [policy.score.name for policy in self.policies]
+        return next((name for name in names if name != "max_prob"), names[0])
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Everything as arrays, to be saved; an array that is the same in every row is kept once."""
+        """Everything but the fallbacks as arrays, to be saved; an array that is the same in every row is kept once."""
         arrays: dict[str, NDArray[Any]] = {
             "budgets": self.budgets,
             "planned_costs": self.planned_costs,
@@ -201,9 +301,11 @@ class PolicyTable(Fitted):
             arrays["abstains_below"] = np.array(below)
         if self.shares is not None:
             arrays |= {"shares": self.shares, "samples": np.array([self.samples], dtype=np.int64)}
-        distinct = {id(p.score): p.score for p in self.policies}
+        main = self.score_name
+        distinct = {id(p.score): p.score for p in self.policies if p.score.name == main}
         numbers = {key: number for number, key in enumerate(distinct)}
-        arrays["score_rows"] = np.array([numbers[id(p.score)] for p in self.policies], dtype=np.int64)
+        rows = [numbers.get(id(p.score), SIMPLE) for p in self.policies]
+        arrays["score_rows"] = np.array(rows, dtype=np.int64)
         fitted = [score.to_arrays() for score in distinct.values()]
         for name in fitted[0]:
             values = [arrays_of_one[name] for arrays_of_one in fitted]
@@ -215,7 +317,13 @@ class PolicyTable(Fitted):
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], *, score: str, num_classes: int, costs: ExitCosts
+        cls,
+        arrays: Mapping[str, NDArray[Any]],
+        *,
+        score: str,
+        num_classes: int,
+        costs: ExitCosts,
+        fallbacks: Sequence[Fallback | None] = (),
     ) -> PolicyTable:
         """The table of what `to_arrays` gave."""
         try:
@@ -244,25 +352,17 @@ class PolicyTable(Fitted):
         shared = {name.removeprefix("score."): a for name, a in arrays.items() if name.startswith("score.")}
         stacked = {name.removeprefix("scores."): a for name, a in arrays.items() if name.startswith("scores.")}
         last = int(rows.max())
-        if rows.min() < 0 or any(len(a) <= last for a in stacked.values()):
+        if rows.min() < SIMPLE or any(len(a) <= last for a in stacked.values()) or len(fallbacks) not in (0, count):
             raise FileFormatError("the rows of a table of policies point to scores that it lacks; save it again")
         scores = [score_from_arrays(score, shared | {n: a[i] for n, a in stacked.items()}) for i in range(last + 1)]
+        scores.append(score_from_arrays("max_prob", {}))  # at -1, which stands for SIMPLE
         policies = tuple(
             ThresholdPolicy(scores[row], thresholds[i], enabled[i], num_classes, abstains_from(below[i : i + 1]))
             for i, row in enumerate(rows.tolist())
         )
-        return cls(columns[0], columns[1], columns[2], policies, costs, shares, int(counted[0]))
+        return cls(columns[0], columns[1], columns[2], policies, costs, shares, int(counted[0]), tuple(fallbacks))
 
 
 def abstains_from(saved: NDArray[Any] | None) -> float | None:
     """What `abstains_below` was, from the one number that is kept of it in files: NaN for none."""
     return None if saved is None or np.isnan(saved[0]) else float(saved[0])
-
-
-def fold_numbers(records: ExitRecords, seed: int, folds: int) -> Ints:
-    """A fold for each sample, (N,), at random; samples with equal outputs at all exits share one."""
-    _, group = np.unique(records.digests(), return_inverse=True)
-    group = group.reshape(-1)
-    order = np.random.default_rng(seed).permutation(int(group.max()) + 1)
-    numbers: Ints = order[group] % min(folds, len(order))
-    return numbers

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -133,7 +133,8 @@ class GuaranteedFit(Fitted):
         accuracy = None if self._tested.answered is None else float(self._tested.gained(exits).mean())
         shares = np.bincount(exits[0], minlength=len(self.costs)) / exits.size
         planned = path.planned_cost(row) or spent
-        return PlannedPolicy(path.policy(row), planned, spent, accuracy, shares=shares, samples=exits.size)
+        taken = path.fallback(row)
+        return PlannedPolicy(path.policy(row), planned, spent, accuracy, None, shares, exits.size, taken)
 
     def cheapest_within(self, drop: float) -> PlannedPolicy:
         """The cheapest policy whose accuracy is within `drop` of the last exit's.
@@ -150,14 +151,7 @@ class GuaranteedFit(Fitted):
         chosen = min(found, key=lambda plan: plan.calibration_cost)
         # On the tested samples it may cost more than on those it was fitted on; planned is the larger of the two.
         planned = max(chosen.calibration_cost, chosen.planned_cost)
-        return PlannedPolicy(
-            chosen.policy,
-            planned,
-            chosen.calibration_cost,
-            chosen.accuracy,
-            shares=chosen.shares,
-            samples=chosen.samples,
-        )
+        return replace(chosen, planned_cost=planned)
 
     def within_both(self, budget: float, drop: float) -> PlannedPolicy:
         """The most accurate policy that keeps the budget and is within `drop` of the last exit's accuracy.
@@ -377,15 +371,7 @@ class Guarantee:
         if drop is None:
             return promised, None
         chosen = promised.cheapest_within(drop) if budget is None else promised.within_both(budget, drop)
-        as_planned = PlannedPolicy(
-            chosen.policy,
-            chosen.planned_cost,
-            chosen.planned_cost,
-            chosen.accuracy,
-            None,
-            chosen.shares,
-            chosen.samples,
-        )
+        as_planned = replace(chosen, calibration_cost=chosen.planned_cost)
         limit = chosen.planned_cost if budget is None else budget
         return PolicyTable.of(np.array([limit]), [as_planned], costs), chosen
 

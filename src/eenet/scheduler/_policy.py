@@ -97,6 +97,8 @@ class Score(ABC):
     """Whether it is fitted to labels."""
     whole_samples: ClassVar[bool] = False
     """Whether it reads class probabilities, and so refuses evidence that is pooled over the parts of a sample."""
+    fewest: ClassVar[int] = 0
+    """How many calibration samples it takes: with fewer, what is learned is worse than the simple rule."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

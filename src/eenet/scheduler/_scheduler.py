@@ -7,6 +7,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,10 +17,21 @@ from numpy.typing import NDArray
 from eenet._files import read_arrays, write_arrays
 from eenet._values import equal, short
 from eenet.costs import Budget, ExitCosts, parse_budget
-from eenet.errors import FileFormatError, InvalidInputError, NotFittedError, ReliabilityWarning
+from eenet.errors import FallbackWarning, FileFormatError, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler._abstention import Abstention
-from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Geometric, Shared
+from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Calibration, Geometric, Shared, fold_numbers
+from eenet.scheduler._fallback import (
+    DeadExit,
+    Fallback,
+    NeverWorse,
+    Rules,
+    dead_exit_from,
+    dead_exits,
+    fallback_from,
+    simple_rule,
+    to_dict,
+)
 from eenet.scheduler._fitted import (
     Fitted,
     FrontierPoint,
@@ -29,6 +41,7 @@ from eenet.scheduler._fitted import (
     abstains_from,
 )
 from eenet.scheduler._policy import (
+    Bools,
     Decisions,
     Ensemble,
     Score,
@@ -39,6 +52,7 @@ from eenet.scheduler._policy import (
     score_class,
     score_from_arrays,
 )
+from eenet.scheduler._thresholds import ScoreTable
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # not installed beside a bundle without torch
@@ -60,6 +74,8 @@ class _State:
     policy: ThresholdPolicy | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
     promises: Mapping[str, float | str] = field(default_factory=dict)
+    fallback: Fallback | None = None
+    left_out: tuple[DeadExit, ...] = ()
 
     @property
     def compared(self) -> tuple[Any, ...]:
@@ -95,6 +111,8 @@ class Scheduler:
 
     _default_budget: ClassVar[bool] = False
     """Whether a fit without a budget is for the last exit's cost."""
+    _may_fall_back: ClassVar[bool] = True
+    """Whether a simple rule may be taken in place of its policy."""
 
     def __init__(self, score: str | Score = "max_prob", assignment: str = "geometric", *, seed: int = 0) -> None:
         self.score = score
@@ -183,7 +201,8 @@ class Scheduler:
             f", {name}={value if isinstance(value, str) else f'{value:g}'}"
             for name, value in self._state.promises.items()
         )
-        return f"<{text} fitted: {budget}, {len(costs)} exits{promised}>"
+        taken = "" if self.fallback is None else f", {self.fallback.taken} in its place"
+        return f"<{text} fitted: {budget}, {len(costs)} exits{promised}{taken}>"
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -210,8 +229,13 @@ class Scheduler:
         unlabeled: ExitRecords | None = None,
         abstain: float | None = None,
         max_error: float | None = None,
+        fallback: bool = True,
     ) -> Self:
         """Fit to calibration records so that the mean cost per sample stays within the budget; returns itself.
+
+        It is never worse than the obvious: where one exit for all samples, max probability with geometric shares or
+        searched thresholds is more accurate beyond chance, or as accurate for clearly less cost, that policy is taken,
+        with a `FallbackWarning`, and `fallback` says so. An exit that says nothing is left out; see `left_out`.
 
         The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
         that probability over the draw of the records. A method that fits nothing, such as max probability, is tested on
@@ -241,6 +265,9 @@ class Scheduler:
         max_error : float, optional
             The highest error rate of the samples that are answered; no more are handed back than it takes. Both hold on
             the calibration records, and with `guarantee` on fresh data.
+        fallback : bool
+            False: the method as it is, for research, whatever its policy is worth. Where samples are handed back no
+            rule is taken in its place, since one that ends before the last exit hands none back.
 
         Returns
         -------
@@ -269,17 +296,26 @@ class Scheduler:
         abstention.require_possible(records, guarantee, max_accuracy_drop)
         promises: dict[str, float | str] = {}
         chosen: PlannedPolicy | None = None
+        made: list[Fitted] = []
+
+        def fit(records: ExitRecords, costs: ExitCosts) -> Fitted:
+            protected = self._fit_protected(records, costs, abstains=bool(abstention.asked)) if fallback else None
+            made.append(protected or self._fit(records, costs))
+            return made[-1]
+
         if guarantee is None and max_accuracy_drop is None and unlabeled is None:
-            fitted = abstention.plain(self._fit(records, costs), records)
+            fitted = abstention.plain(fit(records, costs), records)
         else:
             from eenet.scheduler._guarantee import Guarantee
 
             promise = Guarantee(guarantee, max_accuracy_drop, unlabeled, abstention)
             promise.require_possible(records)
+            fallback = fallback and not issubclass(self._score_class, Ensemble)  # its answers are tested as a whole
             score = self._not_fitted()
-            fitted, chosen = promise.fit(self._fit, score, records, costs, budget=limit, seed=self.seed)
+            fitted, chosen = promise.fit(fit, score, records, costs, budget=limit, seed=self.seed)
             promises = promise.promises
         promises |= abstention.asked
+        left_out = self._say_what_was_left_out(made)
         if chosen is not None and limit is None:
             limit = chosen.planned_cost
         elif limit is None and self._default_budget:
@@ -287,23 +323,68 @@ class Scheduler:
         if chosen is None and limit is not None:
             chosen = fitted.plan(limit)
         if limit is None or chosen is None:
-            self._state = _State(fitted, promises=promises)
+            self._state = _State(fitted, promises=promises, left_out=left_out)
         else:
-            self._take(fitted, chosen, limit, promises)
+            self._take(fitted, chosen, limit, promises, left_out)
         self._records = records
         return self
 
-    def _fit(self, records: ExitRecords, costs: ExitCosts) -> Fitted:
-        """Fit to records, for all budgets."""
+    def _fit_protected(self, records: ExitRecords, costs: ExitCosts, *, abstains: bool) -> Fitted:
+        """Fit to records, for all budgets, without dead exits and never worse than the simple rules."""
+        if records.utility is None or not self._may_fall_back:
+            return self._fit(records, costs)
+        dead = dead_exits(records, costs)
+        live = ~np.isin(np.arange(len(costs) - 1), [d.exit_index for d in dead])
+        fewest = 0 if isinstance(self.score, Score) else self._score_class.fewest
+        if len(records) < fewest:
+            why = f"{len(records)} calibration samples are too few to learn from (fewer than {fewest})"
+            own: Fitted = simple_rule(records, costs, live, why)
+        else:
+            own = self._fit(records, costs, live)
+        return NeverWorse(own, None if abstains else Rules.of(own, records, costs, live, self.seed), dead)
+
+    def _fit(self, records: ExitRecords, costs: ExitCosts, live: Bools | None = None) -> Fitted:
+        """Fit to records, for all budgets; no sample exits at an exit that is not live."""
         require_whole(self._score_class, pooled=bool(records.pooled))
         scores = self._scores(records, costs)
-        return ThresholdFit(scores, self._assignment(), as_answered(scores[0], records), costs)
+        answered = as_answered(scores[0], records)
+        calibrations = [Calibration(score, answered, costs, live=live, seed=self.seed) for score in scores]
+        learned = self._score_class.needs_labels and not isinstance(self.score, Score)
+        held_out = partial(self._held_out, records, costs, live) if learned else None
+        return ThresholdFit(calibrations, self._assignment(), held_out)
+
+    def _held_out(self, records: ExitRecords, costs: ExitCosts, live: Bools | None) -> Calibration:
+        """The scores of each of two halves from a fit to the other."""
+        half = fold_numbers(records, self.seed, 2)
+        if half.max() == 0:
+            return Calibration(self._scores(records, costs)[0], records, costs, live=live, seed=self.seed)
+        parts = [np.flatnonzero(half == number) for number in (0, 1)]
+        fitted = [self._scores(records.subset(parts[1 - number]), costs)[0] for number in (0, 1)]
+        answered = [as_answered(score, records.subset(rows)) for score, rows in zip(fitted, parts, strict=True)]
+        tables = [ScoreTable.of(score, part, costs) for score, part in zip(fitted, answered, strict=True)]
+        order = np.argsort(np.concatenate(parts))
+        scores = np.concatenate([table.scores for table in tables], axis=1)[:, order]
+        finite = np.concatenate([table.finite for table in tables], axis=1)[:, order]
+        utility = np.concatenate([part.require_utility() for part in answered], axis=1)[:, order]
+        tried = ExitRecords(records.probabilities, records.predictions, records.labels, utility)
+        table = ScoreTable(scores, finite, costs, live)
+        return Calibration(fitted[0], tried, costs, table, live, self.seed)
 
     def _scores(self, records: ExitRecords, costs: ExitCosts) -> Sequence[Score]:
         """The fitted scores."""
         if isinstance(self.score, Score):
             return (self.score,)
         return score_class(self.score).fit(records, costs, self.seed)
+
+    def _say_what_was_left_out(self, made: Sequence[Fitted]) -> tuple[DeadExit, ...]:
+        """Warn of dead exits, and of what could not be fitted; `made` is empty where nothing was fitted."""
+        for fitted in made[:1]:
+            if fitted.dead:
+                warnings.warn(f"{self.name}: {_left_out(fitted.dead)}", FallbackWarning, stacklevel=3)
+            if fitted.replaced is not None:
+                said = f"{self.name}: {fitted.replaced}: MaxProbability is used instead"
+                warnings.warn(said, FallbackWarning, stacklevel=3)
+        return made[0].dead if made else ()
 
     def _not_fitted(self) -> Score | None:
         """The score, where neither it nor a choice of thresholds is fitted to labels; None where something is."""
@@ -314,7 +395,14 @@ class Scheduler:
         made = self._score_class
         return made() if getattr(made.fit, "__func__", None) is getattr(Score.fit, "__func__", None) else None
 
-    def _take(self, fitted: Fitted, chosen: PlannedPolicy, limit: float, promises: Mapping[str, float | str]) -> None:
+    def _take(
+        self,
+        fitted: Fitted,
+        chosen: PlannedPolicy,
+        limit: float,
+        promises: Mapping[str, float | str],
+        left_out: tuple[DeadExit, ...],
+    ) -> None:
         numbers = {
             "budget": limit,
             "planned_cost": chosen.planned_cost,
@@ -322,7 +410,11 @@ class Scheduler:
         }
         if chosen.accuracy is not None:
             numbers["calibration_accuracy"] = chosen.accuracy
-        self._state = _State(fitted, chosen.policy, numbers, promises)
+        taken = chosen.fallback
+        self._state = _State(fitted, chosen.policy, numbers, promises, taken, left_out)
+        # What is read from a file was said when it was fitted, and so was what could not be fitted.
+        if taken is not None and taken.reason != "fit" and not isinstance(fitted, PolicyTable):
+            warnings.warn(f"{self.name} at {limit:.6g} {self.costs.unit}: {taken}", FallbackWarning, stacklevel=3)
         spendable = min(limit, self.costs[-1])
         if chosen.note is not None and chosen.calibration_cost < spendable * (1 - _UNSPENT):
             warnings.warn(
@@ -367,7 +459,7 @@ class Scheduler:
         state = self._fitted_state()
         limit = parse_budget(budget, self.costs)
         other = self._copy()
-        other._take(state.fitted, state.fitted.plan(limit), limit, state.promises)
+        other._take(state.fitted, state.fitted.plan(limit), limit, state.promises, state.left_out)
         return other
 
     @property
@@ -461,6 +553,16 @@ class Scheduler:
         error = None if self._state is None else self._state.promises.get("max_error")
         return None if error is None else float(error)
 
+    @property
+    def fallback(self) -> Fallback | None:
+        """The simple rule that its policy is, where that is better than the method's own; None where it is not."""
+        return None if self._state is None else self._state.fallback
+
+    @property
+    def left_out(self) -> tuple[DeadExit, ...]:
+        """The exits at which no sample exits, since samples that would lose, and what they would lose."""
+        return self._fitted_state().left_out
+
     # Files
 
     def save(self, path: str | Path) -> None:
@@ -469,26 +571,40 @@ class Scheduler:
         The policy is kept exactly, and with it the parameters and a table of policies for other budgets.
         """
         state, table = self._fitted_state(), self.table
-        first = table.policies[0]
         arrays: dict[str, NDArray[Any]] = {f"{_TABLE}{name}": a for name, a in table.to_arrays().items()}
         header = {
             "name": self.name,
             "class": type(self).__name__,
             "parameters": _plain(self.get_params()),
-            "score": first.score.name,
-            "num_classes": first.num_classes,
+            "score": table.score_name,
+            "num_classes": table.policies[0].num_classes,
             "costs": self.costs.to_dict(),
             "numbers": dict(state.numbers),
             "promises": dict(state.promises),
         }
+        if table.fallbacks or state.fallback is not None:
+            header["fallbacks"] = [to_dict(taken) for taken in table.fallbacks]
+            header["fallback"] = to_dict(state.fallback)
+        if state.left_out:
+            header["left_out"] = [to_dict(dead) for dead in state.left_out]
+        if isinstance(self.score, Score) and table.score_name != self.score.name:  # no policy has it
+            header["given_score"] = self.score.name
+            arrays |= {f"given.{name}": array for name, array in self.score.to_arrays().items()}
         if state.policy is not None:
             policy = state.policy
+            header["policy_score"] = policy.score.name
             arrays |= {"thresholds": policy.thresholds, "enabled": policy.enabled.astype(np.uint8)}
             arrays |= {f"score.{name}": array for name, array in policy.score.to_arrays().items()}
             if policy.abstains_below is not None:
                 arrays["abstains_below"] = np.array([policy.abstains_below])
         abstains = "abstains_below" in arrays or f"{_TABLE}abstains_below" in arrays
         write_arrays(path, arrays, kind="scheduler", schema=_SCHEMA if abstains else _SCHEMA - 1, header=header)
+
+
+def _left_out(dead: tuple[DeadExit, ...]) -> str:
+    """What to say of exits that are left out."""
+    one = "It is" if len(dead) == 1 else "They are"
+    return f"{'; '.join(map(str, dead))}. {one} left out: no sample exits there; train the head again, or move the exit"
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -548,7 +664,11 @@ def load_scheduler(path: str | Path) -> Scheduler:
         if not isinstance(score, str):
             raise TypeError(f"the score is a {type(score).__name__}")
         classes = int(header["num_classes"])
-        policy = _policy_from(arrays, score, classes, path, len(costs)) if numbers else None
+        own = str(header.get("policy_score", score))
+        policy = _policy_from(arrays, own, classes, path, len(costs)) if numbers else None
+        fallbacks = [fallback_from(taken) for taken in header.get("fallbacks", ())]
+        fallback = fallback_from(header.get("fallback"))
+        left_out = tuple(map(dead_exit_from, header.get("left_out", ())))
         promises = dict(header.get("promises", {}))
     except KeyError as error:
         raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
@@ -556,17 +676,22 @@ def load_scheduler(path: str | Path) -> Scheduler:
         raise FileFormatError(f"{str(path)!r} has a damaged header ({error}); save the scheduler again") from error
     parts = {n.removeprefix(_TABLE): a for n, a in arrays.items() if n.startswith(_TABLE)}
     if parts:
-        table = PolicyTable.from_arrays(parts, score=score, num_classes=classes, costs=costs)
+        table = PolicyTable.from_arrays(parts, score=score, num_classes=classes, costs=costs, fallbacks=fallbacks)
     elif policy is not None:  # written before schedulers had tables: its one budget is all it knows
         budgets, spent = np.array([numbers["budget"]]), np.array([numbers["calibration_cost"]])
         table = PolicyTable(budgets, spent, np.array([np.nan]), (policy,), costs)
     else:
         raise FileFormatError(f"{str(path)!r} holds neither a policy nor a table of them; save the scheduler again")
     if "parameters" in header:
-        scheduler = _with_parameters(header, table.policies[0].score, path)
+        given = {n.removeprefix("given."): a for n, a in arrays.items() if n.startswith("given.")}
+        if "given_score" in header:
+            main = score_from_arrays(str(header["given_score"]), given)
+        else:
+            main = next(p.score for p in table.policies if p.score.name == score)
+        scheduler = _with_parameters(header, main, path)
     else:
         scheduler = _of_name(name, score)
-    scheduler._state = _State(table, policy, numbers, promises)
+    scheduler._state = _State(table, policy, numbers, promises, fallback, left_out)
     return scheduler
 
 

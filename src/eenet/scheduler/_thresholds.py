@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,9 +20,6 @@ size or back end changes, and no threshold is ever put between two samples that 
 
 _MARGIN = 1e-3  # how far below the lowest calibration score the threshold lies where all samples exit
 _BISECTIONS = 60
-_GRID_POINTS = {1: 4096, 2: 160, 3: 40}  # of the search, per exit, by the number of early exits
-_PAIR_POINTS = 33
-_ROUNDS = 20
 
 
 @array_value
@@ -34,17 +32,21 @@ class Thresholds:
 
 
 class ScoreTable:
-    """The scores of N calibration samples at the K-1 early exits, with the costs of all K exits."""
+    """The scores of N calibration samples at the K-1 early exits, with the costs of all K exits.
 
-    def __init__(self, scores: Floats, finite: Bools, costs: ExitCosts) -> None:
+    No sample exits where `live` (K-1,) is false.
+    """
+
+    def __init__(self, scores: Floats, finite: Bools, costs: ExitCosts, live: Bools | None = None) -> None:
         self.scores = scores
         self.finite = finite
+        self.live: Bools = np.ones(len(scores), dtype=np.bool_) if live is None else live
         self.costs = costs.values
         self.unit = costs.unit
         self._order = np.argsort(-scores, axis=1, kind="stable")
 
     @classmethod
-    def of(cls, score: Score, records: ExitRecords, costs: ExitCosts) -> ScoreTable:
+    def of(cls, score: Score, records: ExitRecords, costs: ExitCosts, live: Bools | None = None) -> ScoreTable:
         """The table of one score on all records.
 
         A sample counts as not finite from the first exit where it is not, also where that exit will be off and its
@@ -56,7 +58,7 @@ class ScoreTable:
             history.evidence.append(evidence)
             history.scores.append(score(history))
             finite.append(history.finite)
-        return cls(np.stack(history.scores), np.stack(finite), costs)
+        return cls(np.stack(history.scores), np.stack(finite), costs, live)
 
     @property
     def samples(self) -> int:
@@ -67,6 +69,11 @@ class ScoreTable:
     def early(self) -> int:
         """K-1, the exits that decide."""
         return int(self.scores.shape[0])
+
+    @property
+    def first(self) -> int:
+        """The first exit that is not left out."""
+        return int(np.append(self.live, True).argmax())
 
     def exits(self, thresholds: Thresholds, *, start: int = 0) -> Ints:
         """Where each sample exits, (N,), when all of them enter at exit `start`."""
@@ -87,6 +94,8 @@ class ScoreTable:
 
     def ranked(self, k: int, alive: Bools) -> Ints:
         """The samples that are running and may exit at exit k, the surest first."""
+        if not self.live[k]:
+            return np.zeros(0, dtype=np.intp)
         order = self._order[k]
         ranked: Ints = order[(alive & self.finite[k])[order]]
         return ranked
@@ -113,7 +122,8 @@ class ScoreTable:
         alive = np.ones(self.samples, dtype=np.bool_)
         for k in range(self.early):
             ranked = self.ranked(k, alive)
-            leaving = leaves_at(self.scores[k], self.finite[k], thresholds.values[k], bool(thresholds.enabled[k]))
+            on = bool(thresholds.enabled[k] and self.live[k])
+            leaving = leaves_at(self.scores[k], self.finite[k], thresholds.values[k], on)
             values[k], enabled[k] = self.threshold(k, ranked, int(leaving[ranked].sum()))
             alive &= ~leaving
         return Thresholds(values, enabled)
@@ -126,6 +136,9 @@ class ScoreTable:
         return self._for_counts(self._counts(shares))
 
     def _counts(self, shares: Floats) -> tuple[int, ...]:
+        if not self.live.all():  # what an exit that is left out would get goes to the others in proportion
+            shares = np.append(self.live, True) * shares
+            shares = shares / shares.sum() if shares.sum() > 0 else np.eye(len(shares))[self.first]
         return tuple([round(self.samples * share) for share in shares[: self.early].tolist()])
 
     def _for_counts(self, counts: tuple[int, ...]) -> Thresholds:
@@ -140,14 +153,18 @@ class ScoreTable:
         return Thresholds(values, enabled)
 
     def cheapest(self) -> Thresholds:
-        """All samples that may exit do so at the first exit."""
-        return self.for_shares(np.eye(self.early + 1)[0])
+        """All samples that may exit do so at the first exit that is not left out."""
+        return self._cheapest
+
+    @cached_property
+    def _cheapest(self) -> Thresholds:
+        return self.for_shares(np.eye(self.early + 1)[self.first])
 
     def require_feasible(self, budget: float) -> None:
         """Raise `InfeasibleBudgetError` when even exiting as early as possible costs more than the budget."""
         smallest = self.mean_cost(self.cheapest())
         if smallest > within(budget):
-            stuck = int((~self.finite[0]).sum())
+            stuck = int((~self.finite[min(self.first, self.early - 1)]).sum())
             raise InfeasibleBudgetError(
                 f"budget {budget:.6g} {self.unit} cannot be met: {stuck} of {self.samples} samples have an output that "
                 f"is not finite and go on to the last exit; the smallest feasible budget is {smallest:.6g} {self.unit}",
@@ -185,7 +202,7 @@ class ScoreTable:
 
     def common(self, threshold: float) -> Thresholds:
         """One threshold for all exits."""
-        return Thresholds(np.full(self.early, threshold), np.ones(self.early, dtype=np.bool_))
+        return Thresholds(np.full(self.early, threshold), self.live)
 
     def meet_common(self, budget: float) -> Thresholds:
         """The highest common threshold within the budget; the rest of the budget is spent exit by exit.
@@ -263,128 +280,3 @@ def tilted_shares(base: Floats, costs: Floats) -> Callable[[float], Floats]:
         return p
 
     return shares
-
-
-def search_thresholds(table: ScoreTable, utility: Floats, budget: float) -> Thresholds:
-    """Thresholds of the highest mean utility whose mean cost is within the budget.
-
-    `utility` is (K, N). With up to three early exits all combinations on a grid of quantiles are tried, then single
-    thresholds and pairs are moved over all their values until nothing improves; with more exits only the latter,
-    from the geometric rule. Ties go to the cheaper policy.
-    """
-    table.require_feasible(budget)
-    search = _Search(table, utility.astype(np.float64), budget)
-    start = table.meet(budget, geometric_shares(table.early + 1))
-    if table.early in _GRID_POINTS:
-        start = max(start, search.best_on_grid(_GRID_POINTS[table.early]), key=search.value)
-    return table.recentered(search.improve(start))
-
-
-class _Search:
-    """The search over the thresholds of one table for one budget."""
-
-    def __init__(self, table: ScoreTable, utility: Floats, budget: float) -> None:
-        self.table = table
-        self.utility = utility
-        self.budget = budget
-
-    def value(self, thresholds: Thresholds) -> tuple[float, float]:
-        """What is maximized: the utility summed over the samples, then a low cost. Infeasible is below all others."""
-        exits = self.table.exits(thresholds)
-        cost = float(self.table.costs[exits].mean())
-        if cost > within(self.budget):
-            return -np.inf, -cost
-        return float(self.utility[exits, np.arange(len(exits))].sum()), -cost
-
-    def best_on_grid(self, points: int) -> Thresholds:
-        """The best of all combinations of quantiles, by cumulative histograms."""
-        table = self.table
-        n = table.samples
-        grids = [self._grid(k, points) for k in range(table.early)]
-        # A sample exits at k for thresholds 0 .. level-1 of its grid, which ascends; level 0 never exits.
-        levels = [
-            np.where(table.finite[k], np.searchsorted(grids[k], table.scores[k], side="right"), 0)
-            for k in range(table.early)
-        ]
-        shape = tuple(len(g) + 1 for g in grids)  # the last index of each axis: the exit is off
-        gained, spent = np.zeros(shape), np.zeros(shape)
-        for k in range(table.early + 1):
-            # Tables over the levels at exits 0..k, summed to "below the threshold before k, at or above it at k".
-            axes = range(min(k + 1, table.early))
-            sizes = [shape[j] for j in axes]
-            flat = np.ravel_multi_index([levels[j] for j in axes], sizes)
-            for out, weights in ((gained, self.utility[k]), (spent, np.full(n, table.costs[k]))):
-                part = np.bincount(flat, weights=weights, minlength=int(np.prod(sizes))).reshape(sizes)
-                for j in axes:
-                    part = np.cumsum(part, axis=j)  # stays with threshold index j: level <= index
-                    if j == k:
-                        part = np.take(part, [-1], axis=j) - part
-                out += part.reshape(part.shape + (1,) * (table.early - part.ndim))
-        gained[spent > within(self.budget) * n] = -np.inf
-        best = gained.max()
-        choice = np.flatnonzero(gained.ravel() >= best - 1e-9)
-        winner = np.unravel_index(choice[np.argmin(spent.ravel()[choice])], shape)
-        values, enabled = np.zeros(table.early), np.zeros(table.early, dtype=np.bool_)
-        for k, index in enumerate(winner):
-            enabled[k] = index < len(grids[k])
-            values[k] = grids[k][index] if enabled[k] else 0.0
-        return Thresholds(values, enabled)
-
-    def _grid(self, k: int, points: int) -> Floats:
-        ranked = self.table.ranked(k, np.ones(self.table.samples, dtype=np.bool_))
-        cuts = self.table.cuts(k, ranked)
-        cuts = cuts[cuts > 0]
-        if len(cuts) == 0:
-            return np.zeros(0)
-        cuts = cuts[np.unique(np.linspace(0, len(cuts) - 1, points).round().astype(np.intp))]
-        return np.sort([self.table.threshold(k, ranked, int(m))[0] for m in cuts])
-
-    def improve(self, thresholds: Thresholds) -> Thresholds:
-        """Move single thresholds, then pairs, until nothing improves."""
-        best, value = thresholds, self.value(thresholds)
-        for _ in range(_ROUNDS):
-            before = value
-            for k in range(self.table.early):
-                best, value = self._better(best, value, self.best_at(k, best))
-            for i in range(self.table.early):
-                grid = self._grid(i, _PAIR_POINTS)
-                for j in range(self.table.early):
-                    if i != j:
-                        for candidate in (*((t, True) for t in grid), (0.0, False)):
-                            moved = self.best_at(j, _with(best, i, *candidate))
-                            best, value = self._better(best, value, moved)
-            if value <= before:
-                break
-        return best
-
-    def _better(
-        self, best: Thresholds, value: tuple[float, float], other: Thresholds | None
-    ) -> tuple[Thresholds, tuple[float, float]]:
-        if other is None:
-            return best, value
-        theirs = self.value(other)
-        return (other, theirs) if theirs > value else (best, value)
-
-    def best_at(self, k: int, thresholds: Thresholds) -> Thresholds | None:
-        """The best value of one threshold, the others held; None when none is within the budget."""
-        table = self.table
-        alive = table.alive(thresholds, k)
-        ranked = table.ranked(k, alive)
-        onward = table.exits(thresholds, start=k + 1)
-        gone = np.flatnonzero(~alive)
-        exits = table.exits(thresholds)[gone]
-        spent_before = table.costs[exits].sum() + table.costs[onward[alive]].sum()
-        saved = np.concatenate([[0.0], np.cumsum(table.costs[onward[ranked]] - table.costs[k])])
-        gained = np.concatenate([[0.0], np.cumsum(self.utility[k, ranked] - self.utility[onward[ranked], ranked])])
-        cuts = table.cuts(k, ranked)
-        cuts = cuts[spent_before - saved[cuts] <= within(self.budget) * table.samples]
-        if len(cuts) == 0:
-            return None
-        top = cuts[gained[cuts] >= gained[cuts].max() - 1e-9]
-        return _with(thresholds, k, *table.threshold(k, ranked, int(top[-1])))
-
-
-def _with(thresholds: Thresholds, k: int, value: float, enabled: bool) -> Thresholds:
-    values, on = thresholds.values.copy(), thresholds.enabled.copy()
-    values[k], on[k] = value, enabled
-    return Thresholds(values, on)

@@ -64,7 +64,8 @@ def frontier(
         limits = [float(budget) for budget in budgets]
     if not limits:
         raise InvalidInputError("budgets is empty, expected at least one amount")
-    replayed = [SearchedThresholds(score).fit(calibration, costs, limit).replay(test) for limit in limits]
+    searched = SearchedThresholds(score).fit(calibration, costs, fallback=False)
+    replayed = [searched.at(limit).replay(test) for limit in limits]
     return Frontier(
         tuple(limits),
         tuple(decisions.accuracy for decisions in replayed),

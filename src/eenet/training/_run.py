@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from eenet.costs import ExitCosts
-from eenet.errors import EENetError, InvalidInputError, MissingExtraError
+from eenet.errors import EENetError, InvalidInputError, MissingExtraError, ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.models._io import logits_in, unpack
 from eenet.profiling import profile
+from eenet.scheduler import DeadExit, dead_exits
 from eenet.training._checkpoint import (
     first_not_finite,
     load_checkpoint,
@@ -88,6 +90,7 @@ class Run:
         self.display = display
         self.teacher = None if teacher is None else fabric.to_device(teacher).eval()
         self.loss = JointLoss(task, config.temperature, config.teacher_weight)
+        self._dead: dict[int, tuple[DeadExit, ...]] = {}
         self.state = _State()
         self.logger: Any = None
 
@@ -157,6 +160,14 @@ class Run:
             self.logger.finalize("success")
         best = self.state.best
         load_checkpoint(self.model, self.folder / BEST)
+        dead = self._dead.get(best.epoch, ())
+        if dead:
+            warnings.warn(
+                f"after training {'; '.join(map(str, dead))}. Schedulers let no sample exit there: train longer or "
+                "with more weight on these exits, choose another head, or attach it further on",
+                ReliabilityWarning,
+                stacklevel=3,
+            )
         return TrainResult(
             history=tuple(self.state.history),
             best=best,
@@ -264,6 +275,7 @@ class Run:
         if self.fabric.is_global_zero:
             records = self.program.evaluate(self.task)
             judged = two_fold_frontier(records, self.costs, self.config.budgets, seed=self.config.seed)
+            self._dead[epoch] = dead_exits(records, self.costs)
             accuracies = tuple(float(a) for a in records.accuracies)
             report = EpochReport(
                 epoch=epoch,

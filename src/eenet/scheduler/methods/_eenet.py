@@ -14,9 +14,9 @@ from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
-from eenet.scheduler._assignments import exit_assignment
-from eenet.scheduler._fitted import fold_numbers
-from eenet.scheduler._policy import ExitHistory, Floats, Score, probability, sigmoid
+from eenet.scheduler._assignments import Calibration, exit_assignment, fold_numbers
+from eenet.scheduler._fitted import Fitted, ThresholdFit
+from eenet.scheduler._policy import Bools, ExitHistory, Floats, Score, probability, sigmoid
 from eenet.scheduler._scheduler import Scheduler
 from eenet.scheduler._thresholds import ScoreTable, tilted_shares
 from eenet.tasks import Evidence
@@ -71,6 +71,7 @@ class LearnedScore(Score):
     name = "learned"
     uses_history = True
     needs_labels = True
+    fewest = 200
 
     class_weights: Floats
     evidence_weights: Sequence[Floats]
@@ -104,8 +105,7 @@ class LearnedScore(Score):
         cls, records: ExitRecords, costs: ExitCosts, seed: int, options: LearningOptions | None = None
     ) -> Sequence[LearnedScore]:
         """Learn scores and shares together for each of the reference budgets."""
-        budgets = costs[0] + np.array(REFERENCES) * (costs[-1] - costs[0])
-        return _train_best(records, costs, budgets.tolist(), options or LearningOptions(), seed)
+        return _train_best(records, costs, _references(costs), options or LearningOptions(), seed)[0]
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The weights, to be saved."""
@@ -215,6 +215,17 @@ class EENet(Scheduler, method="eenet"):
 
     def _scores(self, records: ExitRecords, costs: ExitCosts) -> Sequence[Score]:
         return LearnedScore.fit(records, costs, self.seed, self._options())
+
+    def _fit(self, records: ExitRecords, costs: ExitCosts, live: Bools | None = None) -> Fitted:
+        """Fit to records, for all budgets."""
+        scores, tried = _train_best(records, costs, _references(costs), self._options(), self.seed)
+        calibrations = [Calibration(score, records, costs, live=live, seed=self.seed) for score in scores]
+        if tried is None:
+            return ThresholdFit(calibrations, self._assignment(), lambda: self._held_out(records, costs, live))
+        table = ScoreTable(tried.table.scores, tried.table.finite, costs, live)
+        score = replace(scores[0], shares=tried.shares)
+        held_out = Calibration(score, records, costs, table, live, self.seed)
+        return ThresholdFit(calibrations, self._assignment(), lambda: held_out)
 
 
 class _Data:
@@ -330,29 +341,48 @@ class _Logistic:
         return solution if np.isfinite(solution).all() else start
 
 
+def _references(costs: ExitCosts) -> list[float]:
+    budgets: list[float] = (costs[0] + np.array(REFERENCES) * (costs[-1] - costs[0])).tolist()
+    return budgets
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """The scores that a way gives each sample in a training without it, and their shares."""
+
+    way: _Way
+    table: ScoreTable
+    shares: Floats
+
+
 def _train_best(
     records: ExitRecords, costs: ExitCosts, budgets: Sequence[float], options: LearningOptions, seed: int
-) -> list[LearnedScore]:
+) -> tuple[list[LearnedScore], _Tried | None]:
     """Learn scores and assignment together for each budget, in the way that does best on held-out folds."""
-    way = _best_way(records, costs, budgets, options, seed)
-    return _train(_Data(records), costs, budgets, options, way)
-
-
-def _best_way(
-    records: ExitRecords, costs: ExitCosts, budgets: Sequence[float], options: LearningOptions, seed: int
-) -> _Way:
-    """The way whose scores, each given by a training without the sample, choose best."""
     targets = TARGETS if options.target is None else (options.target,)
     decays = WEIGHT_DECAYS if options.weight_decay is None else (options.weight_decay,)
     ways = [_Way(t, d) for t in targets for d in decays]
+    best = _best_way(records, costs, budgets, options, seed, ways) if len(ways) > 1 else None
+    return _train(_Data(records), costs, budgets, options, ways[0] if best is None else best.way), best
+
+
+def _best_way(
+    records: ExitRecords,
+    costs: ExitCosts,
+    budgets: Sequence[float],
+    options: LearningOptions,
+    seed: int,
+    ways: Sequence[_Way],
+) -> _Tried | None:
+    """The way whose scores, each given by a training without the sample, choose best; None for one distinct sample."""
     folds = fold_numbers(records, seed, options.folds)
-    if len(ways) == 1 or int(folds.max()) + 1 < 2:
-        return ways[0]
+    if int(folds.max()) + 1 < 2:
+        return None
     brief = replace(options, turns=1)  # one turn is enough to choose
     middle = budgets[len(budgets) // 2]
     held_out = [np.flatnonzero(folds == fold) for fold in range(int(folds.max()) + 1)]
     parts = [_Data(records.subset(np.flatnonzero(folds != fold))) for fold in range(len(held_out))]
-    values = []
+    values, tried = [], []
     for way in ways:
         scores, finite = np.zeros((len(costs) - 1, len(records))), np.ones((len(costs) - 1, len(records)), np.bool_)
         shares = []
@@ -361,9 +391,10 @@ def _best_way(
             table = ScoreTable.of(trained, records.subset(rows), costs)
             scores[:, rows], finite[:, rows] = table.scores, table.finite
             shares.append(trained.shares)
-        table = ScoreTable(scores, finite, costs)
-        values.append(_value(table, np.mean(shares, axis=0), records, costs, budgets))  # type: ignore[arg-type]
-    return ways[int(np.argmax(values))]
+        mean: Floats = np.mean(shares, axis=0)  # type: ignore[arg-type]
+        tried.append(_Tried(way, ScoreTable(scores, finite, costs), mean))
+        values.append(_value(tried[-1].table, mean, records, costs, budgets))
+    return tried[int(np.argmax(values))]
 
 
 def _value(

@@ -225,6 +225,7 @@ class Static(Scheduler):
     """
 
     _default_budget = True
+    _may_fall_back = False
 
     def __init__(self, exit_index: int) -> None:
         self.exit_index = exit_index
