@@ -145,7 +145,7 @@ def _features(network: nn.Module, tokenizer: Any, texts: list[str], labels: Tens
                 texts[start : start + 64], truncation=True, max_length=LENGTH, padding="max_length", return_tensors="pt"
             )
             mask = batch["attention_mask"]
-            states = network.bert(batch["input_ids"], mask, output_hidden_states=True).hidden_states  # type: ignore[operator,union-attr]
+            states = network.bert(batch["input_ids"], mask, output_hidden_states=True).hidden_states  # type: ignore[operator]
             for k, layer in enumerate(LAYERS):
                 kept[k].append((states[layer] * mask.unsqueeze(-1)).half())
     return [torch.cat(parts) for parts in kept], labels
@@ -161,10 +161,10 @@ def _trained(
     steps = epochs * -(-len(labels) // 64)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(epochs):
-        for rows in torch.randperm(len(labels)).split(64):
+        for rows in torch.split(torch.randperm(len(labels)), 64):
             loss = F.cross_entropy(head(features[k][rows].float()), labels[rows])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return head.eval()
@@ -174,7 +174,7 @@ def _judged(heads: Sequence[nn.Module], part: tuple[list[Tensor], Tensor]) -> di
     features, labels = part
     with torch.inference_mode():
         logits = [
-            torch.cat([head(rows.float()) for rows in feature.split(128)])
+            torch.cat([head(rows.float()) for rows in torch.split(feature, 128)])
             for head, feature in zip(heads, features, strict=True)
         ]
     records = eenet.ExitRecords.from_logits(torch.stack(logits).numpy(), labels.numpy())

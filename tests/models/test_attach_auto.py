@@ -132,7 +132,7 @@ def test_a_network_whose_heads_cost_more_than_they_save_is_refused() -> None:
 def test_a_model_with_exits_says_so() -> None:
     model = eenet.attach(SmallConvNet(), ["first"], example=X)
     with pytest.raises(InvalidInputError, match=r"has exits already, at \['first'\].*model.backbone"):
-        eenet.attach(model, ["second"], example=X)  # type: ignore[arg-type]
+        eenet.attach(model, ["second"], example=X)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class GridHead(nn.Module):
     ) -> None:
         super().__init__()
         self.channels_last = channels_last
-        self.grid = tuple(grid)
+        self.grid = grid[0], grid[1]
         self.size = None if size is None else tuple(size)
         if self.size is not None:
             # Two products of matrices take half of the time of adaptive pooling on a processor.
@@ -348,7 +348,8 @@ class TokenHead(nn.Module):
             scores = self.score(feature).squeeze(-1)
             # Not infinity: of tokens that are all zero the weighted mean is zero.
             scores = scores.masked_fill((feature == 0).all(-1), torch.finfo(scores.dtype).min)
-            return (scores.softmax(1).unsqueeze(1) @ feature).squeeze(1)
+            mean: Tensor = (scores.softmax(1).unsqueeze(1) @ feature).squeeze(1)
+            return mean
         return feature[:, 0] if self.pool == "first" else feature[:, -1]
 
     def reduced(self, feature: Tensor) -> Tensor:
