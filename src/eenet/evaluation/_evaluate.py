@@ -34,10 +34,12 @@ class EvaluationRow:
     ----------
     name : str
         What it is, in words.
-    kind : {"plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "held_out", "frontier"}
-        What it is: the plain network; an exit that all samples take; the best single exit, the best mixture of exits
-        and the oracle within the budget; the policy as planned, on the calibration records and on held-out ones; or
-        the policy for one of many budgets.
+    kind : str
+        "plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "out_of_fold", "held_out", "frontier".
+        That is: the plain network; an exit that all samples take; the best single exit, the best mixture of exits
+        and the oracle within the budget; the policy as planned, on the calibration records, on those of them that it
+        was not fitted to (where a simple rule was taken, which was compared so) and on held-out ones; or the policy for
+        one of many budgets.
     cost : float
         Mean cost per sample, in the unit of the costs.
     share : float
@@ -210,11 +212,11 @@ def evaluate(
     if costs.plain is not None:
         accuracy, error = accuracies[-1]
         add("plain network", "plain", costs.plain, accuracy=accuracy, accuracy_error=error)
-    last = len(costs) - 1
+    last, left_out = len(costs) - 1, {dead.exit_index for dead in scheduler.left_out}
     for k, (accuracy, error) in enumerate(accuracies):
-        name = f"exit {k}" + (" (last)" if k == last else "")
+        name = f"exit {k}" + (" (last)" if k == last else " (left out)" if k in left_out else "")
         add(name, "exit", costs[k], accuracy=accuracy, accuracy_error=error)
-    notes = []
+    notes = [f"Left out: {dead}." for dead in scheduler.left_out]
     if utility is None:
         notes.append("The records have no labels, so accuracies are not known.")
     elif costs.plain is not None:
@@ -251,6 +253,10 @@ def evaluate(
         add("policy, calibration", "calibration", **_of(scheduler.replay(calibration)))
     else:
         add("policy, calibration", "calibration", scheduler.calibration_cost, accuracy=scheduler.calibration_accuracy)
+    taken = scheduler.fallback
+    if taken is not None:
+        add("policy, out of fold", "out_of_fold", taken.cost, accuracy=taken.accuracy)
+        notes.insert(0, f"{taken}.")
     if held_out is not None:
         decisions = scheduler.replay(held_out)
         add("policy, held out", "held_out", **_of(decisions))
