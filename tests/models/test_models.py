@@ -541,6 +541,19 @@ class TestLabels:
         with pytest.raises(InvalidInputError, match=message):
             conv_model(0)(X, labels=labels)
 
+    def test_labels_of_any_whole_dtype_and_lists_of_them_count_alike(self) -> None:
+        model, labels = conv_model(0), [0, 1, 2, 3]
+        expected = model(X, labels=torch.tensor(labels))["loss"]
+        torch.testing.assert_close(model(X, labels=labels)["loss"], expected)
+        for dtype in (torch.int32, torch.uint8, torch.int16):
+            torch.testing.assert_close(model(X, labels=torch.tensor(labels, dtype=dtype))["loss"], expected)
+
+    def test_a_data_set_of_single_samples_is_no_loader(self) -> None:
+        data = torch.utils.data.TensorDataset(X, torch.arange(4))
+        with pytest.raises(InvalidInputError, match="TensorDataset gives single samples, expected batches; give torch"):
+            eenet.collect(conv_model(0), data)
+        assert len(eenet.collect(conv_model(0), torch.utils.data.DataLoader(data, 3))) == 4
+
     def test_pixels_without_a_label_do_not_count(self) -> None:
         network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
         model = eenet.attach(network, ["1"], example=X).eval()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet.errors import InvalidInputError
-from eenet.models._io import inferring, moved, unpack
+from eenet.models._io import inferring, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
 from eenet.records import ExitRecords
 from eenet.tasks import Evidence, Segmentation
@@ -57,6 +57,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     images = ImageRecords(model.task) if isinstance(model.task, Segmentation) else None
     logits: list[NDArray[np.float32]] = []
     labels: list[NDArray[Any]] = []
+    require_batches(loader, model.staged.example)
     model.staged.check_current()
     with inferring(model):
         for batch in loader:

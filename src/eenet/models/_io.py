@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset, IterableDataset
 
 from eenet._compat import pytree
 from eenet.errors import InvalidInputError
@@ -55,6 +56,19 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     )
 
 
+def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Raise `InvalidInputError` for a data set of single samples in place of a loader of batches."""
+    if not isinstance(loader, Dataset) or isinstance(loader, IterableDataset):
+        return
+    args, kwargs, _ = unpack(loader[0])
+    first, expected = ([t for t in pytree.tree_leaves(v) if isinstance(t, Tensor)] for v in ((args, kwargs), example))
+    if first and expected and first[0].ndim < expected[0].ndim:
+        raise InvalidInputError(
+            f"the {type(loader).__name__} gives single samples, expected batches; give "
+            "torch.utils.data.DataLoader(data, batch_size=32)"
+        )
+
+
 def moved(values: Any, device: torch.device) -> Any:
     """Nested inputs with their tensors on a device."""
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)
@@ -92,6 +106,7 @@ def joint_loss(task: Task, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 def exit_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy, the mean over the samples, or over the labeled pixels of all images (0 where there is none)."""
+    labels = labels.long()
     if not isinstance(task, Segmentation):
         return F.cross_entropy(logits, labels)
     total = F.cross_entropy(logits, labels, ignore_index=task.ignore_index, reduction="sum")

@@ -100,6 +100,7 @@ class MultiExitModel(nn.Module):
         logits = self._logits(*args, **kwargs)
         if labels is None:
             return logits
+        labels = torch.as_tensor(labels, device=logits[-1].device)
         if not torch.compiler.is_compiling():
             check_labels(self.task, logits[-1], labels)
         return {"loss": joint_loss(self.task, logits, labels), "logits": logits}

@@ -23,7 +23,7 @@ from eenet._compat import BatchNorm
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.models import MultiExitModel
-from eenet.models._io import moved, unpack
+from eenet.models._io import moved, require_batches, unpack
 from eenet.models._multi_exit import require_exits
 from eenet.stages import feature_at, modes_kept
 from eenet.training._config import TrainConfig, frozen
@@ -112,6 +112,8 @@ def train(
     folder = Path(out)
     task = task or task_of(model)
     shown = config.progress and fabric.is_global_zero
+    for loader in (train_loader, validation_loader):
+        require_batches(loader, model.staged.example)
     warn_of_persistent_workers(train_loader)
     model.staged.check_current()
     stopped = frozen(model.backbone.parameters()) if config.freeze_backbone else []
