@@ -109,8 +109,8 @@ def note_no_gain(costs: ExitCosts) -> None:
     """Say where no sample can be answered for less than the plain network takes."""
     if costs.plain is not None and costs[0] >= costs.plain:
         show_warning(
-            f"exit 1 costs {costs.in_words(costs[0])} here: early exit saves nothing at this batch size; give the "
-            "plain network, larger batches, or cheaper heads"
+            f"exit 1 costs {costs.in_words(costs[0])} here: early exit saves nothing at this batch size; serve the "
+            "plain network, or try larger batches, larger networks or cheaper heads"
         )
 
 
