@@ -130,6 +130,14 @@ def test_time_first_is_named_as_the_reason() -> None:
         eenet.attach(net.eval(), ["a"], example=torch.randn(5, 4, 6))
 
 
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_batch_norm_without_running_statistics_is_named(place: int) -> None:
+    layers = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)]
+    layers.insert(place, nn.BatchNorm1d(4 if place == 0 else 8, track_running_stats=False))
+    with pytest.raises(CutError, match=rf"'{place}' \(BatchNorm1d\) has track_running_stats=False.*GroupNorm"):
+        eenet.cut(nn.Sequential(*layers).eval(), ["2"], torch.randn(4, 4))
+
+
 @pytest.mark.parametrize("position", [1, 3])
 def test_a_network_that_is_random_in_inference_is_not_said_to_mix_samples(position: int) -> None:
     net = network(Step(lambda _self, x: F.dropout(x)), position=position)

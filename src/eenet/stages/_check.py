@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet._compat import pytree
+from eenet._compat import BatchNorm, pytree
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import device_of
 from eenet.stages._capture import feature_at
@@ -57,7 +57,7 @@ def check_independent(backbone: nn.Module, at: Sequence[str], split: Split, form
         check_inference(backbone, at, split, form)
     except CutError as error:
         with undisturbed(backbone):
-            refusal = _random(split, sample_inputs(form, _BATCH)) or _time_first(backbone, error) or error
+            refusal = _random(split, sample_inputs(form, _BATCH)) or _hinted(backbone, error) or error
         raise refusal from error
 
 
@@ -215,9 +215,15 @@ def _random(split: Split, inputs: tuple[Tensor, ...]) -> CutError | None:
     )
 
 
-def _time_first(backbone: nn.Module, error: CutError) -> CutError | None:
-    """The error with a hint, where a module of the network takes dimension 0 as time."""
+def _hinted(backbone: nn.Module, error: CutError) -> CutError | None:
+    """The error with a hint, where a module takes dimension 0 as time, or normalizes by the batch in inference."""
     for name, module in backbone.named_modules():
+        # Every batch norm and instance norm has this; only of batch norm the samples are mixed.
+        if isinstance(module, BatchNorm) and module.running_mean is None:
+            return CutError(
+                f"{error}. Module {name!r} ({type(module).__name__}) has track_running_stats=False, so it normalizes "
+                "by the batch in inference too: give it running statistics, or use a norm of each sample (GroupNorm)"
+            )
         if getattr(module, "batch_first", True) is False:
             return CutError(
                 f"{error}. Module {name!r} ({type(module).__name__}) has batch_first=False, so it takes dimension 0 as "
