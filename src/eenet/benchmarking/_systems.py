@@ -78,8 +78,8 @@ def systems_of(
 ) -> list[System]:
     """The systems of a mapping, one for each budget, the reference first.
 
-    Where the first has exits, its plain network is the reference, and is added or put first: of a bundle, whose graphs
-    are stages, the bundle with its exits off.
+    Where the first has exits, its plain network is the reference, and is added or put first. A bundle, whose graphs are
+    stages, is also run with its exits off.
     """
     if not isinstance(given, Mapping) or not given:
         raise InvalidInputError(f"systems are {given!r}, expected a mapping of at least one: {{'plain': network, ...}}")
@@ -89,6 +89,9 @@ def systems_of(
     found: list[System] = []
     for name, value in given.items():
         made = _expanded(str(name), _loaded(str(name), value, threads), tensors)
+        if made[0].module is None and made[0].origin is not None:
+            # What its runtime gains must not be taken for a gain of early exit.
+            made = [one for one in (_plain(made[0]),) if one is not None] + made
         found += [replace(one, untrained=name in untrained) for one in made]
     first = _plain(found[0])
     if first is not None:

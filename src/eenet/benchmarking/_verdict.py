@@ -114,7 +114,9 @@ def _alternative(rows: Sequence[BenchmarkRow], n: int, early: Sequence[int], dif
         return text + "; no early exit here is as fast."
     best = max(rivals, key=lambda k: rows[k].accuracy or 0.0)
     gain = difference(best, n)
-    return text + f"; {rows[best].title} is at least as fast with {_points(*gain)} against it." if gain else text + "."
+    if gain is None:
+        return text + "."
+    return text + f"; {rows[best].title} is {rows[best].speed / row.speed:.2f} times as fast as that, {_points(*gain)}."
 
 
 def _by_agreement(
