@@ -551,7 +551,7 @@ class TestLabels:
     def test_a_data_set_of_single_samples_is_no_loader(self) -> None:
         data = torch.utils.data.TensorDataset(X, torch.arange(4))
         with pytest.raises(InvalidInputError, match="TensorDataset gives single samples, expected batches; give torch"):
-            eenet.collect(conv_model(0), data)
+            eenet.collect(conv_model(0), data)  # type: ignore[arg-type]
         assert len(eenet.collect(conv_model(0), torch.utils.data.DataLoader(data, 3))) == 4
 
     def test_pixels_without_a_label_do_not_count(self) -> None:

@@ -17,9 +17,9 @@ import numpy as np
 
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
-from eenet.scheduler._fallback import Fallback
 from eenet.scheduler._fitted import PolicyTable
 from eenet.scheduler._policy import Bools, Floats, Ints, Score, ThresholdPolicy, as_answered, leaves_at, replay
+from eenet.scheduler._reports import Fallback
 from eenet.scheduler._thresholds import RESOLUTION, ScoreTable
 
 MEAN = "mean"

@@ -7,8 +7,7 @@ learned or searched on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from eenet.costs import ExitCosts
-from eenet.errors import FileFormatError, InfeasibleBudgetError
+from eenet.errors import InfeasibleBudgetError
 from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Calibration, Geometric
 from eenet.scheduler._fitted import Fitted, Outcome, PlannedPolicy, ThresholdFit, assigned, exits_of, planned
 from eenet.scheduler._policy import Bools, Floats, score_class
+from eenet.scheduler._reports import DeadExit, Fallback
 from eenet.scheduler._search import search_thresholds
 from eenet.scheduler._thresholds import Thresholds, within
 
@@ -43,98 +43,6 @@ _FEWEST = 100
 _KNOTS = 12
 _SEARCHED, _GEOMETRIC = "SearchedThresholds", "MaxProbability"
 _NO_THRESHOLD = -1000.0  # below all log odds
-
-
-@dataclass(frozen=True)
-class Fallback:
-    """The simple rule that was taken in place of the method asked for, and why.
-
-    Accuracies and costs are means over the calibration samples, of what neither rule was fitted to where anything was.
-
-    Parameters
-    ----------
-    taken : str
-        The rule: "Static(1)", "MaxProbability" or "SearchedThresholds".
-    reason : {"accuracy", "cost", "fit"}
-        The rule is more accurate beyond chance; as accurate for less cost; or the method could not be fitted.
-    accuracy, cost : float
-        Of the rule.
-    asked_accuracy, asked_cost : float
-        Of the method asked for; where it could not be fitted, those of the rule.
-    standard_error : float
-        Of the difference of the accuracies, on the same samples.
-    samples : int
-        How many there are.
-    unit : str
-        Of the costs.
-    note : str
-        What was said of a method that could not be fitted.
-    """
-
-    taken: str
-    reason: str
-    accuracy: float
-    cost: float
-    asked_accuracy: float
-    asked_cost: float
-    standard_error: float
-    samples: int
-    unit: str
-    note: str = ""
-
-    def __str__(self) -> str:
-        if self.reason == "fit":
-            return f"{self.note}: {self.taken} is used instead"
-        gained = 100 * (self.accuracy - self.asked_accuracy)
-        what = "no less accurate at a lower cost" if self.reason == "cost" else "more accurate"
-        return (
-            f"{self.taken} is {what}, and is used instead: {100 * self.accuracy:.2f} % at {self.cost:.4g} {self.unit}, "
-            f"where the method asked for has {100 * self.asked_accuracy:.2f} % at {self.asked_cost:.4g} {self.unit} "
-            f"({gained:+.2f} points, standard error {100 * self.standard_error:.2f}, on {self.samples} calibration "
-            "samples)"
-        )
-
-
-@dataclass(frozen=True)
-class DeadExit:
-    """An exit at which no sample should exit, and what would be lost if samples did.
-
-    Parameters
-    ----------
-    exit_index : int
-        The exit, from 0.
-    accuracy : float
-        Its accuracy.
-    common : float or None
-        What naming the most common class would have, where that is why it is left out.
-    better : float
-        The accuracy of the best later exit, or of a mixture of exits at the cost of this one.
-    better_exits : tuple of int
-        That exit, or the two exits of the mixture.
-    samples : int
-        On how many calibration samples.
-    """
-
-    exit_index: int
-    accuracy: float
-    common: float | None
-    better: float
-    better_exits: tuple[int, ...]
-    samples: int
-
-    def __str__(self) -> str:
-        mine, better = f"{100 * self.accuracy:.1f} %", f"{100 * self.better:.1f} %"
-        if self.common is not None:
-            return (
-                f"exit {self.exit_index} says nothing: it is right on {mine} of {self.samples} calibration samples, "
-                f"naming the most common class always would be on {100 * self.common:.1f} %, and exit "
-                f"{self.better_exits[0]} is on {better}"
-            )
-        one, other = self.better_exits
-        return (
-            f"exit {self.exit_index} does not pay: it is right on {mine} of {self.samples} calibration samples, exits "
-            f"{one} and {other} drawn by lot at the same cost on {better}, and its surest samples lose too"
-        )
 
 
 def dead_exits(records: ExitRecords, costs: ExitCosts | None = None) -> tuple[DeadExit, ...]:
@@ -388,26 +296,3 @@ def with_reasons(dead: tuple[DeadExit, ...], costs: ExitCosts, budget: float) ->
             f"{costs[first]:.6g} {costs.unit}; train the heads of the others, or attach exits further on",
             smallest=costs[first],
         )
-
-
-def to_dict(value: Fallback | DeadExit | None) -> dict[str, Any] | None:
-    """What JSON can hold."""
-    return None if value is None else asdict(value)
-
-
-def fallback_from(description: Mapping[str, Any] | None) -> Fallback | None:
-    """The fallback of what `to_dict` gave."""
-    return None if description is None else _made(Fallback, description)
-
-
-def dead_exit_from(description: Mapping[str, Any]) -> DeadExit:
-    """The exit of what `to_dict` gave."""
-    made: DeadExit = _made(DeadExit, description)
-    return replace(made, better_exits=tuple(made.better_exits))
-
-
-def _made(kind: Callable[..., Any], description: Mapping[str, Any]) -> Any:
-    try:
-        return kind(**description)
-    except TypeError as error:
-        raise FileFormatError(f"a scheduler's file describes no {kind.__name__} ({error}); save it again") from error

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,8 @@ from eenet.errors import FileFormatError, InfeasibleBudgetError
 from eenet.scheduler._assignments import Assignment, Calibration
 from eenet.scheduler._assignments import fold_numbers as fold_numbers
 from eenet.scheduler._policy import Floats, Ints, ThresholdPolicy, replay, score_from_arrays
+from eenet.scheduler._reports import DeadExit, Fallback
 from eenet.scheduler._thresholds import Thresholds, within
-
-if TYPE_CHECKING:
-    from eenet.scheduler._fallback import DeadExit, Fallback
 
 SIMPLE = -1
 """Stands for max probability in a table of another score's policies."""

@@ -21,17 +21,7 @@ from eenet.errors import FallbackWarning, FileFormatError, InvalidInputError, No
 from eenet.records import ExitRecords
 from eenet.scheduler._abstention import Abstention
 from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Calibration, Geometric, Shared, fold_numbers
-from eenet.scheduler._fallback import (
-    DeadExit,
-    Fallback,
-    NeverWorse,
-    Rules,
-    dead_exit_from,
-    dead_exits,
-    fallback_from,
-    simple_rule,
-    to_dict,
-)
+from eenet.scheduler._fallback import NeverWorse, Rules, dead_exits, simple_rule
 from eenet.scheduler._fitted import (
     Fitted,
     FrontierPoint,
@@ -52,6 +42,7 @@ from eenet.scheduler._policy import (
     score_class,
     score_from_arrays,
 )
+from eenet.scheduler._reports import DeadExit, Fallback, dead_exit_from, fallback_from, to_dict
 from eenet.scheduler._thresholds import ScoreTable
 
 if TYPE_CHECKING:
