@@ -21,7 +21,7 @@ def test_it_learns_that_a_class_is_hard() -> None:
         calibration = toy_records(1500, classes=6, seed=seed, deceptive_class=2)
         fresh = toy_records(3000, classes=6, seed=seed + 100, deceptive_class=2)
         plain = eenet.MaxProbability().fit(calibration, toy_costs(), 2.0, fallback=False).replay(fresh)
-        learned = eenet.EENet(seed=seed).fit(calibration, toy_costs(), 2.0).replay(fresh)
+        learned = eenet.EENet(seed=seed).fit(calibration, toy_costs(), 2.0, fallback=False).replay(fresh)
         assert learned.mean_cost == pytest.approx(2.0, rel=0.03)
         assert plain.mean_cost == pytest.approx(2.0, rel=0.03)
         gains.append(learned.accuracy - plain.accuracy)
@@ -34,8 +34,8 @@ def test_it_keeps_up_with_max_probability_where_that_is_the_best_score(sharpness
     # Where a network is overconfident, max probability, entropy and the probabilities themselves all saturate.
     calibration, fresh = (toy_records(2000, classes=10, seed=s, sharpness=sharpness) for s in (0, 1))
     for budget in (1.6, 2.4):
-        plain = eenet.MaxProbability().fit(calibration, toy_costs(), budget).replay(fresh)
-        learned = eenet.EENet().fit(calibration, toy_costs(), budget).replay(fresh)
+        plain = eenet.MaxProbability().fit(calibration, toy_costs(), budget, fallback=False).replay(fresh)
+        learned = eenet.EENet().fit(calibration, toy_costs(), budget, fallback=False).replay(fresh)
         assert learned.accuracy > plain.accuracy - 0.015
 
 
@@ -56,7 +56,7 @@ def test_the_scores_are_the_minimum_of_the_weighted_loss() -> None:
     # One exit score of one turn, against plain gradient descent on the same loss to the end.
     records = toy_records(300, exits=2, classes=3, sharpness=2.0)
     decay = 1e-2
-    scheduler = eenet.EENet(turns=1, target="right", weight_decay=decay).fit(records, toy_costs(2), 1.5)
+    scheduler = eenet.EENet(turns=1, target="right", weight_decay=decay).fit(records, toy_costs(2), 1.5, fallback=False)
     history = history_of(records, scheduler.policy.score)
     evidence, right = history.evidence[0], records.require_utility()[0].astype(np.float64)
     features = np.column_stack(
@@ -81,9 +81,9 @@ def test_the_scores_are_the_minimum_of_the_weighted_loss() -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_it_learns_is_one_of_the_ways_it_tried(seed: int) -> None:
     records = toy_records(300, classes=5, deceptive_class=1, seed=seed)
-    chosen = eenet.EENet(turns=1, weight_decay=1e-4).fit(records, toy_costs(), 1.8).policy
+    chosen = eenet.EENet(turns=1, weight_decay=1e-4).fit(records, toy_costs(), 1.8, fallback=False).policy
     ways = [eenet.EENet(turns=1, weight_decay=1e-4, target=target) for target in ("right", "lossless")]
-    tried = [way.fit(records, toy_costs(), 1.8).policy for way in ways]
+    tried = [way.fit(records, toy_costs(), 1.8, fallback=False).policy for way in ways]
     assert not np.array_equal(tried[0].thresholds, tried[1].thresholds)
     assert any(np.array_equal(chosen.thresholds, policy.thresholds) for policy in tried)
 
@@ -111,7 +111,7 @@ def _with_hopeless(samples: int, seed: int) -> ExitRecords:
 def test_fitting_takes_seconds() -> None:
     records = toy_records(5000, classes=10)
     start = time.perf_counter()
-    scheduler = eenet.EENet().fit(records, toy_costs(), "60%")
+    scheduler = eenet.EENet().fit(records, toy_costs(), "60%", fallback=False)
     seconds = time.perf_counter() - start
     print(f"EENet on 5,000 samples x 3 exits x 10 classes: {seconds:.1f} s")
     assert seconds < 30
@@ -120,17 +120,17 @@ def test_fitting_takes_seconds() -> None:
 
 def test_fitting_leaves_numpy_s_random_state_alone_and_does_not_depend_on_it() -> None:
     records = toy_records(150)
-    expected = eenet.EENet(turns=1).fit(records, toy_costs(), 2.0).policy
+    expected = eenet.EENet(turns=1).fit(records, toy_costs(), 2.0, fallback=False).policy
     np.random.seed(99)  # noqa: NPY002 - the state that is shared by a process
     before = np.random.get_state()[1].copy()  # type: ignore[index] # noqa: NPY002
-    assert eenet.EENet(turns=1).fit(records, toy_costs(), 2.0).policy == expected
+    assert eenet.EENet(turns=1).fit(records, toy_costs(), 2.0, fallback=False).policy == expected
     np.testing.assert_array_equal(np.random.get_state()[1], before)  # type: ignore[index] # noqa: NPY002
 
 
 @pytest.mark.parametrize("turns", [1, 2, 5])
 def test_any_number_of_turns_works(turns: int) -> None:
     records = toy_records(60)
-    scheduler = eenet.EENet(turns=turns).fit(records, toy_costs(), 2.0)
+    scheduler = eenet.EENet(turns=turns).fit(records, toy_costs(), 2.0, fallback=False)
     assert scheduler.calibration_cost <= 2.0
 
 
@@ -172,7 +172,7 @@ def test_records_where_every_exit_is_right_or_every_exit_is_wrong() -> None:
     agree = (predicted == predicted[0]).all(axis=0)
     for answers in (predicted[0][agree], (predicted[0][agree] + 1) % 5):
         records = ExitRecords.from_logits(logits[:, agree], answers)
-        scheduler = eenet.EENet().fit(records, toy_costs(), 2.0)
+        scheduler = eenet.EENet().fit(records, toy_costs(), 2.0, fallback=False)
         assert scheduler.replay(records).accuracy in {0.0, 1.0}
         assert 1.9 < scheduler.calibration_cost <= 2.0
     assert len(labels) == 100
