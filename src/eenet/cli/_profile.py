@@ -80,7 +80,7 @@ def profile(
             raise InvalidInputError(f"{target!r} is a bundle, which has a scheduler of its own; leave out --scheduler")
         data = _measured_bundle(
             target,
-            batch_sizes=sizes_of(batch_sizes or "1,8,32"),
+            batch_sizes=sizes_of("1,8,32" if batch_sizes is None else batch_sizes),
             batch_size=batch_size,
             seconds=1.0 if seconds is None else seconds,
             threads=threads or None,
@@ -95,7 +95,10 @@ def profile(
     for option, value in only.items():
         if value:
             raise InvalidInputError(f"{option} is for a bundle, and {target!r} is none; see eenet export")
-    sizes, seconds = sizes_of(batch_sizes or "1,2,4,8,16,32"), 2.0 if seconds is None else seconds
+    sizes, seconds = (
+        sizes_of("1,2,4,8,16,32" if batch_sizes is None else batch_sizes),
+        2.0 if seconds is None else seconds,
+    )
     require_extra("torch", "eenet profile")
     if threads:
         import torch
