@@ -36,7 +36,9 @@ Ints = NDArray[np.intp]
 @cache
 def toy(exits: int = 3, seed: int = 0) -> Scheduler:
     """A scheduler for all budgets; costs are 1, 2, ..., K ms."""
-    return eenet.MaxProbability().fit(toy_records(1500, exits=exits, classes=4, seed=seed), toy_costs(exits))
+    return eenet.MaxProbability().fit(
+        toy_records(1500, exits=exits, classes=4, seed=seed), toy_costs(exits), fallback=False
+    )
 
 
 class Stream:
@@ -113,7 +115,7 @@ def test_real_traffic_costs_the_budget_at_the_accuracy_of_hindsight(name: str, r
     if shared is not None and not (shared / "predictions" / f"{name}.npz").is_file():
         pytest.skip(f"needs predictions/{name}.npz of the shared material, which is not there")
     for calibration, fresh, costs in real_halves(name, shared):
-        scheduler = eenet.MaxProbability().fit(calibration, costs)
+        scheduler = eenet.MaxProbability().fit(calibration, costs, fallback=False)
         utility = fresh.require_utility()
         taken = np.stack([replay(policy, fresh, costs).exits for policy in scheduler.table.policies])
         row = {id(policy): i for i, policy in enumerate(scheduler.table.policies)}
@@ -140,7 +142,7 @@ def test_real_traffic_costs_the_budget_at_the_accuracy_of_hindsight(name: str, r
 
 def test_any_mean_cost_can_be_held_where_there_are_only_two_policies() -> None:
     one = toy_records(1)
-    scheduler = eenet.MaxProbability().fit(one.subset(np.zeros(60, dtype=int)), toy_costs())
+    scheduler = eenet.MaxProbability().fit(one.subset(np.zeros(60, dtype=int)), toy_costs(), fallback=False)
     assert len(np.unique(scheduler.table.planned_costs)) <= 3
     for budget in (1.1, 1.5, 2.3, 2.9):
         controller = eenet.BudgetController(scheduler, budget)
@@ -347,7 +349,7 @@ def test_drift_is_silent_on_traffic_like_calibration_and_hears_of_a_change() -> 
     alarms, draws, level = 0, 20, 0.1
     for draw in range(draws):
         rng = np.random.default_rng(draw)
-        scheduler = eenet.MaxProbability().fit(pool.subset(rng.integers(0, 1000, 200)), costs)
+        scheduler = eenet.MaxProbability().fit(pool.subset(rng.integers(0, 1000, 200)), costs, fallback=False)
         controller = eenet.BudgetController(scheduler, "60%", false_alarms=level)
         stream.follow(controller, rng.integers(0, 1000, 3000), 8)
         alarms += controller.drift().alarm
