@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: list[dict[str, Any]] = []
     for name, calibration, test, costs in cases(Path(__file__).parents[1]):
         for method, make in SCHEDULERS.items():
-            row = {"records": name, "method": method}
+            row: dict[str, Any] = {"records": name, "method": method}
             row |= {"alone": judged(make, calibration, test, costs, fallback=False)}
             row |= {"fallback": judged(make, calibration, test, costs, fallback=True)}
             found.append(row)
@@ -89,7 +89,7 @@ def cases(root: Path) -> Iterator[Case]:
         yield (file.stem, *records.split(0.6, seed=0), costs)
     models = [shared / "cases" / f"three_sklearn_models_{part}.npz" for part in ("calibration", "test")]
     if all(file.is_file() for file in models):
-        yield ("three models", *map(_loaded, models), eenet.ExitCosts([0.1, 0.5, 12.0]))
+        yield ("three models", _loaded(models[0]), _loaded(models[1]), eenet.ExitCosts([0.1, 0.5, 12.0]))
     dead = shared / "cases" / "two_dead_exits.npz"
     if dead.is_file():
         yield ("two dead exits", *_loaded(dead).split(0.6, seed=0), eenet.ExitCosts([13.0, 27.0, 40.0]))
