@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{plain:>10} {_shown(row['spent'], 100, 1):>8} {_shown(row['accuracy_lost'], 1, 2):>12}"
         )
     if options.json:
-        given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        given = {name: value.name if isinstance(value, Path) else value for name, value in vars(options).items()}
         options.json.write_text(json.dumps({"machine": found, "options": given, "rows": rows}, indent=1) + "\n")
     return 0
 
