@@ -260,9 +260,9 @@ def test_held_out_no_method_is_below_the_best_simple_rule_at_equal_cost(
         assert mine.utility is not None
         below.append([other.utility - mine.utility for other in simple])  # type: ignore[operator]
     for differences in zip(*below, strict=False):
-        mean = np.mean(differences, axis=0)
-        # By 0.1 points at most, and what chance hides on 1,500 samples to fit on and 2,000 to judge by.
-        assert mean.mean() <= 0.001 + 3 * mean.std() * np.sqrt(1 / 1500 + 1 / 2000)
+        # By 0.1 points at most, and what chance hides at a budget, on 1,500 samples to fit on and 2,000 to judge by.
+        hidden = np.std(differences, axis=1).mean() * np.sqrt(1 / 1500 + 1 / 2000)
+        assert np.mean(differences) <= 0.001 + 3 * hidden
 
 
 def test_the_three_models_of_a_user() -> None:

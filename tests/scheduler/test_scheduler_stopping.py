@@ -180,10 +180,10 @@ def test_exits_that_are_all_the_same_cost_as_little_as_possible() -> None:
 def test_where_nothing_is_learned_the_simple_rule_is_used_and_it_says_so() -> None:
     # Answers that are right or wrong by chance: no evidence tells which, and regressions on it fit noise.
     rng = np.random.default_rng(2)
-    p = rng.dirichlet(np.ones(10), (3, 150))
-    labels = rng.integers(0, 10, 150)
+    p = rng.dirichlet(np.ones(10), (3, 250))
+    labels = rng.integers(0, 10, 250)
     records = ExitRecords.from_probabilities(p, labels)
-    with pytest.warns(ReliabilityWarning, match=r"on the 150 calibration samples optimal stopping gains nothing over"):
+    with pytest.warns(ReliabilityWarning, match=r"on the 250 calibration samples optimal stopping gains nothing over"):
         scheduler = eenet.OptimalStopping(seed=1).fit(records, toy_costs(), "60%")
     plain = eenet.MaxProbability().fit(records, toy_costs(), "60%")
     np.testing.assert_array_equal(scheduler.replay(records).exits, plain.replay(records).exits)
