@@ -148,7 +148,7 @@ class Setting:
         self, name: str, calibration: ExitRecords
     ) -> Iterator[tuple[float, Scheduler | InfeasibleBudgetError, float]]:
         start = time.perf_counter()
-        unbudgeted = self.makers[name]().fit(calibration, self.costs)
+        unbudgeted = self.makers[name]().fit(calibration, self.costs, fallback=False)  # methods are compared
         shared = (time.perf_counter() - start) / len(self.budgets)
         for budget in self.budgets:
             start = time.perf_counter()

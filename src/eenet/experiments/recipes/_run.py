@@ -356,7 +356,7 @@ class _Run:
         with self._bar() as bar:
             task = bar.add_task("  schedulers", total=len(methods) * len(budgets))
             for method, make in methods.items():
-                fitted = make().fit(calibration, costs)
+                fitted = make().fit(calibration, costs, fallback=False)  # methods are compared as they are
                 for budget in budgets:
                     try:
                         chosen = fitted.at(budget)
