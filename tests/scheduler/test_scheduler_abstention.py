@@ -57,7 +57,8 @@ def test_every_runtime_hands_back_what_the_replay_does(
     loaded = eenet.load_scheduler(path)
     assert loaded == scheduler
     assert (loaded.abstain, loaded.max_error) == (share, None)
-    np.testing.assert_array_equal(loaded.at("90%").replay(records).abstained, back)
+    np.testing.assert_array_equal(loaded.replay(records).abstained, back)
+    assert loaded.at("95%").replay(toy_records(samples, exits, classes, seed)).handed_back <= share
 
     x = torch.from_numpy(logits.transpose(1, 0, 2).reshape(samples, -1).copy())
     fast = eenet.AdaptiveModel(table_model(exits, classes), loaded)
@@ -89,8 +90,8 @@ def test_the_least_sure_of_the_last_exit_are_handed_back_and_never_more_than_ask
     records, costs = toy_records(samples, seed=seed), toy_costs()
     if ties:
         records = records.subset(np.arange(samples) // 4)
-    plain = eenet.MaxProbability().fit(records, costs, "80%")
-    careful = eenet.MaxProbability().fit(records, costs, "80%", abstain=share)
+    plain = eenet.MaxProbability().fit(records, costs, "80%", fallback=False)
+    careful = eenet.MaxProbability().fit(records, costs, "80%", fallback=False, abstain=share)
     one, other = plain.replay(records), careful.replay(records)
     np.testing.assert_array_equal(one.exits, other.exits)
     assert other.handed_back <= share
