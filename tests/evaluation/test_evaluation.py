@@ -246,7 +246,7 @@ def test_the_standard_error_is_that_of_resampling_the_pool() -> None:
         calibration, held = records.split(0.5, seed=resplit)
         for name, make in schedulers.items():
             for budget in budgets:
-                exits[name, resplit, budget] = make().fit(calibration, COSTS, budget).replay(held).exits
+                exits[name, resplit, budget] = make().fit(calibration, COSTS, budget, fallback=False).replay(held).exits
     rng, spread = np.random.default_rng(5), []
     for _ in range(400):
         times = np.bincount(rng.integers(0, 240, 240), minlength=240)

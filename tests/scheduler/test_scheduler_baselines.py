@@ -363,15 +363,14 @@ def test_damaged_scores_are_refused(score: str, arrays: dict[str, Floats], messa
         SCORES[score].from_arrays(arrays)
 
 
-def test_schedulers_of_the_committed_results_still_load() -> None:
-    files = sorted((ROOT / "results").glob("*/schedulers/*.safetensors"))
-    assert files
-    for path in files:
-        scheduler = eenet.load_scheduler(path)
-        records = ExitRecords.load(path.parents[1] / "test.safetensors")
-        assert not scheduler.changes_predictions
-        # On other street scenes than those of calibration a budget may be missed by a fifth; more would be a bug.
-        assert scheduler.replay(records).mean_cost <= 1.25 * scheduler.budget
+def test_schedulers_that_eenet_0_1_saved_still_load() -> None:
+    """They were fitted to records of results/cifar10-resnet56-gpu; its README has their costs on its test part."""
+    records = ExitRecords.load(ROOT / "results" / "cifar10-resnet56-gpu" / "test.safetensors")
+    spent = {"eenet": 3.542, "stopping": 3.557, "max_prob": 3.551, "entropy": 3.553, "patience": 3.552}
+    for name, cost in (spent | {"searched": 3.536}).items():
+        scheduler = eenet.load_scheduler(Path(__file__).parent / "files" / f"{name}-65-0.1.safetensors")
+        assert scheduler.replay(records).mean_cost == pytest.approx(cost, abs=0.001)
+        assert scheduler.fallback is None
 
 
 def test_any_score_goes_with_any_assignment() -> None:
