@@ -54,7 +54,7 @@ def judge(records: eenet.ExitRecords, costs: eenet.ExitCosts, budgets: Sequence[
         for searched, fresh in (halves, halves[::-1]):
             one, other = records.subset(searched), records.subset(fresh)
             for number, budget in enumerate(budgets):
-                decisions = SearchedThresholds().fit(one, costs, budget).replay(other)
+                decisions = SearchedThresholds().fit(one, costs, budget, fallback=False).replay(other)
                 assert decisions.utility is not None
                 right[number, fresh] += decisions.utility
                 spent[number, fresh] += decisions.sample_costs

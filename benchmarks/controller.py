@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _header(options)
     for name, calibration, stream, costs in material:
         for title, make in SCHEDULERS.items():
-            scheduler = make().fit(calibration, costs)
+            scheduler = make().fit(calibration, costs, fallback=False)
             course = Course(scheduler, stream)
             for budget in options.budgets:
                 for scenario in SCENARIOS:
@@ -272,7 +272,7 @@ def _false_alarms(
         alarms = 0
         for draw in range(options.draws):
             rng = np.random.default_rng([1, draw])
-            scheduler = make().fit(pool.subset(rng.integers(0, len(pool), 500)), costs)
+            scheduler = make().fit(pool.subset(rng.integers(0, len(pool), 500)), costs, fallback=False)
             course = Course(scheduler, pool)
             samples = course.draw("random", options.samples, rng)
             controller = eenet.BudgetController(scheduler, "60%", horizon=options.horizon, false_alarms=level)

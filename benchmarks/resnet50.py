@@ -58,7 +58,7 @@ class FixedShares(eenet.MaxProbability):
         return self._of_shares
 
     def fit(self, records: eenet.ExitRecords, *args: Any, **options: Any) -> FixedShares:
-        super().fit(records, *args, **options)
+        super().fit(records, *args, **{"fallback": False, **options})
         running, thresholds = np.arange(len(records)), []
         for k, share in enumerate(self.shares[:-1]):
             scores = np.sort(records.all_evidence()[k].log_odds[running])[::-1]

@@ -232,7 +232,7 @@ network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), 
 x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
 model = eenet.attach(network, ["1"], example=x[:2])
 costs = eenet.profile(model, x[:4], unit="flops")
-scheduler = eenet.MaxProbability().fit(eenet.collect(model, [(x, y)]), costs, budget="95%")
+scheduler = eenet.MaxProbability().fit(eenet.collect(model, [(x, y)]), costs, budget="95% of last")
 logits, exits = eenet.AdaptiveModel(model, scheduler)(x)
 assert exits.tolist() == scheduler.replay(eenet.collect(model, [x])).exits.tolist()
 export = lambda: eenet.export(model, scheduler, "bundle", example=x)

@@ -60,7 +60,10 @@ def test_flops_are_those_of_the_stages_and_heads() -> None:
     def conv(size: int, inputs: int, outputs: int) -> int:
         return 2 * size * size * 9 * inputs * outputs
 
-    head = [conv(7, 8, 32) + 2 * 32 * 5, conv(4, 16, 32) + 2 * 32 * 5]
+    def head_of(size: int, channels: int) -> int:  # to 32 channels of a grid, a hidden layer of 128 on it, 5 classes
+        return 2 * (size * size * channels * 32 + size * size * 32 * 128 + 128 * 5)
+
+    head = [head_of(8, 8), head_of(4, 16)]
     stages = [conv(8, 3, 8), conv(4, 8, 16), conv(2, 16, 16) + 2 * 16 * 5]
     expected = np.cumsum([stages[0] + head[0], stages[1] + head[1], stages[2]])
     np.testing.assert_array_equal(costs.values, expected)
@@ -84,7 +87,7 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     model = conv_model(1)
     records = eenet.collect(model, [(X, torch.zeros(3, dtype=torch.long))])
     scheduler = eenet.EENet(turns=1, target="right", weight_decay=1e-4).fit(
-        records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0
+        records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0, fallback=False
     )
     seen: list[int] = []
     found = profiling.measure(model, X, batch_sizes=(1, 4), scheduler=scheduler, seconds=0.05, progress=seen.append)

@@ -113,7 +113,7 @@ def test_adaptive_model_takes_the_exits_that_replay_does(seed: int, batch_size: 
     model = dense_model()
     records = eenet.collect(model, [(x[:25], y[:25]), (x[25:], y[25:])])
     maker = eenet.EENet(turns=1, target="right", weight_decay=1e-4) if name == "EENet" else getattr(eenet, name)()
-    scheduler = maker.fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=budget)
+    scheduler = maker.fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=budget, fallback=False)
     decisions = scheduler.replay(records)
     assert decisions.mean_cost <= budget * (1 + 1e-9)
     fast = eenet.AdaptiveModel(model, scheduler)

@@ -24,6 +24,8 @@ from eenet.bundle import LoadedBundle, sealed
 from eenet.errors import EENetError, ExportError, FileFormatError, InvalidInputError
 from eenet.testing import toy_costs, toy_records
 
+pytestmark = pytest.mark.filterwarnings("ignore:the costs at batch size")  # a test machine may be busy
+
 for _library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_library)
 

@@ -39,7 +39,7 @@ def test_the_commands_on_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
     demo_folder()
     from commands import run
 
-    run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", "bundle", "--seconds", "0")
+    run("export", "demo", "--scheduler", "scheduler.safetensors", "--out", "bundle", "--no-measure")
     commands = [line for block in blocks("sh") for line in block.replace("\\\n", "").splitlines()]
     start, *requests = [shlex.split(command.replace("$EENET_TOKEN", TOKEN)) for command in commands]
     assert start[:2] == ["eenet", "serve"]

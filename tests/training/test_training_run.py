@@ -78,7 +78,7 @@ def test_costs_of_the_users_own_are_used(tmp_path: Path) -> None:
 )
 def test_every_setting_trains(options: dict[str, Any], tmp_path: Path) -> None:
     model = corner_model()
-    result = train(model, *loaders(192), config=replace(QUICK, **{"epochs": 6, **options}), out=tmp_path)
+    result = train(model, *loaders(192), config=replace(QUICK, **{"epochs": 9, **options}), out=tmp_path)
     losses = [report.exit_losses for report in result.history]
     assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True))
     assert result.best.accuracies[-1] > 0.7

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
@@ -43,6 +44,7 @@ class Plan:
     cost: float
 
 
+@array_value
 @dataclass(frozen=True)
 class Calibration:
     """A score on calibration records with the costs of the exits: what an assignment divides a budget over."""

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
+from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
 from eenet.scheduler._fitted import PolicyTable
@@ -91,6 +92,7 @@ def upper_limits(values: Floats, error: float | None) -> Floats:
     return limits
 
 
+@array_value
 @dataclass(frozen=True)
 class Tested:
     """The samples that test policies: their utility at each exit as answered, (K, n), and that of the last exit."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet._compat import BatchNorm, pytree
+from eenet._values import array_value
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import device_of
 from eenet.stages._capture import feature_at
@@ -154,6 +155,7 @@ def _close(expected: Tensor, got: Tensor) -> bool:
     return True
 
 
+@array_value
 @dataclass(frozen=True)
 class _Run:
     """What a stage gave in a run: copies, since a later stage may change a tensor in place."""

@@ -38,7 +38,7 @@ def _part(value: Any) -> Any:
 
 
 def _share(value: str) -> str:
-    if not value.endswith("%") or not 0 < float(value[:-1]) <= 100:
+    if not value.endswith("%") or not 0 < float(value[:-1]) <= 1000:
         raise ValueError
     return value
 

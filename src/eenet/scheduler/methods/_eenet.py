@@ -346,6 +346,7 @@ def _references(costs: ExitCosts) -> list[float]:
     return budgets
 
 
+@array_value
 @dataclass(frozen=True)
 class _Tried:
     """The scores that a way gives each sample in a training without it, and their shares."""
