@@ -540,7 +540,7 @@ def test_recurrent_networks_of_sequences_of_any_length(tmp_path: Path) -> None:
     model = eenet.attach(Recurrent().eval(), ["first"], 5, x[:2], dynamic={1: "time"})
     records = eenet.collect(model, [(x, torch.randint(0, 5, (24,)))])
     scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), "80%")
-    bundle = eenet.export(model, scheduler, tmp_path / "bundle", example=x[:8])
+    bundle = eenet.export(model, scheduler, tmp_path / "bundle", example=x[:8], measure=False)
     fast = eenet.AdaptiveModel(model, scheduler)
     for steps in (1, 5, 17):
         longer = torch.randn(7, steps, 6)
