@@ -124,7 +124,7 @@ def test_every_recipe_is_valid_with_and_without_smoke(name: str) -> None:
         (minimal(train={"batch_size": 8, "seed": 3}), "give the seed of all steps at the top"),
         (minimal(train={"batch_size": 8, "optimizer": "adam"}), "did you mean 'adamw'?"),
         (minimal(evaluation={"budgets": [60]}), "evaluation.budgets is [60], expected a list of shares such as '60%'"),
-        (minimal(evaluation={"budgets": ["160%"]}), "expected a list of shares"),
+        (minimal(evaluation={"budgets": ["1600%"]}), "expected a list of shares"),
         (minimal(evaluation={"batch_size": 3}), "expected one of profile.batch_sizes [1, 8, 32]"),
         (minimal(evaluation={"partial_batch": 8}), "expected less than evaluation.batch_size, 1"),
         (minimal(evaluation={"partial_batch": 3}), "evaluation.partial_batch is 3, expected one of"),
