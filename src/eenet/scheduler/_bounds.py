@@ -9,6 +9,7 @@ A promise in the mean needs no test: it is conformal risk control (Angelopoulos,
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -123,7 +124,7 @@ class Tested:
         return spent
 
 
-class Path:
+class Path(ABC):
     """Policies in a fixed order, G of them, the most expensive first; `share` of the error may be made on it."""
 
     share: float = 1.0
@@ -134,21 +135,21 @@ class Path:
     def __len__(self) -> int:
         return len(self.usable)
 
+    @abstractmethod
     def policy(self, row: int) -> ThresholdPolicy:
         """One of the policies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def planned_cost(self, row: int) -> float:
         """What it was planned to cost, where it was; otherwise 0."""
-        raise NotImplementedError
 
     def fallback(self, row: int) -> Fallback | None:  # noqa: ARG002 - for subclasses
         """The simple rule that a policy is in place of the method's own, where it is."""
         return None
 
+    @abstractmethod
     def exits(self, first: int, stop: int) -> Ints:
         """Where each tested sample exits under some of the policies, (stop - first, n)."""
-        raise NotImplementedError
 
     def chunks(self) -> Iterator[tuple[int, Ints]]:
         """All of them in parts: the number of the first, and the exits under each."""
