@@ -289,7 +289,7 @@ def weights_of(folder: Path) -> dict[str, Any]:
 
 
 def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
-    words = ["sst2-minilm", "--smoke", "--threads", "1", "--set", "train.epochs=12", "--set", "train.batch_size=4"]
+    words = ["sst2-minilm", "--smoke", "--threads", "1", "--set", "train.epochs=7", "--set", "train.batch_size=4"]
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "eenet", "train", *words, "--out", str(tmp_path / "killed")]
