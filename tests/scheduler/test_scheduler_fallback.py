@@ -237,7 +237,7 @@ def test_without_labels_nothing_is_known_and_nothing_taken() -> None:
     steps=st.lists(st.sampled_from([0.1, 1.0, 10.0]), min_size=5, max_size=5),
     name=st.sampled_from(["max_prob", "entropy", "patience", "voting", "stopping", "searched"]),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_held_out_no_method_is_below_the_best_simple_rule_at_equal_cost(
     seed: int, exits: int, kinds: list[tuple[int, str]], steps: list[float], name: str
 ) -> None:
@@ -260,10 +260,9 @@ def test_held_out_no_method_is_below_the_best_simple_rule_at_equal_cost(
         assert mine.utility is not None
         below.append([other.utility - mine.utility for other in simple])  # type: ignore[operator]
     for differences in zip(*below, strict=False):
-        # By 0.1 points at most, and what chance hides at a budget, on 1,500 samples to fit on and 2,000 to judge by:
-        # 5 standard errors, since the worst of many examples is sought.
+        # By 0.1 points at most, and what chance hides at a budget, on 1,500 samples to fit on and 2,000 to judge by.
         hidden = np.std(differences, axis=1).mean() * np.sqrt(1 / 1500 + 1 / 2000)
-        assert np.mean(differences) <= 0.001 + 5 * hidden
+        assert np.mean(differences) <= 0.001 + 3 * hidden
 
 
 def test_the_three_models_of_a_user() -> None:
