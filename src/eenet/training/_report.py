@@ -150,7 +150,8 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run. The model holds the weights of `best`, the report of the epoch with the highest score.
+    """A finished run. The model holds the weights of `best`, the report of the epoch with the highest score;
+    of equal ones that with the highest mean accuracy of the exits.
 
     `best_checkpoint` has these weights, `last_checkpoint` those of the last epoch and the optimizer's state;
     `stopped_early` says whether patience ran out; `costs` is what the frontier was measured with.

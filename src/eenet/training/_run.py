@@ -59,7 +59,7 @@ class _State:
 
     @property
     def best(self) -> EpochReport:
-        return max(self.history, key=lambda report: (report.score, -report.epoch))
+        return max(self.history, key=lambda report: (report.score, report.mean, -report.epoch))
 
     def stale(self) -> int:
         """The epochs since the mean accuracy over the exits was last improved."""
