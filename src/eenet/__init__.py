@@ -90,6 +90,7 @@ _PACKAGES = {
     "preprocessing",
     "profiling",
     "records",
+    "reporting",
     "runtime",
     "scheduler",
     "serving",

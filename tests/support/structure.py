@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("profiling",),
     ("evaluation",),
     ("benchmarking",),
+    ("reporting",),
     ("training",),
     ("serving.engine", "predict"),
     ("serving.http",),

@@ -1,0 +1,89 @@
+"""Every scheduler of a run at every budget of a grid, replayed once; all analyses start from this."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.costs import ExitCosts
+from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
+from eenet.records import ExitRecords
+from eenet.reporting._runs import Run
+from eenet.scheduler import Decisions, Scheduler, ThresholdPolicy
+
+GRID = 41
+"""How many budgets the slider has."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One scheduler at one budget: `Scheduler.at(budget)`, and what it decides for the records of the run."""
+
+    scheduler: Scheduler
+    decisions: Decisions
+
+    @property
+    def policy(self) -> ThresholdPolicy:
+        """The policy at this budget."""
+        return self.scheduler.policy
+
+
+@dataclass(frozen=True)
+class Replays:
+    """A run, the budgets of the slider (G,), and for each scheduler its G replays, None where the budget is too small.
+
+    Budgets are mean costs per sample in the unit of the run's costs.
+    """
+
+    run: Run
+    budgets: NDArray[np.float64]
+    of: dict[str, tuple[Replay | None, ...]]
+
+    @property
+    def records(self) -> ExitRecords:
+        """The records of the run."""
+        return self.run.records
+
+    @property
+    def costs(self) -> ExitCosts:
+        """The costs of the run."""
+        return self.run.costs
+
+    @cached_property
+    def utility(self) -> NDArray[np.float64] | None:
+        """What stopping at each exit is worth, (K, N); None without labels."""
+        utility = self.records.utility
+        return None if utility is None else utility.astype(np.float64)
+
+
+def replay_all(
+    run: Run,
+    grid: int = GRID,
+    *,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Replays:
+    """Every scheduler of a run at budgets evenly spaced from the first exit's cost to the last one's."""
+    budgets = np.linspace(run.costs[0], run.costs[-1], grid)
+    of: dict[str, tuple[Replay | None, ...]] = {}
+    for number, (title, scheduler) in enumerate(run.schedulers.items()):
+        made: list[Replay | None] = []
+        for g, budget in enumerate(budgets.tolist()):
+            made.append(_replay(scheduler, budget, run))
+            progress(number * grid + g + 1, len(run.schedulers) * grid)
+        of[title] = tuple(made)
+    return Replays(run, budgets, of)
+
+
+def _replay(scheduler: Scheduler, budget: float, run: Run) -> Replay | None:
+    with warnings.catch_warnings():  # what a budget leaves unspent, and simple rules taken, are said on the page
+        warnings.simplefilter("ignore", ReliabilityWarning)
+        try:
+            at = scheduler.at(budget)
+        except InfeasibleBudgetError:
+            return None
+    return Replay(at, at.replay(run.records, run.costs))
