@@ -11,16 +11,8 @@ from typing import Any
 from eenet._extras import require
 from eenet._files import atomic_path
 from eenet.errors import InvalidInputError
+from eenet.evaluation._style import GRAY, REFERENCE, Style, styles
 
-# No color and no marker repeats among the first 14 curves. The first six colors are Okabe and Ito's, the others Paul
-# Tol's, which stay distinguishable with the common kinds of color blindness.
-_COLORS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#332288", "#999933", "#AA4499",
-    "#117733", "#661100", "#6699CC", "#44AA99",
-)  # fmt: skip
-_MARKERS = ("o", "^", "v", "D", "P", "X", "s", "<", ">", "p", "h", "d", "*", "8")
-_LINES = ("-", "--", ":")  # a new one after every 14 curves
-_GRAY = "#6b6b6b"
 _ROW_HEIGHT = 0.27  # inches for each scheduler in the panel of differences
 
 
@@ -98,7 +90,7 @@ def write_cost_figure(
         _draw_band(axes, plain, samples)
     axes.plot(
         *_coordinates(exits),
-        color=_GRAY,
+        color=GRAY,
         linestyle=":",
         marker="s",
         markersize=6,
@@ -106,18 +98,19 @@ def write_cost_figure(
         label="one exit for all (dotted: mixed at random)",
         zorder=2,
     )
-    _annotate(axes, exits, _GRAY, offset=(9, -4), ha="left", va="top")
+    _annotate(axes, exits, GRAY, offset=(9, -4), ha="left", va="top")
+    looks = styles([curve.name for curve in curves])
     for index, curve in enumerate(curves):
         # Later markers are smaller, so that points that fall together show as nested shapes.
         size = 11 - 5 * index / max(1, len(curves) - 1)
-        color, marker, line = _style(index)
+        style = looks[curve.name]
         points = sorted(curve.points, key=lambda p: p.cost)
         axes.errorbar(
             *_coordinates(points),
             xerr=[p.spread for p in points],
-            color=color,
-            linestyle=line,
-            marker=marker,
+            color=style.color,
+            linestyle=_line(style),
+            marker=style.marker,
             markersize=size,
             markerfacecolor="none",
             markeredgewidth=1.6,
@@ -126,7 +119,7 @@ def write_cost_figure(
             label=curve.name,
             zorder=3,
         )
-        _annotate(axes, points, color, offset=(0, 11), ha="center", va="baseline")
+        _annotate(axes, points, style.color, offset=(0, 11), ha="center", va="baseline")
     axes.plot(
         *_coordinates([plain]),
         color="black",
@@ -149,18 +142,18 @@ def write_panels(path: str | Path, panels: Mapping[str, Sequence[Curve]], *, cos
     A curve of the same name looks the same in all panels. Raises `MissingExtraError` without matplotlib.
     """
     figure, axes = _new_figure(max(6.4, 5.2 * len(panels)), 4.6, width_ratios=(1.0,) * len(panels))
-    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    looks = styles([curve.name for curves in panels.values() for curve in curves])
     for panel, (title, curves) in zip(axes if len(panels) > 1 else [axes], panels.items(), strict=True):
         for curve in curves:
-            color, marker, line = _style(names.index(curve.name))
+            style = looks[curve.name]
             points = sorted(curve.points, key=lambda p: p.cost)
             panel.errorbar(
                 *_coordinates(points),
                 xerr=[p.spread for p in points],
                 yerr=[100 * p.error for p in points],
-                color=color,
-                linestyle=line,
-                marker=marker,
+                color=style.color,
+                linestyle=_line(style),
+                marker=style.marker,
                 markersize=8,
                 markerfacecolor="none",
                 markeredgewidth=1.6,
@@ -168,7 +161,7 @@ def write_panels(path: str | Path, panels: Mapping[str, Sequence[Curve]], *, cos
                 capsize=2,
                 label=curve.name,
             )
-            _annotate(panel, points, color, offset=(6, 6), ha="left", va="baseline")
+            _annotate(panel, points, style.color, offset=(6, 6), ha="left", va="baseline")
         panel.set_xlim(0, 1.15 * max(p.cost + p.spread for curve in curves for p in curve.points))
         _finish(panel, title, cost_label, y_label)
         panel.legend(frameon=True, framealpha=0.95, fontsize=9)
@@ -196,17 +189,17 @@ def write_comparison_figure(
     figure, (left, right) = _new_figure(11.5, max(4.6, 1.4 + _ROW_HEIGHT * len(gains)), width_ratios=(1.0, 1.15))
     for curve, dashes in zip(bounds, ((0, (1, 1.5)), (0, (4, 2))), strict=False):
         points = sorted(curve.points, key=lambda p: p.cost)
-        left.plot(*_coordinates(points), color=_GRAY, linestyle=dashes, linewidth=1.2, label=curve.name)
-    styles = {curve.name: _style(index) for index, curve in enumerate(curves)}
+        left.plot(*_coordinates(points), color=GRAY, linestyle=dashes, linewidth=1.2, label=curve.name)
+    looks = styles([curve.name for curve in curves])
     named = {gain.name for gain in gains}  # in the right panel; the reference is not
     for curve in curves:
-        color, marker, line = styles[curve.name]
+        style = looks[curve.name]
         points = sorted(curve.points, key=lambda p: p.cost)
         left.plot(
             *_coordinates(points),
-            color=color,
-            linestyle=line,
-            marker=marker,
+            color=style.color,
+            linestyle=_line(style),
+            marker=style.marker,
             markersize=4,
             markerfacecolor="none",
             linewidth=1,
@@ -216,14 +209,14 @@ def write_comparison_figure(
     left.legend(loc="lower right", fontsize=8)
     ordered = sorted(gains, key=lambda gain: gain.mean)
     for height, gain in enumerate(ordered):
-        color, marker, _ = styles.get(gain.name, (_GRAY, "o", "-"))
-        right.plot([100 * x for x in gain.single], [height] * len(gain.single), "|", color=color, alpha=0.45)
+        style = looks.get(gain.name, REFERENCE)
+        right.plot([100 * x for x in gain.single], [height] * len(gain.single), "|", color=style.color, alpha=0.45)
         right.errorbar(
             100 * gain.mean,
             height,
             xerr=100 * 2 * gain.error,
-            color=color,
-            marker=marker,
+            color=style.color,
+            marker=style.marker,
             markersize=7,
             markerfacecolor="white",
             elinewidth=1.6,
@@ -237,9 +230,9 @@ def write_comparison_figure(
     _save(figure, path)
 
 
-def _style(index: int) -> tuple[str, str, str]:
-    """Color, marker and line of a curve."""
-    return _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)], _LINES[index // len(_COLORS) % len(_LINES)]
+def _line(style: Style) -> tuple[float, tuple[float, ...]] | str:
+    """The dashes of a style, as Matplotlib takes them."""
+    return (0, style.dashes) if style.dashes else "-"
 
 
 def _coordinates(points: Sequence[Point]) -> tuple[list[float], list[float]]:

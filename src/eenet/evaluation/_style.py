@@ -1,0 +1,123 @@
+"""How methods and exits look in every figure: one table of names, colors, markers and dashes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eenet.scheduler import SCHEDULERS
+
+GRAY = "#6b6b6b"
+_LIGHT_GRAY = "#a8a8a8"
+
+
+@dataclass(frozen=True)
+class Style:
+    """The look of a curve: its color on white, that on a dark ground, Matplotlib's marker, Plotly's, and its dashes.
+
+    `dashes` are lengths of strokes and gaps in points, empty for a solid line.
+    """
+
+    color: str
+    dark: str
+    marker: str
+    symbol: str
+    dashes: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {**asdict(self), "dashes": list(self.dashes)}
+
+
+_SOLID, _LONG, _DOTS, _MIXED = (), (6.0, 2.0), (1.5, 1.5), (7.0, 2.0, 1.5, 2.0)
+
+# No color and no marker repeats. The first six colors are Okabe and Ito's, the others Paul Tol's, which stay
+# distinguishable with the common kinds of color blindness. Where two come close, their dashes differ.
+_METHODS: dict[str, tuple[str, str, Style]] = {
+    "eenet": ("EENet", "", Style("#0072B2", "#4DB2F0", "o", "circle", _SOLID)),
+    "stopping": ("Optimal stopping", "", Style("#D55E00", "#FF8A3D", "^", "triangle-up", _LONG)),
+    "max_prob": ("Max probability", "MSDNet", Style("#009E73", "#2FD1A3", "v", "triangle-down", _SOLID)),
+    "entropy": ("Entropy", "BranchyNet", Style("#CC79A7", "#E79AC4", "D", "diamond", _LONG)),
+    "patience": ("Patience", "PABEE", Style("#E69F00", "#F5B93D", "P", "cross", _SOLID)),
+    "voting": ("Voting", "", Style("#56B4E9", "#8FD3FF", "X", "x", _MIXED)),
+    "margin": ("Margin", "", Style("#882255", "#D9679F", "s", "square", _SOLID)),
+    "temperature": ("Temperature scaled", "", Style("#332288", "#9C8CF0", "<", "triangle-left", _DOTS)),
+    "ztw": ("ZTW", "", Style("#999933", "#CFCF5A", ">", "triangle-right", _DOTS)),
+    "beem": ("BEEM", "", Style("#AA4499", "#E07FD0", "p", "pentagon", _MIXED)),
+    "eero": ("EERO", "", Style("#117733", "#55B878", "h", "hexagon", _LONG)),
+    "gate": ("Learned gate", "", Style("#661100", "#D07A66", "d", "diamond-tall", _MIXED)),
+    "searched": ("Searched thresholds", "", Style("#6699CC", "#9CC4EC", "*", "star", _DOTS)),
+    "static": ("One exit for all", "", Style("#44AA99", "#79D6C7", "8", "octagon", _LONG)),
+}
+
+# For names that are no method: runs, networks, schedulers of one's own.
+_OTHERS = (
+    Style("#0077BB", "#55B4F0", "1", "y-down", _MIXED),
+    Style("#EE7733", "#FF9C66", "2", "y-up", _DOTS),
+    Style("#CC3311", "#FF7A5C", "3", "y-left", _LONG),
+    Style("#009988", "#3FD0BF", "4", "y-right", _MIXED),
+    Style("#EE3377", "#FF7AA8", "+", "cross-thin", _DOTS),
+    Style("#7B6A00", "#C9B84A", "x", "x-thin", _LONG),
+)
+
+PLAIN = Style("#000000", "#FFFFFF", "*", "star", _SOLID)
+REFERENCE = Style(GRAY, _LIGHT_GRAY, "s", "square", _DOTS)
+ORACLE = Style(GRAY, _LIGHT_GRAY, "", "circle", _LONG)
+RIGHT = Style("#0072B2", "#4DB2F0", "o", "circle", _SOLID)
+WRONG = Style("#D55E00", "#FF8A3D", "X", "x", _LONG)
+
+_FIRST, _MIDDLE, _LAST = (44, 127, 184), (140, 140, 140), (217, 95, 14)
+_EXIT_MARKERS = tuple((style.marker, style.symbol) for *_, style in _METHODS.values())
+_EXIT_DASHES = (_SOLID, _LONG, _DOTS, _MIXED)
+
+
+def title_of(name: str, *, paper: bool = False) -> str:
+    """A method as figures and tables call it, on request with the paper it is known from; other names stay as given."""
+    method = _method(name)
+    if method is None:
+        return name
+    title, known, _ = _METHODS[method]
+    return f"{title} ({known})" if paper and known else title
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """The style of each name: a method always has its own, other names take the next free one."""
+    made: dict[str, Style] = {}
+    taken: set[str] = set()
+    for name in names:
+        method = _method(name)
+        if method is not None and method not in taken:
+            taken.add(method)
+            made[name] = _METHODS[method][-1]
+    free = [*_OTHERS, *(style for method, (*_, style) in _METHODS.items() if method not in taken)]
+    others = [name for name in dict.fromkeys(names) if name not in made]
+    made |= {name: free[number % len(free)] for number, name in enumerate(others)}
+    return {name: made[name] for name in names}
+
+
+def exit_styles(exits: int) -> list[Style]:
+    """The styles of K exits, from blue for the first to orange for the last."""
+    made = []
+    for k in range(exits):
+        share = k / max(1, exits - 1)
+        ends, part = ((_FIRST, _MIDDLE), 2 * share) if share < 0.5 else ((_MIDDLE, _LAST), 2 * share - 1)
+        mixed = [round((1 - part) * low + part * high) for low, high in zip(*ends, strict=True)]
+        lighter = [round(value + 0.3 * (255 - value)) for value in mixed]
+        marker, symbol = _EXIT_MARKERS[k % len(_EXIT_MARKERS)]
+        color, dark = ("#" + "".join(f"{value:02x}" for value in of) for of in (mixed, lighter))
+        made.append(Style(color, dark, marker, symbol, _EXIT_DASHES[k % len(_EXIT_DASHES)]))
+    return made
+
+
+def _method(name: str) -> str | None:
+    """The method that a name means: its key, its class or its title, with or without its paper."""
+    bare = name.removesuffix(" *").partition("(")[0].strip().casefold()
+    return _NAMES.get(bare)
+
+
+_NAMES = {
+    **{method: method for method in _METHODS},
+    **{title.casefold(): method for method, (title, *_) in _METHODS.items()},
+    **{getattr(made, "__name__", method).casefold(): method for method, made in SCHEDULERS.items()},
+}

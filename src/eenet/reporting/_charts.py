@@ -1,0 +1,89 @@
+"""Charts as data: what an analysis gives, and what the page and the Matplotlib twin both draw.
+
+A chart is a JSON-ready dict. All of them have
+
+- `name` (of its files, unique in a report), `title`, `about` (a sentence on how to read it), `kind`;
+- `x` and `y`: an axis each, `{"label", "percent", "range"}`; values are fractions where `percent` is true;
+- `rules`: straight lines, `{"axis": "x" | "y" | "diagonal", "at", "name"}`;
+- `marker`: what the budget slider moves along the x axis, "cost" or "budget", or None;
+- `numbers`: figures to show beside it, by name.
+
+By kind:
+
+- "lines": `series` of `{"name", "style", "x", "y", "line", "points"}`, and where known `x_error`, `y_error`, `low`,
+  `high` (a band) and `text` (a label at each point);
+- "steps": `series` of `{"name", "style", "edges", "values"}`, histograms;
+- "bars": `categories`, `stacked`, and `series` of `{"name", "style", "values"}`, and where known `errors`;
+- "heat": `rows`, `columns` and `values`, rows of numbers or None; its axes name rows and columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from eenet.evaluation._style import Style
+
+Chart = dict[str, Any]
+
+
+def axis(label: str, *, percent: bool = False, limits: tuple[float, float] | None = None) -> dict[str, Any]:
+    """An axis; a percentage holds fractions."""
+    return {"label": label, "percent": percent, "range": None if limits is None else list(limits)}
+
+
+def chart(
+    name: str,
+    title: str,
+    about: str,
+    x: Mapping[str, Any],
+    y: Mapping[str, Any],
+    *,
+    rules: Sequence[Mapping[str, Any]] = (),
+    marker: str | None = None,
+    numbers: Mapping[str, Any] | None = None,
+    **kind: Any,
+) -> Chart:
+    """A chart of one kind; `kind` holds `kind` and what belongs to it."""
+    return {
+        "name": name,
+        "title": title,
+        "about": about,
+        "x": dict(x),
+        "y": dict(y),
+        "rules": [dict(rule) for rule in rules],
+        "marker": marker,
+        "numbers": dict(numbers or {}),
+        **kind,
+    }
+
+
+def series(
+    name: str, style: Style, x: ArrayLike, y: ArrayLike, *, line: bool = True, points: bool = True, **more: Any
+) -> dict[str, Any]:
+    """One series of a chart of lines; arrays among `more` become lists."""
+    return {
+        "name": name,
+        "style": style.to_dict(),
+        "x": numbers(x),
+        "y": numbers(y),
+        "line": line,
+        "points": points,
+        **{key: value if key == "text" else numbers(value) for key, value in more.items() if value is not None},
+    }
+
+
+def numbers(values: ArrayLike) -> list[Any]:
+    """An array as JSON holds it: lists, with None for what is not finite."""
+    found: list[Any] = np.asarray(values, dtype=np.float64).tolist()
+    return [_number(value) for value in found]
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_number(one) for one in value]
+    return value if math.isfinite(value) else None

@@ -1,0 +1,262 @@
+"""The figures of a report in Matplotlib, for papers: each takes `ax` and returns it.
+
+Every function draws what the analysis of the same name says, and nothing else; the report's page draws the same dict.
+Nothing here uses pyplot, so no display is needed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eenet._extras import require
+from eenet._files import atomic_path
+from eenet.errors import InvalidInputError
+from eenet.reporting._charts import Chart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from matplotlib.axes import Axes
+
+__all__ = ["draw", "save"]
+
+_PAPER = {
+    "font.size": 8.0,
+    "axes.titlesize": 8.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
+    "legend.fontsize": 6.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.0,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "eenet",
+}
+_SIZE = (4.2, 3.0)  # inches
+_FORMATS = ("png", "svg", "pdf")
+_MANY = 12  # cells in a row of a heat map, of which no numbers are written beyond
+
+
+def draw(chart: Chart, ax: Axes | None = None) -> Axes:
+    """Draw a chart of a report.
+
+    Parameters
+    ----------
+    chart : dict
+        What an analysis gave, or one of the charts in the JSON file of a report.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; by default a new figure at the size of a column.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        Its `figure` can be saved, for example as PDF.
+
+    Raises
+    ------
+    MissingExtraError
+        Without matplotlib.
+    InvalidInputError
+        For a dict that is no chart.
+
+    Examples
+    --------
+    >>> from eenet.reporting import figures
+    >>> from eenet.reporting.analyses import reliability
+    >>> from eenet.testing import toy_records
+    >>> ax = figures.draw(reliability(toy_records()))
+    >>> [line.get_label() for line in ax.get_lines()][-1]
+    'exit 2'
+    """
+    require("matplotlib.figure", "report", "a figure")
+    import matplotlib
+
+    kind = chart.get("kind") if isinstance(chart, dict) else None
+    if kind not in _KINDS:
+        raise InvalidInputError(f"a chart of kind {kind!r} cannot be drawn; expected one of {sorted(_KINDS)}")
+    if ax is not None:
+        return _drawn(chart, ax)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_PAPER):
+        figure = Figure(figsize=_size(chart), layout="constrained")
+        FigureCanvasAgg(figure)
+        return _drawn(chart, figure.subplots())
+
+
+def save(chart: Chart, path: str | Path) -> None:
+    """Draw a chart and write it as PNG, SVG or PDF, by the end of its name, atomically.
+
+    Parameters
+    ----------
+    chart : dict
+        As for `draw`.
+    path : path
+        Text in SVG and PDF stays text.
+
+    Raises
+    ------
+    MissingExtraError
+        Without matplotlib.
+    InvalidInputError
+        For another ending, or a dict that is no chart.
+
+    Examples
+    --------
+    >>> from eenet.reporting import figures
+    >>> from eenet.reporting.analyses import reliability
+    >>> from eenet.testing import toy_records
+    >>> figures.save(reliability(toy_records()), "reliability.svg")
+    """
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    if suffix not in _FORMATS:
+        raise InvalidInputError(f"{str(path)!r} is no figure that can be written; end it with .png, .svg or .pdf")
+    ax = draw(chart)
+    import matplotlib
+
+    stamp = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
+    with matplotlib.rc_context(_PAPER), atomic_path(path) as temporary:
+        ax.figure.savefig(temporary, format=suffix, dpi=200, metadata=stamp)
+
+
+def _size(chart: Chart) -> tuple[float, float]:
+    """Room for a legend beside many series, and for rows and columns."""
+    width, height = _SIZE
+    if chart["kind"] == "heat":
+        return max(width, 1.6 + 0.34 * len(chart["columns"])), max(2.2, 1.2 + 0.2 * len(chart["rows"]))
+    entries = len(chart["series"])
+    if chart["kind"] == "bars":
+        width = max(width, 1.4 + 0.16 * len(chart["categories"]) * (1 if chart["stacked"] else max(1, entries)))
+    return (width + 1.6, max(height, 0.9 + 0.17 * entries)) if entries > _BESIDE else (width, height)
+
+
+_BESIDE = 5  # series, of which the legend stands beside the axes when there are more
+
+
+def _drawn(chart: Chart, ax: Axes) -> Axes:
+    _KINDS[chart["kind"]](chart, ax)
+    for rule in chart["rules"]:
+        _rule(rule, ax)
+    ax.set_title(_plain(chart["title"]), loc="left")
+    for which in ("x", "y"):
+        said = chart[which]
+        getattr(ax, f"set_{which}label")(_plain(said["label"]))
+        if said["range"] is not None:
+            getattr(ax, f"set_{which}lim")(*said["range"])
+        if said["percent"] and chart["kind"] != "heat":
+            from matplotlib.ticker import PercentFormatter
+
+            getattr(ax, f"{which}axis").set_major_formatter(PercentFormatter(1.0, decimals=None))
+    if chart["kind"] != "heat":
+        ax.grid(visible=True, color="#e6e6e6", linewidth=0.6)
+        handles, labels = ax.get_legend_handles_labels()
+        if len(handles) > _BESIDE:
+            ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+        elif handles:
+            ax.legend(handles, labels, loc="best", framealpha=0.9)
+    return ax
+
+
+def _lines(chart: Chart, ax: Axes) -> None:
+    for one in chart["series"]:
+        style, x, y = one["style"], _floats(one["x"]), _floats(one["y"])
+        if "low" in one:
+            ax.fill_between(x, _floats(one["low"]), _floats(one["high"]), color=style["color"], alpha=0.15, linewidth=0)
+        look: dict[str, Any] = {
+            "color": style["color"],
+            "linestyle": _dashes(style) if one["line"] else "none",
+            "marker": style["marker"] if one["points"] else "",
+            "markerfacecolor": "none",
+            "label": _plain(one["name"]),
+        }
+        if "x_error" in one or "y_error" in one:
+            errors = {f"{which}err": _floats(one[f"{which}_error"]) for which in "xy" if f"{which}_error" in one}
+            ax.errorbar(x, y, elinewidth=0.8, capsize=1.5, **errors, **look)
+        else:
+            ax.plot(x, y, **look)
+        for n, text in enumerate(one.get("text", ())):
+            if text:
+                place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": "small"}
+                ax.annotate(_plain(text), (x[n], y[n]), color=style["color"], **place)
+
+
+def _steps(chart: Chart, ax: Axes) -> None:
+    for one in chart["series"]:
+        style = one["style"]
+        look = {"color": style["color"], "linestyle": _dashes(style), "label": _plain(one["name"])}
+        ax.stairs(_floats(one["values"]), _floats(one["edges"]), linewidth=1.2, **look)
+        ax.stairs(_floats(one["values"]), _floats(one["edges"]), fill=True, color=style["color"], alpha=0.15)
+
+
+def _bars(chart: Chart, ax: Axes) -> None:
+    import numpy as np
+
+    count, places = len(chart["series"]), np.arange(len(chart["categories"]))
+    below = np.zeros(len(places))
+    width = 0.8 if chart["stacked"] else 0.8 / max(1, count)
+    for n, one in enumerate(chart["series"]):
+        values = np.array(_floats(one["values"]))
+        at = places if chart["stacked"] else places + (n - (count - 1) / 2) * width
+        look: dict[str, Any] = {"color": one["style"]["color"], "label": _plain(one["name"])}
+        if "errors" in one:
+            look |= {"yerr": _floats(one["errors"]), "error_kw": {"elinewidth": 0.8}}
+        ax.bar(at, values, width, bottom=below if chart["stacked"] else None, edgecolor="white", linewidth=0.4, **look)
+        below = below + np.nan_to_num(values)
+    labels = [_plain(name) for name in chart["categories"]]
+    crowded = len(labels) * max(map(len, labels), default=0) > 60
+    ax.set_xticks(places, labels, rotation=45 if crowded else 0, ha="right" if crowded else "center")
+
+
+def _heat(chart: Chart, ax: Axes) -> None:
+    import numpy as np
+
+    values = np.array([_floats(row) for row in chart["values"]], dtype=np.float64)
+    known = values[np.isfinite(values)]
+    low, high = chart["limits"]
+    ax.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=low, vmax=high, aspect="auto")
+    columns, rows = ([_plain(name) for name in chart[which]] for which in ("columns", "rows"))
+    turned = len(columns) * max(map(len, columns), default=0) > 60
+    ax.set_xticks(range(len(columns)), columns, rotation=45 if turned else 0, ha="right" if turned else "center")
+    ax.set_yticks(range(len(rows)), rows)
+    if len(columns) > _MANY or not len(known):
+        return
+    middle = (low + high) / 2
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            text = f"{100 * value:.0f}" if chart["percent"] else f"{value:.3g}"
+            dark = value < middle
+            ax.text(column, row, text, ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
+
+
+def _rule(rule: Mapping[str, Any], ax: Axes) -> None:
+    look = {"color": "#6b6b6b", "linewidth": 0.8, "linestyle": (0, (4, 2)), "label": _plain(rule["name"]) or None}
+    if rule["axis"] == "diagonal":
+        ax.axline((0, 0), slope=1, **look)
+    elif rule["axis"] == "x":
+        ax.axvline(rule["at"], **look)
+    else:
+        ax.axhline(rule["at"], **look)
+
+
+_KINDS: dict[str, Callable[[Chart, Axes], None]] = {"lines": _lines, "steps": _steps, "bars": _bars, "heat": _heat}
+
+
+def _plain(text: str) -> str:
+    """Text as it stands: a dollar sign in a name is no formula."""
+    return str(text).replace("$", r"\$")
+
+
+def _dashes(style: Mapping[str, Any]) -> Any:
+    return (0, tuple(style["dashes"])) if style["dashes"] else "-"
+
+
+def _floats(values: Any) -> list[float]:
+    return [float("nan") if value is None else float(value) for value in values]
