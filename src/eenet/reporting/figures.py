@@ -65,18 +65,9 @@ def draw(chart: Chart, ax: Axes | None = None) -> Axes:
         Without matplotlib.
     InvalidInputError
         For a dict that is no chart.
-
-    Examples
-    --------
-    >>> from eenet.reporting import figures
-    >>> from eenet.reporting.analyses import reliability
-    >>> from eenet.testing import toy_records
-    >>> ax = figures.draw(reliability(toy_records()))
-    >>> [line.get_label() for line in ax.get_lines()][-1]
-    'exit 2'
     """
     require("matplotlib.figure", "report", "a figure")
-    import matplotlib
+    import matplotlib as mpl
 
     kind = chart.get("kind") if isinstance(chart, dict) else None
     if kind not in _KINDS:
@@ -86,7 +77,7 @@ def draw(chart: Chart, ax: Axes | None = None) -> Axes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_PAPER):
+    with mpl.rc_context(_PAPER):
         figure = Figure(figsize=_size(chart), layout="constrained")
         FigureCanvasAgg(figure)
         return _drawn(chart, figure.subplots())
@@ -108,22 +99,15 @@ def save(chart: Chart, path: str | Path) -> None:
         Without matplotlib.
     InvalidInputError
         For another ending, or a dict that is no chart.
-
-    Examples
-    --------
-    >>> from eenet.reporting import figures
-    >>> from eenet.reporting.analyses import reliability
-    >>> from eenet.testing import toy_records
-    >>> figures.save(reliability(toy_records()), "reliability.svg")
     """
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in _FORMATS:
         raise InvalidInputError(f"{str(path)!r} is no figure that can be written; end it with .png, .svg or .pdf")
     ax = draw(chart)
-    import matplotlib
+    import matplotlib as mpl
 
     stamp = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
-    with matplotlib.rc_context(_PAPER), atomic_path(path) as temporary:
+    with mpl.rc_context(_PAPER), atomic_path(path) as temporary:
         ax.figure.savefig(temporary, format=suffix, dpi=200, metadata=stamp)
 
 
