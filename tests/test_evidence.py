@@ -162,8 +162,7 @@ def test_votes_and_streaks_are_counted() -> None:
 
 
 def test_softmax_agrees_with_torch() -> None:
-    import torch
-
+    torch = pytest.importorskip("torch")
     z, _ = toy_logits(sharpness=3.0)
     np.testing.assert_allclose(softmax(z), torch.from_numpy(z).softmax(dim=-1).numpy(), atol=1e-6)
 

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import venv
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from bundles import Case, small_convolutions
 from optional import import_or_skip
 
 ROOT = Path(__file__).resolve().parents[1]
+PYTHON = os.environ.get("EENET_TEST_PYTHON", sys.executable)  # `make test-matrix` sets it to other versions
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ class Environment:
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         self.folder, self.wheel = folder, wheel
-        venv.create(folder, with_pip=True)
+        subprocess.run([PYTHON, "-m", "venv", str(folder)], check=True)
 
     def install(self, extra: str) -> Environment:
         """Add the wheel with an extra, or without any."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -61,6 +60,7 @@ def test_every_runtime_hands_back_what_the_replay_does(
     np.testing.assert_array_equal(loaded.replay(records).abstained, back)
     assert loaded.at("95%").replay(toy_records(samples, exits, classes, seed)).handed_back <= share
 
+    torch = pytest.importorskip("torch")
     x = torch.from_numpy(logits.transpose(1, 0, 2).reshape(samples, -1).copy())
     fast = eenet.AdaptiveModel(table_model(exits, classes), loaded)
     answers = [fast(x[i : i + batch]) for i in range(0, samples, batch)]

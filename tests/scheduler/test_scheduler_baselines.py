@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -100,6 +99,7 @@ def test_every_scheduler_keeps_its_promises(
         np.testing.assert_array_equal(other.predictions, decisions.predictions)
         np.testing.assert_array_equal(other.utility, decisions.utility)
     assert loaded.changes_predictions == scheduler.changes_predictions == (name in ("ztw", "beem"))
+    torch = pytest.importorskip("torch")
     x = torch.from_numpy(logits.transpose(1, 0, 2).reshape(samples, -1).copy())
     fast = eenet.AdaptiveModel(table_model(exits, classes), loaded)
     answers = [fast(x[i : i + batch]) for i in range(0, samples, batch)]
@@ -119,6 +119,7 @@ def test_every_scheduler_keeps_its_promises(
 
 def test_the_logits_of_an_ensemble_are_the_same_to_the_last_bit_in_any_batch() -> None:
     logits, labels = toy_logits(300, 3, 10)
+    torch = pytest.importorskip("torch")
     x = torch.from_numpy(logits.transpose(1, 0, 2).reshape(300, -1).copy())
     for make in (ZTW, BEEM):
         scheduler = make().fit(ExitRecords.from_logits(logits, labels), toy_costs(), 2.0, fallback=False)
