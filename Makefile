@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.stamps
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench soak clean
+.PHONY: help demo test test-matrix lint types bench soak release clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -46,9 +46,23 @@ bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/ray_serving.py
 
+test-matrix: $(STAMPS)/dev  ## the core and the runtime of bundles on every Python from 3.10 to 3.13 that is installed
+	$(BIN)/nox
+
+release: $(STAMPS)/dev  ## build and check what would be uploaded; upload nothing
+	@! grep -q dev src/eenet/_version.py || { echo "src/eenet/_version.py says a development version: set the release's"; exit 1; }
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/check-sdist
+	$(BIN)/python -m pytest -q tests/docs/test_release.py
+	EENET_TEST_WHEEL=$$(echo dist/*.whl) $(BIN)/python -m pytest -q tests/test_installed.py
+	@echo "checked, not uploaded: $$(echo dist/*); upload with $(BIN)/twine upload dist/*"
+
 soak: $(STAMPS)/dev  ## half an hour of mixed traffic to a server, then overload
 	$(BIN)/python benchmarks/soak.py
 
 clean:  ## remove what the commands above made, the environment included
-	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis .nox build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

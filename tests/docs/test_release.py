@@ -1,0 +1,33 @@
+"""The files that name the version of a release agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import eenet
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytest.importorskip("yaml")
+
+
+def release() -> tuple[str, str]:
+    """The version and the date of the newest release in the changelog."""
+    found = re.search(r"^## (\d+\.\d+\.\d+), (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert found, "CHANGELOG.md has no heading such as `## 0.2.0, 2026-11-26`"
+    return found[1], found[2]
+
+
+def test_the_changelog_has_a_section_for_this_version() -> None:
+    version, _ = release()
+    assert eenet.__version__ == version or re.fullmatch(r"\d+\.\d+\.\d+\.dev\d+", eenet.__version__)
+
+
+def test_the_citation_names_the_newest_release() -> None:
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["version"], str(citation["date-released"])) == release()
