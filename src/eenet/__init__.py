@@ -37,6 +37,7 @@ _HOMES = {
     "export": "eenet.bundle",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
+    "report": "eenet.reporting",
     "train": "eenet.training",
 }
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from eenet.models import describe as describe
     from eenet.profiling import profile as profile
     from eenet.records import ExitRecords as ExitRecords
+    from eenet.reporting import report as report
     from eenet.runtime import AdaptiveModel as AdaptiveModel
     from eenet.runtime import AdaptiveOutput as AdaptiveOutput
     from eenet.scheduler import Decisions as Decisions

@@ -12,41 +12,15 @@ from typing import Any
 from eenet._files import existing_file
 from eenet.costs import ExitCosts
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
+from eenet.evaluation._style import title_of
 from eenet.records import ExitRecords
+from eenet.reporting._samples import Samples
 from eenet.scheduler import SCHEDULERS, Scheduler, load_scheduler
 
 Progress = Callable[[str], None]
 
 DEFAULT_METHODS = ("eenet", "stopping", "max_prob", "entropy", "patience")
 """The methods that are fitted where no scheduler is given."""
-
-TITLES = {
-    "eenet": "EENet",
-    "stopping": "optimal stopping",
-    "max_prob": "max probability (MSDNet)",
-    "entropy": "entropy (BranchyNet)",
-    "patience": "patience (PABEE)",
-    "voting": "majority vote",
-    "margin": "margin",
-    "temperature": "temperature scaling",
-    "eero": "EERO",
-    "gate": "learned gate",
-    "searched": "searched thresholds",
-    "ztw": "ZTW",
-    "beem": "BEEM",
-}
-"""What methods are called in figures, by their names in `SCHEDULERS`."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The samples themselves, in the order of the records, to be shown: images as PNG files, or texts."""
-
-    images: tuple[bytes, ...] = ()
-    texts: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images) or len(self.texts)
 
 
 @dataclass(frozen=True)
@@ -126,15 +100,6 @@ class Run:
         object.__setattr__(self, "classes", classes)
 
 
-def title_of(scheduler: Scheduler | str) -> str:
-    """What a scheduler, or the method of this name, is called in figures."""
-    if isinstance(scheduler, str):
-        return TITLES.get(scheduler, scheduler)
-    known = {made: name for name, made in SCHEDULERS.items()}
-    method = known.get(type(scheduler))
-    return scheduler.name if method is None else TITLES.get(method, method)
-
-
 def make_run(
     records: ExitRecords,
     costs: ExitCosts,
@@ -162,7 +127,7 @@ def make_run(
             calibration, records = records.subset(first), records.subset(second)
             samples = more.get("samples")
             if samples is not None:
-                more["samples"] = _some(samples, second.tolist())
+                more["samples"] = samples.take(second.tolist())
             notes += (
                 f"No calibration records were given: the schedulers are fitted on {len(first)} of the records, drawn "
                 f"at random, and everything here is of the other {len(second)}.",
@@ -172,18 +137,13 @@ def make_run(
     return Run(name, records, costs, named, calibration=calibration, notes=notes, **more)
 
 
-def _some(samples: Samples, rows: Sequence[int]) -> Samples:
-    images, texts = samples.images, samples.texts
-    return Samples(tuple(images[n] for n in rows) if images else (), tuple(texts[n] for n in rows) if texts else ())
-
-
 def _named(schedulers: Iterable[Scheduler]) -> dict[str, Scheduler]:
     """Schedulers by their titles, which are numbered where they repeat."""
     named: dict[str, Scheduler] = {}
     for scheduler in schedulers:
-        title, number = title_of(scheduler), 2
+        title, number = title_of(scheduler.name), 2
         while title in named:
-            title, number = f"{title_of(scheduler)} ({number})", number + 1
+            title, number = f"{title_of(scheduler.name)} ({number})", number + 1
         named[title] = scheduler
     return named
 
@@ -245,7 +205,8 @@ def read_folder(path: str | Path, *, progress: Progress = lambda _: None, **more
         ) from error
     schedulers: dict[str, Scheduler] = {}
     saved = sorted(folder.glob("schedulers/*.safetensors"))
-    for file in sorted(saved, key=lambda file: list(TITLES).index(m) if (m := _method(file)) in TITLES else 99):
+    order = list(SCHEDULERS)
+    for file in sorted(saved, key=lambda file: order.index(m) if (m := _method(file)) in order else len(order)):
         # Each file has a table of policies for all budgets, so one for each method is enough.
         schedulers.setdefault(title_of(_method(file)), load_scheduler(file))
     notes: tuple[str, ...] = ()

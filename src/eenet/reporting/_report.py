@@ -1,0 +1,262 @@
+"""`report`: from results to a page, a JSON file and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eenet._files import atomic_path, write_json
+from eenet._version import __version__
+from eenet.costs import ExitCosts
+from eenet.errors import InvalidInputError
+from eenet.records import ExitRecords
+from eenet.reporting._frontier import exit_name, score_label, standing
+from eenet.reporting._leaving import scheduler_styles
+from eenet.reporting._page import page_of
+from eenet.reporting._replays import GRID, Replays, replay_all
+from eenet.reporting._runs import Run, make_run, read_folder, read_json
+from eenet.reporting._samples import samples_of
+from eenet.reporting._sections import OF_ALL, OF_ONE
+from eenet.scheduler import Scheduler
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of `report`.
+
+    Attributes
+    ----------
+    data : dict
+        Everything that the page shows, as JSON can hold it: for each run the figures of every scheduler at every
+        budget, and the sections with their charts.
+    """
+
+    data: dict[str, Any]
+
+    def __repr__(self) -> str:
+        names = ", ".join(run["name"] for run in self.data["runs"]) or f"{len(self.data['benchmarks'])} benchmarks"
+        return f"Report({names}; {len(self.charts)} figures)"
+
+    @property
+    def charts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every chart, with a name that no other chart of the report has."""
+        several = len(self.data["runs"]) > 1
+        found = []
+        for number, run in enumerate(self.data["runs"]):
+            for section in run["sections"]:
+                found += [(f"{number}-{c['name']}" if several else c["name"], c) for c in section["charts"]]
+        for section in self.data["sections"]:
+            found += [(c["name"], c) for c in section["charts"]]
+        return found
+
+    def write(self, path: str | Path) -> None:
+        """Write the page: one HTML file that needs no network, atomically.
+
+        Raises `MissingExtraError` without plotly.
+        """
+        page = page_of(self.data)
+        with atomic_path(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+
+    def write_json(self, path: str | Path) -> None:
+        """Write `data`, atomically."""
+        write_json(path, self.data)
+
+    def write_figures(self, folder: str | Path) -> list[Path]:
+        """Write every figure as PNG and SVG into a folder, and give the paths.
+
+        Raises `MissingExtraError` without matplotlib.
+        """
+        from eenet.reporting import figures
+
+        written = []
+        for name, chart in self.charts:
+            for ending in ("png", "svg"):
+                path = Path(folder) / f"{name}.{ending}"
+                figures.save(chart, path)
+                written.append(path)
+        return written
+
+
+def report(
+    *results: Any,
+    costs: ExitCosts | None = None,
+    schedulers: Iterable[Scheduler] | Mapping[str, Scheduler] = (),
+    calibration: ExitRecords | None = None,
+    data: Any = None,
+    classes: Sequence[str] = (),
+    smaller: Sequence[Mapping[str, Any]] = (),
+    ordered: bool = False,
+    title: str = "",
+    budgets: int = GRID,
+    out: str | Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """What a network's exits and its schedulers do, as one page, as JSON and as figures.
+
+    Parameters
+    ----------
+    *results : path, ExitRecords or Benchmark
+        Folders of `eenet reproduce`, `eenet train` or `eenet demo`; records, which need `costs`; the result of
+        `benchmark`, or a file of its `write_json`. Several are compared.
+    costs : ExitCosts, optional
+        Of the exits, for records.
+    schedulers : iterable of Scheduler, or mapping of str to Scheduler, optional
+        Fitted ones, with the names they are shown by. Without them EENet, optimal stopping, max probability, entropy
+        and patience are fitted.
+    calibration : ExitRecords, optional
+        The records to fit on. Without them half of the records are fitted on, and the other half is judged.
+    data : sequence or ndarray, optional
+        The samples of the records, to be shown: texts, images as arrays (height, width, 3), or paths of images.
+    classes : sequence of str, optional
+        Names of the classes.
+    smaller : sequence of mapping, optional
+        Smaller networks without exits, each with "name", "cost" in the unit of the costs, and "accuracy" in [0, 1].
+    ordered : bool
+        Whether the order of the records is that of time: then a figure shows changes.
+    title : str, optional
+        Of the page.
+    budgets : int
+        How many budgets the slider has.
+    out : path, optional
+        Where to write the page.
+    progress : callable, optional
+        Called with what is being done, in words.
+
+    Returns
+    -------
+    Report
+        With `data`, `write`, `write_json` and `write_figures`.
+
+    Raises
+    ------
+    InvalidInputError
+        For results that are neither of these, or that do not fit each other.
+    MissingExtraError
+        With `out`, without plotly.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    >>> page = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=5)
+    >>> [section["title"] for section in page.data["runs"][0]["sections"]][:2]
+    ['The frontier', 'Who leaves where']
+    """
+    if not results:
+        raise InvalidInputError("there is nothing to report; give a folder of eenet reproduce, or records with costs=")
+    if budgets < 2:
+        raise InvalidInputError(f"budgets is {budgets}, expected at least 2")
+    runs: list[Run] = []
+    benchmarks: list[Mapping[str, Any]] = []
+    more: dict[str, Any] = {"ordered": ordered, "smaller": tuple(_smaller(one) for one in smaller)}
+    if data is not None:
+        more["samples"] = samples_of(data)
+    if classes:
+        more["classes"] = tuple(classes)
+    for result in results:
+        if isinstance(result, Run):
+            runs.append(result)
+        elif isinstance(result, ExitRecords):
+            if costs is None:
+                raise InvalidInputError("records need costs: give costs=ExitCosts([...], unit='ms')")
+            runs.append(make_run(result, costs, schedulers, calibration=calibration, progress=progress, **more))
+        elif isinstance(result, (str, Path)) and not Path(result).is_file():
+            runs.append(read_folder(result, progress=progress, **more))
+        else:
+            benchmarks.append(_benchmark(result))
+    replayed = []
+    for run in _distinct(runs):
+        replayed.append(replay_all(run, budgets, progress=_replaying(run, progress)))
+    progress("making the figures")
+    report = Report(_data(replayed, benchmarks, title))
+    if out is not None:
+        report.write(out)
+    return report
+
+
+def _replaying(run: Run, progress: Callable[[str], None]) -> Callable[[int, int], None]:
+    return lambda done, total: progress(f"{run.name}: {done} of {total} policies")
+
+
+def _smaller(one: Mapping[str, Any]) -> dict[str, Any]:
+    missing = [key for key in ("name", "cost", "accuracy") if key not in one]
+    if missing:
+        raise InvalidInputError(f"a smaller network lacks {missing}; give name, cost and accuracy, found {dict(one)}")
+    made = {"name": str(one["name"]), "cost": float(one["cost"]), "accuracy": float(one["accuracy"])}
+    if not (made["cost"] > 0 and 0 <= made["accuracy"] <= 1):
+        raise InvalidInputError(f"smaller network {made}: expected a positive cost and an accuracy from 0 to 1")
+    return made
+
+
+def _benchmark(result: Any) -> Mapping[str, Any]:
+    """What `Benchmark.to_dict` gives, of a benchmark or its file."""
+    if isinstance(result, (str, Path)):
+        found: Any = read_json(result)
+    else:
+        found = result.to_dict() if hasattr(result, "to_dict") else result
+    if not isinstance(found, Mapping) or not {"rows", "verdict", "machine"} <= set(found):
+        what = str(result) if isinstance(result, (str, Path)) else f"a {type(result).__name__}"
+        raise InvalidInputError(
+            f"{what!r} is nothing that a report can be made of; give a folder of eenet reproduce, records, or the JSON "
+            "of eenet benchmark"
+        )
+    return found
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    """The runs with names that do not repeat."""
+    from dataclasses import replace
+
+    seen: dict[str, int] = {}
+    made = []
+    for run in runs:
+        seen[run.name] = seen.get(run.name, 0) + 1
+        made.append(run if seen[run.name] == 1 else replace(run, name=f"{run.name} ({seen[run.name]})"))
+    return made
+
+
+def _data(replayed: Sequence[Replays], benchmarks: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
+    names = ", ".join(replays.run.name for replays in replayed)
+    return {
+        "schema": SCHEMA,
+        "eenet": __version__,
+        "title": title or (f"Early exits of {names}" if names else "Early exits: a benchmark"),
+        "runs": [_run(replays) for replays in replayed],
+        "benchmarks": [dict(benchmark) for benchmark in benchmarks],
+        "sections": [made for make in OF_ALL if (made := make(replayed, benchmarks)) is not None],
+    }
+
+
+def _run(replays: Replays) -> dict[str, Any]:
+    run, costs = replays.run, replays.costs
+    points = standing(replays)
+    names = sorted({one["score"] for of in points.values() for one in of if one is not None})
+    return {
+        "name": run.name,
+        "title": str(run.metrics.get("title", run.name)),
+        "about": str(run.metrics.get("about", "")),
+        "command": str(run.metrics.get("command", "")),
+        "notes": list(run.notes),
+        "samples": len(run.records),
+        "fresh": run.fresh,
+        "labeled": replays.utility is not None,
+        "exits": [exit_name(run.exits, k) for k in range(len(run.exits))],
+        "classes": list(run.classes),
+        "costs": costs.to_dict(),
+        "reference": costs.reference,
+        "reference_name": costs.reference_name,
+        "budgets": replays.budgets.tolist(),
+        "styles": scheduler_styles(replays),
+        "changes_predictions": [title for title, scheduler in run.schedulers.items() if scheduler.changes_predictions],
+        "standing": points,
+        "score_labels": {name: score_label(name) for name in names},
+        "sections": [made for make in OF_ONE if (made := make(replays)) is not None],
+    }
+
+
