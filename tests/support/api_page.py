@@ -28,6 +28,8 @@ PACKAGES = (
     "profiling",
     "evaluation",
     "benchmarking",
+    "reporting",
+    "reporting.figures",
     "training",
     "serving.engine",
     "serving.http",

@@ -109,8 +109,8 @@ def frontier(replays: Replays) -> Chart:
     if run.smaller:
         names = [str(one["name"]) for one in run.smaller]
         look = styles(["smaller networks"])["smaller networks"]
-        x, y = ([float(one[key]) for one in run.smaller] for key in ("cost", "accuracy"))
-        others.append(series("smaller networks", look, x, y, line=False, text=names))
+        at, height = ([float(one[key]) for one in run.smaller] for key in ("cost", "accuracy"))
+        others.append(series("smaller networks", look, at, height, line=False, text=names))
     plain = (
         " The plain network is drawn at its own cost with the accuracy of the last exit, which stands for its own."
         if costs.plain is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,7 @@ def report(
             runs.append(read_folder(result, progress=progress, **more))
         else:
             benchmarks.append(_benchmark(result))
-    replayed = []
-    for run in _distinct(runs):
-        replayed.append(replay_all(run, budgets, progress=_replaying(run, progress)))
+    replayed = [replay_all(run, budgets, progress=_replaying(run, progress)) for run in _distinct(runs)]
     progress("making the figures")
     report = Report(_data(replayed, benchmarks, title))
     if out is not None:
@@ -188,10 +186,10 @@ def _smaller(one: Mapping[str, Any]) -> dict[str, Any]:
     missing = [key for key in ("name", "cost", "accuracy") if key not in one]
     if missing:
         raise InvalidInputError(f"a smaller network lacks {missing}; give name, cost and accuracy, found {dict(one)}")
-    made = {"name": str(one["name"]), "cost": float(one["cost"]), "accuracy": float(one["accuracy"])}
-    if not (made["cost"] > 0 and 0 <= made["accuracy"] <= 1):
-        raise InvalidInputError(f"smaller network {made}: expected a positive cost and an accuracy from 0 to 1")
-    return made
+    cost, accuracy = float(one["cost"]), float(one["accuracy"])
+    if not (cost > 0 and 0 <= accuracy <= 1):
+        raise InvalidInputError(f"smaller network {dict(one)}: expected a positive cost and an accuracy from 0 to 1")
+    return {"name": str(one["name"]), "cost": cost, "accuracy": accuracy}
 
 
 def _benchmark(result: Any) -> Mapping[str, Any]:
@@ -211,8 +209,6 @@ def _benchmark(result: Any) -> Mapping[str, Any]:
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:
     """The runs with names that do not repeat."""
-    from dataclasses import replace
-
     seen: dict[str, int] = {}
     made = []
     for run in runs:
@@ -258,5 +254,3 @@ def _run(replays: Replays) -> dict[str, Any]:
         "score_labels": {name: score_label(name) for name in names},
         "sections": [made for make in OF_ONE if (made := make(replays)) is not None],
     }
-
-

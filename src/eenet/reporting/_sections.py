@@ -21,7 +21,7 @@ def section(id_: str, title: str, about: str, charts: Sequence[Any], notes: Sequ
 
 def the_frontier(replays: Replays) -> Section:
     """Section 1."""
-    charts = [exit_shares(replays)]
+    charts: list[Any] = [exit_shares(replays)]
     notes: list[str] = []
     if replays.utility is None:
         notes.append("The records have no labels, so accuracy is not known; costs and exit shares are.")
