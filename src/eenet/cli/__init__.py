@@ -22,6 +22,7 @@ from eenet.cli._plan import plan
 from eenet.cli._predict import predict
 from eenet.cli._profile import profile
 from eenet.cli._recipes import demo, reproduce, train
+from eenet.cli._report import report
 from eenet.cli._serve import serve
 from eenet.errors import EENetError, ReliabilityWarning
 
@@ -142,7 +143,8 @@ def common(
 
 
 for command in (
-    demo, train, reproduce, collect, profile, fit, evaluate, compare, benchmark, export, predict, serve, plan, version,
+    demo, train, reproduce, collect, profile, fit, evaluate, compare, benchmark, report, export, predict, serve, plan,
+    version,
 ):  # fmt: skip
     app.command()(command)
 

@@ -65,17 +65,14 @@ def replay_all(
     run: Run,
     grid: int = GRID,
     *,
-    progress: Callable[[int, int], None] = lambda _done, _all: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Replays:
     """Every scheduler of a run at budgets evenly spaced from the first exit's cost to the last one's."""
     budgets = np.linspace(run.costs[0], run.costs[-1], grid)
     of: dict[str, tuple[Replay | None, ...]] = {}
     for number, (title, scheduler) in enumerate(run.schedulers.items()):
-        made: list[Replay | None] = []
-        for g, budget in enumerate(budgets.tolist()):
-            made.append(_replay(scheduler, budget, run))
-            progress(number * grid + g + 1, len(run.schedulers) * grid)
-        of[title] = tuple(made)
+        progress(f"{run.name}: {title} at {grid} budgets, scheduler {number + 1} of {len(run.schedulers)}")
+        of[title] = tuple(_replay(scheduler, budget, run) for budget in budgets.tolist())
     return Replays(run, budgets, of)
 
 

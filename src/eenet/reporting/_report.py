@@ -87,6 +87,7 @@ def report(
     costs: ExitCosts | None = None,
     schedulers: Iterable[Scheduler] | Mapping[str, Scheduler] = (),
     calibration: ExitRecords | None = None,
+    methods: Sequence[str] = (),
     data: Any = None,
     classes: Sequence[str] = (),
     smaller: Sequence[Mapping[str, Any]] = (),
@@ -110,6 +111,8 @@ def report(
         and patience are fitted.
     calibration : ExitRecords, optional
         The records to fit on. Without them half of the records are fitted on, and the other half is judged.
+    methods : sequence of str, optional
+        Which to fit instead, by the names in `eenet.scheduler.SCHEDULERS`.
     data : sequence or ndarray, optional
         The samples of the records, to be shown: texts, images as arrays (height, width, 3), or paths of images.
     classes : sequence of str, optional
@@ -155,6 +158,7 @@ def report(
     runs: list[Run] = []
     benchmarks: list[Mapping[str, Any]] = []
     more: dict[str, Any] = {"ordered": ordered, "smaller": tuple(_smaller(one) for one in smaller)}
+    fitting: dict[str, Any] = {"methods": tuple(methods), "progress": progress}
     if data is not None:
         more["samples"] = samples_of(data)
     if classes:
@@ -165,21 +169,17 @@ def report(
         elif isinstance(result, ExitRecords):
             if costs is None:
                 raise InvalidInputError("records need costs: give costs=ExitCosts([...], unit='ms')")
-            runs.append(make_run(result, costs, schedulers, calibration=calibration, progress=progress, **more))
+            runs.append(make_run(result, costs, schedulers, calibration=calibration, **fitting, **more))
         elif isinstance(result, (str, Path)) and not Path(result).is_file():
-            runs.append(read_folder(result, progress=progress, **more))
+            runs.append(read_folder(result, **fitting, **more))
         else:
             benchmarks.append(_benchmark(result))
-    replayed = [replay_all(run, budgets, progress=_replaying(run, progress)) for run in _distinct(runs)]
+    replayed = [replay_all(run, budgets, progress=progress) for run in _distinct(runs)]
     progress("making the figures")
     report = Report(_data(replayed, benchmarks, title))
     if out is not None:
         report.write(out)
     return report
-
-
-def _replaying(run: Run, progress: Callable[[str], None]) -> Callable[[int, int], None]:
-    return lambda done, total: progress(f"{run.name}: {done} of {total} policies")
 
 
 def _smaller(one: Mapping[str, Any]) -> dict[str, Any]:

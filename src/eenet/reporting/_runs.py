@@ -106,6 +106,7 @@ def make_run(
     schedulers: Iterable[Scheduler] | Mapping[str, Scheduler] = (),
     *,
     calibration: ExitRecords | None = None,
+    methods: Sequence[str] = (),
     name: str = "records",
     progress: Progress = lambda _: None,
     **more: Any,
@@ -132,9 +133,10 @@ def make_run(
                 f"No calibration records were given: the schedulers are fitted on {len(first)} of the records, drawn "
                 f"at random, and everything here is of the other {len(second)}.",
             )
-        named, said = fit_usual(calibration, costs, progress=progress)
+        named, said = fit_usual(calibration, costs, methods or DEFAULT_METHODS, progress=progress)
         notes += said
-    return Run(name, records, costs, named, calibration=calibration, notes=notes, **more)
+    fresh = calibration is None or calibration != records
+    return Run(name, records, costs, named, calibration=calibration, fresh=fresh, notes=notes, **more)
 
 
 def _named(schedulers: Iterable[Scheduler]) -> dict[str, Scheduler]:
@@ -178,10 +180,12 @@ def fit_usual(
 _TEST, _CALIBRATION, _METRICS, _COSTS = "test.safetensors", "calibration.safetensors", "metrics.json", "costs.json"
 
 
-def read_folder(path: str | Path, *, progress: Progress = lambda _: None, **more: Any) -> Run:
+def read_folder(
+    path: str | Path, *, methods: Sequence[str] = (), progress: Progress = lambda _: None, **more: Any
+) -> Run:
     """The run in a folder of `eenet reproduce`, `eenet train` or `eenet demo`.
 
-    Saved schedulers are read; where there are none, the usual ones are fitted on the calibration records.
+    Saved schedulers are read. Where there are none, or `methods` are named, they are fitted on the calibration records.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -212,8 +216,9 @@ def read_folder(path: str | Path, *, progress: Progress = lambda _: None, **more
     notes: tuple[str, ...] = ()
     if metrics.get("smoke"):
         notes += ("This is a smoke run on tiny made-up data: the numbers mean nothing.",)
-    if not schedulers:
-        schedulers, said = fit_usual(calibration, costs, seed=int(metrics.get("seed", 0)), progress=progress)
+    if methods or not schedulers:
+        seed = int(metrics.get("seed", 0))
+        schedulers, said = fit_usual(calibration, costs, methods or DEFAULT_METHODS, seed=seed, progress=progress)
         notes += said
     given = {
         "exits": exits,

@@ -1,0 +1,179 @@
+"""`eenet report`."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from eenet.cli._console import output, steps
+from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from eenet.reporting import Report
+
+_RECORDS = (".npz", ".safetensors")
+
+
+def report(
+    results: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS...",
+            help="Folders of eenet reproduce, train or demo; predictions (.npz, .safetensors); eenet benchmark's JSON.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    figures: Annotated[Path | None, typer.Option(help="A folder for each figure as PNG and SVG.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="A file for every number that is shown.")] = None,
+    scheduler: Annotated[
+        list[Path] | None, typer.Option(help="What eenet fit --out saved; several times for several.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Else these are fitted: eenet,stopping,max_prob, or all.")] = "",
+    calibration: Annotated[
+        Path | None, typer.Option(help="Predictions to fit on. Without them: one half of the predictions.")
+    ] = None,
+    costs: Annotated[
+        str | None, typer.Option(help="Of predictions: the whole way to each exit, 2.3,4.1,4.9; or a .json file.")
+    ] = None,
+    plain: Annotated[float | None, typer.Option(help="Cost of the plain network, where no .json file has it.")] = None,
+    unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Of the arrays' names in predictions, such as test_.")] = "",
+    calibration_prefix: Annotated[
+        str, typer.Option("--calibration-prefix", help="The same in --calibration, such as val_.")
+    ] = "",
+    images: Annotated[
+        Path | None, typer.Option(help="The samples: a folder of images in the order of their names, or .npz, .npy.")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option(help="The samples: a line each in .txt, a row each in .csv or .tsv.")
+    ] = None,
+    classes: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or a JSON list.")] = None,
+    smaller: Annotated[
+        list[str] | None,
+        typer.Option(help="A smaller network without exits: NAME=COST,ACCURACY, such as tiny=1.9,0.81."),
+    ] = None,
+    ordered: Annotated[bool, typer.Option("--ordered", help="The samples are in the order of their time.")] = False,
+    title: Annotated[str, typer.Option(help="Of the page.")] = "",
+    budgets: Annotated[int, typer.Option(min=2, help="How many budgets the slider has.")] = 41,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
+) -> None:
+    """Write one page that shows what the exits and the schedulers do: no server and no network are needed to open it.
+
+    A slider sets the budget for all figures: accuracy against cost, which classes and samples leave where and why, and
+    what they cost. RESULTS are folders of results, or predictions with --costs, as eenet fit reads them. Of several the
+    page compares them.
+
+    Examples:
+
+        eenet report demo --out report.html
+
+        eenet report test.safetensors --calibration calibration.safetensors --costs costs.json --batch-size 1
+
+        eenet report predictions.npz --prefix test_ --scheduler scheduler.safetensors --images images
+
+        eenet report results/a results/b --figures figures --json report.json
+    """
+    from eenet.reporting import report as make
+
+    given = {
+        "scheduler": scheduler, "methods": methods, "calibration": calibration, "costs": costs, "plain": plain,
+        "unit": unit, "batch_size": batch_size, "prefix": prefix, "calibration_prefix": calibration_prefix,
+    }  # fmt: skip
+    more: dict[str, Any] = {"ordered": ordered, "smaller": [_smaller(text) for text in smaller or ()]}
+    if images is not None or texts is not None:
+        more["data"] = _samples(images, texts)
+    if classes is not None:
+        from eenet.reporting import read_classes
+
+        more["classes"] = read_classes(classes)
+    with nullcontext(_silent) if quiet else steps("report") as say:
+        taken = [_read(path, given, more, say) for path in results]
+        made = make(*taken, title=title, budgets=budgets, progress=say, **more)
+        say("writing the page")
+        made.write(out)
+        written = _write(made, figures, json_file, say)
+    if not quiet:
+        console = output()
+        console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser", soft_wrap=True)
+        for what in written:
+            console.print(what, soft_wrap=True)
+
+
+def _write(made: Report, figures: Path | None, json_file: Path | None, say: Callable[[str], None]) -> list[str]:
+    """Write what else is asked for, and say in words what that is."""
+    written = []
+    if figures is not None:
+        say("drawing the figures")
+        written.append(f"{len(made.write_figures(figures))} figures are in {figures}")
+    if json_file is not None:
+        made.write_json(json_file)
+        written.append(f"every number is in {json_file}")
+    return written
+
+
+def _silent(_: str) -> None:
+    """Progress that is not shown."""
+
+
+def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:
+    """What `eenet.report` takes: a folder and a benchmark by their path, predictions as a run."""
+    if path.suffix not in _RECORDS or path.is_dir():
+        if not path.exists():
+            raise InvalidInputError(f"cannot read {str(path)!r}: it is not there; give a folder of results or a file")
+        return path
+    from eenet.cli._inputs import read_costs, read_predictions
+    from eenet.reporting import make_run
+    from eenet.scheduler import load_scheduler
+
+    records, in_file = read_predictions(path, given["prefix"])
+    fitted = [load_scheduler(file) for file in given["scheduler"] or ()]
+    asked = (given["costs"], given["unit"], given["batch_size"])
+    if fitted and in_file is None and given["costs"] is None:
+        table = fitted[0].costs
+    else:
+        table = read_costs(*asked, in_file, given["plain"])
+    before = given["calibration"]
+    calibration = None if before is None else read_predictions(before, given["calibration_prefix"])[0]
+    methods = _methods(given["methods"])
+    return make_run(
+        records, table, fitted, calibration=calibration, methods=methods, name=path.stem, progress=say, **more
+    )
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    from eenet.scheduler import SCHEDULERS
+
+    if text == "all":
+        return tuple(SCHEDULERS)
+    names = tuple(word.strip() for word in text.split(",") if word.strip())
+    unknown = [name for name in names if name not in SCHEDULERS]
+    if unknown:
+        raise InvalidInputError(f"--methods {unknown[0]!r} is not known; choose from {', '.join(SCHEDULERS)}, or all")
+    return names
+
+
+def _samples(images: Path | None, texts: Path | None) -> Any:
+    from eenet.reporting import read_images, read_texts
+
+    if images is not None and texts is not None:
+        raise InvalidInputError("--images and --texts are both given; a report shows one of them")
+    return read_images(images) if images is not None else read_texts(texts)  # type: ignore[arg-type]
+
+
+def _smaller(text: str) -> dict[str, Any]:
+    name, _, numbers = text.rpartition("=")
+    try:
+        cost, accuracy = (float(word) for word in numbers.split(","))
+    except ValueError as error:
+        raise InvalidInputError(
+            f"--smaller {text!r} cannot be read; write NAME=COST,ACCURACY, tiny=1.9,0.81"
+        ) from error
+    return {"name": name or "smaller network", "cost": cost, "accuracy": accuracy}
