@@ -93,7 +93,8 @@ class Calibration:
             return last
         utility = self.records.utility.astype(np.float64)
         best = int(utility.mean(axis=1).argmax())
-        ahead = utility[best] - utility[last]
+        # With one sample either way added, so that a few samples that agree by chance are not certain (Agresti, Caffo).
+        ahead = np.concatenate([utility[best] - utility[last], [-1.0, 1.0]])
         return best if ahead.mean() > _CERTAIN * ahead.std() / math.sqrt(len(ahead)) else last
 
     @cached_property
