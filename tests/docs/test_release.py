@@ -27,7 +27,7 @@ def test_the_changelog_has_a_section_for_this_version() -> None:
 
 
 def test_the_citation_names_the_newest_release() -> None:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert (citation["version"], str(citation["date-released"])) == release()
