@@ -48,7 +48,7 @@ def _standing(replay: Replay, budget: float, replays: Replays) -> dict[str, Any]
         "limits": limits_of(policy),
         "score": policy.score.name,
         "speed_up": replays.costs.reference / decisions.mean_cost,
-        "instead": None if taken is None else f"{title_of(taken.taken)}: {taken}.",
+        "instead": None if taken is None else f"{taken}.",
     }
 
 

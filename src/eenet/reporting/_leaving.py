@@ -273,8 +273,12 @@ def distributions(replays: Replays, scores: Scores) -> list[Chart]:
             edges = _edges(coming, limit)
             groups = [("these samples", RIGHT, np.ones(len(here), dtype=np.bool_))]
             if utility is not None:
-                right = utility[k, here] >= 0.5
-                groups = [("right here", RIGHT, right), ("wrong here", WRONG, ~right)]
+                if replays.records.labels is None:  # shares of many predictions, as in segmentation
+                    good = utility[k, here] >= utility[-1, here] - _GAIN
+                    named = ("as good as the last exit", "worse than the last exit")
+                else:
+                    good, named = utility[k, here] > 0, ("right here", "wrong here")
+                groups = [(named[0], RIGHT, good), (named[1], WRONG, ~good)]
             clipped = np.clip(coming, edges[0], edges[-1])
             return {
                 "series": [

@@ -241,6 +241,7 @@ def _run(replays: Replays) -> dict[str, Any]:
         "notes": list(run.notes),
         "samples": len(run.records),
         "fresh": run.fresh,
+        "pooled": bool(run.records.pooled),
         "labeled": replays.utility is not None,
         "exits": [exit_name(run.exits, k) for k in range(len(run.exits))],
         "classes": list(run.classes),

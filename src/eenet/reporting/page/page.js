@@ -67,6 +67,8 @@
     return style.dashes.length ? style.dashes.map(length => `${length}px`).join(",") : "solid";
   }
 
+  const middle = values => (Math.min(...values) + Math.max(...values)) / 2;
+
   function lineTraces(chart) {
     const traces = [];
     const many = chart.series.length > 3 && chart.series.some(one => one.name === state.scheduler);
@@ -86,7 +88,7 @@
         line: { color: look, dash: dashed(one.style), width: chosen ? 3 : 1.5 },
         marker: { color: look, symbol: one.style.symbol, size: one.style.symbol === "star" ? 12 : 8 },
         error_x: bar(one.x_error), error_y: bar(one.y_error),
-        text: one.text ? one.text.map(plain) : undefined, textposition: "bottom right", textfont: { color: look, size: 11 },
+        text: one.text ? one.text.map(plain) : undefined, textposition: one.text ? one.x.map(x => x > middle(one.x) ? "bottom left" : "bottom right") : undefined, textfont: { color: look, size: 11 },
         hovertemplate: `%{x:.4~g}, %{y${chart.y.percent ? ":.2%" : ":.4~g"}}<extra>${plain(one.name)}</extra>`,
       });
     }
@@ -104,14 +106,12 @@
     }));
   }
 
-  const SHAPES = ["", "/", "x", "\\", ".", "-", "+", "|"];
-
-  function barTraces(chart, narrow) {
-    return chart.series.map((one, number) => ({
+  function barTraces(chart) {
+    return chart.series.map(one => ({
       type: "bar", orientation: "h", name: plain(one.name),
       y: chart.categories.map((_, n) => n), x: one.values,
       error_x: one.errors ? { type: "data", array: one.errors.map(value => value ?? 0), thickness: 1 } : undefined,
-      marker: { color: ink(one.style), line: { color: color("ground"), width: 1 }, pattern: { shape: SHAPES[number % SHAPES.length], size: 7, solidity: .15, fillmode: "overlay", fgcolor: color("ground") } },
+      marker: { color: ink(one.style), line: { color: color("ground"), width: 1.5 } },
       customdata: chart.categories.map(plain),
       hovertemplate: `%{customdata}: %{x${chart.y.percent ? ":.1%" : ":.4~g"}}<extra>${plain(one.name)}</extra>`,
     }));
@@ -164,7 +164,7 @@
     const columns = Math.max(1, Math.floor((width - 40) / (50 + 7 * Math.max(8, ...names.map(name => name.length)))));
     const legendRows = names.length > 1 || chart.kind === "steps" ? Math.ceil(names.length / columns) : 0;
     const axis = (said, more) => ({
-      title: { text: wrapped(said.label, Math.max(20, Math.floor(width / 8))), font: { size: 12 }, standoff: 8 }, tickformat: said.percent ? ".0%" : undefined,
+      title: { text: wrapped(said.label, Math.max(20, Math.floor(width / 8))), font: { size: 12 }, standoff: 8 }, tickformat: said.percent ? ",.2~%" : undefined,
       range: said.range ? (said.log ? said.range.map(Math.log10) : said.range) : undefined, type: said.log ? "log" : undefined,
       tickvals: said.ticks ?? undefined, gridcolor: color("grid"), zeroline: false, automargin: true, linecolor: color("line"), ...more,
     });
@@ -292,7 +292,7 @@
   // The gallery: cards of samples, and the whole way of one.
 
   const galleries = [];
-  const STEP = 24;
+  const STEP = innerWidth < 520 ? 8 : 24;
 
   function rightness(gallery, sample, m, k, answer) {
     if (sample.utility === undefined) return null;
@@ -381,16 +381,16 @@
       element("td", {}, run().exits[exit.k]),
       element("td", {}, saidOf(gallery, exit), " ", element("span", { class: exit.right ? "right" : "wrong" }, judged(gallery, exit)), way.combined && exit.own !== exit.answer ? element("small", {}, ` (the exit alone: ${className(exit.own)})`) : null),
       element("td", {}, exit.finite ? exit.top.toFixed(4) : "not finite"),
-      element("td", {}, exit.k === way.last ? "" : number(exit.score)),
-      element("td", {}, exit.k === way.last ? "" : exit.limit === null ? "off" : number(exit.limit)),
+      element("td", { class: "roomy" }, exit.k === way.last ? "" : number(exit.score)),
+      element("td", { class: "roomy" }, exit.k === way.last ? "" : exit.limit === null ? "off" : number(exit.limit)),
       element("td", {}, why(way, exit))));
     const group = gallery.fates.find(one => one.key === sample.fate);
     $("sample-body").replaceChildren(...[
       sample.image ? element("img", { src: sample.image, alt: `sample ${sample.n}` }) : null,
       sample.text !== undefined ? element("p", {}, sample.text) : null,
       element("p", {}, `${sample.label === undefined || pooled ? "" : `Its class is ${className(sample.label)}. `}${lead}${group ? ` Group: ${group.text}.` : ""}`),
-      element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...head.map(text => element("th", { scope: "col" }, text)))), element("tbody", {}, ...rows))),
-      element("p", { class: "soft" }, `${state.scheduler} at a budget of ${budgetText(state.at)}. The score here is: ${run().score_labels[standing().score]}.`),
+      element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...head.map((text, n) => element("th", { scope: "col", class: n === 3 || n === 4 ? "roomy" : "" }, text)))), element("tbody", {}, ...rows))),
+      element("p", { class: "soft" }, `${state.scheduler} at a budget of ${budgetText(state.at)}. The score is the ${run().score_labels[standing().score]}.`),
     ].filter(Boolean));
     $("sample").showModal();
   }
@@ -418,16 +418,17 @@
     }
     const as = costs.plain === null ? "one pass to the last exit" : "the plain network";
     const error = now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error)}`;
-    const right = now.accuracy === null ? "The records have no labels, so how many are right is not known." : `${percent(now.accuracy)}${error} of the ${now.handed_back ? "answered " : ""}samples are right.`;
+    const right = now.accuracy === null ? "The records have no labels, so how many are right is not known." : run().pooled ? `on average ${percent(now.accuracy)}${error} of a sample is right.` : `${percent(now.accuracy)}${error} of the ${now.handed_back ? "answered " : ""}samples are right.`;
     $("sentence").textContent = `With ${state.scheduler} and a budget of ${budgetText(state.at)}: ${right} A sample costs ${number(now.cost)} ${unit} on average, ${now.speed_up.toFixed(2)} times as fast as ${as}.`;
+    const same = now.thresholds.every((value, k) => number(value) === number(now.limits[k]));
     const where = run().fresh ? "samples that nothing was fitted on" : "the samples that it was fitted on";
     $("figures").replaceChildren(
       fact("accuracy", "Accuracy", now.accuracy === null ? "not known" : `${percent(now.accuracy, 2)}${now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error, 2)}`}`, "one standard error"),
-      fact("realized", `Mean cost on ${where}`, `${number(now.cost)} ± ${number(now.cost_error)} ${unit}`, `${percent(now.cost / now.budget - 1)} against the budget`),
+      fact("realized", `Mean cost on ${where}`, `${number(now.cost)} ± ${number(now.cost_error)} ${unit}`, `${percent(Math.abs(now.cost / now.budget - 1))} ${now.cost > now.budget ? "over" : "under"} the budget`),
       fact("planned", "Planned cost", `${number(now.planned_cost)} ${unit}`, `${number(now.calibration_cost)} ${unit} on the calibration samples`),
       fact("speed-up", `Times as fast as ${as}`, now.speed_up.toFixed(2), "expected from the costs, not timed"),
       fact("shares", "Leave at", exits.map((_, k) => `exit ${k}: ${percent(now.shares[k])}`).join(", ")),
-      fact("thresholds", "Thresholds", now.thresholds.map((value, k) => `exit ${k}: ${value === null ? "off" : number(value)}`).join(", "), `score: ${now.score}`),
+      fact("thresholds", "Thresholds", now.thresholds.map((value, k) => `exit ${k}: ${value === null ? "off" : number(value)}`).join(", "), `${same ? "" : `on the scale of the score: ${now.limits.map(value => value === null ? "off" : number(value)).join(", ")}; `}the score is the ${run().score_labels[now.score]}`),
       ...(now.handed_back ? [fact("handed-back", "Handed back, with no answer", percent(now.handed_back, 2), "accuracy is of the others")] : []));
     if (now.instead) $("instead").textContent = `A simple rule stands in for this scheduler at this budget. ${now.instead}`;
   }
@@ -499,6 +500,7 @@
 
   const script = document.createElement("script");
   script.textContent = await unpack("plotly");
+  await new Promise(painted => requestAnimationFrame(() => setTimeout(painted)));  // the text is read while Plotly starts
   document.head.append(script);
   redraw();
   dark.addEventListener("change", redraw);
