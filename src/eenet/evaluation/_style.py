@@ -67,7 +67,7 @@ ORACLE = Style(GRAY, _LIGHT_GRAY, "", "circle", _LONG)
 RIGHT = Style("#0072B2", "#4DB2F0", "o", "circle", _SOLID)
 WRONG = Style("#D55E00", "#FF8A3D", "X", "x", _LONG)
 
-_FIRST, _MIDDLE, _LAST = (44, 127, 184), (140, 140, 140), (217, 95, 14)
+_FIRST, _MIDDLE, _LAST = (44, 127, 184), (27, 158, 119), (217, 95, 14)
 _EXIT_MARKERS = tuple((style.marker, style.symbol) for *_, style in _METHODS.values())
 _EXIT_DASHES = (_SOLID, _LONG, _DOTS, _MIXED)
 
@@ -82,8 +82,8 @@ def title_of(name: str, *, paper: bool = False) -> str:
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """The style of each name: a method always has its own, other names take the next free one."""
-    made: dict[str, Style] = {}
+    """The style of each name: a method and the plain network have their own, other names take the next free one."""
+    made = {name: PLAIN for name in names if name.casefold() == "plain network"}
     taken: set[str] = set()
     for name in names:
         method = _method(name)
@@ -97,7 +97,7 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 def exit_styles(exits: int) -> list[Style]:
-    """The styles of K exits, from blue for the first to orange for the last."""
+    """The styles of K exits, from blue for the first over green to orange for the last."""
     made = []
     for k in range(exits):
         share = k / max(1, exits - 1)

@@ -3,7 +3,8 @@
 A chart is a JSON-ready dict. All of them have
 
 - `name` (of its files, unique in a report), `title`, `about` (a sentence on how to read it), `kind`;
-- `x` and `y`: an axis each, `{"label", "percent", "range"}`; values are fractions where `percent` is true;
+- `x` and `y`: an axis each, `{"label", "percent", "range", "log", "ticks"}`; values are fractions where `percent` is
+  true, and `ticks` are the only ones where they are given;
 - `rules`: straight lines, `{"axis": "x" | "y" | "diagonal", "at", "name"}`;
 - `marker`: what the budget slider moves along the x axis, "cost" or "budget", or None;
 - `numbers`: figures to show beside it, by name.
@@ -14,7 +15,8 @@ By kind:
   `high` (a band) and `text` (a label at each point);
 - "steps": `series` of `{"name", "style", "edges", "values"}`, histograms;
 - "bars": `categories`, `stacked`, and `series` of `{"name", "style", "values"}`, and where known `errors`;
-- "heat": `rows`, `columns` and `values`, rows of numbers or None; its axes name rows and columns.
+- "heat": `rows`, `columns`, `values` (rows of numbers or None), `limits` of the colors, and `percent`; its axes name
+  rows and columns.
 """
 
 from __future__ import annotations
@@ -31,9 +33,22 @@ from eenet.evaluation._style import Style
 Chart = dict[str, Any]
 
 
-def axis(label: str, *, percent: bool = False, limits: tuple[float, float] | None = None) -> dict[str, Any]:
+def axis(
+    label: str,
+    *,
+    percent: bool = False,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
+    ticks: Sequence[float] | None = None,
+) -> dict[str, Any]:
     """An axis; a percentage holds fractions."""
-    return {"label": label, "percent": percent, "range": None if limits is None else list(limits)}
+    return {
+        "label": label,
+        "percent": percent,
+        "range": None if limits is None else list(limits),
+        "log": log,
+        "ticks": None if ticks is None else list(ticks),
+    }
 
 
 def chart(

@@ -40,6 +40,7 @@ _PAPER = {
     "svg.hashsalt": "eenet",
 }
 _SIZE = (4.2, 3.0)  # inches
+_BESIDE = 5  # series, at most, whose legend stands within the axes
 _FORMATS = ("png", "svg", "pdf")
 _MANY = 12  # cells in a row of a heat map, of which no numbers are written beyond
 
@@ -119,10 +120,12 @@ def _size(chart: Chart) -> tuple[float, float]:
     entries = len(chart["series"])
     if chart["kind"] == "bars":
         width = max(width, 1.4 + 0.16 * len(chart["categories"]) * (1 if chart["stacked"] else max(1, entries)))
-    return (width + 1.6, max(height, 0.9 + 0.17 * entries)) if entries > _BESIDE else (width, height)
+    return (width + 1.6, max(height, 0.9 + 0.17 * entries)) if _beside(chart) else (width, height)
 
 
-_BESIDE = 5  # series, of which the legend stands beside the axes when there are more
+def _beside(chart: Chart) -> bool:
+    """Whether the legend stands beside the axes: where it would cover much."""
+    return len(chart["series"]) > _BESIDE or bool(chart.get("stacked"))
 
 
 def _drawn(chart: Chart, ax: Axes) -> Axes:
@@ -133,16 +136,21 @@ def _drawn(chart: Chart, ax: Axes) -> Axes:
     for which in ("x", "y"):
         said = chart[which]
         getattr(ax, f"set_{which}label")(_plain(said["label"]))
+        if said["log"]:
+            getattr(ax, f"set_{which}scale")("log", base=2)
+        if said["ticks"] is not None:
+            getattr(ax, f"set_{which}ticks")(said["ticks"], [f"{tick:g}" for tick in said["ticks"]])
+            ax.minorticks_off()
         if said["range"] is not None:
             getattr(ax, f"set_{which}lim")(*said["range"])
         if said["percent"] and chart["kind"] != "heat":
             from matplotlib.ticker import PercentFormatter
 
-            getattr(ax, f"{which}axis").set_major_formatter(PercentFormatter(1.0, decimals=None))
+            getattr(ax, f"{which}axis").set_major_formatter(PercentFormatter(1.0))
     if chart["kind"] != "heat":
         ax.grid(visible=True, color="#e6e6e6", linewidth=0.6)
         handles, labels = ax.get_legend_handles_labels()
-        if len(handles) > _BESIDE:
+        if _beside(chart):
             ax.legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
         elif handles:
             ax.legend(handles, labels, loc="best", framealpha=0.9)
