@@ -53,12 +53,12 @@ _METHODS: dict[str, tuple[str, str, Style]] = {
 
 # For names that are no method: runs, networks, schedulers of one's own.
 _OTHERS = (
-    Style("#0077BB", "#55B4F0", "1", "y-down", _MIXED),
-    Style("#EE7733", "#FF9C66", "2", "y-up", _DOTS),
-    Style("#CC3311", "#FF7A5C", "3", "y-left", _LONG),
-    Style("#009988", "#3FD0BF", "4", "y-right", _MIXED),
-    Style("#EE3377", "#FF7AA8", "+", "cross-thin", _DOTS),
-    Style("#7B6A00", "#C9B84A", "x", "x-thin", _LONG),
+    Style("#0077BB", "#55B4F0", "1", "y-down-open", _MIXED),
+    Style("#EE7733", "#FF9C66", "2", "y-up-open", _DOTS),
+    Style("#CC3311", "#FF7A5C", "3", "y-left-open", _LONG),
+    Style("#009988", "#3FD0BF", "4", "y-right-open", _MIXED),
+    Style("#EE3377", "#FF7AA8", "+", "cross-thin-open", _DOTS),
+    Style("#7B6A00", "#C9B84A", "x", "x-thin-open", _LONG),
 )
 
 PLAIN = Style("#000000", "#FFFFFF", "*", "star", _SOLID)

@@ -9,8 +9,9 @@ import numpy as np
 
 from eenet.evaluation._style import ORACLE, REFERENCE, exit_styles, styles, title_of
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
+from eenet.reporting._leaving import Scores
 from eenet.reporting._replays import Replays
-from eenet.reporting._trust import middle, scores
+from eenet.reporting._trust import middle
 
 _PARTS = 10
 """Parts of equal size that the samples are put into by their score."""
@@ -110,12 +111,13 @@ def distributions(replays: Replays, asked: Sequence[float] = ()) -> list[Chart]:
 def scores_and_correctness(replays: Replays) -> list[Chart]:
     """Accuracy at each exit by the rank of the score there, for every scheduler at a budget in the middle."""
     utility = replays.records.require_utility().astype(np.float64)
-    evidence = replays.records.all_evidence()
-    charts = []
+    known = Scores(replays)
+    charts: list[Chart] = []
     for title, replay in middle(replays).items():
         made = []
         looks = exit_styles(len(utility))
-        for k, of_exit in enumerate(scores(replay.policy.score, evidence)):
+        values, finite, _ = known.of(replay.policy.score)
+        for k, of_exit in enumerate(np.where(finite, values, -np.inf)):
             x, y, error = by_rank(of_exit, utility[k])
             made.append(series(f"exit {k}", looks[k], x, y, y_error=error))
         name = title_of(title, paper=True)
@@ -146,3 +148,26 @@ def by_rank(score: Any, utility: Any, parts: int = _PARTS) -> tuple[list[float],
         [float(values.mean()) for _, values in of],
         [float(values.std() / np.sqrt(len(values))) for _, values in of],
     )
+
+
+def paper(replays: Replays) -> tuple[list[Chart], list[str]]:
+    """The paper's figures for a run, and what is missing."""
+    metrics = replays.run.metrics
+    settings = metrics.get("settings", {}).get("evaluation", {}).get("budgets", ())
+    shares = [float(str(budget).removesuffix("%")) / 100 for budget in settings if str(budget).endswith("%")]
+    charts: list[Chart] = []
+    notes: list[str] = []
+    if metrics.get("published"):
+        charts.append(published(metrics["published"], metrics.get("published_budgets") or ()))
+    else:
+        notes.append(
+            "There are no results at the costs that the paper published: only recipes of its networks have them."
+        )
+    if replays.records.utility is None:
+        notes.append("Accuracy, and scores against correctness, need labels.")
+    else:
+        charts.insert(0, accuracy_budget(replays))
+    charts += distributions(replays, [share * replays.costs.reference for share in shares])
+    if replays.records.utility is not None:
+        charts += scores_and_correctness(replays)
+    return charts, notes

@@ -8,7 +8,11 @@ from typing import Any
 from eenet.reporting._frontier import exit_shares, frontier, resplits
 from eenet.reporting._gallery import gallery
 from eenet.reporting._leaving import Scores, by_class, by_difficulty, distributions, over_time
+from eenet.reporting._paper import paper
 from eenet.reporting._replays import Replays
+from eenet.reporting._spending import of_benchmark, slower_systems, spending
+from eenet.reporting._trust import trust
+from eenet.reporting._versus import runs, versus
 
 Section = dict[str, Any]
 
@@ -67,8 +71,91 @@ def who_leaves_where(replays: Replays) -> Section:
     )
 
 
-OF_ONE: tuple[Callable[[Replays], Section | None], ...] = (the_frontier, who_leaves_where)
+def can_it_be_trusted(replays: Replays) -> Section:
+    """Section 3."""
+    charts, notes = trust(replays)
+    return section(
+        "trust",
+        "Can it be trusted?",
+        "Whether confidence means what it says, whether the exits agree, and whether budgets and guarantees are kept.",
+        charts,
+        notes,
+    )
+
+
+def what_it_costs(replays: Replays) -> Section:
+    """Section 4."""
+    charts, notes = spending(replays.run.profile, replays.run.metrics.get("measured"))
+    return section(
+        "costs",
+        "What it costs",
+        "Measured times beside the plain network, which is the line at 100 %: what stages, heads and decisions take, "
+        "and where early exit does not pay.",
+        charts,
+        notes,
+    )
+
+
+def compare_schedulers(replays: Replays) -> Section:
+    """Section 5, of one run."""
+    charts, notes, tables = versus(replays)
+    return section(
+        "compare",
+        "Compare schedulers",
+        "Differences on the same samples at the same mean cost, and the samples that they come from.",
+        charts,
+        notes,
+        tables=tables,
+    )
+
+
+def figures_of_the_paper(replays: Replays) -> Section:
+    """Section 6."""
+    charts, notes = paper(replays)
+    return section(
+        "paper",
+        "The figures of the paper",
+        "The comparison of the EENet paper (WACV 2024) on these records: the methods by the names that it uses.",
+        charts,
+        notes,
+    )
+
+
+def compare_runs(several: Sequence[Replays], _: Sequence[Mapping[str, Any]]) -> Section | None:
+    """Section 5, of several runs."""
+    charts = runs(several)
+    if not charts:
+        return None
+    paired = any(chart["name"] == "runs-differences" for chart in charts)
+    notes = [] if paired else ["No two runs are of the same samples and unit of cost, so none are compared in pairs."]
+    return section("runs", "Compare runs", "Every run with its first scheduler.", charts, notes)
+
+
+def benchmarks(_: Sequence[Replays], measured: Sequence[Mapping[str, Any]]) -> Section | None:
+    """What benchmarks measured of whole systems."""
+    if not measured:
+        return None
+    charts, notes = [], []
+    for number, one in enumerate(measured):
+        name = "the benchmark" if len(measured) == 1 else f"benchmark {number}"
+        charts += of_benchmark(one, name)
+        notes += [*slower_systems(one, name), *one["verdict"].splitlines()]
+    about = "Whole systems on the same samples, run in turns: how fast they really are, and how right."
+    return section("benchmarks", "Benchmarks", about, charts, notes)
+
+
+OF_ONE: tuple[Callable[[Replays], Section | None], ...] = (
+    the_frontier,
+    who_leaves_where,
+    can_it_be_trusted,
+    what_it_costs,
+    compare_schedulers,
+    figures_of_the_paper,
+)
 """The sections of each run, in order; None where there is nothing to show."""
 
-OF_ALL: tuple[Callable[[Sequence[Replays], Sequence[Mapping[str, Any]]], Section | None], ...] = ()
+OF_ALL: tuple[Callable[[Sequence[Replays], Sequence[Mapping[str, Any]]], Section | None], ...] = (
+    compare_runs,
+    benchmarks,
+)
 """The sections of all runs and benchmarks together."""

@@ -271,8 +271,8 @@ def pays(profile: Profile) -> list[str]:
         elif last > reference:
             share = (last - reference) / (last - first)
             said.append(
-                f"At batch {size} early exit pays once more than {share:.0%} of the samples leave at exit 0. With "
-                f"fewer, the heads cost more than leaving saves; if no sample leaves, {last / reference - 1:.1%} more "
+                f"At batch {size} early exit pays once more than {share:.0%} of the samples leave at exit 0, if "
+                f"the others go all the way. With fewer, the heads cost more than leaving saves; if no sample leaves, {last / reference - 1:.1%} more "
                 f"than {what}."
             )
         else:

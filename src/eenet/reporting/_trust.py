@@ -12,9 +12,9 @@ from eenet.errors import EENetError
 from eenet.evaluation._style import REFERENCE, RIGHT, WRONG, Style, exit_styles
 from eenet.records import ExitRecords
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
+from eenet.reporting._leaving import Scores
 from eenet.reporting._promises import adherence, adherence_resplits, coverage, dead
 from eenet.reporting._replays import Replays
-from eenet.scheduler import ExitHistory, Score
 
 Floats = NDArray[np.float64]
 
@@ -124,12 +124,10 @@ def failure_prediction(replays: Replays) -> Chart:
     evidence = records.all_evidence()
     exits = list(range(records.num_exits - 1))
     rows = {"largest probability": [auroc(_surest(evidence[k]), utility[k]) for k in exits]}
+    known = Scores(replays)
     for title, replay in middle(replays).items():
-        finite = np.ones(len(records), dtype=np.bool_)
-        rows[title] = []
-        for k, score in enumerate(scores(replay.policy.score, evidence)):
-            finite &= evidence[k].finite
-            rows[title].append(auroc(np.where(finite, score, -np.inf), utility[k]))
+        values, finite, _ = known.of(replay.policy.score)
+        rows[title] = [auroc(of_exit, utility[k]) for k, of_exit in enumerate(np.where(finite, values, -np.inf))]
     return chart(
         "failure-prediction",
         "Do scores tell right from wrong answers?",
@@ -145,16 +143,6 @@ def failure_prediction(replays: Replays) -> Chart:
         percent=True,
         limits=[0.5, 1.0],
     )
-
-
-def scores(score: Score, evidence: Sequence[Any]) -> list[Floats]:
-    """The scores (N,) of all samples at every early exit, as if no sample had exited before."""
-    history = ExitHistory()
-    for of_exit in evidence[:-1]:
-        history.evidence.append(of_exit)
-        with np.errstate(all="ignore"):  # of outputs that are not finite
-            history.scores.append(score(history))
-    return history.scores
 
 
 def middle(replays: Replays) -> dict[str, Any]:

@@ -88,9 +88,9 @@ def differences(replays: Replays, reference: str) -> Chart:
         axis("difference in accuracy", percent=True),
         rules=[{"axis": "y", "at": 0.0, "name": reference}],
         marker="cost",
-        numbers=overall,
         kind="lines",
         series=made,
+        overall=overall,
     )
 
 
@@ -122,9 +122,9 @@ def differences_resplits(comparison: Mapping[str, Any]) -> Chart:
         axis("difference in accuracy", percent=True),
         rules=[{"axis": "y", "at": 0.0, "name": title_of(reference)}],
         marker="budget",
-        numbers=all_budgets,
         kind="lines",
         series=made,
+        overall=all_budgets,
     )
 
 
@@ -307,7 +307,7 @@ def _told_apart(made: Chart) -> list[str]:
     """In words: whether a scheduler differs from the reference beyond two standard errors, over all budgets."""
     said = []
     reference = made["rules"][0]["name"]
-    for name, of in made["numbers"].items():
+    for name, of in made["overall"].items():
         mean, error = of["mean"], of["standard_error"]
         points = f"{100 * mean:+.2f} points, standard error {100 * error:.2f}"
         if abs(mean) <= 2 * error:

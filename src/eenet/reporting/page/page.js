@@ -225,12 +225,16 @@
     return [["curve", axis, chart.y.label || "y"], ...chart.series.flatMap(one => one.x.map((x, n) => [one.text?.[n] ? `${one.name}: ${one.text[n]}` : one.name, chart.x.percent ? percent(x, 2) : number(x), cell(one.y[n])]))];
   }
 
-  function fillTable(figure, chart) {
-    const [head, ...rows] = rowsOf(chart);
+  function tableFrom([head, ...rows]) {
     const table = element("table", {}, element("thead", {}, element("tr", {}, ...head.map(text => element("th", { scope: "col" }, String(text))))));
     table.append(element("tbody", {}, ...rows.map(row => element("tr", {}, ...row.map(text => element("td", {}, String(text)))))));
-    figure.table.replaceChildren(table);
+    return table;
   }
+
+  const fillTable = (figure, chart) => figure.table.replaceChildren(tableFrom(rowsOf(chart)));
+
+  const tableOf = one => element("details", { class: "table" }, element("summary", {}, one.title),
+    element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": one.title }, tableFrom([one.columns, ...one.rows])));
 
   const watcher = new IntersectionObserver(seen => {
     for (const { target, isIntersecting } of seen) {
@@ -285,6 +289,7 @@
       element("p", {}, one.about),
       ...one.notes.map(note => element("p", { class: "note" }, note)),
       element("div", { class: "charts" }, ...one.charts.map(figureOf)),
+      ...(one.tables ?? []).map(tableOf),
       one.gallery ? galleryOf(one.gallery) : null)));
     for (const figure of figures) watcher.observe(figure.root);
   }
