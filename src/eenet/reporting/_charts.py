@@ -6,8 +6,12 @@ A chart is a JSON-ready dict. All of them have
 - `x` and `y`: an axis each, `{"label", "percent", "range", "log", "ticks"}`; values are fractions where `percent` is
   true, and `ticks` are the only ones where they are given;
 - `rules`: straight lines, `{"axis": "x" | "y" | "diagonal", "at", "name"}`;
-- `marker`: what the budget slider moves along the x axis, "cost" or "budget", or None;
+- `marker`: what the budget slider moves: "cost" or "budget" along the x axis; "cost-y", or "share-y" of the reference,
+  along the y axis; "going-on", the shares of the samples that go on, along the x axis; or None;
 - `numbers`: figures to show beside it, by name.
+
+- `frames`, where a chart depends on the budget: for each scheduler a patch of the chart for each budget of the slider,
+  None where the budget is too small for it. The chart itself has one of the patches applied.
 
 By kind:
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet.costs import ExitCosts
 from eenet.evaluation._style import GRAY, PLAIN, Style, exit_styles, styles, title_of
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
 
@@ -37,7 +38,7 @@ def _parts(profile: Profile) -> Floats:
     return np.asarray(profile["parts_ms"], dtype=np.float64)
 
 
-def exit_times(profile: Profile) -> Chart:
+def exit_times(profile: Profile, costs: ExitCosts) -> Chart:
     """The time per sample of the whole way to each exit over the plain network's, by batch size."""
     sizes, plain, what = profile["batch_sizes"], *plain_ms(profile)
     times, spreads = (np.asarray(profile[name]["ms"], dtype=np.float64) for name in ("costs", "spreads"))
@@ -53,12 +54,13 @@ def exit_times(profile: Profile) -> Chart:
         axis("batch size", log=True, ticks=sizes),
         axis(f"time, of {what}", percent=True),
         rules=[{**_LINE, "name": what}],
+        marker="share-y" if costs.unit == "ms" and costs.plain is not None else None,
         kind="lines",
         series=made,
     )
 
 
-def batch_sizes(profile: Profile) -> Chart:
+def batch_sizes(profile: Profile, costs: ExitCosts) -> Chart:
     """Milliseconds per sample of each exit and of the plain network, by batch size."""
     sizes, plain, what = profile["batch_sizes"], *plain_ms(profile)
     times, spreads = (np.asarray(profile[name]["ms"], dtype=np.float64) for name in ("costs", "spreads"))
@@ -72,6 +74,7 @@ def batch_sizes(profile: Profile) -> Chart:
         "Larger batches share what a call takes whatever its size. Bars hold the middle half of the rounds.",
         axis("batch size", log=True, ticks=sizes),
         axis("wall time (ms per sample)"),
+        marker="cost-y" if costs.unit == "ms" else None,
         kind="lines",
         series=made,
     )
@@ -173,6 +176,7 @@ def compaction(profile: Profile) -> Chart:
         axis("samples that go on", percent=True, limits=(0, 1)),
         axis("time of the stage, of a full batch", percent=True),
         rules=[{"axis": "diagonal", "at": 0.0, "name": "in proportion"}],
+        marker="going-on",
         kind="lines",
         series=made,
     )
@@ -271,9 +275,9 @@ def pays(profile: Profile) -> list[str]:
         elif last > reference:
             share = (last - reference) / (last - first)
             said.append(
-                f"At batch {size} early exit pays once more than {share:.0%} of the samples leave at exit 0, if "
-                f"the others go all the way. With fewer, the heads cost more than leaving saves; if no sample leaves, {last / reference - 1:.1%} more "
-                f"than {what}."
+                f"At batch {size} early exit pays once more than {share:.0%} of the samples leave at exit 0, if the "
+                f"others go all the way. With fewer, the heads cost more than leaving saves; if no sample leaves, "
+                f"{last / reference - 1:.1%} more than {what}."
             )
         else:
             said.append(f"At batch {size} no exit costs more than {what}: every sample that leaves early saves time.")
@@ -299,13 +303,21 @@ def slower_systems(benchmark: Mapping[str, Any], name: str) -> list[str]:
     return said
 
 
-def spending(profile: Profile | None, measured: Mapping[str, Any] | None = None) -> tuple[list[Chart], list[str]]:
+def spending(
+    costs: ExitCosts, profile: Profile | None, measured: Mapping[str, Any] | None = None
+) -> tuple[list[Chart], list[str]]:
     """What a run's network costs: `profile` is what `eenet profile --json` prints, `measured` that of metrics.json."""
     charts: list[Chart] = []
     notes: list[str] = []
     missing: list[str] = []
     if profile is not None and {"batch_sizes", "costs", "spreads", "parts_ms"} <= set(profile):
-        charts += [exit_times(profile), batch_sizes(profile), stage_times(profile), overheads(profile), units(profile)]
+        charts += [
+            exit_times(profile, costs),
+            batch_sizes(profile, costs),
+            stage_times(profile),
+            overheads(profile),
+            units(profile),
+        ]
         if len(profile["batch_sizes"]) > 1:
             charts.append(compaction(profile))
         else:

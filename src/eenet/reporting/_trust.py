@@ -9,20 +9,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.errors import EENetError
-from eenet.evaluation._style import REFERENCE, RIGHT, WRONG, Style, exit_styles
+from eenet.evaluation._style import PLAIN, REFERENCE, RIGHT, WRONG, Style, exit_styles
 from eenet.records import ExitRecords
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
-from eenet.reporting._leaving import Scores
+from eenet.reporting._leaving import Scores, framed
 from eenet.reporting._promises import adherence, adherence_resplits, coverage, dead
-from eenet.reporting._replays import Replays
+from eenet.reporting._replays import Replay, Replays
+from eenet.scheduler import Decisions
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
 
 BINS = 10
 _COVERAGES = 100
 _CLASSES = 15
 """How many classes a confusion shows; of more, those that change most."""
-_MENDED = Style("#009E73", "#2FD1A3", "^", "triangle-up")
+ANSWERS = "the answers"
+_CHANGES = {
+    "both right": RIGHT,
+    "the last exit mends it": Style("#009E73", "#2FD1A3", "^", "triangle-up"),
+    "the last exit spoils it": WRONG,
+    "both wrong": REFERENCE,
+}
 
 
 def binned(confidence: Floats, utility: Floats, bins: int = BINS) -> dict[str, Any]:
@@ -62,71 +70,103 @@ def risks(score: Floats, utility: Floats) -> Floats:
     return made
 
 
-def reliability(records: ExitRecords, bins: int = BINS) -> Chart:
-    """Mean accuracy against mean confidence at each exit, with the expected calibration error."""
-    made, eces, left_out = [], {}, 0
-    utility = records.require_utility().astype(np.float64)
-    for k, (evidence, style) in enumerate(zip(records.all_evidence(), exit_styles(records.num_exits), strict=True)):
-        finite = evidence.finite
-        left_out += int((~finite).sum())
-        found = binned(evidence.max_probability[finite], utility[k, finite], bins)
-        eces[f"ECE of exit {k}"] = found["ece"]
-        name = f"exit {k}, ECE {100 * found['ece']:.1f} %"
-        errors = {"y_error": found["error"], "samples": found["samples"]}
-        made.append(series(name, style, found["confidence"], found["accuracy"], **errors))
+class Confidence:
+    """Largest class probabilities and their log odds (K, N) of a run, with what is not finite masked; and utility."""
+
+    def __init__(self, replays: Replays) -> None:
+        evidence = replays.records.all_evidence()
+        self.finite = np.array([one.finite for one in evidence])
+        self.probability = np.where(self.finite, [one.max_probability for one in evidence], np.nan)
+        self.odds = np.where(self.finite, [one.log_odds for one in evidence], -np.inf)
+        self.utility = replays.records.require_utility().astype(np.float64)
+
+    def answered(self, decisions: Decisions) -> tuple[Ints, Ints, Floats]:
+        """The samples that a policy answers, the exits that they leave at, and what the answers are worth."""
+        assert decisions.utility is not None
+        rows = np.flatnonzero(~decisions.abstained)
+        return decisions.exits[rows], rows, decisions.utility[rows].astype(np.float64)
+
+
+def reliability(replays: Replays, known: Confidence) -> Chart:
+    """Mean accuracy against mean confidence of each exit and of the policy's answers, with their calibration errors."""
+
+    def of(name: str, style: Style, confidence: Floats, utility: Floats) -> tuple[dict[str, Any], float]:
+        finite = np.isfinite(confidence)
+        found = binned(confidence[finite], utility[finite])
+        x, y, error = (np.round(found[key], 5) for key in ("confidence", "accuracy", "error"))
+        return series(name, style, x, y, y_error=error, samples=found["samples"]), found["ece"]
+
+    exits = range(len(known.utility))
+    looks = exit_styles(len(exits))
+    made, eces = [], {}
+    for k in exits:
+        one, eces[f"ECE of exit {k}"] = of(f"exit {k}", looks[k], known.probability[k], known.utility[k])
+        made.append(one)
+
+    def patch(replay: Replay) -> dict[str, Any]:
+        left, rows, utility = known.answered(replay.decisions)
+        one, ece = of(ANSWERS, PLAIN, known.probability[left, rows], utility)
+        return {"series": [*made, one], "numbers": {**eces, "ECE of the answers": ece}}
+
+    left_out = int((~known.finite).sum())
     return chart(
         "reliability",
-        "Calibration of each exit",
-        "An exit on the diagonal is right as often as its confidence says; below it, it is too sure. Bars are one "
-        f"standard error, points are bins of a width of {1 / bins:g}."
+        "Calibration",
+        "An exit on the diagonal is right as often as its confidence says; below it, it is too sure. The answers are "
+        "those of the chosen scheduler, with the confidence of the exit where a sample leaves. ECE is the expected "
+        f"calibration error. Points are bins of a width of {1 / BINS:g}, bars one standard error."
         + (f" {left_out} outputs that are not finite are left out." if left_out else ""),
         axis("confidence: largest class probability", percent=True, limits=(0, 1)),
         axis("accuracy", percent=True, limits=(0, 1)),
         rules=[{"axis": "diagonal", "at": 0.0, "name": "calibrated"}],
-        numbers=eces,
         kind="lines",
-        series=made,
+        **framed(replays, patch),
     )
 
 
-def risk_coverage(records: ExitRecords) -> Chart:
-    """The error rate of the samples that an exit is surest of, against their share, with the area below (AURC)."""
+def risk_coverage(replays: Replays, known: Confidence) -> Chart:
+    """The error rate of the samples that an exit, or a policy, is surest of, and the area below the curve (AURC)."""
+
+    def of(name: str, style: Style, odds: Floats, utility: Floats, points: int) -> tuple[dict[str, Any], float]:
+        risk, count = risks(odds, utility), len(odds)
+        shown = np.unique(np.ceil(np.linspace(1 / points, 1, points) * count).astype(np.intp)) - 1
+        x, y = np.round((shown + 1) / count, 5), np.round(risk[shown], 5)
+        return series(name, style, x, y, points=False), float(risk.mean())
+
+    looks = exit_styles(len(known.utility))
     made, areas = [], {}
-    utility = records.require_utility().astype(np.float64)
-    count = len(records)
-    shown = np.unique(np.ceil(np.linspace(1 / _COVERAGES, 1, _COVERAGES) * count).astype(np.intp)) - 1
-    for k, (evidence, style) in enumerate(zip(records.all_evidence(), exit_styles(records.num_exits), strict=True)):
-        risk = risks(_surest(evidence), utility[k])
-        areas[f"AURC of exit {k}"] = float(risk.mean())
-        made.append(series(f"exit {k}", style, (shown + 1) / count, risk[shown], points=False))
+    for k, utility in enumerate(known.utility):
+        one, areas[f"AURC of exit {k}"] = of(f"exit {k}", looks[k], known.odds[k], utility, _COVERAGES)
+        made.append(one)
+
+    def patch(replay: Replay) -> dict[str, Any] | None:
+        left, rows, utility = known.answered(replay.decisions)
+        if not len(rows):
+            return None
+        one, area = of(ANSWERS, PLAIN, known.odds[left, rows], utility, _COVERAGES // 4)
+        return {"series": [*made, one], "numbers": {**areas, "AURC of the answers": area}}
+
     return chart(
         "risk-coverage",
         "Errors among the surest samples",
         "Of the share of the samples that an exit is surest of, so many are wrong. A curve that stays low for long has "
-        "errors only where the exit is unsure.",
+        "errors only where the exit is unsure. The answers are those of the chosen scheduler, in order of the "
+        "confidence of the exit where a sample leaves. AURC is the area below the curve.",
         axis("share of the samples, surest first", percent=True, limits=(0, 1)),
         axis("error rate", percent=True),
-        numbers=areas,
         kind="lines",
-        series=made,
+        **framed(replays, patch),
     )
 
 
-def _surest(evidence: Any) -> Floats:
-    """The log odds of the largest probability; outputs that are not finite last."""
-    odds: Floats = np.where(evidence.finite, evidence.log_odds, -np.inf)
-    return odds
-
-
-def failure_prediction(replays: Replays) -> Chart:
+def failure_prediction(replays: Replays, known: Confidence) -> Chart:
     """How well each scheduler's score tells right answers from wrong ones at each early exit, as AUROC."""
-    records, utility = replays.records, replays.records.require_utility().astype(np.float64)
-    evidence = records.all_evidence()
-    exits = list(range(records.num_exits - 1))
-    rows = {"largest probability": [auroc(_surest(evidence[k]), utility[k]) for k in exits]}
-    known = Scores(replays)
+    utility = known.utility
+    exits = range(len(utility) - 1)
+    rows = {"largest probability": [auroc(known.odds[k], utility[k]) for k in exits]}
+    scores = Scores(replays)
     for title, replay in middle(replays).items():
-        values, finite, _ = known.of(replay.policy.score)
+        values, finite, _ = scores.of(replay.policy.score)
         rows[title] = [auroc(of_exit, utility[k]) for k, of_exit in enumerate(np.where(finite, values, -np.inf))]
     return chart(
         "failure-prediction",
@@ -171,28 +211,37 @@ def agreement(records: ExitRecords) -> Chart:
     )
 
 
-def changes(records: ExitRecords) -> Chart:
-    """What the last exit changes for the samples of each earlier one: errors mended, right answers lost."""
-    utility = records.require_utility().astype(np.float64)
-    last = utility[-1]
-    gray = REFERENCE
-    parts = {
-        "both right": (RIGHT, [float((one * last).mean()) for one in utility[:-1]]),
-        "last exit mends it": (_MENDED, [float(((1 - one) * last).mean()) for one in utility[:-1]]),
-        "last exit spoils it": (WRONG, [float((one * (1 - last)).mean()) for one in utility[:-1]]),
-        "both wrong": (gray, [float(((1 - one) * (1 - last)).mean()) for one in utility[:-1]]),
-    }
+def changes(replays: Replays, known: Confidence) -> Chart:
+    """What the last exit changes: errors mended and right answers lost, of each exit's answers and of the policy's."""
+    last = known.utility[-1]
+
+    def parts(one: Floats) -> list[float]:
+        both = (one * last, (1 - one) * last, one * (1 - last), (1 - one) * (1 - last))
+        return [round(float(part.mean()), 5) for part in both]
+
+    columns = [parts(one) for one in known.utility[:-1]]
+
+    def patch(replay: Replay) -> dict[str, Any]:
+        assert replay.decisions.utility is not None
+        table = [*columns, parts(replay.decisions.utility.astype(np.float64))]
+        return {
+            "series": [
+                {"name": name, "style": style.to_dict(), "values": [column[n] for column in table]}
+                for n, (name, style) in enumerate(_CHANGES.items())
+            ]
+        }
+
     return chart(
         "changes",
         "What the last exit changes",
         "Samples that an early exit gets wrong and the last one right are what going on can win; those that it spoils "
-        "are what leaving early wins.",
-        axis("if all samples left at"),
+        "are what leaving early wins. The last bar has the answers of the chosen scheduler.",
+        axis(""),
         axis("share of the samples", percent=True, limits=(0, 1)),
         kind="bars",
-        categories=[f"exit {k}" for k in range(records.num_exits - 1)],
+        categories=[*(f"all leave at exit {k}" for k in range(len(columns))), "the chosen scheduler"],
         stacked=True,
-        series=[{"name": name, "style": style.to_dict(), "values": values} for name, (style, values) in parts.items()],
+        **framed(replays, patch),
     )
 
 
@@ -232,9 +281,10 @@ def trust(replays: Replays) -> tuple[list[Chart], list[str]]:
     if records.utility is None:
         notes.append("Calibration, failure prediction and what the last exit changes need labels.")
     else:
-        charts += [reliability(records), risk_coverage(records)]
+        known = Confidence(replays)
+        charts += [reliability(replays, known), risk_coverage(replays, known)]
         if records.num_exits > 1:
-            charts += [failure_prediction(replays), changes(records)]
+            charts += [failure_prediction(replays, known), changes(replays, known)]
     if records.num_exits > 1:
         charts += [agreement(records), confusion(records, run.classes)]
     if replays.of:

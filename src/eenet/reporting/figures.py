@@ -45,7 +45,7 @@ _FORMATS = ("png", "svg", "pdf")
 _MANY = 12  # cells in a row of a heat map, of which no numbers are written beyond
 
 
-def draw(chart: Chart, ax: Axes | None = None) -> Axes:
+def draw(chart: Chart, ax: Axes | None = None, *, scheduler: str | None = None, budget: int | None = None) -> Axes:
     """Draw a chart of a report.
 
     Parameters
@@ -54,6 +54,10 @@ def draw(chart: Chart, ax: Axes | None = None) -> Axes:
         What an analysis gave, or one of the charts in the JSON file of a report.
     ax : matplotlib.axes.Axes, optional
         Where to draw; by default a new figure at the size of a column.
+    scheduler : str, optional
+        Of a chart that depends on the budget: whose figure; the first by default.
+    budget : int, optional
+        The number of its budget among those of the report; one in the middle by default.
 
     Returns
     -------
@@ -65,7 +69,18 @@ def draw(chart: Chart, ax: Axes | None = None) -> Axes:
     MissingExtraError
         Without matplotlib.
     InvalidInputError
-        For a dict that is no chart.
+        For a dict that is no chart, or a scheduler or a budget that it does not have.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.reporting import figures
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    >>> made = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=3)
+    >>> ax = figures.draw(dict(made.charts)["reliability"])
+    >>> ax.get_xlabel()
+    'confidence: largest class probability'
     """
     require("matplotlib.figure", "report", "a figure")
     import matplotlib as mpl
@@ -73,6 +88,7 @@ def draw(chart: Chart, ax: Axes | None = None) -> Axes:
     kind = chart.get("kind") if isinstance(chart, dict) else None
     if kind not in _KINDS:
         raise InvalidInputError(f"a chart of kind {kind!r} cannot be drawn; expected one of {sorted(_KINDS)}")
+    chart = _framed(chart, scheduler, budget)
     if ax is not None:
         return _drawn(chart, ax)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -110,6 +126,28 @@ def save(chart: Chart, path: str | Path) -> None:
     stamp = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
     with mpl.rc_context(_PAPER), atomic_path(path) as temporary:
         ax.figure.savefig(temporary, format=suffix, dpi=200, metadata=stamp)
+
+
+def _framed(chart: Chart, scheduler: str | None, budget: int | None) -> Chart:
+    """The chart of one scheduler at one budget, where it depends on them."""
+    if scheduler is None and budget is None:
+        return chart
+    frames = chart.get("frames")
+    if frames is None:
+        raise InvalidInputError(f"chart {chart['name']!r} is the same for all budgets; leave out scheduler and budget")
+    scheduler = next(iter(frames)) if scheduler is None else scheduler
+    if scheduler not in frames:
+        raise InvalidInputError(f"chart {chart['name']!r} has no scheduler {scheduler!r}; choose from {list(frames)}")
+    of = frames[scheduler]
+    number = len(of) // 2 if budget is None else budget
+    if not 0 <= number < len(of) or of[number] is None:
+        met = [n for n, frame in enumerate(of) if frame is not None]
+        raise InvalidInputError(
+            f"budget {number} of {scheduler!r} has no figure; choose a number from {met[0]} to {met[-1]}"
+            if met
+            else f"{scheduler!r} meets no budget of this report"
+        )
+    return {**chart, **of[number]}
 
 
 def _size(chart: Chart) -> tuple[float, float]:

@@ -132,21 +132,26 @@
 
   function markers(chart, traces) {
     const shapes = [], annotations = [];
+    const across = (at, line) => shapes.push({ type: "line", y0: at, y1: at, xref: "paper", x0: 0, x1: 1, line });
+    const upright = (at, line) => shapes.push({ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line });
     for (const rule of chart.rules ?? []) {
-      const line = { color: color("soft"), width: 1.5, dash: "dash" };
+      const line = { color: color("soft"), width: 1.5, dash: "dash" }, text = plain(rule.name);
       if (rule.axis === "diagonal") shapes.push({ type: "line", x0: 0, y0: 0, x1: 1, y1: 1, line });
-      else if (rule.axis === "x") {
-        shapes.push({ type: "line", x0: rule.at, x1: rule.at, yref: "paper", y0: 0, y1: 1, line: { ...line, color: color("ink"), width: 2 } });
-        annotations.push({ x: rule.at, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text: plain(rule.name), font: { size: 11 } });
+      else if ((rule.axis === "x") !== (chart.kind === "bars")) { // bars lie on their side
+        upright(rule.at, { ...line, color: color("ink"), width: 2 });
+        annotations.push({ x: rule.at, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text, font: { size: 11 } });
       } else {
-        shapes.push({ type: "line", y0: rule.at, y1: rule.at, xref: "paper", x0: 0, x1: 1, line });
-        annotations.push({ y: rule.at, x: 1, xref: "paper", xanchor: "right", yanchor: "bottom", showarrow: false, text: plain(rule.name), font: { size: 11 } });
+        across(rule.at, line);
+        annotations.push({ y: rule.at, x: 1, xref: "paper", xanchor: "right", yanchor: "bottom", showarrow: false, text, font: { size: 11 } });
       }
     }
     const now = standing();
     if (chart.marker && now) {
-      const at = chart.marker === "cost" ? now.cost : now.budget;
-      shapes.push({ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: color("mark"), width: 1.5, dash: "dot" } });
+      const mark = { color: color("mark"), width: 1.5, dash: "dot" };
+      if (chart.marker === "cost-y") across(now.cost, mark);
+      else if (chart.marker === "share-y") across(now.cost / run().reference, mark);
+      else if (chart.marker === "going-on") now.shares.slice(0, -1).forEach((_, k) => upright(1 - now.shares.slice(0, k + 1).reduce((sum, share) => sum + share, 0), mark));
+      else upright(chart.marker === "cost" ? now.cost : now.budget, mark);
       const own = (chart.series ?? []).find(one => one.name === state.scheduler && one.x.length === run().budgets.length);
       if (own && own.y[state.at] !== null) {
         traces.push({
@@ -182,7 +187,7 @@
       height = 120 + Math.max(120, 23 * chart.rows.length);
     }
     return {
-      height, autosize: true, margin: { l: 20, r: 16, t: chart.kind === "heat" ? 30 : 22, b: 20 }, barmode: chart.kind === "bars" && !chart.stacked ? "group" : chart.kind === "steps" ? "overlay" : "stack",
+      height, autosize: true, margin: { l: 20, r: 26, t: chart.kind === "heat" ? 30 : 22, b: 20 }, barmode: chart.kind === "bars" && !chart.stacked ? "group" : chart.kind === "steps" ? "overlay" : "stack",
       bargap: chart.kind === "steps" ? 0 : .25, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("ink"), size: 12, family: "system-ui, sans-serif" },
       xaxis: x, yaxis: y, shapes, annotations, showlegend: legendRows > 0, hovermode: "closest", hoverlabel: { namelength: -1 },
       legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, traceorder: "normal", font: { size: 11 } }, dragmode: false,
@@ -287,7 +292,7 @@
     $("main").replaceChildren(...sections.map((one, number) => element("section", { id: one.id, "aria-labelledby": `${one.id}-title` },
       element("h2", { id: `${one.id}-title` }, `${number + 1}. ${one.title}`),
       element("p", {}, one.about),
-      ...one.notes.map(note => element("p", { class: "note" }, note)),
+      one.notes.length ? element("ul", { class: "note" }, ...one.notes.map(note => element("li", {}, note))) : null,
       element("div", { class: "charts" }, ...one.charts.map(figureOf)),
       ...(one.tables ?? []).map(tableOf),
       one.gallery ? galleryOf(one.gallery) : null)));
