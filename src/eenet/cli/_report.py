@@ -63,6 +63,9 @@ def report(
     ordered: Annotated[bool, typer.Option("--ordered", help="The samples are in the order of their time.")] = False,
     title: Annotated[str, typer.Option(help="Of the page.")] = "",
     budgets: Annotated[int, typer.Option(min=2, help="How many budgets the slider has.")] = 41,
+    draws: Annotated[
+        int, typer.Option(min=0, help="How many calibration sets to simulate, to see how often a guarantee holds.")
+    ] = 30,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
 ) -> None:
     """Write one page that shows what the exits and the schedulers do: no server and no network are needed to open it.
@@ -96,7 +99,7 @@ def report(
         more["classes"] = read_classes(classes)
     with nullcontext(_silent) if quiet else steps("report") as say:
         taken = [_read(path, given, more, say) for path in results]
-        made = make(*taken, title=title, budgets=budgets, progress=say, **more)
+        made = make(*taken, title=title, budgets=budgets, draws=draws, progress=say, **more)
         say("writing the page")
         made.write(out)
         written = _write(made, figures, json_file, say)

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from eenet.errors import ReliabilityWarning
+from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.evaluation._style import RIGHT, WRONG, styles, title_of
 from eenet.records import ExitRecords
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
 from eenet.reporting._replays import Replays
-from eenet.scheduler import MaxProbability, dead_exits
+from eenet.scheduler import MaxProbability, Scheduler, dead_exits
 
-_DRAWS = 40
-_MOST = 1000
+_MOST = 500
 """Samples of the population and of a calibration set in it, at most."""
+_ROUNDING = 1e-9
 _LEVEL = 0.95
 _SHARES = (1 / 3, 2 / 3)
 """The budgets of the simulated promise: shares of the way from the first exit's cost to the last one's."""
@@ -65,7 +65,7 @@ def adherence_resplits(comparison: Mapping[str, Any]) -> list[Chart]:
             ratios = [
                 row["held_out_cost"] / budget for row in rows if (row["scheduler"], row["budget"]) == (name, budget)
             ]
-            shares.append(sum(ratio <= 1 + 1e-9 for ratio in ratios) / len(ratios) if ratios else None)
+            shares.append(sum(ratio <= 1 + _ROUNDING for ratio in ratios) / len(ratios) if ratios else None)
             if ratios:
                 x.append(budget)
                 y.append(float(np.mean(ratios)))
@@ -111,13 +111,16 @@ def _reference(comparison: Mapping[str, Any]) -> float:
     return float(costs["plain"] if _plain(comparison) else costs["values"][-1])
 
 
-def coverage(replays: Replays, draws: int = _DRAWS, level: float = _LEVEL) -> Chart:
+def coverage(replays: Replays, draws: int) -> Chart:
     """How often a budget is kept on the whole population, with and without a guarantee: a simulation.
 
     The run's records are taken for the population, whose mean cost is known. Calibration sets, as large as the run's
-    own, are drawn from them with replacement, and max probability is fitted to each, with the guarantee and without.
+    own, are drawn from them with replacement, and max probability is fitted to each, with the guarantee and without. The
+    level is that of the run's schedulers, where one has a guarantee.
     """
     pool, costs = replays.records, replays.costs
+    asked = [scheduler.guarantee for scheduler in replays.run.schedulers.values()]
+    level = next((one for one in asked if isinstance(one, float)), _LEVEL)
     if len(pool) > _MOST:
         pool = pool.subset(np.arange(_MOST) * len(pool) // _MOST)
     size = min(_MOST, len(pool if replays.run.calibration is None else replays.run.calibration))
@@ -141,7 +144,8 @@ def coverage(replays: Replays, draws: int = _DRAWS, level: float = _LEVEL) -> Ch
         "guarantee",
         "Does the guarantee hold?",
         f"{draws} calibration sets of {size} samples are simulated. Bars are the share of them after which the true "
-        f"mean cost is within the budget. A guarantee of {level:.0%} must reach its line. Fitted: max probability.",
+        f"mean cost is within the budget. A guarantee of {level:.0%} must reach its line. Fitted: max probability. A "
+        "budget that a set is too small to promise counts as kept.",
         axis(f"budget, of {costs.reference_name}"),
         axis("budget kept", percent=True, limits=(0, 1.05)),
         rules=[{"axis": "y", "at": level, "name": f"promised: {level:.0%}"}],
@@ -152,8 +156,12 @@ def coverage(replays: Replays, draws: int = _DRAWS, level: float = _LEVEL) -> Ch
     )
 
 
-def _kept(fitted: Any, pool: ExitRecords, budget: float) -> bool:
-    return bool(fitted.at(budget).replay(pool).mean_cost <= budget * (1 + 1e-9))
+def _kept(fitted: Scheduler, pool: ExitRecords, budget: float) -> bool:
+    try:
+        policy = fitted.at(budget)
+    except InfeasibleBudgetError:
+        return True  # nothing was promised
+    return bool(policy.replay(pool).mean_cost <= budget * (1 + _ROUNDING))
 
 
 def dead(replays: Replays) -> list[str]:

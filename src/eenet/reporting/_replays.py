@@ -37,12 +37,14 @@ class Replay:
 class Replays:
     """A run, the budgets of the slider (G,), and for each scheduler its G replays, None where the budget is too small.
 
-    Budgets are mean costs per sample in the unit of the run's costs.
+    Budgets are mean costs per sample in the unit of the run's costs. `draws` is how many calibration sets are simulated
+    to see how often a guarantee holds.
     """
 
     run: Run
     budgets: NDArray[np.float64]
     of: dict[str, tuple[Replay | None, ...]]
+    draws: int = 0
 
     @property
     def records(self) -> ExitRecords:
@@ -65,6 +67,7 @@ def replay_all(
     run: Run,
     grid: int = GRID,
     *,
+    draws: int = 0,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Replays:
     """Every scheduler of a run at budgets evenly spaced from the first exit's cost to the last one's."""
@@ -73,7 +76,7 @@ def replay_all(
     for number, (title, scheduler) in enumerate(run.schedulers.items()):
         progress(f"{run.name}: {title} at {grid} budgets, scheduler {number + 1} of {len(run.schedulers)}")
         of[title] = tuple(_replay(scheduler, budget, run) for budget in budgets.tolist())
-    return Replays(run, budgets, of)
+    return Replays(run, budgets, of, draws)
 
 
 def _replay(scheduler: Scheduler, budget: float, run: Run) -> Replay | None:

@@ -94,6 +94,7 @@ def report(
     ordered: bool = False,
     title: str = "",
     budgets: int = GRID,
+    draws: int = 30,
     out: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
@@ -125,6 +126,8 @@ def report(
         Of the page.
     budgets : int
         How many budgets the slider has.
+    draws : int
+        How many calibration sets are simulated, to see how often a guarantee holds: about 50 ms each; 0 for none.
     out : path, optional
         Where to write the page.
     progress : callable, optional
@@ -147,7 +150,7 @@ def report(
     >>> import eenet
     >>> from eenet.testing import toy_costs, toy_records
     >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
-    >>> page = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=5)
+    >>> page = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=5, draws=0)
     >>> [section["title"] for section in page.data["runs"][0]["sections"]][:2]
     ['The frontier', 'Who leaves where']
     """
@@ -155,6 +158,8 @@ def report(
         raise InvalidInputError("there is nothing to report; give a folder of eenet reproduce, or records with costs=")
     if budgets < 2:
         raise InvalidInputError(f"budgets is {budgets}, expected at least 2")
+    if draws < 0:
+        raise InvalidInputError(f"draws is {draws}, expected 0 or more")
     runs: list[Run] = []
     benchmarks: list[Mapping[str, Any]] = []
     more: dict[str, Any] = {"ordered": ordered, "smaller": tuple(_smaller(one) for one in smaller)}
@@ -174,7 +179,7 @@ def report(
             runs.append(read_folder(result, **fitting, **more))
         else:
             benchmarks.append(_benchmark(result))
-    replayed = [replay_all(run, budgets, progress=progress) for run in _distinct(runs)]
+    replayed = [replay_all(run, budgets, draws=draws, progress=progress) for run in _distinct(runs)]
     progress("making the figures")
     report = Report(_data(replayed, benchmarks, title))
     if out is not None:

@@ -294,7 +294,10 @@ def trust(replays: Replays) -> tuple[list[Chart], list[str]]:
     else:
         notes.append("Budgets over resplits need a comparison: eenet compare RECORDS --costs COSTS --out DIR.")
     try:
-        charts.append(coverage(replays))
+        if replays.draws:
+            charts.append(coverage(replays, replays.draws))
+        else:
+            notes.append("No calibration sets were simulated to see how often a guarantee holds: --draws 30.")
     except EENetError as error:
         notes.append(f"The guarantee is not simulated, since {error}.")
     return charts, notes

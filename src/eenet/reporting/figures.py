@@ -77,7 +77,7 @@ def draw(chart: Chart, ax: Axes | None = None, *, scheduler: str | None = None, 
     >>> from eenet.reporting import figures
     >>> from eenet.testing import toy_costs, toy_records
     >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
-    >>> made = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=3)
+    >>> made = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=3, draws=0)
     >>> ax = figures.draw(dict(made.charts)["reliability"])
     >>> ax.get_xlabel()
     'confidence: largest class probability'
