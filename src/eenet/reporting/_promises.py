@@ -115,8 +115,8 @@ def coverage(replays: Replays, draws: int) -> Chart:
     """How often a budget is kept on the whole population, with and without a guarantee: a simulation.
 
     The run's records are taken for the population, whose mean cost is known. Calibration sets, as large as the run's
-    own, are drawn from them with replacement, and max probability is fitted to each, with the guarantee and without. The
-    level is that of the run's schedulers, where one has a guarantee.
+    own, are drawn from them with replacement, and max probability is fitted to each, with the guarantee and without.
+    The level is that of the run's schedulers, where one has a guarantee.
     """
     pool, costs = replays.records, replays.costs
     asked = [scheduler.guarantee for scheduler in replays.run.schedulers.values()]
