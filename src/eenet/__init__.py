@@ -3,10 +3,13 @@
 Names are loaded when first used, so that `import eenet` is quick and a scheduler can be used without a network.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from eenet._version import __version__ as __version__
+
+logging.getLogger("eenet").addHandler(logging.NullHandler())  # what it logs is shown where the program asks for it
 
 _HOMES = {
     "AdaptiveModel": "eenet.runtime",

@@ -76,11 +76,16 @@ def require_extra(extra: str, purpose: str) -> None:
     Raises `MissingExtraError`, which names what is missing and the command that installs it. Where eenet itself is not
     installed (a checkout on the path) nothing is known of its extras, and nothing is checked.
     """
-    missing = sorted(_missing(extra, set()))
+    missing = missing_of(extra)
     if missing:
         raise MissingExtraError(
             f"{purpose} needs {', '.join(missing)}, not installed here: pip install 'eenet[{extra}]'"
         )
+
+
+def missing_of(extra: str) -> list[str]:
+    """The distributions that are not installed of an extra and of those it names; none where nothing is known of it."""
+    return sorted(_missing(extra, set()))
 
 
 def _missing(extra: str, seen: set[str]) -> set[str]:

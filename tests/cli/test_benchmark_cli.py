@@ -66,7 +66,7 @@ def test_a_saved_model_its_plain_network_and_a_function(
 
 
 def test_a_folder_of_the_demo_brings_its_data_and_schedulers(work: Path) -> None:
-    found = json.loads(benchmark(work / "run", "--json", "-").stdout)
+    found = json.loads(benchmark(work / "run", "--json").stdout)
     assert (found["samples"], found["labeled"]) == (12, True)
     assert [row["budget"] for row in found["rows"]] == [None, "40%", "60%"]
     assert found["rows"][0]["accuracy"] == 1  # the labels are those of the samples

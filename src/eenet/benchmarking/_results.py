@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from eenet._files import atomic_path, write_json
 from eenet._timing import describe_machine
 from eenet.evaluation import Curve, Point, write_panels
 
-_WIDTH = 120
+_WIDTH = 120  # of the whole tables; on a narrower terminal some columns are left out or in a table of their own
+_ANSWERS = ("accuracy %", "difference\nin points", "same answer\n%", "exits\n%", "handed\nback %")
 
 
 @dataclass(frozen=True)
@@ -147,18 +148,22 @@ class Benchmark:
         from rich.text import Text
 
         yield Text(describe_machine(self.machine) + "\n")
-        yield self._answers()
+        narrow = options.max_width < _WIDTH
+        for number, table in enumerate(self._answers(narrow=narrow)):
+            if number:
+                yield Text("")
+            yield table
         for size in self.batch_sizes:
             yield Text("")
-            yield self._times(size)
+            yield self._times(size, narrow=narrow)
         yield Text("")
         for note in self.notes:
             yield Text(f"- {note}")
         yield Text("")
         yield Text(self.verdict)
 
-    def _answers(self) -> Any:
-        """What does not depend on the batch size."""
+    def _answers(self, *, narrow: bool) -> Iterator[Any]:
+        """What does not depend on the batch size: in two tables where one would be too wide."""
         rows = [row for row in self.rows if row.batch_size == self.rows[0].batch_size]
         unit = next((row.unit for row in rows if row.unit is not None), "")
         table = _table(f"answers to {self.samples:,} samples")
@@ -173,9 +178,15 @@ class Benchmark:
             "realized": [_number(row.realized_cost) for row in rows],
             "weights\nMB": [f"{row.weight_bytes / 1e6:.2f}" if row.weight_bytes is not None else "" for row in rows],
         }
-        return _filled(table, rows, columns)
+        if not narrow:
+            yield _filled(table, rows, columns)
+            return
+        answers = {name: cells for name, cells in columns.items() if name in _ANSWERS}
+        yield _filled(table, rows, answers)
+        table = _table("budget, planned and realized cost, size")
+        yield _filled(table, rows, {name: cells for name, cells in columns.items() if name not in answers})
 
-    def _times(self, size: int) -> Any:
+    def _times(self, size: int, *, narrow: bool) -> Any:
         rows = [row for row in self.rows if row.batch_size == size]
         table = _table(f"batch {size}: times of {rows[0].calls} calls of each")
         columns = {
@@ -185,10 +196,12 @@ class Benchmark:
             "spread": ["" if row.spread is None else f"{row.spread:.0%}" for row in rows],
             "CPU ms\na sample": [f"{row.cpu_ms_per_sample:.3g}" for row in rows],
             "samples\na second": [f"{row.samples_per_second:,.0f}" for row in rows],
-            "times as fast": [_speed(row.speed, row.speed_error) if n else "1" for n, row in enumerate(rows)],
-            "in CPU time": [_speed(row.cpu_speed, row.cpu_speed_error) if n else "1" for n, row in enumerate(rows)],
+            "times\nas fast": [_speed(row.speed, row.speed_error) if n else "1" for n, row in enumerate(rows)],
+            "in CPU\ntime": [_speed(row.cpu_speed, row.cpu_speed_error) if n else "1" for n, row in enumerate(rows)],
             "measured /\nplanned": [_number(row.measured_over_planned) for row in rows],
         }
+        if narrow:
+            del columns["p95 ms"], columns["spread"]
         return _filled(table, rows, columns)
 
     def to_dict(self) -> dict[str, Any]:
@@ -240,7 +253,9 @@ def _table(title: str) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     table.add_column("system", overflow="fold")
     return table
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import logging
 import platform
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -15,7 +18,8 @@ from eenet._version import __version__
 from eenet.cli._benchmark import benchmark
 from eenet.cli._collect import collect
 from eenet.cli._compare import compare
-from eenet.cli._console import output, print_json, show_error, show_warning
+from eenet.cli._console import output, print_json, settings, show_error, show_warning, shown_logs
+from eenet.cli._doctor import doctor
 from eenet.cli._export import export
 from eenet.cli._fit import evaluate, fit
 from eenet.cli._plan import plan
@@ -42,10 +46,17 @@ Examples:
     eenet evaluate predictions.npz --prefix test_ --scheduler sched.safetensors
     eenet compare predictions.npz --prefix val_ --budgets 8
 
-Errors are one line and exit code 2; `--debug` shows the traceback.
+Every command takes `--json` for machines; and anywhere on the line `--quiet`, for no table, progress and notes,
+`--verbose`, to see what the library chooses, and `--debug`, for that in full and the traceback of an error. Errors are
+one line and exit code 2. A command that is stopped by Ctrl-C says how to go on; its exit code is 130.
 """
 
+_EVERYWHERE = "Every command takes --quiet, --verbose and --debug as well: eenet --help."
+_ANYWHERE = ("--debug", "--verbose", "--quiet", "-q")
+_JSON_FILE = ("benchmark", "report")
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "mlxtend")
+# What the command line refuses: typer has click inside or beside it, as its version is.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def version(json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
@@ -72,21 +83,28 @@ def _installed(name: str) -> str | None:
 
 
 class _Group(TyperGroup):
-    """Turns the errors eenet raises on purpose into one line, and takes `--debug` anywhere on the line."""
+    """Turns the errors eenet raises on purpose into one line, and takes some options anywhere on the line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options = args[: args.index("--")] if "--" in args else args
-        if "--debug" in options:
-            at = options.index("--debug")
-            args = ["--debug", *args[:at], *args[at + 1 :]]
-        return super().parse_args(ctx, args)
+        moved = [word for word in _ANYWHERE if word in options]
+        rest = [word for word in options if word not in _ANYWHERE] + args[len(options) :]
+        if not rest:
+            return super().parse_args(ctx, args)
+        with _one_line_for_wrong_usage(ctx):
+            return super().parse_args(ctx, [*moved, *_json_without_a_file(rest)])
 
     def invoke(self, ctx: Any) -> Any:
-        debug = bool(ctx.params.get("debug"))
-        with warnings.catch_warnings():
+        debug, verbose = bool(ctx.params.get("debug")), bool(ctx.params.get("verbose"))
+        with (
+            warnings.catch_warnings(),
+            settings(quiet=bool(ctx.params.get("quiet"))) as chosen,
+            shown_logs(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING),
+        ):
             _show_reliability_warnings()
             try:
-                return super().invoke(ctx)
+                with _one_line_for_wrong_usage(ctx):
+                    return super().invoke(ctx)
             except EENetError as error:
                 if debug:
                     raise
@@ -99,8 +117,32 @@ class _Group(TyperGroup):
                 show_error(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
                 raise typer.Exit(USAGE_ERROR) from error
             except KeyboardInterrupt as error:
-                show_error("stopped; what is on disk is whole, nothing was half written")
+                if debug:
+                    raise
+                show_error(f"stopped; {chosen.if_stopped}")
                 raise typer.Exit(INTERRUPTED) from error
+
+
+def _json_without_a_file(args: list[str]) -> list[str]:
+    """The line with "-" after a --json that no file follows: two commands take a file there, the others do not."""
+    if args[0] not in _JSON_FILE or "--json" not in args:
+        return args
+    after = args.index("--json") + 1
+    bare = after == len(args) or (args[after].startswith("-") and args[after] != "-")
+    return [*args[:after], "-", *args[after:]] if bare else args
+
+
+@contextmanager
+def _one_line_for_wrong_usage(ctx: Any) -> Iterator[None]:
+    """What the command line does not take, in one line with the help to read."""
+    try:
+        yield
+    except _UsageError as error:
+        refused: Any = error
+        where = getattr(refused, "ctx", None) or ctx
+        command = "eenet" if where.parent is None else f"eenet {where.info_name}"
+        show_error(f"{refused.format_message().rstrip('.')}; see {command} --help")
+        raise typer.Exit(USAGE_ERROR) from error
 
 
 def _show_reliability_warnings() -> None:
@@ -134,7 +176,13 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def common(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No table, progress and notes; --json is printed.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show what the library chooses: its log.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the log in full, and the traceback of an error.")
+    ] = False,
     show_version: Annotated[
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
     ] = False,
@@ -144,9 +192,9 @@ def common(
 
 for command in (
     demo, train, reproduce, collect, profile, fit, evaluate, compare, benchmark, report, export, predict, serve, plan,
-    version,
+    doctor, version,
 ):  # fmt: skip
-    app.command()(command)
+    app.command(epilog=_EVERYWHERE)(command)
 
 
 def main() -> None:

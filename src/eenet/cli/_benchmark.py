@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ import typer
 
 from eenet._extras import require, require_extra
 from eenet._files import existing_file
-from eenet.cli._console import output, print_json, show_warning, side
+from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, waiting
 from eenet.cli._inputs import _function, _saved, current_folder_importable, run_files
 from eenet.errors import InvalidInputError
 
@@ -46,7 +45,9 @@ def benchmark(
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
     ] = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Write JSON to this file; - prints it.")] = None,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="[FILE]", help="Machine-readable; with a FILE, written to it.")
+    ] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the rows to this file.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw accuracy against time, as PNG.")] = None,
 ) -> None:
@@ -97,7 +98,9 @@ def benchmark(
     classes = next((count for count in map(_classes, made.values()) if count is not None), None)
     made = {name: value(classes) if isinstance(value, _Untrained) else value for name, value in made.items()}
     samples = _samples(data, labels, limit, systems, made)
-    with _bar() as progress:
+    if_stopped("nothing was measured yet; give the same command again")
+    with progress() as bars:
+        update = bars.task("running", total=1)
         result = run(
             made,
             samples,
@@ -107,7 +110,7 @@ def benchmark(
             max_accuracy_drop=max_accuracy_drop,
             untrained=untrained,
             seed=seed,
-            progress=progress,
+            progress=lambda what, done: update(done, what=what),
         )
     if json_file == "-":
         print_json(result.to_dict())
@@ -354,7 +357,7 @@ def _prepared(data: Path, limit: int, preprocessing: Preprocessing, made: dict[s
     chosen = set((np.arange(count) * len(items) // count).tolist())
     parts: list[dict[str, Any]] = []
     ids: list[str] = []
-    with side().status("reading the data"):
+    with waiting("reading the data"):
         for start, (names, inputs) in enumerate(items.batches(64, 0)):
             kept = [n for n in range(len(names)) if start * 64 + n in chosen]
             ids += [names[n] for n in kept]
@@ -385,13 +388,3 @@ def _folder_labels(ids: list[str], made: dict[str, Any]) -> Any:
     if names is None or not set(folders) <= set(names):
         return None
     return np.array([names.index(folder) for folder in folders])
-
-
-@contextmanager
-def _bar() -> Iterator[Any]:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=side(), transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        yield lambda what, done: bar.update(task, description=what, completed=done)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eenet._extras import require_extra
 from eenet._files import atomic_path, existing_file
 from eenet.cli._benchmark import _labels
-from eenet.cli._console import output, print_json, progress_bar
+from eenet.cli._console import if_stopped, new_table, output, print_json, progress
 from eenet.cli._export import _names, _preprocessing, _preprocessing_of
 from eenet.cli._inputs import load_target, run_files
 from eenet.errors import InvalidInputError
@@ -104,8 +104,9 @@ def collect(
             )
         if np.ndim(truth) == 0 or len(truth) != count:
             raise InvalidInputError(f"there are {np.size(truth)} labels for {count} samples; give one for each sample")
-    with progress_bar() as bar:
-        task = bar.add_task("collecting", total=count)
+    if_stopped("nothing was written: the records are kept when all samples are done; give the same command again")
+    with progress() as bars:
+        update = bars.task("collecting", total=count)
 
         def loader() -> Iterator[Any]:
             done = 0
@@ -113,7 +114,7 @@ def collect(
                 inputs = _call(model, arrays, data)
                 yield (inputs,) if truth is None else (inputs, truth[done : done + samples])
                 done += samples
-                bar.update(task, completed=done)
+                update(done)
 
         records = run(model, loader())
     _write(records, out)
@@ -128,9 +129,12 @@ def collect(
     if json_output:
         print_json(result)
         return
-    output().print(f"[bold]{out}[/bold]: {len(records)} samples at {records.num_exits} exits")
-    if accuracies is not None:
-        output().print("  ".join(f"{name} {a:.2%}" for name, a in zip(model.exit_names, accuracies, strict=True)))
+    table = new_table(left=("exit", ""), right=() if accuracies is None else ("accuracy",))
+    for k, name in enumerate(model.exit_names):
+        table.add_row(str(k), name, *(() if accuracies is None else (f"{accuracies[k]:.2%}",)))
+    console = output()
+    console.print(table)
+    console.print(f"{len(records)} samples, written to {out}", soft_wrap=True)
 
 
 _Batches = Callable[[], Iterator[tuple[dict[str, NDArray[Any]], int]]]

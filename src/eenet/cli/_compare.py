@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eenet.cli._console import as_share, output, print_json, show_warning, side
+from eenet.cli._console import as_share, if_stopped, output, print_json, progress, show_warning
 from eenet.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from eenet.costs import ExitCosts
     from eenet.evaluation import Comparison
 
@@ -85,17 +81,23 @@ def compare(
     table = read_costs(costs, unit, batch_size, in_file, plain)
     fresh = None if held_out is None else read_predictions(held_out, held_out_prefix)[0]
     amounts = _budgets(budgets, table)
-    with _bar(len(names) * len(amounts) * resplits) as progress:
+    if_stopped(
+        "nothing was kept: give --out FOLDER, and finished work is kept there"
+        if out is None
+        else f"finished work is kept in {out}; the same command {'' if resume else 'without --restart '}goes on"
+    )
+    with progress() as bars:
+        update = bars.task("fitting", total=len(names) * len(amounts) * resplits)
         comparison = run(
             records, table, names, amounts, resplits=resplits, fraction=fraction, seed=seed, held_out=fresh, jobs=jobs,
-            out=out, restart=not resume, progress=progress,
+            out=out, restart=not resume, progress=update,
         )  # fmt: skip
     written = None if out is None else _write(comparison, against, out)
     if json_output:
         print_json(comparison.to_dict(against))
         return
     console = output()
-    console.print(comparison.to_text(against), markup=False, soft_wrap=True)
+    console.print(comparison.to_text(against, width=console.width), soft_wrap=True)
     if written is not None:
         console.print(f"{written} are in {out}", soft_wrap=True)
 
@@ -141,16 +143,6 @@ def _budgets(text: str, costs: ExitCosts) -> list[float]:
                 "whole number, which is how many budgets"
             )
     return [parse_budget(word, costs) for word in words]
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int, int], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=side(), transient=True) as bar:
-        task = bar.add_task("fitting", total=total)
-        yield lambda done, _total: bar.update(task, completed=done)
 
 
 def _write(comparison: Comparison, reference: str, out: Path) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 from rich.text import Text
 
+from eenet._progress import EVERY, Bars, duration
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -26,27 +31,66 @@ _PATIENCE = 2.0  # seconds before a command says what it is waiting for
 _FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown
 
 
+@dataclass
+class Settings:
+    """What the options of all commands say, and how to go on if the command is stopped."""
+
+    quiet: bool = False
+    if_stopped: str = "nothing was half written; give the same command again"
+
+
+_settings: ContextVar[Settings] = ContextVar("settings")
+_usual = Settings()
+
+
+@contextmanager
+def settings(*, quiet: bool) -> Iterator[Settings]:
+    """The settings of one command, while it runs."""
+    chosen = Settings(quiet=quiet)
+    token = _settings.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _settings.reset(token)
+
+
+def if_stopped(words: str) -> None:
+    """Say how to go on where this command is stopped from now on by Ctrl-C."""
+    _settings.get(_usual).if_stopped = words
+
+
 def output() -> Console:
     """The console for results; made again each time, so that a redirected standard output is respected."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_FILE_WIDTH)
+    quiet = _settings.get(_usual).quiet
+    console = Console(highlight=False, markup=False, quiet=quiet)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=_FILE_WIDTH, quiet=quiet)
 
 
 def side() -> Console:
     """The console for progress and notes."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, quiet=_settings.get(_usual).quiet)
 
 
-def progress_bar() -> Progress:
-    """A progress bar on standard error, which goes away when it is done."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=side(),
-        transient=True,
+def new_table(title: str | None = None, *, left: Sequence[str], right: Sequence[str] = ()) -> Table:
+    """A table without a frame, so that it fits a terminal of 80 columns; text is on the left, numbers on the right."""
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
     )
+    for heading in left:
+        table.add_column(heading, overflow="fold")
+    for heading in right:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def short(value: float) -> str:
+    """A number of four digits."""
+    return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+
+def progress() -> Bars:
+    """Progress on standard error."""
+    return Bars(side())
 
 
 @contextmanager
@@ -67,21 +111,49 @@ def steps(name: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """Say what is being done while the block runs, if that takes some seconds; nothing where no terminal is."""
-    console = side()
-    if not console.is_terminal:
-        yield
-        return
+    """Say what is being done while the block runs, if that takes some seconds; or a line now and then."""
+    console, ended, start = side(), threading.Event(), time.monotonic()
     status = console.status(text)
-    timer = threading.Timer(_PATIENCE, status.start)
-    timer.daemon = True
-    timer.start()
+
+    def say() -> None:
+        if console.is_terminal:
+            if not ended.wait(_PATIENCE):
+                status.start()
+            return
+        while not ended.wait(EVERY):
+            console.print(f"{text}, {duration(time.monotonic() - start)} so far", soft_wrap=True)
+
+    thread = threading.Thread(target=say, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        timer.cancel()
-        timer.join()
+        ended.set()
+        thread.join()
         status.stop()
+
+
+class _OneLine(logging.Handler):
+    """Shows a log on standard error, above what is running there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        Console(stderr=True, highlight=False).print(Text(self.format(record), style=style), soft_wrap=True)
+
+
+@contextmanager
+def shown_logs(level: int) -> Iterator[None]:
+    """The log of the library, from this level on, on standard error."""
+    logger, handler = logging.getLogger("eenet"), _OneLine()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def show_error(message: str) -> None:
@@ -95,7 +167,8 @@ def show_warning(message: str) -> None:
 
 
 def _line(word: str, message: str, style: str) -> None:
-    side().print(Text(word + " ".join(message.split()), style=style), soft_wrap=True)
+    text = Text(word + " ".join(message.split()), style=style)
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
 
 
 def note_threads(bundle: LoadedBundle) -> None:
@@ -109,14 +182,14 @@ def note_no_gain(costs: ExitCosts) -> None:
     """Say where no sample can be answered for less than the plain network takes."""
     if costs.plain is not None and costs[0] >= costs.plain:
         show_warning(
-            f"exit 1 costs {costs.in_words(costs[0])} here: early exit saves nothing at this batch size; serve the "
+            f"exit 0 costs {costs.in_words(costs[0])} here: early exit saves nothing at this batch size; serve the "
             "plain network, or try larger batches, larger networks or cheaper heads"
         )
 
 
-def print_json(value: Any) -> None:
+def print_json(value: Any, *, indent: int | None = 1) -> None:
     """The machine-readable result, alone on standard output."""
-    typer.echo(json.dumps(value, indent=1, allow_nan=False))
+    typer.echo(json.dumps(value, indent=indent, allow_nan=False))
 
 
 def as_share(number: str) -> str:

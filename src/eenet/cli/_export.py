@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import note_no_gain, output, print_json, side, steps
+from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, short, side, steps
 from eenet.cli._inputs import load_target, read_predictions, run_files, sizes_of
 from eenet.errors import FileFormatError, InvalidInputError
 
@@ -105,6 +105,7 @@ def export(
     kept = None
     if records is not None:
         kept, _ = read_predictions(records, prefix)
+    if_stopped("nothing was written; an earlier bundle there is as it was; give the same command again")
     with steps("exporting") as report:
         bundle = write_bundle(
             model,
@@ -131,7 +132,7 @@ def export(
         return
     proof = info["verified"]
     console = output()
-    console.print(f"[bold]{out}[/bold]: {backend}, {len(info['exits'])} stages, {result['bytes'] / 1e6:.1f} MB")
+    console.print(f"{out}: {backend}, {len(info['exits'])} stages, {result['bytes'] / 1e6:.1f} MB", soft_wrap=True)
     console.print(
         f"checked on {proof['samples']} samples: exits as in a replay ({proof['ties_that_went_otherwise']} ties went "
         f"otherwise), logits within {proof['largest_logits_difference']:.1g}"
@@ -150,19 +151,23 @@ def _records_of(target: str) -> Path | None:
 def show_costs(bundle: LoadedBundle) -> None:
     """What the exits cost and where that was measured, the budget, and what it was planned from."""
     console, costs, scheduler = output(), bundle.costs, bundle.scheduler
-    console.print(f"costs {bundle.costs_from}")
-    plain = "" if costs.plain is None else f"; plain network {costs.plain:.4g}"
-    console.print(f"      to each exit {', '.join(f'{value:.4g}' for value in costs.values)} {costs.unit}{plain}")
-    console.print(f"budget {costs.in_words(scheduler.budget)}")
+    table = new_table(left=("exit", ""), right=(f"cost ({costs.unit})", "of plain" if costs.plain else "of last"))
+    for k, name in enumerate(bundle.exit_names):
+        table.add_row(str(k), name, short(costs[k]), f"{costs[k] / costs.reference:.0%}")
+    if costs.plain is not None:
+        table.add_row("plain network", "", short(costs.plain), "100%")
+    console.print(table)
+    console.print(f"costs {bundle.costs_from}", soft_wrap=True)
+    console.print(f"Budget {costs.in_words(scheduler.budget)}.")
     note_no_gain(costs)
     records = bundle.records
     if records is not None:
         size = bundle.manifest.data["files"][bundle.manifest.data["records"]]["bytes"]
         labels = "" if records.utility is not None else ", no labels"
-        console.print(f"it carries {len(records)} calibration records ({size / 1e6:.1f} MB{labels})")
+        console.print(f"It carries {len(records)} calibration records ({size / 1e6:.1f} MB{labels})")
     else:
         console.print(
-            "it carries no calibration records: its thresholds are those of the fit, and the budget is what they cost; "
+            "It carries no calibration records: its thresholds are those of the fit, and the budget is what they cost; "
             "give --records to plan it"
         )
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eenet.cli._console import output, print_json, with_unit
+from eenet.cli._console import if_stopped, output, print_json, waiting, with_unit
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -99,15 +99,17 @@ def fit(
     records, in_file = read_predictions(predictions, prefix)
     table = read_costs(costs, unit, batch_size, in_file, plain)
     amount = None if budget is None else with_unit(budget, table)
-    scheduler.fit(
-        records,
-        table,
-        amount,
-        guarantee=_level(guarantee),
-        max_accuracy_drop=max_accuracy_drop,
-        abstain=abstain,
-        max_error=max_error,
-    )
+    if_stopped("nothing was written; give the same command again")
+    with waiting(f"fitting {method} to {len(records):,} samples"):
+        scheduler.fit(
+            records,
+            table,
+            amount,
+            guarantee=_level(guarantee),
+            max_accuracy_drop=max_accuracy_drop,
+            abstain=abstain,
+            max_error=max_error,
+        )
     if out is not None:
         scheduler.save(out)
     evaluation = judge(scheduler, calibration=records)
@@ -172,7 +174,7 @@ def _result(
 
 def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None, *, in_budget: bool) -> None:
     console = output()
-    console.print(str(evaluation), markup=False, soft_wrap=True)
+    console.print(str(evaluation), soft_wrap=True)
     if scheduler.guarantee is not None:
         promised = []
         if in_budget or scheduler.max_accuracy_drop is None:
@@ -234,7 +236,7 @@ def evaluate(
     if json_output:
         print_json(_judged(fitted, evaluation))
     else:
-        output().print(str(evaluation), markup=False, soft_wrap=True)
+        output().print(str(evaluation), soft_wrap=True)
 
 
 def _judged(scheduler: Scheduler, evaluation: Evaluation) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from eenet.cli._console import output, print_json
+from eenet.cli._console import new_table, output, print_json
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -79,9 +78,8 @@ def plan(
 
 
 def _show(plans: list[ReplicaPlan]) -> None:
-    table = Table(box=None)
-    for name in ("replicas", "of each stage", "requests/s", "p50 ms", "p99 ms", "load"):
-        table.add_column(name, justify="left" if name in ("of each stage", "load") else "right")
+    table = new_table(left=("replicas", "of each stage"), right=("requests/s", "p50 ms", "p99 ms"))
+    table.add_column("load", overflow="fold")
     for one in plans:
         load = f"{sum(one.load):.0%}" if not one.replicas else ", ".join(f"{share:.0%}" for share in one.load)
         table.add_row(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import note_threads, output, print_json, side
+from eenet.cli._console import if_stopped, new_table, note_threads, output, print_json, progress, short
 from eenet.cli._inputs import current_folder_importable
 
 
@@ -46,8 +46,6 @@ def predict(
         eenet predict bundle photos --out answers.parquet --ray --address auto
     """
     require_extra("ray" if ray else "predict", "eenet predict")
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from eenet.bundle import load
     from eenet.errors import InvalidInputError
     from eenet.predict import open_items, predict_on_ray
@@ -65,9 +63,9 @@ def predict(
         loaded = load(bundle, threads=threads or None, allow=allow or ())
     note_threads(loaded)
     items = open_items(source, loaded.preprocessing.kind, column=column)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=side(), transient=True) as bar:
-        task = bar.add_task("predicting", total=len(items))
+    if_stopped(f"what is done is kept beside {out}; the same command {'without --restart ' if restart else ''}goes on")
+    with progress() as bars:
+        update = bars.task("predicting", total=len(items))
         summary = run(
             loaded,
             items,
@@ -75,7 +73,7 @@ def predict(
             batch_size=batch_size,
             piece=piece,
             restart=restart,
-            progress=lambda done: bar.update(task, completed=done),
+            progress=update,
         )
     result: dict[str, Any] = {
         "schema": 1,
@@ -95,13 +93,21 @@ def predict(
     if json_output:
         print_json(result)
         return
-    console = output()
-    resumed = f", {summary.resumed} of them from before" if summary.resumed else ""
-    console.print(f"[bold]{out}[/bold]: {summary.items} rows{resumed}; {summary.failed} could not be read")
-    console.print("exit shares " + ", ".join(f"{share:.1%}" for share in summary.exit_shares))
+    console, costs = output(), loaded.costs
+    table = new_table(left=("exit", ""), right=("share", f"cost ({costs.unit})"))
+    for k, name in enumerate(loaded.exit_names):
+        table.add_row(str(k), name, f"{summary.exit_shares[k]:.1%}", short(costs[k]))
     if summary.mean_cost is not None:
-        costs = loaded.costs
-        console.print(f"mean cost   {costs.in_words(summary.mean_cost)}, budget {loaded.scheduler.budget:.6g}")
-        console.print(f"            by costs {loaded.costs_from}", soft_wrap=True)
+        table.add_section()
+        table.add_row("mean", "", "", short(summary.mean_cost))
+        table.add_row("budget", "", "", short(loaded.scheduler.budget))
+    console.print(table)
+    if summary.mean_cost is not None:
+        console.print(f"costs {loaded.costs_from}", soft_wrap=True)
     if summary.measured_ms is not None:
-        console.print(f"measured    {summary.measured_ms:.6g} ms per item in {loaded.runtime}, batches of {batch_size}")
+        console.print(f"measured {short(summary.measured_ms)} ms per item in {loaded.runtime}, batches of {batch_size}")
+    resumed = f", {summary.resumed} of them from before" if summary.resumed else ""
+    console.print(
+        f"{summary.items} rows{resumed}, {summary.failed} of them could not be read; written to {out}",
+        soft_wrap=True,
+    )

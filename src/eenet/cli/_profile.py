@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from eenet._extras import require_extra
-from eenet.cli._console import note_no_gain, output, print_json, side, steps
+from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, progress, short, steps
 from eenet.cli._inputs import current_folder_importable, load_target, read_predictions, sizes_of
 from eenet.errors import InvalidInputError
 
@@ -95,10 +96,8 @@ def profile(
     for option, value in only.items():
         if value:
             raise InvalidInputError(f"{option} is for a bundle, and {target!r} is none; see eenet export")
-    sizes, seconds = (
-        sizes_of("1,2,4,8,16,32" if batch_sizes is None else batch_sizes),
-        2.0 if seconds is None else seconds,
-    )
+    sizes = sizes_of("1,2,4,8,16,32" if batch_sizes is None else batch_sizes)
+    seconds = 2.0 if seconds is None else seconds
     require_extra("torch", "eenet profile")
     if threads:
         import torch
@@ -109,14 +108,16 @@ def profile(
 
     fitted = None if scheduler is None else load_scheduler(scheduler)
     model, example = load_target(target, allow=allow or ())
-    with side().status("measuring") as status:
+    if_stopped("nothing was written; give the same command again")
+    with progress() as bars:
+        update = bars.task("measuring batch sizes", total=len(sizes))
         measured = measure(
             model,
             example,
             batch_sizes=sizes,
             scheduler=fitted,
             seconds=seconds,
-            progress=lambda size: status.update(f"measuring; batch {size} is done"),
+            progress=lambda size: update(sizes.index(size) + 1),
         )
     for size in sizes:
         measured.costs("ms", size)  # says so where the spread is too large to trust
@@ -141,6 +142,7 @@ def _measured_bundle(folder: str, **options: Any) -> dict[str, Any]:
     from eenet.bundle._manifest import read_manifest
 
     before = read_manifest(folder).data
+    if_stopped("nothing was written; the bundle is as it was")
     with steps("measuring") as report, current_folder_importable():
         bundle = measure(folder, progress=report, **options)
     scheduler = bundle.scheduler
@@ -161,35 +163,14 @@ def _measured_bundle(folder: str, **options: Any) -> dict[str, Any]:
 
 
 def _show_bundle(data: dict[str, Any]) -> None:
-    from rich.table import Table
-
     from eenet.costs import ExitCosts
 
     plan, console = data["plan"], output()
     before, costs = ExitCosts.from_dict(plan["costs_before"]), ExitCosts.from_dict(plan["costs"])
-    table = Table(title="cost per sample of the whole way to each exit, as the policy runs", title_justify="left")
-    for heading in ("batch", "exit", "wall ms", "of plain", "p50", "p95", "p99", "CPU ms", "spread", "before"):
-        table.add_column(heading, justify="left" if heading == "exit" else "right")
-    tails = data["percentiles"]["ms"]
-    for row, size in enumerate(data["batch_sizes"]):
-        wall, cpu = ([*data["costs"][unit][row], data["plain"][unit][row]] for unit in ("ms", "cpu_ms"))
-        old: list[float | None] = [None] * len(wall)
-        if size == costs.batch_size and before.unit == costs.unit:
-            old = [*before.values.tolist(), before.plain]
-        names = [f"{k + 1} ({name})" for k, name in enumerate(data["exits"])]
-        for k, name in enumerate([*names, "plain network"]):
-            table.add_row(
-                str(size) if k == 0 else "",
-                name,
-                f"{wall[k]:.4f}",
-                f"{wall[k] / wall[-1]:.0%}",
-                *(f"{tails[p][row][k]:.4f}" for p in ("p50", "p95", "p99")),
-                f"{cpu[k]:.4f}",
-                f"{data['spreads']['ms'][row][k]:.0%}" if k < len(names) else "",
-                "" if old[k] is None else f"{old[k]:.4f}",
-                end_section=k == len(names),
-            )
-    console.print(table)
+    old: list[float | None] = [*before.values.tolist(), before.plain]
+    at = data["batch_sizes"].index(costs.batch_size) if before.unit == "ms" else -1
+    columns = {"before": lambda row, k: old[k] if row == at else None}
+    console.print(_table(data, "cost per sample of the whole way to each exit, as the policy runs", columns))
     console.print(f"{plan['costs_from']}; the plain network is {data['plain_is']}", soft_wrap=True)
     how = "planned with its calibration records" if plan["fitted_to_records"] else "what its thresholds cost here"
     console.print(f"budget {costs.in_words(plan['budget'])}, {how}", soft_wrap=True)
@@ -200,37 +181,40 @@ def _show_bundle(data: dict[str, Any]) -> None:
         console.print(f"nothing was written; eenet profile {plan['bundle']} --update writes it", soft_wrap=True)
 
 
-def _show(data: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(title="cost per sample of the whole way to each exit", title_justify="left")
-    headings = ("batch", "exit", "wall ms", "of plain", "p50", "p95", "p99", "CPU ms", "MFLOPs", "of plain", "spread")
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "exit" else "right")
-    costs, plain, tails = data["costs"], data["plain"], data["percentiles"]["ms"]
+def _table(data: dict[str, Any], title: str, more: dict[str, Callable[[int, int], float | None]]) -> Table:
+    """Rows by batch size and exit, the plain network last; percentiles and spreads are of wall time."""
+    table = new_table(title, left=("batch", "exit"))
+    for heading in ("wall ms", "of plain", "p95", "p99", "CPU ms", *more, "spread"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    names = [*(f"{k} ({name})" for k, name in enumerate(data["exits"])), "plain network"]
+    tails = data["percentiles"]["ms"]
     for row, size in enumerate(data["batch_sizes"]):
-        columns = [[*costs[unit][row], plain[unit][row]] for unit in ("ms", "cpu_ms", "flops")]
-        names = [f"{k} ({name})" for k, name in enumerate(data["exits"])]
-        for k, name in enumerate([*names, "plain network"]):
-            wall, cpu, flops = (column[k] for column in columns)
+        wall, cpu = ([*data["costs"][unit][row], data["plain"][unit][row]] for unit in ("ms", "cpu_ms"))
+        for k, name in enumerate(names):
+            added = [value(row, k) for value in more.values()]
             table.add_row(
                 str(size) if k == 0 else "",
                 name,
-                f"{wall:.4f}",
-                f"{wall / columns[0][-1]:.0%}",
-                *(f"{tails[p][row][k]:.4f}" for p in ("p50", "p95", "p99")),
-                f"{cpu:.4f}",
-                f"{flops / 1e6:.2f}",
-                f"{flops / columns[2][-1]:.0%}",
-                f"{data['spreads']['ms'][row][k]:.0%}" if k < len(names) else "",
-                end_section=k == len(names),
+                short(wall[k]),
+                f"{wall[k] / wall[-1]:.0%}",
+                *(short(tails[p][row][k]) for p in ("p95", "p99")),
+                short(cpu[k]),
+                *("" if value is None else short(value) for value in added),
+                f"{data['spreads']['ms'][row][k]:.0%}" if k < len(names) - 1 else "",
+                end_section=k == len(names) - 1,
             )
+    return table
+
+
+def _show(data: dict[str, Any]) -> None:
+    flops = [[*costs, plain] for costs, plain in zip(data["costs"]["flops"], data["plain"]["flops"], strict=True)]
+    columns = {"MFLOPs": lambda row, k: flops[row][k] / 1e6}
     console = output()
-    console.print(table)
+    console.print(_table(data, "cost per sample of the whole way to each exit", columns))
     device, threads = data["device"], data["device"]["threads"]
     gpu = f"{device['accelerator']}; " if "accelerator" in device else ""
     console.print(
         f"{gpu}{device['processor']}, {threads} thread{'' if threads == 1 else 's'}, torch {device['torch']}; counted: "
-        f"{', '.join(data['includes'])}; the plain network has no exits. p50, p95 and p99 are of wall ms; a budget is "
-        "about the mean"
+        f"{', '.join(data['includes'])}; the plain network has no exits. p95 and p99 are of wall ms; a budget is about "
+        "the mean"
     )

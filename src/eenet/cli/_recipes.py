@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import output, print_json, side
+from eenet.cli._console import if_stopped, new_table, output, print_json, side
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -81,11 +81,12 @@ def reproduce(
         folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
+    if_stopped(_to_go_on())
     metrics = run(loaded, place, console=side())
     if json_output:
         print_json(metrics)
     else:
-        output().print((folder / "README.md").read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+        output().print((folder / "README.md").read_text(encoding="utf-8"), soft_wrap=True)
 
 
 def run_options(
@@ -116,6 +117,7 @@ def run_options(
         on_corrupt="skip" if skip_corrupt else "refuse",
         threads=threads,
         command=_command(sys.argv[1:]),
+        progress=not side().quiet,
     )
 
 
@@ -129,9 +131,11 @@ def _command(words: list[str]) -> str:
     return shlex.join(["eenet", *kept])
 
 
-def _show_recipes(*, json_output: bool) -> None:
-    from rich.table import Table
+def _to_go_on() -> str:
+    return f"complete steps and finished epochs are kept; to go on: {_command(sys.argv[1:])} --resume"
 
+
+def _show_recipes(*, json_output: bool) -> None:
     from eenet.experiments.recipes import load_recipe, recipe_names
 
     recipes = [load_recipe(name) for name in recipe_names()]
@@ -142,9 +146,9 @@ def _show_recipes(*, json_output: bool) -> None:
     if json_output:
         print_json(rows)
         return
-    table = Table("recipe", "what", "data set", "network")
+    table = new_table(left=("recipe", "what", "network"))
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(row["name"], row["title"], row["network"])
     output().print(table)
 
 
@@ -201,6 +205,7 @@ def train(
         folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
+    if_stopped(_to_go_on())
     result = run(loaded, place, console=side(), steps=("data", "train"))
     if json_output:
         print_json(result)
@@ -209,17 +214,12 @@ def train(
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.table import Table
-
     best = result["history"][result["best_epoch"] - 1]
-    table = Table(title=f"epoch {result['best_epoch']}, on validation data", title_justify="left")
-    for heading in ("exit", "accuracy"):
-        table.add_column(heading)
-    for name, accuracy in zip(result["exits"], best["accuracies"], strict=True):
-        table.add_row(name, f"{accuracy:.2%}")
-    budgets = Table(title="the frontier, under searched thresholds", title_justify="left")
-    for heading in ("budget", "realized cost", "accuracy"):
-        budgets.add_column(heading)
+    table = new_table(f"epoch {result['best_epoch']}, on validation data", left=("exit", ""), right=("accuracy",))
+    for k, (name, accuracy) in enumerate(zip(result["exits"], best["accuracies"], strict=True)):
+        table.add_row(str(k), name, f"{accuracy:.2%}")
+    headings = ("budget", "realized cost", "accuracy")
+    budgets = new_table("the frontier, under searched thresholds", left=(), right=headings)
     for budget, cost, accuracy in zip(best["budgets"], best["frontier_costs"], best["frontier"], strict=True):
         budgets.add_row(f"{budget:.4g}", f"{cost:.4g}", f"{accuracy:.2%}")
     console = output()
@@ -235,6 +235,7 @@ def demo(
     ] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes; accuracy means nothing.")] = False,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train even if OUT holds a trained model.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the metrics, machine-readable.")] = False,
 ) -> None:
     """Train, measure, schedule and run a multi-exit network on real digits.
 
@@ -252,6 +253,9 @@ def demo(
     require_extra("demo", "eenet demo")
     from eenet.experiments.demo import run_demo
 
-    run_demo(
-        out, seed=seed, threads=threads, quick=quick, retrain=retrain, console=output(), command=_command(sys.argv[1:])
-    )
+    command = _command(sys.argv[1:])
+    if_stopped(f"complete steps and finished epochs are kept; to go on: {command}")
+    console = side() if json_output else output()
+    metrics = run_demo(out, seed=seed, threads=threads, quick=quick, retrain=retrain, console=console, command=command)
+    if json_output:
+        print_json(metrics)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eenet.cli._console import output, steps
+from eenet.cli._console import if_stopped, output, print_json, steps
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -29,7 +28,9 @@ def report(
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     figures: Annotated[Path | None, typer.Option(help="A folder for each figure as PNG and SVG.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="A file for every number that is shown.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="[FILE]", help="Every number that is shown, machine-readable.")
+    ] = None,
     scheduler: Annotated[
         list[Path] | None, typer.Option(help="What eenet fit --out saved; several times for several.")
     ] = None,
@@ -66,7 +67,6 @@ def report(
     draws: Annotated[
         int, typer.Option(min=0, help="How many calibration sets to simulate, to see how often a guarantee holds.")
     ] = 30,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing.")] = False,
 ) -> None:
     """Write one page that shows what the exits and the schedulers do: no server and no network are needed to open it.
 
@@ -97,17 +97,20 @@ def report(
         from eenet.reporting import read_classes
 
         more["classes"] = read_classes(classes)
-    with nullcontext(_silent) if quiet else steps("report") as say:
+    if_stopped(f"{out} was not written; give the same command again")
+    with steps("report") as say:
         taken = [_read(path, given, more, say) for path in results]
         made = make(*taken, title=title, budgets=budgets, draws=draws, progress=say, **more)
         say("writing the page")
         made.write(out)
         written = _write(made, figures, json_file, say)
-    if not quiet:
-        console = output()
-        console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser", soft_wrap=True)
-        for what in written:
-            console.print(what, soft_wrap=True)
+    if json_file == Path("-"):
+        print_json(made.data)
+        return
+    console = output()
+    console.print(f"{out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser", soft_wrap=True)
+    for what in written:
+        console.print(what, soft_wrap=True)
 
 
 def _write(made: Report, figures: Path | None, json_file: Path | None, say: Callable[[str], None]) -> list[str]:
@@ -116,14 +119,10 @@ def _write(made: Report, figures: Path | None, json_file: Path | None, say: Call
     if figures is not None:
         say("drawing the figures")
         written.append(f"{len(made.write_figures(figures))} figures are in {figures}")
-    if json_file is not None:
+    if json_file not in (None, Path("-")):
         made.write_json(json_file)
         written.append(f"every number is in {json_file}")
     return written
-
-
-def _silent(_: str) -> None:
-    """Progress that is not shown."""
 
 
 def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import note_threads, side
+from eenet.cli._console import note_threads, print_json, side
 from eenet.cli._inputs import current_folder_importable
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.bundle import LoadedBundle
     from eenet.serving.ray import RayOptions, StageScaling
 
 TOKEN_VARIABLE = "EENET_TOKEN"
@@ -57,6 +56,9 @@ def serve(
     write_yaml: Annotated[
         Path | None, typer.Option(help="With --ray: write the file for `serve deploy`, and do not serve.")
     ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print one line when it listens, with the address.")
+    ] = False,
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, a page at /, metrics, and a budget that can be changed.
 
@@ -102,7 +104,7 @@ def serve(
             write(write_yaml, bundle, laid_out, host=host, port=port)
             side().print(f"wrote {write_yaml}; start it with: serve deploy {write_yaml}")
             return
-        _serve_on_ray(bundle, laid_out, address=address, host=host, port=port)
+        _serve_on_ray(bundle, laid_out, address=address, host=host, port=port, json_output=json_output)
         return
     if address is not None or write_yaml is not None:
         raise InvalidInputError("--address and --write-yaml are for a Ray cluster; add --ray")
@@ -120,7 +122,12 @@ def serve(
     if budget is not None:
         loaded = loaded.at(budget)
     controller = BudgetController(loaded.scheduler) if hold else FixedBudget(loaded.scheduler)
-    server = make_server(loaded, options, controller=controller, ready=lambda url: _say_ready(bundle, loaded, url))
+
+    def ready(url: str) -> None:
+        side().print(f"{loaded.runtime}; costs {loaded.costs_from}", soft_wrap=True)
+        _say_ready(bundle, url, json_output=json_output)
+
+    server = make_server(loaded, options, controller=controller, ready=ready)
     for number in (signal.SIGTERM, signal.SIGINT):
         # The server has handlers of its own while it runs, and passes the signal on to these at its end.
         signal.signal(number, lambda *_: None)
@@ -128,8 +135,9 @@ def serve(
     server.run()
 
 
-def _say_ready(folder: Path, bundle: LoadedBundle, url: str) -> None:
-    side().print(f"{bundle.runtime}; costs {bundle.costs_from}", soft_wrap=True)
+def _say_ready(folder: Path, url: str, *, json_output: bool) -> None:
+    if json_output:
+        print_json({"schema": 1, "bundle": str(folder), "url": url}, indent=None)
     side().print(f"serving {folder} on {url}", soft_wrap=True)
 
 
@@ -169,7 +177,9 @@ def _scaling(replicas: str, cpus: str, target: float) -> Sequence[StageScaling]:
     return stages
 
 
-def _serve_on_ray(bundle: Path, options: RayOptions, *, address: str | None, host: str, port: int) -> None:
+def _serve_on_ray(
+    bundle: Path, options: RayOptions, *, address: str | None, host: str, port: int, json_output: bool
+) -> None:
     """Serve until Ctrl+C or SIGTERM; Ray is ended too where it was started here."""
     from eenet.serving.ray import start, stop
 
@@ -179,7 +189,7 @@ def _serve_on_ray(bundle: Path, options: RayOptions, *, address: str | None, hos
     try:
         for number in (signal.SIGTERM, signal.SIGINT):  # only now: Ray sets handlers of its own while it starts
             signal.signal(number, lambda *_: ended.set())
-        side().print(f"serving {bundle} on {url or 'the port of the Ray Serve that runs there already'}")
+        _say_ready(bundle, url or "the port of the Ray Serve that runs there already", json_output=json_output)
         ended.wait()
     finally:
         stop(everything=address is None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import multiprocessing
 import os
 import pickle
@@ -24,6 +25,8 @@ from eenet.evaluation._comparison import BoundRow, Comparison
 from eenet.evaluation._oracle import oracle, random_mixture
 from eenet.records import ExitRecords
 from eenet.scheduler import SCHEDULERS, Scheduler
+
+_log = logging.getLogger("eenet.evaluation")
 
 
 def compare(
@@ -190,6 +193,7 @@ def _filled(
             progress(done, total)
 
     if cells:
+        _log.info("%d of %d fits are kept in %s", done, total, out)
         report(0)
     if missing:
         several = min(jobs, len(missing)) > 1

@@ -230,8 +230,11 @@ class Comparison:
             "differences": [asdict(difference) for difference in self.differences(reference)],
         }
 
-    def to_text(self, reference: str | None = None) -> str:
-        """Two tables, means over the resplits: held-out accuracy, and differences to the reference at equal cost."""
+    def to_text(self, reference: str | None = None, *, width: int | None = None) -> str:
+        """Two tables, means over the resplits: held-out accuracy, and differences to the reference at equal cost.
+
+        With a `width`, tables of more characters are written in parts, some budgets in each.
+        """
         reference = reference or self.schedulers[0]
         share = {budget: f"{budget / self.costs.reference:.0%}" for budget in self.budgets}
         accuracies = [
@@ -268,10 +271,10 @@ class Comparison:
         lines = [
             f"held-out accuracy in %, mean of {self.resplits} resplits; "
             f"budget in {self.costs.unit} and in % of {self.costs.reference_name}",
-            text_table(accuracies),
+            text_table(accuracies, width),
             "",
             f"difference to {reference} at the same held-out cost, in points, with its standard error",
-            text_table(signed),
+            text_table(signed, width),
         ]
         if self.changing:
             lines += ["", "* changes predictions: answers are the exits so far combined"]
@@ -361,8 +364,21 @@ def _write_csv(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(lines)
 
 
-def text_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the first of titles, as text: the first column to the left, the others to the right."""
+def text_table(lines: Sequence[Sequence[str]], width: int | None = None) -> str:
+    """Lines of cells, the first of titles, as text: the first column to the left, the others to the right.
+
+    Where it is wider than `width`, the columns follow in parts below each other, the first in each part.
+    """
+    parts: list[list[int]] = [[0]]
+    widths = [max(len(word) for line in lines for word in line[n].split("\n")) + 2 for n in range(len(lines[0]))]
+    for n in range(1, len(widths)):
+        if width is not None and len(parts[-1]) > 1 and sum(widths[k] for k in (*parts[-1], n)) - 2 > width:
+            parts.append([0])
+        parts[-1].append(n)
+    return "\n\n".join(_text_table([[line[n] for n in part] for line in lines]) for part in parts)
+
+
+def _text_table(lines: Sequence[Sequence[str]]) -> str:
     from rich.console import Console
     from rich.table import Table
 

@@ -133,14 +133,14 @@ class Evaluation:
     def _lines(self) -> Iterator[list[str]]:
         unit = self.costs.unit
         of = "of last" if self.costs.plain is None else "of plain"
-        yield ["", f"cost ({unit})", of, "speed-up", "accuracy", "exit shares"]
+        yield ["", f"cost ({unit})", of, "speed", "accuracy %", "exits %"]
         for row in self.rows:
-            shares = "" if row.exit_shares is None else " ".join(f"{share:.1%}" for share in row.exit_shares)
+            shares = "" if row.exit_shares is None else "/".join(f"{100 * share:.0f}" for share in row.exit_shares)
             yield [
                 row.name,
                 f"{row.cost:.4g}" + ("" if row.cost_error is None else f" ± {row.cost_error:.2g}"),
                 f"{row.share:.1%}",
-                f"{row.speed_up:.2f}",
+                f"{row.speed_up:.2f}x",
                 _accuracy(row),
                 shares,
             ]
@@ -237,15 +237,15 @@ def evaluate(
         fits = [k for k in range(len(costs)) if costs[k] <= limit * (1 + 1e-12)]
         best = max(fits, key=lambda k: (accuracies[k][0] or 0.0, -k))
         add(
-            f"best exit in the budget: exit {best}",
+            f"best exit in budget: {best}",
             "single",
             costs[best],
             accuracy=accuracies[best][0],
             accuracy_error=accuracies[best][1],
         )
         for name, kind, bound in (
-            ("best mixture in the budget", "mixture", random_mixture(records, costs, limit)),
-            ("oracle in the budget (knows the labels)", "oracle", oracle(records, costs, limit)),
+            ("best mixture in budget", "mixture", random_mixture(records, costs, limit)),
+            ("oracle (knows labels)", "oracle", oracle(records, costs, limit)),
         ):
             add(name, kind, bound.cost, accuracy=bound.accuracy)
     add("policy, planned", "planned", scheduler.planned_cost)
@@ -317,4 +317,5 @@ def _some_budgets(scheduler: Scheduler) -> list[float]:
 def _accuracy(row: EvaluationRow) -> str:
     if row.accuracy is None:
         return ""
-    return f"{row.accuracy:.2%}" + ("" if row.accuracy_error is None else f" ± {row.accuracy_error:.2%}")
+    error = "" if row.accuracy_error is None else f" ± {100 * row.accuracy_error:.2f}"
+    return f"{100 * row.accuracy:.2f}{error}"

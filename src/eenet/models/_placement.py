@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import warnings
@@ -18,6 +19,8 @@ from eenet.stages import Example, SplitPoint, split_points
 
 # What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
 _DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
+
+_log = logging.getLogger("eenet.models")
 
 # An exit pays where its head costs at most this share of what a sample saves that exits there and not at the next one:
 # then it is worth it if one sample in four does.
@@ -133,6 +136,7 @@ def paying(heads: Sequence[nn.Module], features: Sequence[Tensor], places: Seque
             "time until the next exit; name the modules to have exits there all the same, or run larger inputs"
         )
     found = Placement(tuple(rest), tuple(dropped))
+    _log.info("exits %s", found)
     if dropped:
         warnings.warn(
             f"exits were {found}; name the modules to have them all the same", ReliabilityWarning, stacklevel=3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
 from eenet.optimize._recorded import recorded
 from eenet.optimize._variant import Variant, batch_of, eager, frozen
+
+_log = logging.getLogger("eenet.optimize")
 
 TOLERANCE = 1e-3
 """How far the logits of a variant may be from the model's own, times the largest where that is above 1."""
@@ -133,6 +136,13 @@ def optimize(
             ReliabilityWarning,
             stacklevel=3,
         )
+    for size, variant, of_own in zip(inputs, chosen, ratios, strict=True):
+        share = float(of_own[good.index(variant)])
+        _log.info(
+            "batches of %d: %s, in %.0f %% of the time of the model's own stages", size, variant.name, 100 * share
+        )
+    for variant in dropped:
+        _log.info("left out: %s, whose logits are not the model's", variant.name)
     times = {variant.name: stage_times(model, variant, max(inputs), seconds) for variant in good if variant in chosen}
     return Optimization(
         tuple(inputs),

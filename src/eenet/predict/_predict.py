@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,8 @@ from eenet.bundle import LoadedBundle
 from eenet.errors import InvalidInputError
 from eenet.predict._inputs import Items
 from eenet.tasks import softmax
+
+_log = logging.getLogger("eenet.predict")
 
 Columns = dict[str, list[Any]]
 
@@ -150,6 +153,8 @@ def predict_pieces(
     missing = [number for number in range(pieces) if not (work / _name(number)).is_file()]
     resumed = len(items) - sum(min(piece, len(items) - number * piece) for number in missing)
     done = resumed
+    if resumed:
+        _log.info("%d of %d items are kept in %s", resumed, len(items), work)
 
     def report(count: int) -> None:
         nonlocal done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +48,8 @@ from eenet.scheduler._thresholds import ScoreTable
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # not installed beside a bundle without torch
+
+_log = logging.getLogger("eenet.scheduler")
 
 _SCHEMA = 3  # 2 where no policy abstains, which an eenet before it would not know of
 _TABLE = "table."
@@ -371,6 +374,7 @@ class Scheduler:
         """Warn of dead exits, and of what could not be fitted; `made` is empty where nothing was fitted."""
         for fitted in made[:1]:
             if fitted.dead:
+                _log.info("%s: %s", self.name, _left_out(fitted.dead))
                 warnings.warn(f"{self.name}: {_left_out(fitted.dead)}", FallbackWarning, stacklevel=3)
             if fitted.replaced is not None:
                 said = f"{self.name}: {fitted.replaced}: MaxProbability is used instead"
@@ -404,6 +408,8 @@ class Scheduler:
         taken = chosen.fallback
         self._state = _State(fitted, chosen.policy, numbers, promises, taken, left_out)
         # What is read from a file was said when it was fitted, and so was what could not be fitted.
+        if taken is not None:
+            _log.info("%s at %.6g %s: %s", self.name, limit, self.costs.unit, taken)
         if taken is not None and taken.reason != "fit" and not isinstance(fitted, PolicyTable):
             warnings.warn(f"{self.name} at {limit:.6g} {self.costs.unit}: {taken}", FallbackWarning, stacklevel=3)
         spendable = min(limit, self.costs[-1])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -36,6 +37,8 @@ _MARKER = "complete.json"
 _SCHEMA = 1
 _SPARE = 64 * 2**20
 """Bytes to be left free on the disk."""
+
+_log = logging.getLogger("eenet.training")
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -83,7 +86,9 @@ def cached_features(
     reducers = [_reducer(head, feature) for head, feature in zip(model.heads, first.features, strict=True)]
     parts = _parts(first, reducers, dtype)
     path = folder / _key(model, samples, parts, reducers, first.inputs)
-    if not _is_complete(path):
+    if _is_complete(path):
+        _log.info("features of %d samples are read from %s", samples, path)
+    else:
         needed = sum(samples * math.prod(shape) * kind.itemsize for shape, kind in parts.values())
         _check_room(path, needed)
         announce(f"caching features of {samples} samples at {len(reducers)} exits: {_size(needed)} in {str(path)!r}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eenet._files import atomic_path
+from eenet._progress import Bars, Update
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
@@ -185,50 +186,37 @@ class Display:
         self._shown = shown
         self._running: list[float] = []
         self._console = Console(stderr=True, highlight=False)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[exits]}"),
-            console=self._console,
-            transient=True,
-            disable=not shown,
-        )
+        self._bars = Bars(self._console, shown=shown)
+        self._training: Update | None = None
 
     def __enter__(self) -> Display:
-        self._bar.start()
+        self._bars.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        self._bars.__exit__(None, None, None)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._shown:
             self._console.print(text, markup=False, soft_wrap=True)
 
-    def task(self, what: str) -> Callable[[int, int], None]:
+    def task(self, what: str) -> Update:
         """A bar of its own; call it with what is done and of how much."""
-        number = self._bar.add_task(what, total=None, exits="")
-
-        def advance(done: int, total: int) -> None:
-            self._bar.update(number, completed=done, total=total, visible=done < total)
-
-        return advance
+        return self._bars.task(what)
 
     def epoch(self, epoch: int, batches: int) -> Callable[[Sequence[float]], None]:
-        """A bar for one epoch; call it with each exit's accuracy on the batch that is done."""
-        number = self._bar.add_task(f"epoch {epoch + 1}/{self._epochs}", total=batches, exits="")
+        """The bar of the whole training, at one epoch; call it with each exit's accuracy on the batch that is done."""
+        first, what = epoch * batches, f"epoch {epoch + 1}/{self._epochs}, batches"
+        if self._training is None:
+            self._training = self._bars.task(what, self._epochs * batches, first=first)
+        update, done = self._training, itertools.count(first + 1)
         self._running = []
 
         def advance(accuracies: Sequence[float]) -> None:
             before = self._running or accuracies
             self._running = [_KEPT * old + (1 - _KEPT) * new for old, new in zip(before, accuracies, strict=True)]
-            self._bar.update(number, advance=1, exits=self._percent(self._running))
-            if self._bar.tasks[number].finished:
-                self._bar.update(number, visible=False)
+            update(next(done), what=what, note=self._percent(self._running))
 
         return advance
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import time
@@ -10,16 +11,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from eenet._files import write_json
+from eenet._progress import Bars, Update
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data import ThreeWaySplit
@@ -296,11 +296,11 @@ class _Run:
     def _collect(self) -> dict[str, Any]:
         data, model = self._read_data(), self._read_model()
         summary: dict[str, Any] = {}
-        with self._bar() as bar:
+        with self._bars() as bars:
             for name, file in (("calibration", CALIBRATION), ("test", TEST)):
                 loader = data.held_out(name)
-                task = bar.add_task(f"  {name} part", total=len(loader))
-                records = collect(model, _followed(loader, partial(bar.advance, task)))
+                update = bars.task(f"  {name} part, batches", len(loader))
+                records = collect(model, _followed(loader, update))
                 records.save(self.work / file)
                 summary[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
         return summary
@@ -314,15 +314,16 @@ class _Run:
             calibration = ExitRecords.load(self.work / CALIBRATION)
             scheduler = EENet(seed=self.recipe.seed, turns=1, target="right", weight_decay=1e-4)
             scheduler.fit(calibration, flops, budget=float(flops[-1]))
-        with self._bar() as bar:
-            task = bar.add_task("  batch sizes", total=len(settings.batch_sizes))
+        with self._bars() as bars:
+            update = bars.task("  batch sizes", len(settings.batch_sizes))
+            done = itertools.count(1)
             measured = measure(
                 model,
                 example,
                 batch_sizes=settings.batch_sizes,
                 scheduler=scheduler,
                 seconds=settings.seconds,
-                progress=lambda _size: bar.advance(task),
+                progress=lambda _size: update(next(done)),
             )
         evaluation = self.recipe.evaluation
         profile = PROFILE if evaluation.partial_batch is not None else COSTS
@@ -353,8 +354,8 @@ class _Run:
         infeasible: list[dict[str, Any]] = []
         shutil.rmtree(self.out / SCHEDULER_FOLDER, ignore_errors=True)
         methods, budgets = schedulers(self.recipe.seed), self.recipe.evaluation.budgets
-        with self._bar() as bar:
-            task = bar.add_task("  schedulers", total=len(methods) * len(budgets))
+        with self._bars() as bars:
+            update, done = bars.task("  schedulers", len(methods) * len(budgets)), itertools.count(1)
             for method, make in methods.items():
                 fitted = make().fit(calibration, costs, fallback=False)  # methods are compared as they are
                 for budget in budgets:
@@ -364,15 +365,15 @@ class _Run:
                         infeasible.append({"method": method, "budget": budget, "reason": str(error)})
                     else:
                         chosen.save(self.out / SCHEDULER_FOLDER / scheduler_file(method, budget))
-                    bar.advance(task)
+                    update(next(done))
         return {"infeasible": infeasible}
 
     def _evaluate(self) -> dict[str, Any]:
         calibration, test = (ExitRecords.load(self.work / file) for file in (CALIBRATION, TEST))
         write_predictions(self.out, calibration, test)
         measured = self._measured(calibration, test) if self.recipe.evaluation.rounds else None
-        with self._bar() as bar:
-            task = bar.add_task("  comparison", total=None)
+        with self._bars() as bars:
+            update = bars.task("  comparison")
             return write_results(
                 self.recipe,
                 self.out,
@@ -382,7 +383,7 @@ class _Run:
                 measured=measured,
                 command=self.options.command,
                 smoke=self.options.smoke,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=update,
             )
 
     def _measured(self, calibration: ExitRecords, test: ExitRecords) -> dict[str, Any]:
@@ -396,8 +397,8 @@ class _Run:
                 path = self.out / SCHEDULER_FOLDER / scheduler_file(method, budget)
                 if path.is_file():
                     policies[method, budget] = load_scheduler(path)
-        with self._bar() as bar:
-            task = bar.add_task("  runs", total=None)
+        with self._bars() as bars:
+            update = bars.task("  runs")
             return measure_policies(
                 model,
                 policies,
@@ -406,7 +407,7 @@ class _Run:
                 batch_size=settings.batch_size,
                 rounds=settings.rounds,
                 seed=self.recipe.seed,
-                progress=lambda done, total: bar.update(task, completed=done, total=total),
+                progress=update,
             )
 
     def _prepare(self) -> None:
@@ -454,14 +455,14 @@ class _Run:
         if self.options.progress:
             self.console.print(text, markup=False, soft_wrap=True)
 
-    def _bar(self) -> Progress:
-        return Progress(console=self.console, transient=True, disable=not self.options.progress)
+    def _bars(self) -> Bars:
+        return Bars(self.console, shown=self.options.progress)
 
 
-def _followed(loader: Iterable[Any], advance: Callable[[], None]) -> Iterator[Any]:
-    for batch in loader:
+def _followed(loader: Iterable[Any], update: Update) -> Iterator[Any]:
+    for done, batch in enumerate(loader, start=1):
         yield batch
-        advance()
+        update(done)
 
 
 @contextmanager

@@ -26,6 +26,19 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("eenet.serving")
 
+
+class _Unconfigured(logging.StreamHandler):  # type: ignore[type-arg]
+    """Errors of a server go to standard error where the program has set up no logging: they must not be lost."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        others = [*logging.getLogger("eenet").handlers, *logging.getLogger().handlers]
+        return super().filter(record) and all(isinstance(one, logging.NullHandler) for one in others)
+
+
+_unconfigured = _Unconfigured()
+_unconfigured.setLevel(logging.WARNING)
+_log.addHandler(_unconfigured)
+
 _FADING = 1.01  # the fastest call of a size counts as this much slower with each further call: a stage may change
 _CHANGED = 0.95
 _REFIT = 32  # calls of a stage

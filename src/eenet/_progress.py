@@ -1,0 +1,139 @@
+"""Progress of long work with the time left: bars on a terminal, and where there is none a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+EVERY = 30.0
+"""Seconds between the lines where there is no terminal."""
+
+_AT_ONCE = 1.0  # seconds: what is done by then was done before, by a run that was stopped
+
+
+class Update(Protocol):
+    """Shows how much of a task is done."""
+
+    def __call__(
+        self, done: float, total: float | None = None, *, what: str | None = None, note: str | None = None
+    ) -> None:
+        """Show that `done` of `total` is done, less than before where it begins again.
+
+        `what` and `note` are kept until they are given again.
+        """
+        ...
+
+
+class Bars:
+    """A context in which tasks show their progress.
+
+    Parameters
+    ----------
+    console : Console
+        Where; standard error, in a command. Nothing is shown where it is quiet.
+    shown : bool
+        Whether anything is shown.
+    clock : callable
+        Gives the time in seconds.
+    """
+
+    def __init__(self, console: Console, *, shown: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._shown, self._clock = console, shown, clock
+        self._said = clock()
+        self._live: Any = None
+        if shown and console.is_terminal:
+            columns = (
+                TextColumn("{task.description}", markup=False), BarColumn(), _Amount(),
+                TextColumn("{task.fields[note]}", markup=False),
+            )  # fmt: skip
+            self._live = Progress(*columns, console=console, transient=True, get_time=clock)
+
+    def __enter__(self) -> Bars:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def task(self, what: str, total: float | None = None, *, first: float = 0) -> Update:
+        """Begin a task of `total` parts, `first` of which were done before; a total of 1 is shown in per cent.
+
+        Call the result with what is done.
+        """
+        if self._live is not None:
+            return self._bar(what, total, first)
+        state: dict[str, Any] = {"what": what, "total": total, "note": "", "first": first, "done": first}
+        state["begun"] = self._clock()
+
+        def update(
+            done: float, total: float | None = None, *, what: str | None = None, note: str | None = None
+        ) -> None:
+            state.update({k: v for k, v in {"what": what, "total": total, "note": note}.items() if v is not None})
+            now = self._clock()
+            if done < state["done"]:
+                state["begun"] = now
+            if now - state["begun"] < _AT_ONCE:
+                state["first"] = max(first, done)
+            state["done"] = done
+            if not self._shown or now - self._said < EVERY or done == state["total"]:
+                return
+            self._said = now
+            words = amount(done, state["total"], now - state["begun"], state["first"])
+            self._console.print(f"{state['what']}: {words}  {state['note']}".strip(), markup=False, soft_wrap=True)
+
+        return update
+
+    def _bar(self, what: str, total: float | None, first: float) -> Update:
+        live = self._live
+        number = live.add_task(what, total=total, completed=first, note="", first=first)
+
+        def update(
+            done: float, total: float | None = None, *, what: str | None = None, note: str | None = None
+        ) -> None:
+            task = live.tasks[live.task_ids.index(number)]
+            if done < task.completed:
+                live.reset(number, completed=int(done))
+            early = (task.elapsed or 0.0) < _AT_ONCE
+            changed = {"total": total, "description": what, "note": note, "first": max(first, done) if early else None}
+            live.update(number, completed=done, **{k: v for k, v in changed.items() if v is not None})
+            live.update(number, visible=not task.finished)
+
+        return update
+
+
+def amount(done: float, total: float | None, seconds: float, first: float = 0) -> str:
+    """What is done, of how much, and the time left; all but the `first` took these seconds."""
+    if not total:
+        return f"{done:,.0f} after {duration(seconds)}"
+    share = min(done / total, 1.0)
+    words = f"{share:.0%}" if total == 1 else f"{done:,.0f} of {total:,.0f} ({share:.0%})"
+    if not first < done < total:
+        return words
+    return f"{words}, {duration(seconds * (total - done) / (done - first))} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to what matters: 8 s, 3 min, 2 h 05 min."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class _Amount(ProgressColumn):
+    """What `amount` says of a task."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        return Text(amount(task.completed, task.total, task.elapsed or 0.0, task.fields["first"]))

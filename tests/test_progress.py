@@ -1,0 +1,97 @@
+"""Progress on a terminal and in a pipe, with a clock that the tests move."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from eenet._progress import EVERY, Bars, amount, duration
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def piped() -> tuple[Console, io.StringIO]:
+    file = io.StringIO()
+    return Console(file=file, width=200), file
+
+
+def test_a_pipe_gets_a_line_now_and_then_with_the_time_left() -> None:
+    (console, file), clock = piped(), Clock()
+    with Bars(console, clock=clock) as bars:
+        update = bars.task("collecting [all]", 1000)
+        for second in range(200):
+            clock.now = second
+            update(5 * second)
+    lines = file.getvalue().splitlines()
+    assert len(lines) == int(199 // EVERY)
+    assert lines[0] == "collecting [all]: 150 of 1,000 (15%), 3 min left"
+
+
+def test_a_short_task_says_nothing_in_a_pipe() -> None:
+    (console, file), clock = piped(), Clock()
+    with Bars(console, clock=clock) as bars:
+        update = bars.task("collecting", 10)
+        for done in range(11):
+            clock.now = done
+            update(done)
+    assert file.getvalue() == ""
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_nothing_is_shown_where_the_console_is_quiet_or_nothing_is_to_be_shown(quiet: bool) -> None:
+    file, clock = io.StringIO(), Clock()
+    with Bars(Console(file=file, quiet=quiet), shown=quiet, clock=clock) as bars:
+        update = bars.task("fitting", 10)
+        clock.now = 1000
+        update(5)
+    assert file.getvalue() == ""
+
+
+def test_what_a_stopped_run_had_done_does_not_count_as_quick() -> None:
+    (console, file), clock = piped(), Clock()
+    with Bars(console, clock=clock) as bars:
+        update = bars.task("predicting", 1000)
+        update(900)
+        clock.now = 50.0
+        update(950)
+    assert file.getvalue() == "predicting: 950 of 1,000 (95%), 50 s left\n"
+
+
+def test_a_second_pass_has_a_time_left_of_its_own() -> None:
+    (console, file), clock = piped(), Clock()
+    with Bars(console, clock=clock) as bars:
+        update = bars.task("running", 1)
+        clock.now = 100.0
+        update(1.0)
+        clock.now = 200.0
+        update(0.0, what="batch 8")
+        clock.now = 240.0
+        update(0.5, note="so far")
+    assert file.getvalue().splitlines()[-1] == "batch 8: 50%, 40 s left  so far"
+
+
+def test_a_terminal_gets_a_bar_with_the_amount_and_the_time_left() -> None:
+    file, clock = io.StringIO(), Clock()
+    console = Console(file=file, force_terminal=True, width=100, color_system=None)
+    with Bars(console, clock=clock) as bars:
+        update = bars.task("fitting", 8, first=2)
+        clock.now = 30.0
+        update(4, note="exit 0 90%")
+    assert "4 of 8 (50%), 60 s left" in file.getvalue()
+    assert "exit 0 90%" in file.getvalue()
+
+
+def test_amounts_and_durations_in_words() -> None:
+    assert amount(3, None, 7) == "3 after 7 s"
+    assert amount(0, 10, 5) == "0 of 10 (0%)"
+    assert amount(10, 10, 5) == "10 of 10 (100%)"
+    assert amount(12, 10, 5) == "12 of 10 (100%)"
+    words = [duration(seconds) for seconds in (0, 8.4, 99, 100, 5000, 8000)]
+    assert words == ["0 s", "8 s", "99 s", "2 min", "83 min", "2 h 13 min"]
