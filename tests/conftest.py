@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ except ModuleNotFoundError:  # `make test-matrix` runs the tests of the core wit
     torch = None  # type: ignore[assignment]
 
 SEED = 20240104
+
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
@@ -46,3 +51,16 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the shared material: no ../shared beside the repository, and EENET_SHARED is not set")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless browser, for the tests of pages."""
+    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: chromium-headless-shell)")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'eenet[dev]'")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,6 @@ from PIL import Image
 from serving_toys import Gray, TableBackend, ToyModel, Words, connect, serving
 
 PAGES = Path(__file__).resolve().parents[2] / "src" / "eenet" / "serving" / "http" / "pages"
-BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if path is None:
-        pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: chromium-headless-shell)")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'eenet[dev]'")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

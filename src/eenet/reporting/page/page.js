@@ -504,7 +504,7 @@
     $("scheduler").addEventListener("change", event => { state.scheduler = event.target.value; moved(); });
     $("budget").addEventListener("input", event => { state.at = Number(event.target.value); moved(); });
     $("typed").addEventListener("change", typed);
-    $("controls").addEventListener("submit", event => { event.preventDefault(); typed(); });
+    $("controls").addEventListener("submit", event => event.preventDefault());  // Enter has already changed the box
     choose(0);
   } else build();
 
@@ -514,6 +514,8 @@
   document.head.append(script);
   redraw();
   dark.addEventListener("change", redraw);
+  let wide = innerWidth;
+  addEventListener("resize", () => { if (innerWidth !== wide) { wide = innerWidth; redraw(); } });
   addEventListener("beforeprint", () => { for (const figure of figures) draw(figure); });
   document.documentElement.dataset.ready = "yes";
 })();
