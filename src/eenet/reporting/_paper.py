@@ -150,6 +150,21 @@ def by_rank(score: Any, utility: Any, parts: int = _PARTS) -> tuple[list[float],
     )
 
 
+def instead(replays: Replays) -> list[str]:
+    """In words: which schedulers are a simple rule at some budgets, so that a figure is not the method's own."""
+    said = []
+    for title, of in replays.of.items():
+        known = [one.scheduler.fallback for one in of if one is not None]
+        taken = [fallback for fallback in known if fallback is not None]
+        if taken:
+            rules = " or ".join(sorted({title_of(fallback.taken) for fallback in taken}))
+            said.append(
+                f"At {len(taken)} of {len(known)} budgets a simple rule, {rules}, stands in for {title}: the figures "
+                "show that. Fit with fallback=False to see the method itself."
+            )
+    return said
+
+
 def paper(replays: Replays) -> tuple[list[Chart], list[str]]:
     """The paper's figures for a run, and what is missing."""
     metrics = replays.run.metrics
@@ -167,6 +182,7 @@ def paper(replays: Replays) -> tuple[list[Chart], list[str]]:
         notes.append("Accuracy, and scores against correctness, need labels.")
     else:
         charts.insert(0, accuracy_budget(replays))
+    notes += instead(replays)
     charts += distributions(replays, [share * replays.costs.reference for share in shares])
     if replays.records.utility is not None:
         charts += scores_and_correctness(replays)
