@@ -6,7 +6,7 @@ STAMPS := $(VENV)/.stamps
 DEMO   ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix lint types bench soak release clean
+.PHONY: help demo test test-matrix lint types docs docs-links bench soak release clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 10
@@ -36,6 +36,13 @@ lint: $(STAMPS)/dev  ## style and formatting
 types: $(STAMPS)/dev  ## static types, strict
 	$(BIN)/mypy
 
+docs: $(STAMPS)/dev  ## the documentation site in docs/_build/html; runs the tutorials; needs no network
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	$(BIN)/python tests/support/site_links.py docs/_build/html
+
+docs-links: $(STAMPS)/dev  ## whether the addresses of other sites on the pages answer; needs a network
+	EENET_DOCS_RUN=0 $(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/links
+
 bench: $(STAMPS)/dev  ## the benchmarks; prints machine, versions and spread
 	$(BIN)/python benchmarks/resnet50.py
 	$(BIN)/python benchmarks/onnx_bundle.py
@@ -64,5 +71,6 @@ soak: $(STAMPS)/dev  ## half an hour of mixed traffic to a server, then overload
 	$(BIN)/python benchmarks/soak.py
 
 clean:  ## remove what the commands above made, the environment included
+	rm -rf docs/_build docs/tutorials docs/reference/api docs/reference/results
 	rm -rf $(VENV) $(DEMO) .pytest_cache .ruff_cache .mypy_cache .hypothesis .nox build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ from eenet.errors import ReliabilityWarning
 for _library in ("onnx", "onnxscript", "onnxruntime", "pyarrow", "mlxtend", "PIL"):
     pytest.importorskip(_library)
 
-PAGE = DOCS / "deployment.md"
+PAGE = DOCS / "howto" / "deployment.md"
 _BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
@@ -45,7 +45,7 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 continue
             ran[language] += 1
             if language == "python":
-                exec(compile(code, "docs/deployment.md", "exec"), names)
+                exec(compile(code, "docs/howto/deployment.md", "exec"), names)
                 continue
             for line in code.replace("\\\n", "").splitlines():
                 program, *words = shlex.split(line)

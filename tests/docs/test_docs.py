@@ -35,13 +35,13 @@ def test_bring_your_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for library in ("torchvision", "timm", "transformers"):
         import_or_skip(library)
     monkeypatch.chdir(tmp_path)
-    sections = blocks("networks.md")
+    sections = blocks("howto/networks.md")
     assert list(sections) == ["torchvision", "timm", "Hugging Face", "Recurrent networks", "Where tracing fails"]
     # A reader goes through the page from top to bottom, so the sections share their names.
     names: dict[str, Any] = {"__name__": "networks.md"}
     for title, code in sections.items():
         for block in code:
-            exec(compile(block, f"docs/networks.md, {title}", "exec"), names)
+            exec(compile(block, f"docs/howto/networks.md, {title}", "exec"), names)
     assert {path.name for path in (tmp_path / "resnet18-3-exits").iterdir()} == {
         "model.json",
         "model.safetensors",
@@ -55,15 +55,15 @@ def test_the_training_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "training.md"}
     with torch.random.fork_rng(devices=[]):
-        for title, code in blocks("training.md").items():
+        for title, code in blocks("howto/training.md").items():
             if title != LOOPS:
                 for block in code:
-                    exec(compile(block, f"docs/training.md, {title}", "exec"), names)
+                    exec(compile(block, f"docs/howto/training.md, {title}", "exec"), names)
     for file in ("last.safetensors", "best.safetensors", "metrics.csv", "tensorboard"):
         assert (tmp_path / "run" / file).exists(), "the guide lists it"
     assert not (tmp_path / "heads" / "features").exists()
     assert len(list((tmp_path / "features").iterdir())) == 2
-    described = set(re.findall(r"`([a-z_]+?)(?:_[kb])?`", (DOCS / "training.md").read_text(encoding="utf-8")))
+    described = set(re.findall(r"`([a-z_]+?)(?:_[kb])?`", (DOCS / "howto" / "training.md").read_text(encoding="utf-8")))
     columns = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
     assert {re.sub(r"_\d+$", "", column) for column in columns} <= described | {"epoch"}
 
@@ -76,9 +76,9 @@ def toy_problem(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     """The names of the guide's toy problem, and the accuracies that `eenet.train` reaches on it in five epochs."""
     import_or_skip("lightning_fabric")
     names: dict[str, Any] = {"__name__": "training.md"}
-    start = blocks("training.md")["A run"][0]
+    start = blocks("howto/training.md")["A run"][0]
     with torch.random.fork_rng(devices=[]):
-        exec(compile(start[: start.index("config = ")], "docs/training.md", "exec"), names)
+        exec(compile(start[: start.index("config = ")], "docs/howto/training.md", "exec"), names)
         config = names["TrainConfig"](
             epochs=5, learning_rate=0.05, schedule="constant", accelerator="cpu", tensorboard=False, progress=False
         )
@@ -101,12 +101,12 @@ def test_other_training_loops_reach_the_accuracy_of_train(
     for needed in [library, *(["accelerate"] if library == "transformers" else [])]:
         import_or_skip(needed)
     monkeypatch.chdir(tmp_path)
-    loop = blocks("training.md")[LOOPS][number]
+    loop = blocks("howto/training.md")[LOOPS][number]
     assert f"{library}." in loop or f"from {library} " in loop, "the loops are in this order"
     assert sum(bool(line.strip()) for line in loop.splitlines()) <= 15
     names, expected = dict(toy_problem[0]), toy_problem[1]
     with torch.random.fork_rng(devices=[]):
-        exec(compile(loop, f"docs/training.md, {LOOPS}", "exec"), names)
+        exec(compile(loop, f"docs/howto/training.md, {LOOPS}", "exec"), names)
     reached = eenet.collect(names["model"], names["validation"]).accuracies
     # The worst of three standard errors at 128 samples; chance is 0.25.
     assert (reached > np.array(expected) - 0.13).all()
@@ -114,32 +114,32 @@ def test_other_training_loops_reach_the_accuracy_of_train(
 
 def test_the_controller_on_the_method_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("method.md")["The budget in traffic"]
+    (code,) = blocks("explanation/method.md")["The budget in traffic"]
     scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
     names: dict[str, Any] = {"eenet": eenet, "scheduler": scheduler, "model": table_model(3, 5)}
-    exec(compile(code, "docs/method.md", "exec"), names)
+    exec(compile(code, "docs/explanation/method.md", "exec"), names)
     names["fast"](torch.randn(10, 15))
     assert names["controller"].samples == 10
     assert eenet.BudgetController.load(scheduler, "controller.json").samples == 0
 
 
 def test_the_abstention_on_the_method_page() -> None:
-    (code,) = blocks("method.md")["Abstention"]
+    (code,) = blocks("explanation/method.md")["Abstention"]
     names: dict[str, Any] = {}
-    exec(compile(code, "docs/method.md", "exec"), names)
+    exec(compile(code, "docs/explanation/method.md", "exec"), names)
     assert 0 < names["decisions"].handed_back <= 0.02
 
 
 def test_is_it_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_or_skip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("performance.md")["Is it worth it on your network"]
+    (code,) = blocks("reference/performance.md")["Is it worth it on your network"]
     model = eenet.models.multi_exit("resnet20").eval()
     x, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     scheduler = eenet.MaxProbability().fit(eenet.collect(model, [(x, labels)]), toy_costs())
     names: dict[str, Any] = {"eenet": eenet, "network": model.backbone, "model": model, "scheduler": scheduler}
     code = code.replace("seconds=10", "seconds=0")
-    exec(compile(code, "docs/performance.md", "exec"), names | {"x": x, "labels": labels})
+    exec(compile(code, "docs/reference/performance.md", "exec"), names | {"x": x, "labels": labels})
     assert (tmp_path / "worth.csv").read_text(encoding="utf-8").count("\n") == 9
     assert (tmp_path / "worth.png").is_file()
 
@@ -153,7 +153,7 @@ def test_the_messages_in_the_training_guide_are_those_of_the_code() -> None:
                 said.append("".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 said.append(node.value)
-    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    text = (DOCS / "howto" / "training.md").read_text(encoding="utf-8")
     table = text.split("<!-- messages: begin -->")[1].split("<!-- messages: end -->")[0]
     quoted = re.findall(r"^\| `(.+?)` \|", table, flags=re.MULTILINE)
     assert len(quoted) > 10

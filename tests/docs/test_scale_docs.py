@@ -1,4 +1,4 @@
-"""docs/scale.md: its plans are what the command prints, and its other commands run, unless it says that they do not."""
+"""docs/howto/scale.md: its plans are what the command prints, and its other commands run, unless it says otherwise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pages import DOCS, demo_folder
 for _library in ("onnx", "onnxruntime", "ray", "fastapi"):
     pytest.importorskip(_library, reason="needs the extras that the page is about")
 
-TEXT = (DOCS / "scale.md").read_text(encoding="utf-8")
+TEXT = (DOCS / "howto" / "scale.md").read_text(encoding="utf-8")
 
 
 def commands() -> list[tuple[list[str], str]]:

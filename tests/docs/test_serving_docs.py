@@ -1,4 +1,4 @@
-"""docs/serving.md: its Python runs, its commands run against a server, unless it says that they do not."""
+"""docs/howto/serving.md: its Python runs, its commands run against a server, unless it says that they do not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from commands import TOKEN, served
 from optional import import_or_skip
 from pages import DOCS, demo_folder
 
-PAGE = DOCS / "serving.md"
+PAGE = DOCS / "howto" / "serving.md"
 
 
 def blocks(language: str) -> list[str]:
@@ -28,7 +28,7 @@ def test_the_python_on_the_page_runs() -> None:
     code = blocks("python")
     assert len(code) == 2
     for block in code:
-        exec(compile(block, "docs/serving.md", "exec"), names)
+        exec(compile(block, "docs/howto/serving.md", "exec"), names)
 
 
 def test_the_commands_on_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

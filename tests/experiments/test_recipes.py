@@ -34,7 +34,7 @@ for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
     pytest.importorskip(library, reason=f"{library} is not installed")
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs" / "recipes.md"
+DOCS = ROOT / "docs" / "reference" / "recipes.md"
 PAPER = {
     "cifar10-resnet56",
     "cifar100-densenet121",

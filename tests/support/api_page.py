@@ -1,4 +1,4 @@
-"""docs/api.md: every public name with its first line; `python tests/support/api_page.py` rewrites it."""
+"""docs/reference/api.md: every public name with its first line; `python tests/support/api_page.py` rewrites it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 
 import eenet
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "api.md"
 
 PACKAGES = (
     "records",

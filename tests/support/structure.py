@@ -1,6 +1,6 @@
 """The structure of the package as its own imports show it; `python tests/support/structure.py` prints the measures.
 
-`--write` writes the picture in docs/architecture.md again. A test holds every import to the order in `LAYERS`.
+`--write` writes the picture in docs/explanation/architecture.md again. A test holds every import to `LAYERS`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "eenet"
-PAGE = ROOT / "docs" / "architecture.md"
+PAGE = ROOT / "docs" / "explanation" / "architecture.md"
 BEGIN, END = "<!-- written by tests/support/structure.py -->", "<!-- end -->"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
@@ -275,7 +275,7 @@ def picture() -> str:
 
 
 def page() -> str:
-    """docs/architecture.md with the picture as it should be."""
+    """docs/explanation/architecture.md with the picture as it should be."""
     text = PAGE.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -285,7 +285,7 @@ def page() -> str:
 def main() -> None:
     """Print the measures, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="write the picture in docs/architecture.md")
+    parser.add_argument("--write", action="store_true", help="write the picture in docs/explanation/architecture.md")
     parser.add_argument("--ways", action="store_true", help="also run the four ways and name their files")
     options = parser.parse_args()
     if options.write:

@@ -1,4 +1,4 @@
-"""The networks that cutting is tested on, and the table of them in docs/networks.md.
+"""The networks that cutting is tested on, and the table of them in docs/howto/networks.md.
 
 `python tests/zoo.py` cuts them all and writes the table again.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import eenet
 from eenet.stages import LiveTensor
 
-DOCS = Path(__file__).parents[2] / "docs" / "networks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "howto" / "networks.md"
 BEGIN, END = "<!-- networks: begin -->", "<!-- networks: end -->"
 HEADER = ("network", "exits at", "what crosses there, per sample", "default heads")
 

@@ -1,11 +1,6 @@
 """Bundles of ONNX graphs, run by ONNX Runtime: needs numpy and onnxruntime, and imports no torch.
 
-```python
-import eenet.bundle.onnx
-
-bundle = eenet.bundle.onnx.load("bundle/")
-answers = bundle(images)  # numpy in; answers.logits, answers.exits
-```
+`eenet.bundle.onnx.load("bundle")` gives a bundle. `bundle(images)` takes arrays; its answers have `logits` and `exits`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ _MOST_LOAD = 0.98
 
 @dataclass(frozen=True)
 class StageTime:
-    """The seconds a replica takes for n samples: `fixed + per_sample * n`, as measured (`docs/scale.md`)."""
+    """The seconds a replica takes for n samples: `fixed + per_sample * n`, as measured (`docs/howto/scale.md`)."""
 
     fixed: float
     per_sample: float

@@ -90,7 +90,7 @@ class Scheduler:
     score : str or Score
         The name of a score, such as "max_prob", "entropy" or "learned", or a fitted one (`policy.score`).
     assignment : {"geometric", "shared", "searched", "exponential", "learned"}
-        How the budget becomes thresholds; see `docs/method.md`.
+        How the budget becomes thresholds; see `docs/explanation/method.md`.
     seed : int
         Of the folds of scores that are fitted.
 

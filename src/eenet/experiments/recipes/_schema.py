@@ -1,6 +1,6 @@
 """What a recipe may say: its sections and fields, and reading one from YAML.
 
-The reference in `docs/recipes.md` is written from these classes.
+The reference in `docs/reference/recipes.md` is written from these classes.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class Recipe(_Section):
         _refuse_unknown(given, [*known, "smoke"], f"recipe {name!r}")
         for required in ("data", "model", "train"):
             if required not in given:
-                raise InvalidInputError(f"recipe {name!r} has no section {required!r}; see docs/recipes.md")
+                raise InvalidInputError(f"recipe {name!r} has no section {required!r}; see docs/reference/recipes.md")
         seed = given.get("seed", 0)
         own, config = _split_train(given["train"], seed if isinstance(seed, int) and seed >= 0 else 0)
         try:
