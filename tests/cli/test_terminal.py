@@ -112,7 +112,7 @@ def test_ctrl_c_says_how_to_go_on(
 ) -> None:
     monkeypatch.setattr(patched, stopped)
     result = run(*words, code=130)
-    assert re.fullmatch(r"error: stopped; .+\n", result.stderr)
+    assert re.fullmatch(r"error: stopped, nothing was half written; .+\n", result.stderr)
     assert way in result.stderr
 
 

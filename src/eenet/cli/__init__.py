@@ -28,6 +28,7 @@ from eenet.cli._profile import profile
 from eenet.cli._recipes import demo, reproduce, train
 from eenet.cli._report import report
 from eenet.cli._serve import serve
+from eenet.cli._ui import ui
 from eenet.errors import EENetError, ReliabilityWarning
 
 USAGE_ERROR = 2
@@ -119,7 +120,7 @@ class _Group(TyperGroup):
             except KeyboardInterrupt as error:
                 if debug:
                     raise
-                show_error(f"stopped; {chosen.if_stopped}")
+                show_error(f"stopped, nothing was half written; {chosen.if_stopped}")
                 raise typer.Exit(INTERRUPTED) from error
 
 
@@ -191,8 +192,8 @@ def common(
 
 
 for command in (
-    demo, train, reproduce, collect, profile, fit, evaluate, compare, benchmark, report, export, predict, serve, plan,
-    doctor, version,
+    demo, train, reproduce, collect, profile, fit, evaluate, compare, benchmark, report, ui, export, predict, serve,
+    plan, doctor, version,
 ):  # fmt: skip
     app.command(epilog=_EVERYWHERE)(command)
 

@@ -104,7 +104,7 @@ def collect(
             )
         if np.ndim(truth) == 0 or len(truth) != count:
             raise InvalidInputError(f"there are {np.size(truth)} labels for {count} samples; give one for each sample")
-    if_stopped("nothing was written: the records are kept when all samples are done; give the same command again")
+    if_stopped("the records are kept when all samples are done; give the same command again")
     with progress() as bars:
         update = bars.task("collecting", total=count)
 

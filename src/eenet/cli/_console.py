@@ -36,7 +36,7 @@ class Settings:
     """What the options of all commands say, and how to go on if the command is stopped."""
 
     quiet: bool = False
-    if_stopped: str = "nothing was half written; give the same command again"
+    if_stopped: str = "give the same command again"
 
 
 _settings: ContextVar[Settings] = ContextVar("settings")

@@ -99,7 +99,7 @@ def fit(
     records, in_file = read_predictions(predictions, prefix)
     table = read_costs(costs, unit, batch_size, in_file, plain)
     amount = None if budget is None else with_unit(budget, table)
-    if_stopped("nothing was written; give the same command again")
+    if_stopped("nothing was written, give the same command again")
     with waiting(f"fitting {method} to {len(records):,} samples"):
         scheduler.fit(
             records,

@@ -108,7 +108,7 @@ def profile(
 
     fitted = None if scheduler is None else load_scheduler(scheduler)
     model, example = load_target(target, allow=allow or ())
-    if_stopped("nothing was written; give the same command again")
+    if_stopped("nothing was written, give the same command again")
     with progress() as bars:
         update = bars.task("measuring batch sizes", total=len(sizes))
         measured = measure(

@@ -178,6 +178,8 @@ def fit_usual(
 
 
 _TEST, _CALIBRATION, _METRICS, _COSTS = "test.safetensors", "calibration.safetensors", "metrics.json", "costs.json"
+FOLDER_FILES = (_TEST, _CALIBRATION, _METRICS)
+"""What a folder of finished results has."""
 
 
 def read_folder(
@@ -190,7 +192,7 @@ def read_folder(
     folder = Path(path)
     if not folder.is_dir():
         raise InvalidInputError(f"{str(path)!r} is no folder; give the results of eenet reproduce, or records")
-    missing = [name for name in (_TEST, _CALIBRATION, _METRICS) if not (folder / name).is_file()]
+    missing = [name for name in FOLDER_FILES if not (folder / name).is_file()]
     if missing:
         raise InvalidInputError(
             f"{str(path)!r} lacks {', '.join(missing)}, so it holds no finished results of eenet reproduce; give such "
