@@ -100,7 +100,8 @@ def report(
     if_stopped(f"{out} was not written; give the same command again")
     with steps("report") as say:
         taken = [_read(path, given, more, say) for path in results]
-        made = make(*taken, title=title, budgets=budgets, draws=draws, progress=say, **more)
+        known = _methods(methods)
+        made = make(*taken, methods=known, title=title, budgets=budgets, draws=draws, progress=say, **more)
         say("writing the page")
         made.write(out)
         written = _write(made, figures, json_file, say)
@@ -144,10 +145,9 @@ def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Ca
         table = read_costs(*asked, in_file, given["plain"])
     before = given["calibration"]
     calibration = None if before is None else read_predictions(before, given["calibration_prefix"])[0]
-    methods = _methods(given["methods"])
-    return make_run(
-        records, table, fitted, calibration=calibration, methods=methods, name=path.stem, progress=say, **more
-    )
+    about = {("samples" if name == "data" else name): value for name, value in more.items()}
+    about |= {"methods": _methods(given["methods"]), "name": path.stem}
+    return make_run(records, table, fitted, calibration=calibration, progress=say, **about)
 
 
 def _methods(text: str) -> tuple[str, ...]:

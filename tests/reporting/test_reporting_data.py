@@ -1,0 +1,291 @@
+"""What a report says is what the schedulers do: figures, shares, scores and samples against the replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import refused, run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import eenet
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.reporting import Report
+from eenet.scheduler import BEEM, ZTW, Voting
+from eenet.testing import toy_costs, toy_records
+
+METHODS = [eenet.MaxProbability, eenet.Entropy, eenet.Patience, eenet.OptimalStopping, Voting, ZTW, BEEM]
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+
+
+def made(*results: Any, **options: Any) -> Report:
+    return eenet.report(*results, **{"budgets": 5, "draws": 0, "progress": lambda _: None, **options})
+
+
+def section(report: Report, name: str) -> dict[str, Any]:
+    return next(one for one in report.data["runs"][0]["sections"] if one["id"] == name)
+
+
+def chart(report: Report, name: str) -> dict[str, Any]:
+    return dict(report.charts)[name]
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+@settings(max_examples=12)
+@given(
+    seed=st.integers(0, 1000),
+    exits=st.integers(2, 5),
+    method=st.sampled_from(METHODS),
+    nonfinite=st.sampled_from([0.0, 0.1]),
+    abstain=st.sampled_from([None, 0.1]),
+)
+def test_every_number_is_that_of_the_replay(
+    seed: int, exits: int, method: Any, nonfinite: float, abstain: float | None
+) -> None:
+    costs = toy_costs(exits)
+    scheduler = method().fit(toy_records(300, exits, 4, seed), costs, fallback=False, abstain=abstain)
+    records = toy_records(200, exits, 4, seed + 1, nonfinite=nonfinite)
+    report = made(records, costs=costs, schedulers={"one": scheduler})
+    standing = report.data["runs"][0]["standing"]["one"]
+    gallery = section(report, "leaving")["gallery"]
+    shown = [sample["n"] for sample in gallery["samples"]]
+    decided = gallery["schedulers"]["one"]
+    for at, budget in enumerate(report.data["runs"][0]["budgets"]):
+        bought = scheduler.at(budget)
+        decisions = bought.replay(records)
+        now = standing[at]
+        assert now["accuracy"] == pytest.approx(decisions.accuracy)
+        assert now["cost"] == pytest.approx(decisions.mean_cost)
+        assert now["shares"] == pytest.approx(decisions.exit_shares.tolist())
+        assert now["handed_back"] == pytest.approx(decisions.handed_back)
+        assert now["planned_cost"] == bought.planned_cost
+        heat = np.array(chart(report, "exits-by-class")["frames"]["one"][at]["values"])
+        assert np.allclose(heat.sum(axis=1), 1, atol=1e-3)
+        bars = chart(report, "difficulty")["frames"]["one"][at]["series"]
+        assert np.allclose(np.sum([one["values"] for one in bars], axis=0), 1, atol=1e-3)
+        scores = decided["scores"][decided["score_of"][at]]
+        for m, n in enumerate(shown):
+            exit_index = int(decisions.exits[n])
+            assert int(decided["exits"][m][at], 36) == exit_index
+            assert (decided.get("handed_back", ["0" * 5] * len(shown))[m][at] == "1") == bool(decisions.abstained[n])
+            answer = scores["answers"][exit_index][m] if "answers" in scores else records.predictions[exit_index, n]
+            assert decisions.abstained[n] or answer == decisions.predictions[n]
+            for k in range(min(exit_index + 1, exits - 1)):  # what is shown never contradicts what happened
+                score, limit = scores["values"][k][m], now["limits"][k]
+                if k == exit_index:
+                    assert score >= limit
+                else:
+                    assert limit is None or score is None or score <= limit
+    for k in range(exits - 1):
+        for at, frame in enumerate(chart(report, f"scores-exit-{k}")["frames"]["one"]):
+            coming = sum(sum(one["values"]) for one in frame["series"])
+            assert coming <= frame["numbers"]["come to this exit"]
+            assert frame["numbers"]["leave here"] == round(standing[at]["shares"][k] * len(records))
+
+
+def test_groups_say_what_the_exits_say() -> None:
+    records = toy_records(500, 3, 4)
+    report = made(records, costs=toy_costs(), schedulers=[eenet.MaxProbability().fit(records, toy_costs())])
+    gallery = section(report, "leaving")["gallery"]
+    assert sum(group["count"] for group in gallery["fates"]) == 500
+    right = records.predictions == records.labels
+    for sample in gallery["samples"]:
+        of = right[:, sample["n"]]
+        expected = {
+            "easy": of.all(),
+            "wasted": not of.any(),
+            "rescued": not of[0] and of[-1],
+            "overthought": of[:-1].any() and not of[-1],
+            "other": of[0] and of[-1] and not of.all(),
+        }
+        assert expected[sample["fate"]]
+
+
+def test_without_calibration_one_half_is_fitted_on_and_the_other_judged() -> None:
+    records, texts = toy_records(400), [f"text {n}" for n in range(400)]
+    report = made(records, costs=toy_costs(), methods=["max_prob"], data=texts)
+    only = report.data["runs"][0]
+    assert only["samples"] == 200
+    assert "No calibration records were given" in only["notes"][0]
+    half = records.subset(records.split_rows(0.5, seed=0)[1])
+    first = records.subset(records.split_rows(0.5, seed=0)[0])
+    fitted = eenet.MaxProbability().fit(first, toy_costs())
+    accuracy = fitted.at(2.0).replay(half).accuracy
+    (title,) = only["standing"]
+    assert only["standing"][title][2]["accuracy"] == pytest.approx(accuracy)
+    shown = section(report, "leaving")["gallery"]["samples"][0]
+    assert shown["text"] == texts[records.split_rows(0.5, seed=0)[1][shown["n"]]]
+
+
+def test_records_without_labels_have_costs_and_shares() -> None:
+    labeled = toy_records(300)
+    bare = eenet.ExitRecords(labeled.probabilities, labeled.predictions)
+    report = made(bare, costs=toy_costs(), schedulers=[eenet.MaxProbability().fit(labeled, toy_costs())])
+    (title,) = report.data["runs"][0]["standing"]
+    assert report.data["runs"][0]["standing"][title][2]["accuracy"] is None
+    names = set(dict(report.charts))
+    assert {"exit-shares", "difficulty", "scores-exit-0"} <= names
+    assert not {"frontier", "exits-by-class"} & names
+    assert "no labels" in section(report, "frontier")["notes"][0]
+
+
+def test_samples_judged_on_what_they_were_fitted_on_are_said() -> None:
+    records = toy_records(300)
+    report = made(records, costs=toy_costs(), calibration=records, methods=["max_prob"])
+    assert "on these very samples" in section(report, "frontier")["notes"][0]
+
+
+def test_over_time_is_shown_where_the_records_have_an_order() -> None:
+    records = toy_records(300)
+    scheduler = eenet.MaxProbability().fit(records, toy_costs())
+    assert "over-time" not in dict(made(records, costs=toy_costs(), schedulers=[scheduler]).charts)
+    frame = chart(made(records, costs=toy_costs(), schedulers=[scheduler], ordered=True), "over-time")
+    total = np.sum([one["y"] for one in frame["series"]], axis=0)
+    assert np.allclose(total, 1, atol=1e-3)
+
+
+def test_images_of_many_kinds_become_small_png_files(tmp_path: Path) -> None:
+    records = toy_records(4, classes=3)
+    given = [
+        np.zeros((300, 200, 3), np.uint8),
+        np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32),
+        np.ones((8, 8), bool),
+    ]
+    Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
+    report = made(
+        records,
+        costs=toy_costs(),
+        schedulers=[eenet.MaxProbability().fit(toy_records(), eenet.ExitCosts([1.0, 2.0, 3.0]))]
+        if records.num_classes == 5
+        else [eenet.MaxProbability().fit(toy_records(classes=3), toy_costs())],
+        data=[*given, tmp_path / "one.png"],
+    )
+    images = [sample["image"] for sample in section(report, "leaving")["gallery"]["samples"]]
+    assert all(image.startswith("data:image/png;base64,") for image in images)
+
+
+def test_several_runs_and_their_figures_have_names_of_their_own(tmp_path: Path) -> None:
+    records, other = toy_records(200), toy_records(200, seed=1)
+    scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    report = made(records, other, costs=toy_costs(), schedulers=[scheduler])
+    assert [one["name"] for one in report.data["runs"]] == ["records", "records (2)"]
+    names = [name for name, _ in report.charts]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("name", ["cifar10-resnet20-shared", "camvid-hrnet"])
+def test_a_folder_of_results(name: str, tmp_path: Path) -> None:
+    folder = RESULTS / name
+    if not folder.is_dir():
+        pytest.skip(f"needs the results of the repository: there is no {folder}")
+    report = made(folder, methods=["max_prob", "patience"])
+    only = report.data["runs"][0]
+    assert only["name"] == name
+    assert only["pooled"] == (name == "camvid-hrnet")
+    assert {"frontier", "resplits", "exit-shares", "difficulty"} <= set(dict(report.charts))
+    records = eenet.ExitRecords.load(folder / "test.safetensors")
+    exits = next(one for one in chart(report, "frontier")["series"] if one["name"] == "one exit for all")
+    assert exits["y"] == pytest.approx(records.accuracies.tolist())
+    report.write_json(tmp_path / "report.json")
+    assert json.loads((tmp_path / "report.json").read_text()) == report.data
+
+
+def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
+    row = {
+        "system": "plain", "budget": None, "early_exit": False, "batch_size": 1, "calls": 10, "p50_ms": 2.0,
+        "p95_ms": 2.5, "p99_ms": 3.0, "ms_per_sample": 2.0, "spread": 0.1, "cpu_spread": 0.1, "samples_per_second": 500,
+        "cpu_ms_per_sample": 2.0, "speed": 1.0, "speed_error": 0.0, "cpu_speed": 1.0, "cpu_speed_error": 0.0,
+        "agreement": 1.0, "accuracy": 0.9, "accuracy_error": 0.01, "exit_shares": [],
+    }  # fmt: skip
+    found = {
+        "schema": 1, "samples": 100, "labeled": True, "stopped": False, "machine": {"processor": "x"}, "notes": [],
+        "verdict": "early exit pays", "rows": [row, {**row, "system": "early", "early_exit": True, "speed": 1.5}],
+    }  # fmt: skip
+    (tmp_path / "benchmark.json").write_text(json.dumps(found))
+    report = made(tmp_path / "benchmark.json", out=tmp_path / "report.html")
+    assert report.data["runs"] == []
+    assert report.charts
+    assert (tmp_path / "report.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("results", "options", "said"),
+    [
+        ((), {}, "nothing to report"),
+        ((toy_records(50),), {}, "records need costs"),
+        (("no/such/folder",), {}, "is no folder"),
+        ((toy_records(50),), {"costs": toy_costs(4)}, "4 exits"),
+        ((toy_records(50),), {"costs": toy_costs(), "classes": ["a"]}, "1 classes are given"),
+        ((toy_records(50),), {"costs": toy_costs(), "data": ["a"] * 7, "calibration": toy_records(60)}, "7 samples"),
+        ((toy_records(50),), {"costs": toy_costs(), "budgets": 1}, "budgets is 1"),
+        ((toy_records(50),), {"costs": toy_costs(), "smaller": [{"name": "a"}]}, "lacks ['cost', 'accuracy']"),
+        ((3,), {}, "nothing that a report can be made of"),
+    ],
+)
+def test_what_cannot_be_reported_is_said(results: Any, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        made(*results, **{"methods": ["max_prob"], **options})
+    assert said in str(caught.value)
+
+
+def test_a_folder_that_is_not_finished_says_what_it_lacks(tmp_path: Path) -> None:
+    toy_records(20).save(tmp_path / "test.safetensors")
+    with pytest.raises(InvalidInputError, match=r"lacks calibration\.safetensors, metrics\.json"):
+        made(tmp_path)
+    toy_records(20).save(tmp_path / "calibration.safetensors")
+    (tmp_path / "metrics.json").write_text('{"costs": {"values": [1, 2, 3], "unit": "ms"}}')
+    with pytest.raises(FileFormatError, match="is not what eenet reproduce writes"):
+        made(tmp_path)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    records = toy_records(120, classes=3)
+    np.savez(
+        "predictions.npz",
+        **{f"{part}probs": records.probabilities for part in ("val_", "test_")},
+        **{f"{part}labels": records.labels for part in ("val_", "test_")},
+        costs=np.array([1.0, 2.0, 3.0]),
+    )
+    Path("names.txt").write_text("cat\ndog\nbird\n")
+    Path("texts.csv").write_text("id,text\n" + "".join(f'{n},"text, {n}"\n' for n in range(120)))
+    result = run(
+        "report", "predictions.npz", "--prefix", "test_", "--calibration", "predictions.npz", "--calibration-prefix",
+        "val_", "--methods", "max_prob,entropy", "--texts", "texts.csv", "--classes", "names.txt", "--smaller",
+        "tiny=1.5,0.4", "--budgets", 4, "--draws", 0, "--out", "page.html", "--json", "report.json",
+    )  # fmt: skip
+    assert "page.html" in result.stdout
+    data = json.loads(Path("report.json").read_text())
+    assert data["runs"][0]["classes"] == ["cat", "dog", "bird"]
+    assert len(data["runs"][0]["standing"]) == 2
+    assert any(sample["text"] == "text, 3" for sample in data["runs"][0]["sections"][1]["gallery"]["samples"])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]))
+    scheduler.save("scheduler.safetensors")
+    records.save("test.safetensors")
+    run("report", "test.safetensors", "--scheduler", "scheduler.safetensors", "--budgets", 3, "--draws", 0)
+    assert Path("report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "it is not there"),
+        (["test.safetensors"], "there are no costs"),
+        (["test.safetensors", "--costs", "1,2,3", "--methods", "max"], "'max' is not known"),
+        (["test.safetensors", "--costs", "1,2,3", "--smaller", "tiny"], "cannot be read"),
+        (["test.safetensors", "--costs", "1,2,3", "--classes", "none.txt"], "none.txt"),
+        (["test.safetensors", "--costs", "1,2,3", "--images", "none"], "none"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    toy_records(60).save("test.safetensors")
+    assert said in refused("report", *words)
+    assert not Path("report.html").exists()
