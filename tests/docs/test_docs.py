@@ -162,6 +162,17 @@ def test_the_messages_in_the_training_guide_are_those_of_the_code() -> None:
         assert any(pattern.search(one) for one in said), f"no message of the code reads {message!r}"
 
 
+def test_the_report_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("matplotlib", "plotly"):
+        import_or_skip(library)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for title, code in blocks("howto/report.md").items():
+        for block in code:
+            exec(compile(block, f"docs/howto/report.md, {title}", "exec"), names)
+    assert {"report.html", "report.json", "exit-shares.pdf"} <= {path.name for path in tmp_path.iterdir()}
+
+
 @pytest.mark.filterwarnings("ignore:the costs at batch size")  # a test machine may be busy
 @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")  # the network is not trained
 def test_the_code_in_the_readme_runs() -> None:
