@@ -91,7 +91,8 @@ def test_agreement_and_confusion_count_answers(records: ExitRecords) -> None:
     charts = charts_of(records)
     said = records.predictions
     for j, k in np.ndindex(len(said), len(said)):
-        assert charts["agreement"]["values"][j][k] == pytest.approx(np.mean(said[j] == said[k]))
+        assert charts["agreement"]["values"][j][k] == pytest.approx(np.mean(said[j] == said[k]), abs=1e-5)
+    assert charts["agreement"]["rows"][-1] == "the answers"
     confusion = charts["confusion-0"]
     for a, b in np.ndindex(records.num_classes, records.num_classes):
         assert confusion["counts"][a][b] == int(((said[0] == a) & (said[-1] == b)).sum())

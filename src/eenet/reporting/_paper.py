@@ -10,8 +10,7 @@ import numpy as np
 from eenet.evaluation._style import ORACLE, REFERENCE, exit_styles, styles, title_of
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
 from eenet.reporting._leaving import Scores
-from eenet.reporting._replays import Replays
-from eenet.reporting._trust import middle
+from eenet.reporting._replays import Replay, Replays
 
 _PARTS = 10
 """Parts of equal size that the samples are put into by their score."""
@@ -109,28 +108,48 @@ def distributions(replays: Replays, asked: Sequence[float] = ()) -> list[Chart]:
 
 
 def scores_and_correctness(replays: Replays) -> list[Chart]:
-    """Accuracy at each exit by the rank of the score there, for every scheduler at a budget in the middle."""
+    """Accuracy at each exit by the rank of the score there, for every scheduler, with its thresholds at the budget."""
     utility = replays.records.require_utility().astype(np.float64)
     known = Scores(replays)
+    looks = exit_styles(len(utility))
+    drawn: dict[int, list[dict[str, Any]]] = {}
+
+    def patch(replay: Replay | None) -> dict[str, Any] | None:
+        if replay is None:
+            return None
+        values, finite, number = known.of(replay.policy.score)
+        scores = np.where(finite, values, -np.inf)
+        if number not in drawn:
+            drawn[number] = [
+                series(f"exit {k}", looks[k], x, y, y_error=error)
+                for k, (x, y, error) in enumerate(by_rank(of_exit, utility[k]) for k, of_exit in enumerate(scores))
+            ]
+        policy = replay.policy
+        rules = [
+            {"axis": "x", "at": float((scores[k] < policy.thresholds[k]).mean()), "name": f"exit {k}"}
+            for k in np.flatnonzero(policy.enabled).tolist()
+        ]
+        return {"series": drawn[number], "rules": rules}
+
     charts: list[Chart] = []
-    for title, replay in middle(replays).items():
-        made = []
-        looks = exit_styles(len(utility))
-        values, finite, _ = known.of(replay.policy.score)
-        for k, of_exit in enumerate(np.where(finite, values, -np.inf)):
-            x, y, error = by_rank(of_exit, utility[k])
-            made.append(series(f"exit {k}", looks[k], x, y, y_error=error))
-        name = title_of(title, paper=True)
+    for title, of in replays.of.items():
+        frames = [patch(one) for one in of]
+        shown = next((found for found in [*frames[len(frames) // 2 :], *frames] if found is not None), None)
+        if shown is None:
+            continue
+        still: list[dict[str, Any] | None] = [{}]  # where another scheduler is chosen, this one's stay as they are
         charts.append(
             chart(
                 f"paper-scores-{len(charts)}",
-                f"Scores of {name} and correctness",
+                f"Scores of {title_of(title, paper=True)} and correctness",
                 "All samples in order of their score at an exit, in tenths; samples of one score stay together. Where "
-                "the curve is steep, a threshold parts right answers from wrong ones. Bars are one standard error.",
+                "the curve is steep, a threshold parts right answers from wrong ones. Lines are the thresholds: those "
+                "right of them leave, if they come there. Bars are one standard error.",
                 axis("rank of the score", percent=True, limits=(0, 1)),
                 axis("accuracy", percent=True),
                 kind="lines",
-                series=made,
+                frames={name: frames if name == title else still for name in replays.of},
+                **shown,
             )
         )
     return charts

@@ -168,12 +168,17 @@ def failure_prediction(replays: Replays, known: Confidence) -> Chart:
     for title, replay in middle(replays).items():
         values, finite, _ = scores.of(replay.policy.score)
         rows[title] = [auroc(of_exit, utility[k]) for k, of_exit in enumerate(np.where(finite, values, -np.inf))]
+
+    def patch(replay: Replay) -> dict[str, Any]:
+        left, samples, worth = known.answered(replay.decisions)
+        return {"numbers": {"AUROC of the confidence in the answers": auroc(known.odds[left, samples], worth)}}
+
     return chart(
         "failure-prediction",
         "Do scores tell right from wrong answers?",
         "The chance that a right answer has a higher score than a wrong one (AUROC): 100 % tells them apart, 50 % is "
-        "chance. Scores are those at a budget in the middle. A score can schedule well without this: some predict what "
-        "a later exit would gain.",
+        "chance. Scores are those at a budget in the middle; the number below is of the chosen scheduler at the chosen "
+        "budget. A score can schedule well without this: some predict what a later exit would gain.",
         axis("exit"),
         axis("score"),
         kind="heat",
@@ -182,6 +187,7 @@ def failure_prediction(replays: Replays, known: Confidence) -> Chart:
         values=[[None if value is None else float(value) for value in row] for row in rows.values()],
         percent=True,
         limits=[0.5, 1.0],
+        **framed(replays, patch),
     )
 
 
@@ -191,23 +197,29 @@ def middle(replays: Replays) -> dict[str, Any]:
     return {title: of[len(of) // 2] for title, of in found.items() if of}
 
 
-def agreement(records: ExitRecords) -> Chart:
-    """The share of the samples that two exits give the same answer to."""
-    said = records.predictions
+def agreement(replays: Replays) -> Chart:
+    """The share of the samples that two exits give the same answer to, and an exit and the chosen scheduler."""
+    said = replays.records.predictions
     same = (said[:, None, :] == said[None, :, :]).mean(axis=2)
     names = [f"exit {k}" for k in range(len(said))]
+
+    def patch(replay: Replay) -> dict[str, Any]:
+        answers = (said == replay.decisions.predictions).mean(axis=1)
+        return {"values": [*numbers(np.round(same, 5)), numbers(np.round(answers, 5))]}
+
     return chart(
         "agreement",
         "Agreement between exits",
-        "The share of the samples to which both exits give the same answer.",
+        "The share of the samples to which both exits give the same answer. The last row has the answers of the chosen "
+        "scheduler.",
         axis(""),
         axis(""),
         kind="heat",
-        rows=names,
+        rows=[*names, "the answers"],
         columns=names,
-        values=numbers(same),
         percent=True,
         limits=[float(same.min()), 1.0],
+        **framed(replays, patch),
     )
 
 
@@ -286,7 +298,7 @@ def trust(replays: Replays) -> tuple[list[Chart], list[str]]:
         if records.num_exits > 1:
             charts += [failure_prediction(replays, known), changes(replays, known)]
     if records.num_exits > 1:
-        charts += [agreement(records), confusion(records, run.classes)]
+        charts += [agreement(replays), confusion(records, run.classes)]
     if replays.of:
         charts.append(adherence(replays))
     if run.comparison is not None:

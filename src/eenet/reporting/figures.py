@@ -139,7 +139,7 @@ def _framed(chart: Chart, scheduler: str | None, budget: int | None) -> Chart:
     if scheduler not in frames:
         raise InvalidInputError(f"chart {chart['name']!r} has no scheduler {scheduler!r}; choose from {list(frames)}")
     of = frames[scheduler]
-    number = len(of) // 2 if budget is None else budget
+    number = 0 if len(of) == 1 else len(of) // 2 if budget is None else budget
     if not 0 <= number < len(of) or of[number] is None:
         met = [n for n, frame in enumerate(of) if frame is not None]
         raise InvalidInputError(
