@@ -37,7 +37,7 @@ def spoilt(value: float) -> Any:
         (spoilt(0.9999), r"probabilities\[1, 2\] sums to 1\.\d+, expected 1 within 0.001; apply softmax, or"),
         (spoilt(np.nan), r"probabilities\[1, 2, 0\] is nan: expected finite values; drop the sample, or use from"),
         (spoilt(np.inf), r"probabilities\[1, 2, 0\] is inf: expected finite"),
-        (good()[0][0], r"probabilities have shape \(4, 3\), expected \(exits, samples, classes\)"),
+        (good()[0][0, 0], r"probabilities have shape \(3,\), expected \(exits, samples, classes\), or \(samples, cl"),
         (good()[0][None], r"probabilities have shape \(1, 2, 4, 3\), expected \(exits"),
         (np.ones((2, 4, 3), dtype=int), r"probabilities have dtype int64, expected a float dtype such as float32"),
         (np.ones((2, 4, 3), dtype=complex), r"probabilities have dtype complex128, expected a float"),

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eenet._cascades import require_several
 from eenet._values import array_value
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 
@@ -140,6 +142,74 @@ class ExitCosts:
         object.__setattr__(self, "plain", None if plain is None else float(plain))
         object.__setattr__(self, "percentiles", _percentiles(percentiles or {}, len(array), plain is not None))
 
+    @classmethod
+    def cascade(cls, members: Sequence[ExitCosts | float], unit: str | None = None) -> ExitCosts:
+        """The costs of a cascade: several models, asked one after another until one answers.
+
+        A sample that goes on has paid for the whole of the members before: an exit costs what they cost at their last
+        exits and what the exit costs in its own member. The plain network is the last member alone, which is what a
+        user would run instead, so that "60%" is 60% of it.
+
+        Parameters
+        ----------
+        members : sequence of ExitCosts or float
+            What each costs by itself, in the order in which they are asked: a number for a plain network or a call.
+            All in one unit: milliseconds, bytes, cents.
+        unit : str, optional
+            Of the costs, where all members are numbers; by default "ms".
+
+        Raises
+        ------
+        InvalidInputError
+            If a cost is not positive and finite, or units or batch sizes differ.
+
+        Warns
+        -----
+        ReliabilityWarning
+            If a member costs more than the one that is asked after it.
+
+        Examples
+        --------
+        >>> ExitCosts.cascade([2.0, 9.0])
+        ExitCosts([2, 11], unit='ms', plain=9)
+        >>> ExitCosts.cascade([ExitCosts([1.0, 1.5, 2.0], "cents"), 9.0])
+        ExitCosts([1, 1.5, 2, 11], unit='cents', plain=9)
+        """
+        for number, member in enumerate(require_several(members)):
+            if not isinstance(member, ExitCosts) and not _is_cost(member):
+                raise InvalidInputError(
+                    f"member {number} costs {member!r}, expected ExitCosts, or one positive, finite number for a "
+                    "plain network or a call"
+                )
+        measured = [member for member in members if isinstance(member, ExitCosts)]
+        unit = _one_of("unit", [*([unit] if unit is not None else []), *(m.unit for m in measured)]) or "ms"
+        size = _one_of("batch size", [m.batch_size for m in measured if m.batch_size is not None])
+        own = [m.values if isinstance(m, ExitCosts) else np.array([float(m)]) for m in members]
+        for number, (here, after) in enumerate(pairwise(own)):
+            if here[-1] > after[-1]:
+                warnings.warn(
+                    f"member {number} costs {here[-1]:.6g} {unit} by itself, more than member {number + 1}, which is "
+                    f"asked after it and costs {after[-1]:.6g}; ask the cheaper one first, or leave out the one that "
+                    "is no more accurate",
+                    ReliabilityWarning,
+                    stacklevel=2,
+                )
+        before = np.cumsum([0.0, *(values[-1] for values in own)])
+        last = members[-1]
+        plain = last.reference if isinstance(last, ExitCosts) else float(last)
+        same_device = len(measured) == len(members) and all(m.device == measured[0].device for m in measured)
+        return cls(
+            np.concatenate([start + values for start, values in zip(before, own, strict=False)]),
+            unit,
+            batch_size=size,
+            spread=_joint_spread(measured) if len(measured) == len(members) else None,
+            device=measured[0].device if same_device else None,
+            includes=tuple(p for p in measured[0].includes if all(p in m.includes for m in measured))
+            if measured
+            else (),
+            plain=plain,
+        )
+
     def __len__(self) -> int:
         return len(self.values)
 
@@ -158,8 +228,10 @@ class ExitCosts:
     def require_exits(self, exits: int) -> None:
         """Raise `InvalidInputError` unless there is one cost for each of `exits` exits."""
         if len(self) != exits:
+            alone = "; records of a plain network are a member of a cascade: ExitRecords.cascade([...])"
             raise InvalidInputError(
                 f"costs are for {len(self)} exits, the records or the model have {exits}; give one cost for each exit"
+                f"{alone if exits == 1 else ''}"
             )
 
     @property
@@ -205,6 +277,29 @@ class ExitCosts:
             )
         except KeyError as error:
             raise InvalidInputError(f"costs need {error.args[0]!r}; found {sorted(data)}") from error
+
+
+def _one_of(what: str, values: Sequence[Any]) -> Any:
+    """The one value of all members of a cascade, None without any; raises where they differ."""
+    others = [value for value in values if value != values[0]]
+    if others:
+        raise InvalidInputError(
+            f"the {what} is {values[0]!r} for one member of the cascade and {others[0]!r} for another; give all costs "
+            f"with one {what}, measured in the same way"
+        )
+    return values[0] if values else None
+
+
+def _joint_spread(members: Sequence[ExitCosts]) -> NDArray[np.float64] | None:
+    """The relative spread of sums of costs that were measured apart."""
+    spreads, start, squares = [], 0.0, 0.0
+    for member in members:
+        if member.spread is None:
+            return None
+        own = (member.spread * member.values) ** 2
+        spreads.append(np.sqrt(squares + own) / (start + member.values))
+        start, squares = start + member[-1], squares + float(own[-1])
+    return np.concatenate(spreads)
 
 
 def _is_cost(value: object) -> bool:

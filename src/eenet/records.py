@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eenet._cascades import labels_and_utility, require_same_task, require_several
 from eenet._files import read_arrays, write_arrays
 from eenet._values import equal, hash_of
 from eenet.errors import FileFormatError, InvalidInputError
@@ -110,7 +111,8 @@ class ExitRecords:
         Parameters
         ----------
         probabilities : array_like of shape (K, N, C)
-            Class probabilities of K exits for N samples. Rows are normalized to a sum of exactly 1.
+            Class probabilities of K exits for N samples. Rows are normalized to a sum of exactly 1. Those of a plain
+            network, (N, C), give records of one exit: a member of a `cascade`.
         labels : array_like of shape (N,), optional
             The true classes. Without labels only costs can be replayed.
 
@@ -148,6 +150,7 @@ class ExitRecords:
         ----------
         logits : array_like of shape (K, N, C)
             Logits of K exits for N samples. NaN and infinities are allowed, and kept as outputs that are not finite.
+            Those of a plain network, (N, C), give records of one exit: a member of a `cascade`.
         labels : array_like of shape (N,), optional
             The true classes. Without labels only costs can be replayed.
 
@@ -197,6 +200,54 @@ class ExitRecords:
         probabilities[~joined("finite")] = np.nan
         pooled = {name: joined(name) for name in POOLED}
         return cls(probabilities, joined("predictions"), None, utility, pooled=pooled, pixel_counts=pixel_counts)
+
+    @classmethod
+    def cascade(cls, members: Sequence[ExitRecords]) -> ExitRecords:
+        """Records of a cascade: several models on the same samples, asked one after another.
+
+        The exits of each member count one by one, so that a multi-exit network of three exits before a plain network
+        makes four. No model is run: predictions of any framework will do. `ExitCosts.cascade` has the costs.
+
+        Parameters
+        ----------
+        members : sequence of ExitRecords
+            At least two, in the order in which the models are asked, the cheapest first. Labels are needed in one.
+
+        Raises
+        ------
+        InvalidInputError
+            If they are of other samples, labels, classes or tasks; the message names the member and the first place.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> small = ExitRecords.from_probabilities(np.array([[0.6, 0.4], [0.4, 0.6]]), labels=[0, 0])
+        >>> big = ExitRecords.from_probabilities(np.array([[0.9, 0.1], [0.8, 0.2]]))
+        >>> both = ExitRecords.cascade([small, big])
+        >>> both, both.accuracies
+        (ExitRecords(2 exits, 2 labeled samples, 2 classes), array([0.5, 1. ]))
+        """
+        for number, member in enumerate(require_several(members)):
+            if not isinstance(member, ExitRecords):
+                raise InvalidInputError(
+                    f"member {number} is a {type(member).__name__}, expected ExitRecords: make them with "
+                    "ExitRecords.from_probabilities or from_logits, of a plain network from an array (samples, classes)"
+                )
+            require_same_task(members[0], member, number)
+        labels, utility = labels_and_utility(members)
+
+        def joined(parts: Sequence[Any]) -> NDArray[Any]:
+            return np.concatenate(parts)
+
+        records = cls.__new__(cls)
+        records.probabilities = joined([member.probabilities for member in members])
+        records.predictions = joined([member.predictions for member in members])
+        records.labels = labels
+        records.utility = None if utility is None else joined(utility)
+        records.pooled = {name: joined([member.pooled[name] for member in members]) for name in members[0].pooled}
+        counts = [member.pixel_counts for member in members]
+        records.pixel_counts = None if counts[0] is None else joined(counts)
+        return records
 
     @classmethod
     def _of(
@@ -417,11 +468,19 @@ def _cube(values: ArrayLike, name: str, least: tuple[int, int, int] = (2, 1, 2))
     array = _array(values, name)
     if array.dtype.kind != "f":
         raise InvalidInputError(f"{name} have dtype {array.dtype}, expected a float dtype such as float32")
+    plain = array.ndim == 2 and least[0] > 1
+    if plain:
+        array = array[None]
     if array.ndim != 3:
-        raise InvalidInputError(f"{name} have shape {array.shape}, expected {_AXES}")
+        raise InvalidInputError(
+            f"{name} have shape {array.shape}, expected {_AXES}, or (samples, classes) of a member of a cascade"
+        )
     exits, samples, classes = array.shape
-    if exits < least[0]:
-        raise InvalidInputError(f"{name} have {exits} exit, expected at least 2: with one exit there is no choice")
+    if exits < least[0] and not plain:
+        raise InvalidInputError(
+            f"{name} have {exits} exit, expected at least 2: with one exit there is no choice; give those of a plain "
+            "network, which is a member of a cascade, as (samples, classes)"
+        )
     if samples < least[1]:
         raise InvalidInputError(f"{name} have 0 samples, expected at least 1")
     if classes < least[2]:
@@ -448,16 +507,6 @@ def _labels(labels: ArrayLike, outputs: NDArray[np.floating[Any]], name: str = "
         first = int(np.flatnonzero(bad)[0])
         raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}")
     return y.astype(np.intp)
-
-
-def _swapped(labels: int, outputs: NDArray[np.floating[Any]], name: str) -> str:
-    """What is wrong where the labels fit another axis of the outputs than that of the samples."""
-    axis = outputs.shape.index(labels)
-    order = {0: (1, 0, 2), 2: (0, 2, 1)}[axis]
-    return (
-        f"{name} have shape {outputs.shape}, expected {_AXES}; there are {labels} labels, so the samples are on axis "
-        f"{axis}: reorder the axes, such as with numpy.transpose({name}, {order})"
-    )
 
 
 def _checked(values: ArrayLike, name: str, kinds: str, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -194,3 +194,10 @@ def test_the_code_in_the_readme_runs() -> None:
     names: dict[str, Any] = {"network": network, "x": x[:4], "calibration_loader": [(x, y)], "test_loader": [(x, y)]}
     exec(compile(code[0], "README.md", "exec"), names)  # what follows are measurements
     assert names["out"].logits.shape == (4, 10)
+
+
+def test_the_page_on_cascades() -> None:
+    names: dict[str, Any] = {"__name__": "cascades.md"}
+    for title, code in blocks("howto/cascades.md").items():
+        for block in code:
+            exec(compile(block, f"docs/howto/cascades.md, {title}", "exec"), names)

@@ -20,10 +20,16 @@ _ALL = "all"
 
 
 def compare(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors, with labels")],
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(metavar="PREDICTIONS...", help=".npz or .safetensors, with labels; several are a cascade"),
+    ],
     costs: Annotated[
-        str | None,
-        typer.Option(help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json."),
+        list[str] | None,
+        typer.Option(
+            help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json. Of several "
+            "files: what each network costs by itself, 2.3,9.1, or --costs once for each file."
+        ),
     ] = None,
     plain: Annotated[
         float | None,
@@ -35,8 +41,10 @@ def compare(
     ] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
     held_out: Annotated[
-        Path | None,
-        typer.Option(help="Predictions to judge on instead of the rest of each resplit."),
+        list[Path] | None,
+        typer.Option(
+            help="Predictions to judge on instead of the rest of each resplit; of a cascade once for each file."
+        ),
     ] = None,
     held_out_prefix: Annotated[str, typer.Option(help="Of the names of the arrays in HELD_OUT.")] = "",
     methods: Annotated[str, typer.Option(help="Names as for eenet fit --method, with commas; or all.")] = _ALL,
@@ -69,17 +77,19 @@ def compare(
 
         eenet compare predictions.npz --prefix val_ --unit cpu_ms --methods max_prob,margin,searched --budgets 8
 
+        eenet compare small.npz big.npz --costs 2.3,9.1 --methods eenet,max_prob --budgets 30%,60%
+
         eenet compare demo/calibration.safetensors --costs demo/costs.json --held-out demo/test.safetensors
         --budgets 40%,60%,80% --jobs 2 --out comparison
     """
-    from eenet.cli._inputs import read_costs, read_predictions
+    from eenet.cli._inputs import read_member_costs, read_members
     from eenet.evaluation import compare as run
 
-    records, in_file = read_predictions(predictions, prefix)
+    records, in_files, counts = read_members(predictions, prefix)
     names = _methods(methods, pooled=bool(records.pooled))
     against = _known(reference, names, "--reference") if reference else names[0]
-    table = read_costs(costs, unit, batch_size, in_file, plain)
-    fresh = None if held_out is None else read_predictions(held_out, held_out_prefix)[0]
+    table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
+    fresh = read_members(held_out, held_out_prefix)[0] if held_out else None
     amounts = _budgets(budgets, table)
     if_stopped(
         "nothing was kept: give --out FOLDER, and finished work is kept there"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,14 +20,19 @@ if TYPE_CHECKING:
 
 
 def fit(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors")],
+    predictions: Annotated[
+        list[Path], typer.Argument(metavar="PREDICTIONS...", help=".npz or .safetensors; several are a cascade")
+    ],
     budget: Annotated[
         str | None,
         typer.Option(help="Mean cost per sample: 60% of the plain network, or like 3.5ms. Without it: for all."),
     ] = None,
     costs: Annotated[
-        str | None,
-        typer.Option(help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json."),
+        list[str] | None,
+        typer.Option(
+            help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json. Of several "
+            "files: what each network costs by itself, 2.3,9.1, or --costs once for each file."
+        ),
     ] = None,
     plain: Annotated[
         float | None,
@@ -74,6 +80,9 @@ def fit(
     shape (samples,): what a multi-exit network says of held-out data at each exit. It may hold 'costs' too. Files of
     eenet's ExitRecords.save are read as well.
 
+    Several files are a cascade: the networks are asked in this order, the cheapest first, until one is sure. A plain
+    network's file holds an array (samples, classes). 60% is then of the last network by itself.
+
     One table shows what there is without a scheduler, and what its policy does: the plain network, each exit, the best
     exit and the best mixture of exits in the budget, and the oracle, which knows the labels. Without a budget it shows
     what the policies for several budgets do, from the cheapest to the most expensive.
@@ -84,6 +93,8 @@ def fit(
 
         eenet fit predictions.npz --prefix val_ --budget 3.5ms --method max_prob --json
 
+        eenet fit small.npz big.npz --costs 2.3,9.1 --budget 60% --out cascade.safetensors
+
         eenet fit predictions.npz --prefix val_ --method stopping --budget 60% --guarantee 0.95
 
         eenet fit predictions.npz --prefix val_ --method stopping --max-accuracy-drop 0.01
@@ -92,12 +103,12 @@ def fit(
 
         eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
     """
-    from eenet.cli._inputs import read_costs, read_predictions
+    from eenet.cli._inputs import read_member_costs, read_members
     from eenet.evaluation import evaluate as judge
 
     scheduler = _scheduler(method, seed)
-    records, in_file = read_predictions(predictions, prefix)
-    table = read_costs(costs, unit, batch_size, in_file, plain)
+    records, in_files, counts = read_members(predictions, prefix)
+    table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     amount = None if budget is None else with_unit(budget, table)
     if_stopped("nothing was written, give the same command again")
     with waiting(f"fitting {method} to {len(records):,} samples"):
@@ -114,9 +125,28 @@ def fit(
         scheduler.save(out)
     evaluation = judge(scheduler, calibration=records)
     if json_output:
-        print_json(_result(scheduler, method, records, evaluation, out))
+        print_json(_result(scheduler, method, records, evaluation, out) | _members(predictions, counts))
     else:
+        _show_members(predictions, counts)
         _show(scheduler, evaluation, out, in_budget=amount is not None)
+
+
+def _members(files: list[Path], counts: list[int]) -> dict[str, Any]:
+    """For the JSON of a cascade: which exits are those of which file."""
+    if len(files) == 1:
+        return {}
+    ends = list(accumulate(counts))
+    members = zip(files, counts, ends, strict=True)
+    return {"members": [{"file": str(file), "exits": list(range(end - n, end))} for file, n, end in members]}
+
+
+def _show_members(files: list[Path], counts: list[int]) -> None:
+    shown = []
+    for one in _members(files, counts).get("members", []):
+        first, last = one["exits"][0], one["exits"][-1]
+        shown.append(f"{f'exit {first}' if first == last else f'exits {first} to {last}'} of {one['file']}")
+    if shown:
+        output().print(f"Cascade: {', '.join(shown)}.", markup=False, soft_wrap=True)
 
 
 def _level(guarantee: str | None) -> float | str | None:
@@ -206,7 +236,9 @@ def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None, *, in_
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help=".npz or .safetensors")],
+    predictions: Annotated[
+        list[Path], typer.Argument(metavar="PREDICTIONS...", help=".npz or .safetensors; several are a cascade")
+    ],
     scheduler: Annotated[Path, typer.Option(help="What eenet fit --out saved.")],
     budget: Annotated[str | None, typer.Option(help="Another budget of the scheduler, such as 60% or 3.5ms.")] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as test_.")] = "",
@@ -216,26 +248,30 @@ def evaluate(
 
     One table: accuracy and cost on data the scheduler has not seen, next to the plain network, each exit, and what the
     budget allows without a scheduler: the best exit, the best mixture of exits, and the oracle, which knows the labels.
-    PREDICTIONS is as for eenet fit; without labels only costs and exit shares are shown.
+    PREDICTIONS is as for eenet fit, several files in the same order; without labels only costs and exit shares are
+    shown.
 
     Examples:
 
         eenet evaluate predictions.npz --prefix test_ --scheduler scheduler.safetensors
 
+        eenet evaluate small-test.npz big-test.npz --scheduler cascade.safetensors
+
         eenet evaluate demo/test.safetensors --scheduler demo/schedulers/eenet-60.safetensors --budget 70% --json
     """
-    from eenet.cli._inputs import read_predictions
+    from eenet.cli._inputs import read_members
     from eenet.evaluation import evaluate as run
     from eenet.scheduler import load_scheduler
 
     fitted = load_scheduler(scheduler)
     if budget is not None:
         fitted = fitted.at(with_unit(budget, fitted.costs))
-    records, _ = read_predictions(predictions, prefix)
+    records, _, counts = read_members(predictions, prefix)
     evaluation = run(fitted, records)
     if json_output:
-        print_json(_judged(fitted, evaluation))
+        print_json(_judged(fitted, evaluation) | _members(predictions, counts))
     else:
+        _show_members(predictions, counts)
         output().print(str(evaluation), soft_wrap=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,29 @@ def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array |
     return make(read(outputs[0]), labels), costs
 
 
+def read_members(paths: Sequence[Path], prefix: str = "") -> tuple[ExitRecords, list[Array | None], list[int]]:
+    """Records of predictions files, of several as one cascade; the costs in each; and how many exits each has."""
+    from eenet.records import ExitRecords
+
+    read = [read_predictions(path, prefix) for path in paths]
+    records, counts = [one for one, _ in read], [one.num_exits for one, _ in read]
+    try:
+        joined = records[0] if len(records) == 1 else ExitRecords.cascade(records)
+    except InvalidInputError as error:
+        raise InvalidInputError(_named(str(error), paths)) from error
+    if joined.num_exits == 1:
+        raise InvalidInputError(
+            f"{str(paths[0])!r} holds the predictions of a plain network, of shape (samples, classes): there is no "
+            "choice to make; give those of its exits, or a second file, of a larger network that is asked after it"
+        )
+    return joined, [costs for _, costs in read], counts
+
+
+def _named(message: str, paths: Sequence[Path]) -> str:
+    """A message with the files in place of the numbers of the members."""
+    return re.sub(r"\bmember (\d+)", lambda found: repr(str(paths[int(found[1])])), message)
+
+
 def _wrong_arrays(source: Path, names: list[str], prefix: str, outputs: list[str]) -> str:
     held = ", ".join(repr(name) for name in sorted(names)) or "nothing"
     if outputs:
@@ -107,6 +131,78 @@ def _npz(source: Path) -> tuple[list[str], Callable[[str], Array]]:
     return names, read
 
 
+def read_member_costs(
+    texts: Sequence[str] | None,
+    unit: str | None,
+    batch_size: int | None,
+    in_files: Sequence[Array | None],
+    counts: Sequence[int],
+    plain: float | None = None,
+) -> ExitCosts:
+    """The costs of predictions from as many files as there are `in_files`; `counts` says how many exits each has.
+
+    Of several files each has its own costs, as measured without the others: `texts` are one for each file, or one list
+    for all. A JSON file that has a cost for each exit of all files was measured of the cascade.
+    """
+    from eenet.costs import ExitCosts
+
+    if len(in_files) == 1:
+        if texts is not None and len(texts) > 1:
+            raise InvalidInputError(f"--costs was given {len(texts)} times for one file; give it once")
+        return read_costs(texts[0] if texts else None, unit, batch_size, in_files[0], plain)
+    if texts and len(texts) == 1 and texts[0].endswith(".json"):
+        whole = read_costs(texts[0], unit, batch_size, None, plain)
+        whole.require_exits(sum(counts))
+        return whole
+    if not texts:
+        lists: list[Any] = list(in_files)
+    elif len(texts) == 1:
+        lists = _divided(texts[0], counts)
+    elif len(texts) == len(counts):
+        lists = list(texts)
+    else:
+        raise InvalidInputError(
+            f"--costs was given {len(texts)} times for {len(counts)} files; give it once for each, or once for all"
+        )
+    members = [
+        _member_costs(number, one, unit, batch_size, count)
+        for number, (one, count) in enumerate(zip(lists, counts, strict=True))
+    ]
+    measured = any(isinstance(member, ExitCosts) for member in members)
+    costs = ExitCosts.cascade(members, None if measured else unit)
+    return costs if plain is None else ExitCosts.from_dict({**costs.to_dict(), "plain": plain})
+
+
+def _divided(text: str, counts: Sequence[int]) -> list[list[float]]:
+    """The numbers of one list, as many for each file as it has exits."""
+    values = _numbers(text)
+    if len(values) != sum(counts):
+        raise InvalidInputError(
+            f"--costs {text!r} has {len(values)} numbers, the files have {' + '.join(map(str, counts))} exits; give "
+            "one for each exit, those of each file as measured without the others"
+        )
+    ends = np.cumsum(counts).tolist()
+    return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def _member_costs(number: int, given: Any, unit: str | None, batch_size: int | None, count: int) -> ExitCosts | float:
+    from eenet.costs import ExitCosts
+
+    if given is None:
+        raise InvalidInputError(
+            f"there are no costs of file {number + 1}: it holds no 'costs'; give --costs 2.3,9.1, what each file's "
+            "network costs by itself"
+        )
+    if isinstance(given, str) and given.endswith(".json"):
+        costs = _costs_of_json(existing_file(given), unit, batch_size)
+        costs.require_exits(count)
+        return costs
+    values = _numbers(given) if isinstance(given, str) else np.ravel(given).tolist()
+    if len(values) != count:
+        raise InvalidInputError(f"file {number + 1} has {count} exits and {len(values)} costs; give one for each exit")
+    return float(values[0]) if count == 1 else ExitCosts(values, unit or "ms", batch_size=batch_size)
+
+
 def read_costs(
     text: str | None, unit: str | None, batch_size: int | None, in_file: Array | None, plain: float | None = None
 ) -> ExitCosts:
@@ -132,13 +228,16 @@ def _read_costs(text: str | None, unit: str | None, batch_size: int | None, in_f
         return ExitCosts(in_file, unit or "ms")
     if text.endswith(".json"):
         return _costs_of_json(existing_file(text), unit, batch_size)
+    return ExitCosts(_numbers(text), unit or "ms", batch_size=batch_size)
+
+
+def _numbers(text: str) -> list[float]:
     try:
-        values = [float(word) for word in text.split(",")]
+        return [float(word) for word in text.split(",")]
     except ValueError as error:
         raise InvalidInputError(
             f"--costs {text!r} cannot be read ({error}); give numbers with commas such as 2.3,4.1,4.9, or a .json file"
         ) from error
-    return ExitCosts(values, unit or "ms", batch_size=batch_size)
 
 
 def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> ExitCosts:
