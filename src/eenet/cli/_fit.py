@@ -146,7 +146,7 @@ def _show_members(files: list[Path], counts: list[int]) -> None:
         first, last = one["exits"][0], one["exits"][-1]
         shown.append(f"{f'exit {first}' if first == last else f'exits {first} to {last}'} of {one['file']}")
     if shown:
-        output().print(f"Cascade: {', '.join(shown)}.", markup=False, soft_wrap=True)
+        output().print(f"Cascade: {', '.join(shown)}.", soft_wrap=True)
 
 
 def _level(guarantee: str | None) -> float | str | None:
