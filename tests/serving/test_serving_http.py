@@ -344,6 +344,39 @@ def test_health_readiness_info_and_metrics(arrays: httpx.Client) -> None:
     assert values['eenet_batch_samples_count{stage="0"}'] >= 1
 
 
+def test_recent_traffic_over_time_and_the_last_samples_with_their_scores() -> None:
+    model = ToyModel()
+    with serving(model, BudgetController(model.scheduler)) as url, connect(url) as client:
+        empty = client.get("/traffic").json()
+        assert (empty["points"], empty["samples"], empty["unit"]) == ([], [], "ms")
+        assert empty["drift"]["samples"] == 0
+        post_npy(client, scripted_logits([0, 1, 2, 1, 0, 0], 3))
+        client.post("/predict?full=true", json={"inputs": scripted_logits([0], 3).tolist()})
+        traffic = client.get("/traffic").json()
+        assert sum(point["samples"] for point in traffic["points"]) == 6  # the run without exits does not count
+        (point,) = traffic["points"]
+        assert point["exit_shares"] == pytest.approx([1 / 2, 1 / 3, 1 / 6])
+        assert point["mean_cost"] == pytest.approx((3 * 1 + 2 * 2 + 3) / 6)
+        assert (point["budget"], point["handed_back"]) == (2.0, 0)
+        assert abs(traffic["now"] - point["time"]) < 3600
+        assert traffic["drift"]["samples"] == 6
+        samples = traffic["samples"][::-1]
+        assert [one["exit"] for one in samples] == [0, 1, 2, 1]  # the first four of a request
+        assert [len(one["scores"]) for one in samples] == [1, 2, 2, 2]
+        for one in samples:
+            passed = [score < t for score, t in zip(one["scores"], one["thresholds"], strict=False)]
+            assert passed == [True] * min(one["exit"], 2) + [False] * (one["exit"] < 2)
+            assert one["name"] == model.class_names[one["class"]]
+            assert 0.5 <= one["probability"] <= 1
+            assert set(one) == {
+                "time", "exit", "cost", "class", "name", "probability", "abstained", "scores", "thresholds"
+            }  # fmt: skip
+
+
+def test_a_server_that_does_not_adapt_knows_no_drift(arrays: httpx.Client) -> None:
+    assert arrays.get("/traffic").json()["drift"] is None
+
+
 def test_unknown_paths_methods_and_parameters(arrays: httpx.Client) -> None:
     assert arrays.get("/nothing").status_code == 404
     response = arrays.get("/predict")

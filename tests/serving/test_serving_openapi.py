@@ -21,7 +21,7 @@ expected-statuses = ["4xx"]
 """
 """504 is right where the client waits a millisecond only."""
 
-PATHS = ["/budget", "/health", "/info", "/metrics", "/predict", "/ready"]
+PATHS = ["/budget", "/health", "/info", "/metrics", "/predict", "/ready", "/traffic"]
 
 
 @pytest.mark.parametrize("kind", ["array", "text", "image"])

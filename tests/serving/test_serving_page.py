@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from commands import TOKEN
 from PIL import Image
-from serving_toys import Gray, TableBackend, ToyModel, Words, connect, serving
+from serving_toys import Gray, TableBackend, ToyModel, Words, connect, scripted_logits, serving
+
+from eenet.control import BudgetController
 
 PAGES = Path(__file__).resolve().parents[2] / "src" / "eenet" / "serving" / "http" / "pages"
 
@@ -46,7 +48,7 @@ def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: A
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(250)})
         page.wait_for_selector("#answer:not([hidden])")
         assert page.locator("#class").inner_text().startswith("even · 100.0")
-        assert page.locator("#exit").inner_text() == "exit 1 of 3 (first)"
+        assert page.locator("#exit").inner_text() == "exit 0 (first)"
         assert page.locator("#time").inner_text().endswith(" ms")
         against = page.locator("#against").inner_text()
         assert re.match(r"The full network took [\d.]+ ms and gave the same answer", against)
@@ -89,10 +91,10 @@ def test_a_person_sees_what_each_exit_says_and_what_a_deeper_one_would_have_said
         page.click("#array button")
         page.wait_for_selector("#exits:not([hidden])")
         rows = [row.split("\t") for row in page.locator("#exits tbody tr").all_inner_texts()]
-        assert [row[0] for row in rows] == ["1", "2 · left", "3"]
+        assert [row[0] for row in rows] == ["0", "1 · left", "2"]
         assert [row[1].split(" · ")[0] for row in rows] == ["even", "even", "odd"]
         assert [row[2:] for row in rows] == [["0.500", "0.993"], ["1.000", "0.993"], ["none", "all"]]
-        assert "Exit 3 would have said: odd." in page.locator("#deeper").inner_text()
+        assert "Exit 2 would have said: odd." in page.locator("#deeper").inner_text()
         assert not page.locator("#budget").is_visible()  # without a token it cannot be changed
 
 
@@ -116,6 +118,48 @@ def test_a_person_with_the_token_changes_the_budget_and_there_is_one_truth(page:
         assert "Budget 3.00 ms" in page.locator("#cost").inner_text()
 
 
+@pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1280, "light")])
+def test_a_person_sees_exits_cost_and_budget_over_time_and_the_last_samples(page: Any, width: int, scheme: str) -> None:
+    model = ToyModel()
+    model.class_names = ["<img src=x onerror=alert(1)>", "odd"]
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    with serving(model, token=TOKEN) as url, connect(url) as client:
+        page.goto(url)
+        page.locator("#quiet", has_text="No traffic").wait_for()
+        assert not page.locator("#charts").is_visible()
+        assert not page.locator("#last").is_visible()
+        for _ in range(3):
+            client.post("/predict", json={"inputs": scripted_logits([0, 1, 1, 2, 0], 3).tolist()})
+        page.wait_for_selector("#charts:not([hidden])")
+        page.locator("#recent tbody tr").nth(9).wait_for()
+        assert page.locator("#over-legend").inner_text().split("\n") == ["exit 0: 40 %", "exit 1: 40 %", "exit 2: 20 %"]
+        assert page.locator("#over rect").count() % 3 == 0  # a bar of three parts for each point in time
+        assert "spent 1.80" in page.locator("#spent-legend").inner_text()
+        assert "budget 2.00" in page.locator("#spent-legend").inner_text()
+        assert "now exit 0 40 %, exit 1 40 %, exit 2 20 %" in page.locator("#over").get_attribute("aria-label")
+        rows = [row.split("\t") for row in page.locator("#recent tbody tr").all_inner_texts()]
+        assert len(rows) == 10
+        assert {row[2] for row in rows} == {"0", "1", "2 (last)"}
+        for row in rows:
+            passed, left = r"[0-4]\.\d+ < 5\.000", r"\d+\.\d+ ≥ 5\.000"
+            assert re.fullmatch({"0": left, "1": f"{passed}; {left}"}.get(row[2], f"{passed}; {passed}"), row[3])
+        assert page.locator("#recent img").count() == 0  # names are text
+        page.click("#more")
+        page.locator("#recent tbody tr").nth(11).wait_for()
+        assert page.locator("#recent tbody tr").count() == 12  # the first four of each request
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_drift_is_said_in_words(page: Any) -> None:
+    model = ToyModel()
+    with serving(model, BudgetController(model.scheduler)) as url, connect(url) as client:
+        client.post("/predict", json={"inputs": scripted_logits([0, 1, 1, 2, 0], 3).tolist()})
+        page.goto(url)
+        page.locator("#drift", has_text="No drift is seen in 5 samples").wait_for()
+        assert "They took exit 0 40 %, exit 1 40 %, exit 2 20 %; planned exit 0 " in page.locator("#drift").inner_text()
+
+
 def test_an_image_can_be_dropped(page: Any) -> None:
     with serving(ToyModel(Gray())) as url:
         page.goto(url)
@@ -129,7 +173,7 @@ def test_an_image_can_be_dropped(page: Any) -> None:
             list(png(100)),
         )
         page.wait_for_selector("#answer:not([hidden])")
-        assert page.locator("#exit").inner_text() == "exit 2 of 3 (second)"
+        assert page.locator("#exit").inner_text() == "exit 1 (second)"
 
 
 def test_a_person_types_a_sentence(page: Any) -> None:
@@ -139,7 +183,7 @@ def test_a_person_types_a_sentence(page: Any) -> None:
         page.fill("#words", "two words")
         page.click("#text button")
         page.wait_for_selector("#answer:not([hidden])")
-        assert page.locator("#exit").inner_text() == "exit 2 of 3 (second)"
+        assert page.locator("#exit").inner_text() == "exit 1 (second)"
 
 
 def test_what_is_refused_is_said(page: Any) -> None:
@@ -168,14 +212,14 @@ def test_the_interface_page_lists_the_operations(page: Any) -> None:
 
 @pytest.mark.parametrize("name", ["index.html", "docs.html"])
 def test_the_pages_are_one_file_each_with_nothing_from_elsewhere(name: str) -> None:
-    html = (PAGES / name).read_text(encoding="utf-8")
+    html = (PAGES / name).read_text(encoding="utf-8").replace("http://www.w3.org/2000/svg", "")  # the name of SVG
     assert not re.search(r"https?://|src=|@import|<link", html)
 
 
 def test_what_the_page_fetches_is_there() -> None:
     html = (PAGES / "index.html").read_text(encoding="utf-8")
     fetched = set(re.findall(r'(?:ask|href=)\(?"(/[a-z]*)', html))
-    assert fetched == {"/predict", "/budget", "/info", "/docs", "/metrics"}
+    assert fetched == {"/predict", "/budget", "/info", "/traffic", "/docs", "/metrics"}
     with serving(ToyModel(Gray())) as url, connect(url) as client:
         for path in fetched - {"/predict", "/budget"}:
             assert client.get(path).status_code == 200, path
@@ -183,8 +227,13 @@ def test_what_the_page_fetches_is_there() -> None:
             answer = client.post(path, content=png(100), headers={"Content-Type": "image/png"}).json()
             used = set(re.findall(r"(?:early|full)\.(\w+)", html)) - {"predictions"}
             assert used <= set(answer)
-            assert set(re.findall(r"\bone\.(\w+)", html)) <= set(answer["exits"][0]) | {"share", "name", "shape"}
+            sample = client.get("/traffic").json()["samples"][0]
+            elsewhere = {"share", "name", "shape", "textContent", "setAttribute"}
+            assert set(re.findall(r"\bone\.(\w+)", html)) <= set(answer["exits"][0]) | set(sample) | elsewhere
             assert set(re.findall(r"\b(?:answer|whole)\.(\w+)", html)) <= set(answer["predictions"][0]) | {"share"}
+        traffic = client.get("/traffic").json()
+        assert set(re.findall(r"\btraffic\.(\w+)", html)) <= set(traffic) | set(client.get("/info").json()["traffic"])
+        assert set(re.findall(r"\bpoint\.(\w+)", html)) <= set(traffic["points"][0])
         info = client.get("/info").json()
         assert set(re.findall(r"\binfo\.(\w+)", html)) <= set(info) | {"runtime", "costs_from"}  # of a bundle only
         response = client.get("/")

@@ -197,6 +197,8 @@ class Engine:
         """Take the results of work that was executed; returns the requests that are answered by it."""
         self.working -= 1
         answered = []
+        for request, place, scores in work.scores:
+            request.scores[place] = scores
         for owners, places, logits, abstained in work.answers:
             for request, rows in _by_request(owners):
                 if request.open:

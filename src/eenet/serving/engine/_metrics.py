@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.costs import ExitCosts
+from eenet.serving.engine._recent import Recent
 
 _RECENT = 10_000  # samples that the shown exit shares and mean cost are taken over
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -18,7 +19,10 @@ _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Counters of one server, in a registry of their own. `waiting` gives the samples before each stage."""
+    """Counters of one server, in a registry of their own; `recent` has them over time.
+
+    `waiting` gives the samples before each stage.
+    """
 
     def __init__(self, costs: ExitCosts, waiting: Callable[[], Sequence[int]]) -> None:
         client = require("prometheus_client", "serve")
@@ -28,6 +32,7 @@ class Metrics:
         self._recent: deque[NDArray[np.intp]] = deque()
         self._recent_counts = np.zeros(len(costs), dtype=np.int64)
         self._waiting = waiting
+        self.recent = Recent(costs)
 
         # CPU time, memory and open files, on systems that show them.
         client.ProcessCollector(registry=self._registry)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from eenet.runtime import Live, StageBackend
 
 
+SCORED = 4
+"""Samples of a request whose scores are kept."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Limits on what one request may cost the server.
@@ -142,6 +146,9 @@ class Request:
         The exit of each sample, from 0; -1 for samples without an answer.
     abstained : array (n,)
         Which samples are handed back, since no exit is sure of them.
+    scores : dict of int to array
+        The scores on the way of the first few samples, by their number: (k,) at the exits before the one it left at,
+        and at that one where it is not the last. For the server's page; empty where stages run elsewhere.
     error : Exception
         Why the request failed, where `outcome` is `FAILED`.
     context : Any
@@ -152,7 +159,7 @@ class Request:
 
     __slots__ = (
         "abstained", "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "onward",
-        "outcome", "policy", "remaining", "samples",
+        "outcome", "policy", "remaining", "samples", "scores",
     )  # fmt: skip
 
     def __init__(
@@ -174,6 +181,7 @@ class Request:
         self.exits: Ints = np.full(samples, -1, dtype=np.intp)
         self.abstained: NDArray[np.bool_] = np.zeros(samples, dtype=np.bool_)
         self.logits: NDArray[np.float32] | None = None
+        self.scores: dict[int, NDArray[np.float64]] = {}
         self.outcome: Outcome | None = None
         self.finished: float | None = None
         self.error: Exception | None = None
@@ -293,6 +301,7 @@ class Work:
         self.last = stage == num_exits - 1
         self.observe = any(part.state.policy.observes(stage) for part in self.parts)
         self.answers: list[tuple[list[Request], list[int], NDArray[np.float32], NDArray[np.bool_] | None]] = []
+        self.scores: list[tuple[Request, int, NDArray[np.float64]]] = []
         self.staying: list[Batch] = []
 
     @property
@@ -329,9 +338,13 @@ class Work:
         # Joined also when there is one part only: what the parts hold must stay as it was, in case of a second try.
         state = DecisionState.join([part.state if part.rows is None else part.state.take(part.rows) for part in parts])
         rows = None if count == self.samples else np.arange(start, start + count)
+        history = state.history  # it keeps the scores of the samples that exit
         leaving, staying, answers, abstained = decide(state, task, logits, rows)
         if len(leaving):
             left = leaving.tolist()
+            for i in left:
+                if places[i] < SCORED:
+                    self.scores.append((owners[i], places[i], np.array([scores[i] for scores in history.scores])))
             self.answers.append(([owners[i] for i in left], [places[i] for i in left], answers, abstained))
         if staying is not None and len(staying) == 0:
             return

@@ -413,6 +413,7 @@ def account(requests: Sequence[Request], controller: Controller, metrics: Metric
     for group in by_policy.values():
         left = np.concatenate([request.exits for request in group])
         metrics.left(left, int(sum(request.abstained.sum() for request in group)))
+        metrics.recent.add(group, controller.budget)
         controller.observe(left, group[0].policy)
 
 

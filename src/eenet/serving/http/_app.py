@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from eenet._version import __version__
+from eenet.control import BudgetController
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.serving.engine._model import Controller, Model, Service
 from eenet.serving.engine._request import Limits, Outcome, RefusedError, Request
@@ -127,6 +128,10 @@ def make_app(
     @app.get("/info", summary="What is served, its budget, and recent traffic.", response_model=models.Info)
     async def info() -> Response:
         return _json(handlers.info())
+
+    @app.get("/traffic", summary="Exits, cost and budget over time.", response_model=models.RecentTraffic)
+    async def traffic() -> Response:
+        return _json(handlers.traffic())
 
     @app.get("/metrics", summary="Counters in the text format of Prometheus.", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -326,6 +331,25 @@ class _Handlers:
                 "waiting": list(self._service.waiting),
             },
         }
+
+    def traffic(self) -> dict[str, Any]:
+        """What recent traffic did, over time, and the last samples without their inputs."""
+        recent = self._service.metrics.recent.to_dict()
+        names = self._names
+        for one in recent["samples"]:
+            number = one["class"]
+            one["name"] = None if names is None or number is None or number < 0 else names[number]
+        return {**recent, "unit": self._unit, "drift": self._drift()}
+
+    def _drift(self) -> dict[str, Any] | None:
+        if not isinstance(self._controller, BudgetController):
+            return None
+        try:
+            report = self._controller.drift()
+        except InvalidInputError:  # the scheduler's file does not say where samples left
+            return None
+        names = ("samples", "shares", "planned", "p_value", "alarm", "alarm_at")
+        return {name: getattr(report, name) for name in names}
 
 
 async def _gone(request: HTTPRequest) -> None:

@@ -111,6 +111,53 @@ class Info(BaseModel):
     traffic: Traffic
 
 
+class Point(_Object):
+    """The traffic of some seconds."""
+
+    time: float = Field(description="When they began, in seconds since 1970.")
+    samples: int = Field(ge=1)
+    exit_shares: list[float]
+    mean_cost: float = Field(description="What a sample cost.")
+    budget: float = Field(description="What it might cost.")
+    handed_back: int = Field(ge=0, description="Samples of which no exit was sure.")
+
+
+class Sample(_Object):
+    """Where a sample left, and why; its input is not kept."""
+
+    time: float = Field(description="Of the answer, in seconds since 1970.")
+    exit: int = Field(ge=0, description="From 0.")
+    cost: float = Field(description="What the exit costs.")
+    class_: int | None = Field(alias="class", ge=-1, description="-1 where it is handed back; none of images.")
+    name: str | None = Field(description="What the class is called.")
+    probability: float | None = Field(ge=0, le=1, description="Of the class.")
+    abstained: bool = Field(description="Whether it is handed back.")
+    scores: list[float | None] = Field(description="At the exits that it passed, and where it left; not at the last.")
+    thresholds: list[float | None] = Field(description="From which score on a sample left; none where an exit is off.")
+
+
+class Drift(_Object):
+    """Whether samples still take the exits that the calibration records say."""
+
+    samples: int = Field(ge=0, description="That were tested.")
+    shares: list[float] | None = Field(description="Of the exits that they took.")
+    planned: list[float] | None = Field(description="What the records say of the policies they went by.")
+    p_value: float = Field(ge=0, le=1)
+    alarm: bool
+    alarm_at: int | None = Field(description="After how many samples it came.")
+
+
+class RecentTraffic(_Object):
+    """What recent traffic did, for the page."""
+
+    now: float = Field(description="The time of the server, in seconds since 1970.")
+    seconds: float = Field(description="Of each point; there are none without traffic.")
+    unit: str = Field(description="Of costs and budgets.")
+    points: list[Point]
+    drift: Drift | None = Field(description="None where the server does not adapt, or cannot know.")
+    samples: list[Sample] = Field(description="The first of each request, the newest first; none on a Ray cluster.")
+
+
 BAD_BODY = {
     400: "The body is not what its content type says.",
     408: "The body came too slowly.",

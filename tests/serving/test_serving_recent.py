@@ -1,0 +1,72 @@
+"""What a server keeps of recent traffic, with a clock that the tests move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from serving_toys import scripted_policy
+
+import eenet
+from eenet.serving.engine._recent import WIDTH, Recent
+from eenet.serving.engine._request import Request
+
+COSTS = eenet.ExitCosts([1.0, 2.0, 4.0])
+POLICY = scripted_policy(3)
+
+
+def answered(exits: list[int], *, scores: dict[int, Any] | None = None) -> Request:
+    request = Request(1, len(exits), 0.0, POLICY)
+    request.answer(list(range(len(exits))), 0, np.zeros((len(exits), 2), dtype=np.float32))
+    request.exits[:] = exits
+    request.scores.update(scores or {})
+    return request
+
+
+@given(st.lists(st.tuples(st.floats(0, 900), st.lists(st.integers(0, 2), min_size=1, max_size=5)), max_size=40))
+def test_points_have_all_samples_of_the_last_ten_minutes_of_traffic(steps: list[tuple[float, list[int]]]) -> None:
+    now = 1e9
+    recent = Recent(COSTS, clock=lambda: now)
+    all_exits = []
+    for wait, exits in steps:
+        now += wait
+        recent.add([answered(exits)], 2.5)
+        all_exits += exits
+    points = recent.to_dict()["points"]
+    assert sum(point["samples"] for point in points) == len(all_exits)
+    spent = sum(point["samples"] * point["mean_cost"] for point in points)
+    assert abs(spent - sum(COSTS.values[all_exits])) < 1e-6
+    times = [point["time"] for point in points]
+    assert times == sorted(set(times))
+    assert all(time % WIDTH == 0 for time in times)
+    assert all(abs(sum(point["exit_shares"]) - 1) < 1e-9 for point in points)
+
+
+def test_only_so_many_points_and_samples_are_kept() -> None:
+    now = 0.0
+    recent = Recent(COSTS, clock=lambda: now)
+    for number in range(300):
+        now = WIDTH * number
+        recent.add([answered([0], scores={0: np.array([float(number)])})], 2.0)
+    kept = recent.to_dict()
+    assert len(kept["points"]) == 120
+    assert kept["points"][-1]["time"] == WIDTH * 299
+    assert [one["scores"] for one in kept["samples"]] == [[float(299 - n)] for n in range(40)]
+
+
+def test_scores_that_are_not_finite_or_of_exits_that_are_off_are_left_out() -> None:
+    recent = Recent(COSTS)
+    recent.add([answered([2, 1], scores={0: np.array([np.nan, 2.0]), 1: np.array([-np.inf, 9.0])})], 2.0)
+    assert [one["scores"] for one in recent.to_dict()["samples"]] == [[None, 9.0], [None, 2.0]]
+    assert recent.to_dict()["samples"][0]["thresholds"] == [5.0, 5.0]
+
+
+def test_what_a_network_says_without_a_number_has_no_probability() -> None:
+    recent = Recent(COSTS)
+    request = answered([2], scores={0: np.array([1.0, 2.0])})
+    assert request.logits is not None
+    request.logits[:] = np.nan
+    recent.add([request], 2.0)
+    assert recent.to_dict()["samples"][0]["probability"] is None
