@@ -16,6 +16,9 @@ CORE = (
     "tests/test_values.py",
 )
 
+# They also run the policies in PyTorch.
+WITH_TORCH = ("tests/scheduler/test_scheduler_abstention.py", "tests/scheduler/test_scheduler_baselines.py")
+
 nox.options.sessions = ["core"]
 nox.options.default_venv_backend = "venv"
 
@@ -25,7 +28,7 @@ def core(session: nox.Session) -> None:
     """The tests of the core without PyTorch, then the wheel with `[onnx]` in an environment of its own."""
     session.install(".[report]", "hypothesis", "pytest", "pytest-xdist", "--constraint", "constraints.txt")
     pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *session.posargs)
-    session.run("python", *pytest, "-n", "2", "--dist", "loadfile", *CORE)
+    session.run("python", *pytest, "-n", "2", "--dist", "loadfile", *CORE, *(f"--ignore={path}" for path in WITH_TORCH))
     # The bundle that the environment runs is exported by the development environment, which has PyTorch.
     own = str(Path(".venv/bin/python").absolute())
     python = str(Path(session.bin) / "python")
