@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 import eenet
 from eenet._timing import describe_machine, machine
-from eenet.cli._console import progress_bar
+from eenet.cli._console import progress
 from eenet.scheduler import replay
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,9 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             course = Course(scheduler, stream)
             for budget in options.budgets:
                 for scenario in SCENARIOS:
-                    with progress_bar() as bar:
-                        seeds = bar.track(range(options.seeds), description=f"{name} {title} {budget} {scenario}")
-                        outcomes = [course.run(budget, scenario, seed, options) for seed in seeds]
+                    outcomes = []
+                    with progress() as bars:
+                        update = bars.task(f"{name} {title} {budget} {scenario}", options.seeds)
+                        for seed in range(options.seeds):
+                            outcomes.append(course.run(budget, scenario, seed, options))
+                            update(len(outcomes))
                     _row(name, title, budget, scenario, outcomes)
                     key = f"{name}/{title}/{budget}/{scenario}"
                     results["streams"][key] = [asdict(one) for one in outcomes]

@@ -33,7 +33,7 @@ from _exits_report import Row, judge, read_json, report
 from _exits_variants import BASE, VARIANTS, MakeHead, PooledLinear, Variant
 from eenet._files import write_json
 from eenet._timing import describe_machine, machine
-from eenet.cli._console import progress_bar
+from eenet.cli._console import progress, side
 from eenet.errors import InvalidInputError
 from eenet.experiments.data import Subset, load, loader, three_way_split
 from eenet.experiments.recipes import load_recipe
@@ -67,14 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     todo = [(seed, v) for seed in range(options.seeds) for v in chosen if not _file(work, v, seed).is_file()]
     if todo:
         study = Study(options, work)
-        with progress_bar() as bar:
-            task = bar.add_task("variants", total=len(todo))
-            for seed, variant in todo:
-                bar.update(task, description=f"{variant.name}, seed {seed}")
+        with progress() as bars:
+            update = bars.task("variants", len(todo))
+            for number, (seed, variant) in enumerate(todo):
+                update(number, what=f"{variant.name}, seed {seed}")
                 result = study.run(variant, seed)
                 write_json(_file(work, variant, seed), {**result, "machine": found})
-                bar.console.print(f"{variant.name}, seed {seed}: {result['summary']}", markup=False, highlight=False)
-                bar.advance(task)
+                side().print(f"{variant.name}, seed {seed}: {result['summary']}", soft_wrap=True)
     results = {v.name: [read_json(f) for f in sorted((work / v.name).glob("seed*.json"))] for v in VARIANTS}
     command = "python benchmarks/exits.py" + "".join(f" {word}" for word in (sys.argv[1:] if argv is None else argv))
     rows = [Row(v.name, v.what, v.stage, tuple(results[v.name])) for v in VARIANTS if results[v.name]]

@@ -24,7 +24,7 @@ import numpy as np
 
 import eenet
 from eenet._timing import describe_machine, machine
-from eenet.cli._console import progress_bar
+from eenet.cli._console import progress
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
 
@@ -77,12 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(describe_machine(found) + "\n", flush=True)
     chunks = [(n, first) for n in options.samples for first in range(0, options.draws, CHUNK)]
     draws: list[Draw] = []
-    with ProcessPoolExecutor(options.jobs) as pool, progress_bar() as bar:
-        task = bar.add_task("draws", total=len(chunks))
+    with ProcessPoolExecutor(options.jobs) as pool, progress() as bars:
+        update = bars.task("draws", len(chunks))
         futures = [pool.submit(_chunk, options, n, first) for n, first in chunks]
-        for future in as_completed(futures):
+        for done, future in enumerate(as_completed(futures), start=1):
             draws += future.result()
-            bar.update(task, advance=1)
+            update(done)
     rows = _rows(draws)
     where = options.results if options.predictions is None else options.predictions.stem
     print(f"{where}, {options.method}, guarantee {options.guarantee:g}, {options.draws} draws")

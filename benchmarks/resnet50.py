@@ -16,6 +16,7 @@ static    AdaptiveModel with all early exits off: no head runs
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from torch import Tensor
 
 import eenet
 from eenet._timing import Clock, describe_machine, in_turns, machine, timed
-from eenet.cli._console import progress_bar
+from eenet.cli._console import progress
 from eenet.scheduler import ThresholdPolicy
 
 SHARES = (0.4, 0.3, 0.2, 0.1)
@@ -155,9 +156,9 @@ def rounds_of(
 ) -> NDArray[np.float64]:
     """(rounds, variants, wall and CPU) seconds of `run(variant, batch)`, all batches together."""
     clocks = [partial(run, variant, index) for index in range(batches) for variant in variants]
-    with torch.inference_mode(), progress_bar() as bar:
-        task = bar.add_task(name, total=None)
-        timing = in_turns(clocks, seconds=seconds, seed=0, progress=lambda: bar.update(task, advance=1))
+    with torch.inference_mode(), progress() as bars:
+        update, done = bars.task(f"{name}, rounds"), itertools.count(1)
+        timing = in_turns(clocks, seconds=seconds, seed=0, progress=lambda: update(next(done)))
     table = np.stack([timing.wall, timing.cpu], axis=-1)
     found: NDArray[np.float64] = table.reshape(len(table), batches, len(variants), 2).sum(axis=1)
     return found

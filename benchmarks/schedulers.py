@@ -20,7 +20,7 @@ import torch
 
 import eenet
 from eenet._timing import describe_machine, machine
-from eenet.cli._console import progress_bar
+from eenet.cli._console import progress
 from eenet.errors import ReliabilityWarning
 from eenet.evaluation import compare
 from eenet.scheduler import SearchedThresholds
@@ -66,15 +66,15 @@ def _compare(file: Path, budgets: int, resplits: int) -> dict[str, Any]:
         records = eenet.ExitRecords.from_probabilities(arrays["val_probs"], arrays["val_labels"])
         costs = eenet.ExitCosts(arrays["costs"], unit="cpu_ms")
     amounts = np.linspace(costs[0], costs[-1], budgets + 2)[1:-1].tolist()
-    with progress_bar() as bar:
-        task = bar.add_task(file.stem)
+    with progress() as bars:
+        update = bars.task(file.stem)
         found = compare(
             records,
             costs,
             SCHEDULERS,
             amounts,
             resplits=resplits,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=update,
         )
     exits = ", ".join(
         f"{c:.3g} {costs.unit} {100 * a:.2f} %" for c, a in zip(costs.values, records.accuracies, strict=True)

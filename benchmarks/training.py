@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import eenet
 from eenet._timing import describe_machine, machine
-from eenet.cli._console import progress_bar
+from eenet.cli._console import progress
 from eenet.networks import CifarResNet
 from eenet.training import TrainConfig, train
 
@@ -60,8 +60,8 @@ def measure(images: int, batch_size: int, rounds: int) -> dict[str, Any]:
     validation = DataLoader(_random_images(2 * batch_size), batch_size)
     rates: dict[str, list[float]] = {"joint": [], "heads": []}
     caching: list[float] = []
-    with progress_bar() as bar, tempfile.TemporaryDirectory() as folder:
-        task = bar.add_task("rounds", total=rounds)
+    with progress() as bars, tempfile.TemporaryDirectory() as folder:
+        update = bars.task("rounds", rounds)
         for number in range(rounds):
             for kind, epochs in (("heads", HEAD_EPOCHS), ("joint", 1)):
                 config = TrainConfig(
@@ -78,7 +78,7 @@ def measure(images: int, batch_size: int, rounds: int) -> dict[str, Any]:
                 rates[kind] += [report.images_per_second for report in result.history]
                 if kind == "heads":
                     caching.append(seconds - sum(report.seconds for report in result.history))
-            bar.advance(task)
+            update(number + 1)
     ratio = statistics.median(rates["heads"]) / statistics.median(rates["joint"])
     return {"images_per_second": rates, "overhead_seconds": caching, "ratio": ratio}
 

@@ -366,7 +366,7 @@ def test_recent_traffic_over_time_and_the_last_samples_with_their_scores() -> No
         for one in samples:
             passed = [score < t for score, t in zip(one["scores"], one["thresholds"], strict=False)]
             assert passed == [True] * min(one["exit"], 2) + [False] * (one["exit"] < 2)
-            assert one["name"] == model.class_names[one["class"]]
+            assert one["name"] == ("even", "odd")[one["class"]]
             assert 0.5 <= one["probability"] <= 1
             assert set(one) == {
                 "time", "exit", "cost", "class", "name", "probability", "abstained", "scores", "thresholds"

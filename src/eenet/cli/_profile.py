@@ -110,14 +110,14 @@ def profile(
     model, example = load_target(target, allow=allow or ())
     if_stopped("nothing was written, give the same command again")
     with progress() as bars:
-        update = bars.task("measuring batch sizes", total=len(sizes))
+        show = bars.task("measuring batch sizes", total=len(sizes))
         measured = measure(
             model,
             example,
             batch_sizes=sizes,
             scheduler=fitted,
             seconds=seconds,
-            progress=lambda size: update(sizes.index(size) + 1),
+            progress=lambda size: show(sizes.index(size) + 1),
         )
     for size in sizes:
         measured.costs("ms", size)  # says so where the spread is too large to trust

@@ -38,12 +38,12 @@ def ui(
         eenet ui results/a results/b --port 8100 --open
     """
     require("plotly.offline", "report", "eenet ui")
-    from eenet.reporting._live import follow, make_server
+    from eenet.reporting._live import HOST, follow, make_server
     from eenet.reporting._watch import Watched
 
     watched = Watched(results, budgets=budgets)
     server = make_server(watched, port)
-    url = f"http://{server.server_address[0]}:{server.server_address[1]}/"
+    url = f"http://{HOST}:{server.server_port}/"
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     if json_output:

@@ -70,7 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _TIMEOUT
 
     def do_GET(self) -> None:
-        port = self.server.server_address[1]
+        assert isinstance(self.server, ThreadingHTTPServer)
+        port = self.server.server_port
         host = self.headers.get("Host", "")
         if not re.fullmatch(rf"(127\.0\.0\.1|localhost):{port}", host):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", f"the address is http://{HOST}:{port}".encode())
