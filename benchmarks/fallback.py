@@ -3,8 +3,9 @@
 Reads the records of `results/*`, and `predictions/*.npz` and `cases/*.npz` in ../shared, or in the folder that
 EENET_SHARED names, where they are; of the predictions the `val_*` half alone. Each method is fitted on calibration
 records, with and without fallbacks, and judged on others at nine budgets. The simple rules are one exit for all samples
-or a mixture of two, max probability with geometric shares, and searched thresholds, each for the cost that the method
-really had.
+or a mixture of two, max probability with geometric shares, and searched thresholds, each where it really costs as much
+on the held-out samples as the method does: a rule that is planned for that cost would miss it by as much as the method
+missed its own.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{'records':<26}{'method':<17}{'as it is':>15}{'with fallback':>16}{'spent':>8}{'taken':>7}{'left out':>10}")
     found: list[dict[str, Any]] = []
     for name, calibration, test, costs in cases(Path(__file__).parents[1]):
+        simple = Simple(calibration, test, costs)
         for method, make in SCHEDULERS.items():
             row: dict[str, Any] = {"records": name, "method": method}
-            row |= {"alone": judged(make, calibration, test, costs, fallback=False)}
-            row |= {"fallback": judged(make, calibration, test, costs, fallback=True)}
+            row |= {"alone": judged(make, calibration, test, costs, simple, fallback=False)}
+            row |= {"fallback": judged(make, calibration, test, costs, simple, fallback=True)}
             found.append(row)
             print(line(row), flush=True)
     below = [row for row in found if row["fallback"]["gap"] + 2 * row["fallback"]["error"] < -ALLOWED]
@@ -100,18 +102,55 @@ def _loaded(file: Path) -> eenet.ExitRecords:
         return eenet.ExitRecords.from_probabilities(arrays["probs"], arrays["labels"])
 
 
+class Simple:
+    """What the simple rules bring on held-out samples, at any cost that they really have there."""
+
+    def __init__(self, calibration: eenet.ExitRecords, test: eenet.ExitRecords, costs: eenet.ExitCosts) -> None:
+        self.utility = test.require_utility().astype(np.float64)
+        self.accuracy, self.costs = calibration.accuracies, costs
+        ends = [(costs[k], self.utility[k]) for k in (0, -1)]
+        self.tried = []
+        for rule in (eenet.MaxProbability(), SearchedThresholds()):
+            fitted = rule.fit(calibration, costs, fallback=False)
+            decided = [fitted.at(budget).replay(test) for budget in fitted.table.budgets[1:-1].tolist()]
+            points = ends + [(d.mean_cost, d.utility) for d in decided]
+            self.tried.append(sorted(points, key=lambda point: point[0]))
+
+    def at(self, cost: float) -> list[Any]:
+        """The utility of each sample, (N,), under each rule; between two policies in the mean of a draw by lot."""
+        found = [self._mixture(cost)]
+        for points in self.tried:
+            known = [c for c, _ in points]
+            high = int(np.clip(np.searchsorted(known, cost), 1, len(known) - 1))
+            (c0, u0), (c1, u1) = points[high - 1], points[high]
+            share = (cost - c0) / (c1 - c0) if c1 > c0 else 0.0
+            found.append((1 - share) * u0 + share * u1)
+        return found
+
+    def _mixture(self, cost: float) -> Any:
+        """Of exits that are drawn by lot in the best proportion, by the accuracies of the calibration records."""
+        costs, best = self.costs, (-1.0, self.utility[0])
+        for low in range(len(costs)):
+            for high in range(low, len(costs)):
+                if costs[low] <= cost * (1 + 1e-9) and (high == low or costs[high] > cost):
+                    share = 0.0 if high == low else (cost - costs[low]) / (costs[high] - costs[low])
+                    value = (1 - share) * self.accuracy[low] + share * self.accuracy[high]
+                    if value > best[0]:
+                        best = value, (1 - share) * self.utility[low] + share * self.utility[high]
+        return best[1]
+
+
 def judged(
     make: Callable[[], eenet.Scheduler],
     calibration: eenet.ExitRecords,
     test: eenet.ExitRecords,
     costs: eenet.ExitCosts,
+    simple: Simple,
     *,
     fallback: bool,
 ) -> dict[str, Any]:
     """How far a method is above the best simple rule; budgets that only a dead exit fits count for nothing."""
     fitted = make().fit(calibration, costs, fallback=fallback)
-    rules = [rule.fit(calibration, costs, fallback=False) for rule in (eenet.MaxProbability(), SearchedThresholds())]
-    utility = test.require_utility().astype(np.float64)
     ahead, spent, taken = [], [], 0
     for budget in (costs[0] + SHARES * (costs[-1] - costs[0])).tolist():
         try:
@@ -120,8 +159,7 @@ def judged(
             continue
         decisions = scheduler.replay(test)
         cost = float(np.clip(decisions.mean_cost, costs[0], costs[-1]))
-        simple = [rule.at(cost).replay(test).utility for rule in rules] + [_mixture(calibration, utility, costs, cost)]
-        ahead.append([decisions.utility - other for other in simple])
+        ahead.append([decisions.utility - other for other in simple.at(cost)])
         spent.append(decisions.mean_cost / budget)
         taken += scheduler.fallback is not None
     if not ahead:
@@ -135,19 +173,6 @@ def judged(
         "taken": taken,
         "left_out": len(fitted.left_out),
     }
-
-
-def _mixture(calibration: eenet.ExitRecords, utility: Any, costs: eenet.ExitCosts, cost: float) -> Any:
-    """What each sample has in the mean when exits are drawn by lot in the best proportion for this cost."""
-    accuracy, best = calibration.accuracies, (-1.0, utility[0])
-    for low in range(len(costs)):
-        for high in range(low, len(costs)):
-            if costs[low] <= cost * (1 + 1e-9) and (high == low or costs[high] > cost):
-                share = 0.0 if high == low else (cost - costs[low]) / (costs[high] - costs[low])
-                value = (1 - share) * accuracy[low] + share * accuracy[high]
-                if value > best[0]:
-                    best = value, (1 - share) * utility[low] + share * utility[high]
-    return best[1]
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def test_the_curve_of_an_ensemble_ends_where_its_answers_do() -> None:
     assert found.changing == {"ztw"}
     for resplit in range(2):
         calibration, held = records.split(2 / 3, seed=resplit)
-        scheduler = ZTW().fit(calibration, costs, 4.0)
+        scheduler = ZTW().fit(calibration, costs, 4.0, fallback=False)
         assert found.ends("ztw", resplit)[1] == pytest.approx(scheduler.replay(held).accuracy)
         assert found.ends("max_prob", resplit) == pytest.approx(tuple(held.accuracies[[0, -1]]))
         assert found.ends("ztw", resplit) != found.ends("max_prob", resplit)

@@ -162,7 +162,7 @@ def test_where_the_last_exit_is_worse_the_best_exit_is_the_ceiling_and_it_says_s
     logits = logits[[0, 2, 1]]  # the second exit is now the best
     records = ExitRecords.from_logits(logits, labels)
     assert records.accuracies.argmax() == 1
-    fitted = eenet.OptimalStopping().fit(records, toy_costs())
+    fitted = eenet.OptimalStopping().fit(records, toy_costs(), fallback=False)
     with pytest.warns(ReliabilityWarning, match="of the budget of 3 ms only .* is spent: .* gains nothing"):
         scheduler = fitted.at(3.0)
     assert scheduler.calibration_cost < 2.3

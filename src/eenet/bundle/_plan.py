@@ -22,13 +22,14 @@ from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.runtime._backend import Live
-from eenet.scheduler import Scheduler
+from eenet.scheduler import Fallback, Scheduler
 from eenet.scheduler._fitted import PolicyTable
 
 MOST_RECORD_BYTES = 32 * 1024 * 1024
 RECORDS = "records.safetensors"
 
 _SMALLEST = 1e-100
+_AS_FITTED = " where it was fitted"
 
 Progress = Callable[[str], None]
 
@@ -281,9 +282,9 @@ def planned_again(
     limit, implied = (_same_share(scheduler, costs), True) if budget is None else (parse_budget(budget, costs), False)
     fresh = scheduler._copy()
     known = inspect.signature(Scheduler.fit).parameters
-    promises: dict[str, Any] = {
-        name: value for name, value in scheduler._fitted_state().promises.items() if name in known
-    }
+    state = scheduler._fitted_state()
+    promises: dict[str, Any] = {name: value for name, value in state.promises.items() if name in known}
+    promises["fallback"] = not state.as_it_is
     # The cheapest policy that keeps the accuracy, at whatever it costs here, unless there is a budget too.
     amount = None if "max_accuracy_drop" in promises and implied else limit
     try:
@@ -333,10 +334,13 @@ def _priced_again(scheduler: Scheduler, costs: ExitCosts, budget: Budget | None)
     if "guarantee" in promises and "max_accuracy_drop" not in promises:
         del promises["guarantee"]
         _warn("the guaranteed budget was one in other costs and is none in these: give the calibration records")
+    priced = replace(priced, fallbacks=tuple(map(_as_fitted, priced.fallbacks)))
+    state = replace(state, fallback=_as_fitted(state.fallback))
     made = scheduler._copy()
     if budget is not None:
         limit = parse_budget(budget, costs)
         planned = priced.plan(limit)
+        state = replace(state, fallback=planned.fallback)
         numbers = {"budget": limit, "planned_cost": planned.planned_cost, "calibration_cost": planned.calibration_cost}
         numbers |= {} if planned.accuracy is None else {"calibration_accuracy": planned.accuracy}
         made._state = replace(state, fitted=priced, policy=planned.policy, numbers=numbers, promises=promises)
@@ -345,6 +349,13 @@ def _priced_again(scheduler: Scheduler, costs: ExitCosts, budget: Budget | None)
     numbers = {**state.numbers, "budget": now, "planned_cost": now, "calibration_cost": now}
     made._state = replace(state, fitted=priced, numbers=numbers, promises=promises)
     return made
+
+
+def _as_fitted(taken: Fallback | None) -> Fallback | None:
+    """What was taken, and that its figures are those of the fit: in the costs of here they are not known."""
+    if taken is None or taken.unit.endswith(_AS_FITTED):
+        return taken
+    return replace(taken, unit=taken.unit + _AS_FITTED)
 
 
 def _rows(table: PolicyTable, rows: NDArray[np.intp], **changed: Any) -> PolicyTable:

@@ -35,11 +35,12 @@ class EvaluationRow:
     name : str
         What it is, in words.
     kind : str
-        "plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "out_of_fold", "held_out", "frontier".
+        "plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "out_of_fold", "cheaper", "held_out",
+        "frontier".
         That is: the plain network; an exit that all samples take; the best single exit, the best mixture of exits
         and the oracle within the budget; the policy as planned, on the calibration records, on those of them that it
-        was not fitted to (where a simple rule was taken, which was compared so) and on held-out ones; or the policy for
-        one of many budgets.
+        was not fitted to (where a simple rule was taken, which was compared so) and on held-out ones; the smallest
+        budget that is as accurate within its error; or the policy for one of many budgets.
     cost : float
         Mean cost per sample, in the unit of the costs.
     share : float
@@ -51,7 +52,7 @@ class EvaluationRow:
     exit_shares : tuple of float or None
         What part of the samples exits where.
     budget : float or None
-        Of the policy for one of many budgets.
+        Of the policy for one of many budgets, and of the smallest that is as accurate.
     handed_back : float or None
         The share of the samples that a policy hands back, since no exit is sure of them.
     """
@@ -254,9 +255,15 @@ def evaluate(
     else:
         add("policy, calibration", "calibration", scheduler.calibration_cost, accuracy=scheduler.calibration_accuracy)
     taken = scheduler.fallback
-    if taken is not None:
+    if taken is not None and taken.unit == costs.unit:  # else it is of other costs
         add("policy, out of fold", "out_of_fold", taken.cost, accuracy=taken.accuracy)
+    if taken is not None:
         notes.insert(0, f"{taken}.")
+    cheaper = scheduler.cheaper
+    if cheaper is not None:
+        name = f"as accurate, out of fold: {cheaper.budget:.4g} {costs.unit}"
+        add(name, "cheaper", cheaper.cost, accuracy=cheaper.accuracy, budget=cheaper.budget)
+        notes.insert(0, f"{str(cheaper)[0].upper()}{str(cheaper)[1:]}.")
     if held_out is not None:
         decisions = scheduler.replay(held_out)
         add("policy, held out", "held_out", **_of(decisions))

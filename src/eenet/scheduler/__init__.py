@@ -3,13 +3,14 @@
 from eenet.scheduler._fallback import dead_exits
 from eenet.scheduler._fitted import FrontierPoint as FrontierPoint
 from eenet.scheduler._fitted import PolicyTable as PolicyTable
+from eenet.scheduler._loading import load_scheduler
 from eenet.scheduler._policy import SCORES as SCORES
 from eenet.scheduler._policy import Decisions, DecisionState, ExitHistory, Score, ThresholdPolicy
 from eenet.scheduler._policy import Ensemble as Ensemble
 from eenet.scheduler._policy import replay as replay
 from eenet.scheduler._reports import DeadExit as DeadExit
 from eenet.scheduler._reports import Fallback as Fallback
-from eenet.scheduler._scheduler import SCHEDULERS, Scheduler, load_scheduler
+from eenet.scheduler._scheduler import SCHEDULERS, Scheduler
 from eenet.scheduler.methods._eenet import EENet
 from eenet.scheduler.methods._stopping import OptimalStopping
 

@@ -20,15 +20,22 @@ from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Calibration, Geometric
 from eenet.scheduler._fitted import Fitted, Outcome, PlannedPolicy, ThresholdFit, assigned, exits_of, planned
 from eenet.scheduler._policy import Bools, Floats, score_class
-from eenet.scheduler._reports import DeadExit, Fallback
+from eenet.scheduler._reports import Cheaper, DeadExit, Fallback
 from eenet.scheduler._search import search_thresholds
 from eenet.scheduler._thresholds import Thresholds, within
 
 _CERTAIN = 1.64
-"""Standard errors by which a simple rule must be ahead: of rules that are as good, one in 20 is taken by chance."""
+"""Standard errors by which a simple rule must be ahead: of rules that are as good, one in 20 is taken by chance.
+
+It may be ahead at the budget alone, or in the mean over all budgets, where less is chance. A method that is no simple
+rule itself has to show that it is better in that mean: there a rule that is ahead at all is taken.
+"""
 
 _SAVES = 0.9
 """A rule that costs at most this part of the policy's cost is taken where it is as accurate, too."""
+
+_AS_CHEAP = 1.02
+"""The part of the policy's cost up to which a rule costs the same: one that spends more should be more accurate."""
 
 _WORTH = 0.02
 """The accuracy that the whole cost must be worth: a rule that saves a half of it may be behind by half of this, within
@@ -213,12 +220,9 @@ class NeverWorse(Fitted):
         self.replaced = own.replaced
         self.costs = own.costs
         self.points = own.points
-        self._is_geometric = (
-            rules is not None
-            and isinstance(own, ThresholdFit)
-            and isinstance(own.assignment, Geometric)
-            and own.calibrations[0] is rules.calibration
-        )
+        simple = rules is not None and isinstance(own, ThresholdFit) and own.calibrations[0] is rules.calibration
+        self._is_geometric = simple and isinstance(own.assignment, Geometric)
+        self._needed = _CERTAIN if self._is_geometric or (simple and own.assignment.searches) else 0.0
         self._at_knots: dict[int, dict[str, Outcome]] = {}
 
     def plan(self, budget: float) -> PlannedPolicy:
@@ -233,22 +237,10 @@ class NeverWorse(Fitted):
     def _fallback(self, rules: Rules, budget: float) -> Fallback | None:
         if budget < rules.smallest:
             return None  # the method itself says why it cannot be met
-        own, others = self._outcomes(rules, budget)
-        if own is None:
+        own, taken = self._taken(rules, budget)
+        if own is None or taken is None:
             return None
-        best: tuple[float, str, str, Outcome] | None = None
-        for name, other in others.items():
-            gained = other.utility - own.utility
-            mean, error = float(gained.mean()), standard_error(gained)
-            worth = _WORTH * (1 - other.cost / own.cost)
-            saves = other.cost <= _SAVES * own.cost and mean >= 0 and mean + worth >= _CERTAIN * error
-            if (mean > _CERTAIN * error or saves) and (best is None or mean > best[0]):
-                best = mean, name, "accuracy" if mean > _CERTAIN * error else "cost", other
-        if best is None:
-            if self.own.replaced is None:
-                return None
-            best = 0.0, _GEOMETRIC, "fit", own
-        _, name, reason, other = best
+        name, reason, other = taken
         return Fallback(
             name,
             reason,
@@ -261,6 +253,60 @@ class NeverWorse(Fitted):
             self.costs.unit,
             self.own.replaced if reason == "fit" and self.own.replaced else "",
         )
+
+    def _taken(self, rules: Rules, budget: float) -> tuple[Outcome | None, tuple[str, str, Outcome] | None]:
+        """What the method brings at a budget, where that is known, and the rule in its place: its name and why."""
+        own, others = self._outcomes(rules, budget)
+        if own is None:
+            return None, None
+        best: tuple[float, str, str, Outcome] | None = None
+        for name, other in others.items():
+            gained = other.utility - own.utility
+            mean, error = float(gained.mean()), standard_error(gained)
+            worth = _WORTH * (1 - other.cost / own.cost)
+            saves = other.cost <= _SAVES * own.cost and mean >= 0 and mean + worth >= _CERTAIN * error
+            as_cheap = other.cost <= _AS_CHEAP * own.cost
+            ahead = mean > _CERTAIN * error or (mean > 0 and as_cheap and name in self._ahead_everywhere)
+            if (ahead or saves) and (best is None or mean > best[0]):
+                best = mean, name, "accuracy" if ahead else "cost", other
+        if best is not None:
+            return own, best[1:]
+        return own, None if self.own.replaced is None else (_GEOMETRIC, "fit", own)
+
+    def cheaper(self, budget: float) -> Cheaper | None:
+        """The smallest budget whose policy is as accurate as that for this one, within a standard error."""
+        rules = self.rules
+        if rules is None or budget < rules.smallest:
+            return None
+        here = self._brings(rules, budget)
+        for knot in rules.knots[rules.knots < budget].tolist() if here is not None else ():
+            there = self._brings(rules, knot)
+            if here is None or there is None or there.cost > _SAVES * here.cost:
+                continue
+            lost = here.utility - there.utility
+            error = standard_error(lost)
+            if lost.mean() <= error:
+                smallest = max(knot, rules.smallest)
+                return Cheaper(smallest, there.cost, there.accuracy, here.cost, here.accuracy, error, self.costs.unit)
+        return None
+
+    def _brings(self, rules: Rules, budget: float) -> Outcome | None:
+        """What the policy for a budget brings, the method's own or a rule's."""
+        own, taken = self._taken(rules, budget)
+        return own if taken is None else taken[2]
+
+    @cached_property
+    def _ahead_everywhere(self) -> set[str]:
+        """The rules that are more accurate than the method in the mean over all budgets."""
+        assert self.rules is not None
+        gained: dict[str, list[Floats]] = {}
+        for number in range(len(self.rules.knots)):
+            outcomes = dict(self._at_knot(self.rules, number))
+            own = outcomes.pop("", None)
+            for name, other in outcomes.items() if own is not None else ():
+                gained.setdefault(name, []).append(other.utility - own.utility)
+        means = {name: np.mean(parts, axis=0) for name, parts in gained.items()}
+        return {name for name, mean in means.items() if _ahead(mean, self._needed)}
 
     def _outcomes(self, rules: Rules, budget: float) -> tuple[Outcome | None, dict[str, Outcome]]:
         """Of the method and of the rules, between those at the two nearest knots."""

@@ -17,7 +17,7 @@ from eenet.errors import FileFormatError, InfeasibleBudgetError
 from eenet.scheduler._assignments import Assignment, Calibration
 from eenet.scheduler._assignments import fold_numbers as fold_numbers
 from eenet.scheduler._policy import Floats, Ints, ThresholdPolicy, replay, score_from_arrays
-from eenet.scheduler._reports import DeadExit, Fallback
+from eenet.scheduler._reports import Cheaper, DeadExit, Fallback
 from eenet.scheduler._thresholds import Thresholds, within
 
 SIMPLE = -1
@@ -96,6 +96,10 @@ class Fitted(ABC):
 
     def outcome(self, budget: float) -> Outcome | None:  # noqa: ARG002 - for subclasses
         """What its policy for a budget brings on samples that nothing was learned on; None where that is not known."""
+        return None
+
+    def cheaper(self, budget: float) -> Cheaper | None:  # noqa: ARG002 - for subclasses
+        """The smallest budget with a policy that is as accurate, within its error; None where that is not known."""
         return None
 
     @abstractmethod

@@ -45,21 +45,32 @@ _COARSE, _FINE = 21, 201
 _ABSTAIN_AT = tuple(math.log(p / (1 - p)) for p in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99))
 """The thresholds, as log odds, below which samples may be handed back where an error is promised."""
 
+_OF_ACCURACY = 0.8
+"""Of the error, where a budget and an accuracy are promised together: an accuracy takes more samples to show."""
+
 _CLEARLY = 3.0  # standard errors that the path of a single exit must be ahead
 
 
 class GuaranteedFit(Fitted):
     """Paths of policies and the samples that test them: the policy whose mean cost is promised to be within a budget.
 
-    `error` is the probability with which the promise may be broken; None for a promise in the mean.
+    `error` is the probability with which the promise may be broken; None for a promise in the mean. Of it, `of_cost`
+    is for the budget and `of_accuracy` for an accuracy.
     """
 
-    def __init__(self, paths: Sequence[Path], tested: Tested, error: float | None, parts: int = 1) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        tested: Tested,
+        error: float | None,
+        of_cost: float = 1.0,
+        of_accuracy: float = 1.0,
+    ) -> None:
         self._paths = paths
         self._tested = tested
-        self._error = None if error is None else error / parts
+        self._error = None if error is None else error * of_cost
+        self._of_accuracy = of_accuracy / of_cost
         self._at = " in the mean" if error is None else f" at {1 - error:.6g}"
-        self._parts = parts
         self.costs = tested.costs
 
     def plan(self, budget: float) -> PlannedPolicy:
@@ -113,6 +124,11 @@ class GuaranteedFit(Fitted):
     def _error_on(self, path: Path) -> float | None:
         return None if self._error is None else self._error * path.share
 
+    def _count_within(self, path: Path, drop: float) -> int:
+        """How many policies of a path, from the most expensive, keep the accuracy."""
+        error = self._error_on(path)
+        return count_within(path, self._tested, drop, None if error is None else error * self._of_accuracy)
+
     def _is_clearly_better(self, one: tuple[Path, int], other: tuple[Path, int]) -> bool:
         if self._tested.answered is None:
             return False
@@ -143,7 +159,7 @@ class GuaranteedFit(Fitted):
         """
         found = []
         for path in self._paths:
-            count = count_within(path, self._tested, drop, self._error_on(path))
+            count = self._count_within(path, drop)
             found += [self._planned(path, row) for row in np.flatnonzero(path.usable[:count])[-1:].tolist()]
         found = [plan for plan in found if plan.calibration_cost < self.costs[-1]]
         if not found:
@@ -156,7 +172,7 @@ class GuaranteedFit(Fitted):
     def within_both(self, budget: float, drop: float) -> PlannedPolicy:
         """The most accurate policy that keeps the budget and is within `drop` of the last exit's accuracy.
 
-        This has two parts, half of the error for each. Raises `InfeasibleBudgetError` with the smallest budget for
+        Raises `InfeasibleBudgetError` with the smallest budget for
         which both can be promised, and `InvalidInputError` where the drop cannot be at all.
         """
         best: tuple[Path, int] | None = None
@@ -165,7 +181,7 @@ class GuaranteedFit(Fitted):
             if best is not None and not self._may_be_better(path, best):
                 continue
             row = self._first_within(path, budget)
-            counts.append((path, count_within(path, self._tested, drop, self._error_on(path))))
+            counts.append((path, self._count_within(path, drop)))
             if row is not None and row < counts[-1][1] and (best is None or self._is_clearly_better((path, row), best)):
                 best = path, row
         if best is not None:
@@ -186,7 +202,7 @@ class GuaranteedFit(Fitted):
         )
 
     def _none_within(self, drop: float) -> InvalidInputError:
-        least = 1 / drop if self._error is None else 4 * math.log(1 / self._error) / drop
+        least = 1 / drop if self._error is None else 4 * math.log(1 / (self._error * self._of_accuracy)) / drop
         needed = math.ceil(max(least, 2 * self._tested.samples))
         return InvalidInputError(
             f"max_accuracy_drop={drop:g} cannot be guaranteed{self._at} by the {self._tested.samples} samples "
@@ -213,7 +229,7 @@ class AbstainingGuarantee(GuaranteedFit):
         records: ExitRecords,
         asked: Abstention,
     ) -> None:
-        super().__init__(paths, tested, error, parts)
+        super().__init__(paths, tested, error, 1 / parts)
         self._records = records
         self._asked = asked
         if asked.max_error is not None:  # each budget takes as many tests as there are policies
@@ -360,16 +376,16 @@ class Guarantee:
         assert level is not None, "require_possible was called"
         error = None if isinstance(level, str) else 1 - level
         drop, asked = self.max_accuracy_drop, self.abstention
-        parts = 1 + len(asked.asked) + (drop is not None and budget is not None)
         if score is None:
             paths, tested, records = self._fitted(fit, records, costs, seed)
         else:
             paths, tested, records = self._not_fitted(score, records, costs, error, seed)
         if asked.asked:
-            return AbstainingGuarantee(paths[:1], tested, error, parts, records, asked), None
-        promised = GuaranteedFit(paths, tested, error, parts)
+            return AbstainingGuarantee(paths[:1], tested, error, 1 + len(asked.asked), records, asked), None
         if drop is None:
-            return promised, None
+            return GuaranteedFit(paths, tested, error), None
+        both = budget is not None
+        promised = GuaranteedFit(paths, tested, error, 1 - _OF_ACCURACY if both else 1.0, _OF_ACCURACY if both else 1.0)
         chosen = promised.cheapest_within(drop) if budget is None else promised.within_both(budget, drop)
         as_planned = replace(chosen, calibration_cost=chosen.planned_cost)
         limit = chosen.planned_cost if budget is None else budget

@@ -60,6 +60,44 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Cheaper:
+    """The smallest budget whose policy is as accurate as that of a larger one, within a standard error.
+
+    Accuracies and costs are as for `Fallback`.
+
+    Parameters
+    ----------
+    budget : float
+        The smaller budget.
+    cost, accuracy : float
+        Of its policy.
+    given_cost, given_accuracy : float
+        Of the policy for the budget that was asked for.
+    standard_error : float
+        Of the difference of the accuracies, on the same samples.
+    unit : str
+        Of the costs.
+    """
+
+    budget: float
+    cost: float
+    accuracy: float
+    given_cost: float
+    given_accuracy: float
+    standard_error: float
+    unit: str
+
+    def __str__(self) -> str:
+        gained = 100 * (self.accuracy - self.given_accuracy) + 0.0  # no -0.00
+        return (
+            f"a budget of {self.budget:.4g} {self.unit} has the same accuracy within its error: "
+            f"{100 * self.accuracy:.2f} % at {self.cost:.4g} {self.unit}, where this budget has "
+            f"{100 * self.given_accuracy:.2f} % at {self.given_cost:.4g} {self.unit} ({gained:+.2f} points, standard "
+            f"error {100 * self.standard_error:.2f}, out of fold)"
+        )
+
+
+@dataclass(frozen=True)
 class DeadExit:
     """An exit at which no sample should exit, and what would be lost if samples did.
 

@@ -7,7 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._files import read_arrays, write_arrays
+from eenet._files import write_arrays
 from eenet._values import equal, short
 from eenet.costs import Budget, ExitCosts, parse_budget
-from eenet.errors import FallbackWarning, FileFormatError, InvalidInputError, NotFittedError, ReliabilityWarning
+from eenet.errors import FallbackWarning, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler._abstention import Abstention
 from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Calibration, Geometric, Shared, fold_numbers
@@ -29,7 +29,6 @@ from eenet.scheduler._fitted import (
     PlannedPolicy,
     PolicyTable,
     ThresholdFit,
-    abstains_from,
 )
 from eenet.scheduler._policy import (
     Bools,
@@ -41,9 +40,8 @@ from eenet.scheduler._policy import (
     replay,
     require_whole,
     score_class,
-    score_from_arrays,
 )
-from eenet.scheduler._reports import DeadExit, Fallback, dead_exit_from, fallback_from, to_dict
+from eenet.scheduler._reports import Cheaper, DeadExit, Fallback, to_dict
 from eenet.scheduler._thresholds import ScoreTable
 
 if TYPE_CHECKING:
@@ -51,8 +49,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("eenet.scheduler")
 
-_SCHEMA = 3  # 2 where no policy abstains, which an eenet before it would not know of
-_TABLE = "table."
+SCHEMA = 3  # 2 where no policy abstains, which an eenet before it would not know of
+TABLE = "table."
 _UNSPENT = 0.01  # of the budget: what is worth a warning
 _MANY = 20  # samples of one class, of which there are more, which are not so by chance
 
@@ -61,7 +59,7 @@ SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
 
 
 @dataclass(frozen=True)
-class _State:
+class State:
     """The result of `fit`."""
 
     fitted: Fitted
@@ -70,6 +68,8 @@ class _State:
     promises: Mapping[str, float | str] = field(default_factory=dict)
     fallback: Fallback | None = None
     left_out: tuple[DeadExit, ...] = ()
+    as_it_is: bool = False
+    """Whether it was fitted with `fallback=False`."""
 
     @property
     def compared(self) -> tuple[Any, ...]:
@@ -112,7 +112,7 @@ class Scheduler:
         self.score = score
         self.assignment = assignment
         self.seed = seed
-        self._state: _State | None = None
+        self._state: State | None = None
         self._records: ExitRecords | None = None
         self._name: str | None = None
         self._refused: str | None = None
@@ -289,6 +289,7 @@ class Scheduler:
         abstention = Abstention(abstain, max_error)
         abstention.require_possible(records, guarantee, max_accuracy_drop)
         promises: dict[str, float | str] = {}
+        as_it_is = not fallback
         chosen: PlannedPolicy | None = None
         made: list[Fitted] = []
 
@@ -316,10 +317,9 @@ class Scheduler:
             limit = costs[-1]
         if chosen is None and limit is not None:
             chosen = fitted.plan(limit)
-        if limit is None or chosen is None:
-            self._state = _State(fitted, promises=promises, left_out=left_out)
-        else:
-            self._take(fitted, chosen, limit, promises, left_out)
+        self._state = State(fitted, promises=promises, left_out=left_out, as_it_is=as_it_is)
+        if limit is not None and chosen is not None:
+            self._take(chosen, limit)
         self._records = records
         return self
 
@@ -390,14 +390,9 @@ class Scheduler:
         made = self._score_class
         return made() if getattr(made.fit, "__func__", None) is getattr(Score.fit, "__func__", None) else None
 
-    def _take(
-        self,
-        fitted: Fitted,
-        chosen: PlannedPolicy,
-        limit: float,
-        promises: Mapping[str, float | str],
-        left_out: tuple[DeadExit, ...],
-    ) -> None:
+    def _take(self, chosen: PlannedPolicy, limit: float) -> None:
+        """Decide by a policy of the fit from now on."""
+        state = self._fitted_state()
         numbers = {
             "budget": limit,
             "planned_cost": chosen.planned_cost,
@@ -406,11 +401,11 @@ class Scheduler:
         if chosen.accuracy is not None:
             numbers["calibration_accuracy"] = chosen.accuracy
         taken = chosen.fallback
-        self._state = _State(fitted, chosen.policy, numbers, promises, taken, left_out)
+        self._state = replace(state, policy=chosen.policy, numbers=numbers, fallback=taken)
         # What is read from a file was said when it was fitted, and so was what could not be fitted.
         if taken is not None:
             _log.info("%s at %.6g %s: %s", self.name, limit, self.costs.unit, taken)
-        if taken is not None and taken.reason != "fit" and not isinstance(fitted, PolicyTable):
+        if taken is not None and taken.reason != "fit" and not isinstance(state.fitted, PolicyTable):
             warnings.warn(f"{self.name} at {limit:.6g} {self.costs.unit}: {taken}", FallbackWarning, stacklevel=3)
         spendable = min(limit, self.costs[-1])
         if chosen.note is not None and chosen.calibration_cost < spendable * (1 - _UNSPENT):
@@ -429,7 +424,7 @@ class Scheduler:
 
     # What is fitted
 
-    def _fitted_state(self) -> _State:
+    def _fitted_state(self) -> State:
         if self._state is None:
             raise NotFittedError(f"{self.name} is not fitted: call fit(records, costs, budget=...) first")
         return self._state
@@ -456,7 +451,8 @@ class Scheduler:
         state = self._fitted_state()
         limit = parse_budget(budget, self.costs)
         other = self._copy()
-        other._take(state.fitted, state.fitted.plan(limit), limit, state.promises, state.left_out)
+        other._state = state
+        other._take(state.fitted.plan(limit), limit)
         return other
 
     @property
@@ -556,6 +552,12 @@ class Scheduler:
         return None if self._state is None else self._state.fallback
 
     @property
+    def cheaper(self) -> Cheaper | None:
+        """A smaller budget that is as accurate, within its error; None where there is none, or after loading."""
+        state = self._fitted_state()
+        return None if state.policy is None or state.promises else state.fitted.cheaper(self.budget)
+
+    @property
     def left_out(self) -> tuple[DeadExit, ...]:
         """The exits at which no sample exits, since samples that would lose, and what they would lose."""
         return self._fitted_state().left_out
@@ -568,7 +570,7 @@ class Scheduler:
         The policy is kept exactly, and with it the parameters and a table of policies for other budgets.
         """
         state, table = self._fitted_state(), self.table
-        arrays: dict[str, NDArray[Any]] = {f"{_TABLE}{name}": a for name, a in table.to_arrays().items()}
+        arrays: dict[str, NDArray[Any]] = {f"{TABLE}{name}": a for name, a in table.to_arrays().items()}
         header = {
             "name": self.name,
             "class": type(self).__name__,
@@ -582,6 +584,8 @@ class Scheduler:
         if table.fallbacks or state.fallback is not None:
             header["fallbacks"] = [to_dict(taken) for taken in table.fallbacks]
             header["fallback"] = to_dict(state.fallback)
+        if state.as_it_is:
+            header["as_it_is"] = True
         if state.left_out:
             header["left_out"] = [to_dict(dead) for dead in state.left_out]
         if isinstance(self.score, Score) and table.score_name != self.score.name:  # no policy has it
@@ -594,8 +598,8 @@ class Scheduler:
             arrays |= {f"score.{name}": array for name, array in policy.score.to_arrays().items()}
             if policy.abstains_below is not None:
                 arrays["abstains_below"] = np.array([policy.abstains_below])
-        abstains = "abstains_below" in arrays or f"{_TABLE}abstains_below" in arrays
-        write_arrays(path, arrays, kind="scheduler", schema=_SCHEMA if abstains else _SCHEMA - 1, header=header)
+        abstains = "abstains_below" in arrays or f"{TABLE}abstains_below" in arrays
+        write_arrays(path, arrays, kind="scheduler", schema=SCHEMA if abstains else SCHEMA - 1, header=header)
 
 
 def _left_out(dead: tuple[DeadExit, ...]) -> str:
@@ -634,125 +638,6 @@ def _warn_of_one_class(records: ExitRecords) -> None:
             ReliabilityWarning,
             stacklevel=3,
         )
-
-
-def load_scheduler(path: str | Path) -> Scheduler:
-    """A fitted scheduler of its class and with its parameters, from what `Scheduler.save` wrote.
-
-    Parameters
-    ----------
-    path : str or Path
-        A file of this eenet or an earlier one.
-
-    Returns
-    -------
-    Scheduler
-        It can be fitted again, unless it is from a file without parameters.
-
-    Raises
-    ------
-    FileFormatError
-        For any other file.
-    """
-    arrays, header = read_arrays(path, kind="scheduler", schema=_SCHEMA)
-    try:
-        costs = ExitCosts.from_dict(header["costs"])
-        numbers, name, score = dict(header["numbers"]), str(header["name"]), header["score"]
-        if not isinstance(score, str):
-            raise TypeError(f"the score is a {type(score).__name__}")
-        classes = int(header["num_classes"])
-        own = str(header.get("policy_score", score))
-        policy = _policy_from(arrays, own, classes, path, len(costs)) if numbers else None
-        fallbacks = [fallback_from(taken) for taken in header.get("fallbacks", ())]
-        fallback = fallback_from(header.get("fallback"))
-        left_out = tuple(map(dead_exit_from, header.get("left_out", ())))
-        promises = dict(header.get("promises", {}))
-    except KeyError as error:
-        raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
-    except TypeError as error:
-        raise FileFormatError(f"{str(path)!r} has a damaged header ({error}); save the scheduler again") from error
-    parts = {n.removeprefix(_TABLE): a for n, a in arrays.items() if n.startswith(_TABLE)}
-    if parts:
-        table = PolicyTable.from_arrays(parts, score=score, num_classes=classes, costs=costs, fallbacks=fallbacks)
-    elif policy is not None:  # written before schedulers had tables: its one budget is all it knows
-        budgets, spent = np.array([numbers["budget"]]), np.array([numbers["calibration_cost"]])
-        table = PolicyTable(budgets, spent, np.array([np.nan]), (policy,), costs)
-    else:
-        raise FileFormatError(f"{str(path)!r} holds neither a policy nor a table of them; save the scheduler again")
-    if "parameters" in header:
-        given = {n.removeprefix("given."): a for n, a in arrays.items() if n.startswith("given.")}
-        if "given_score" in header:
-            main = score_from_arrays(str(header["given_score"]), given)
-        else:
-            main = next(p.score for p in table.policies if p.score.name == score)
-        scheduler = _with_parameters(header, main, path)
-    else:
-        scheduler = _of_name(name, score)
-    scheduler._state = _State(table, policy, numbers, promises, fallback, left_out)
-    return scheduler
-
-
-def _with_parameters(header: Mapping[str, Any], score: Score, path: str | Path) -> Scheduler:
-    """The scheduler that a file describes, not fitted."""
-    known = _classes()
-    name, parameters = header.get("class"), header["parameters"]
-    if not isinstance(parameters, dict):
-        raise FileFormatError(f"{str(path)!r} has damaged parameters; save the scheduler again")
-    if name not in known:
-        message = f"{header['name']} is of a class {name!r} that is not imported here; import it before loading"
-        return _refused(Scheduler(score), header["name"], f"{message}, then it can be fitted again")
-    given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in parameters.items()}
-    if "score" in given and given["score"] is None:
-        given["score"] = score
-    try:
-        return known[name](**given)
-    except (TypeError, InvalidInputError) as error:
-        raise FileFormatError(
-            f"{str(path)!r} has parameters that {name} does not take ({error}); upgrade eenet, or save it again"
-        ) from error
-
-
-def _of_name(name: str, score: str) -> Scheduler:
-    """A scheduler from a file without parameters, by its name there, such as "EENet" or "Static(1)"; not fitted."""
-    kind, _, argument = name.partition("(")
-    made = _classes().get(kind)
-    message = f"{name} was loaded from a file without its parameters and cannot be fitted again; make a new one"
-    given = argument.removesuffix(")")
-    if made is None or made is Scheduler:
-        return _refused(Scheduler(score), name, message)
-    if not given:
-        return _refused(made(), name, message)
-    value: Any = int(given) if given.isdecimal() else given
-    return _refused(made(value), name, message)
-
-
-def _refused(scheduler: Scheduler, name: str, message: str) -> Scheduler:
-    scheduler._name, scheduler._refused = name, message
-    return scheduler
-
-
-def _classes() -> dict[str, type[Scheduler]]:
-    """The class of schedulers and all its subclasses by name."""
-    classes: dict[str, type[Scheduler]] = {}
-    waiting: list[type[Scheduler]] = [Scheduler]
-    while waiting:
-        made = waiting.pop()
-        classes.setdefault(made.__name__, made)
-        waiting += made.__subclasses__()
-    return classes
-
-
-def _policy_from(
-    arrays: dict[str, NDArray[Any]], score: str, classes: int, path: str | Path, exits: int
-) -> ThresholdPolicy:
-    fitted = score_from_arrays(score, {n[6:]: a for n, a in arrays.items() if n.startswith("score.")})
-    enabled, below = arrays["enabled"].astype(np.bool_), abstains_from(arrays.get("abstains_below"))
-    policy = ThresholdPolicy(fitted, arrays["thresholds"], enabled, classes, below)
-    if not (policy.thresholds.shape == policy.enabled.shape == (exits - 1,)):
-        raise FileFormatError(
-            f"{str(path)!r} has {len(policy.thresholds)} thresholds for {exits} exits; save the scheduler again"
-        )
-    return policy
 
 
 def _listed(parameters: Mapping[str, Any]) -> dict[str, Any]:
