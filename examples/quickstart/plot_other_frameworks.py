@@ -60,7 +60,7 @@ def say(step: int, model: object, images: np.ndarray) -> np.ndarray:
 
 def records(part: slice) -> eenet.ExitRecords:
     said = [say(step, model, images[part]) for step, model in models]
-    return eenet.ExitRecords.from_probabilities(np.stack(said), labels[part])
+    return eenet.ExitRecords.cascade([eenet.ExitRecords.from_probabilities(p, labels[part]) for p in said])
 
 
 calibration_records, test_records = records(calibration), records(test)
@@ -70,8 +70,8 @@ print("accuracy of each exit:", calibration_records.accuracies.round(3))
 # %%
 # What each exit costs
 # --------------------
-# In a cascade the costs add up: who asks the third model has asked the first two. ``plain`` is the third model alone,
-# which is what you would run without a cascade.
+# In a cascade the costs add up: who asks the third model has asked the first two. ``ExitCosts.cascade`` adds them, and
+# takes the third model alone as the plain network, which is what you would run without a cascade.
 
 
 def cost(step: int, model: object, images: np.ndarray, times: int = 3) -> float:
@@ -84,8 +84,8 @@ def cost(step: int, model: object, images: np.ndarray, times: int = 3) -> float:
     return 1000 * min(found) / len(images)
 
 
-each = np.array([cost(step, model, images[calibration][:500]) for step, model in models])
-costs = eenet.ExitCosts(each.cumsum(), unit="cpu_ms", plain=each[-1])
+each = [cost(step, model, images[calibration][:500]) for step, model in models]
+costs = eenet.ExitCosts.cascade(each, unit="cpu_ms")
 print(costs)
 
 # %%
@@ -99,30 +99,18 @@ print(eenet.evaluation.evaluate(scheduler, test_records))
 # %%
 # Running it
 # ----------
-# Your program asks the models, so it runs the policy too. A ``DecisionState`` holds the samples of a batch: it is
-# told what an exit said, and says which samples go on.
+# ``CallCascade`` asks the models in turn, each about the images that are still open.
 
-from eenet.scheduler import DecisionState
-from eenet.tasks import Evidence
-
-state = DecisionState(scheduler.policy, len(test_records))
-answers = np.empty(len(test_records), dtype=int)
+cascade = eenet.CallCascade(
+    [lambda images, step=step, model=model: say(step, model, images) for step, model in models], scheduler
+)
 start = time.process_time()
-for exit_index, (step, model) in enumerate(models):
-    asked = state.running  # the images that no exit has answered yet
-    if len(asked) == 0:
-        break
-    said = say(step, model, images[test][asked])
-    answers[asked] = said.argmax(axis=1)
-    evidence = Evidence(np.float32(said), said.argmax(axis=1), state.earlier)
-    if exit_index < len(models) - 1:
-        state.observe(evidence)
-    else:
-        state.finish(lambda: evidence)
+answers, exits = cascade(images[test])
 cascade_ms = 1000 * (time.process_time() - start) / len(answers)
+answers = answers.argmax(axis=1)
 
 decisions = scheduler.replay(test_records)
-assert (state.exits == decisions.exits).all(), "running and replay take the same exits"
+assert (exits == decisions.exits).all(), "running and replay take the same exits"
 print(f"the cascade: accuracy {(answers == labels[test]).mean():.1%}, {cascade_ms:.3f} CPU ms an image")
 print(f"the third model alone: accuracy {test_records.accuracies[-1]:.1%}, {each[-1]:.3f} CPU ms an image")
 
@@ -145,12 +133,12 @@ plt.show()
 # %%
 # On the command line
 # -------------------
-# The same without Python of your own: ``eenet fit`` reads the probabilities as an ``.npz`` file.
+# The same without Python of your own: ``eenet fit`` reads the probabilities of each model as an ``.npz`` file.
 #
 # .. code-block:: sh
 #
-#     eenet fit predictions.npz --costs 0.01,0.03,0.4 --plain 0.38 --unit cpu_ms --budget 50% --out fit.safetensors
-#     eenet evaluate held_out.npz --scheduler fit.safetensors
+#     eenet fit logistic.npz forest.npz svm.npz --costs 0.01,0.02,0.37 --unit cpu_ms --budget 50% --out fit.safetensors
+#     eenet evaluate logistic-test.npz forest-test.npz svm-test.npz --scheduler fit.safetensors
 
 assert decisions.accuracy > test_records.accuracies[-1] - 0.02, "half of the cost loses less than two points"
 assert decisions.mean_cost < 0.6 * costs.plain

@@ -15,6 +15,7 @@ _HOMES = {
     "AdaptiveModel": "eenet.runtime",
     "AdaptiveOutput": "eenet.runtime",
     "BudgetController": "eenet.control",
+    "CallCascade": "eenet.runtime",
     "Decisions": "eenet.scheduler",
     "EENet": "eenet.scheduler",
     "EENetError": "eenet.errors",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from eenet.reporting import report as report
     from eenet.runtime import AdaptiveModel as AdaptiveModel
     from eenet.runtime import AdaptiveOutput as AdaptiveOutput
+    from eenet.runtime import CallCascade as CallCascade
     from eenet.scheduler import Decisions as Decisions
     from eenet.scheduler import EENet as EENet
     from eenet.scheduler import Entropy as Entropy

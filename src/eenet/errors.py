@@ -13,6 +13,7 @@ __all__ = [
     "FileFormatError",
     "InfeasibleBudgetError",
     "InvalidInputError",
+    "MemberError",
     "MissingExtraError",
     "NotFittedError",
     "OverloadedError",
@@ -59,6 +60,23 @@ class FileFormatError(InvalidInputError):
 
 class ExportError(EENetError, RuntimeError):
     """An exported bundle does not do what its model does; nothing was written."""
+
+
+class MemberError(EENetError, RuntimeError):
+    """A member of a `CallCascade` failed, or its answers cannot be used; what was answered until then is kept.
+
+    `member` is its number and `rows` are the numbers of the samples that it did not answer. `output` is an
+    `AdaptiveOutput` of the whole batch, with exit -1 and NaN where there is no answer yet, and `returned` what the
+    member returned, if it did.
+    """
+
+    output: Any = None
+    returned: Any = None
+
+    def __init__(self, message: str, *, member: int, rows: Any) -> None:
+        super().__init__(message)
+        self.member = member
+        self.rows = rows
 
 
 class NotFittedError(EENetError, RuntimeError):

@@ -29,7 +29,8 @@ from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
 from eenet.records import ExitRecords
 from eenet.runtime import TensorSpec
-from eenet.runtime._adaptive import require_scheduler, tensor_spec
+from eenet.runtime._adaptive import tensor_spec
+from eenet.runtime._loop import require_scheduler
 from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from eenet.runtime._backend import Live as Live
     from eenet.runtime._backend import StageBackend as StageBackend
     from eenet.runtime._backend import TensorSpec as TensorSpec
+    from eenet.runtime._calls import CallCascade as CallCascade
     from eenet.runtime._loop import AdaptiveOutput as AdaptiveOutput
     from eenet.runtime._loop import ExitView as ExitView
     from eenet.runtime._loop import run_arrays as run_arrays
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaptiveModel": "_adaptive",
     "AdaptiveOutput": "_loop",
+    "CallCascade": "_calls",
     "ExitView": "_loop",
     "Live": "_backend",
     "StageBackend": "_backend",
@@ -28,7 +30,7 @@ _HOMES = {
     "view_exits": "_loop",
 }
 
-__all__ = ["AdaptiveModel", "AdaptiveOutput", "StageBackend"]
+__all__ = ["AdaptiveModel", "AdaptiveOutput", "CallCascade", "StageBackend"]
 
 
 def __getattr__(name: str) -> Any:

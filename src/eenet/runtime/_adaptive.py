@@ -18,7 +18,7 @@ from eenet.models._multi_exit import require_exits
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
 from eenet.runtime._backend import Array, Boundaries, Ints, Live, TensorSpec
-from eenet.runtime._loop import AdaptiveOutput, Arrays, run
+from eenet.runtime._loop import AdaptiveOutput, Arrays, require_scheduler, run
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
 from eenet.stages import LiveTensor
 
@@ -235,17 +235,6 @@ def _index(rows: Ints, like: Tensor) -> Tensor:
 def _place(model: MultiExitModel) -> tuple[torch.device, torch.dtype]:
     parameter = next(model.parameters(), torch.empty(0))
     return parameter.device, parameter.dtype
-
-
-def require_scheduler(value: Any, *others: type) -> Any:
-    """A scheduler, or one of other classes, as it was given; raises `InvalidInputError` for anything else."""
-    if not isinstance(value, (Scheduler, *others)):
-        also = "".join(f" or a {other.__name__}" for other in others)
-        raise InvalidInputError(
-            f"scheduler is a {type(value).__name__}, expected a fitted scheduler{also}; make one with "
-            "eenet.EENet().fit(records, costs, budget)"
-        )
-    return value
 
 
 def _require_device(value: Any) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._values import array_value
+from eenet.errors import InvalidInputError
 from eenet.runtime._backend import Array, Ints, StageBackend
-from eenet.scheduler import DecisionState, ExitHistory, ThresholdPolicy
+from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
 from eenet.tasks import Evidence, Task
 
 T = TypeVar("T")
@@ -157,17 +158,19 @@ def run(
     *,
     arrays: Arrays = NUMPY,
     compacts: Callable[[int, int, int], bool] | None = None,
+    parts: list[tuple[Ints, Any]] | None = None,
 ) -> Any:
     """Take a batch through the stages; returns the logits in its order; `state` then has the exits.
 
     `live` are the live tensors before the first stage. Only heads that the policy observes run. The samples that go on
     are selected where `compacts(k, samples, remaining)` says that it pays before stage k, by default everywhere;
-    otherwise the next stage runs on all samples, and the results of those that have exited are not read.
+    otherwise the next stage runs on all samples, and the results of those that have exited are not read. `parts` is
+    given the samples that have exited and their logits, exit by exit, so that they are known where a stage fails.
     """
     observes = state.policy.observes
     samples = len(state.running)
     batch, rows = samples, None  # the samples that the stages run on, and which of them are still running
-    parts: list[tuple[Ints, Any]] = []
+    parts = [] if parts is None else parts
     for k in range(backend.num_exits):
         live, logits = backend.run(k, live, observe=observes(k))
         running = state.running
@@ -199,6 +202,17 @@ def run_arrays(
     state = DecisionState(policy, samples)
     logits = run(backend, state, task, live)
     return AdaptiveOutput(logits, state.exits.astype(np.int64), state.abstained)
+
+
+def require_scheduler(value: Any, *others: type) -> Any:
+    """A scheduler, or one of other classes, as it was given; raises `InvalidInputError` for anything else."""
+    if not isinstance(value, (Scheduler, *others)):
+        also = "".join(f" or a {other.__name__}" for other in others)
+        raise InvalidInputError(
+            f"scheduler is a {type(value).__name__}, expected a fitted scheduler{also}; make one with "
+            "eenet.EENet().fit(records, costs, budget)"
+        )
+    return value
 
 
 class ExitView(NamedTuple):

@@ -1,0 +1,332 @@
+"""CallCascade: models that are called, such as an API or scikit-learn's, asked one after another; needs no torch."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
+from threading import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet._cascades import require_several
+from eenet.control import BudgetController
+from eenet.errors import InvalidInputError, MemberError
+from eenet.runtime._backend import Ints
+from eenet.runtime._loop import NUMPY, AdaptiveOutput, Arrays, require_scheduler, run
+from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
+from eenet.tasks import Classification, Evidence, Task, softmax
+
+_OUTPUTS = ("probabilities", "logits")
+_SUM_TOLERANCE = 1e-3  # as for records
+
+
+class CallCascade:
+    """Asks models that are called, one after another, until the scheduler says that an answer is sure enough.
+
+    A member is any callable: a method such as `predict_proba` of scikit-learn or LightGBM, or a function that asks a
+    service. It is given the samples that are still open, and answers with an array (n, C). What decides is the loop
+    of all runtimes, so that the exits are those of the replay of the records. PyTorch is not needed.
+
+    Parameters
+    ----------
+    members : sequence of callables
+        In the order in which they are asked, the cheapest first. With `call_async` some may be coroutine functions.
+    scheduler : Scheduler or BudgetController
+        Fitted to records with one exit for each member: see `ExitRecords.cascade` and `ExitCosts.cascade`.
+    outputs : {"probabilities", "logits"}
+        What the members answer with.
+
+    Raises
+    ------
+    InvalidInputError
+        If the members are not callables, or the scheduler is of another number of exits.
+
+    Notes
+    -----
+    Retries, timeouts and requests in parallel are a member's own matter. One that
+    raises, or answers with other rows than it was asked about or with NaN, stops the batch with a `MemberError`, which
+    has what was answered until then. A member that is to be passed over instead answers 1/C for each class: then its
+    samples go on. A member at whose exit the scheduler lets no sample leave is not asked.
+
+    Examples
+    --------
+    >>> import eenet, numpy as np
+    >>> def small(x):  # sure of large numbers
+    ...     p = 1 / (1 + np.exp(-x[:, 0]))
+    ...     return np.stack([1 - p, p], axis=1)
+    >>> def big(x):
+    ...     return small(10 * x)
+    >>> x = np.random.default_rng(0).normal(size=(400, 1))
+    >>> y = (x[:, 0] > 0).astype(int)
+    >>> members = [eenet.ExitRecords.from_probabilities(f(x), y) for f in (small, big)]
+    >>> costs = eenet.ExitCosts.cascade([1.0, 9.0], "cents")
+    >>> scheduler = eenet.SearchedThresholds().fit(eenet.ExitRecords.cascade(members), costs, "60%", fallback=False)
+    >>> cascade = eenet.CallCascade([small, big], scheduler)
+    >>> out = cascade(x)
+    >>> out.logits.shape, set(out.exits.tolist()) <= {0, 1}
+    ((400, 2), True)
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Callable[[Any], Any]],
+        scheduler: Scheduler | BudgetController,
+        *,
+        outputs: str = "probabilities",
+    ) -> None:
+        for number, member in enumerate(require_several(members)):
+            if not callable(member):
+                hint = "; give its method, such as model.predict_proba" if hasattr(member, "predict_proba") else ""
+                raise InvalidInputError(f"member {number} is a {type(member).__name__}, expected a callable{hint}")
+        if outputs not in _OUTPUTS:
+            raise InvalidInputError(f"outputs is {outputs!r}, expected one of {list(_OUTPUTS)}")
+        self.members = tuple(members)
+        self.outputs = outputs
+        self.scheduler: Scheduler | BudgetController = require_scheduler(scheduler, BudgetController)
+        self._current_policy()
+
+    def __repr__(self) -> str:
+        names = ", ".join(_name(member) for member in self.members)
+        return f"CallCascade([{names}], {self.scheduler!r}, outputs={self.outputs!r})"
+
+    def __call__(self, samples: Any) -> AdaptiveOutput[NDArray[Any]]:
+        """Answers and exits of samples, in their order.
+
+        Parameters
+        ----------
+        samples
+            An array or a table whose rows are the samples, a list of texts or of anything else, or a mapping of such
+            arrays. Members are given the same, of some of the samples.
+
+        Returns
+        -------
+        AdaptiveOutput
+            Its `logits` (N, C) are the class probabilities, or the logits, of the member that answered each sample.
+
+        Raises
+        ------
+        MemberError
+            If a member fails; it has what was answered.
+        InvalidInputError
+            If samples cannot be counted, or a member is a coroutine function, which `call_async` awaits.
+        """
+        return self._answer(samples)
+
+    async def call_async(self, samples: Any) -> AdaptiveOutput[NDArray[Any]]:
+        """As calling it, with members that may be coroutine functions, which run in the caller's event loop.
+
+        Other members run in a thread, so that the event loop goes on.
+        """
+        loop = asyncio.get_running_loop()
+        waiting: list[Future[Any]] = []
+        stopped = Event()
+
+        def wait(answer: Awaitable[Any]) -> Any:
+            waiting.append(asyncio.run_coroutine_threadsafe(_awaited(answer), loop))
+            return waiting[-1].result()
+
+        try:
+            return await asyncio.to_thread(self._answer, samples, wait, stopped)
+        except asyncio.CancelledError:
+            stopped.set()
+            for future in waiting:
+                future.cancel()
+            raise
+
+    def _current_policy(self) -> ThresholdPolicy:
+        policy = self.scheduler.policy
+        policy.require(len(self.members), policy.num_classes, "the cascade has")
+        return policy
+
+    def _answer(
+        self, samples: Any, wait: Callable[[Awaitable[Any]], Any] | None = None, stopped: Event | None = None
+    ) -> AdaptiveOutput[NDArray[Any]]:
+        policy = self._current_policy()
+        count = _count(samples)
+        if count == 0:
+            empty = np.empty((0, policy.num_classes), dtype=np.float32)
+            return AdaptiveOutput(empty, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_))
+        of_probabilities = self.outputs == "probabilities"
+        state = DecisionState(policy, count)
+        calls = _Calls(self.members, samples, policy.num_classes, of_probabilities, wait, stopped)
+        task: Task = _Probabilities() if of_probabilities else Classification()
+        arrays = _PROBABILITIES if of_probabilities else NUMPY
+        parts: list[tuple[Ints, Any]] = []
+        try:
+            answers = run(calls, state, task, np.arange(count), arrays=arrays, parts=parts)
+        except MemberError as error:
+            done = np.full((count, policy.num_classes), np.nan, dtype=np.float32)
+            for rows, logits in parts:
+                done[rows] = logits
+            error.output = AdaptiveOutput(done, state.exits.astype(np.int64), state.abstained)
+            raise
+        if isinstance(self.scheduler, BudgetController):
+            self.scheduler.observe(state.exits, policy)
+        return AdaptiveOutput(answers, state.exits.astype(np.int64), state.abstained)
+
+
+class _Calls:
+    """The members as the stages of a network: what is live are the numbers of the samples that are open."""
+
+    def __init__(
+        self,
+        members: Sequence[Callable[[Any], Any]],
+        samples: Any,
+        num_classes: int,
+        of_probabilities: bool,
+        wait: Callable[[Awaitable[Any]], Any] | None,
+        stopped: Event | None,
+    ) -> None:
+        self.num_exits = len(members)
+        self._members = members
+        self._samples = samples
+        self._classes = num_classes
+        self._of_probabilities = of_probabilities
+        self._wait = wait
+        self._stopped = stopped
+
+    def run(self, k: int, live: Ints, *, observe: bool) -> tuple[Ints, NDArray[np.float32] | None]:
+        """Ask member k about the samples `live`; if nothing depends on its answer it is not asked."""
+        if not observe:
+            return live, None
+        part = self._samples if len(live) == _count(self._samples) else _rows(self._samples, live)
+        if self._stopped is not None and self._stopped.is_set():
+            raise asyncio.CancelledError
+        try:
+            returned = self._members[k](part)
+            has_to_wait = inspect.isawaitable(returned)
+            if has_to_wait and self._wait is not None:
+                returned = self._wait(returned)
+        except Exception as error:
+            asked = f"on {len(live)} samples, {_listed(live)}"
+            raise self._error(k, live, None, f"raises {type(error).__name__} {asked}: {error}") from error
+        if has_to_wait and self._wait is None:
+            _refuse_awaitable(returned)
+        return live, self._checked(k, live, returned)
+
+    def take(self, k: int, live: Ints, rows: Ints) -> Ints:  # noqa: ARG002 - of the protocol
+        """The numbers of some of the open samples."""
+        return live[rows]
+
+    def _error(self, k: int, rows: Ints, returned: Any, what: str) -> MemberError:
+        error = MemberError(
+            f"member {k} of the cascade, {_name(self._members[k])}, {what}; the error's output has what the members "
+            "before answered, and its rows are open",
+            member=k,
+            rows=rows,
+        )
+        error.returned = returned
+        return error
+
+    def _checked(self, k: int, live: Ints, returned: Any) -> NDArray[np.float32]:
+        """A member's answers as float32, probabilities with a sum of 1 as those of records."""
+        try:
+            answers = np.asarray(returned)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise self._error(k, live, returned, f"returns what is no array: {error}") from error
+        expected = (len(live), self._classes)
+        if answers.shape != expected or answers.dtype.kind not in "fiu":
+            raise self._error(
+                k,
+                live,
+                returned,
+                f"returns {answers.dtype} of shape {answers.shape} for samples {_listed(live)}, expected numbers "
+                f"of shape {expected}: {self._kind} of {self._classes} classes for each sample",
+            )
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            exact = answers.astype(np.float64)
+            shown = answers.astype(np.float32)
+            if self._of_probabilities:
+                sums = exact.sum(axis=1)
+                shown = (exact / sums[:, None]).astype(np.float32)
+                bad = ~((np.abs(sums - 1) <= _SUM_TOLERANCE) & (exact >= 0).all(axis=1))
+            else:
+                bad = ~np.isfinite(softmax(shown)).all(axis=1)
+        if bad.any():
+            first = int(bad.argmax())
+            hint = "" if not np.isfinite(exact).all() or not self._of_probabilities else "; are they logits?"
+            raise self._error(
+                k,
+                live[bad],
+                returned,
+                f"returns no {self._kind} for {int(bad.sum())} of {len(live)} samples, {_listed(live[bad])}: "
+                f"{exact[first].tolist()[:5]} for the first{hint}",
+            )
+        return shown
+
+    @property
+    def _kind(self) -> str:
+        return _OUTPUTS[0] if self._of_probabilities else _OUTPUTS[1]
+
+
+class _Probabilities(Classification):
+    """Classification where exits give class probabilities in place of logits."""
+
+    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
+        return Evidence(shown.astype(np.float32, copy=False), shown.argmax(axis=1), earlier)
+
+
+class _ProbabilityArrays(Arrays):
+    def from_host(self, array: NDArray[np.float32], like: Any) -> Any:  # noqa: ARG002 - of the protocol
+        """The combined answers of an ensemble, which are logits, as probabilities."""
+        return softmax(array)
+
+
+_PROBABILITIES = _ProbabilityArrays()
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
+
+
+def _refuse_awaitable(answer: Any) -> None:
+    if inspect.iscoroutine(answer):
+        answer.close()  # it will not run, which Python otherwise warns of
+    raise InvalidInputError(
+        "a member of the cascade is a coroutine function, which has to be awaited: await cascade.call_async(samples)"
+    )
+
+
+def _name(member: Any) -> str:
+    owner = getattr(member, "__self__", None)
+    name = getattr(member, "__name__", type(member).__name__)
+    return name if owner is None or inspect.ismodule(owner) else f"{type(owner).__name__}.{name}"
+
+
+def _listed(rows: Ints) -> str:
+    shown = ", ".join(map(str, rows[:5].tolist()))
+    return f"[{shown}, ...]" if len(rows) > 5 else f"[{shown}]"
+
+
+def _count(samples: Any) -> int:
+    """How many samples there are; raises `InvalidInputError` for what has no rows."""
+    if isinstance(samples, Mapping) and not hasattr(samples, "iloc"):
+        sizes = {name: _count(values) for name, values in samples.items()}
+        if len(set(sizes.values())) != 1:
+            raise InvalidInputError(f"the samples are a mapping with {sizes} rows; expected as many of each name")
+        return next(iter(sizes.values()))
+    shape = getattr(samples, "shape", None)
+    if shape is not None and len(shape) > 0:
+        return int(shape[0])
+    if isinstance(samples, (list, tuple)):
+        return len(samples)
+    hint = "; give a list of texts, [text]" if isinstance(samples, (str, bytes)) else ""
+    raise InvalidInputError(
+        f"samples are a {type(samples).__name__}, expected an array or a table with a row for each, a list, or a "
+        f"mapping of arrays{hint}"
+    )
+
+
+def _rows(samples: Any, rows: Ints) -> Any:
+    """Some of the samples, of the same kind."""
+    if hasattr(samples, "iloc"):
+        return samples.iloc[rows]
+    if isinstance(samples, Mapping):
+        return {name: _rows(values, rows) for name, values in samples.items()}
+    if isinstance(samples, (list, tuple)):
+        return [samples[row] for row in rows.tolist()]
+    return samples[rows]

@@ -1,0 +1,253 @@
+"""CallCascade: what it answers is the replay of its members' predictions, and what fails is named and loses nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import eenet
+from eenet import CallCascade, ExitCosts, ExitRecords
+from eenet.errors import InvalidInputError, MemberError
+from eenet.scheduler import SCHEDULERS, replay
+from eenet.tasks import softmax
+from eenet.testing import toy_logits
+
+N = 300
+LOGITS, LABELS = toy_logits(samples=N, exits=3, duplicates=0.2)
+COSTS = ExitCosts.cascade([1.0, 2.0, 4.0])
+
+
+def table(k: int, outputs: str, asked: list[int] | None = None) -> Callable[[Any], Any]:
+    """A member that looks up what it says of samples, which are their numbers."""
+
+    def member(samples: Any) -> Any:
+        rows = np.asarray(samples, dtype=int).reshape(-1)
+        if asked is not None:
+            asked.append(len(rows))
+        return LOGITS[k, rows] if outputs == "logits" else softmax(LOGITS[k, rows].astype(np.float32))
+
+    return member
+
+
+def records(outputs: str) -> ExitRecords:
+    if outputs == "logits":
+        return ExitRecords.from_logits(LOGITS, LABELS)
+    return ExitRecords.from_probabilities(np.stack([table(k, outputs)(np.arange(N)) for k in range(3)]), LABELS)
+
+
+def fitted(outputs: str = "probabilities", method: str = "max_prob", budget: str = "60%", **options: Any) -> Any:
+    return SCHEDULERS[method]().fit(records(outputs), COSTS, budget, fallback=False, **options)
+
+
+@pytest.mark.parametrize("outputs", ["probabilities", "logits"])
+@pytest.mark.parametrize("method", ["max_prob", "patience", "eenet", "stopping", "ztw"])
+def test_it_answers_as_the_replay_says(outputs: str, method: str) -> None:
+    scheduler = fitted(outputs, method)
+    out = CallCascade([table(k, outputs) for k in range(3)], scheduler, outputs=outputs)(np.arange(N)[:, None])
+    replayed = scheduler.replay(records(outputs))
+    np.testing.assert_array_equal(out.exits, replayed.exits)
+    np.testing.assert_array_equal(out.predictions, replayed.predictions)
+    if method != "ztw":
+        whole = records(outputs).probabilities if outputs == "probabilities" else LOGITS
+        np.testing.assert_array_equal(out.logits, whole[out.exits, np.arange(N)].astype(np.float32))
+    elif outputs == "probabilities":
+        np.testing.assert_allclose(out.logits.sum(axis=1), 1, atol=1e-5)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(0, N - 1), max_size=40), st.sampled_from(["60%", "90%"]))
+def test_a_sample_s_answer_does_not_depend_on_the_others(numbers: list[int], budget: str) -> None:
+    scheduler = fitted(budget=budget)
+    cascade = CallCascade([table(k, "probabilities") for k in range(3)], scheduler)
+    exits = scheduler.replay(records("probabilities")).exits
+    out = cascade(numbers)
+    assert out.exits.tolist() == exits[numbers].tolist()
+    assert out.logits.shape == (len(numbers), 5)
+
+
+def test_samples_of_every_kind() -> None:
+    cascade = CallCascade([table(k, "probabilities") for k in range(3)], fitted())
+    expected = cascade(np.arange(N)).exits.tolist()
+    texts = [str(n) for n in range(N)]
+    assert cascade(texts).exits.tolist() == cascade(tuple(texts)).exits.tolist() == expected
+    named = [lambda x, k=k: table(k, "probabilities")(x["number"]) for k in range(3)]
+    given = {"number": np.arange(N), "other": np.zeros((N, 2))}
+    assert CallCascade(named, fitted())(given).exits.tolist() == expected
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"number": np.arange(N)}, index=np.arange(N)[::-1])
+    assert CallCascade(named, fitted())(frame).exits.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ("a text", r"samples are a str, .*give a list of texts"),
+        (3, r"samples are a int, expected an array"),
+        ({"a": [1, 2], "b": [1]}, r"a mapping with \{'a': 2, 'b': 1\} rows"),
+    ],
+)
+def test_samples_that_cannot_be_counted_are_refused(samples: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        CallCascade([table(k, "probabilities") for k in range(3)], fitted())(samples)
+
+
+def test_a_member_at_whose_exit_no_sample_leaves_is_not_asked() -> None:
+    asked: list[list[int]] = [[], [], []]
+    scheduler = eenet.Static(1).fit(records("probabilities"), COSTS)
+    cascade = CallCascade([table(k, "probabilities", asked[k]) for k in range(3)], scheduler)
+    assert (cascade(np.arange(N)).exits == 1).all()
+    assert asked == [[], [N], []]
+
+
+def test_samples_that_no_member_is_sure_of_are_handed_back() -> None:
+    scheduler = fitted(abstain=0.1)
+    out = CallCascade([table(k, "probabilities") for k in range(3)], scheduler)(np.arange(N))
+    np.testing.assert_array_equal(out.abstained, scheduler.replay(records("probabilities")).abstained)
+    assert (out.predictions[out.abstained] == -1).all()
+
+
+def test_a_controller_is_given_the_exits() -> None:
+    scheduler = eenet.MaxProbability().fit(records("probabilities"), COSTS)
+    controller = eenet.BudgetController(scheduler, "60%")
+    before = controller.policy
+    out = CallCascade([table(k, "probabilities") for k in range(3)], controller)(np.arange(N))
+    np.testing.assert_array_equal(out.exits, replay(before, records("probabilities"), COSTS).exits)
+
+
+class TestAsync:
+    def test_coroutine_functions_and_others_answer_as_the_replay_says(self) -> None:
+        loops = []
+
+        async def service(samples: Any) -> Any:
+            loops.append(asyncio.get_running_loop())
+            await asyncio.sleep(0)
+            return table(1, "probabilities")(samples)
+
+        members = [table(0, "probabilities"), service, table(2, "probabilities")]
+
+        async def main() -> Any:
+            cascade = CallCascade(members, fitted())
+            answers = await asyncio.gather(*[cascade.call_async(np.arange(N)) for _ in range(2)])
+            assert loops == [asyncio.get_running_loop()] * 2, "they run in the caller's loop"
+            return answers
+
+        for out in asyncio.run(main()):
+            np.testing.assert_array_equal(out.exits, fitted().replay(records("probabilities")).exits)
+
+    def test_a_plain_call_says_how_to_await(self) -> None:
+        async def service(samples: Any) -> Any:
+            return samples
+
+        with pytest.raises(InvalidInputError, match=r"has to be awaited: await cascade\.call_async\(samples\)"):
+            CallCascade([service, *[table(k, "probabilities") for k in (1, 2)]], fitted())(np.arange(N))
+
+    def test_a_batch_that_is_cancelled_asks_no_further_member(self) -> None:
+        asked: list[int] = []
+        ended = threading.Event()
+
+        async def main() -> None:
+            begun = asyncio.Event()
+
+            async def service(samples: Any) -> Any:
+                begun.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+
+            cascade = CallCascade([service, *[table(k, "probabilities", asked) for k in (1, 2)]], fitted())
+            batch = asyncio.create_task(cascade.call_async(np.arange(N)))
+            await begun.wait()
+            batch.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await batch
+
+        asyncio.run(main())
+        assert ended.is_set()
+        assert asked == []
+
+
+def failing(what: str) -> Callable[[Any], Any]:
+    def member(samples: Any) -> Any:
+        answers = table(1, "probabilities")(samples)
+        if what == "raises":
+            raise TimeoutError("no answer within 3 s")
+        if what == "rows":
+            return answers[1:]
+        if what == "classes":
+            return answers[:, 1:]
+        if what == "texts":
+            return [str(row) for row in answers]
+        if what == "logits":
+            return answers * 7
+        answers[3] = np.nan
+        return answers
+
+    return member
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("what", "message", "unanswered"),
+        [
+            ("raises", r"member 1 of the cascade, member, raises TimeoutError on \d+ samples, \[.*\]: no answer", None),
+            ("rows", r"member 1 .* returns float32 of shape \(\d+, 5\) for samples .*expected numbers of shape", None),
+            ("classes", r"returns float32 of shape \(\d+, 4\) .*probabilities of 5 classes for each sample", None),
+            ("texts", r"returns <U\d+ of shape", None),
+            ("logits", r"returns no probabilities for \d+ of \d+ samples, .*; are they logits\?", None),
+            ("nan", r"returns no probabilities for 1 of \d+ samples, \[\d+\]: \[nan", 3),
+        ],
+    )
+    def test_the_member_and_the_rows_are_named_and_nothing_is_lost(
+        self, what: str, message: str, unanswered: int | None
+    ) -> None:
+        members = [table(0, "probabilities"), failing(what), table(2, "probabilities")]
+        scheduler = fitted()
+        expected = scheduler.replay(records("probabilities"))
+        with pytest.raises(MemberError, match=message) as caught:
+            CallCascade(members, scheduler)(np.arange(N))
+        error = caught.value
+        assert error.member == 1
+        open_rows = np.flatnonzero(expected.exits > 0)
+        np.testing.assert_array_equal(error.rows, open_rows if unanswered is None else open_rows[[unanswered]])
+        out = error.output
+        np.testing.assert_array_equal(out.exits, np.where(expected.exits == 0, 0, -1))
+        np.testing.assert_array_equal(np.isnan(out.logits).any(axis=1), out.exits < 0)
+        assert (error.returned is None) == (what == "raises")
+        again = CallCascade([table(k, "probabilities") for k in range(3)], scheduler)(np.arange(N)[out.exits < 0])
+        np.testing.assert_array_equal(again.exits, expected.exits[open_rows])
+        restored = pickle.loads(pickle.dumps(MemberError("what", member=1, rows=[3])))  # noqa: S301
+        assert (str(restored), restored.member, restored.rows) == ("what", 1, [3])
+
+    def test_logits_that_are_nan_are_refused_and_minus_infinity_is_not(self) -> None:
+        scheduler = fitted("logits")
+        members = [table(k, "logits") for k in range(3)]
+        members[0] = lambda samples: np.where(np.arange(5) == 0, -np.inf, table(0, "logits")(samples))
+        assert CallCascade(members, scheduler, outputs="logits")(np.arange(N)).exits.min() >= 0
+        members[2] = lambda samples: table(2, "logits")(samples) * np.nan
+        with pytest.raises(MemberError, match=r"member 2 .*returns no logits") as caught:
+            CallCascade(members, scheduler, outputs="logits")(np.arange(N))
+        assert caught.value.member == 2
+
+    def test_what_is_no_cascade_is_refused(self) -> None:
+        member = table(0, "probabilities")
+        with pytest.raises(InvalidInputError, match=r"members are a list of 1"):
+            CallCascade([member], fitted())
+        with pytest.raises(InvalidInputError, match=r"fitted for 3 exits .* the cascade has 2"):
+            CallCascade([member, member], fitted())
+        with pytest.raises(InvalidInputError, match=r"outputs is 'labels', expected one of"):
+            CallCascade([member] * 3, fitted(), outputs="labels")
+        other: Any = "no scheduler"
+        with pytest.raises(InvalidInputError, match=r"scheduler is a str, expected a fitted scheduler"):
+            CallCascade([member] * 3, other)
+        model: Any = type("Model", (), {"predict_proba": None})()
+        with pytest.raises(InvalidInputError, match=r"member 0 is a Model, expected a callable; give its method"):
+            CallCascade([model, member, member], fitted())
