@@ -69,6 +69,8 @@ class ExitRecords:
     utility: NDArray[np.float32] | None
     pooled: dict[str, NDArray[np.float64]]
     pixel_counts: NDArray[np.int64] | None
+    network: str | None = None
+    """A digest of the network's weights, where `eenet.collect` made them: records of another are then refused."""
 
     def __init__(
         self,
@@ -291,7 +293,10 @@ class ExitRecords:
         return f"ExitRecords({self.num_exits} exits, {len(self)} {labeled} samples, {self.num_classes} classes)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ExitRecords) and equal(vars(self), vars(other))
+        if not isinstance(other, ExitRecords):
+            return False
+        mine, theirs = ({n: v for n, v in vars(r).items() if n != "network"} for r in (self, other))
+        return equal(mine, theirs)
 
     def __hash__(self) -> int:
         return hash_of((self.probabilities, self.predictions, self.labels, self.utility))
@@ -382,12 +387,13 @@ class ExitRecords:
         if self.pixel_counts is not None:
             arrays["pixel_counts"] = self.pixel_counts
         arrays |= {f"{_POOLED}{name}": values for name, values in self.pooled.items()}
-        write_arrays(path, arrays, kind="records", schema=_SCHEMA, header={})
+        header = {} if self.network is None else {"network": self.network}
+        write_arrays(path, arrays, kind="records", schema=_SCHEMA, header=header)
 
     @classmethod
     def load(cls, path: str | Path) -> ExitRecords:
         """Read what `save` wrote."""
-        arrays, _ = read_arrays(path, kind="records", schema=_SCHEMA)
+        arrays, header = read_arrays(path, kind="records", schema=_SCHEMA)
         pooled = {f"{_POOLED}{name}": name for name in POOLED}
         known = {"probabilities", "predictions", "labels", "utility", "pixel_counts"}
         shapes = {name: array.shape for name, array in arrays.items()}
@@ -396,12 +402,14 @@ class ExitRecords:
                 f"{str(path)!r} holds arrays of shapes {shapes}, which are no records; save them again"
             )
         try:
-            return cls(
+            records = cls(
                 **{name: array for name, array in arrays.items() if name in known},
                 pooled={pooled[name]: array for name, array in arrays.items() if name in pooled},
             )
         except InvalidInputError as error:
             raise FileFormatError(f"{str(path)!r} holds no valid records: {error}; save them again") from error
+        records.network = str(header["network"]) if "network" in header else None
+        return records
 
 
 def _require_distributions(

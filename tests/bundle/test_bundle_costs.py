@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -267,6 +268,27 @@ def test_records_of_another_network_are_not_exported(made: tuple[Case, Path, lis
     with pytest.raises(InvalidInputError, match="they are of another network"):
         made[0].export(tmp_path / "bundle", records=toy_records(classes=7))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_records_of_the_same_network_with_other_weights_are_refused(
+    made: tuple[Case, Path, list[str]], folder: Path, tmp_path: Path
+) -> None:
+    case, other = made[0], copy.deepcopy(made[0])
+    own = case.records(case.inputs)
+    with torch.no_grad():
+        next(other.model.parameters()).mul_(1.5)
+    other.records(case.inputs).save(tmp_path / "records.safetensors")
+    foreign = eenet.ExitRecords.load(tmp_path / "records.safetensors")
+    assert own.network not in (None, foreign.network)
+    for wrong in (foreign, foreign.subset(range(20))):
+        with pytest.raises(InvalidInputError, match=f"of a network with other weights .digest {foreign.network}"):
+            eenet.bundle.measure(folder, records=wrong, **QUICK)
+        with pytest.raises(InvalidInputError, match="collect records of this one, and fit to them"):
+            case.export(tmp_path / "bundle", records=wrong)
+    same = eenet.ExitRecords(own.probabilities, own.predictions)
+    assert (same.network, same) == (None, own)  # of which nothing is known, and which is taken
+    for right in (own, same):
+        eenet.bundle.measure(folder, records=right, **QUICK)
 
 
 def test_labels_stay_at_home_where_that_is_asked(made: tuple[Case, Path, list[str]], tmp_path: Path) -> None:

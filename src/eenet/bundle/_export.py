@@ -24,6 +24,7 @@ from eenet.bundle._verify import verify
 from eenet.costs import Budget
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
+from eenet.models._collect import digest_of
 from eenet.models._multi_exit import require_exits
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
@@ -149,8 +150,9 @@ def export(
     scheduler = scheduler if budget is None else _started(scheduler, budget, measure)
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
     records = scheduler.calibration_records if records is None else records
+    network = digest_of(model)
     if records is not None:
-        require_fitting(records, scheduler)
+        require_fitting(records, scheduler, network)
     report = progress or (lambda _: None)
     _require_cpu_float(model)
     model.staged.check_current()
@@ -189,6 +191,7 @@ def export(
             "scheduler": SCHEDULER,
             "preprocessing": preprocessing.describe(),
             "made_with": _made_with(backend, opset),
+            "network": network,
             "records": None if records is None else RECORDS,
             "plain": PLAIN if small else None,
             "example": described([tensor.numpy() for tensor in live]),

@@ -30,8 +30,9 @@ _KINDS = {
     "backend": str, "task": dict, "logits": dict, "exits": list, "scheduler": str, "costs": dict, "budgets": list,
     "preprocessing": dict, "made_with": dict, "eenet": str,
 }  # fmt: skip
-_OPTIONAL = {"profile": dict, "records": str, "plain": str, "example": list}
-"""What bundles have since 0.3: the measured costs, calibration records, the plain network, what inputs look like."""
+_OPTIONAL = {"profile": dict, "records": str, "plain": str, "example": list, "network": str}
+"""What bundles have since 0.3: the measured costs, calibration records, the plain network, what inputs look like, a digest
+of the weights."""
 
 _AGAIN = "get the bundle again, or export it again"
 

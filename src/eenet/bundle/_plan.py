@@ -98,7 +98,7 @@ def measure(
         bundle = load(folder, threads=threads, allow=allow)
     require_readable(bundle.scheduler, budget, [*batch_sizes, *([] if batch_size is None else [batch_size])])
     if records is not None:
-        require_fitting(records, bundle.scheduler)
+        require_fitting(records, bundle.scheduler, bundle.manifest.data.get("network"))
     manifest = bundle.manifest
     plain = manifest.data.get("plain")
     scheduler, profile = plan_here(
@@ -239,14 +239,22 @@ def compact(records: ExitRecords, *, labels: bool) -> ExitRecords:
     return kept.subset(np.sort(np.random.default_rng(0).permutation(len(kept))[:most]))
 
 
-def require_fitting(records: ExitRecords, scheduler: Scheduler) -> None:
-    """Raise `InvalidInputError` unless the records are of as many exits and classes as the scheduler."""
+def require_fitting(records: ExitRecords, scheduler: Scheduler, network: str | None) -> None:
+    """Raise `InvalidInputError` unless the records are of the scheduler's exits and classes, and of this network.
+
+    Records that do not say of which network they are pass, and so do all where the network's digest is not known.
+    """
     policy = scheduler.table.policies[0]
     found, expected = (records.num_exits, records.num_classes), (policy.num_exits, policy.num_classes)
     if found != expected:
         raise InvalidInputError(
             f"the calibration records have {found[0]} exits and {found[1]} classes, the bundle's network has "
             f"{expected[0]} and {expected[1]}: they are of another network; collect records of this one"
+        )
+    if None not in (records.network, network) and records.network != network:
+        raise InvalidInputError(
+            f"the calibration records are of a network with other weights (digest {records.network}, this one has "
+            f"{network}): thresholds that fit one do not fit the other; collect records of this one, and fit to them"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -75,9 +76,22 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
             if y is not None:
                 labels.append(_labels_of(y, len(outputs[0])))
     if images is not None:
-        return images.records()
-    _require_batches(len(logits), len(labels))
-    return ExitRecords.from_logits(np.concatenate(logits, axis=1), np.concatenate(labels) if labels else None)
+        records = images.records()
+    else:
+        _require_batches(len(logits), len(labels))
+        records = ExitRecords.from_logits(np.concatenate(logits, axis=1), np.concatenate(labels) if labels else None)
+    records.network = digest_of(model)
+    return records
+
+
+def digest_of(model: MultiExitModel) -> str:
+    """The same for models with the same weights, whatever device they are on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(tensor, Tensor):
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _labels_of(y: Any, samples: int) -> NDArray[Any]:
