@@ -31,7 +31,7 @@ _KINDS = {
     "preprocessing": dict, "made_with": dict, "eenet": str,
 }  # fmt: skip
 _OPTIONAL = {"profile": dict, "records": str, "plain": str, "example": list, "network": str}
-"""What bundles have since 0.3: the measured costs, calibration records, the plain network, what inputs look like, a digest
+"""What bundles have since 0.3: measured costs, calibration records, the plain network, what inputs look like, a digest
 of the weights."""
 
 _AGAIN = "get the bundle again, or export it again"
