@@ -138,7 +138,8 @@ def test_a_person_sees_exits_cost_and_budget_over_time_and_the_last_samples(page
         assert "spent 1.80" in page.locator("#spent-legend").inner_text()
         assert "budget 2.00" in page.locator("#spent-legend").inner_text()
         assert "now exit 0 40 %, exit 1 40 %, exit 2 20 %" in page.locator("#over").get_attribute("aria-label")
-        rows = [row.split("\t") for row in page.locator("#recent tbody tr").all_inner_texts()]
+        texts = page.locator("#recent tbody tr").all_inner_texts()
+        rows = [["", *row.replace("\u00a0", " ").split("\t")][-4:] for row in texts]  # no time on a narrow screen
         assert len(rows) == 10
         assert {row[2] for row in rows} == {"0", "1", "2 (last)"}
         for row in rows:
@@ -148,7 +149,8 @@ def test_a_person_sees_exits_cost_and_budget_over_time_and_the_last_samples(page
         page.click("#more")
         page.locator("#recent tbody tr").nth(11).wait_for()
         assert page.locator("#recent tbody tr").count() == 12  # the first four of each request
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        for part in ("document.documentElement", "document.querySelector('#last .scroll')"):
+            assert page.evaluate(f"{part}.scrollWidth <= {part}.clientWidth")  # nothing is cut off
 
 
 def test_drift_is_said_in_words(page: Any) -> None:
