@@ -39,7 +39,7 @@ def test_lines_are_the_numbers_of_the_chart(charts: dict[str, Chart]) -> None:
     for chart in of_kind(charts, "lines"):
         lines = figures.draw(chart).get_lines()
         for series in chart["series"]:
-            drawn = [line for line in lines if len(line.get_xdata()) == len(series["x"])]
+            drawn = [line for line in lines if len(np.asarray(line.get_xdata())) == len(series["x"])]
             assert any(
                 np.array_equal(np.asarray(line.get_xdata(), float), known(series["x"]), equal_nan=True)
                 and np.array_equal(np.asarray(line.get_ydata(), float), known(series["y"]), equal_nan=True)
@@ -73,14 +73,14 @@ def test_bars_are_as_long_as_the_numbers(charts: dict[str, Chart]) -> None:
 
 def test_histograms_and_heat_maps_hold_the_numbers(charts: dict[str, Chart]) -> None:
     for chart in of_kind(charts, "steps"):
-        steps = figures.draw(chart).patches
+        steps: Any = figures.draw(chart).patches
         for number, series in enumerate(chart["series"]):
             values, edges, _ = steps[2 * number].get_data()
             assert list(values) == series["values"]
             assert list(edges) == series["edges"]
     for chart in of_kind(charts, "heat"):
         (image,) = figures.draw(chart).get_images()
-        shown = np.ma.filled(image.get_array().astype(float), np.nan)
+        shown: Any = np.ma.filled(np.ma.asarray(image.get_array(), dtype=float), np.nan)
         assert np.array_equal(shown, [known(row) for row in chart["values"]], equal_nan=True)
 
 

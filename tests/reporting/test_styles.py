@@ -26,7 +26,8 @@ def styles() -> dict[str, Any]:
     records, costs = toy_records(120), toy_costs()
     everything = {name: made().fit(records, costs, fallback=False) for name, made in SCHEDULERS.items()}
     made = eenet.report(toy_records(60, seed=1), costs=costs, schedulers=everything, budgets=2, draws=0)
-    return made.data["runs"][0]["styles"]
+    found: dict[str, Any] = made.data["runs"][0]["styles"]
+    return found
 
 
 def linear(color: str) -> Any:

@@ -13,6 +13,7 @@ from report_results import COSTS, write_results
 
 import eenet
 from eenet.records import ExitRecords
+from eenet.tasks import POOLED
 from eenet.testing import toy_costs, toy_records
 
 Charts = dict[str, dict[str, Any]]
@@ -63,7 +64,7 @@ def test_area_below_the_risk_is_the_mean_risk_of_all_shares(records: ExitRecords
     for k, evidence in enumerate(records.all_evidence()):
         score = np.where(evidence.finite, evidence.log_odds, -np.inf)
         loss = 1 - records.require_utility()[k].astype(float)
-        total, risks = 0.0, []
+        total, risks = 0.0, list[float]()
         for value in sorted(set(score.tolist()), reverse=True):
             tied = loss[score == value]
             for _ in tied:  # of samples that cannot be told apart any may come first
@@ -171,3 +172,20 @@ def test_without_labels_the_sections_say_what_is_missing() -> None:
     assert "reliability" not in dict(made.charts)
     for name in ("trust", "compare", "paper"):
         assert any("label" in note for note in sections[name]["notes"]), name
+
+
+def test_segmentation_has_the_figures_that_need_no_single_answer() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(3), (3, 40))
+    utility = np.sort(rng.random((3, 40)), axis=0)
+    pooled = {name: rng.random((3, 40)) for name in POOLED}
+    records = ExitRecords(
+        probabilities, probabilities.astype(np.float32).argmax(axis=2), utility=utility, pooled=pooled
+    )
+    scheduler = eenet.MaxProbability().fit(records, toy_costs(), fallback=False)
+    made = eenet.report(records, costs=toy_costs(), schedulers=[scheduler], budgets=3, draws=0)
+    charts = dict(made.charts)
+    assert {"reliability", "risk-coverage", "changes", "adherence", "paper-accuracy-budget"} <= set(charts)
+    assert not {"agreement", "confusion-0"} & set(charts)
+    known = [one for one in charts["risk-coverage"]["series"] if one["name"] == "exit 2"]
+    assert known[0]["y"][-1] == pytest.approx(1 - records.require_utility()[2].mean(), abs=1e-5)

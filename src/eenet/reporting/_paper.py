@@ -27,7 +27,7 @@ def accuracy_budget(replays: Replays) -> Chart:
     looks, made = styles(list(replays.of)), []
     for title, name in named(replays).items():
         known = [(budget, one.decisions) for budget, one in zip(replays.budgets, replays.of[title], strict=True) if one]
-        y = [float(np.mean(decisions.utility)) for _, decisions in known]
+        y = [0.0 if one.utility is None else float(np.mean(one.utility)) for _, one in known]
         made.append(series(name, looks[title], [budget for budget, _ in known], y, points=False))
     return chart(
         "paper-accuracy-budget",

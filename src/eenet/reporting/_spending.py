@@ -68,10 +68,12 @@ def batch_sizes(profile: Profile, costs: ExitCosts) -> Chart:
     for k, style in enumerate(exit_styles(times.shape[1])):
         made.append(series(f"exit {k}", style, sizes, times[:, k], y_error=times[:, k] * spreads[:, k] / 2))
     made.append(series(what, PLAIN, sizes, plain))
+    at = "" if costs.batch_size is None else f", which is of batch {costs.batch_size}"
     return chart(
         "batch-sizes",
         "Milliseconds per sample, by batch size",
-        "Larger batches share what a call takes whatever its size. Bars hold the middle half of the rounds.",
+        "Larger batches share what a call takes whatever its size. Bars hold the middle half of the rounds."
+        + (f" The dotted line is the mean cost at the chosen budget{at}." if costs.unit == "ms" else ""),
         axis("batch size", log=True, ticks=sizes),
         axis("wall time (ms per sample)"),
         marker="cost-y" if costs.unit == "ms" else None,
@@ -213,7 +215,7 @@ def speed_and_accuracy(benchmark: Mapping[str, Any], size: int, name: str = "ben
     looks, made = styles(names), []
     for system in names:
         of = sorted((row for row in rows if row["system"] == system), key=lambda row: float(row["speed"]))
-        errors = {"x_error": [row["speed_error"] or 0.0 for row in of]}
+        errors: dict[str, Any] = {"x_error": [row["speed_error"] or 0.0 for row in of]}
         if benchmark["labeled"]:
             errors["y_error"] = [row["accuracy_error"] or 0.0 for row in of]
         text = [row["budget"] or "" for row in of]
@@ -262,25 +264,28 @@ def as_benchmark(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pays(profile: Profile) -> list[str]:
-    """In words: from which share of early exits on early exit pays, at each batch size."""
-    said = []
+    """In words: at which batch sizes early exit pays, and from which share of early exits on."""
+    never, some, always = [], [], []
     plain, what = plain_ms(profile)
     for size, of, reference in zip(profile["batch_sizes"], profile["costs"]["ms"], plain.tolist(), strict=True):
         first, last = of[0], of[-1]
         if first >= reference:
-            said.append(
-                f"At batch {size} early exit cannot pay: exit 0 takes {first:.3g} ms per sample, {what} "
-                f"{reference:.3g} ms."
-            )
+            never.append(f"at batch {size} exit 0 takes {first:.3g} ms per sample, {what} {reference:.3g} ms")
         elif last > reference:
             share = (last - reference) / (last - first)
-            said.append(
-                f"At batch {size} early exit pays once more than {share:.0%} of the samples leave at exit 0, if the "
-                f"others go all the way. With fewer, the heads cost more than leaving saves; if no sample leaves, "
-                f"{last / reference - 1:.1%} more than {what}."
-            )
+            some.append(f"{share:.0%} at batch {size} (else up to {last / reference - 1:.1%} is lost)")
         else:
-            said.append(f"At batch {size} no exit costs more than {what}: every sample that leaves early saves time.")
+            always.append(f"{size}")
+    said = []
+    if never:
+        said.append(f"Early exit cannot pay where exit 0 costs more than {what}: {'; '.join(never)}.")
+    if some:
+        said.append(
+            f"Early exit pays, against {what}, once more of the samples leave at exit 0 than this, if the others go "
+            f"all the way: {', '.join(some)}."
+        )
+    if always:
+        said.append(f"At batch {', '.join(always)} no exit costs more than {what}: every early exit saves time.")
     return said
 
 

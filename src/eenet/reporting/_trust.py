@@ -297,7 +297,9 @@ def trust(replays: Replays) -> tuple[list[Chart], list[str]]:
         charts += [reliability(replays, known), risk_coverage(replays, known)]
         if records.num_exits > 1:
             charts += [failure_prediction(replays, known), changes(replays, known)]
-    if records.num_exits > 1:
+    if records.pooled:
+        notes.append("An answer here is many predictions, as in segmentation: how exits agree on them is not recorded.")
+    elif records.num_exits > 1:
         charts += [agreement(replays), confusion(records, run.classes)]
     if replays.of:
         charts.append(adherence(replays))

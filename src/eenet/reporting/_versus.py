@@ -191,6 +191,8 @@ def different(replays: Replays, one: str, reference: str, budget_index: int) -> 
 
     def answer(found: Replay, n: int) -> str:
         said = int(found.decisions.predictions[n])
+        if replays.records.pooled:
+            return "" if found.decisions.utility is None else f"{found.decisions.utility[n]:.1%} right"
         return "handed back" if said < 0 else classes[said]
 
     budget = replays.costs.in_words(float(replays.budgets[budget_index]))
@@ -250,8 +252,9 @@ def runs(several: Sequence[Replays]) -> list[Chart]:
         found = [(replay.decisions.mean_cost, paired(replay.decisions, theirs)) for replay in _first(other)]
         known = [(spent, pair[0], _error(pair[1])) for spent, pair in found if pair is not None]
         if known:
-            x, y, error = (np.array(column) for column in zip(*known, strict=True))
-            made.append(series(name, looks[name], x, y, points=False, low=y - 2 * error, high=y + 2 * error))
+            cost_of, gain, spread = (np.array(column) for column in zip(*known, strict=True))
+            low, high = gain - 2 * spread, gain + 2 * spread
+            made.append(series(name, looks[name], cost_of, gain, points=False, low=low, high=high))
     if made:
         charts.append(
             chart(

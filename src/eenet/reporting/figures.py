@@ -120,12 +120,12 @@ def save(chart: Chart, path: str | Path) -> None:
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in _FORMATS:
         raise InvalidInputError(f"{str(path)!r} is no figure that can be written; end it with .png, .svg or .pdf")
-    ax = draw(chart)
+    figure: Any = draw(chart).figure
     import matplotlib as mpl
 
     stamp = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
     with mpl.rc_context(_PAPER), atomic_path(path) as temporary:
-        ax.figure.savefig(temporary, format=suffix, dpi=200, metadata=stamp)
+        figure.savefig(temporary, format=suffix, dpi=200, metadata=stamp)
 
 
 def _framed(chart: Chart, scheduler: str | None, budget: int | None) -> Chart:
@@ -208,13 +208,15 @@ def _lines(chart: Chart, ax: Axes) -> None:
             "label": _plain(one["name"]),
         }
         if "x_error" in one or "y_error" in one:
-            errors = {f"{which}err": _floats(one[f"{which}_error"]) for which in "xy" if f"{which}_error" in one}
+            errors: dict[str, Any] = {
+                f"{which}err": _floats(one[f"{which}_error"]) for which in "xy" if f"{which}_error" in one
+            }
             ax.errorbar(x, y, elinewidth=0.8, capsize=1.5, **errors, **look)
         else:
             ax.plot(x, y, **look)
         for n, text in enumerate(one.get("text", ())):
             if text:
-                place = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": "small"}
+                place: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": "small"}
                 ax.annotate(_plain(text), (x[n], y[n]), color=style["color"], **place)
 
 
@@ -267,7 +269,12 @@ def _heat(chart: Chart, ax: Axes) -> None:
 
 
 def _rule(rule: Mapping[str, Any], ax: Axes) -> None:
-    look = {"color": "#6b6b6b", "linewidth": 0.8, "linestyle": (0, (4, 2)), "label": _plain(rule["name"]) or None}
+    look: dict[str, Any] = {
+        "color": "#6b6b6b",
+        "linewidth": 0.8,
+        "linestyle": (0, (4, 2)),
+        "label": _plain(rule["name"]) or None,
+    }
     if rule["axis"] == "diagonal":
         ax.axline((0, 0), slope=1, **look)
     elif rule["axis"] == "x":
