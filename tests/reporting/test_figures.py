@@ -114,7 +114,7 @@ def test_frame_that_is_not_there_is_refused(charts: dict[str, Chart], options: A
     with pytest.raises(InvalidInputError, match=message):
         figures.draw(charts["changes"], **options)
     with pytest.raises(InvalidInputError, match="the same for all budgets"):
-        figures.draw(charts["agreement"], **options)
+        figures.draw(charts["confusion-0"], **options)
 
 
 def test_what_is_no_chart_is_refused(tmp_path: Path, charts: dict[str, Chart]) -> None:
