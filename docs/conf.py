@@ -13,6 +13,7 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT / "src"), str(ROOT / "tests" / "support")]
 
 import site_pages  # noqa: E402 - found on the path above
+from mended_torchvision import sitecustomize as sitecustomize  # noqa: E402 - for a torchvision of another build
 
 import eenet  # noqa: E402
 

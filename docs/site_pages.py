@@ -10,13 +10,16 @@ from typing import Any
 
 from api_page import PACKAGES, public_names
 from docutils import nodes
+from docutils.utils.math import MathError
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 
 import eenet
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
+LOGGER = logging.getLogger(__name__)
 
 
 def public_paths() -> dict[str, object]:
@@ -157,7 +160,10 @@ def resolve_private(app: Sphinx, env: Any, node: nodes.Element, contnode: nodes.
 
 def visit_math(self: Any, node: nodes.Element) -> None:
     """An equation as MathML, which browsers draw themselves."""
-    self.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    try:
+        self.body.append(tex2mathml(node.astext(), as_block=isinstance(node, nodes.math_block)))
+    except MathError as error:
+        LOGGER.warning("the equation %r cannot be written as MathML: %s", node.astext(), error, location=node)
     raise nodes.SkipNode
 
 
