@@ -94,9 +94,7 @@ scheduler = eenet.SearchedThresholds().fit(records, costs, budget="75%")
 held_out = eenet.collect(model, [test[:2]])
 decisions = scheduler.replay(held_out)
 print("mean IoU of an image, at each exit:", held_out.accuracies.round(3))
-print(
-    f"with the scheduler: {decisions.accuracy:.3f} at {decisions.mean_cost / costs.plain:.0%} of the plain network's cost"
-)
+print(f"with the scheduler: {decisions.accuracy:.3f} for {decisions.mean_cost / costs.plain:.0%} of the plain cost")
 early = decisions.exits == 0
 easy = test[2].numpy() == 1
 print(

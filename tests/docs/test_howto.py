@@ -1,4 +1,4 @@
-"""The snippets of the short how-to pages run."""
+"""The snippets of the short how-to and explanation pages run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pages import DOCS
 
 GUIDES = {"deployment", "index", "networks", "scale", "serving", "training"}  # these have tests of their own
 PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.stem not in GUIDES)
+PAGES += [DOCS / "explanation" / "optimal-stopping.md", DOCS / "explanation" / "replay.md"]
 
 
 @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning", "ignore::eenet.errors.FallbackWarning")
@@ -20,7 +21,7 @@ PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.stem not i
 def test_the_snippets_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text(encoding="utf-8")
     code = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    assert code, "a how-to page has a snippet"
+    assert code, "the page has a snippet"
     if "eenet.bundle.onnx" in text:
         for library in ("onnx", "onnxscript", "onnxruntime"):
             import_or_skip(library)
@@ -28,4 +29,4 @@ def test_the_snippets_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
     names: dict[str, Any] = {"__name__": page.name}
     with torch.random.fork_rng(devices=[]):
         for block in code:
-            exec(compile(block, f"docs/howto/{page.name}", "exec"), names)
+            exec(compile(block, str(page), "exec"), names)
