@@ -12,10 +12,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from eenet._compat import buffers_of
 from eenet.errors import InvalidInputError
@@ -36,7 +37,7 @@ _REFUSALS = (RuntimeError, TypeError, ValueError, AssertionError, LookupError, A
 def default_heads(
     staged: StagedModel, features: Sequence[Tensor], num_classes: int, *, dense: tuple[int, int] | None = None
 ) -> list[nn.Module]:
-    """Heads that fit the features at the early exits of a cut network, which are those of its example.
+    """Heads that fit the features at the early exits of a cut network, as large as those of its example.
 
     `dense` is the height and width of the network's output, where that has a class for every pixel. Raises
     InvalidInputError for a feature that no default head fits.
@@ -96,7 +97,7 @@ class _Sight:
 
 
 class _Observation:
-    """What a network does with its example: the features at the early exits, and what they follow and depend on."""
+    """What a network does with its example: what the features at the early exits follow and depend on."""
 
     def __init__(self, staged: StagedModel, features: Sequence[Tensor]) -> None:
         args, kwargs = staged.example
@@ -123,10 +124,22 @@ class _Observation:
                 return 3 if 1 in follow else 1
             return 3 if _is_channels_last(shape, self._image) else 1
         if len(shape) == 3:
-            if len(follow) != 1:
+            if len(follow) != 1 and not self._normalized(k):
                 follow = self._local(k)
             return 1 if follow == {2} else 2
         return len(shape) - 1
+
+    def _normalized(self, k: int) -> bool:
+        """Whether a layer norm over the last dimension reads feature k next, which says that the channels are there."""
+        stage, following = self._staged.inference_stages[k : k + 2]
+        if stage.feature_index not in stage.passed or not isinstance(following.module, fx.GraphModule):
+            return False
+        inputs = [node for node in following.module.graph.nodes if node.op == "placeholder"]
+        readers = inputs[stage.passed.index(stage.feature_index)].users
+        return any(
+            node.target is torch.ops.aten.layer_norm.default and len(node.args[1]) == 1 and node.args[0] in inputs
+            for node in readers
+        )
 
     def pool(self, k: int) -> str:
         """How the tokens (N, T, D) of feature k are pooled, so that the whole input counts."""
@@ -159,6 +172,10 @@ class _Observation:
     @property
     def _early(self) -> Any:
         return self._staged.inference_stages[:-1]
+
+    @cached_property
+    def _of_example(self) -> list[Tensor]:
+        return self._run(self._inputs)
 
     def _run(self, live: tuple[Tensor, ...]) -> list[Tensor]:
         with inferring(self._staged):
@@ -271,7 +288,7 @@ class _Observation:
             for t in self._inputs
         )
         try:
-            return self._run(inputs)[k] != self.features[k]
+            return self._run(inputs)[k] != self._of_example[k]
         except _REFUSALS:
             return None
 

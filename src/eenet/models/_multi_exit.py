@@ -18,7 +18,7 @@ from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, 
 from eenet.models._networks import Source, build_network, known, make_heads
 from eenet.models._placement import Placement, by_time, paying, place_exits
 from eenet.networks._weights import load_weights
-from eenet.stages import Example, SplitPoint, StagedModel, cut
+from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
 from eenet.tasks import Classification, Segmentation, Task, describe_task, task_from
 
 
@@ -277,16 +277,11 @@ def attach(
         )
     places = _places(backbone, exits, example, dynamic)
     staged = _staged(backbone, exits if places is None else [place.name for place in places], example, dynamic)
-    args, kwargs = staged.example
-    inference = staged.inference_stages
     with inferring(staged):
-        features: list[Tensor] = []
-        for step in staged.walk(staged.flatten_inputs(*args, **kwargs), inference):
-            outputs = step.outputs
-            if step.stage.feature_index is not None:
-                features.append(step.feature.clone())
+        features, outputs = staged.take_run()
         logits = logits_in(staged.unflatten_output(outputs), num_classes)
-    answers = next((live for live, t in zip(inference[-1].outputs, outputs, strict=True) if t is logits), None)
+    last = staged.inference_stages[-1].outputs
+    answers = next((live for live, t in zip(last, outputs, strict=True) if t is logits), None)
     if answers is not None and answers.batch_dim != 0:
         raise InvalidInputError(
             f"the network gives logits of shape ({', '.join(map(str, answers.shape))}), expected (batch, "
@@ -406,7 +401,7 @@ def _staged(
         raise InvalidInputError(
             f"exits is {exits!r}, expected a list of module names such as ['layer1', 'layer2'], or 'auto:3'"
         )
-    return cut(backbone, list(exits), example, dynamic=dynamic)
+    return cut_for_heads(backbone, list(exits), example, dynamic=dynamic)
 
 
 def _try_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> None:

@@ -13,5 +13,6 @@ from eenet.stages._stage import Step as Step
 from eenet.stages._stage import walk as walk
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut
+from eenet.stages._staged import cut_for_heads as cut_for_heads
 
 __all__ = ["Example", "LiveTensor", "SplitPoint", "Stage", "StagedModel", "cut", "split_points"]

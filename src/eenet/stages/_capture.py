@@ -24,7 +24,7 @@ from eenet._compat import (
     rename_node,
 )
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._example import MODEL_ERRORS, InputForm
+from eenet.stages._example import BATCH, MODEL_ERRORS, InputForm
 
 # Recurrent layers rebuild their list of weights while traced; torch.export puts it back as it was, and warns.
 _EXPORT_NOISE = (r"The tensor attributes? .*_flat_weights.* assigned during export",)
@@ -279,7 +279,7 @@ def _check_markers(graph_module: fx.GraphModule, names: tuple[str, ...]) -> None
 
 
 def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
-    tensors = form.tensors()
+    tensors = tuple(t.index_select(0, torch.arange(BATCH, device=t.device) % len(t)) for t in form.tensors())
     shapes = {"tensors": tuple(_dynamic_dims(tensor, form) for tensor in tensors)}
     try:
         # Outside any no_grad of the caller: the graph must hold the model's own switches of gradient mode, no others.
@@ -293,7 +293,7 @@ def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
             name = [name for name, is_tensor in zip(form.names, form.is_tensor, strict=True) if is_tensor][position]
             raise CutError(
                 f"torch.export cannot trace the model: in the forward pass something fixes {what} of input {name!r} to "
-                f"the {size} of the example, such as a table kept from an earlier call or a size written as a number; "
+                f"{size}, such as a table kept from an earlier call or a size written as a number; "
                 "change that step, or write the stages by hand with StagedModel.from_stages"
             ) from error
         where = _innermost_module(model, error)

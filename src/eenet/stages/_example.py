@@ -20,6 +20,9 @@ MODEL_ERRORS = (
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
 
+BATCH = 3
+"""The samples that a network is traced and checked with, so that what one call keeps for a batch size is the same."""
+
 # Rows of the example that are kept: two make a batch that torch.export does not specialize on, a third gives the
 # self-check other values to permute; more would only hold memory for as long as the model lives.
 _KEPT_ROWS = 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from eenet._compat import clear_fake_caches, is_fake, pytree
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._check import undisturbed
-from eenet.stages._example import MODEL_ERRORS, InputForm
+from eenet.stages._example import BATCH, MODEL_ERRORS, InputForm
 from eenet.stages._gradients import Watch
+from eenet.stages._samples import Whole, run_whole, sample_inputs, undisturbed
 
 
 def refuse_wrapped(network: nn.Module) -> None:
@@ -35,50 +35,67 @@ def refuse_wrapped(network: nn.Module) -> None:
             )
 
 
-def first_run(network: nn.Module, form: InputForm) -> Watch:
-    """Run the network on the example in its present mode; raises CutError where it fails or returns no tensors.
+def first_run(network: nn.Module, at: Sequence[str], form: InputForm) -> tuple[Watch, Whole | None]:
+    """Run the network on the samples of the checks in its present mode: what was seen, and what it gave.
 
+    Raises CutError where it fails on the example too, or returns no tensors; None where it fails on the samples alone.
     Leaves buffers and generators as they were.
     """
-    watch = Watch(network)
-    args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
-    with undisturbed(network), torch.enable_grad(), watch.watching():
-        try:
-            output = network(*args, **kwargs)
-        except MODEL_ERRORS as error:
-            size = form.tensors()[0].shape[0]
-            raise CutError(
-                f"the model itself fails on the example, at batch size {size}: {type(error).__name__}: {error}"
-            ) from error
-    _check_output(output, form)
-    return watch
+    try:
+        watch = Watch(network)
+        # No backward pass will follow, so what it would need is not kept.
+        nothing = torch.empty(0)
+        nothing_saved = torch.autograd.graph.saved_tensors_hooks(lambda _: nothing, lambda _: nothing)
+        with undisturbed(network), torch.enable_grad(), nothing_saved, watch.watching():
+            ran = run_whole(network, at, form, sample_inputs(form, BATCH))
+    except MODEL_ERRORS:
+        watch = Watch(network)
+        args, kwargs = form.with_tensors([tensor.clone() for tensor in form.tensors()])
+        with undisturbed(network), torch.enable_grad(), watch.watching():
+            try:
+                output = network(*args, **kwargs)
+            except MODEL_ERRORS as error:
+                size = form.tensors()[0].shape[0]
+                raise CutError(
+                    f"the model itself fails on the example, at batch size {size}: {type(error).__name__}: {error}"
+                ) from error
+        _check_output(output, form)
+        return watch, None
+    _check_output(ran.output, form)
+    return watch, ran.detached()
 
 
-def restore_caches(network: nn.Module, form: InputForm) -> None:
-    """Make sure that the network gives true tensors after tracing; raises CutError where it cannot be repaired.
+def run_after_trace(network: nn.Module, at: Sequence[str], form: InputForm) -> Whole | None:
+    """What the network gives for the first sample of the checks, None where it fails; run after it was traced.
 
-    A cache outside the network, such as `functools.lru_cache`, may have kept a tensor made while tracing.
+    A cache outside the network, such as `functools.lru_cache`, may have kept a tensor made while tracing. Raises
+    CutError where that cannot be repaired.
     """
-    if not _gives_fake(network, form):
-        return
+    ran, gives_fake = _run_one(network, at, form)
+    if not gives_fake:
+        return ran
     cleared = clear_fake_caches()
-    if _gives_fake(network, form):
+    ran, gives_fake = _run_one(network, at, form)
+    if gives_fake:
         also = f" ({', '.join(cleared)} was cleared)" if cleared else ""
         raise CutError(
             "the network keeps tensors that were made while it was traced, in a cache outside its modules, and gives "
             f"FakeTensors from now on{also}; clear that cache, and fill it on tensors before exits are attached"
         )
+    return ran
 
 
-def _gives_fake(network: nn.Module, form: InputForm) -> bool:
-    # One sample is enough: what is kept for a batch size was not kept while tracing, where that has no value.
-    args, kwargs = form.with_tensors([tensor[:1].clone() for tensor in form.tensors()])
+def _run_one(network: nn.Module, at: Sequence[str], form: InputForm) -> tuple[Whole | None, bool]:
+    """What the network gives for one sample, and whether that is made of FakeTensors.
+
+    One is enough: what is kept for a batch size was not kept while tracing, where that has no value.
+    """
     try:
         with undisturbed(network):
-            output = network(*args, **kwargs)
+            ran = run_whole(network, at, form, [tensor[:1] for tensor in sample_inputs(form, BATCH)])
     except MODEL_ERRORS as error:
-        return "FakeTensor" in f"{type(error).__name__}: {error}"
-    return any(is_fake(leaf) for leaf in pytree.tree_leaves(output))
+        return None, "FakeTensor" in f"{type(error).__name__}: {error}"
+    return ran, any(is_fake(leaf) for leaf in pytree.tree_leaves(ran.output))
 
 
 def _check_output(output: Any, form: InputForm) -> None:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from eenet._compat import pytree, version_of
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._check import sample_inputs, undisturbed
 from eenet.stages._example import InputForm
+from eenet.stages._samples import sample_inputs, undisturbed
 from eenet.stages._split import Fixed, Split
 from eenet.stages._stage import LiveTensor, Stage
 

@@ -22,10 +22,12 @@ from eenet.stages._check import (
 )
 from eenet.stages._example import Example, InputForm, form_of
 from eenet.stages._gradients import GradientError, gradient_error
-from eenet.stages._network import Contents, first_run, refuse_wrapped, restore_caches
+from eenet.stages._network import Contents, first_run, refuse_wrapped, run_after_trace
+from eenet.stages._samples import Whole
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
 from eenet.stages._stage import Stage, Step, compact, walk
+from eenet.stages._walks import Run
 
 
 def cut(
@@ -44,13 +46,24 @@ def cut(
     with other samples beside them. The model is left as it was. Raises CutError, which names the module and
     where one is at fault the tensor, and InvalidInputError for an example that cannot be used.
     """
+    staged = cut_for_heads(model, at, example, dynamic=dynamic, check=check)
+    staged.take_run()
+    return staged
+
+
+def cut_for_heads(
+    model: nn.Module, at: Sequence[str], example: Example, *, dynamic: Mapping[int, str] | None, check: bool = True
+) -> StagedModel:
+    """As `cut`; what the check computed is kept until `take_run` is called."""
     refuse_wrapped(model)
     modules_to_cut(model, at)
     # The example is kept for later traces, so it must not become an inference tensor, which tracing cannot use.
     with torch.inference_mode(mode=False):
         form = form_of(model, example, dynamic)
     staged = StagedModel(model, tuple(at), form, check=check)
+    staged._keeps_run = True
     _ = staged.inference_stages
+    staged._keeps_run = False
     return staged
 
 
@@ -77,6 +90,8 @@ class StagedModel(nn.Module):
         self._device = device_of(backbone)
         self._dtype = dtype_of(backbone)
         self._contents = Contents.of(backbone)
+        self._keeps_run = False
+        self._checked: list[Run] | None = None
         self.register_load_state_dict_post_hook(_rebind_after_load)  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -189,6 +204,21 @@ class StagedModel(nn.Module):
                 return tensor.shape[dim]
         raise InvalidInputError(f"no input of stage {stage_index} has a batch dimension")
 
+    def take_run(self) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """The features at the exits and what the last stage gives, for as many samples as the example has.
+
+        Of the check, where that was just made, which is then forgotten; otherwise the example is run.
+        """
+        rows = self._form.tensors()[0].shape[0]
+        runs, self._checked = self._checked, None
+        if runs is None:
+            steps = walk(self.inference_stages, self._form.tensors())
+            # Copies: a later stage may change a tensor in place.
+            runs = [Run(step.stage, tuple([tensor.clone() for tensor in step.outputs])) for step in steps]
+        features = [Step(run.stage, run.outputs).feature[:rows] for run in runs[:-1]]
+        last = zip(runs[-1].stage.outputs, runs[-1].outputs, strict=True)
+        return features, tuple([t if live.batch_dim is None else t.narrow(live.batch_dim, 0, rows) for live, t in last])
+
     def check_current(self) -> None:
         """Make sure that the stages still are those of the network, which may have been changed since it was cut.
 
@@ -254,7 +284,7 @@ class StagedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Graphs are not saved: they are traced again when first used.
-        return {**self.__dict__, "_splits": {}, "_contents": None}
+        return {**self.__dict__, "_splits": {}, "_contents": None, "_checked": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -263,7 +293,7 @@ class StagedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> StagedModel:
         made = type(self).__new__(type(self))
         memo[id(self)] = made
-        made.__dict__.update(copy.deepcopy({**self.__dict__, "_contents": None}, memo))
+        made.__dict__.update(copy.deepcopy({**self.__dict__, "_contents": None, "_checked": None}, memo))
         # A deep copy of a stage loses which of its buffers are persistent.
         made.rebind()
         made._contents = Contents.of(made.backbone)
@@ -286,25 +316,29 @@ class StagedModel(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a model is compiled, the making of its stages is not
     def _trace(self, flags: tuple[bool, ...]) -> Split:
         training, watch = any(flags), None
+        before: Whole | None = None
+        single: Whole | None = None
         with self._in_mode(flags), torch.inference_mode(mode=False):
             try:
                 if isinstance(self.backbone, StageSequence):
                     made = sequence_split(self.backbone, self._form)
                 else:
                     # Caches outside the network, such as tables of positions, are filled with true tensors first.
-                    watch = first_run(self.backbone, self._form)
+                    watch, before = first_run(self.backbone, self.at, self._form)
                     try:
                         captured = capture(self.backbone, self.at, self._form)
                     finally:
-                        restore_caches(self.backbone, self._form)
+                        single = run_after_trace(self.backbone, self.at, self._form)
                     made = split(captured, self._form.dynamic)
                 for module in _graphs(made):
                     bind(module, self.backbone, made.constants)
-                if self._check:
-                    run_check = check_training if training else check_independent
-                    run_check(self.backbone, self.at, made, self._form)
-                    if training and self.traced:
+                if self._check and training:
+                    check_training(self.backbone, self.at, made, self._form, before)
+                    if self.traced:
                         check_gradients(self.backbone, self.at, made, self._form)
+                elif self._check:
+                    runs = check_independent(self.backbone, self.at, made, self._form, before, single)
+                    self._checked = runs if self._keeps_run else None
             except CutError as error:
                 if watch is not None and not isinstance(error, GradientError) and watch.drops_gradients(training):
                     error = gradient_error(watch, [], [])
