@@ -454,6 +454,27 @@ def test_what_depends_on_the_batch_before_the_first_exit_is_refused(mix: Any) ->
             cut(net, ["a"], torch.randn(2, 4))
 
 
+def test_each_step_of_a_cut_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="eenet.stages"):
+        cut(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval(), ["0"], torch.randn(2, 4))
+    said = [record.getMessage() for record in caplog.records]
+    assert [any(word in line for line in said) for word in ("traced now", "checked now", "into 2 stages")] == [True] * 3
+
+
+@pytest.mark.parametrize("way", [lambda y: y.roll(2, 0), lambda y: y.flip(0), lambda y: y[:1]])
+def test_a_layer_does_not_hide_what_was_mixed_before_it(way: Callable[[Any], Any]) -> None:
+    """The result of a layer is used for several batches only where it was given the same for a sample."""
+    net = Chain(
+        lambda net, x: net.c(net.b((y := net.a(x)) + 1e-6 * way(y))),
+        a=nn.Linear(4, 4), b=nn.Linear(4, 4), c=nn.Linear(4, 3),
+    ).eval()  # fmt: skip
+    with pytest.raises(CutError, match="when the samples beside them are others"):
+        cut(net, ["b"], torch.randn(2, 4))
+    one = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 4, 3)).eval()
+    with pytest.raises(CutError, match="track_running_stats"):
+        cut(one, ["1"], torch.randn(2, 3, 8, 8))
+
+
 def test_a_trace_of_the_other_samples_is_found() -> None:
     net = Chain(lambda net, x: net.b((y := net.a(x)) + 1e-6 * y.sum(0)), a=nn.Linear(4, 4), b=nn.Linear(4, 3)).eval()
     with pytest.raises(CutError, match=r"samples \[0\] of 3 change when the samples beside them are others"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,8 @@ from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
 from eenet.stages._stage import Stage, Step, compact, walk
 from eenet.stages._walks import Run
+
+_log = logging.getLogger("eenet.stages")
 
 
 def cut(
@@ -316,6 +320,8 @@ class StagedModel(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a model is compiled, the making of its stages is not
     def _trace(self, flags: tuple[bool, ...]) -> Split:
         training, watch = any(flags), None
+        network, start = type(self.backbone).__name__, time.perf_counter()
+        mode = " in training mode" if training else ""
         before: Whole | None = None
         single: Whole | None = None
         with self._in_mode(flags), torch.inference_mode(mode=False):
@@ -325,10 +331,13 @@ class StagedModel(nn.Module):
                 else:
                     # Caches outside the network, such as tables of positions, are filled with true tensors first.
                     watch, before = first_run(self.backbone, self.at, self._form)
+                    ran = time.perf_counter()
+                    _log.info("%s runs three samples in %.1f s; it is traced now%s", network, ran - start, mode)
                     try:
                         captured = capture(self.backbone, self.at, self._form)
                     finally:
                         single = run_after_trace(self.backbone, self.at, self._form)
+                    _log.info("%s was traced in %.1f s; its stages are checked now", network, time.perf_counter() - ran)
                     made = split(captured, self._form.dynamic)
                 for module in _graphs(made):
                     bind(module, self.backbone, made.constants)
@@ -345,6 +354,8 @@ class StagedModel(nn.Module):
                 if not training:
                     raise error
                 raise CutError(f"in training mode: {error}; call eval() to use the stages for inference") from error
+        count = len(made.stages)
+        _log.info("%s is cut into %d stages%s, after %.1f s", network, count, mode, time.perf_counter() - start)
         return made
 
     @contextlib.contextmanager
