@@ -199,7 +199,8 @@ def exit_shares(replays: Replays) -> Chart:
     return chart(
         "exit-shares",
         "Where samples leave, at every budget",
-        "With a small budget most samples must leave at the first exit; with a large one more of them may go on.",
+        "With a small budget most samples must leave at the first exit; with a large one more of them may go on. Where "
+        "curves jump, a simple rule stands in for the scheduler, which the note above the figures says.",
         axis(f"budget ({replays.costs.unit})"),
         axis("share of samples", percent=True, limits=(0, 1)),
         marker="budget",

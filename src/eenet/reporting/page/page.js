@@ -26,7 +26,7 @@
   // Numbers as text
 
   const number = value => value === null || value === undefined ? "–" : String(Number(Number(value).toPrecision(4)));
-  const percent = (value, digits = 1) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)} %`;
+  const percent = (value, digits = 1) => value === null || value === undefined ? "–" : `${(100 * value).toFixed(digits)}\u00a0%`;  // the space does not break
   const show = value => typeof value === "number" ? number(value) : String(value ?? "–");
 
   // Plotly reads a little HTML in text, so what comes from data is escaped for it.
@@ -173,7 +173,7 @@
       range: said.range ? (said.log ? said.range.map(Math.log10) : said.range) : undefined, type: said.log ? "log" : undefined,
       tickvals: said.ticks ?? undefined, gridcolor: color("grid"), zeroline: false, automargin: true, linecolor: color("line"), ...more,
     });
-    let height = 300 + 20 * legendRows, x = axis(chart.x), y = axis(chart.y);
+    let height = 300 + 20 * legendRows, x = axis(chart.x), y = axis(chart.y), turned = false;
     if (chart.kind === "bars") {
       const room = width < 520 ? 18 : 30;
       x = axis(chart.y, {});
@@ -181,13 +181,17 @@
       height = 110 + 20 * legendRows + chart.categories.length * (chart.stacked ? 54 : Math.max(54, 16 * chart.series.length));
     }
     if (chart.kind === "heat") {
-      const turned = Math.max(...chart.columns.map(name => name.length)) * 7 > (width - 110) / chart.columns.length;
-      x = axis(chart.x, { tickvals: chart.columns.map((_, n) => n), ticktext: chart.columns.map(name => plain(shorten(name, 22))), tickangle: turned ? -45 : 0, showgrid: false, side: "top" });
-      y = axis(chart.y, { tickvals: chart.rows.map((_, n) => n), ticktext: chart.rows.map(name => plain(shorten(name, width < 520 ? 12 : 24))), autorange: "reversed", range: undefined, showgrid: false });
-      height = 120 + Math.max(120, 23 * chart.rows.length);
+      const room = Math.max(6, Math.floor((width - 110) / chart.columns.length / 7.5)), most = width < 520 ? 14 : 24;
+      turned = Math.max(...chart.columns.flatMap(name => name.split(" ").map(word => word.length))) > room;
+      const columns = chart.columns.map(name => turned ? plain(shorten(name, 22)) : wrapped(shorten(name, 3 * room), room));
+      const rows = chart.rows.map(name => wrapped(shorten(name, 2 * most), most));
+      const lines = Math.max(...rows.map(text => text.split("<br>").length));
+      x = axis(chart.x, { tickvals: chart.columns.map((_, n) => n), ticktext: columns, tickangle: turned ? -45 : 0, showgrid: false, side: "top" });
+      y = axis(chart.y, { tickvals: chart.rows.map((_, n) => n), ticktext: rows, autorange: "reversed", range: undefined, showgrid: false });
+      height = 130 + Math.max(120, (8 + 15 * lines) * chart.rows.length);
     }
     return {
-      height, autosize: true, margin: { l: 20, r: 26, t: chart.kind === "heat" ? 30 : 22, b: 20 }, barmode: chart.kind === "bars" && !chart.stacked ? "group" : chart.kind === "steps" ? "overlay" : "stack",
+      height, autosize: true, margin: { l: 20, r: turned ? 70 : 26, t: chart.kind === "heat" ? 30 : 22, b: 20 }, barmode: chart.kind === "bars" && !chart.stacked ? "group" : chart.kind === "steps" ? "overlay" : "stack",
       bargap: chart.kind === "steps" ? 0 : .25, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("ink"), size: 12, family: "system-ui, sans-serif" },
       xaxis: x, yaxis: y, shapes, annotations, showlegend: legendRows > 0, hovermode: "closest", hoverlabel: { namelength: -1 },
       legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, traceorder: "normal", font: { size: 11 } }, dragmode: false,
@@ -288,7 +292,8 @@
     figures.length = 0;
     galleries.length = 0;
     const sections = [...(run()?.sections ?? []), ...data.sections];
-    $("contents").replaceChildren(...sections.map(one => element("li", {}, element("a", { href: `#${one.id}` }, one.title))));
+    $("contents").replaceChildren(...sections.map(one => element("li", {}, element("a", { href: `#${one.id}` }, one.title),
+      ...(one.gallery ? [", ", element("a", { href: "#samples" }, "samples")] : []))));
     $("main").replaceChildren(...sections.map((one, number) => element("section", { id: one.id, "aria-labelledby": `${one.id}-title` },
       element("h2", { id: `${one.id}-title` }, `${number + 1}. ${one.title}`),
       element("p", {}, one.about),
