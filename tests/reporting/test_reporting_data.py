@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -149,24 +151,25 @@ def test_over_time_is_shown_where_the_records_have_an_order() -> None:
     assert np.allclose(total, 1, atol=1e-3)
 
 
-def test_images_of_many_kinds_become_small_png_files(tmp_path: Path) -> None:
-    records = toy_records(4, classes=3)
-    given = [
-        np.zeros((300, 200, 3), np.uint8),
-        np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32),
-        np.ones((8, 8), bool),
-    ]
+def test_images_of_many_kinds_become_small_files(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
     Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
-    report = made(
-        records,
-        costs=toy_costs(),
-        schedulers=[eenet.MaxProbability().fit(toy_records(), eenet.ExitCosts([1.0, 2.0, 3.0]))]
-        if records.num_classes == 5
-        else [eenet.MaxProbability().fit(toy_records(classes=3), toy_costs())],
-        data=[*given, tmp_path / "one.png"],
-    )
-    images = [sample["image"] for sample in section(report, "leaving")["gallery"]["samples"]]
-    assert all(image.startswith("data:image/png;base64,") for image in images)
+    given = [np.zeros((300, 200, 3), np.uint8), noise, np.ones((8, 8), bool), tmp_path / "one.png"]
+    scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    masks = np.arange(3 * 4 * 6 * 5).reshape(3, 4, 6, 5) % 7
+    report = made(toy_records(4), costs=toy_costs(), schedulers=[scheduler], data=given, masks=masks)
+    images, overlays = [], []
+    for sample in section(report, "leaving")["gallery"]["samples"]:
+        images.append(opened(sample["image"]))
+        overlays.append([opened(mask) for mask in sample["masks"]])
+    assert [image.size for image in images] == [(107, 160), (8, 8), (8, 8), (9, 9)]
+    assert [image.format for image in images] == ["JPEG", "PNG", "PNG", "PNG"]
+    for n, of in enumerate(overlays):
+        assert [np.array(mask).tolist() for mask in of] == masks[:, n].tolist()
+
+
+def opened(address: str) -> Any:
+    return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
 
 
 def test_several_runs_and_their_figures_have_names_of_their_own(tmp_path: Path) -> None:
@@ -224,6 +227,7 @@ def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
         ((toy_records(50),), {"costs": toy_costs(), "data": ["a"] * 7, "calibration": toy_records(60)}, "7 samples"),
         ((toy_records(50),), {"costs": toy_costs(), "budgets": 1}, "budgets is 1"),
         ((toy_records(50),), {"costs": toy_costs(), "smaller": [{"name": "a"}]}, "lacks ['cost', 'accuracy']"),
+        ((toy_records(50),), {"costs": toy_costs(), "masks": np.zeros((3, 50, 2, 2), int)}, "without images"),
         ((3,), {}, "nothing that a report can be made of"),
     ],
 )

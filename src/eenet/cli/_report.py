@@ -53,6 +53,9 @@ def report(
     images: Annotated[
         Path | None, typer.Option(help="The samples: a folder of images in the order of their names, or .npz, .npy.")
     ] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="For segmentation: .npy of the classes at each exit, shown over the images.")
+    ] = None,
     texts: Annotated[
         Path | None, typer.Option(help="The samples: a line each in .txt, a row each in .csv or .tsv.")
     ] = None,
@@ -91,8 +94,8 @@ def report(
         "unit": unit, "batch_size": batch_size, "prefix": prefix, "calibration_prefix": calibration_prefix,
     }  # fmt: skip
     more: dict[str, Any] = {"ordered": ordered, "smaller": [_smaller(text) for text in smaller or ()]}
-    if images is not None or texts is not None:
-        more["data"] = _samples(images, texts)
+    if images is not None or texts is not None or masks is not None:
+        more["data"] = _samples(images, texts, masks)
     if classes is not None:
         from eenet.reporting import read_classes
 
@@ -162,12 +165,18 @@ def _methods(text: str) -> tuple[str, ...]:
     return names
 
 
-def _samples(images: Path | None, texts: Path | None) -> Any:
-    from eenet.reporting import read_images, read_texts
+def _samples(images: Path | None, texts: Path | None, masks: Path | None) -> Any:
+    from eenet.reporting import read_array, read_images, read_texts
 
     if images is not None and texts is not None:
         raise InvalidInputError("--images and --texts are both given; a report shows one of them")
-    return read_images(images) if images is not None else read_texts(texts)  # type: ignore[arg-type]
+    if masks is not None and images is None:
+        raise InvalidInputError("--masks are shown over images: give --images too")
+    if texts is not None:
+        return read_texts(texts)
+    assert images is not None
+    samples = read_images(images)
+    return samples if masks is None else samples.with_masks(read_array(masks, "masks"))
 
 
 def _smaller(text: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,8 @@ def gallery(replays: Replays, scores: Scores, shown: int = SHOWN) -> dict[str, A
     records, run = replays.records, replays.run
     found = fates_of(replays)
     fates = None if found is None else found[0]
-    rows = _chosen(len(records), fates, shown)
+    masked = run.samples is not None and run.samples.masks is not None
+    rows = _chosen(len(records), fates, shown // 2 if masked else shown)
     tops = np.nan_to_num(records.probabilities[:, rows].max(axis=2))
     finite = np.isfinite(records.probabilities[:, rows].sum(axis=2))
     samples = []
@@ -51,9 +51,11 @@ def gallery(replays: Replays, scores: Scores, shown: int = SHOWN) -> dict[str, A
         if fates is not None:
             one["fate"] = str(fates[n])
         if run.samples is not None:
-            image = run.samples.png(n)
+            image = run.samples.image(n)
             if image is not None:
-                one["image"] = f"data:image/png;base64,{base64.b64encode(image).decode()}"
+                one["image"] = image
+                if run.samples.masks is not None:
+                    one["masks"] = run.samples.mask_images(n)
             else:
                 one["text"] = run.samples.texts[n][:_LONGEST]
         samples.append(one)

@@ -89,6 +89,7 @@ def report(
     calibration: ExitRecords | None = None,
     methods: Sequence[str] = (),
     data: Any = None,
+    masks: Any = None,
     classes: Sequence[str] = (),
     smaller: Sequence[Mapping[str, Any]] = (),
     ordered: bool = False,
@@ -116,6 +117,8 @@ def report(
         Which to fit instead, by the names in `eenet.scheduler.SCHEDULERS`.
     data : sequence or ndarray, optional
         The samples of the records, to be shown: texts, images as arrays (height, width, 3), or paths of images.
+    masks : array_like of int, shape (K, N, height, width), optional
+        For segmentation: the classes that each exit predicts, to be shown over the images in `data`.
     classes : sequence of str, optional
         Names of the classes.
     smaller : sequence of mapping, optional
@@ -166,6 +169,10 @@ def report(
     fitting: dict[str, Any] = {"methods": tuple(methods), "progress": progress}
     if data is not None:
         more["samples"] = samples_of(data)
+    if masks is not None:
+        if "samples" not in more:
+            raise InvalidInputError("masks are given without images; give the images as data=")
+        more["samples"] = more["samples"].with_masks(masks)
     if classes:
         more["classes"] = tuple(classes)
     for result in results:

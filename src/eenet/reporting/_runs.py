@@ -96,6 +96,12 @@ class Run:
                     f"{len(given)} {what} are given for {self.name!r}, its records have {expected}; give one for each, "
                     "in the order of the records"
                 )
+        masks = None if self.samples is None else self.samples.masks
+        if masks is not None and len(masks) != records.num_exits:
+            raise InvalidInputError(
+                f"masks are of {len(masks)} exits, the records of {self.name!r} have {records.num_exits}; give those "
+                "of each exit, of shape (exits, samples, height, width)"
+            )
         object.__setattr__(self, "exits", names)
         object.__setattr__(self, "classes", classes)
 

@@ -2,42 +2,68 @@
 
 from __future__ import annotations
 
+import base64
+import colorsys
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._files import existing_file
 from eenet.errors import FileFormatError, InvalidInputError
 
 _LARGEST = 160  # pixels of a side of an image in the page
+_TINY = 64
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 _TEXT_COLUMNS = ("text", "sentence", "document", "review", "title", "description")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Images (files, or arrays of one image each) or texts, one for each record."""
+    """Images (files, or arrays of one image each) or texts, one for each record.
+
+    `masks` (K, N, height, width) are the classes that each exit of a network for segmentation predicts.
+    """
 
     images: Sequence[Any] = ()
     texts: Sequence[str] = ()
+    masks: NDArray[Any] | None = None
 
     def __len__(self) -> int:
         return len(self.images) or len(self.texts)
 
+    def with_masks(self, masks: Any) -> Samples:
+        """The same with the classes that each exit predicts for their pixels."""
+        array = np.asarray(masks)
+        if array.ndim != 4 or array.dtype.kind not in "iu" or array.shape[1] != len(self.images):
+            raise InvalidInputError(
+                f"masks have shape {array.shape} and dtype {array.dtype}, expected class numbers of shape (exits, "
+                f"{len(self.images)}, height, width): one mask of each exit for each image"
+            )
+        return replace(self, masks=array)
+
     def take(self, rows: Sequence[int]) -> Samples:
         """Some of them, by number."""
         images, texts = self.images, self.texts
-        return Samples([images[n] for n in rows] if len(images) else (), [texts[n] for n in rows] if texts else ())
+        return Samples(
+            [images[n] for n in rows] if len(images) else (),
+            [texts[n] for n in rows] if texts else (),
+            None if self.masks is None else self.masks[:, list(rows)],
+        )
 
-    def png(self, n: int) -> bytes | None:
-        """The image of a sample as a small PNG file; None where there are no images."""
+    def image(self, n: int) -> str | None:
+        """The image of a sample, small, as an address that holds it; None where there are no images.
+
+        Pictures of a few pixels stay as they are; larger ones are JPEG, a tenth of the bytes for photographs.
+        """
         if not len(self.images):
             return None
         pillow = require("PIL.Image", "report", "an image in a report")
@@ -50,9 +76,36 @@ class Samples:
         else:
             image = pillow.fromarray(_bytes(np.asarray(given), n))
         image.thumbnail((_LARGEST, _LARGEST))
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        return file.getvalue()
+        return _address(image, "PNG" if max(image.size) <= _TINY else "JPEG")
+
+    def mask_images(self, n: int) -> list[str]:
+        """The masks of a sample, one for each exit, with a color for each class."""
+        if self.masks is None:
+            return []
+        pillow = require("PIL.Image", "report", "an image in a report")
+        made = []
+        for classes in self.masks[:, n]:
+            step = max(1, -(-max(classes.shape) // _LARGEST))
+            image = pillow.fromarray((classes[::step, ::step] % 256).astype(np.uint8), mode="P")
+            image.putpalette(_PALETTE)
+            made.append(_address(image, "PNG"))
+        return made
+
+
+def _address(image: Any, form: str) -> str:
+    """A Pillow image as an address that holds it."""
+    file = io.BytesIO()
+    (image.convert("RGB") if form == "JPEG" else image).save(file, form, optimize=True)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _color(number: int) -> list[int]:
+    """A color for a class: hues far from each other, in three brightnesses."""
+    hue, value = number * 0.618034 % 1.0, (0.95, 0.7, 0.45)[number % 3]
+    return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.75, value)]
+
+
+_PALETTE = [part for number in range(256) for part in _color(number)]
 
 
 def _bytes(array: Any, n: int) -> Any:
@@ -90,27 +143,31 @@ def samples_of(data: Any) -> Samples:
 def read_images(path: str | Path) -> Samples:
     """Images in a folder, in the order of their names, or in an .npz or .npy file as one array (N, ...)."""
     source = Path(path)
-    if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in _IMAGES)
-        if not files:
-            raise InvalidInputError(f"{str(path)!r} holds no images; expected files such as .png or .jpg")
-        return Samples(images=files)
-    source = existing_file(source)
+    if not source.is_dir():
+        return Samples(images=list(read_array(source, "images")))
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in _IMAGES)
+    if not files:
+        raise InvalidInputError(f"{str(path)!r} holds no images; expected files such as .png or .jpg")
+    return Samples(images=files)
+
+
+def read_array(path: str | Path, name: str) -> NDArray[Any]:
+    """The array in an .npy file, or in an .npz file the one of this name or the only one."""
+    source = existing_file(path)
     if source.suffix not in (".npz", ".npy"):
-        raise InvalidInputError(f"{str(path)!r} is neither a folder of images nor an .npz or .npy file of an array")
+        raise InvalidInputError(f"{str(path)!r} is no .npz or .npy file; {name} are an array in one of them")
     try:
         with source.open("rb") as handle:
             loaded = np.load(handle, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                return Samples(images=list(loaded))
-            names = [name for name in ("images", "x", "data") if name in loaded.files] or loaded.files
-            if len(names) != 1 and "images" not in names:
-                raise InvalidInputError(f"{str(path)!r} holds {loaded.files}; name the array of images 'images'")
-            return Samples(images=list(loaded[names[0]]))
-    except (ValueError, EOFError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
+                return loaded
+            names = [one for one in loaded.files if one == name] or loaded.files
+            array: NDArray[Any] | None = loaded[names[0]] if len(names) == 1 else None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise FileFormatError(f"{str(path)!r} cannot be read ({error}); write plain arrays of numbers") from error
+    if array is None:
+        raise InvalidInputError(f"{str(path)!r} holds {names}; call the array {name!r}")
+    return array
 
 
 def read_texts(path: str | Path) -> Samples:

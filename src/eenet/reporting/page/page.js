@@ -330,8 +330,13 @@
   }
 
   const className = c => run().classes[c] ?? `class ${c}`;
-  const saidOf = (gallery, exit) => gallery.pooled ? (exit.right === null ? "an answer" : `${percent(exit.right)} of it right`) : className(exit.answer);
+  const saidOf = (gallery, exit) => gallery.pooled ? (exit.right === null ? "an answer" : `${percent(exit.right)} right`) : className(exit.answer);
   const judged = (gallery, exit) => exit.right === null || gallery.pooled ? "" : exit.right ? "✓" : "✗";
+
+  function picture(sample, k, alt = "") {
+    const image = element("img", { src: sample.image, alt });
+    return sample.masks ? element("span", { class: "picture" }, image, element("img", { class: "mask", src: sample.masks[k], alt: "" })) : image;
+  }
 
   function card(gallery, m) {
     const way = wayOf(gallery, m), sample = gallery.samples[m];
@@ -340,7 +345,7 @@
       element("span", { class: exit.right ? "right" : "wrong" }, judged(gallery, exit)), gallery.pooled ? "" : ` ${exit.top.toFixed(2)}`));
     const title = sample.label === undefined || gallery.pooled ? `sample ${sample.n}` : `sample ${sample.n}: ${shorten(className(sample.label), 40)}`;
     return element("button", { class: "card", type: "button", "data-sample": sample.n, onclick: () => open(gallery, m) },
-      sample.image ? element("img", { src: sample.image, alt: "" }) : null,
+      sample.image ? picture(sample, way.left) : null,
       element("strong", {}, title), sample.text === undefined ? null : element("span", {}, shorten(sample.text, 160)),
       element("ol", {}, ...lines), way.back ? element("span", { class: "wrong" }, "handed back") : null);
   }
@@ -395,16 +400,18 @@
     const rows = way.exits.map(exit => element("tr", { class: exit.k === way.left ? "here" : exit.k > way.left ? "after" : "" },
       element("td", {}, run().exits[exit.k]),
       element("td", {}, saidOf(gallery, exit), " ", element("span", { class: exit.right ? "right" : "wrong" }, judged(gallery, exit)), way.combined && exit.own !== exit.answer ? element("small", {}, ` (the exit alone: ${className(exit.own)})`) : null),
-      element("td", {}, exit.finite ? exit.top.toFixed(4) : "not finite"),
+      element("td", { class: "roomy" }, exit.finite ? exit.top.toFixed(4) : "not finite"),
       element("td", { class: "roomy" }, exit.k === way.last ? "" : number(exit.score)),
       element("td", { class: "roomy" }, exit.k === way.last ? "" : exit.limit === null ? "off" : number(exit.limit)),
       element("td", {}, why(way, exit))));
     const group = gallery.fates.find(one => one.key === sample.fate);
     $("sample-body").replaceChildren(...[
-      sample.image ? element("img", { src: sample.image, alt: `sample ${sample.n}` }) : null,
+      !sample.image ? null : !sample.masks ? picture(sample, 0, `sample ${sample.n}`) : element("div", { class: "masks" },
+        element("figure", {}, element("img", { src: sample.image, alt: `sample ${sample.n}` }), element("figcaption", {}, "the image")),
+        ...way.exits.map(exit => element("figure", {}, picture(sample, exit.k, `what exit ${exit.k} predicts`), element("figcaption", {}, `exit ${exit.k}${exit.k === way.left ? ", leaves" : ""}`)))),
       sample.text !== undefined ? element("p", {}, sample.text) : null,
       element("p", {}, `${sample.label === undefined || pooled ? "" : `Its class is ${className(sample.label)}. `}${lead}${group ? ` Group: ${group.text}.` : ""}`),
-      element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...head.map((text, n) => element("th", { scope: "col", class: n === 3 || n === 4 ? "roomy" : "" }, text)))), element("tbody", {}, ...rows))),
+      element("div", { class: "scroll" }, element("table", {}, element("thead", {}, element("tr", {}, ...head.map((text, n) => element("th", { scope: "col", class: n > 1 && n < 5 ? "roomy" : "" }, text)))), element("tbody", {}, ...rows))),
       element("p", { class: "soft" }, `${state.scheduler} at a budget of ${budgetText(state.at)}. The score is the ${run().score_labels[standing().score]}.`),
     ].filter(Boolean));
     $("sample").showModal();
