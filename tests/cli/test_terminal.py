@@ -103,7 +103,7 @@ def stopped(*_: Any, **__: Any) -> None:
             "finished work is kept in kept; the same command goes on",
         ),
         ("eenet.evaluation.compare", (*COMPARE, "--out", "kept", "--restart"), "the same command without --restart"),
-        ("eenet.evaluation.evaluate", ("fit", "records.safetensors", *FIT), "nothing was written"),
+        ("eenet.evaluation.evaluate", ("fit", "records.safetensors", *FIT), "no results yet"),
         ("eenet.capacity.plan", (*PLAN, "--rate", 1), "give the same command again"),
     ],
 )

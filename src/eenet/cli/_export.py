@@ -105,7 +105,7 @@ def export(
     kept = None
     if records is not None:
         kept, _ = read_predictions(records, prefix)
-    if_stopped("nothing was written; an earlier bundle there is as it was; give the same command again")
+    if_stopped("an earlier bundle there is as it was; give the same command again")
     with steps("exporting") as report:
         bundle = write_bundle(
             model,

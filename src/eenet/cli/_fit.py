@@ -110,7 +110,7 @@ def fit(
     records, in_files, counts = read_members(predictions, prefix)
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     amount = None if budget is None else with_unit(budget, table)
-    if_stopped("nothing was written, give the same command again")
+    if_stopped("there are no results yet; give the same command again")
     with waiting(f"fitting {method} to {len(records):,} samples"):
         scheduler.fit(
             records,

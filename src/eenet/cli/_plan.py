@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from eenet.cli._console import new_table, output, print_json
+from eenet.cli._console import new_table, output, print_json, waiting
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -48,18 +48,14 @@ def plan(
     shares = [_number(text, "--exit-shares", exit_shares, "40%,30%,30%") for text in exit_shares.split(",")]
     options = EngineOptions(max_batch=max_batch, max_wait=max_wait_ms / 1000)
     made: list[ReplicaPlan] = []
-    if rate is not None:
-        for text in rate.split(","):
-            traffic = _number(text, "--rate", rate, "100,1000")
-            made.append(
-                fewest(stages, shares, rate=traffic, p99=p99_ms / 1000, options=options, hop=hop_ms / 1000, seed=seed)
-            )
-    elif replicas is not None:
-        for text in replicas.split(","):
-            count = int(_number(text, "--replicas", replicas, "1,10,100"))
-            made.append(
-                most(stages, shares, replicas=count, p99=p99_ms / 1000, options=options, hop=hop_ms / 1000, seed=seed)
-            )
+    common: dict[str, Any] = {"p99": p99_ms / 1000, "options": options, "hop": hop_ms / 1000, "seed": seed}
+    with waiting("simulating"):
+        for text in rate.split(",") if rate is not None else ():
+            traffic = _number(text, "--rate", rate or "", "100,1000")
+            made.append(fewest(stages, shares, rate=traffic, **common))
+        for text in replicas.split(",") if replicas is not None else ():
+            count = int(_number(text, "--replicas", replicas or "", "1,10,100"))
+            made.append(most(stages, shares, replicas=count, **common))
     if json_output:
         rows = [
             {

@@ -108,7 +108,7 @@ def profile(
 
     fitted = None if scheduler is None else load_scheduler(scheduler)
     model, example = load_target(target, allow=allow or ())
-    if_stopped("nothing was written, give the same command again")
+    if_stopped("there are no results yet; give the same command again")
     with progress() as bars:
         show = bars.task("measuring batch sizes", total=len(sizes))
         measured = measure(
@@ -142,7 +142,7 @@ def _measured_bundle(folder: str, **options: Any) -> dict[str, Any]:
     from eenet.bundle._manifest import read_manifest
 
     before = read_manifest(folder).data
-    if_stopped("nothing was written; the bundle is as it was")
+    if_stopped("the bundle is as it was; give the same command again")
     with steps("measuring") as report, current_folder_importable():
         bundle = measure(folder, progress=report, **options)
     scheduler = bundle.scheduler
