@@ -25,7 +25,7 @@ from eenet.testing import toy_costs, toy_records
 
 pytest.importorskip("plotly", reason="needs plotly: pip install 'eenet[report]'")
 
-HISTORY = "epoch,loss,accuracies_1,accuracies_2,seconds\n"
+HISTORY = "epoch,loss,accuracies_0,accuracies_1,seconds\n"
 
 
 def write_results(folder: Path, *, name: str = "toy") -> None:

@@ -138,14 +138,14 @@ class EpochReport:
         return cls(**options)
 
     def row(self) -> dict[str, float]:
-        """One number per column; exits and budgets count from 1."""
+        """One number per column; exits and budgets count from 0."""
         cells: dict[str, float] = {}
         for key, value in asdict(self).items():
             if not isinstance(value, tuple):
                 cells[key] = value
                 continue
             for index, number in enumerate(value):
-                cells[f"{key}_{index + 1}"] = number
+                cells[f"{key}_{index}"] = number
         return cells
 
 

@@ -391,7 +391,7 @@ class _Run:
         data, model, settings = self._read_data(), self._read_model(), self.recipe.evaluation
         whole = ExitCosts.from_dict(self._result("profile")["full_batch"])
         policies: dict[tuple[str, str], Scheduler] = {}
-        policies |= {("exit", str(k + 1)): Static(k).fit(calibration, whole) for k in range(len(whole))}
+        policies |= {("exit", str(k)): Static(k).fit(calibration, whole) for k in range(len(whole))}
         for budget in settings.budgets:
             for method in schedulers(self.recipe.seed):
                 path = self.out / SCHEDULER_FOLDER / scheduler_file(method, budget)
