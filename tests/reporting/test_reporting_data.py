@@ -199,7 +199,7 @@ def test_a_folder_of_results(name: str, tmp_path: Path) -> None:
 
 
 def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
-    row = {
+    row: dict[str, Any] = {
         "system": "plain", "budget": None, "early_exit": False, "batch_size": 1, "calls": 10, "p50_ms": 2.0,
         "p95_ms": 2.5, "p99_ms": 3.0, "ms_per_sample": 2.0, "spread": 0.1, "cpu_spread": 0.1, "samples_per_second": 500,
         "cpu_ms_per_sample": 2.0, "speed": 1.0, "speed_error": 0.0, "cpu_speed": 1.0, "cpu_speed_error": 0.0,
@@ -250,12 +250,10 @@ def test_a_folder_that_is_not_finished_says_what_it_lacks(tmp_path: Path) -> Non
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     records = toy_records(120, classes=3)
-    np.savez(
-        "predictions.npz",
-        **{f"{part}probs": records.probabilities for part in ("val_", "test_")},
-        **{f"{part}labels": records.labels for part in ("val_", "test_")},
-        costs=np.array([1.0, 2.0, 3.0]),
-    )
+    arrays: dict[str, Any] = {"costs": np.array([1.0, 2.0, 3.0])}
+    for part in ("val_", "test_"):
+        arrays |= {f"{part}probs": records.probabilities, f"{part}labels": records.labels}
+    np.savez("predictions.npz", **arrays)
     Path("names.txt").write_text("cat\ndog\nbird\n")
     Path("texts.csv").write_text("id,text\n" + "".join(f'{n},"text, {n}"\n' for n in range(120)))
     result = run(
@@ -279,6 +277,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("words", "said"),
     [
         (["nowhere"], "it is not there"),
+        ([".", "--costs", "1,2,3"], "--costs: for predictions"),
         (["test.safetensors"], "there are no costs"),
         (["test.safetensors", "--costs", "1,2,3", "--methods", "max"], "'max' is not known"),
         (["test.safetensors", "--costs", "1,2,3", "--smaller", "tiny"], "cannot be read"),

@@ -22,7 +22,7 @@ def report(
     results: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RESULTS...",
+            metavar="RESULTS",
             help="Folders of eenet reproduce, train or demo; predictions (.npz, .safetensors); eenet benchmark's JSON.",
         ),
     ],
@@ -93,6 +93,7 @@ def report(
         "scheduler": scheduler, "methods": methods, "calibration": calibration, "costs": costs, "plain": plain,
         "unit": unit, "batch_size": batch_size, "prefix": prefix, "calibration_prefix": calibration_prefix,
     }  # fmt: skip
+    _require_used(results, given)
     more: dict[str, Any] = {"ordered": ordered, "smaller": [_smaller(text) for text in smaller or ()]}
     if images is not None or texts is not None or masks is not None:
         more["data"] = _samples(images, texts, masks)
@@ -127,6 +128,16 @@ def _write(made: Report, figures: Path | None, json_file: Path | None, say: Call
         made.write_json(json_file)
         written.append(f"every number is in {json_file}")
     return written
+
+
+def _require_used(results: list[Path], given: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` for an option about predictions where there are none."""
+    asked = [f"--{name.replace('_', '-')}" for name, value in given.items() if value and name != "methods"]
+    if asked and not any(path.suffix in _RECORDS for path in results):
+        raise InvalidInputError(
+            f"{' and '.join(asked)}: for predictions, and {', '.join(map(str, results))} holds results, with costs and "
+            "records of its own; leave it out, or give the files of the folder"
+        )
 
 
 def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:
