@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from api_page import PACKAGES, public_names
 
 import eenet
-from eenet import ExitCosts, ExitRecords, evaluation
-from eenet.costs import parse_budget
-from eenet.tasks import Classification, Evidence
-from eenet.testing import toy_costs, toy_logits, toy_records
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-WITH_EXAMPLE = [
-    Classification,
-    Evidence,
-    ExitCosts,
-    ExitRecords,
-    ExitRecords.from_logits,
-    ExitRecords.from_probabilities,
-    evaluation.compare,
-    evaluation.oracle,
-    evaluation.random_mixture,
-    parse_budget,
-    toy_costs,
-    toy_logits,
-    toy_records,
-]
 
 
 def modules_with_examples() -> Iterator[str]:
@@ -50,9 +34,31 @@ def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: py
     assert tried > 0
 
 
-@pytest.mark.parametrize("documented", WITH_EXAMPLE, ids=lambda value: value.__qualname__)
-def test_an_entry_point_has_parameters_and_an_example(documented: object) -> None:
-    text = documented.__doc__ or ""
-    assert "Parameters\n" in text or documented is Classification
-    assert "Examples\n" in text
-    assert ">>> " in text
+def public_values() -> list[object]:
+    """Every public class and function, once."""
+    found: dict[int, object] = {}
+    for package in PACKAGES:
+        module = importlib.import_module(f"eenet.{package}")
+        values = (getattr(module, name) for name in public_names(module))
+        found.update({id(value): value for value in values if callable(value) and hasattr(value, "__module__")})
+    return [value for value in found.values() if inspect.isclass(value) or inspect.isroutine(value)]
+
+
+def test_every_public_name_has_an_example() -> None:
+    values = public_values()
+    assert len(values) > 140
+    missing = [f"{value.__module__}.{value.__qualname__}" for value in values if ">>> " not in (value.__doc__ or "")]
+    assert missing == []
+
+
+def test_every_public_function_describes_its_parameters() -> None:
+    missing = [
+        f"{value.__module__}.{value.__qualname__}: {name}"
+        for value in public_values()
+        if inspect.isroutine(value)
+        for name in inspect.signature(value).parameters
+        if not re.search(
+            rf"^(\w+, )*\*{{0,2}}{name}(, \*{{0,2}}\w+)*( : .*)?$", inspect.getdoc(value) or "", flags=re.MULTILINE
+        )
+    ]
+    assert missing == []

@@ -22,7 +22,14 @@ __all__ = [
 
 
 class EENetError(Exception):
-    """Base of the exceptions that eenet raises on purpose."""
+    """Base of the exceptions that eenet raises on purpose.
+
+    Examples
+    --------
+    >>> from eenet.errors import EENetError, InvalidInputError
+    >>> issubclass(InvalidInputError, EENetError)
+    True
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, as between processes, with the attributes that are not among its arguments."""
@@ -36,13 +43,33 @@ def _restored(cls: type[EENetError], args: tuple[Any, ...], attributes: dict[str
 
 
 class InvalidInputError(EENetError, ValueError):
-    """A value from the caller cannot be used; the message names it, what was expected and what to do."""
+    """A value from the caller cannot be used; the message names it, what was expected and what to do.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> try:
+    ...     eenet.ExitCosts([2.0, 1.0])
+    ... except eenet.errors.InvalidInputError:
+    ...     print("costs rise from exit to exit")
+    costs rise from exit to exit
+    """
 
 
 class InfeasibleBudgetError(InvalidInputError):
     """The budget cannot be met.
 
     `smallest` is the smallest budget that can, in the unit of the costs.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> try:
+    ...     eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=0.5)
+    ... except eenet.InfeasibleBudgetError as error:
+    ...     error.smallest
+    1.0
     """
 
     def __init__(self, message: str, *, smallest: float) -> None:
@@ -51,15 +78,46 @@ class InfeasibleBudgetError(InvalidInputError):
 
 
 class CutError(InvalidInputError):
-    """A network cannot be cut as asked; the message names the module and, where one is at fault, the tensor."""
+    """A network cannot be cut as asked; the message names the module and, where one is at fault, the tensor.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> try:
+    ...     eenet.cut(network, at=["nowhere"], example=torch.randn(2, 4))
+    ... except eenet.errors.CutError as error:
+    ...     print(str(error)[:24])
+    cannot cut at 'nowhere':
+    """
 
 
 class FileFormatError(InvalidInputError):
-    """A file is damaged, of a newer schema, or of a format that eenet refuses to read."""
+    """A file is damaged, of a newer schema, or of a format that eenet refuses to read.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from pathlib import Path
+    >>> _ = Path("a.safetensors").write_bytes(b"not a scheduler")
+    >>> try:
+    ...     eenet.load_scheduler("a.safetensors")
+    ... except eenet.errors.FileFormatError:
+    ...     print("refused")
+    refused
+    """
 
 
 class ExportError(EENetError, RuntimeError):
-    """An exported bundle does not do what its model does; nothing was written."""
+    """An exported bundle does not do what its model does; nothing was written.
+
+    Examples
+    --------
+    >>> from eenet.errors import EENetError, ExportError
+    >>> issubclass(ExportError, EENetError)
+    True
+    """
 
 
 class MemberError(EENetError, RuntimeError):
@@ -68,6 +126,11 @@ class MemberError(EENetError, RuntimeError):
     `member` is its number and `rows` are the numbers of the samples that it did not answer. `output` is an
     `AdaptiveOutput` of the whole batch, with exit -1 and NaN where there is no answer yet, and `returned` what the
     member returned, if it did.
+
+    Examples
+    --------
+    >>> MemberError("the second member failed", member=1, rows=[3, 4]).rows
+    [3, 4]
     """
 
     output: Any = None
@@ -80,11 +143,28 @@ class MemberError(EENetError, RuntimeError):
 
 
 class NotFittedError(EENetError, RuntimeError):
-    """A scheduler was used before `fit`."""
+    """A scheduler was used before `fit`.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> try:
+    ...     eenet.MaxProbability().policy
+    ... except eenet.errors.NotFittedError:
+    ...     print("fit comes first")
+    fit comes first
+    """
 
 
 class OverloadedError(EENetError, RuntimeError):
-    """The queue is full; `retry_after` is the number of seconds after which to send the request again."""
+    """The queue is full; `retry_after` is the number of seconds after which to send the request again.
+
+    Examples
+    --------
+    >>> from eenet.errors import OverloadedError
+    >>> OverloadedError("1024 samples are inside", retry_after=2.0).retry_after
+    2.0
+    """
 
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
@@ -92,16 +172,46 @@ class OverloadedError(EENetError, RuntimeError):
 
 
 class DrainingError(EENetError, RuntimeError):
-    """A request came after the server began to shut down."""
+    """A request came after the server began to shut down.
+
+    Examples
+    --------
+    >>> from eenet.errors import DrainingError, EENetError
+    >>> issubclass(DrainingError, EENetError)
+    True
+    """
 
 
 class MissingExtraError(EENetError, ImportError):
-    """An optional dependency is not installed; the message names the extra that brings it."""
+    """An optional dependency is not installed; the message names the extra that brings it.
+
+    Examples
+    --------
+    >>> from eenet.errors import MissingExtraError
+    >>> issubclass(MissingExtraError, ImportError)
+    True
+    """
 
 
 class ReliabilityWarning(UserWarning):
-    """A result is usable but should be trusted less: a noisy measurement, a budget above the last exit."""
+    """A result is usable but should be trusted less: a noisy measurement, a budget above the last exit.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from eenet.errors import ReliabilityWarning
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", ReliabilityWarning)  # what cannot be trusted stops the program
+    """
 
 
 class FallbackWarning(ReliabilityWarning):
-    """A simple rule is better than the method asked for and was taken in its place, or an exit was left out."""
+    """A simple rule is better than the method asked for and was taken in its place, or an exit was left out.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from eenet.errors import FallbackWarning
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore", FallbackWarning)  # `scheduler.fallback` says the same
+    """

@@ -56,6 +56,12 @@ class Preprocessing(ABC):
     ----------
     kind
         What an item is: "array", "image" (the bytes or path of a file) or "text" (a string).
+
+    Examples
+    --------
+    >>> from eenet.preprocessing import ImagePreprocessing, Preprocessing
+    >>> isinstance(ImagePreprocessing((32, 32)), Preprocessing)
+    True
     """
 
     kind: str
@@ -87,7 +93,15 @@ def _require_names(made: Sequence[str], inputs: Sequence[_Input]) -> None:
 
 @dataclass(frozen=True)
 class ArrayPreprocessing(Preprocessing):
-    """None: an item is an array, or a mapping of arrays by the names `inputs`, without the batch dimension."""
+    """None: an item is an array, or a mapping of arrays by the names `inputs`, without the batch dimension.
+
+    Examples
+    --------
+    >>> from eenet.preprocessing import ArrayPreprocessing
+    >>> prepare = ArrayPreprocessing(("x",))
+    >>> prepare([np.zeros(3, dtype=np.float32)] * 2)["x"].shape
+    (2, 3)
+    """
 
     inputs: tuple[str, ...]
     kind: str = field(default="array", init=False)
@@ -243,6 +257,15 @@ class TextPreprocessing(Preprocessing):
     inputs
         The arrays to make, of "input_ids", "attention_mask" and "token_type_ids"; by default those that the network
         takes, and the first two where no network is known.
+
+    Examples
+    --------
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "good": 2, "film": 3}, unk_token="[UNK]"))
+    >>> tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> prepare = TextPreprocessing(tokenizer, max_length=8, inputs=("input_ids",))
+    >>> prepare(["good film", "film"])["input_ids"].tolist()
+    [[2, 3], [3, 0]]
     """
 
     tokenizer: Any

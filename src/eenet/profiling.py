@@ -186,6 +186,33 @@ def measure(
 
     Milliseconds are medians over interleaved rounds after a warm-up; FLOPs are counted on the stages themselves, two
     for each multiply-add. The plain network takes its turn in every round.
+
+    Parameters
+    ----------
+    model : MultiExitModel
+        The model, on the device that will run it.
+    example : Tensor, tuple or mapping
+        An input of any batch size.
+    batch_sizes : sequence of int
+        What to measure.
+    scheduler : Scheduler, optional
+        A fitted scheduler, to measure what it costs too.
+    seconds : float
+        About how long each batch size is measured.
+    progress : callable, optional
+        Called with each batch size.
+    plain : Module, optional
+        Another network to take for the plain one.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> measured = eenet.profiling.measure(model, torch.randn(2, 4), batch_sizes=[1], seconds=0.05)
+    >>> len(measured.costs("cpu_ms", 1))
+    2
     """
     if not batch_sizes or not all(isinstance(size, int) and size >= 1 for size in batch_sizes):
         raise InvalidInputError(f"batch sizes {list(batch_sizes)}: expected at least one, each a whole number from 1")

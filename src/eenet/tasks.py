@@ -27,7 +27,15 @@ _TINY = float(np.exp(-LOG_ODDS_LIMIT))
 
 
 class Task(Protocol):
-    """What the logits (N, C, ...) of an exit mean."""
+    """What the logits (N, C, ...) of an exit mean.
+
+    Examples
+    --------
+    >>> from eenet.tasks import Classification, Task
+    >>> task: Task = Classification()
+    >>> task.name == "classification"
+    True
+    """
 
     @property
     def name(self) -> str:
@@ -85,6 +93,14 @@ class Segmentation:
     ------
     InvalidInputError
         If the stride is below 1 or the utility is neither of the two.
+
+    Examples
+    --------
+    >>> from eenet.tasks import Segmentation
+    >>> task = Segmentation(utility="mean_iou")
+    >>> counts = task.pixel_counts(np.zeros((2, 8, 8), dtype=int), np.zeros((2, 8, 8), dtype=int), 3)
+    >>> task.utility_of(counts)
+    array([1., 1.], dtype=float32)
     """
 
     stride: int = 4
@@ -200,7 +216,19 @@ def task_from(description: Mapping[str, Any]) -> Task:
 
 
 def mean_iou(pixel_counts: NDArray[np.int64]) -> float:
-    """Mean over the classes that are labeled anywhere of intersection over union, from counts (N, C, 3)."""
+    """Mean over the classes that are labeled anywhere of intersection over union, from counts (N, C, 3).
+
+    Parameters
+    ----------
+    pixel_counts : ndarray of shape (N, C, 3)
+        For each sample and class the pixels of intersection, those labeled, and those predicted.
+
+    Examples
+    --------
+    >>> counts = np.array([[[3, 4, 5], [4, 6, 5]]])  # one sample, two classes: intersection, labeled, predicted
+    >>> 0 < mean_iou(counts) < 1
+    True
+    """
     right, said, truth = pixel_counts.sum(axis=0).T
     present = truth > 0
     return float((right[present] / (said + truth - right)[present]).mean())

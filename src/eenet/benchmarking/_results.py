@@ -117,6 +117,16 @@ class Benchmark:
         Processor, threads and versions, and the load before the measurement.
     stopped : bool
         Whether it was stopped by Ctrl-C, and so is not all that was asked for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import eenet
+    >>> x = np.random.default_rng(0).normal(size=(64, 8))
+    >>> systems = {"one": lambda x: x[:, :3], "other": lambda x: x[:, 3:6]}
+    >>> result = eenet.benchmark(systems, x, batch_sizes=[8], seconds=0.1)
+    >>> result.batch_sizes, result.labeled
+    ((8,), False)
     """
 
     rows: tuple[BenchmarkRow, ...]

@@ -30,6 +30,18 @@ class LoadedBundle:
     where they were measured; `task` says what the logits mean, `class_names` (C,) or None what the classes are called,
     `preprocessing` how raw inputs become arrays, `threads` how many a stage may use, None where that is left to the
     runtime; `info` is a JSON-ready description for people.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> bundle = eenet.export(model, scheduler, "bundle", example=x, measure=False)
+    >>> bundle.at(1.2).scheduler.budget
+    1.2
     """
 
     def __init__(

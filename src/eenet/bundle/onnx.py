@@ -22,6 +22,28 @@ def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[
     `threads` is how many each stage may use (by default one for each core); `providers` are those of ONNX Runtime, by
     default the CPU. Raises `InvalidInputError` for a folder that holds no such bundle, `FileFormatError`, which names
     the file, where anything in it is not what was written, `MissingExtraError` without onnxruntime.
+
+    Parameters
+    ----------
+    folder : path
+        The bundle.
+    threads : int, optional
+        The threads of ONNX Runtime; by default its own choice.
+    providers : sequence of str, optional
+        Its execution providers; by default those of the CPU.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> import eenet.bundle.onnx
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> _ = eenet.export(model, scheduler, "bundle", example=x, measure=False)
+    >>> eenet.bundle.onnx.load("bundle", threads=1)(x.numpy()).logits.shape
+    (40, 3)
     """
     manifest = read_manifest(folder)
     if manifest.backend != "onnx":

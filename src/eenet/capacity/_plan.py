@@ -25,7 +25,14 @@ _MOST_LOAD = 0.98
 
 @dataclass(frozen=True)
 class StageTime:
-    """The seconds a replica takes for n samples: `fixed + per_sample * n`, as measured (`docs/howto/scale.md`)."""
+    """The seconds a replica takes for n samples: `fixed + per_sample * n`, as measured (`docs/howto/scale.md`).
+
+    Examples
+    --------
+    >>> from eenet.capacity import StageTime
+    >>> StageTime(0.003, 0.002)
+    StageTime(fixed=0.003, per_sample=0.002)
+    """
 
     fixed: float
     per_sample: float
@@ -48,6 +55,13 @@ class ReplicaPlan:
 
     `p50` and `p99` are the simulated latencies in seconds, `load` (K,) is the share of what each stage's replicas can
     do with full batches. `replicas` is empty for one process that runs all stages (`eenet serve` without `--ray`).
+
+    Examples
+    --------
+    >>> from eenet.capacity import StageTime, plan
+    >>> found = plan([StageTime(0.003, 0.002)] * 2, [0.5, 0.5], rate=50, p99=0.15)
+    >>> found.total == sum(found.replicas)
+    True
     """
 
     rate: float
@@ -172,6 +186,13 @@ def capacity(
     ------
     InvalidInputError
         Where there are fewer replicas than stages, but more than one, and where they answer too slowly at any rate.
+
+    Examples
+    --------
+    >>> from eenet.capacity import StageTime, capacity
+    >>> found = capacity([StageTime(0.003, 0.002)] * 2, [0.5, 0.5], replicas=1, p99=0.15)
+    >>> found.p99 <= 0.15
+    True
     """
     work = _Work(stages, exit_shares, options, hop, seed)
     work.require_possible(p99)

@@ -37,6 +37,13 @@ class SimulatedTraffic:
         When each arrived and was answered, in seconds. None is refused: the queues are unbounded.
     calls : list of tuples
         The stage, the samples and the start of each call, in the order of the starts.
+
+    Examples
+    --------
+    >>> from eenet.capacity import simulate
+    >>> traffic = simulate([0.0, 0.0, 0.0], [0, 1, 1], lambda stage, samples: 0.01, 2)
+    >>> traffic.latencies.shape, traffic.throughput > 0
+    ((3,), True)
     """
 
     arrivals: Floats
@@ -231,6 +238,13 @@ def simulate_fleet(
     ------
     InvalidInputError
         As `simulate`, and for a routing or numbers of replicas that there are not.
+
+    Examples
+    --------
+    >>> from eenet.capacity import simulate_fleet
+    >>> traffic = simulate_fleet([0.0, 0.0, 0.0], [0, 1, 1], lambda stage, samples: 0.01, replicas=[2, 1])
+    >>> len(traffic.finished)
+    3
     """
     # Samples only go forward: when a stage is simulated, all its arrivals are known.
     times, leave = _checked_traffic(arrivals, exits, len(replicas))

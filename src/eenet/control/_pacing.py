@@ -233,6 +233,14 @@ class DriftReport:
     `samples` were tested; `shares` of them left at each exit, (K,), where `planned` was planned for the policies they
     went by; both None before the first. `evidence` against no drift: the largest so far; `p_value` is its inverse, at
     most 1. `alarm` where it is at most the level; `alarm_at` is the number of samples after which it first was.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> controller = eenet.BudgetController(eenet.MaxProbability().fit(toy_records(), toy_costs()), 2.0)
+    >>> controller.drift().alarm
+    False
     """
 
     samples: int

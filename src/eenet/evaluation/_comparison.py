@@ -77,6 +77,14 @@ class Comparison:
         The seed of the resplits and of the bootstrap.
     separate : bool
         Whether the pool is of records that nothing is fitted on.
+
+    Examples
+    --------
+    >>> from eenet.evaluation import compare
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> comparison = compare(toy_records(300), toy_costs(), ["max_prob", "entropy"], budgets=[2.0], resplits=2)
+    >>> comparison.schedulers, comparison.resplits
+    (('max_prob', 'entropy'), 2)
     """
 
     rows: tuple[Row, ...]

@@ -20,7 +20,15 @@ _SLACK = 1e-12  # the rounding of a sum of N costs
 
 @dataclass(frozen=True)
 class Bound:
-    """Mean utility (for classification: accuracy) in [0, 1], and mean cost per sample in the unit of the costs."""
+    """Mean utility (for classification: accuracy) in [0, 1], and mean cost per sample in the unit of the costs.
+
+    Examples
+    --------
+    >>> from eenet.evaluation import random_mixture
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> random_mixture(toy_records(), toy_costs(), 2.0).cost <= 2.0
+    True
+    """
 
     accuracy: float
     cost: float

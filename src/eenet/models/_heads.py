@@ -47,6 +47,13 @@ class ConvHead(nn.Module):
     """Classify a feature map (N, D, H, W): pool to at most `grid` x `grid`, convolve, pool, linear layer.
 
     With `channels_last` the feature is (N, H, W, D), as in Swin transformers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import ConvHead
+    >>> ConvHead(16, 10).eval()(torch.randn(2, 16, 8, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -117,6 +124,13 @@ class GridHead(nn.Module):
         The width of the hidden layer.
     channels_last
         Whether the feature is (N, H, W, D), as in Swin transformers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import GridHead
+    >>> GridHead(16, 10).eval()(torch.randn(2, 16, 14, 14)).shape
+    torch.Size([2, 10])
     """
 
     rows: Tensor
@@ -180,6 +194,13 @@ class StackedConvHead(nn.Module):
     """Classify a feature map (N, D, H, W) as the code of the EENet paper does: `depth` 3x3 convolutions, pool, linear.
 
     The convolutions are D / reduction wide: reduction 4 for bottlenecks and dense layers, 1 for basic blocks.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import StackedConvHead
+    >>> StackedConvHead(16, 10).eval()(torch.randn(2, 16, 8, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, channels: int, num_classes: int, *, reduction: int = 4, depth: int = 3) -> None:
@@ -205,6 +226,13 @@ class DownsamplingHead(nn.Module):
 
     `depth` 3x3 convolutions, of which the first two halve the map and double the channels: for early exits of narrow
     networks, where the feature is large and says little by itself.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import DownsamplingHead
+    >>> DownsamplingHead(16, 10).eval()(torch.randn(2, 16, 16, 16)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, channels: int, num_classes: int, *, depth: int = 3) -> None:
@@ -234,6 +262,13 @@ class SegmentationHead(nn.Module):
 
     The feature itself says where things are; what is around them is computed at a quarter of its resolution, where it
     costs little, and the mean over the image goes in as well (as in LR-ASPP; Howard et al., ICCV 2019).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import SegmentationHead
+    >>> SegmentationHead(16, 5, size=(32, 32)).eval()(torch.randn(2, 16, 8, 8)).shape
+    torch.Size([2, 5, 32, 32])
     """
 
     def __init__(
@@ -286,6 +321,13 @@ class SequenceHead(nn.Module):
         How many steps are averaged to one before the convolution.
     hidden
         The channels of the convolution, by default D, at least 32 and at most 128.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import SequenceHead
+    >>> SequenceHead(16, 10).eval()(torch.randn(2, 16, 20)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, channels: int, num_classes: int, *, stride: int = 1, hidden: int | None = None) -> None:
@@ -326,6 +368,13 @@ class TokenHead(nn.Module):
         The vector: the "first" token, as in BERT's pooler; the "last" one, for recurrent and causal networks, whose
         first token has seen one step only; the "mean" of all tokens that are not zero; or "attention", a weighted mean
         of them, whose weights a linear layer learns.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import TokenHead
+    >>> TokenHead(16, 10, pool="mean").eval()(torch.randn(2, 7, 16)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, width: int, num_classes: int, *, dropout: float = 0.1, pool: str = "first") -> None:
@@ -364,7 +413,15 @@ class TokenHead(nn.Module):
 
 @rebuildable
 class VectorHead(nn.Module):
-    """Classify a feature vector (N, D): one hidden layer."""
+    """Classify a feature vector (N, D): one hidden layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.models import VectorHead
+    >>> VectorHead(16, 10).eval()(torch.randn(2, 16)).shape
+    torch.Size([2, 10])
+    """
 
     def __init__(self, width: int, num_classes: int, *, hidden: int | None = None) -> None:
         super().__init__()

@@ -62,6 +62,12 @@ class Source:
         "torchvision:resnet18", "timm:NAME", "hf:CLASS", "eenet:NAME", or an import path "mypackage.networks:make".
     options
         The keyword arguments, which must be what JSON can hold.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> eenet.Source("eenet:resnet20", {"num_classes": 10}).build().__class__.__name__
+    'CifarResNet'
     """
 
     name: str
@@ -216,6 +222,13 @@ def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[n
     ------
     InvalidInputError
         For another network, whose heads `attach` makes.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> network = eenet.build_network("resnet20", num_classes=10)
+    >>> [type(head).__name__ for head in eenet.models.make_heads(network)]
+    ['GridHead', 'GridHead']
     """
     net: Any = network
     if hasattr(getattr(net, "config", None), "hidden_size") and hasattr(net, "bert") and exits is not None:

@@ -47,6 +47,27 @@ def bert(
     such as `num_hidden_layers`. With `pooling="mean"` sentences are judged by the mean of their tokens, not by the
     first: every layer then gives zeros for padding, which no other token sees. Raises `MissingExtraError` without
     transformers, `InvalidInputError` or `FileFormatError` for a folder that holds no such checkpoint.
+
+    Parameters
+    ----------
+    num_classes : int
+        C, the classes.
+    checkpoint : path, optional
+        A folder of pretrained weights; random ones without it.
+    pooling : str
+        "first" token, or "mean" of those that are not padding.
+    **config
+        Fields of transformers' `BertConfig`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.networks import bert
+    >>> small = dict(num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=64)
+    >>> network = bert(3, **small).eval()
+    >>> ids = torch.randint(1000, 2000, (2, 7))
+    >>> network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.shape
+    torch.Size([2, 3])
     """
     if pooling not in ("first", "mean"):
         raise InvalidInputError(f"pooling is {pooling!r}, expected 'first' or 'mean'")
@@ -78,6 +99,24 @@ def minilm(
     """The 6-layer MiniLM (Wang et al., NeurIPS 2020), 384 wide, as `bert`; `checkpoint` may be of all-MiniLM-L6-v2.
 
     The published weights are those of a sentence encoder that takes the mean of its tokens, hence the default.
+
+    Parameters
+    ----------
+    num_classes : int
+        C, the classes.
+    checkpoint : path, optional
+        A folder of pretrained weights; random ones without it.
+    pooling : str
+        "first" token, or "mean" of those that are not padding.
+    **config
+        Fields of transformers' `BertConfig`.
+
+    Examples
+    --------
+    >>> from eenet.networks import minilm
+    >>> network = minilm(4, num_hidden_layers=1, vocab_size=100)  # without a checkpoint: random weights
+    >>> sum(p.numel() for p in network.parameters()) > 100_000
+    True
     """
     if checkpoint is None:
         config = {**_MINILM, **config}

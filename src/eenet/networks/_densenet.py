@@ -100,5 +100,18 @@ class DenseNet(nn.Module):
 
 
 def densenet121(num_classes: int = 100) -> DenseNet:
-    """DenseNet-121 for CIFAR: blocks of 6, 12, 24 and 16 layers, growth 12; exits after the three transitions."""
+    """DenseNet-121 for CIFAR: blocks of 6, 12, 24 and 16 layers, growth 12; exits after the three transitions.
+
+    Parameters
+    ----------
+    num_classes : int
+        C, the classes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.networks import densenet121
+    >>> densenet121(10).eval()(torch.randn(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
+    """
     return DenseNet((6, 12, 24, 16), growth=12, num_classes=num_classes)

@@ -180,7 +180,22 @@ _VARIANTS: dict[str, tuple[tuple[int, ...], tuple[int, int], tuple[int, int, int
 
 
 def hrnet(variant: str = "w18-small-v2", num_classes: int = 19) -> HRNet:
-    """A published HRNetV2: "w18-small-v1", "w18-small-v2", "w18", "w32" or "w48", by default for Cityscapes."""
+    """A published HRNetV2: "w18-small-v1", "w18-small-v2", "w18", "w32" or "w48", by default for Cityscapes.
+
+    Parameters
+    ----------
+    variant : str
+        The width and version, such as "w18-small-v1", "w18-small-v2" or "w48".
+    num_classes : int
+        C, the classes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.networks import hrnet
+    >>> hrnet("w18-small-v1", 5).eval()(torch.randn(1, 3, 64, 64)).shape[:2]
+    torch.Size([1, 5])
+    """
     if variant not in _VARIANTS:
         raise InvalidInputError(f"there is no HRNet {variant!r}; choose one of {', '.join(_VARIANTS)}")
     widths, first, modules, blocks = _VARIANTS[variant]

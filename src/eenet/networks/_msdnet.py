@@ -175,7 +175,20 @@ class MSDNet(nn.Module):
 
 
 def msdnet35(num_classes: int = 1000) -> MSDNet:
-    """The MSDNet of 35 layers with 5 exits for ImageNet: base 7, step 7, four scales, growth 16 x (1, 2, 4, 4)."""
+    """The MSDNet of 35 layers with 5 exits for ImageNet: base 7, step 7, four scales, growth 16 x (1, 2, 4, 4).
+
+    Parameters
+    ----------
+    num_classes : int
+        C, the classes.
+
+    Examples
+    --------
+    >>> from eenet.networks import msdnet35
+    >>> network = msdnet35(10)
+    >>> sum(p.numel() for p in network.parameters()) > 1_000_000
+    True
+    """
     return MSDNet((7,) * 5, width=32, growth=16, factors=(1, 2, 4, 4), num_classes=num_classes)
 
 
@@ -183,6 +196,21 @@ def msdnet_cifar(num_classes: int = 100, *, exits: int = 7) -> MSDNet:
     """An MSDNet for CIFAR: base 4, step 2, three scales, growth 6 x (1, 2, 4), classifiers 128 wide.
 
     `exits` counts the last one; 11 make the 24 layers of the paper's experiments.
+
+    Parameters
+    ----------
+    num_classes : int
+        C, the classes.
+    exits : int
+        How many classifiers there are.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.networks import msdnet_cifar
+    >>> network = msdnet_cifar(10, exits=3).eval()
+    >>> sum(p.numel() for p in network.parameters()) > 100_000
+    True
     """
     steps = (4, *[2] * (exits - 1))
     return MSDNet(steps, width=16, growth=6, factors=(1, 2, 4), num_classes=num_classes, hidden=128, large_images=False)

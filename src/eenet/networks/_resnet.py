@@ -114,6 +114,22 @@ def resnet56(num_classes: int = 10, *, bottleneck: bool = False, weights: str | 
     Basic blocks with option-A shortcuts: 0.85 million parameters and 125.5 million multiply-adds (He et al.). With
     `bottleneck`, the 9 + 9 + 9 bottlenecks that the code of the EENet paper calls ResNet-56: 0.87 million parameters,
     0.94 million with the heads of `StackedConvHead`. `weights` is a file for `load_published` (basic blocks only).
+
+    Parameters
+    ----------
+    num_classes : int
+        C, the classes.
+    bottleneck : bool
+        Whether blocks have three convolutions in place of two.
+    weights : path, optional
+        Published weights to load.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.networks import resnet56
+    >>> resnet56(10).eval()(torch.randn(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
     """
     model = CifarResNet((9, 9, 9), num_classes=num_classes, bottleneck=bottleneck)
     return model if weights is None else load_published(model, weights)
@@ -123,6 +139,20 @@ def resnet20(num_classes: int = 10, *, weights: str | Path | None = None) -> Cif
     """ResNet-20 for CIFAR: 3 + 3 + 3 basic blocks; its exits stand after blocks 3 and 6, "layers.0" and "layers.1".
 
     0.27 million parameters and 40.6 million multiply-adds (He et al.). `weights` is a file for `load_published`.
+
+    Parameters
+    ----------
+    num_classes : int
+        C, the classes.
+    weights : path, optional
+        Published weights to load.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.networks import resnet20
+    >>> resnet20(10).eval()(torch.randn(1, 3, 32, 32)).shape
+    torch.Size([1, 10])
     """
     model = CifarResNet((3, 3, 3), num_classes=num_classes)
     return model if weights is None else load_published(model, weights)
@@ -134,6 +164,23 @@ def load_published(model: CifarResNet, path: str | Path) -> CifarResNet:
     The names are those of akamaster/pytorch_resnet_cifar10 ("layer1.0.conv1.weight"), in safetensors. Those networks
     expect RGB in [0, 1] less (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225). Raises `FileFormatError` for weights of
     another architecture, with the first names that differ.
+
+    Parameters
+    ----------
+    model : CifarResNet
+        What `resnet20` or `resnet56` gave; it is changed in place.
+    path : path
+        The published weights.
+
+    Examples
+    --------
+    >>> from eenet.errors import FileFormatError, InvalidInputError
+    >>> from eenet.networks import load_published, resnet20
+    >>> try:
+    ...     load_published(resnet20(10), "no-such-file.safetensors")
+    ... except (OSError, FileFormatError, InvalidInputError) as error:
+    ...     print("refused")
+    refused
     """
     load_weights(model, path, rename=lambda name: re.sub(r"^layer(\d+)\.", _group_name, name))
     return model

@@ -71,6 +71,21 @@ class Optimization:
 
     `ratios` says of every variant that was tried what share of the model's own time it needs; `dropped` those that did
     not give the model's logits; `times` what the stages of the chosen one cost.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")  # nothing may be faster for a network this small
+    ...     fast = eenet.AdaptiveModel(model, scheduler, optimize="auto", batch_sizes=(4,), seconds=0.05)
+    >>> fast.optimized.sizes
+    (4,)
     """
 
     sizes: tuple[int, ...]

@@ -59,6 +59,13 @@ def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Ite
         For a path that holds no such items.
     FileFormatError
         For a damaged file.
+
+    Examples
+    --------
+    >>> from eenet.predict import open_items
+    >>> np.save("x.npy", np.zeros((5, 4), dtype=np.float32))
+    >>> len(open_items("x.npy", "array"))
+    5
     """
     source = Path(path)
     if source.is_dir():

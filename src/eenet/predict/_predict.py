@@ -48,6 +48,12 @@ class Summary:
         Of the answered items, by the bundle's costs, in their unit.
     measured_ms : float or None
         Wall time of the network per item, as measured in this run; None where other processes ran it, or nothing ran.
+
+    Examples
+    --------
+    >>> from eenet.predict import Summary
+    >>> Summary(items=40, resumed=0, failed=0, exit_shares=(0.5, 0.5), mean_cost=1.5).items
+    40
     """
 
     items: int
@@ -105,6 +111,20 @@ def predict(
         Where the folder is of a run over other items, or with another bundle or budget.
     MissingExtraError
         Without the extra "predict".
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> from eenet.predict import open_items, predict
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> bundle = eenet.export(model, scheduler, "answering", example=x, measure=False)
+    >>> np.save("inputs.npy", x.numpy())
+    >>> predict(bundle, open_items("inputs.npy", "array"), "answers.parquet").items
+    40
     """
 
     took: list[tuple[int, float]] = []

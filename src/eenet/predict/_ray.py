@@ -63,6 +63,11 @@ def predict_on_ray(
         As `predict`.
     MissingExtraError
         Without the extra "ray".
+
+    Examples
+    --------
+    >>> from eenet.predict import predict_on_ray
+    >>> predict_on_ray(bundle, items, "answers.parquet", replicas=4)  # doctest: +SKIP
     """
     ray, data = require("ray", "ray", "predicting on Ray"), require("ray.data", "ray", "predicting on Ray")
     if replicas is not None and replicas < 1:

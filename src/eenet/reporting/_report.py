@@ -33,6 +33,14 @@ class Report:
     data : dict
         Everything that the page shows, as JSON can hold it: for each run the figures of every scheduler at every
         budget, and the sections with their charts.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    >>> made = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=3, draws=0)
+    >>> made.write_json("report.json")
     """
 
     data: dict[str, Any]

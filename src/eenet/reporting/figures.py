@@ -116,6 +116,15 @@ def save(chart: Chart, path: str | Path) -> None:
         Without matplotlib.
     InvalidInputError
         For another ending, or a dict that is no chart.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.reporting import figures
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
+    >>> made = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=3, draws=0)
+    >>> figures.save(made.charts[0][1], "frontier.svg")
     """
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in _FORMATS:

@@ -22,6 +22,12 @@ class StageBackend(Protocol):
 
     The caller decides which samples exit (`eenet.scheduler.DecisionState`); a backend only computes. It keeps no state,
     so calls may come from several threads and for several requests in turn.
+
+    Examples
+    --------
+    >>> from eenet.runtime import StageBackend
+    >>> sorted(name for name in vars(StageBackend) if not name.startswith("_"))
+    ['enter', 'join', 'num_classes', 'num_exits', 'run', 'size', 'take']
     """
 
     @property

@@ -40,6 +40,18 @@ class AdaptiveOutput(Generic[T]):
     abstained
         (N,) bool, on the CPU: the samples that are handed back, since no exit is sure of them. Their logits are those
         of the last exit. None where it is not known.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> out = eenet.AdaptiveModel(model, scheduler)(x)
+    >>> out.logits.shape, out.exits.shape, out.predictions.shape
+    (torch.Size([40, 3]), torch.Size([40]), torch.Size([40]))
     """
 
     logits: T

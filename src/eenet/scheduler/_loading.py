@@ -35,6 +35,15 @@ def load_scheduler(path: str | Path) -> Scheduler:
     ------
     FileFormatError
         For any other file.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=2.0)
+    >>> scheduler.save("scheduler.safetensors")
+    >>> eenet.load_scheduler("scheduler.safetensors") == scheduler
+    True
     """
     arrays, header = read_arrays(path, kind="scheduler", schema=SCHEMA)
     try:

@@ -31,7 +31,15 @@ Ints = NDArray[np.intp]
 
 
 class ExitHistory:
-    """What a policy knows of n samples that are still running: their evidence and scores at the exits so far."""
+    """What a policy knows of n samples that are still running: their evidence and scores at the exits so far.
+
+    Examples
+    --------
+    >>> from eenet.scheduler import ExitHistory
+    >>> from eenet.testing import toy_records
+    >>> ExitHistory(toy_records(5).all_evidence()[:2])
+    ExitHistory(2 exits, 5 samples)
+    """
 
     def __init__(self, evidence: Sequence[Evidence] = (), scores: Sequence[Floats] = ()) -> None:
         self.evidence = list(evidence)
@@ -88,6 +96,14 @@ class Score(ABC):
 
     A subclass is one method: how it scores, how it is fitted, how it is saved. It sets `name` and is then known by it,
     in `Scheduler(score=...)` and in files.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.Entropy().fit(toy_records(), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.policy.score.name
+    'entropy'
     """
 
     name: ClassVar[str] = ""
@@ -190,6 +206,14 @@ class ThresholdPolicy:
         Samples of the last exit whose largest probability there has log odds below this, or is not finite, are handed
         back: no exit is sure of them. Of an ensemble it is the largest probability of the combined answer. None: every
         sample is answered.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> policy = eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=2.0, fallback=False).policy
+    >>> policy.num_exits, len(policy.thresholds)
+    (3, 2)
     """
 
     score: Score
@@ -262,6 +286,20 @@ class DecisionState:
     observe, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each sample exited, and
     `abstained` (n,) which of those at the last exit are handed back. Where the policy is an ensemble, `left` are the
     logits of those that have just exited, in place of the exit's own; otherwise, and where none has, None.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> from eenet.scheduler import DecisionState
+    >>> records = toy_records(100)
+    >>> scheduler = eenet.MaxProbability().fit(records, toy_costs(), budget=2.0, fallback=False)
+    >>> state = DecisionState(scheduler.policy, len(records))
+    >>> for k in range(2):
+    ...     leave, stay = state.observe(records.evidence(k, state.running, state.earlier))
+    >>> state.finish(lambda: records.evidence(2, state.running, state.earlier))
+    >>> bool((state.exits == scheduler.replay(records).exits).all())
+    True
     """
 
     def __init__(self, policy: ThresholdPolicy, samples: int) -> None:
@@ -398,6 +436,14 @@ class Decisions:
         For segmentation with labels: the pixels that are right, predicted and labeled; 0 where there is no answer.
     abstained : array of bool, shape (N,), optional
         Which samples are handed back, since no exit is sure of them; by default none.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> decisions = eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=2.0).replay(toy_records(seed=1))
+    >>> decisions.exit_shares.shape, len(decisions.exits), decisions.handed_back
+    ((3,), 600, 0.0)
     """
 
     exits: Ints

@@ -36,6 +36,14 @@ class SplitPoint:
     `share` is the share of the network's cost that comes before it, `elements` the number of values per sample that
     would cross a boundary here, in `tensors` live tensors. `cost` is what comes before it, in FLOPs or seconds of the
     example.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> [point.name for point in eenet.stages.split_points(network, torch.randn(2, 4))][:2]
+    ['0', '1']
     """
 
     name: str
@@ -57,6 +65,25 @@ def split_points(
     A module is left out that is called more than once, or whose end is no place for a cut: the samples do not lie along
     one dimension of every live tensor. `cost` is "flops", counted, or "ms", measured on the example. Raises CutError
     for a network that cannot be traced.
+
+    Parameters
+    ----------
+    model : Module
+        The network.
+    example : Tensor, tuple or mapping
+        An input that the network takes.
+    dynamic : mapping of int to str, optional
+        Further dimensions whose size may change.
+    cost : str
+        "flops" or "ms".
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> [point.name for point in eenet.stages.split_points(network, torch.randn(2, 4))][:2]
+    ['0', '1']
     """
     if cost not in COSTS:
         raise InvalidInputError(f"cost is {cost!r}, expected one of {list(COSTS)}")

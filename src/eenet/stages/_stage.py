@@ -15,6 +15,14 @@ class LiveTensor:
     """A tensor that crosses a boundary: its name, shape (symbols by name), dtype and the dimension samples lie along.
 
     `batch_dim` is None for a constant: a tensor that is the same whatever the batch, and that is never compacted.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> eenet.cut(network, at=["1"], example=torch.randn(2, 4)).stages[1].inputs[0].batch_dim
+    0
     """
 
     name: str
@@ -30,6 +38,14 @@ class Stage:
     `batch_dims` are those of the inputs. `name` is the module it ends at ("output" for the last), `feature_index` the
     output that is the feature at its end (None for the last), `passed` the outputs that are the next stage's inputs, in
     their order.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> [stage.name for stage in eenet.cut(network, at=["1"], example=torch.randn(2, 4)).stages]
+    ['1', 'output']
     """
 
     __slots__ = ("batch_dims", "feature_index", "inputs", "module", "name", "outputs", "passed")

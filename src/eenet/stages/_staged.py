@@ -49,6 +49,29 @@ def cut(
     `check`, the stages are compared with the model at two batch sizes, with samples selected at each boundary, and
     with other samples beside them. The model is left as it was. Raises CutError, which names the module and
     where one is at fault the tensor, and InvalidInputError for an example that cannot be used.
+
+    Parameters
+    ----------
+    model : Module
+        The network.
+    at : sequence of str
+        The names of the modules after which it is cut, in the order of the forward pass.
+    example : Tensor, tuple or mapping
+        An input that the network takes, with the batch on dimension 0.
+    dynamic : mapping of int to str, optional
+        Further dimensions whose size may change, by name, such as `{1: "sequence"}`.
+    check : bool
+        Whether to compare the stages with the network.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> x = torch.randn(5, 4)
+    >>> staged = eenet.cut(network, at=["1"], example=x[:2])
+    >>> bool(torch.allclose(staged(x), network(x)))
+    True
     """
     staged = cut_for_heads(model, at, example, dynamic=dynamic, check=check)
     staged.take_run()
@@ -77,6 +100,16 @@ class StagedModel(nn.Module):
     The model is the submodule `backbone`, whose parameters the stages use. There is one list of stages for inference
     and one for training, traced when first used. After a change of the backbone's tensors that did not go through this
     module (`staged.backbone.to(...)`), call `rebind`.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> x = torch.randn(5, 4)
+    >>> staged = eenet.StagedModel.from_stages([network[:2], network[2:]], example=x[:2], reference=network)
+    >>> len(staged.stages), bool(torch.equal(staged(x), network(x)))
+    (2, True)
     """
 
     backbone: nn.Module

@@ -65,6 +65,26 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
 
     Raises `FileFormatError` for a file that is no checkpoint, and `InvalidInputError`, which lists the first names
     that do not match, for a checkpoint of another architecture. The model is then left as it was.
+
+    Parameters
+    ----------
+    model : Module
+        A model of the same architecture.
+    path : path
+        `last.safetensors` or `best.safetensors` of a run.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> from eenet.training import TrainConfig, load_checkpoint
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> batches = [(torch.randn(64, 4), torch.arange(64) % 3)]
+    >>> config = TrainConfig(epochs=1, accelerator="cpu", progress=False, tensorboard=False)
+    >>> result = eenet.train(model, batches, batches, config=config, out="checkpoints")
+    >>> isinstance(load_checkpoint(model, result.best_checkpoint), dict)
+    True
     """
     tensors, header = _read(path)
     _load_weights(model, path, tensors)

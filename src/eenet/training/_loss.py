@@ -45,7 +45,15 @@ _CLASSES = Classification()
 
 
 class TrainingTask(Protocol):
-    """The meaning of one exit's logits. All tensors have the samples on dimension 0; logits are float32."""
+    """The meaning of one exit's logits. All tensors have the samples on dimension 0; logits are float32.
+
+    Examples
+    --------
+    >>> from eenet.training import ClassificationTask, TrainingTask
+    >>> task: TrainingTask = ClassificationTask()
+    >>> task.name == "classification"
+    True
+    """
 
     name: str
 
@@ -71,7 +79,16 @@ class TrainingTask(Protocol):
 
 
 class ClassificationTask:
-    """One class for each sample: cross entropy and accuracy. Logits are (N, C), targets (N,) class numbers."""
+    """One class for each sample: cross entropy and accuracy. Logits are (N, C), targets (N,) class numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.training import ClassificationTask
+    >>> task = ClassificationTask()
+    >>> task.loss(torch.zeros(2, 4), torch.tensor([0, 1])).shape
+    torch.Size([])
+    """
 
     name = "classification"
 
@@ -112,6 +129,13 @@ class SegmentationTask:
     """One class for each pixel: cross entropy over the labeled pixels. Logits are (N, C, H, W), targets (N, H, W).
 
     `task` says which pixels are looked at for the evidence, which label does not count, and what an image is worth.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from eenet.training import SegmentationTask
+    >>> SegmentationTask().loss(torch.zeros(2, 4, 8, 8), torch.zeros(2, 8, 8, dtype=torch.long)).shape
+    torch.Size([])
     """
 
     name = "segmentation"

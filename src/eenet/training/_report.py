@@ -83,7 +83,28 @@ def two_fold_frontier(
     score: str = "max_prob",
     seed: int = 0,
 ) -> Frontier:
-    """The frontier of each half of some records under thresholds searched on the other half, averaged."""
+    """The frontier of each half of some records under thresholds searched on the other half, averaged.
+
+    Parameters
+    ----------
+    records : ExitRecords
+        Validation records with labels.
+    costs : ExitCosts
+        The costs of the exits.
+    budgets : int or sequence of float
+        How many budgets, evenly between the first and the last exit's cost, or the budgets themselves.
+    score : str
+        The score whose thresholds are searched.
+    seed : int
+        Of the halves.
+
+    Examples
+    --------
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> from eenet.training import two_fold_frontier
+    >>> len(two_fold_frontier(toy_records(300), toy_costs(), [1.5, 2.5]).accuracies)
+    2
+    """
     if len(records) < 2:
         raise InvalidInputError(
             f"the validation data has {len(records)} sample, expected at least 2: thresholds are searched on one half "
@@ -156,6 +177,19 @@ class TrainResult:
 
     `best_checkpoint` has these weights, `last_checkpoint` those of the last epoch and the optimizer's state;
     `stopped_early` says whether patience ran out; `costs` is what the frontier was measured with.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> from eenet.training import TrainConfig
+    >>> model = eenet.attach(network, ["1"], example=torch.randn(2, 4))
+    >>> batches = [(torch.randn(64, 4), torch.arange(64) % 3)]
+    >>> config = TrainConfig(epochs=1, accelerator="cpu", progress=False, tensorboard=False)
+    >>> result = eenet.train(model, batches, batches, config=config, out="run")
+    >>> len(result.history), result.best_checkpoint.name
+    (1, 'best.safetensors')
     """
 
     history: tuple[EpochReport, ...]

@@ -38,6 +38,12 @@ class TrainingDivergedError(EENetError, ArithmeticError):
     """The loss or a weight is no longer finite.
 
     `step` counts optimizer steps from 0, `exit_name` is the first exit whose loss is not finite (None for a weight).
+
+    Examples
+    --------
+    >>> from eenet.training import TrainingDivergedError
+    >>> TrainingDivergedError("the loss of exit 'layer1' is nan", step=7, exit_name="layer1").step
+    7
     """
 
     def __init__(self, message: str, *, step: int, exit_name: str | None) -> None:

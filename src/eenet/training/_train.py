@@ -168,6 +168,16 @@ def reestimate_batch_norm(model: MultiExitModel, loader: Iterable[Any], batches:
     ------
     InvalidInputError
         Where the loader has fewer batches; then, as where the loader or the network raises, nothing is changed.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> from eenet.training import reestimate_batch_norm
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    >>> model = eenet.attach(network, ["2"], example=torch.randn(4, 4))
+    >>> reestimate_batch_norm(model, [(torch.randn(32, 4), torch.zeros(32))], batches=1)
+    1
     """
     if batches < 1:
         raise InvalidInputError(f"batches is {batches}, expected at least 1")

@@ -63,6 +63,12 @@ class Dataset(ABC):
     ------
     InvalidInputError
         For an unknown transform, labels outside the classes, or data without samples.
+
+    Examples
+    --------
+    >>> from eenet.experiments.data import Dataset, Texts
+    >>> isinstance(Texts(["good"], np.array([0]), ["no"], name="mine", split="train"), Dataset)
+    True
     """
 
     task = "classification"

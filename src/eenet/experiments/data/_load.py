@@ -67,7 +67,14 @@ _ACCOUNTS = {
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names that `load` knows."""
+    """The names that `load` knows.
+
+    Examples
+    --------
+    >>> from eenet.experiments.data import dataset_names
+    >>> "digits" in dataset_names()
+    True
+    """
     return tuple(_ENTRIES)
 
 

@@ -62,6 +62,14 @@ class ImageArray(Dataset):
     ------
     InvalidInputError
         For another shape or dtype, another number of labels than images, or a label outside the classes.
+
+    Examples
+    --------
+    >>> from eenet.experiments.data import ImageArray
+    >>> images = np.zeros((6, 3, 8, 8), dtype=np.uint8)
+    >>> data = ImageArray(images, np.arange(6) % 2, ["cat", "ship"], name="mine", split="train")
+    >>> len(data), data.batch([0, 1])[0].shape
+    (6, torch.Size([2, 3, 8, 8]))
     """
 
     labels: NDArray[np.int64]

@@ -33,6 +33,13 @@ class ThreeWaySplit:
     `indices[part]` are sorted positions in the dataset `sources[part]`; `samples` and `fingerprints` are of each
     source. `duplicates[part][earlier]` is how many samples of a part have the same bytes as one of an earlier part
     (None: not looked for). `stratified` says whether classes are shared out evenly.
+
+    Examples
+    --------
+    >>> from eenet.experiments.data import Texts, three_way_split
+    >>> data = Texts([f"text {n}" for n in range(40)], np.arange(40) % 2, ["no", "yes"], name="mine", split="train")
+    >>> three_way_split(data, calibration=0.25, test=0.25).seed
+    0
     """
 
     seed: int
@@ -130,6 +137,25 @@ def three_way_split(
     train="train", calibration=("train", 5000), test="test")` takes 5,000 of `a` for calibration. With
     `duplicates=True` samples of equal bytes are counted across parts, which reads all of the data once. Raises
     `InvalidInputError` for amounts that do not fit and for sources that are the same data.
+
+    Parameters
+    ----------
+    data : Dataset or mapping of str to Dataset
+        One data set, or several by the name of their split.
+    train, calibration, test : int, float or tuple
+        How many samples, which share, or a split and how many of it.
+    seed : int
+        Of the choice.
+    duplicates : bool
+        Whether to look for samples that are equal and keep them in one part.
+
+    Examples
+    --------
+    >>> from eenet.experiments.data import Texts, three_way_split
+    >>> data = Texts([f"text {n}" for n in range(40)], np.arange(40) % 2, ["no", "yes"], name="mine", split="train")
+    >>> split = three_way_split(data, calibration=0.25, test=0.25)
+    >>> {name: len(rows) for name, rows in split.indices.items()}
+    {'train': 20, 'calibration': 10, 'test': 10}
     """
     if seed < 0:
         raise InvalidInputError(f"seed is {seed}, expected 0 or more")

@@ -35,6 +35,13 @@ class Texts(Dataset):
 
     Both transforms read the string as it is. `empty` is the number of texts without a visible character, which are
     kept: a tokenizer gives them its special tokens alone.
+
+    Examples
+    --------
+    >>> from eenet.experiments.data import Texts
+    >>> data = Texts(["good", "bad"], np.array([1, 0]), ["no", "yes"], name="mine", split="train")
+    >>> len(data), data.classes
+    (2, ('no', 'yes'))
     """
 
     task = "text"

@@ -84,6 +84,13 @@ class RunOptions:
         What the results say they were made with.
     progress
         Whether to show what is done.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from eenet.experiments.recipes import RunOptions
+    >>> RunOptions(out=Path("results"), smoke=True).progress
+    True
     """
 
     out: Path

@@ -206,6 +206,12 @@ class Recipe(_Section):
         The settings of the training run, those of the section `train` that are not of the data.
     settings
         The mapping it was read from, changes included and `smoke` left out.
+
+    Examples
+    --------
+    >>> from eenet.experiments.recipes import load_recipe
+    >>> load_recipe("digits").seed
+    0
     """
 
     title: Text = _says("one line of text", "what the recipe reproduces")
@@ -359,7 +365,14 @@ def _unknown(key: str, known: Sequence[str], where: str, within: str) -> Invalid
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes that ship with eenet."""
+    """The names of the recipes that ship with eenet.
+
+    Examples
+    --------
+    >>> from eenet.experiments.recipes import recipe_names
+    >>> "digits" in recipe_names()
+    True
+    """
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 

@@ -197,6 +197,14 @@ class ZTW(Scheduler, method="ztw"):
     """The exits so far multiplied to a learned ensemble, one threshold (Wolczyk et al., NeurIPS 2021). Needs labels.
 
     It changes predictions: a sample is answered by the ensemble, not by the exit it exits at.
+
+    Examples
+    --------
+    >>> from eenet.scheduler import ZTW
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = ZTW().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
     """
 
     def __init__(self) -> None:
@@ -207,6 +215,14 @@ class BEEM(Scheduler, method="beem"):
     """Exits as experts, whose weighted confidences add up (Bajpai and Hanawal, ICLR 2025). Needs labels.
 
     It changes predictions: a sample is answered by the experts so far, not by the exit it exits at alone.
+
+    Examples
+    --------
+    >>> from eenet.scheduler import BEEM
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = BEEM().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
     """
 
     def __init__(self) -> None:

@@ -121,7 +121,16 @@ def _logistic(x: Floats, targets: Bools, offset: Floats) -> tuple[Floats, float]
 
 
 class LearnedGate(Scheduler, method="gate"):
-    """A learned gate at each exit, in the manner of JEI-DNN (Regol et al., ICLR 2024) on frozen exits. Needs labels."""
+    """A learned gate at each exit, in the manner of JEI-DNN (Regol et al., ICLR 2024) on frozen exits. Needs labels.
+
+    Examples
+    --------
+    >>> from eenet.scheduler import LearnedGate
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = LearnedGate().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__("gate", "geometric")

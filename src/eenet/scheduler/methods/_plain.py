@@ -150,28 +150,64 @@ class MaxProbability(Scheduler, method="max_prob"):
 
 
 class Entropy(Scheduler, method="entropy"):
-    """Entropy with a geometric exit distribution (BranchyNet: Teerapittayanon et al., ICPR 2016)."""
+    """Entropy with a geometric exit distribution (BranchyNet: Teerapittayanon et al., ICPR 2016).
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.Entropy().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__("entropy", "geometric")
 
 
 class Patience(Scheduler, method="patience"):
-    """Agreement of successive exits, ties by max probability (PABEE: Zhou et al., NeurIPS 2020)."""
+    """Agreement of successive exits, ties by max probability (PABEE: Zhou et al., NeurIPS 2020).
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.Patience().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__("patience", "geometric")
 
 
 class Voting(Scheduler, method="voting"):
-    """Agreement of the exits so far with this one, ties by max probability (Sun et al., arXiv 2105.13792)."""
+    """Agreement of the exits so far with this one, ties by max probability (Sun et al., arXiv 2105.13792).
+
+    Examples
+    --------
+    >>> from eenet.scheduler import Voting
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = Voting().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__("voting", "geometric")
 
 
 class Margin(Scheduler, method="margin"):
-    """The margin between the two largest probabilities (Park et al., CODES+ISSS 2015), geometric distribution."""
+    """The margin between the two largest probabilities (Park et al., CODES+ISSS 2015), geometric distribution.
+
+    Examples
+    --------
+    >>> from eenet.scheduler import Margin
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = Margin().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__("margin", "geometric")
@@ -185,6 +221,14 @@ class EERO(Scheduler, method="eero"):
     betas : tuple of float
         A small beta trusts the error rates of the exits, a large one spreads the samples evenly; of several, the one
         with the highest calibration accuracy is taken.
+
+    Examples
+    --------
+    >>> from eenet.scheduler import EERO
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = EERO().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
     """
 
     def __init__(self, betas: tuple[float, ...] = ExponentialWeights.betas) -> None:
@@ -204,6 +248,14 @@ class SearchedThresholds(Scheduler, method="searched"):
         A name of a score, such as "max_prob", "entropy" or "learned".
     seed : int
         Of the fit of a score that is fitted.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.SearchedThresholds("entropy").fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
     """
 
     def __init__(self, score: str = "max_prob", *, seed: int = 0) -> None:
@@ -222,6 +274,13 @@ class Static(Scheduler):
     ----------
     exit_index : int
         The exit, from 0; -1 is refused: name the exit.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> eenet.Static(1).fit(toy_records(), toy_costs()).replay(toy_records()).exit_shares
+    array([0., 1., 0.])
     """
 
     _default_budget = True

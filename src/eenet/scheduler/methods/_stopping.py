@@ -203,6 +203,14 @@ class OptimalStopping(Scheduler, method="stopping"):
         How many prices of cost are solved.
     lowest, highest : float
         The smallest positive price and the largest, in utility for the cost between the first and the last exit.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = eenet.OptimalStopping().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
     """
 
     def __init__(self, *, seed: int = 0, prices: int = 40, lowest: float = 0.003, highest: float = 5.0) -> None:

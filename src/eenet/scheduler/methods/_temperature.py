@@ -124,7 +124,16 @@ def _best_temperature(logs: Floats, labels: Ints) -> float:
 
 
 class TemperatureScaled(Scheduler, method="temperature"):
-    """Max probability calibrated exit by exit, with one threshold (Pacheco et al., ICC 2021). Needs labels."""
+    """Max probability calibrated exit by exit, with one threshold (Pacheco et al., ICC 2021). Needs labels.
+
+    Examples
+    --------
+    >>> from eenet.scheduler import TemperatureScaled
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> scheduler = TemperatureScaled().fit(toy_records(400), toy_costs(), budget=2.0, fallback=False)
+    >>> scheduler.calibration_cost <= 2.0
+    True
+    """
 
     def __init__(self) -> None:
         super().__init__("temperature", "shared")

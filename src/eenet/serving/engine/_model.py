@@ -209,6 +209,18 @@ class ServedModel:
         Where the scheduler was fitted for other exits or classes.
     CutError
         Where the network was changed after it was cut; the message names the module.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> from eenet.serving.engine import ServedModel
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> ServedModel(model, scheduler, class_names=["a", "b", "c"]).class_names
+    ['a', 'b', 'c']
     """
 
     def __init__(
@@ -241,6 +253,15 @@ class FixedBudget:
     ----------
     scheduler : Scheduler
         Gives the policy of its own budget, and of those that are set later.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> from eenet.serving.engine import FixedBudget
+    >>> controller = FixedBudget(eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=2.0))
+    >>> controller.budget
+    2.0
     """
 
     def __init__(self, scheduler: Scheduler) -> None:

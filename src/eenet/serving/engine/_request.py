@@ -47,6 +47,12 @@ class Limits:
         Seconds after which an incomplete head or body is given up.
     timeout : float
         Seconds until an answer, where the client names no limit of its own.
+
+    Examples
+    --------
+    >>> from eenet.serving.engine import Limits
+    >>> Limits(max_samples=16).max_json
+    4194304
     """
 
     max_body: int = 32 * 1024 * 1024
@@ -86,6 +92,12 @@ class EngineOptions:
     ------
     InvalidInputError
         For a value out of range.
+
+    Examples
+    --------
+    >>> from eenet.serving.engine import EngineOptions
+    >>> EngineOptions(max_batch=32).max_wait
+    0.002
     """
 
     max_batch: int = 16
@@ -104,7 +116,14 @@ class EngineOptions:
 
 
 class RefusedError(EENetError):
-    """A request that cannot be served; `status` is the HTTP status that says so."""
+    """A request that cannot be served; `status` is the HTTP status that says so.
+
+    Examples
+    --------
+    >>> from eenet.serving.engine import RefusedError
+    >>> RefusedError(413, "too many samples").status
+    413
+    """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -115,7 +134,14 @@ Ints = NDArray[np.intp]
 
 
 class Outcome(enum.Enum):
-    """How a request ended; every accepted request ends once."""
+    """How a request ended; every accepted request ends once.
+
+    Examples
+    --------
+    >>> from eenet.serving.engine import Outcome
+    >>> [one.name for one in Outcome]
+    ['ANSWERED', 'LATE', 'CANCELLED', 'FAILED']
+    """
 
     ANSWERED = "answered"
     LATE = "late"
@@ -155,6 +181,15 @@ class Request:
         The caller's own.
     onward : list of Batch
         Where an engine runs some of the stages only: the samples that go on to a stage elsewhere.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> from eenet.serving.engine import Request
+    >>> policy = eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=2.0).policy
+    >>> Request(0, samples=3, arrived=0.0, policy=policy).open
+    True
     """
 
     __slots__ = (

@@ -303,6 +303,19 @@ class LocalService:
     ------
     InvalidInputError
         For fewer workers than one.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> from eenet.serving.engine import FixedBudget, LocalService, ServedModel
+    >>> x = torch.randn(40, 4)
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> service = LocalService(ServedModel(model, scheduler), FixedBudget(scheduler))
+    >>> service.waiting
+    [0, 0]
     """
 
     def __init__(

@@ -47,6 +47,12 @@ class ServerOptions:
     ------
     InvalidInputError
         For a short token, or a host beyond loopback without a token.
+
+    Examples
+    --------
+    >>> from eenet.serving.http import ServerOptions
+    >>> ServerOptions(port=8080, token="a long secret").host
+    '127.0.0.1'
     """
 
     host: str = "127.0.0.1"

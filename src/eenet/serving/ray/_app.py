@@ -45,6 +45,11 @@ def app(args: Mapping[str, Any]) -> Any:
         For args that are not these, and options that do not fit the bundle.
     MissingExtraError
         Without the extra "ray".
+
+    Examples
+    --------
+    >>> from eenet.serving import ray
+    >>> ray.app({"bundle": "bundle"})  # doctest: +SKIP
     """
     if not isinstance(args.get("bundle"), str):
         raise InvalidInputError(f"the args are {dict(args)!r}, expected 'bundle', the path of a folder")
@@ -149,6 +154,11 @@ def write_yaml(
         The file to write.
     bundle, options, host, port
         As for `start`.
+
+    Examples
+    --------
+    >>> from eenet.serving import ray
+    >>> ray.write_yaml("eenet.yaml", "bundle")  # doctest: +SKIP
     """
     yaml = require("yaml", "ray", "writing the file for serve deploy")
     text = yaml.safe_dump(_document(bundle, options, host=host, port=port), sort_keys=False)
@@ -223,6 +233,12 @@ def start(
         Where the options do not fit the bundle, and for a host beyond loopback without a token.
     MissingExtraError
         Without the extra "ray".
+
+    Examples
+    --------
+    >>> from eenet.serving import ray
+    >>> ray.start("bundle")  # doctest: +SKIP
+    'http://127.0.0.1:8000'
     """
     serve, ray = _serve(), require("ray", "ray")
     options = options or RayOptions()
@@ -242,7 +258,18 @@ def start(
 
 
 def stop(*, everything: bool = True) -> None:
-    """End the application when all requests inside have been answered; with `everything` also Ray Serve and Ray."""
+    """End the application when all requests inside have been answered; with `everything` also Ray Serve and Ray.
+
+    Parameters
+    ----------
+    everything : bool
+        Whether to stop Ray too, where `start` started it.
+
+    Examples
+    --------
+    >>> from eenet.serving import ray
+    >>> ray.stop()  # doctest: +SKIP
+    """
     serve, ray = _serve(), require("ray", "ray")
     serve.delete(APPLICATION)
     if everything:

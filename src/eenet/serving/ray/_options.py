@@ -31,6 +31,12 @@ class StageScaling:
         Bytes that a replica reserves; None reserves none.
     upscale_delay, downscale_delay : float
         Seconds above or below the target until replicas are added or removed.
+
+    Examples
+    --------
+    >>> from eenet.serving.ray import StageScaling
+    >>> StageScaling(min_replicas=1, max_replicas=4, cpus=0.5).cpus
+    0.5
     """
 
     min_replicas: int = 1
@@ -100,6 +106,12 @@ class RayOptions:
         How batches are formed.
     limits : Limits
         What a request may cost.
+
+    Examples
+    --------
+    >>> from eenet.serving.ray import RayOptions, StageScaling
+    >>> RayOptions(stages=[StageScaling(max_replicas=4)]).scaling(3)[2].max_replicas
+    4
     """
 
     stages: Sequence[StageScaling] = (StageScaling(),)
