@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from pathlib import Path
 
 import matplotlib as mpl
@@ -9,10 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import eenet
+from eenet.errors import ReliabilityWarning
 from eenet.evaluation import oracle, random_mixture
 from eenet.testing import toy_costs, toy_records
 
 HERE = Path(__file__).resolve().parent / "_static"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+_PARTS = ("calibration", "test")
 
 
 def frontier() -> None:
@@ -36,6 +41,40 @@ def frontier() -> None:
     plt.close(fig)
 
 
+def readme() -> None:
+    """Two trained networks on test samples: one exit for all, and EENet at every budget."""
+    shown = {"cifar10-resnet56-shared": ("CIFAR-10, ResNet-56", 0.65), "agnews-minilm": ("AG News, MiniLM", 0.5)}
+    fig, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for ax, (name, (title, share)) in zip(axes, shown.items(), strict=True):
+        calibration, test = (eenet.ExitRecords.load(RESULTS / name / f"{part}.safetensors") for part in _PARTS)
+        measured = json.loads((RESULTS / name / "costs.json").read_text("utf-8"))
+        costs = eenet.ExitCosts(measured["costs"]["ms"][measured["batch_sizes"].index(1)], unit="ms")
+        scheduler = eenet.EENet().fit(calibration, costs)
+        found = [scheduler.at(budget).replay(test) for budget in np.linspace(costs[0] * 1.001, costs[-1], 31)]
+        found.sort(key=lambda one: one.mean_cost)
+        ax.plot(list(costs), 100 * test.accuracies, "s--", color="#6b6b6b", label="one exit for all inputs", lw=1)
+        ax.plot([d.mean_cost for d in found], [100 * d.accuracy for d in found], color="#0072B2", label="EENet", lw=2)
+        one = scheduler.at(share * costs[-1]).replay(test)
+        ax.annotate(
+            f"a budget of {share:.0%}: {100 * one.accuracy:.1f} %\n"
+            f"instead of {100 * test.accuracies[-1]:.1f} %, {costs[-1] / one.mean_cost:.1f} times as fast",
+            (one.mean_cost, 100 * one.accuracy),
+            xytext=(18, -62),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "->", "color": "#0072B2"},
+            color="#0072B2",
+        )
+        ax.set(title=title, xlabel="mean time per input (ms, batch size 1)", ylim=(79.5, 92))
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("test accuracy (%)")
+    axes[0].legend(frameon=False, loc="lower right")
+    fig.tight_layout()
+    fig.savefig(HERE / "readme.svg", metadata={"Date": None})
+    plt.close(fig)
+
+
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", ReliabilityWarning)  # budgets above what pays are drawn on purpose
     mpl.rcParams["svg.hashsalt"] = "eenet"  # the same file for the same figure
     frontier()
+    readme()
