@@ -80,7 +80,7 @@ class ScoreTable:
         exits = np.full(self.samples, self.early, dtype=np.intp)
         for k in reversed(range(start, self.early)):
             leaving = leaves_at(self.scores[k], self.finite[k], thresholds.values[k], bool(thresholds.enabled[k]))
-            exits[leaving] = k
+            np.copyto(exits, k, where=leaving)
         return exits
 
     def mean_cost(self, thresholds: Thresholds) -> float:
@@ -133,7 +133,7 @@ class ScoreTable:
 
         `shares` p is (K,). Source: EENet, section 3.3; MSDNet's dynamic evaluation does the same.
         """
-        return self._for_counts(self._counts(shares))
+        return self._for_counts(self._counts(shares))[0]
 
     def _counts(self, shares: Floats) -> tuple[int, ...]:
         if not self.live.all():  # what an exit that is left out would get goes to the others in proportion
@@ -141,16 +141,27 @@ class ScoreTable:
             shares = shares / shares.sum() if shares.sum() > 0 else np.eye(len(shares))[self.first]
         return tuple([round(self.samples * share) for share in shares[: self.early].tolist()])
 
-    def _for_counts(self, counts: tuple[int, ...]) -> Thresholds:
+    def _for_counts(self, counts: tuple[int, ...]) -> tuple[Thresholds, float]:
+        """Thresholds by which about so many samples exit, and their mean cost."""
         values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
         alive = np.ones(self.samples, dtype=np.bool_)
+        exited = np.zeros(self.early + 1, dtype=np.intp)
         for k in range(self.early):
             ranked = self.ranked(k, alive)
-            cuts = self.cuts(k, ranked)
-            exiting = int(cuts[np.argmin(np.abs(cuts - counts[k]))])
-            values[k], enabled[k] = self.threshold(k, ranked, exiting)
-            alive[ranked[:exiting]] = False
-        return Thresholds(values, enabled)
+            exited[k] = self._nearest_cut(k, ranked, counts[k])
+            values[k], enabled[k] = self.threshold(k, ranked, int(exited[k]))
+            alive[ranked[: exited[k]]] = False
+        exited[-1] = self.samples - exited.sum()
+        return Thresholds(values, enabled), float(exited @ self.costs / self.samples)
+
+    def _nearest_cut(self, k: int, ranked: Ints, count: int) -> int:
+        """Of `cuts` the one nearest to a number; most numbers are cuts, which takes two scores to see."""
+        if 0 < count < len(ranked):
+            here, there = self.scores[k, ranked[count - 1 : count + 1]].tolist()
+            if here - there > RESOLUTION:
+                return count
+        cuts = self.cuts(k, ranked)
+        return int(cuts[np.argmin(np.abs(cuts - count))])
 
     def cheapest(self) -> Thresholds:
         """All samples that may exit do so at the first exit that is not left out."""
@@ -160,9 +171,13 @@ class ScoreTable:
     def _cheapest(self) -> Thresholds:
         return self.for_shares(np.eye(self.early + 1)[self.first])
 
+    @cached_property
+    def _smallest(self) -> float:
+        return self.mean_cost(self.cheapest())
+
     def require_feasible(self, budget: float) -> None:
         """Raise `InfeasibleBudgetError` when even exiting as early as possible costs more than the budget."""
-        smallest = self.mean_cost(self.cheapest())
+        smallest = self._smallest
         if smallest > within(budget):
             stuck = int((~self.finite[min(self.first, self.early - 1)]).sum())
             raise InfeasibleBudgetError(
@@ -190,8 +205,7 @@ class ScoreTable:
             if counts == at_low:
                 low = middle
                 continue
-            thresholds = self._for_counts(counts)
-            cost = self.mean_cost(thresholds)
+            thresholds, cost = self._for_counts(counts)
             if cost <= within(budget):
                 low, at_low, best = middle, counts, thresholds
                 if cost > budget - step:
