@@ -23,10 +23,11 @@ from safetensors.numpy import save_file
 
 import eenet
 from eenet.control import Alternation, Pacer
+from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, NotFittedError
 from eenet.records import ExitRecords
 from eenet.scheduler import Scheduler, ThresholdPolicy, replay
-from eenet.testing import toy_costs, toy_records
+from eenet.testing import toy_costs, toy_logits, toy_records
 from networks import table_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -331,6 +332,27 @@ def test_another_budget_starts_a_new_account() -> None:
         controller.set_budget(0.2)
     assert controller.budget == 1.5
     assert re.search(r"mean cost 1\.(49|50)\d* of 3000 samples", repr(controller))
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.FallbackWarning")
+def test_where_a_simple_rule_is_as_good_for_less_no_more_is_spent() -> None:
+    logits, labels = toy_logits(900)
+    logits[0] *= 5  # sure of itself
+    logits[2] = logits[1]  # as good, for twenty times the cost
+    records, costs = ExitRecords.from_logits(logits, labels), ExitCosts([0.1, 0.5, 10.0])
+    scheduler = eenet.MaxProbability().fit(records, costs)
+    controller = eenet.BudgetController(scheduler, 3.0)
+    for _ in range(50):
+        controller.observe(replay(controller.policy, records, costs).exits[:20])
+    assert controller.mean_cost == pytest.approx(scheduler.at(3.0).planned_cost, rel=0.05)
+    assert controller.mean_cost <= 0.55
+    assert controller.budget == 3.0
+    again = eenet.BudgetController.restore(scheduler, json.loads(json.dumps(controller.state())))
+    assert (again.budget, again.policy) == (3.0, controller.policy)
+    again.set_budget(0.3)
+    assert again.budget == 0.3
+    older = {name: value for name, value in controller.state().items() if name != "budget"}
+    assert eenet.BudgetController.restore(scheduler, older).policy == controller.policy
 
 
 def test_costs_that_were_measured_count_in_place_of_those_of_the_exits() -> None:

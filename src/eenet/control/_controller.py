@@ -28,6 +28,8 @@ _LEARNED = ("_pacer", "_alternation", "_quotas", "_drift", "_overruled")  # what
 class BudgetController:
     """Keeps the mean cost of traffic at a budget by moving along a scheduler's policies, from observed costs alone.
 
+    Where the scheduler has a simple rule for the budget that is as good for less, it keeps to what that rule costs.
+
     Run each batch under `policy` and give the exits that its samples took to `observe`. `AdaptiveModel` takes it in
     place of a scheduler. All methods may be called from several threads; `policy` never waits.
 
@@ -83,15 +85,15 @@ class BudgetController:
         if not _is_number(false_alarms) or not 0 < false_alarms < 1:
             raise InvalidInputError(f"false_alarms={false_alarms!r}: expected a probability between 0 and 1")
         self._costs, self._policies = costs, table.policies
-        self._smallest_row = table.index
+        self._table = table
         self._horizon, self._level = float(horizon), float(false_alarms)
         self._quotas = Quotas.parse(floor, ceiling, len(costs), self._horizon)
         # Of policies with the same planned cost the first will do.
         rising = np.diff(table.planned_costs, prepend=-np.inf) > 1e-9 * costs[-1]
         self._rows: list[int] = np.flatnonzero(rising).tolist()
         self._planned: list[float] = table.planned_costs[self._rows].tolist()
-        limit = self._limit(scheduler.budget if budget is None else budget)
-        self._pacer = Pacer(limit, self._planned[0], self._planned[-1], self._horizon)
+        self._budget = self._limit(scheduler.budget if budget is None else budget)
+        self._pacer = Pacer(self._worth(self._budget), self._planned[0], self._planned[-1], self._horizon)
         self._alternation = Alternation(self._planned)
         self._drift = None
         if table.shares is not None and table.samples:
@@ -117,7 +119,7 @@ class BudgetController:
     @property
     def budget(self) -> float:
         """The budget per sample, in the unit of the costs."""
-        return self._pacer.budget
+        return self._budget
 
     @property
     def samples(self) -> int:
@@ -137,7 +139,7 @@ class BudgetController:
         """
         limit = self._limit(budget)
         with self._lock:
-            self._pacer.budget, self._pacer.debt = limit, 0.0
+            self._budget, self._pacer.budget, self._pacer.debt = limit, self._worth(limit), 0.0
             self._samples, self._spent = 0, 0.0
             self._policy = self._choose()
 
@@ -197,9 +199,16 @@ class BudgetController:
 
     def _limit(self, budget: Budget) -> float:
         limit = parse_budget(budget, self._costs)
-        self._smallest_row(limit)
+        self._table.index(limit)
         self._quotas.require_affordable(limit, self._costs)
         return limit
+
+    def _worth(self, budget: float) -> float:
+        """The mean cost to keep to: the budget, or less where the scheduler's policy for it is a cheaper rule."""
+        row = self._table.index(budget)
+        if self._table.fallback(row) is None or self._quotas.any:
+            return budget
+        return min(budget, max(float(self._table.planned_costs[row]), self._planned[0]))
 
     def _counted(self, exits: ArrayLike) -> Ints:
         values, last = np.asarray(exits), len(self._costs) - 1
@@ -240,6 +249,7 @@ class BudgetController:
                 "false_alarms": self._level,
                 "floor": self._quotas.floor.tolist(),
                 "ceiling": self._quotas.ceiling.tolist(),
+                "budget": self._budget,
                 "samples": self._samples,
                 "spent": self._spent,
                 "pacer": self._pacer.to_dict(),
@@ -266,7 +276,7 @@ class BudgetController:
         try:
             controller = cls(
                 scheduler,
-                state["pacer"]["budget"],
+                state.get("budget", state["pacer"]["budget"]),  # the same in states of earlier versions
                 horizon=state["horizon"],
                 floor=state["floor"],
                 ceiling=state["ceiling"],
