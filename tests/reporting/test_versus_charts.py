@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from report_results import COSTS, write_results
+from report_results import COSTS, profile, write_results
 
 import eenet
+from eenet.errors import InvalidInputError
 from eenet.scheduler import Decisions, Scheduler
 from eenet.testing import toy_costs, toy_records
 
@@ -151,3 +153,29 @@ def test_results_at_the_costs_of_the_paper(tmp_path: Path) -> None:
         of = [row["accuracy"] for row in rows if (row["scheduler"], row["budget"]) == ("entropy", budget)]
         assert mean == pytest.approx(np.mean(of))
     assert {"oracle", "random mixture"} <= {one["name"] for one in chart["series"]}
+
+
+def test_a_comparison_and_a_profile_may_stand_beside_records(tmp_path: Path) -> None:
+    comparison = write_results(tmp_path / "toys", samples=100, resplits=2)["comparison"]
+    file = tmp_path / "costs.json"
+    file.write_text(json.dumps(profile()))
+    scheduler = eenet.MaxProbability().fit(toy_records(), COSTS)
+    options: dict[str, Any] = {"costs": COSTS, "schedulers": [scheduler], "budgets": 3, "draws": 0}
+    records = toy_records(60, seed=1)
+    charts = dict(eenet.report(records, comparison, file, **options).charts)
+    assert {"resplits", "budget-kept", "differences-resplits", "exit-times", "compaction"} <= set(charts)
+    assert not {"budget-kept", "exit-times"} & set(dict(eenet.report(records, **options).charts))
+    comparison["costs"]["values"] = [1.0, 2.0, 4.0]
+    with pytest.raises(InvalidInputError, match=r"at the costs .* which nothing else here has"):
+        eenet.report(records, comparison, **options)
+    with pytest.raises(InvalidInputError, match="a profile is of 3 exits, which nothing else here has"):
+        eenet.report(file)
+    with pytest.raises(InvalidInputError, match="nothing that a report can be made of"):
+        eenet.report(records, {"rows": []}, **options)
+
+
+def test_a_method_that_a_simple_rule_stands_in_for_is_named() -> None:
+    scheduler = eenet.Patience().fit(toy_records(), COSTS)
+    made = eenet.report(toy_records(60, seed=1), costs=COSTS, schedulers=[scheduler], budgets=4, draws=0)
+    notes = made.data["runs"][0]["sections"][5]["notes"]
+    assert any("a simple rule" in note and "stands in for Patience" in note for note in notes)

@@ -23,7 +23,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RESULTS",
-            help="Folders of eenet reproduce, train or demo; predictions (.npz, .safetensors); eenet benchmark's JSON.",
+            help="Folders of eenet reproduce, train or demo; predictions (.npz, .safetensors); see below.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -75,7 +75,8 @@ def report(
 
     A slider sets the budget for all figures: accuracy against cost, which classes and samples leave where and why, and
     what they cost. RESULTS are folders of results, or predictions with --costs, as eenet fit reads them. Of several the
-    page compares them.
+    page compares them. The JSON of eenet benchmark, of eenet compare (comparison.json) and of eenet profile may stand
+    beside them: they add whole systems, resplits, and times at several batch sizes.
 
     Examples:
 
@@ -84,6 +85,8 @@ def report(
         eenet report test.safetensors --calibration calibration.safetensors --costs costs.json --batch-size 1
 
         eenet report predictions.npz --prefix test_ --scheduler scheduler.safetensors --images images
+
+        eenet report test.npz comparison/comparison.json costs.json --costs costs.json
 
         eenet report results/a results/b --figures figures --json report.json
     """

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eenet._files import atomic_path, write_json
+from eenet._values import short
 from eenet._version import __version__
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
@@ -22,6 +25,13 @@ from eenet.reporting._sections import OF_ALL, OF_ONE
 from eenet.scheduler import Scheduler
 
 SCHEMA = 1
+
+_KINDS = {
+    "benchmark": {"rows", "verdict", "machine"},
+    "comparison": {"rows", "bounds", "differences", "costs"},
+    "profile": {"batch_sizes", "costs", "spreads", "parts_ms"},
+}
+"""What tells apart the JSON of other commands."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +121,10 @@ def report(
 
     Parameters
     ----------
-    *results : path, ExitRecords or Benchmark
-        Folders of `eenet reproduce`, `eenet train` or `eenet demo`; records, which need `costs`; the result of
-        `benchmark`, or a file of its `write_json`. Several are compared.
+    *results : path, ExitRecords, Benchmark or Comparison
+        Folders of `eenet reproduce`, `eenet train` or `eenet demo`; records, which need `costs`; several are compared.
+        Beside them, as an object or as the JSON file of its command: a benchmark, which may be alone; a comparison at
+        the same costs, for figures over resplits; a profile of the network, for times at several batch sizes.
     costs : ExitCosts, optional
         Of the exits, for records.
     schedulers : iterable of Scheduler, or mapping of str to Scheduler, optional
@@ -172,7 +183,7 @@ def report(
     if draws < 0:
         raise InvalidInputError(f"draws is {draws}, expected 0 or more")
     runs: list[Run] = []
-    benchmarks: list[Mapping[str, Any]] = []
+    measured: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in _KINDS}
     more: dict[str, Any] = {"ordered": ordered, "smaller": tuple(_smaller(one) for one in smaller)}
     fitting: dict[str, Any] = {"methods": tuple(methods), "progress": progress}
     if data is not None:
@@ -193,7 +204,10 @@ def report(
         elif isinstance(result, (str, Path)) and not Path(result).is_file():
             runs.append(read_folder(result, **fitting, **more))
         else:
-            benchmarks.append(_benchmark(result))
+            kind, found = _measured(result)
+            measured[kind].append(found)
+    benchmarks = measured["benchmark"]
+    runs = _attached(runs, measured["comparison"], measured["profile"])
     replayed = [replay_all(run, budgets, draws=draws, progress=progress) for run in _distinct(runs)]
     progress("making the figures")
     report = Report(_data(replayed, benchmarks, title))
@@ -212,19 +226,53 @@ def _smaller(one: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": str(one["name"]), "cost": cost, "accuracy": accuracy}
 
 
-def _benchmark(result: Any) -> Mapping[str, Any]:
-    """What `Benchmark.to_dict` gives, of a benchmark or its file."""
+def _measured(result: Any) -> tuple[str, Mapping[str, Any]]:
+    """What a benchmark, a comparison or a profile gives as JSON, of the object or its file, and which of them it is."""
     if isinstance(result, (str, Path)):
         found: Any = read_json(result)
     else:
         found = result.to_dict() if hasattr(result, "to_dict") else result
-    if not isinstance(found, Mapping) or not {"rows", "verdict", "machine"} <= set(found):
-        what = str(result) if isinstance(result, (str, Path)) else f"a {type(result).__name__}"
-        raise InvalidInputError(
-            f"{what!r} is nothing that a report can be made of; give a folder of eenet reproduce, records, or the JSON "
-            "of eenet benchmark"
-        )
-    return found
+    if isinstance(found, Mapping):
+        for kind, keys in _KINDS.items():
+            if keys <= set(found):
+                return kind, found
+    what = str(result) if isinstance(result, (str, Path)) else f"a {type(result).__name__}"
+    raise InvalidInputError(
+        f"{what!r} is nothing that a report can be made of; give a folder of eenet reproduce, records, or the JSON of "
+        "eenet benchmark, eenet compare or eenet profile"
+    )
+
+
+def _attached(
+    runs: Sequence[Run], comparisons: Sequence[Mapping[str, Any]], profiles: Sequence[Mapping[str, Any]]
+) -> list[Run]:
+    """The runs with the comparisons of their costs, and the profiles of as many exits as they have."""
+    made = list(runs)
+    for comparison in comparisons:
+        costs = ExitCosts.from_dict(comparison["costs"])
+        hits = [n for n, run in enumerate(made) if _same_costs(run.costs, costs)]
+        if not hits:
+            raise InvalidInputError(
+                f"a comparison is at the costs {short(costs.values.tolist())} {costs.unit}, which nothing else here "
+                "has; give the results or the records that it was made from, with the same costs"
+            )
+        for n in hits:
+            made[n] = replace(made[n], comparison=comparison)
+    for profile in profiles:
+        exits = len(profile["parts_ms"][0])
+        hits = [n for n, run in enumerate(made) if len(run.costs) == exits]
+        if not hits:
+            raise InvalidInputError(
+                f"a profile is of {exits} exits, which nothing else here has; give the results or the records of the "
+                "network that was profiled"
+            )
+        for n in hits:
+            made[n] = replace(made[n], profile=profile)
+    return made
+
+
+def _same_costs(one: ExitCosts, other: ExitCosts) -> bool:
+    return one.unit == other.unit and len(one) == len(other) and bool(np.allclose(one.values, other.values))
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:

@@ -183,7 +183,8 @@ def fit_usual(
     return fitted, tuple(notes)
 
 
-_TEST, _CALIBRATION, _METRICS, _COSTS = "test.safetensors", "calibration.safetensors", "metrics.json", "costs.json"
+_TEST, _CALIBRATION, _METRICS = "test.safetensors", "calibration.safetensors", "metrics.json"
+_PROFILE, _COSTS = "profile.json", "costs.json"  # where both are there, the first has the times at all batch sizes
 FOLDER_FILES = (_TEST, _CALIBRATION, _METRICS)
 """What a folder of finished results has."""
 
@@ -232,7 +233,7 @@ def read_folder(
         "exits": exits,
         "classes": classes if len(classes) == test.num_classes else (),
         "comparison": metrics.get("comparison"),
-        "profile": read_json(folder / _COSTS) if (folder / _COSTS).is_file() else None,
+        "profile": next((read_json(folder / name) for name in (_PROFILE, _COSTS) if (folder / name).is_file()), None),
         "metrics": metrics,
         "name": str(metrics.get("recipe", folder.name)),
         "notes": notes,

@@ -340,7 +340,7 @@ def spending(
     else:
         missing.append(
             "Times by stage and batch size need a profile: eenet profile TARGET --batch-sizes 1,8,32 --json > "
-            "costs.json."
+            "costs.json, then give costs.json to eenet report."
         )
     if measured:
         charts += of_benchmark(as_benchmark(measured), "this run")

@@ -306,7 +306,10 @@ def trust(replays: Replays) -> tuple[list[Chart], list[str]]:
     if run.comparison is not None:
         charts += adherence_resplits(run.comparison)
     else:
-        notes.append("Budgets over resplits need a comparison: eenet compare RECORDS --costs COSTS --out DIR.")
+        notes.append(
+            "Budgets over resplits need a comparison: eenet compare RECORDS --costs COSTS --out DIR, then give "
+            "DIR/comparison.json to eenet report."
+        )
     try:
         if replays.draws:
             charts.append(coverage(replays, replays.draws))

@@ -301,7 +301,7 @@ def versus(replays: Replays) -> tuple[list[Chart], list[str], list[dict[str, Any
     elif replays.records.utility is not None:
         notes.append(
             "The errors here are those of other samples. How much depends on the calibration samples too is shown by "
-            "resplits: eenet compare RECORDS --costs COSTS --out DIR."
+            "resplits: eenet compare RECORDS --costs COSTS --out DIR, then give DIR/comparison.json to eenet report."
         )
     return charts, notes, tables
 
