@@ -66,9 +66,8 @@ def test_bars_are_as_long_as_the_numbers(charts: dict[str, Chart]) -> None:
         if chart["stacked"]:
             tops = [bar.get_y() + bar.get_height() for bar in bars[-1]]
             assert tops == pytest.approx(np.sum([known(series["values"]) for series in chart["series"]], axis=0))
-        assert [label.get_text() for label in ax.get_xticklabels()] == [
-            name.replace("$", r"\$") for name in chart["categories"]
-        ]
+        names = [label.get_text().replace("\n", " ") for label in ax.get_xticklabels()]
+        assert names == chart["categories"]
 
 
 def test_histograms_and_heat_maps_hold_the_numbers(charts: dict[str, Chart]) -> None:

@@ -6,7 +6,9 @@ Nothing here uses pyplot, so no display is needed.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from eenet._extras import require
@@ -41,6 +43,7 @@ _PAPER = {
 }
 _SIZE = (4.2, 3.0)  # inches
 _BESIDE = 5  # series, at most, whose legend stands within the axes
+_WRAPPED = 16  # letters of a name in a line
 _FORMATS = ("png", "svg", "pdf")
 _MANY = 12  # cells in a row of a heat map, of which no numbers are written beyond
 
@@ -166,7 +169,9 @@ def _size(chart: Chart) -> tuple[float, float]:
         return max(width, 1.6 + 0.34 * len(chart["columns"])), max(2.2, 1.2 + 0.2 * len(chart["rows"]))
     entries = len(chart["series"])
     if chart["kind"] == "bars":
-        width = max(width, 1.4 + 0.16 * len(chart["categories"]) * (1 if chart["stacked"] else max(1, entries)))
+        wide = min(max(map(len, chart["categories"]), default=0), _WRAPPED) * 0.065 + 0.1
+        bars = 0.16 * (1 if chart["stacked"] else max(1, entries))
+        width = max(width, 1.2 + max(wide, bars) * len(chart["categories"]))
     return (width + 1.6, max(height, 0.9 + 0.17 * entries)) if _beside(chart) else (width, height)
 
 
@@ -208,7 +213,10 @@ def _lines(chart: Chart, ax: Axes) -> None:
     for one in chart["series"]:
         style, x, y = one["style"], _floats(one["x"]), _floats(one["y"])
         if "low" in one:
-            ax.fill_between(x, _floats(one["low"]), _floats(one["high"]), color=style["color"], alpha=0.15, linewidth=0)
+            band = zip(x, _floats(one["low"]), _floats(one["high"]), strict=True)
+            across = sorted(point for point in band if all(map(math.isfinite, point)))
+            if across:
+                ax.fill_between(*zip(*across, strict=True), color=style["color"], alpha=0.15, linewidth=0)
         look: dict[str, Any] = {
             "color": style["color"],
             "linestyle": _dashes(style) if one["line"] else "none",
@@ -251,9 +259,7 @@ def _bars(chart: Chart, ax: Axes) -> None:
             look |= {"yerr": _floats(one["errors"]), "error_kw": {"elinewidth": 0.8}}
         ax.bar(at, values, width, bottom=below if chart["stacked"] else None, edgecolor="white", linewidth=0.4, **look)
         below = below + np.nan_to_num(values)
-    labels = [_plain(name) for name in chart["categories"]]
-    crowded = len(labels) * max(map(len, labels), default=0) > 60
-    ax.set_xticks(places, labels, rotation=45 if crowded else 0, ha="right" if crowded else "center")
+    ax.set_xticks(places, [fill(_plain(name), _WRAPPED) for name in chart["categories"]])
 
 
 def _heat(chart: Chart, ax: Axes) -> None:
