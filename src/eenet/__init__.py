@@ -35,6 +35,7 @@ _HOMES = {
     "attach": "eenet.models",
     "benchmark": "eenet.benchmarking",
     "build_network": "eenet.models",
+    "cascade": "eenet.models",
     "collect": "eenet.models",
     "cut": "eenet.stages",
     "describe": "eenet.models",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from eenet.models import Source as Source
     from eenet.models import attach as attach
     from eenet.models import build_network as build_network
+    from eenet.models import cascade as cascade
     from eenet.models import collect as collect
     from eenet.models import describe as describe
     from eenet.profiling import profile as profile

@@ -231,10 +231,10 @@ def measure(
     parts = []
     whole: dict[str, list[float]] = {unit: [] for unit in UNITS}
     percentiles: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
-    network = model.backbone if plain is None else plain
+    network = model.plain if plain is None else plain
     with inferring(model), inferring(network):
         flops = _count_flops(_steps(model, inputs, 1, scheduler))
-        flops_of_plain = _plain_flops(model, inputs, plain)
+        flops_of_plain = _plain_flops(model, inputs, None if network is model.backbone else network)
         for size in batch_sizes:
             steps = _steps(model, inputs, size, scheduler)
             wall, cpu, of_plain = _time_rounds(steps, _call(network, model, inputs, size), device, seconds)

@@ -235,7 +235,7 @@ def _plain(system: System) -> System | None:
     if system.exits is None or origin is None:
         return None
     if system.module is not None:
-        network = origin.backbone
+        network = origin.plain
         return replace(
             system, name=PLAIN, call=network, budget=None, exits=None, scheduler=None, module=network,
             weight_bytes=_bytes_of(network),

@@ -261,7 +261,7 @@ def _write_stages(
         graphs = onnx_graphs(model, opset, report)
         for name, content in graphs.files.items():
             _write(folder / name, content)
-        return graphs.stages, plain_graph(graphs)
+        return graphs.stages, plain_graph(model, graphs, opset)
     report("writing the weights")
     model.save_pretrained(folder / MODEL)
     stages = tuple(
@@ -273,7 +273,7 @@ def _write_stages(
 
 def _allowed(model: MultiExitModel) -> list[str]:
     """The import path of the caller's own network, which is trusted by exporting it."""
-    return [] if model.source is None else [model.source.name]
+    return [] if model.source is None else list(model.source.paths)
 
 
 def _logits_spec(model: MultiExitModel) -> TensorSpec:

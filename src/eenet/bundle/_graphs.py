@@ -15,7 +15,7 @@ from eenet._compat import recurrent_in_one
 from eenet._extras import require
 from eenet.bundle._manifest import StageSpec
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel, inferring
+from eenet.models import MultiExitModel, inferring, logits_in
 from eenet.runtime._adaptive import tensor_spec
 from eenet.stages import LiveTensor, Stage, Step, walk
 
@@ -75,8 +75,16 @@ def onnx_graphs(model: MultiExitModel, opset: int, progress: Callable[[str], Non
     return Graphs(tuple(specs), files)
 
 
-def plain_graph(graphs: Graphs) -> bytes | None:
-    """The network without exits as one graph, joined from those of its stages; None where that cannot be."""
+def plain_graph(model: MultiExitModel, graphs: Graphs, opset: int) -> bytes | None:
+    """The plain network as one graph, joined from those of its stages; None where that cannot be.
+
+    Of a cascade it is the last member, whose stages need nothing that the others computed: it is written by itself.
+    """
+    if model.plain is not model.backbone:
+        args, kwargs = model.staged.example
+        inputs = model.staged.inference_stages[0].inputs
+        with inferring(model), torch.inference_mode(mode=False), torch.no_grad():
+            return _graph(_Plain(model), model.staged.flatten_inputs(*args, **kwargs), inputs, "the last member", opset)
     if sum(map(len, graphs.files.values())) > _MOST_JOINED:
         return None
     onnx, compose = require("onnx", "export"), require("onnx.compose", "export")
@@ -138,6 +146,19 @@ class _Last(nn.Module):
 
     def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
         return (self._final(self.module(*live)),)
+
+
+class _Plain(nn.Module):
+    """The plain network, giving the logits alone."""
+
+    def __init__(self, model: MultiExitModel) -> None:
+        super().__init__()
+        self.module = model.plain
+        self._call, self._classes = model.staged.call_of, model.num_classes
+
+    def forward(self, *live: Tensor) -> tuple[Tensor, ...]:
+        args, kwargs = self._call(live)
+        return (logits_in(self.module(*args, **kwargs), self._classes),)
 
 
 class _Head(nn.Module):

@@ -171,7 +171,8 @@ def plan_here(
         for k in range(backend.num_exits):
             live, _ = backend.run(k, live, observe=False)
 
-    whole: Any = without_exits if plain is None else backend.whole(plain)  # type: ignore[attr-defined]
+    own = getattr(backend, "run_plain", without_exits)  # of stages in PyTorch, which know a cascade's last member
+    whole: Any = own if plain is None else backend.whole(plain)  # type: ignore[attr-defined]
 
     def profile(sizes: Sequence[int], shares: Sequence[float]) -> dict[str, Any]:
         return measured(

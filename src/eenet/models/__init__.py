@@ -1,6 +1,8 @@
 """Networks with exits: made, described, saved and loaded, and run over data to get records."""
 
 import eenet._needs_torch  # noqa: F401
+from eenet.models._cascade import cascade
+from eenet.models._cascade_network import InputMap
 from eenet.models._collect import ImageRecords as ImageRecords
 from eenet.models._collect import collect
 from eenet.models._describe import Description as Description
@@ -8,6 +10,7 @@ from eenet.models._describe import StageRow as StageRow
 from eenet.models._describe import describe
 from eenet.models._heads import (
     HEADS,
+    AnswerHead,
     ConvHead,
     DownsamplingHead,
     GridHead,
@@ -28,9 +31,11 @@ from eenet.models._networks import known as known
 
 __all__ = [
     "HEADS",
+    "AnswerHead",
     "ConvHead",
     "DownsamplingHead",
     "GridHead",
+    "InputMap",
     "MultiExitModel",
     "SegmentationHead",
     "SequenceHead",
@@ -40,6 +45,7 @@ __all__ = [
     "VectorHead",
     "attach",
     "build_network",
+    "cascade",
     "collect",
     "describe",
     "make_heads",

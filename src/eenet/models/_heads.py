@@ -436,6 +436,15 @@ class VectorHead(nn.Module):
         return logits
 
 
+@rebuildable
+class AnswerHead(nn.Module):
+    """No head: what comes is the answer, as at the end of a member of a cascade. It has no weights."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """The logits as they are."""
+        return logits
+
+
 # It records its options itself, since `rebuildable` cannot be imported where it is defined.
 HEADS["MSDNetHead"] = MSDNetHead
 

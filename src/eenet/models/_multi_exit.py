@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from eenet._version import __version__
 from eenet.errors import CutError, FileFormatError, InvalidInputError
+from eenet.models._cascade_network import CascadeNetwork
 from eenet.models._exits import default_heads
 from eenet.models._folder import WEIGHTS, read_folder, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
-from eenet.models._networks import Source, build_network, known, make_heads
+from eenet.models._networks import CASCADE, Source, build_network, known, make_heads
 from eenet.models._placement import Placement, by_time, paying, place_exits
 from eenet.networks._weights import load_weights
 from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
@@ -80,6 +81,11 @@ class MultiExitModel(nn.Module):
     def backbone(self) -> nn.Module:
         """The network the exits were attached to."""
         return self.staged.backbone
+
+    @property
+    def plain(self) -> nn.Module:
+        """What a user would run without exits: the backbone, or of a cascade its last member alone."""
+        return self.backbone.last if isinstance(self.backbone, CascadeNetwork) else self.backbone
 
     @property
     def exit_names(self) -> tuple[str, ...]:
@@ -465,7 +471,7 @@ def _proved_source(model: MultiExitModel) -> Source:
         "{'num_classes': 10})), or build it with eenet.build_network(...) and leave its modules as they are"
     )
     with torch.random.fork_rng(devices=[]):
-        again = source.build(allow=[source.name])
+        again = source.build(allow=source.paths)
     mine, other = model.backbone.state_dict(), again.state_dict()
     for name in [*mine, *other]:
         shapes = [tuple(state[name].shape) if name in state else "nothing" for state in (mine, other)]
@@ -491,7 +497,7 @@ def _described_heads(description: Mapping[str, Any], source: Source, backbone: n
     described = description["heads"]
     if all(isinstance(one, dict) and one.get("name") in HEADS for one in described):
         return [HEADS[one["name"]](**one["options"]) for one in described]
-    if source.registry == "eenet":
+    if source.registry == "eenet" and source.name != CASCADE:
         return make_heads(backbone, known(source.name.partition(":")[2]).exits(backbone))
     raise InvalidInputError(
         "this model was saved with exit heads that are not eenet's own; pass heads=[...] with new modules of the same "

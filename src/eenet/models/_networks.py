@@ -22,6 +22,7 @@ from eenet._compat import attention_of, set_attention
 from eenet._extras import importing, require
 from eenet._values import array_value
 from eenet.errors import InvalidInputError
+from eenet.models._cascade_network import CascadeNetwork
 from eenet.models._heads import GridHead, SegmentationHead, StackedConvHead, TokenHead
 from eenet.networks import (
     CifarResNet,
@@ -41,6 +42,9 @@ from eenet.networks import (
     resnet56,
 )
 from eenet.networks._bert import pooling_of
+
+CASCADE = "eenet:cascade"
+"""The source of several networks that are asked one after another; its options have the sources of each."""
 
 REGISTRIES = ("torchvision", "timm", "hf", "eenet")
 
@@ -116,7 +120,23 @@ class Source:
                 f"the source {self.name!r} has the option {refused[0]!r}, which says where to load weights from; a "
                 "saved model has its weights beside it: remove the option"
             )
+        if self.name == CASCADE:
+            networks = [source.build(allow=allow) for source in self._members()]
+            return _remember(CascadeNetwork.of(self.options, networks), self)
         return _remember(_build(self), self)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The import paths that building the network calls, those of a cascade's members among them."""
+        if self.name == CASCADE:
+            return tuple(path for source in self._members() for path in source.paths)
+        return (self.name,) if self.registry is None else ()
+
+    def _members(self) -> list[Source]:
+        try:
+            return [Source(one["name"], one["options"]) for one in self.options["networks"]]
+        except (KeyError, TypeError) as error:
+            raise InvalidInputError(f"the source {self.name!r} names no networks ({error!r})") from error
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; raises InvalidInputError for options that JSON cannot hold."""

@@ -320,6 +320,16 @@ class TorchBackend:
         shown = None if logits is None else TENSORS.to_host(logits)
         return tuple([tensor.contiguous().numpy() for tensor in onward]), shown
 
+    @torch.inference_mode()
+    def run_plain(self, live: Live) -> None:
+        """Run the plain network on its inputs, for measuring: the stages without heads, or a cascade's last member."""
+        if self.model.plain is not self.model.backbone:
+            args, kwargs = self.model.staged.call_of(_tensors(live))
+            self.model.plain(*args, **kwargs)
+            return
+        for k in range(self.num_exits):
+            live, _ = self.run(k, live, observe=False)
+
     def size(self, k: int, live: Live) -> int:
         """The number of samples in the live tensors before stage k."""
         return self._boundaries.size(k, live)

@@ -1,0 +1,239 @@
+"""`cascade`: several networks as one multi-exit model, in which a member's own answer is the answer of an exit."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eenet._cascades import require_several
+from eenet._compat import flop_counter
+from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.models._cascade_network import CascadeNetwork, InputMap, Member
+from eenet.models._heads import AnswerHead
+from eenet.models._io import inferring
+from eenet.models._multi_exit import MultiExitModel, attach
+from eenet.models._networks import CASCADE, Source, build_network
+from eenet.stages import Example, arguments_of
+
+
+def cascade(
+    members: Sequence[nn.Module | str],
+    example: Example,
+    num_classes: int | None = None,
+    *,
+    inputs: Sequence[nn.Module | Mapping[str, Any] | None] | None = None,
+    dynamic: Mapping[int, str] | None = None,
+) -> MultiExitModel:
+    """Several networks, asked one after another, as one model with exits; their weights are shared, not copied.
+
+    A member's own answer is the answer of an exit, so that nothing has to be trained. The exits of a multi-exit member
+    count one by one. What is returned is like any multi-exit model: collect, profile, fit, run, train, export and serve
+    it. A budget such as "60%" is of the last member alone.
+
+    Parameters
+    ----------
+    members
+        At least two, the cheapest first: modules, multi-exit models, or names that `build_network` takes, whose weights
+        are random. The same module may come twice, with other inputs.
+    example
+        The cascade's inputs, as for `attach`: a tensor, a tuple of arguments or a mapping of keyword arguments. Each
+        member is called with them, but for `inputs`.
+    num_classes
+        C, the classes; read off the last member's output where it is not given.
+    inputs
+        For each member None, or what makes its inputs of the cascade's: an `eenet.models.InputMap` or the options of
+        one (another size, normalization, or tensors by name), or a module of your own that is called as the cascade is
+        and gives a tensor, a tuple of arguments or a mapping.
+    dynamic
+        Further dimensions of the inputs whose size may change, by name; by default those of the multi-exit members.
+
+    Returns
+    -------
+    MultiExitModel
+        Its exits are named "members.0", "members.1" and so on, those of multi-exit members by their modules.
+
+    Raises
+    ------
+    InvalidInputError
+        If members have other classes, outputs, dtypes, devices or tasks, or fail on the example; it names the member.
+    CutError
+        Where a member cannot be traced, or mixes samples.
+
+    Warns
+    -----
+    ReliabilityWarning
+        If a member computes more than the one that is asked after it.
+
+    Examples
+    --------
+    >>> import torch, eenet
+    >>> from torch import nn
+    >>> small = nn.Linear(8, 3)
+    >>> big = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+    >>> model = eenet.cascade([small, big], example=torch.randn(2, 8))
+    >>> x = torch.randn(5, 8)
+    >>> model.exit_names, torch.equal(model(x)[0], small(x)), torch.equal(model(x)[1], big(x))
+    (('members.0', 'output'), True, True)
+    """
+    given = [_built(member, num_classes) for member in require_several(members)]
+    for number, member in enumerate(given):
+        if not isinstance(member, nn.Module):
+            raise InvalidInputError(
+                f"member {number} is a {type(member).__name__}, expected a torch.nn.Module, a MultiExitModel or a name "
+                "such as 'timm:resnet18'; for callables there is eenet.CallCascade"
+            )
+        if isinstance(member, MultiExitModel) and not member.staged.traced:
+            raise InvalidInputError(
+                f"member {number} has stages written by hand, which cannot be joined to others; write the stages of "
+                "the cascade by hand as well: StagedModel.from_stages"
+            )
+    maps = _maps(inputs, len(given))
+    networks = [member.backbone if isinstance(member, MultiExitModel) else member for member in given]
+    parts = [Member(network, one, num_classes) for network, one in zip(networks, maps, strict=True)]
+    args, kwargs = arguments_of(example)
+    logits = _tried(parts, networks, args, kwargs)
+    _require_alike(given, networks, logits)
+    exits: list[str] = []
+    heads: list[nn.Module] = []
+    for number, member in enumerate(given):
+        if isinstance(member, MultiExitModel):
+            exits += [f"members.{number}.network.{name}" for name in member.staged.at]
+            heads += list(member.heads)
+        if number < len(given) - 1:
+            exits.append(f"members.{number}")
+            heads.append(AnswerHead())
+    network = CascadeNetwork(parts, _arguments(networks, maps, args, kwargs))
+    for module in (network, network.members, *parts):
+        module.training = any(one.training for one in networks)
+    if dynamic is None:
+        known = [member.staged.dynamic for member in given if isinstance(member, MultiExitModel)]
+        dynamic = {dim: name for one in known for dim, name in one.items()}
+    tasks = [member.task for member in given if isinstance(member, MultiExitModel)]
+    return attach(
+        network,
+        exits,
+        logits[-1].shape[1],
+        example,
+        heads=heads,
+        dynamic=dynamic,
+        source=_source(network),
+        task=tasks[0] if tasks else None,
+    )
+
+
+def _built(member: Any, num_classes: int | None) -> Any:
+    if not isinstance(member, str):
+        return member
+    takes = ":" not in member or Source.parse(member).registry in ("torchvision", "timm", "eenet")
+    options = {"num_classes": num_classes} if takes and num_classes is not None else {}
+    return build_network(member, **options)
+
+
+def _maps(inputs: Any, count: int) -> list[nn.Module | None]:
+    if inputs is None:
+        return [None] * count
+    if not isinstance(inputs, (list, tuple)) or len(inputs) != count:
+        what = f"a list of {len(inputs)}" if isinstance(inputs, (list, tuple)) else f"a {type(inputs).__name__}"
+        raise InvalidInputError(f"inputs is {what}, expected a list with one for each of {count} members, or None")
+    made: list[nn.Module | None] = []
+    for number, one in enumerate(inputs):
+        if isinstance(one, Mapping):
+            try:
+                one = InputMap(**one)
+            except TypeError as error:
+                raise InvalidInputError(f"inputs[{number}] has options that no InputMap has: {error}") from error
+        if one is not None and not isinstance(one, nn.Module):
+            raise InvalidInputError(
+                f"inputs[{number}] is a {type(one).__name__}, expected an InputMap, its options, a module or None"
+            )
+        made.append(one)
+    return made
+
+
+def _tried(
+    parts: Sequence[Member], networks: Sequence[nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[Tensor]:
+    """The logits of each member for the example; warns where one computes more than the next."""
+    logits, flops = [], []
+    for number, (part, network) in enumerate(zip(parts, networks, strict=True)):
+        called = f"member {number}, a {type(network).__name__},"
+        try:
+            with inferring(part), flop_counter() as counter:
+                logits.append(part(*args, **kwargs))
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{called} cannot be a member: {error}") from error
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise InvalidInputError(
+                f"{called} fails on the example ({reason}); all members are called with it: give inputs=[...] with an "
+                "InputMap where one takes other names, another size or another normalization"
+            ) from error
+        flops.append(counter.get_total_flops())
+    for number, (here, after) in enumerate(pairwise(flops)):
+        if here > after:
+            warnings.warn(
+                f"member {number} computes {here:.3g} FLOPs on the example, more than member {number + 1} with "
+                f"{after:.3g}, which is asked after it; ask the cheaper one first, or leave out the one that is no "
+                "more accurate",
+                ReliabilityWarning,
+                stacklevel=3,
+            )
+    return logits
+
+
+def _require_alike(given: Sequence[nn.Module], networks: Sequence[nn.Module], logits: Sequence[Tensor]) -> None:
+    """Raise where members differ in what a cascade has to have in common; the message names the member."""
+    last = len(given) - 1
+
+    def compare(what: str, values: Sequence[Any], hint: str) -> None:
+        for number, value in enumerate(values):
+            if value != values[last]:
+                raise InvalidInputError(f"member {number} has {what} {value}, member {last} has {values[last]}; {hint}")
+
+    compare("samples", [len(one) for one in logits], "a member gives one answer for each sample")
+    compare("classes", [one.shape[1] for one in logits], "give every member an output for each class of the task")
+    compare("answers of shape", [tuple(one.shape) for one in logits], "bring them to one size in a module around one")
+    compare("logits of dtype", [one.dtype for one in logits], "convert one, such as with member.float()")
+    compare("weights of dtype", [_first(n).dtype for n in networks], "convert one, such as with member.float()")
+    compare("weights on", [_first(n).device for n in networks], "move one, such as with member.to('cpu')")
+    tasks = [(number, one.task) for number, one in enumerate(given) if isinstance(one, MultiExitModel)]
+    for number, task in tasks[1:]:
+        if task != tasks[0][1]:
+            raise InvalidInputError(
+                f"member {number} has the task {task}, member {tasks[0][0]} has {tasks[0][1]}; give all the same"
+            )
+
+
+def _first(network: nn.Module) -> Tensor:
+    return next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+
+
+def _arguments(
+    networks: Sequence[nn.Module], maps: Sequence[nn.Module | None], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """The names of the cascade's arguments: by position as a member calls them that is given all of them."""
+    for network, one in zip(networks, maps, strict=True):
+        if not args or one is not None:
+            continue
+        found = [
+            name
+            for name, parameter in inspect.signature(network.forward).parameters.items()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(found) >= len(args):
+            return [*found[: len(args)], *kwargs]
+    return [*(["input"] if len(args) == 1 else [f"input_{number}" for number in range(len(args))]), *kwargs]
+
+
+def _source(network: CascadeNetwork) -> Source | None:
+    """How the cascade is built again, where that is known of every member."""
+    sources = [Source.of(one) for one in network.networks()]
+    known = [source.to_dict() for source in sources if source is not None]
+    options = network.describe(known) if len(known) == len(sources) else None
+    return None if options is None else Source(CASCADE, options)

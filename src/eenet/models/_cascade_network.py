@@ -1,0 +1,204 @@
+"""Networks asked one after another as one network, which is then cut at the ends of its members as any other is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eenet.errors import InvalidInputError
+from eenet.models._io import logits_in
+
+
+class InputMap(nn.Module):
+    """What a member of a cascade is given of the cascade's inputs: some by other names, images of another size.
+
+    Parameters
+    ----------
+    names : mapping, optional
+        The member's arguments and which inputs of the cascade they are: `{"input_ids": "small_ids"}` for a member with
+        a tokenizer of its own. For cascades whose example is a mapping. By default all inputs as they are.
+    size : (int, int), optional
+        Height and width that images (N, C, H, W) are brought to, bilinear.
+    mean, std : sequence of float, optional
+        For each channel, or one for all: images are normalized to (x - mean) / std. The cascade's own inputs then are
+        what both members start from, such as pixels in 0..1.
+
+    Raises
+    ------
+    InvalidInputError
+        If a size is not two numbers from 1, or a std is 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> InputMap(size=(8, 8), mean=[0.5], std=[0.25])(torch.ones(2, 1, 32, 32)).amax()
+    tensor(2.)
+    """
+
+    def __init__(
+        self,
+        names: Mapping[str, str] | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if size is not None and (len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size)):
+            raise InvalidInputError(f"size is {size!r}, expected height and width, two whole numbers from 1")
+        if std is not None and not all(std):
+            raise InvalidInputError(f"std is {list(std)}, expected numbers other than 0: images are divided by it")
+        self.options: dict[str, Any] = {
+            "names": None if names is None else dict(names),
+            "size": None if size is None else list(size),
+            "mean": None if mean is None else list(mean),
+            "std": None if std is None else list(std),
+        }
+        self.size = None if size is None else tuple(size)
+        # Not buffers: they are settings of the cascade, which its description has, and no weights.
+        self.mean, self.std = mean, std
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The arguments of a member, from those of the cascade: a tensor, a tuple or a mapping."""
+        names = self.options["names"]
+        if names is not None:
+            missing = [name for name in names.values() if name not in kwargs]
+            if missing:
+                raise InvalidInputError(
+                    f"the cascade has no input {missing[0]!r}, which a member's inputs name; it has {list(kwargs)}: "
+                    "give an example that is a mapping of all members' inputs"
+                )
+            kwargs = {own: kwargs[name] for own, name in names.items()}
+        args = tuple(self._image(value) for value in args)
+        kwargs = {name: self._image(value) for name, value in kwargs.items()}
+        if kwargs and args:
+            raise InvalidInputError("a cascade's inputs are given by position or by name, not both")
+        if kwargs:
+            return kwargs
+        return args[0] if len(args) == 1 else args
+
+    def _image(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
+            return value
+        if self.size is not None and tuple(value.shape[2:]) != self.size:
+            value = F.interpolate(value, size=self.size, mode="bilinear", align_corners=False)
+        for numbers, normalized in ((self.mean, torch.sub), (self.std, torch.div)):
+            if numbers is not None:
+                value = normalized(value, value.new_tensor(list(numbers)).reshape(1, -1, 1, 1))
+        return value
+
+
+class Member(nn.Module):
+    """A network of a cascade: takes the cascade's inputs, gives logits."""
+
+    def __init__(self, network: nn.Module, inputs: nn.Module | None, num_classes: int | None) -> None:
+        super().__init__()
+        self.network = network
+        self.inputs = inputs
+        self.num_classes = num_classes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Its logits."""
+        if self.inputs is not None:
+            given = self.inputs(*args, **kwargs)
+            if isinstance(given, Mapping):
+                args, kwargs = (), dict(given)
+            else:
+                args, kwargs = (given if isinstance(given, tuple) else (given,)), {}
+        return logits_in(self.network(*args, **kwargs), self.num_classes)
+
+
+class _Signed:
+    """The `forward` of a cascade, with the names of its arguments."""
+
+    def __init__(self, forward: Any) -> None:
+        self._forward = forward
+
+    def __get__(self, network: Any, owner: type | None = None) -> Any:
+        if network is None:
+            return self._forward
+        return _Bound(self._forward, network)
+
+
+class _Bound:
+    def __init__(self, forward: Any, network: Any) -> None:
+        self._call, self._network = forward, network
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(self._network, *args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.Signature(
+            [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in self._network.arguments]
+        )
+
+
+class CascadeNetwork(nn.Module):
+    """Asks all members about all samples; gives the logits of the last, and the others' beside them.
+
+    Cut at the ends of its members, a sample that has an answer asks no further member.
+    """
+
+    def __init__(self, members: Sequence[Member], arguments: Sequence[str]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.arguments = tuple(arguments)
+
+    @_Signed
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The logits of the last member as "logits"; those of member k as "member_k"."""
+        *early, last = [member(*args, **kwargs) for member in self.members]
+        # Returned, so that a cut sees them on the way to the output; added to the last one's they would spread NaN.
+        return {"logits": last, **{f"member_{number}": logits for number, logits in enumerate(early)}}
+
+    @property
+    def last(self) -> nn.Module:
+        """The last member alone, which takes the cascade's inputs."""
+        return self.members[-1]
+
+    def describe(self, sources: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """How it is made again, of the sources of its distinct networks; None where a mapping is the caller's own."""
+        networks = self.networks()
+        members = []
+        for member in self.members:
+            assert isinstance(member, Member)
+            if member.inputs is not None and type(member.inputs) is not InputMap:
+                return None
+            options = None if member.inputs is None else member.inputs.options
+            members.append(
+                {"network": next(i for i, n in enumerate(networks) if n is member.network), "inputs": options}
+            )
+        return {"networks": list(sources), "members": members, "arguments": list(self.arguments)}
+
+    def networks(self) -> list[nn.Module]:
+        """The distinct networks: one at two resolutions is there once."""
+        found: dict[int, nn.Module] = {}
+        for member in self.members:
+            assert isinstance(member, Member)
+            found.setdefault(id(member.network), member.network)
+        return list(found.values())
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], networks: Sequence[nn.Module]) -> CascadeNetwork:
+        """The cascade of what `describe` gave; raises `InvalidInputError` where that is damaged."""
+        try:
+            members = [
+                Member(networks[one["network"]], None if one["inputs"] is None else _input_map(one["inputs"]), None)
+                for one in options["members"]
+            ]
+            return cls(members, [str(name) for name in options["arguments"]])
+        except (KeyError, TypeError, IndexError) as error:
+            raise InvalidInputError(f"the source of a cascade describes no members ({error!r})") from error
+
+
+def _input_map(options: Mapping[str, Any]) -> InputMap:
+    size = options["size"]
+    return InputMap(
+        options["names"], size=None if size is None else tuple(size), mean=options["mean"], std=options["std"]
+    )
