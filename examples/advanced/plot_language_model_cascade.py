@@ -2,18 +2,18 @@
 A cascade of language models, from cached answers
 =================================================
 
-A small language model answers first; a large one is asked where the small one is not sure. A scheduler needs what each
-said of the same texts, and what a question costs, here in cents. **No language model is asked here**: this example
-makes the answers itself, as a cache would hold them, and says so. With a service of your own, replace ``ask``.
-``pip install eenet`` is enough.
+A small language model answers first; a large one is asked where the small one is not sure. A scheduler needs what
+each said of the same texts, and what a question costs, here in cents. **No language model is asked here**: this
+example makes the answers itself, as a cache would hold them, and says so. With a service of your own, replace
+``ask``. ``pip install eenet`` is enough.
 """
 
 # %%
 # Answers in a cache
 # ------------------
 # 3,000 messages of a help desk, to be sorted into four classes. A made-up message is hard or easy. Each model gives
-# probabilities of the classes, as an API gives log probabilities of the answers "A" to "D". The large one is right more
-# often on hard messages.
+# probabilities of the classes, as an API gives log probabilities of the answers "A" to "D". The large one is right
+# more often on hard messages.
 
 import asyncio
 
@@ -69,7 +69,8 @@ print(eenet.evaluation.evaluate(scheduler, records(test)))
 # %%
 # Running it
 # ----------
-# The members are coroutine functions, so the cascade is awaited. It asks the large model about the open messages only.
+# The members are coroutine functions, so the cascade is awaited. It asks the large model about the open messages
+# only.
 
 cascade = eenet.CallCascade([ask("small"), ask("large")], scheduler)
 

@@ -70,8 +70,8 @@ print("accuracy of each exit:", calibration_records.accuracies.round(3))
 # %%
 # What each exit costs
 # --------------------
-# In a cascade the costs add up: who asks the third model has asked the first two. ``ExitCosts.cascade`` adds them, and
-# takes the third model alone as the plain network, which is what you would run without a cascade.
+# In a cascade the costs add up: who asks the third model has asked the first two. ``ExitCosts.cascade`` adds them,
+# and takes the third model alone as the plain network, which is what you would run without a cascade.
 
 
 def cost(step: int, model: object, images: np.ndarray, times: int = 3) -> float:

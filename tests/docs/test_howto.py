@@ -1,4 +1,4 @@
-"""The snippets of the short how-to and explanation pages run."""
+"""The snippets of the short pages run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pages import DOCS
 
 GUIDES = {"deployment", "index", "networks", "scale", "serving", "training"}  # these have tests of their own
 PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.stem not in GUIDES)
-PAGES += [DOCS / "explanation" / "optimal-stopping.md", DOCS / "explanation" / "replay.md"]
+PAGES += [DOCS / name for name in ("explanation/optimal-stopping.md", "explanation/replay.md", "reference/formats.md")]
 
 
 @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning", "ignore::eenet.errors.FallbackWarning")
