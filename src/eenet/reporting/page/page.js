@@ -198,9 +198,10 @@
     };
   }
 
+  const PAPER = 620;  // pixels across a page of paper, less the margins
   const CONFIG = { displaylogo: false, responsive: true, displayModeBar: false, scrollZoom: false, doubleClick: false, showTips: false };
 
-  function draw(figure) {
+  function draw(figure, paper = 0) {  // on paper in this width; by default in the width that there is
     const { entry, plot } = figure;
     const chart = chartNow(entry);
     figure.stale = false;
@@ -215,9 +216,10 @@
       return;
     }
     if (!figure.drawn) { plot.textContent = ""; plot.className = "plot"; }
-    const width = plot.clientWidth || 600;
+    const width = paper || plot.clientWidth || 600;
     const traces = { lines: lineTraces, steps: stepTraces, bars: barTraces, heat: heatTrace }[chart.kind](chart);
     const layout = layoutOf(chart, width, traces);
+    if (paper) Object.assign(layout, { width: paper, autosize: false });
     plot.style.minHeight = `${layout.height}px`;
     Plotly.react(plot, traces, layout, CONFIG);
     figure.drawn = true;
@@ -528,6 +530,7 @@
   dark.addEventListener("change", redraw);
   let wide = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== wide) { wide = innerWidth; redraw(); } });
-  addEventListener("beforeprint", () => { for (const figure of figures) draw(figure); });
+  addEventListener("beforeprint", () => { for (const figure of figures) draw(figure, PAPER); });
+  addEventListener("afterprint", redraw);
   document.documentElement.dataset.ready = "yes";
 })();
