@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -138,6 +139,21 @@ def test_what_each_exit_says_of_one_sample(arrays: httpx.Client) -> None:
     refused = post_npy(arrays, scripted_logits([0, 1], 3), params={"exits": "true"})
     assert (refused.status_code, refused.json()["detail"][:28]) == (422, "exits=true is for one sample")
     assert arrays.get("/info").json()["traffic"].keys() == before.keys()
+
+
+def test_samples_that_no_exit_is_sure_of_are_handed_back() -> None:
+    model = ToyModel()
+    controller = FixedBudget(model.scheduler)
+    controller.policy = replace(scripted_policy(3), abstains_below=5.0)
+    x = scripted_logits([0, 3, 2], 3)  # no exit says anything of the second
+    with serving(model, controller) as url, connect(url) as client:
+        answers = post_npy(client, x).json()["predictions"]
+        assert [(one["exit"], one["abstained"]) for one in answers] == [(0, False), (2, True), (2, False)]
+        headers = {"Content-Type": "application/x-npy", "Accept": "application/x-npy"}
+        assert client.post("/predict", content=npy(x), headers=headers).headers["x-abstained"] == "0,1,0"
+        shown = post_npy(client, x[1:2], params={"exits": "true"}).json()["exits"]
+        assert [one["abstained"] for one in shown] == [False, False, True]
+        assert "eenet_abstained_total 3.0" in client.get("/metrics").text
 
 
 BAD_JSON: list[tuple[bytes, int, str]] = [

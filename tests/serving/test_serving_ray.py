@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from commands import refused, run
 from optional import import_or_skip
 from serving_toys import until
 
+import eenet
 from eenet.bundle import load
 from eenet.errors import InvalidInputError
 from eenet.predict import open_items, predict, predict_on_ray
@@ -61,6 +63,11 @@ def npy(array: np.ndarray) -> bytes:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
     import_or_skip("torchvision")
     folder, case = tmp_path_factory.mktemp("ray") / "bundle", small_convolutions()
+    # One in ten calibration samples is handed back, since no exit is sure of it.
+    scheduler = eenet.MaxProbability().fit(
+        case.records(case.inputs), eenet.ExitCosts([1.0, 2.0, 3.0]), budget="60%", abstain=0.1
+    )
+    case = replace(case, scheduler=scheduler)
     pixels = ImagePreprocessing((8, 8), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     case.export(folder, class_names=[f"kind {n}" for n in range(5)], preprocessing=pixels)
     return folder, case
@@ -229,6 +236,28 @@ def test_the_http_interface_is_that_of_the_plain_server(url: str, bundle: tuple[
         assert client.get("/info").json()["budget"] == 3.0
         assert client.put("/budget", json={"budget": before}, headers=bearer).status_code == 200
         assert client.put("/budget", json={"budget": 0.1}, headers=bearer).status_code == 422
+
+
+def test_samples_are_handed_back_and_each_exit_is_shown_as_by_the_bundle_itself(
+    url: str, bundle: tuple[Path, Case]
+) -> None:
+    folder, case = bundle
+    (images,) = case.arrays.values()
+    alone = load(folder)(images)
+    with httpx.Client(base_url=url, timeout=60) as client:
+        answer = client.post("/predict", json={"inputs": images.tolist()}).json()["predictions"]
+        assert [one["abstained"] for one in answer] == alone.abstained.tolist()
+        assert alone.abstained.any()
+        back = int(alone.abstained.argmax())
+        for n in (0, back):
+            answer = client.post("/predict?exits=true", json={"inputs": images[n : n + 1].tolist()}).json()
+            (taken,), shown = answer["predictions"], answer["exits"]
+            assert [one["exit"] for one in shown] == [0, 1, 2]
+            assert [one["leaves"] for one in shown].index(True) == taken["exit"] == alone.exits[n]
+            assert {name: shown[taken["exit"]][name] for name in taken} == taken
+        assert shown[2]["abstained"]
+        refused = client.post("/predict?exits=true", json={"inputs": images[:2].tolist()})
+        assert (refused.status_code, refused.json()["detail"][:28]) == (422, "exits=true is for one sample")
 
 
 def test_replicas_killed_under_load_cost_no_answer_and_a_stage_scales_up(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eenet.runtime._calls import CallCascade as CallCascade
     from eenet.runtime._loop import AdaptiveOutput as AdaptiveOutput
     from eenet.runtime._loop import ExitView as ExitView
+    from eenet.runtime._loop import exit_views as exit_views
     from eenet.runtime._loop import run_arrays as run_arrays
     from eenet.runtime._loop import view_exits as view_exits
 
@@ -26,6 +27,7 @@ _HOMES = {
     "StageBackend": "_backend",
     "TensorSpec": "_backend",
     "TorchBackend": "_adaptive",
+    "exit_views": "_loop",
     "run_arrays": "_loop",
     "view_exits": "_loop",
 }

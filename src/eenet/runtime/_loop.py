@@ -6,7 +6,7 @@ batches that it puts together itself. Tensors are opaque here: `Arrays` is all t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -265,8 +265,13 @@ def view_exits(
     """Run one sample to the end, by `whole`, the policy without early exits; what each exit says of it."""
     every = _EveryExit(backend)
     run(every, DecisionState(whole, 1), task, live)
+    return exit_views(every.logits, policy, task)
+
+
+def exit_views(logits_of: Sequence[NDArray[np.float32]], policy: ThresholdPolicy, task: Task) -> list[ExitView]:
+    """What each exit says of one sample, from the logits (1, C, ...) that all of them give."""
     history, views = ExitHistory(), []
-    for k, logits in enumerate(every.logits):
+    for k, logits in enumerate(logits_of):
         history.evidence.append(task.evidence(task.shown(logits), history.evidence))
         leaves = bool(policy.leaves(history)[0])
         score: float | None = None

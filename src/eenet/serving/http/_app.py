@@ -7,6 +7,7 @@ import base64
 import contextlib
 import functools
 import hashlib
+import inspect
 import io
 import re
 import secrets
@@ -223,14 +224,19 @@ class _Handlers:
             raise RefusedError(503, "too many requests ask for every exit; try again later, or leave exits=true out")
         self._viewing += 1
         try:
-            running = asyncio.get_running_loop().run_in_executor(self._viewer, self._service.view, inputs)
+            view = self._service.view
+            running: Any = (
+                view(inputs)
+                if inspect.iscoroutinefunction(view)
+                else asyncio.get_running_loop().run_in_executor(self._viewer, view, inputs)
+            )
             views = await asyncio.wait_for(running, timeout)
         except asyncio.TimeoutError as error:
             raise RefusedError(504, f"not all exits were seen within {timeout:g} s; leave exits=true out") from error
         finally:
             self._viewing -= 1
         if views is None:
-            raise InvalidInputError("exits=true needs the stages in the server's own process; leave it out here")
+            raise InvalidInputError("this server cannot run every exit for one sample; leave exits=true out")
         shown = []
         for k, view in enumerate(views):
             (answer,) = self._predictions(view.logits, [k], [view.abstained])

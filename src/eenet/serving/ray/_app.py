@@ -125,6 +125,7 @@ class Ingress:
             retries=options.retries,
             lost=(exceptions.RayActorError, exceptions.ObjectLostError),
             refused=(refusals.BackPressureError, refusals.DeploymentUnavailableError),
+            views=[by_reference(stage).view.remote for stage in stages],
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

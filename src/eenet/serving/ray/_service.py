@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from eenet.costs import Budget
+from eenet.runtime import ExitView, exit_views
 from eenet.scheduler import ExitHistory
 from eenet.serving.engine._engine import require_capacity, shape_of
 from eenet.serving.engine._metrics import Metrics
@@ -57,6 +58,9 @@ class RemoteService:
         How often a call is sent again, and how often samples start again.
     lost, refused : exceptions
         What a call raises whose replica died, and one that no replica can take.
+    views : sequence of callables (K,)
+        Each has a replica of its stage run, with its head, on the live tensors of one sample; returns an awaitable of
+        the next live tensors and the logits. Without them, `view` gives None.
     """
 
     def __init__(
@@ -69,10 +73,12 @@ class RemoteService:
         retries: int = 3,
         lost: tuple[type[Exception], ...] = (),
         refused: tuple[type[Exception], ...] = (),
+        views: Sequence[Callable[[Any], Call]] = (),
     ) -> None:
         self._model, self._controller, self._stages = model, controller, list(stages)
         self._options = options or EngineOptions()
         self._retries, self._lost, self._refused = retries, lost, refused
+        self._views = list(views)
         self._whole = WholeNetwork()
         self._book = PolicyBook(model.scheduler)
         self._draining = False
@@ -99,8 +105,18 @@ class RemoteService:
         """Samples sent to each stage and not back yet."""
         return list(self._waiting)
 
-    def view(self, inputs: Any) -> None:
-        """None: the stages run in other processes."""
+    async def view(self, inputs: Any) -> list[ExitView] | None:
+        """What each exit says of one sample; see `Service`."""
+        if not self._views:
+            return None
+        policy, live, found = self._controller.policy, self._model.backend.enter(inputs), []
+        for k, view in enumerate(self._views):
+            try:
+                live, logits = await view(live)
+            except (*self._lost, *self._refused) as error:
+                raise RefusedError(503, f"no replica of stage {k} shows its exit; try again later") from error
+            found.append(logits)
+        return exit_views(found, policy, self._model.task)
 
     async def set_budget(self, budget: Budget) -> float:
         """Keep to another budget; see `Service`."""

@@ -196,6 +196,10 @@ class StageServer:
             return result
         return replace(result, live=await self._store.put(result.live))
 
+    async def view(self, live: Live) -> tuple[Live, NDArray[np.float32]]:
+        """Run the stage and its head on one sample, beside the batches: the next live tensors and the logits."""
+        return await asyncio.to_thread(self.backend.run, self.stage, live, observe=True)
+
     async def drain(self) -> None:
         """Answer what is inside and stop the workers."""
         await self._workers.drain()
