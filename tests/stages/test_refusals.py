@@ -280,3 +280,13 @@ class TestWhatIsNotUnderstood:
         net = ends(step=lambda net, x: Answer(net.b(net.a(x))))
         with pytest.raises(CutError, match=r"returns a Answer, in which tracing sees no tensor; return its `\.logits`"):
             eenet.attach(net, ["a"], example=torch.randn(2, 6))
+
+
+def test_numbers_of_two_precisions_are_named_with_the_way_out() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).bfloat16(), nn.Linear(4, 3))
+    message = r"several precisions \(torch.float32 in module '0', torch.bfloat16 in module '1'\): .*network.float\(\)"
+    with pytest.raises(CutError, match=message):
+        eenet.cut(network, ["0"], torch.randn(2, 4))
+    with pytest.raises(CutError, match=r"parameters are torch.bfloat16 and the example is torch.float32: give example"):
+        eenet.cut(network.bfloat16(), ["0"], torch.randn(2, 4))
+    eenet.cut(network.float().eval(), ["0"], torch.randn(2, 4))

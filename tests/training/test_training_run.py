@@ -59,6 +59,17 @@ def test_training_makes_all_exits_good_and_keeps_the_best_frontier(tmp_path: Pat
         assert all(float(row[name]) >= 0 for row in rows), name
 
 
+def test_an_exit_that_is_dead_after_training_is_named_with_its_figures(tmp_path: Path) -> None:
+    model, validation = corner_model(), DataLoader(TensorDataset(*images(200, 1)), 50)
+    # Nothing of the image reaches the first head, so that it can learn how often each class comes, and no more.
+    model.heads[0] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4), nn.Threshold(1e9, 0.0))
+    with pytest.warns(ReliabilityWarning, match=r"after training exit 0 says nothing.*no sample exit there") as said:
+        result = train(model, loaders(256)[0], validation, config=replace(QUICK, epochs=3), out=tmp_path)
+    (about,) = (str(one.message) for one in said if "after training" in str(one.message))
+    assert f"right on {100 * result.best.accuracies[0]:.1f} %" in about
+    assert "exit 2" not in about
+
+
 def test_costs_of_the_users_own_are_used(tmp_path: Path) -> None:
     costs = eenet.ExitCosts([1.0, 5.0, 9.0], unit="ms")
     result = train(corner_model(), *loaders(), config=replace(QUICK, epochs=1), out=tmp_path, costs=costs)

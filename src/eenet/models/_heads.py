@@ -189,8 +189,28 @@ def _shares(parts: int, size: int) -> Tensor:
     return shares
 
 
+class _PooledConvolutions(nn.Module):
+    """3x3 convolutions, each with its channels and stride, then the mean over the map and a linear layer."""
+
+    def __init__(self, channels: int, num_classes: int, convolutions: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width, stride in convolutions:
+            conv = nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False)
+            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        self.convs = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits (N, num_classes)."""
+        logits: Tensor = self.fc(self.pool(self.convs(feature)).flatten(1))
+        return logits
+
+
 @rebuildable
-class StackedConvHead(nn.Module):
+class StackedConvHead(_PooledConvolutions):
     """Classify a feature map (N, D, H, W) as the code of the EENet paper does: `depth` 3x3 convolutions, pool, linear.
 
     The convolutions are D / reduction wide: reduction 4 for bottlenecks and dense layers, 1 for basic blocks.
@@ -204,24 +224,11 @@ class StackedConvHead(nn.Module):
     """
 
     def __init__(self, channels: int, num_classes: int, *, reduction: int = 4, depth: int = 3) -> None:
-        super().__init__()
-        width = channels // reduction
-        layers: list[nn.Module] = []
-        for index in range(depth):
-            conv = nn.Conv2d(width if index else channels, width, 3, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
-        self.convs = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(width, num_classes)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Logits (N, num_classes)."""
-        logits: Tensor = self.fc(self.pool(self.convs(feature)).flatten(1))
-        return logits
+        super().__init__(channels, num_classes, [(channels // reduction, 1)] * depth)
 
 
 @rebuildable
-class DownsamplingHead(nn.Module):
+class DownsamplingHead(_PooledConvolutions):
     """Classify a feature map (N, D, H, W) as the rest of a small network would: convolve, pool, linear layer.
 
     `depth` 3x3 convolutions, of which the first two halve the map and double the channels: for early exits of narrow
@@ -236,22 +243,8 @@ class DownsamplingHead(nn.Module):
     """
 
     def __init__(self, channels: int, num_classes: int, *, depth: int = 3) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for index in range(depth):
-            halve = index < 2
-            outputs = 2 * channels if halve else channels
-            conv = nn.Conv2d(channels, outputs, 3, stride=2 if halve else 1, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
-            channels = outputs
-        self.convs = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """Logits (N, num_classes)."""
-        logits: Tensor = self.fc(self.pool(self.convs(feature)).flatten(1))
-        return logits
+        widths = [channels * 2 ** min(number + 1, 2) for number in range(depth)]
+        super().__init__(channels, num_classes, [(width, 2 if n < 2 else 1) for n, width in enumerate(widths)])
 
 
 @rebuildable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,11 +59,33 @@ def first_run(network: nn.Module, at: Sequence[str], form: InputForm) -> tuple[W
                 size = form.tensors()[0].shape[0]
                 raise CutError(
                     f"the model itself fails on the example, at batch size {size}: {type(error).__name__}: {error}"
+                    + _precision_hint(network, form, error)
                 ) from error
         _check_output(output, form)
         return watch, None
     _check_output(ran.output, form)
     return watch, ran.detached()
+
+
+def _precision_hint(network: nn.Module, form: InputForm, error: BaseException) -> str:
+    """What to do where numbers of two precisions meet; empty for another error."""
+    if re.search(r"dtype|type \(|BFloat16|Half|Double", str(error)) is None:
+        return ""
+    where: dict[torch.dtype, str] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point():
+            where.setdefault(parameter.dtype, name.rpartition(".")[0])
+    given = next((tensor.dtype for tensor in form.tensors() if tensor.is_floating_point()), None)
+    if len(where) > 1:
+        places = ", ".join(f"{dtype} in module {name!r}" for dtype, name in where.items())
+        return (
+            f"; it has parameters of several precisions ({places}): make them one with network.float(), or let its "
+            "forward pass convert what goes from one to the other"
+        )
+    if given is not None and where and given not in where:
+        (dtype,) = where
+        return f"; its parameters are {dtype} and the example is {given}: give example.to({dtype}), or network.float()"
+    return ""
 
 
 def run_after_trace(network: nn.Module, at: Sequence[str], form: InputForm) -> Whole | None:
