@@ -88,6 +88,17 @@ def test_what_early_versions_did_not_measure_is_named(tmp_path: Path) -> None:
     assert [one["name"] for one in charts["overheads"]["series"]] == ["early heads"]
 
 
+def test_a_bundle_has_no_parts_and_no_flops(tmp_path: Path) -> None:
+    costs = profile()
+    del costs["parts_ms"], costs["costs"]["flops"], costs["spreads"]["flops"]
+    charts, notes = section_of(tmp_path / "toys", costs)
+    assert set(charts) == {"exit-times", "batch-sizes", "flops-and-time", "compaction"}
+    assert any("are of a bundle" in note for note in notes)
+    times = costs["costs"]["ms"]
+    part = (times[0][1] - times[0][0]) / ((times[2][1] - times[2][0]) * 32)
+    assert charts["compaction"]["series"][0]["y"][0] == pytest.approx(part)
+
+
 def test_costs_that_are_no_profile_leave_a_note(tmp_path: Path) -> None:
     charts, notes = section_of(tmp_path / "toys", {"values": [1.0, 2.0, 3.0], "unit": "ms"})
     assert charts == {}

@@ -29,7 +29,7 @@ SCHEMA = 1
 _KINDS = {
     "benchmark": {"rows", "verdict", "machine"},
     "comparison": {"rows", "bounds", "differences", "costs"},
-    "profile": {"batch_sizes", "costs", "spreads", "parts_ms"},
+    "profile": {"batch_sizes", "costs", "spreads"},
 }
 """What tells apart the JSON of other commands."""
 
@@ -259,7 +259,7 @@ def _attached(
         for n in hits:
             made[n] = replace(made[n], comparison=comparison)
     for profile in profiles:
-        exits = len(profile["parts_ms"][0])
+        exits = len(profile["costs"]["ms"][0])
         hits = [n for n, run in enumerate(made) if len(run.costs) == exits]
         if not hits:
             raise InvalidInputError(

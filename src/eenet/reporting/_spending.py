@@ -164,7 +164,11 @@ def compaction(profile: Profile) -> Chart:
     """The time of a stage on the samples that are left of the largest batch, against their share."""
     sizes = np.asarray(profile["batch_sizes"], dtype=np.float64)
     order = np.argsort(sizes)
-    whole = _parts(profile)[order, :, 0] * sizes[order, None]
+    if "parts_ms" in profile:
+        stages = _parts(profile)[:, :, 0]
+    else:  # a bundle's stages run with their heads
+        stages = np.diff(np.asarray(profile["costs"]["ms"], dtype=np.float64), prepend=0.0, axis=1)
+    whole = stages[order] * sizes[order, None]
     share = sizes[order] / sizes.max()
     made = []
     for k, style in enumerate(exit_styles(whole.shape[1])):
@@ -315,23 +319,21 @@ def spending(
     charts: list[Chart] = []
     notes: list[str] = []
     missing: list[str] = []
-    if profile is not None and {"batch_sizes", "costs", "spreads", "parts_ms"} <= set(profile):
-        charts += [
-            exit_times(profile, costs),
-            batch_sizes(profile, costs),
-            stage_times(profile),
-            overheads(profile),
-            units(profile),
-        ]
+    if profile is not None and {"batch_sizes", "costs", "spreads"} <= set(profile):
+        charts += [exit_times(profile, costs), batch_sizes(profile, costs), units(profile)]
+        if "parts_ms" in profile:
+            charts[2:2] = [stage_times(profile), overheads(profile)]
+            if _parts(profile).shape[2] < 3:
+                missing.append(
+                    "The scheduler's own time was not measured: eenet profile TARGET --scheduler SCHEDULER --json."
+                )
+        else:
+            missing.append("These times are of a bundle, whose stages run with their heads: parts are not known.")
         if len(profile["batch_sizes"]) > 1:
             charts.append(compaction(profile))
         else:
             missing.append("Curves over batch sizes, and what compaction does, need more: eenet profile --batch-sizes.")
         notes += pays(profile)
-        if _parts(profile).shape[2] < 3:
-            missing.append(
-                "The scheduler's own time was not measured: eenet profile TARGET --scheduler SCHEDULER --json."
-            )
         if "ms" not in (profile.get("plain") or {}):
             missing.append(
                 "The plain network was not measured; the sum of its stages stands for it. This version measures it: "

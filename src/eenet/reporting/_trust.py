@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 BINS = 10
-_COVERAGES = 100
+_COVERAGES = 60
 _CLASSES = 15
 """How many classes a confusion shows; of more, those that change most."""
 ANSWERS = "the answers"

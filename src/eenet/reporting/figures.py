@@ -216,7 +216,8 @@ def _lines(chart: Chart, ax: Axes) -> None:
             band = zip(x, _floats(one["low"]), _floats(one["high"]), strict=True)
             across = sorted(point for point in band if all(map(math.isfinite, point)))
             if across:
-                ax.fill_between(*zip(*across, strict=True), color=style["color"], alpha=0.15, linewidth=0)
+                at, low, high = zip(*across, strict=True)
+                ax.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
         look: dict[str, Any] = {
             "color": style["color"],
             "linestyle": _dashes(style) if one["line"] else "none",
