@@ -5,6 +5,10 @@ for the whole population, whose true mean cost and accuracy are known. Calibrati
 replacement; on each a scheduler is fitted with the guarantee and without, and both are judged on the population. A
 guarantee of 0.95 may be broken in 5 % of the draws. What the samples cannot promise is refused: "promised" is how often
 it was not.
+
+With `--attainable` no scheduler is fitted. For policies of one threshold of max probability it prints in how many draws
+any valid test of that policy can promise the drop: the power of the most powerful test (Neyman and Pearson) of what the
+policy truly loses and gains against the population that is hardest to tell from it and breaks the promise.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import multinomial
 
 import eenet
 from eenet._timing import describe_machine, machine
@@ -72,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-accuracy-drop", type=float, default=0.01)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
+    parser.add_argument("--attainable", action="store_true", help="only what any test could promise")
     options = parser.parse_args(argv)
+    if options.attainable:
+        attainable(*population(options), options.samples[0], options.max_accuracy_drop, 1 - options.guarantee)
+        return 0
     found = machine()
     print(describe_machine(found) + "\n", flush=True)
     chunks = [(n, first) for n in options.samples for first in range(0, options.draws, CHUNK)]
@@ -117,6 +126,42 @@ def population(options: argparse.Namespace) -> tuple[ExitRecords, eenet.ExitCost
     labels = np.concatenate([part.labels for part in parts if part.labels is not None])
     measured = json.loads((folder / "costs.json").read_text())["costs"]["cpu_ms"][0]
     return ExitRecords.from_probabilities(probabilities, labels), eenet.ExitCosts(measured, unit="cpu_ms")
+
+
+def attainable(pool: ExitRecords, costs: eenet.ExitCosts, samples: int, drop: float, error: float) -> None:
+    """Print for policies by their cost in what part of the draws a test that errs so often can promise the drop."""
+    fitted = eenet.Scheduler("max_prob", "shared").fit(pool, costs, fallback=False)
+    print(f"a drop of {drop:g} at {1 - error:g} from {samples} samples: in how many draws any test can promise it")
+    print(f"{'cost, of the last exit':>22} {'lost %':>8} {'gained %':>9} {'draws %':>8}")
+    utility = pool.require_utility()
+    for share in (0.97, 0.95, 0.93, 0.91, 0.89, 0.87, 0.85):
+        decided = fitted.at(share * costs[-1]).replay(pool)
+        assert decided.utility is not None
+        change = decided.utility - utility[-1]
+        lost, gained = float((change < 0).mean()), float((change > 0).mean())
+        power = min(_power(samples, lost, gained, drop, q, error) for q in np.linspace(0, 0.05, 121))
+        print(
+            f"{decided.mean_cost / costs[-1]:>22.3f} {100 * lost:>8.2f} {100 * gained:>9.2f} {100 * power:>8.1f}",
+            flush=True,
+        )
+
+
+def _power(samples: int, lost: float, gained: float, drop: float, gained_else: float, error: float) -> float:
+    """Of the most powerful test of these shares of losses and gains against others that lose the drop."""
+    most = np.arange(60)
+    a, b = (grid.ravel() for grid in np.meshgrid(most, most, indexing="ij"))
+    counts = np.stack([a, b, samples - a - b], axis=1)
+    true = multinomial.logpmf(counts, samples, [lost, gained, 1 - lost - gained])
+    other = multinomial.logpmf(counts, samples, [gained_else + drop, gained_else, 1 - drop - 2 * gained_else])
+    with np.errstate(invalid="ignore"):  # what neither can give counts for nothing
+        order = np.argsort(-np.nan_to_num(true - other, nan=-np.inf), kind="stable")
+    at_most = np.cumsum(np.exp(other[order]))
+    sure = int(np.searchsorted(at_most, error, side="right"))
+    power = np.exp(true[order[:sure]]).sum()
+    if sure < len(order):  # the next outcome by lot, so that the whole of the error is used
+        left = error - (at_most[sure - 1] if sure else 0.0)
+        power += np.exp(true[order[sure]]) * left / np.exp(other[order[sure]])
+    return float(min(power, 1.0))
 
 
 def _chunk(options: argparse.Namespace, samples: int, first: int) -> list[Draw]:

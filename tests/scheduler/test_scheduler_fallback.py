@@ -172,8 +172,8 @@ def test_a_smaller_budget_that_is_as_accurate_is_named(tmp_path: Path) -> None:
     logits, labels = toy_logits(1000)
     logits[:, np.arange(1000), labels] += np.array([2, 1.8, 1.8])[:, None]  # most samples are easy
     records, costs = ExitRecords.from_logits(logits, labels), ExitCosts([0.3, 0.6, 1.0])
-    scheduler = eenet.Patience().fit(records, costs, "100%", fallback=False)
-    assert scheduler.cheaper is None  # nothing was tried out of fold
+    alone = eenet.Patience().fit(records, costs, "100%", fallback=False)
+    assert alone.cheaper is None  # nothing was tried out of fold
     scheduler = eenet.MaxProbability().fit(records, costs, "60%")
     smaller = scheduler.cheaper
     assert smaller is not None
@@ -307,7 +307,7 @@ def test_held_out_no_method_is_below_the_best_simple_rule_at_equal_cost(
     records, fresh = both.subset(np.arange(1500)), both.subset(np.arange(1500, 3500))
     costs = ExitCosts(np.cumsum(steps[:exits]))
     fitted, below = METHODS[name]().fit(records, costs), []
-    rules = [eenet.MaxProbability().fit(records, costs, fallback=False), SearchedThresholds().fit(records, costs)]
+    rules = [rule.fit(records, costs, fallback=False) for rule in (eenet.MaxProbability(), SearchedThresholds())]
     simple = [frontier(rule, fresh) for rule in rules if not fitted.left_out]
     assert fresh.utility is not None
     for budget in np.linspace(costs[0], costs[-1], 6)[1:-1].tolist():
@@ -316,6 +316,7 @@ def test_held_out_no_method_is_below_the_best_simple_rule_at_equal_cost(
         except InfeasibleBudgetError:
             assert fitted.left_out
             continue
+        assert mine.utility is not None
         others = [at_cost(points, mine.mean_cost) for points in simple]
         # As Static does, each exit spends the budget or less: none is drawn by lot.
         others += [fresh.utility[k] for k in range(exits) if costs[k] <= mine.mean_cost]

@@ -90,7 +90,7 @@ def digest_of(model: MultiExitModel) -> str:
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(tensor, Tensor):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -220,9 +220,11 @@ class NeverWorse(Fitted):
         self.replaced = own.replaced
         self.costs = own.costs
         self.points = own.points
-        simple = rules is not None and isinstance(own, ThresholdFit) and own.calibrations[0] is rules.calibration
-        self._is_geometric = simple and isinstance(own.assignment, Geometric)
-        self._needed = _CERTAIN if self._is_geometric or (simple and own.assignment.searches) else 0.0
+        asked = None  # where it is no rule of max probability
+        if rules is not None and isinstance(own, ThresholdFit) and own.calibrations[0] is rules.calibration:
+            asked = own.assignment
+        self._is_geometric = isinstance(asked, Geometric)
+        self._needed = _CERTAIN if self._is_geometric or (asked is not None and asked.searches) else 0.0
         self._at_knots: dict[int, dict[str, Outcome]] = {}
 
     def plan(self, budget: float) -> PlannedPolicy:
@@ -279,9 +281,11 @@ class NeverWorse(Fitted):
         if rules is None or budget < rules.smallest:
             return None
         here = self._brings(rules, budget)
-        for knot in rules.knots[rules.knots < budget].tolist() if here is not None else ():
+        if here is None:
+            return None
+        for knot in rules.knots[rules.knots < budget].tolist():
             there = self._brings(rules, knot)
-            if here is None or there is None or there.cost > _SAVES * here.cost:
+            if there is None or there.cost > _SAVES * here.cost:
                 continue
             lost = here.utility - there.utility
             error = standard_error(lost)
@@ -303,8 +307,9 @@ class NeverWorse(Fitted):
         for number in range(len(self.rules.knots)):
             outcomes = dict(self._at_knot(self.rules, number))
             own = outcomes.pop("", None)
-            for name, other in outcomes.items() if own is not None else ():
-                gained.setdefault(name, []).append(other.utility - own.utility)
+            if own is not None:
+                for name, other in outcomes.items():
+                    gained.setdefault(name, []).append(other.utility - own.utility)
         means = {name: np.mean(parts, axis=0) for name, parts in gained.items()}
         return {name for name, mean in means.items() if _ahead(mean, self._needed)}
 
