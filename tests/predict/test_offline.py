@@ -328,7 +328,8 @@ class TestCommands:
         assert done["mean_cost"] == pytest.approx(costs.values[answers.exits].mean())
         assert done["costs_from"].startswith("measured in ONNX Runtime")
         assert done["measured_ms"] > 0
-        assert "20 rows, 0 of them could not be read" in run("predict", "bundle", "samples.npy", "--out", "b.parquet").stdout
+        shown = run("predict", "bundle", "samples.npy", "--out", "b.parquet").stdout
+        assert "20 rows, 0 of them could not be read" in shown
 
     def test_what_does_not_fit_is_one_line(self, made: Path) -> None:
         np.save("wrong.npy", np.zeros((2, 3, 9, 9), np.float32))
