@@ -47,6 +47,7 @@ def file(schedulers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
         ordered=True,
         title="A <title> & </script>",
         budgets=7,
+        draws=2,
         out=path,
     )
     return path
@@ -277,11 +278,11 @@ def test_dark_and_print(page: Any) -> None:
 
 def test_a_page_of_10_000_samples_and_5_schedulers_is_small(tmp_path: Path) -> None:
     made = [eenet.MaxProbability(), eenet.Entropy(), eenet.Patience(), Margin(), Voting()]
-    costs, calibration = toy_costs(4), toy_records(1000, exits=4, classes=10)
+    costs, calibration = toy_costs(), toy_records(1000, classes=10)
     for scheduler in made:
         scheduler.fit(calibration, costs, fallback=False)
     path = tmp_path / "report.html"
-    eenet.report(toy_records(10_000, exits=4, classes=10, seed=1), costs=costs, schedulers=made, out=path)
+    eenet.report(toy_records(10_000, classes=10, seed=1), costs=costs, schedulers=made, draws=0, out=path)
     assert path.stat().st_size < 6_000_000
 
 
@@ -303,7 +304,7 @@ def test_a_budget_that_is_too_small_for_a_scheduler_is_said(browser: Any, tmp_pa
 
     path = tmp_path / "late.html"
     late = fitted(Late(), fallback=False)
-    eenet.report(RECORDS, costs=toy_costs(), schedulers={"late": late[0]}, budgets=5, out=path)
+    eenet.report(RECORDS, costs=toy_costs(), schedulers={"late": late[0]}, budgets=5, draws=0, out=path)
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
     show(opened, path)
     move(opened, 0)
