@@ -133,13 +133,14 @@ def test_the_abstention_on_the_method_page() -> None:
 def test_is_it_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import_or_skip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("reference/performance.md")["Is it worth it on your network"]
+    text = (DOCS / "howto" / "worth-it.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     model = eenet.models.multi_exit("resnet20").eval()
     x, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 10
     scheduler = eenet.MaxProbability().fit(eenet.collect(model, [(x, labels)]), toy_costs())
     names: dict[str, Any] = {"eenet": eenet, "network": model.backbone, "model": model, "scheduler": scheduler}
     code = code.replace("seconds=10", "seconds=0")
-    exec(compile(code, "docs/reference/performance.md", "exec"), names | {"x": x, "labels": labels})
+    exec(compile(code, "docs/howto/worth-it.md", "exec"), names | {"x": x, "labels": labels})
     assert (tmp_path / "worth.csv").read_text(encoding="utf-8").count("\n") == 9
     assert (tmp_path / "worth.png").is_file()
 

@@ -11,9 +11,9 @@ import torch
 from optional import import_or_skip
 from pages import DOCS
 
-GUIDES = {"deployment", "index", "networks", "scale", "serving", "training"}  # these have tests of their own
-PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.stem not in GUIDES)
-PAGES += [DOCS / name for name in ("explanation/optimal-stopping.md", "explanation/replay.md", "reference/formats.md")]
+OF_OTHER_TESTS = {"cascades", "deployment", "index", "networks", "report", "scale", "serving", "training", "worth-it"}
+PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.stem not in OF_OTHER_TESTS)
+PAGES += [DOCS / f"{name}.md" for name in ("explanation/optimal-stopping", "explanation/replay", "reference/formats")]
 
 
 @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning", "ignore::eenet.errors.FallbackWarning")
