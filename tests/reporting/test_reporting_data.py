@@ -198,6 +198,20 @@ def test_a_folder_of_results(name: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text()) == report.data
 
 
+def test_a_run_folder_shows_the_inputs_that_it_has_kept(tmp_path: Path) -> None:
+    for name in ("test.safetensors", "calibration.safetensors", "work/test.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        toy_records(100).save(tmp_path / name)
+    images = np.arange(20)[:, None, None, None] * np.ones((1, 1, 4, 4)) + np.linspace(0, 0.5, 16).reshape(1, 1, 4, 4)
+    np.savez(tmp_path / "work" / "samples.npz", x=images.astype(np.float32))
+    metrics = {"costs": toy_costs().to_dict(), "exits": [{"name": f"e{k}"} for k in range(3)], "data": {"classes": []}}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    leaving = section(made(tmp_path, methods=["max_prob"]), "leaving")
+    assert [sample["n"] for sample in leaving["gallery"]["samples"]] == list(range(0, 100, 5))
+    assert all(opened(sample["image"]).size == (4, 4) for sample in leaving["gallery"]["samples"])
+    assert any("20 inputs" in note for note in leaving["notes"])
+
+
 def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
     row: dict[str, Any] = {
         "system": "plain", "budget": None, "early_exit": False, "batch_size": 1, "calls": 10, "p50_ms": 2.0,

@@ -29,11 +29,13 @@ def gallery(replays: Replays, scores: Scores, shown: int = SHOWN) -> dict[str, A
     to z, or "-" where the budget is too small. `scores` has an entry for each score that it uses, and `score_of` says
     which one it uses at each budget.
     """
-    records, run = replays.records, replays.run
+    records, given = replays.records, replays.run.samples
     found = fates_of(replays)
     fates = None if found is None else found[0]
-    masked = run.samples is not None and run.samples.masks is not None
-    rows = _chosen(len(records), fates, shown // 2 if masked else shown)
+    among = np.arange(len(records)) if given is None or given.rows is None else given.rows
+    masked = given is not None and given.masks is not None
+    picked = _chosen(len(among), None if fates is None else fates[among], shown // 2 if masked else shown)
+    rows = among[picked]
     tops = np.nan_to_num(records.probabilities[:, rows].max(axis=2))
     finite = np.isfinite(records.probabilities[:, rows].sum(axis=2))
     samples = []
@@ -50,14 +52,14 @@ def gallery(replays: Replays, scores: Scores, shown: int = SHOWN) -> dict[str, A
             one["utility"] = [round(float(value), 4) for value in replays.utility[:, n]]
         if fates is not None:
             one["fate"] = str(fates[n])
-        if run.samples is not None:
-            image = run.samples.image(n)
-            if image is not None:
-                one["image"] = image
-                if run.samples.masks is not None:
-                    one["masks"] = run.samples.mask_images(n)
+        if given is not None:
+            at = int(picked[m])
+            image = given.image(at)
+            if image is None:
+                one["text"] = given.texts[at][:_LONGEST]
             else:
-                one["text"] = run.samples.texts[n][:_LONGEST]
+                one["image"] = image
+                one |= {"masks": given.mask_images(at)} if masked else {}
         samples.append(one)
     return {
         "count": len(records),

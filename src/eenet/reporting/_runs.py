@@ -14,7 +14,7 @@ from eenet.costs import ExitCosts
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.evaluation._style import title_of
 from eenet.records import ExitRecords
-from eenet.reporting._samples import Samples
+from eenet.reporting._samples import Samples, kept_inputs
 from eenet.scheduler import SCHEDULERS, Scheduler, load_scheduler
 
 Progress = Callable[[str], None]
@@ -89,7 +89,7 @@ class Run:
         for what, given, expected in (
             ("exits", names, records.num_exits),
             ("classes", classes, records.num_classes),
-            ("samples", self.samples or (), len(records) if self.samples is not None else 0),
+            ("samples", self.samples or (), self._expected_samples()),
         ):
             if len(given) != expected:
                 raise InvalidInputError(
@@ -104,6 +104,11 @@ class Run:
             )
         object.__setattr__(self, "exits", names)
         object.__setattr__(self, "classes", classes)
+
+    def _expected_samples(self) -> int:
+        if self.samples is None:
+            return 0
+        return len(self.records) if self.samples.rows is None else len(self.samples.rows)
 
 
 def make_run(
@@ -235,6 +240,7 @@ def read_folder(
         "comparison": metrics.get("comparison"),
         "profile": next((read_json(folder / name) for name in (_PROFILE, _COSTS) if (folder / name).is_file()), None),
         "metrics": metrics,
+        "samples": kept_inputs(folder, len(test)),
         "name": str(metrics.get("recipe", folder.name)),
         "notes": notes,
     }

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet._files import existing_file
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.records import ExitRecords
 
 _LARGEST = 160  # pixels of a side of an image in the page
 _TINY = 64
@@ -30,12 +31,14 @@ _TEXT_COLUMNS = ("text", "sentence", "document", "review", "title", "description
 class Samples:
     """Images (files, or arrays of one image each) or texts, one for each record.
 
-    `masks` (K, N, height, width) are the classes that each exit of a network for segmentation predicts.
+    `masks` (K, N, height, width) are the classes that each exit of a network for segmentation predicts. `rows` are the
+    records that the images belong to, where there are not images of all.
     """
 
     images: Sequence[Any] = ()
     texts: Sequence[str] = ()
     masks: NDArray[Any] | None = None
+    rows: NDArray[np.intp] | None = None
 
     def __len__(self) -> int:
         return len(self.images) or len(self.texts)
@@ -124,6 +127,19 @@ def _bytes(array: Any, n: int) -> Any:
     values = np.nan_to_num(array.astype(np.float64))
     low, high = (0.0, 1.0) if values.min() >= 0 and values.max() <= 1 else (values.min(), values.max())
     return np.ascontiguousarray(((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8))
+
+
+def kept_inputs(folder: Path, count: int) -> Samples | None:
+    """The images that a run folder keeps of its `count` test samples, evenly spaced; None where it keeps none."""
+    file, whole = folder / "work" / "samples.npz", folder / "work" / "test.safetensors"
+    if not file.is_file() or not whole.is_file() or len(ExitRecords.load(whole)) != count:
+        return None
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = [archive[name] for name in archive.files] if len(archive.files) == 1 else []
+    if not arrays or arrays[0].ndim != 4 or arrays[0].shape[1] not in (1, 3):
+        return None
+    kept = len(arrays[0])
+    return Samples(images=list(np.moveaxis(arrays[0], 1, 3)), rows=np.arange(kept) * count // kept)
 
 
 def samples_of(data: Any) -> Samples:

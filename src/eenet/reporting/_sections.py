@@ -61,6 +61,11 @@ def who_leaves_where(replays: Replays) -> Section:
         )
     if replays.run.samples is None:
         notes.append("Samples are shown by their numbers: give --images or --texts to see them.")
+    elif replays.run.samples.rows is not None:
+        notes.append(
+            f"Images are the {len(replays.run.samples.rows)} inputs that the run has kept, as the network gets them, "
+            "with their brightness stretched."
+        )
     return section(
         "leaving",
         "Who leaves where",
