@@ -270,7 +270,7 @@ def evaluate(
         notes.insert(0, f"{taken}.")
     cheaper = scheduler.cheaper
     if cheaper is not None:
-        name = f"as accurate, out of fold: {cheaper.budget:.4g} {costs.unit}"
+        name = f"as accurate: {cheaper.budget:.4g} {costs.unit}"
         add(name, "cheaper", cheaper.cost, accuracy=cheaper.accuracy, budget=cheaper.budget)
         notes.insert(0, f"{str(cheaper)[0].upper()}{str(cheaper)[1:]}.")
     if held_out is not None:

@@ -20,16 +20,9 @@ from eenet.records import ExitRecords
 from eenet.scheduler._assignments import Calibration, Geometric
 from eenet.scheduler._fitted import Fitted, Outcome, PlannedPolicy, ThresholdFit, assigned, exits_of, planned
 from eenet.scheduler._policy import Bools, Floats, score_class
-from eenet.scheduler._reports import Cheaper, DeadExit, Fallback
+from eenet.scheduler._reports import CERTAIN, Cheaper, DeadExit, Fallback
 from eenet.scheduler._search import search_thresholds
 from eenet.scheduler._thresholds import Thresholds, within
-
-_CERTAIN = 1.64
-"""Standard errors by which a simple rule must be ahead: of rules that are as good, one in 20 is taken by chance.
-
-It may be ahead at the budget alone, or in the mean over all budgets, where less is chance. A method that is no simple
-rule itself has to show that it is better in that mean: there a rule that is ahead at all is taken.
-"""
 
 _SAVES = 0.9
 """A rule that costs at most this part of the policy's cost is taken where it is as accurate, too."""
@@ -224,7 +217,7 @@ class NeverWorse(Fitted):
         if rules is not None and isinstance(own, ThresholdFit) and own.calibrations[0] is rules.calibration:
             asked = own.assignment
         self._is_geometric = isinstance(asked, Geometric)
-        self._needed = _CERTAIN if self._is_geometric or (asked is not None and asked.searches) else 0.0
+        self._needed = CERTAIN if self._is_geometric or (asked is not None and asked.searches) else 0.0
         self._at_knots: dict[int, dict[str, Outcome]] = {}
 
     def plan(self, budget: float) -> PlannedPolicy:
@@ -266,9 +259,9 @@ class NeverWorse(Fitted):
             gained = other.utility - own.utility
             mean, error = float(gained.mean()), standard_error(gained)
             worth = _WORTH * (1 - other.cost / own.cost)
-            saves = other.cost <= _SAVES * own.cost and mean >= 0 and mean + worth >= _CERTAIN * error
+            saves = other.cost <= _SAVES * own.cost and mean >= 0 and mean + worth >= CERTAIN * error
             as_cheap = other.cost <= _AS_CHEAP * own.cost
-            ahead = mean > _CERTAIN * error or (mean > 0 and as_cheap and name in self._ahead_everywhere)
+            ahead = mean > CERTAIN * error or (mean > 0 and as_cheap and name in self._ahead_everywhere)
             if (ahead or saves) and (best is None or mean > best[0]):
                 best = mean, name, "accuracy" if ahead else "cost", other
         if best is not None:

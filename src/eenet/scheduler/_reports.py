@@ -8,6 +8,13 @@ from typing import Any
 
 from eenet.errors import FileFormatError
 
+CERTAIN = 1.64
+"""Standard errors by which a simple rule must be ahead: of rules that are as good, one in 20 is taken by chance.
+
+It may be ahead at the budget alone, or in the mean over all budgets, where less is chance. A method that is no simple
+rule itself has to show that it is better in that mean: there a rule that is ahead at all is taken.
+"""
+
 
 @dataclass(frozen=True)
 class Fallback:
@@ -50,7 +57,12 @@ class Fallback:
         if self.reason == "fit":
             return f"{self.note}: {self.taken} is used instead"
         gained = 100 * (self.accuracy - self.asked_accuracy)
-        what = "no less accurate at a lower cost" if self.reason == "cost" else "more accurate"
+        if self.reason == "cost":
+            what = "no less accurate at a lower cost"
+        elif self.accuracy - self.asked_accuracy > CERTAIN * self.standard_error:
+            what = "more accurate"
+        else:
+            what = "no less accurate, here and in the mean over all budgets"
         return (
             f"{self.taken} is {what}, and is used instead: {100 * self.accuracy:.2f} % at {self.cost:.4g} {self.unit}, "
             f"where the method asked for has {100 * self.asked_accuracy:.2f} % at {self.asked_cost:.4g} {self.unit} "
