@@ -141,6 +141,15 @@ def test_tables_fit_80_columns_and_need_no_color(records: str) -> None:
         assert max(map(len, table)) <= 80, table
 
 
+def test_json_of_a_report_is_printed_or_written_to_a_file(records: str) -> None:
+    pytest.importorskip("plotly", reason="needs plotly: pip install 'eenet[report]'")
+    words = ("report", records, "--costs", "1,2,3", "--methods", "max_prob", "--budgets", 3, "--draws", 0)
+    printed = json.loads(run(*words, "--json", "--quiet").stdout)
+    assert run(*words, "--json", "numbers.json", "-q").output == ""
+    assert json.loads(Path("numbers.json").read_text()) == printed
+    assert Path("report.html").is_file()
+
+
 def test_a_comparison_of_many_budgets_is_shown_in_parts_on_a_narrow_terminal() -> None:
     budgets = [1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6]
     comparison = compare(toy_records(samples=200), toy_costs(), ["max_prob", "entropy"], budgets, resplits=1)

@@ -39,7 +39,8 @@ Early exits that keep a budget: learned exit schedulers for multi-exit neural ne
 
 Start with `eenet demo`. `collect` writes what the exits of a model of your own say of your data. With these records, or
 with predictions from whatever framework, `fit` learns which sample may stop at which exit so that the mean cost stays
-within a budget, `evaluate` shows what that gives on fresh data, `compare` sets schedulers side by side.
+within a budget, `evaluate` shows what that gives on fresh data, `compare` sets schedulers side by side, and
+`report` and `ui` show all of it on a page. `doctor` says what works on this machine.
 
 Examples:
 
