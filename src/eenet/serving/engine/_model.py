@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -173,10 +173,10 @@ class Service(Protocol):
         """
         ...
 
-    def view(self, inputs: Any) -> list[ExitView] | None:
+    def view(self, inputs: Any) -> list[ExitView] | Awaitable[list[ExitView] | None] | None:
         """Run one sample to the end, beside the requests, and say what each exit thinks of it.
 
-        None where the stages do not run in this process. May be called from any thread.
+        None where that cannot be done. May be called from any thread, or is awaited where it is a coroutine.
         """
         ...
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -196,9 +197,10 @@ class StageServer:
             return result
         return replace(result, live=await self._store.put(result.live))
 
-    async def view(self, live: Live) -> tuple[Live, NDArray[np.float32]]:
+    async def view(self, live: Live) -> tuple[Live, NDArray[np.float32] | None]:
         """Run the stage and its head on one sample, beside the batches: the next live tensors and the logits."""
-        return await asyncio.to_thread(self.backend.run, self.stage, live, observe=True)
+        running = partial(self.backend.run, self.stage, live, observe=True)
+        return await asyncio.get_running_loop().run_in_executor(None, running)
 
     async def drain(self) -> None:
         """Answer what is inside and stop the workers."""
