@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import CASES, Case
+from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,15 +87,18 @@ def test_a_bundle_has_the_costs_of_its_own_runtime_and_the_share_of_the_budget_t
 
 
 def test_the_table_of_all_batch_sizes_is_read_by_fit(folder: Path, tmp_path: Path) -> None:
-    from eenet.cli._inputs import read_costs
-
     profile = eenet.bundle.load(folder).manifest.data["profile"]
     assert profile["batch_sizes"] == [1, 8]
     (tmp_path / "costs.json").write_text(json.dumps(profile))
-    for size in (1, 8):
-        costs = read_costs(str(tmp_path / "costs.json"), None, size, None)
+    toy_records().save(tmp_path / "records.safetensors")
+    words = ("fit", tmp_path / "records.safetensors", "--costs", tmp_path / "costs.json", "--method", "max_prob")
+    read = {
+        size: eenet.ExitCosts.from_dict(json.loads(run(*words, "--batch-size", size, "--json").stdout)["costs"])
+        for size in (1, 8)
+    }
+    for size, costs in read.items():
         assert costs.values.tolist() == profile["costs"]["ms"][profile["batch_sizes"].index(size)]
-    assert read_costs(str(tmp_path / "costs.json"), None, 8, None).plain == eenet.bundle.load(folder).costs.plain
+    assert read[8].plain == eenet.bundle.load(folder).costs.plain
 
 
 def test_its_policy_is_the_one_of_a_fit_in_its_costs_to_the_records_it_carries(
