@@ -443,7 +443,7 @@
     const as = costs.plain === null ? "one pass to the last exit" : "the plain network";
     const error = now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error)}`;
     const right = now.accuracy === null ? "The records have no labels, so how many are right is not known." : run().pooled ? `on average ${percent(now.accuracy)}${error} of a sample is right.` : `${percent(now.accuracy)}${error} of the ${now.handed_back ? "answered " : ""}samples are right.`;
-    $("sentence").textContent = `With ${state.scheduler} and a budget of ${budgetText(state.at)}: ${right} A sample costs ${number(now.cost)} ${unit} on average, ${now.speed_up.toFixed(2)} times as fast as ${as}.`;
+    $("sentence").textContent = `With ${state.scheduler} and a budget of ${budgetText(state.at)}: ${right} A sample costs ${number(now.cost)} ${unit} on average, ${now.speed_up.toFixed(2)} times as fast as ${as}.${now.speed_up < 1 ? " That is slower: at this budget early exit does not pay." : ""}`;
     const same = now.thresholds.every((value, k) => number(value) === number(now.limits[k]));
     const where = run().fresh ? "samples that nothing was fitted on" : "the samples that it was fitted on";
     $("figures").replaceChildren(
