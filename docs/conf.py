@@ -37,6 +37,7 @@ default_role = "code"  # docstrings put names in single backticks
 nitpick_ignore_regex = [
     ("py:.*", r"(?!eenet).*"),
     ("py:.*", r"eenet\.(.*\.)?_.*"),
+    ("py:class", r"eenet\.(profiling\.StageProfile|tasks\.Array)"),
 ]
 suppress_warnings = ["config.cache"]
 exclude_patterns = ["_build", "reference/api.md", "sg_execution_times.rst", "**/sg_execution_times.rst"]
@@ -46,6 +47,7 @@ html_title = f"eenet {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_context = {"default_mode": "auto"}
 html_theme_options = {
     "navigation_with_keys": False,
     "show_nav_level": 1,
@@ -64,7 +66,7 @@ myst_links_external_new_tab = False
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # numpydoc shows what a parameter is; the signature keeps its annotations
+autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88

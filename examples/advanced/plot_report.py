@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import eenet
 from eenet.reporting import figures
 
-folder = Path(__file__).parents[2] / "results" / "cifar10-resnet56-shared"
+folder = Path("../../results/cifar10-resnet56-shared")  # from the folder of this script
 calibration = eenet.ExitRecords.load(folder / "calibration.safetensors")
 test = eenet.ExitRecords.load(folder / "test.safetensors")
 measured = json.loads((folder / "costs.json").read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ import numpy as np
 import eenet
 from eenet.evaluation import compare, oracle, random_mixture
 
-folder = Path(__file__).parents[2] / "results" / "cifar10-resnet56-shared"
+folder = Path("../../results/cifar10-resnet56-shared")  # from the folder of this script
 records = eenet.ExitRecords.load(folder / "calibration.safetensors")
 measured = json.loads((folder / "costs.json").read_text(encoding="utf-8"))
 costs = eenet.ExitCosts(measured["costs"]["cpu_ms"][0], unit="cpu_ms")  # at batch size 1

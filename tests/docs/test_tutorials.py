@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning
 
 @pytest.fixture(autouse=True)
 def nothing_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Figures are drawn and not shown; files go to a folder of the test; random states are restored."""
+    """Figures are drawn and not shown; random states are restored."""
     matplotlib = import_or_skip("matplotlib")
     matplotlib.use("Agg")
     monkeypatch.chdir(tmp_path)
@@ -30,11 +30,12 @@ def nothing_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_a_tutorial_runs_and_keeps_its_claims(path: Path) -> None:
+def test_a_tutorial_runs_and_keeps_its_claims(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = path.read_text(encoding="utf-8")
     for library in sorted(set(re.findall(r"^(?:from|import) (\w+)", text, flags=re.MULTILINE)) - {"__future__"}):
         import_or_skip(library)
     assert re.search(r"^assert ", text, flags=re.MULTILINE), "a tutorial checks what it claims"
+    monkeypatch.chdir(path.parent)  # as the gallery does; a tutorial writes to temporary folders only
     runpy.run_path(str(path))
 
 
