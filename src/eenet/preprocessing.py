@@ -95,6 +95,11 @@ def _require_names(made: Sequence[str], inputs: Sequence[_Input]) -> None:
 class ArrayPreprocessing(Preprocessing):
     """None: an item is an array, or a mapping of arrays by the names `inputs`, without the batch dimension.
 
+    Parameters
+    ----------
+    inputs : tuple of str
+        The names of the network's inputs.
+
     Examples
     --------
     >>> from eenet.preprocessing import ArrayPreprocessing

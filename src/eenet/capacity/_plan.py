@@ -27,6 +27,13 @@ _MOST_LOAD = 0.98
 class StageTime:
     """The seconds a replica takes for n samples: `fixed + per_sample * n`, as measured (`docs/howto/scale.md`).
 
+    Parameters
+    ----------
+    fixed : float
+        Seconds of a call.
+    per_sample : float
+        Seconds for each sample of it.
+
     Examples
     --------
     >>> from eenet.capacity import StageTime

@@ -22,6 +22,13 @@ _SLACK = 1e-12  # the rounding of a sum of N costs
 class Bound:
     """Mean utility (for classification: accuracy) in [0, 1], and mean cost per sample in the unit of the costs.
 
+    Parameters
+    ----------
+    accuracy : float
+        What can be reached.
+    cost : float
+        The mean cost that it takes.
+
     Examples
     --------
     >>> from eenet.evaluation import random_mixture

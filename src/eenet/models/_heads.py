@@ -48,6 +48,19 @@ class ConvHead(nn.Module):
 
     With `channels_last` the feature is (N, H, W, D), as in Swin transformers.
 
+    Parameters
+    ----------
+    channels : int
+        D of the feature.
+    num_classes : int
+        C of the logits.
+    hidden : int, optional
+        The width of the convolution; by default D, at least 32 and at most 128.
+    grid : int
+        The feature is pooled to at most this size.
+    channels_last : bool
+        Whether the feature is (N, H, W, D).
+
     Examples
     --------
     >>> import torch
@@ -215,6 +228,17 @@ class StackedConvHead(_PooledConvolutions):
 
     The convolutions are D / reduction wide: reduction 4 for bottlenecks and dense layers, 1 for basic blocks.
 
+    Parameters
+    ----------
+    channels : int
+        D of the feature.
+    num_classes : int
+        C of the logits.
+    reduction : int
+        The convolutions are D / reduction wide.
+    depth : int
+        How many convolutions.
+
     Examples
     --------
     >>> import torch
@@ -233,6 +257,15 @@ class DownsamplingHead(_PooledConvolutions):
 
     `depth` 3x3 convolutions, of which the first two halve the map and double the channels: for early exits of narrow
     networks, where the feature is large and says little by itself.
+
+    Parameters
+    ----------
+    channels : int
+        D of the feature.
+    num_classes : int
+        C of the logits.
+    depth : int
+        How many convolutions.
 
     Examples
     --------
@@ -255,6 +288,19 @@ class SegmentationHead(nn.Module):
 
     The feature itself says where things are; what is around them is computed at a quarter of its resolution, where it
     costs little, and the mean over the image goes in as well (as in LR-ASPP; Howard et al., ICCV 2019).
+
+    Parameters
+    ----------
+    channels : int
+        D of the feature.
+    num_classes : int
+        C of the logits.
+    stride : int, optional
+        How many times as large the image is.
+    size : tuple of int, optional
+        Height and width of the image, in place of `stride`.
+    hidden : int
+        The width of the head.
 
     Examples
     --------
@@ -407,6 +453,15 @@ class TokenHead(nn.Module):
 @rebuildable
 class VectorHead(nn.Module):
     """Classify a feature vector (N, D): one hidden layer.
+
+    Parameters
+    ----------
+    width : int
+        D of the feature.
+    num_classes : int
+        C of the logits.
+    hidden : int, optional
+        The width of the hidden layer.
 
     Examples
     --------

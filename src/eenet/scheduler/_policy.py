@@ -33,6 +33,13 @@ Ints = NDArray[np.intp]
 class ExitHistory:
     """What a policy knows of n samples that are still running: their evidence and scores at the exits so far.
 
+    Parameters
+    ----------
+    evidence : sequence of Evidence
+        Of each exit so far, for the same n samples.
+    scores : sequence of ndarray
+        The scores (n,) of each exit so far.
+
     Examples
     --------
     >>> from eenet.scheduler import ExitHistory
@@ -286,6 +293,13 @@ class DecisionState:
     observe, and `finish` at the last, until `running` is empty. Then `exits` (n,) says where each sample exited, and
     `abstained` (n,) which of those at the last exit are handed back. Where the policy is an ensemble, `left` are the
     logits of those that have just exited, in place of the exit's own; otherwise, and where none has, None.
+
+    Parameters
+    ----------
+    policy : ThresholdPolicy
+        What decides.
+    samples : int
+        How many there are.
 
     Examples
     --------

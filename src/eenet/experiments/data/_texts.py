@@ -36,6 +36,21 @@ class Texts(Dataset):
     Both transforms read the string as it is. `empty` is the number of texts without a visible character, which are
     kept: a tokenizer gives them its special tokens alone.
 
+    Parameters
+    ----------
+    texts : sequence of str
+        The inputs.
+    labels : ndarray of shape (N,)
+        The true classes.
+    classes : sequence of str
+        Their names.
+    name, split : str
+        Which data it is.
+    transform : str
+        "eval" or "train"; both read a text as it is.
+    skipped : sequence
+        What could not be read.
+
     Examples
     --------
     >>> from eenet.experiments.data import Texts
