@@ -228,8 +228,9 @@ class Scheduler:
         """Fit to calibration records so that the mean cost per sample stays within the budget; returns itself.
 
         It is never worse than the obvious: where one exit for all samples, max probability with geometric shares or
-        searched thresholds is more accurate beyond chance, or as accurate for clearly less cost, that policy is taken,
-        with a `FallbackWarning`, and `fallback` says so. An exit that says nothing is left out; see `left_out`.
+        searched thresholds is more accurate beyond chance or in the mean over all budgets, or as accurate for clearly
+        less cost, that policy is taken, with a `FallbackWarning`, and `fallback` says so. An exit that says nothing is
+        left out; see `left_out`. `cheaper` names a smaller budget that would be as accurate.
 
         The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
         that probability over the draw of the records. A method that fits nothing, such as max probability, is tested on
