@@ -43,7 +43,8 @@ print(", ".join(charts))
 # Accuracy against mean cost. A scheduler is worth something where its line is above the random mixture, which is what
 # exits drawn by lot can do. The distance to the oracle, which knows the labels, is what no scheduler can get fully.
 
-figures.draw(charts["frontier"])
+fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+figures.draw(charts["frontier"], ax=ax)
 plt.show()
 
 # %%
@@ -52,7 +53,8 @@ plt.show()
 # Each row is a class, each column an exit: of the images of this class the share that leaves there. A class that
 # never leaves early needs the deep layers, or its early head is weak.
 
-figures.draw(charts["exits-by-class"])
+fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+figures.draw(charts["exits-by-class"], ax=ax)
 plt.show()
 
 # %%
@@ -61,7 +63,8 @@ plt.show()
 # Of the answers with a confidence of 0.8, are 80 % right? Below the diagonal an exit is too sure of itself. For
 # thresholds only the order counts, so a scheduler works on such an exit too; a fixed threshold from a paper does not.
 
-figures.draw(charts["reliability"])
+fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+figures.draw(charts["reliability"], ax=ax)
 plt.show()
 
 # %%
@@ -70,7 +73,8 @@ plt.show()
 # Planned against realized cost. Differences on test images are chance, and shrink with the number of calibration
 # samples.
 
-figures.draw(charts["adherence"])
+fig, ax = plt.subplots(figsize=(7, 4.5), layout="constrained")
+figures.draw(charts["adherence"], ax=ax)
 plt.show()
 
 # %%

@@ -17,6 +17,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -93,6 +94,15 @@ answers = loaded(images[test].numpy())
 print("exit shares", np.bincount(answers.exits, minlength=2) / len(answers.exits))
 cheaper = loaded.at(1.2 * loaded.costs[0])  # the same graphs under another budget
 print("for less:   ", np.bincount(cheaper(images[test].numpy()).exits, minlength=2) / len(answers.exits))
+
+first, last = loaded.costs[0], loaded.costs[-1]
+budgets = [first + share * (last - first) for share in (0.1, 0.3, 0.5, 0.7, 0.9)]
+shares = [(loaded.at(budget)(images[test].numpy()).exits == 0).mean() for budget in budgets]
+fig, ax = plt.subplots(figsize=(5, 3))
+ax.plot([budget / last for budget in budgets], shares, "o-")
+ax.set(xlabel="budget, of the last exit's cost", ylabel="share that leaves at exit 0", ylim=(0, 1))
+plt.tight_layout()
+plt.show()
 
 # %%
 # Serving it
