@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import statistics
@@ -302,8 +303,9 @@ def _measured(measured: Mapping[str, Any], unit: str) -> list[str]:
     for size in sizes:
         head += [f"ms a sample, batch {size}", "times as fast"]
     rows = []
+    exits = itertools.count()  # in their order; earlier versions counted them from 1
     for row in measured["rows"]:
-        name = f"exit {row['budget']}" if row["method"] == "exit" else NAMES.get(row["method"], "plain network")
+        name = f"exit {next(exits)}" if row["method"] == "exit" else NAMES.get(row["method"], "plain network")
         cells = [row["budget"] if "limit" in row else "", name]
         costs = (row.get(key) for key in ("limit", "planned_cost", "calibration_cost", "test_cost"))
         cells += ["" if cost is None else f"{cost:.4g}" for cost in costs]
