@@ -22,7 +22,7 @@ X = torch.randn(40, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 4
 
 
-def network(width: int, classes: int = 4) -> nn.Module:
+def network(width: int, classes: int = 4) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(width)
         return nn.Sequential(
@@ -134,7 +134,8 @@ class TestInputs:
                 words = self.table(ids)
                 if mask is not None:
                     words = words * mask[:, :, None]
-                return self.out(words.sum(dim=1))
+                logits: Tensor = self.out(words.sum(dim=1))
+                return logits
 
         small, big = Words(10).eval(), Words(50).eval()
         given = {"small": torch.randint(10, (6, 5)), "ids": torch.randint(50, (6, 9)), "mask": torch.ones(6, 9)}
@@ -177,7 +178,7 @@ class TestEverythingFollows:
         if backend == "onnx":
             for library in ("onnx", "onnxscript", "onnxruntime"):
                 import_or_skip(library)
-        model = eenet.cascade([SMALL, BIG], X[:2])
+        model = eenet.cascade([SMALL, BIG], X[:2], inputs=[{"size": (15, 20), "mean": [0.5], "std": [0.5]}, None])
         if backend == "torch":
             names = {"width": 4}, {"width": 16}
             model = eenet.cascade([eenet.build_network("test_cascade:network", **one).eval() for one in names], X[:2])

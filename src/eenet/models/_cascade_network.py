@@ -23,7 +23,7 @@ class InputMap(nn.Module):
         The member's arguments and which inputs of the cascade they are: `{"input_ids": "small_ids"}` for a member with
         a tokenizer of its own. For cascades whose example is a mapping. By default all inputs as they are.
     size : (int, int), optional
-        Height and width that images (N, C, H, W) are brought to, bilinear.
+        Height and width that images (N, C, H, W) are brought to, bilinear and without antialiasing.
     mean, std : sequence of float, optional
         For each channel, or one for all: images are normalized to (x - mean) / std. The cascade's own inputs then are
         what both members start from, such as pixels in 0..1.
