@@ -52,7 +52,8 @@ def test_bands_and_errors_are_drawn(charts: dict[str, Chart]) -> None:
     for chart in of_kind(charts, "lines"):
         ax = figures.draw(chart)
         bands = [one for one in ax.collections if type(one).__name__ in ("FillBetweenPolyCollection", "PolyCollection")]
-        assert len(bands) == sum("low" in series for series in chart["series"])
+        known = sum("low" in series for series in chart["series"])
+        assert len(bands) == (known if known <= 3 else 1)  # more would cover each other
         errors = [series for series in chart["series"] if "x_error" in series or "y_error" in series]
         assert len(ax.containers) == len(errors)
 

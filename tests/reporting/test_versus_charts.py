@@ -71,7 +71,7 @@ def test_a_scheduler_cannot_be_told_from_itself(schedulers: dict[str, Scheduler]
     assert charts["differences"]["series"][0]["y"] == pytest.approx([0.0] * 4)
     assert all(np.sum([one["values"] for one in frame["series"]]) == 0 for frame in charts["fates"]["frames"]["one"])
     assert section["tables"] == []
-    assert any("two cannot be told from one" in note for note in section["notes"])
+    assert any(note.startswith("Not to be told from one") and "two (+0.00" in note for note in section["notes"])
 
 
 def test_fates_add_up_to_the_difference_in_accuracy(made: Any, schedulers: dict[str, Scheduler]) -> None:

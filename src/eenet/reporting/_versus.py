@@ -21,6 +21,7 @@ _FATES = {
     "worth the same, at another exit": REFERENCE,
 }
 _ROUNDING = 1e-12
+_BANDS = 3  # of more, the page draws one
 _LISTED = 10
 """How many samples of different fates are listed."""
 
@@ -83,7 +84,8 @@ def differences(replays: Replays, reference: str) -> Chart:
         "differences",
         f"Accuracy minus that of {reference}",
         "At the same mean cost on the same samples, pair by pair; the band is twice the standard error. Where a band "
-        "holds zero, the two cannot be told apart on these samples.",
+        "holds zero, the two cannot be told apart on these samples."
+        + (" Only the chosen scheduler has its band." if len(made) > _BANDS else ""),
         axis(f"mean cost per sample ({replays.costs.unit})"),
         axis("difference in accuracy", percent=True),
         rules=[{"axis": "y", "at": 0.0, "name": reference}],
@@ -307,14 +309,14 @@ def versus(replays: Replays) -> tuple[list[Chart], list[str], list[dict[str, Any
 
 
 def _told_apart(made: Chart) -> list[str]:
-    """In words: whether a scheduler differs from the reference beyond two standard errors, over all budgets."""
-    said = []
+    """In words: which schedulers differ from the reference beyond two standard errors, over all budgets."""
     reference = made["rules"][0]["name"]
+    groups: dict[str, list[str]] = {}
     for name, of in made["overall"].items():
         mean, error = of["mean"], of["standard_error"]
-        points = f"{100 * mean:+.2f} points, standard error {100 * error:.2f}"
-        if abs(mean) <= 2 * error:
-            said.append(f"{name} cannot be told from {reference} on these samples: {points}, over all budgets.")
-        else:
-            said.append(f"{name} is {'better' if mean > 0 else 'worse'} than {reference}: {points}, over all budgets.")
-    return said
+        what = f"Not to be told from {reference} on these samples"
+        if abs(mean) > 2 * error:
+            what = f"{'Better' if mean > 0 else 'Worse'} than {reference} beyond two standard errors"
+        found = f"{name} ({100 * mean:+.2f} points, standard error {100 * error:.2f})"
+        groups.setdefault(what, []).append(found)
+    return [f"{what}, over all budgets: {', '.join(names)}." for what, names in groups.items()]

@@ -43,6 +43,7 @@ _PAPER = {
 }
 _SIZE = (4.2, 3.0)  # inches
 _BESIDE = 5  # series, at most, whose legend stands within the axes
+_BANDS = 3  # of more, which would cover each other, only the first is drawn
 _WRAPPED = 16  # letters of a name in a line
 _FORMATS = ("png", "svg", "pdf")
 _MANY = 12  # cells in a row of a heat map, of which no numbers are written beyond
@@ -210,9 +211,11 @@ def _drawn(chart: Chart, ax: Axes) -> Axes:
 
 
 def _lines(chart: Chart, ax: Axes) -> None:
+    sparse = len(chart["series"]) > _BESIDE  # then a few markers on each line tell the lines apart
+    banded = [one for one in chart["series"] if "low" in one]
     for one in chart["series"]:
         style, x, y = one["style"], _floats(one["x"]), _floats(one["y"])
-        if "low" in one:
+        if "low" in one and (len(banded) <= _BANDS or one is banded[0]):
             band = zip(x, _floats(one["low"]), _floats(one["high"]), strict=True)
             across = sorted(point for point in band if all(map(math.isfinite, point)))
             if across:
@@ -221,7 +224,8 @@ def _lines(chart: Chart, ax: Axes) -> None:
         look: dict[str, Any] = {
             "color": style["color"],
             "linestyle": _dashes(style) if one["line"] else "none",
-            "marker": style["marker"] if one["points"] else "",
+            "marker": style["marker"] if one["points"] or (sparse and one["line"]) else "",
+            "markevery": 1 if one["points"] else max(1, len(x) // 7),
             "markerfacecolor": "none",
             "label": _plain(one["name"]),
         }

@@ -71,7 +71,8 @@
 
   function lineTraces(chart) {
     const traces = [];
-    const many = chart.series.length > 3 && chart.series.some(one => one.name === state.scheduler);
+    const many = chart.series.filter(one => one.low).length > 3; // then only the chosen one has its band
+    const sparse = chart.series.length > 5; // then a few markers on each line tell the lines apart
     for (const one of chart.series) {
       const look = ink(one.style), chosen = one.name === state.scheduler;
       if (one.low && (!many || chosen)) {
@@ -81,12 +82,12 @@
         traces.push({ ...edge, y: known.map(n => one.low[n]) });
         traces.push({ ...edge, y: known.map(n => one.high[n]), fill: "tonexty", fillcolor: `${look}33` });
       }
-      const parts = [one.line ? "lines" : "", one.points ? "markers" : "", one.text ? "text" : ""].filter(Boolean);
+      const parts = [one.line ? "lines" : "", one.points || (sparse && one.line && one.style.marker) ? "markers" : "", one.text ? "text" : ""].filter(Boolean);
       const bar = (error, of) => error ? { type: "data", array: error.map(value => value ?? 0), color: look, thickness: 1, ...of } : undefined;
       traces.push({
         type: "scatter", x: one.x, y: one.y, name: plain(one.name), mode: parts.join("+") || "markers",
         line: { color: look, dash: dashed(one.style), width: chosen ? 3 : 1.5 },
-        marker: { color: look, symbol: one.style.symbol, size: one.style.symbol === "star" ? 12 : 8 },
+        marker: { color: look, symbol: one.style.symbol, size: one.style.symbol === "star" ? 12 : 8, maxdisplayed: one.points ? 0 : 7 },
         error_x: bar(one.x_error), error_y: bar(one.y_error),
         text: one.text ? one.text.map(plain) : undefined, textposition: one.text ? one.x.map(x => x > middle(one.x) ? "bottom left" : "bottom right") : undefined, textfont: { color: look, size: 11 },
         hovertemplate: `%{x:.4~g}, %{y${chart.y.percent ? ":.2%" : ":.4~g"}}<extra>${plain(one.name)}</extra>`,
