@@ -63,6 +63,7 @@ _OTHERS = (
 
 PLAIN = Style("#000000", "#FFFFFF", "*", "star", _SOLID)
 REFERENCE = Style(GRAY, _LIGHT_GRAY, "s", "square", _DOTS)
+MIXTURE = Style(GRAY, _LIGHT_GRAY, "", "square", _DOTS)
 ORACLE = Style(GRAY, _LIGHT_GRAY, "", "circle", _LONG)
 RIGHT = Style("#0072B2", "#4DB2F0", "o", "circle", _SOLID)
 WRONG = Style("#D55E00", "#FF8A3D", "X", "x", _LONG)

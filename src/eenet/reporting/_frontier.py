@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eenet.evaluation import oracle, random_mixture
-from eenet.evaluation._style import ORACLE, PLAIN, REFERENCE, exit_styles, styles, title_of
+from eenet.evaluation._style import MIXTURE, ORACLE, PLAIN, REFERENCE, exit_styles, styles, title_of
 from eenet.reporting._charts import Chart, axis, chart, series
 from eenet.reporting._replays import Replay, Replays
 from eenet.scheduler import SCORES, Decisions, ThresholdPolicy
@@ -97,7 +97,7 @@ def frontier(replays: Replays) -> Chart:
     oracles = [oracle(records, costs, float(budget)) for budget in replays.budgets]
     bounds = [
         series(
-            "exits mixed at random", REFERENCE, [b.cost for b in mixtures], [b.accuracy for b in mixtures], points=False
+            "exits mixed at random", MIXTURE, [b.cost for b in mixtures], [b.accuracy for b in mixtures], points=False
         ),
         series(
             "oracle (knows the labels)", ORACLE, [b.cost for b in oracles], [b.accuracy for b in oracles], points=False

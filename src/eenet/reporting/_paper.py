@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eenet.evaluation._style import ORACLE, REFERENCE, exit_styles, styles, title_of
+from eenet.evaluation._style import MIXTURE, ORACLE, exit_styles, styles, title_of
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
 from eenet.reporting._leaving import Scores
 from eenet.reporting._replays import Replay, Replays
@@ -48,7 +48,7 @@ def published(comparison: Mapping[str, Any], budgets: Sequence[float] = ()) -> C
     names = list(dict.fromkeys(row["scheduler"] for row in rows))
     looks, made = styles(names), []
     made += [_over_resplits(title_of(name, paper=True), looks[name], rows, "accuracy", name) for name in names]
-    for name, style, key in (("oracle", ORACLE, "oracle"), ("random mixture", REFERENCE, "random_mixture")):
+    for name, style, key in (("oracle", ORACLE, "oracle"), ("random mixture", MIXTURE, "random_mixture")):
         made.append({**_over_resplits(name, style, comparison["bounds"], key), "points": False})
     resplits = len({row["resplit"] for row in rows})
     return chart(
