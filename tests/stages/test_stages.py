@@ -9,6 +9,7 @@ import pytest
 import torch
 from stages_toys import Chain, SmallResNet, warm
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages import Stage, StagedModel, cut
@@ -452,6 +453,22 @@ def test_what_depends_on_the_batch_before_the_first_exit_is_refused(mix: Any) ->
         net = Chain(lambda net, x: net.b(net.a(mix(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 3)).eval()
         with pytest.raises(CutError, match="layers before it mix the samples of a batch, or use their number"):
             cut(net, ["a"], torch.randn(2, 4))
+
+
+def test_a_layer_is_run_on_no_more_samples_than_the_checks_must_see() -> None:
+    """On three, by the network and by its stages, and on one: the time of attaching a large network."""
+    rows: list[int] = []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.convolution.default and type(args[0]) is Tensor and args[1].shape[0] == 5:
+                rows.append(len(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3)).eval()
+    with Counted():
+        cut(net, ["1"], torch.randn(2, 3, 8, 8))
+    assert sorted(rows) == [1, 3, 3]
 
 
 def test_each_step_of_a_cut_is_logged(caplog: pytest.LogCaptureFixture) -> None:
