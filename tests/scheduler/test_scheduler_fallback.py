@@ -63,6 +63,23 @@ def test_one_exit_is_taken_where_it_is_as_good_for_a_twentieth_of_the_cost() -> 
             assert decisions.mean_cost <= 0.5
 
 
+def test_one_exit_is_not_taken_where_the_method_saves_as_much_with_a_smaller_budget() -> None:
+    # The last exit is as accurate as exit 1, and so is EENet from two fifths of the budget on: it stays itself.
+    folder = Path(__file__).parents[2] / "results" / "agnews-minilm"
+    if not folder.is_dir():
+        pytest.skip(f"there is no {folder}")
+    calibration, test = (ExitRecords.load(folder / f"{part}.safetensors") for part in ("calibration", "test"))
+    costs = ExitCosts([7.4, 14.4, 21.3])
+    scheduler = eenet.EENet().fit(calibration, costs)
+    cheaper = scheduler.at(21.2).cheaper
+    assert cheaper is not None
+    assert cheaper.budget < 0.5 * costs[-1]
+    for budget in (15.0, 20.0, 21.2):
+        there = scheduler.at(budget)
+        assert there.fallback is None
+        assert there.replay(test).accuracy >= scheduler.at(14.5).replay(test).accuracy
+
+
 def test_it_says_so_with_figures() -> None:
     records, costs = models()
     with pytest.warns(

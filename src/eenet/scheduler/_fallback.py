@@ -260,6 +260,7 @@ class NeverWorse(Fitted):
             mean, error = float(gained.mean()), standard_error(gained)
             worth = _WORTH * (1 - other.cost / own.cost)
             saves = other.cost <= _SAVES * own.cost and mean >= 0 and mean + worth >= CERTAIN * error
+            saves = saves and not self._does_as_well(rules, other)
             as_cheap = other.cost <= _AS_CHEAP * own.cost
             ahead = mean > CERTAIN * error or (mean > 0 and as_cheap and name in self._ahead_everywhere)
             if (ahead or saves) and (best is None or mean > best[0]):
@@ -267,6 +268,11 @@ class NeverWorse(Fitted):
         if best is not None:
             return own, best[1:]
         return own, None if self.own.replaced is None else (_GEOMETRIC, "fit", own)
+
+    def _does_as_well(self, rules: Rules, other: Outcome) -> bool:
+        """Whether the method itself is as accurate at the cost of a rule: then a smaller budget saves as much."""
+        own, _ = self._outcomes(rules, max(other.cost, rules.smallest))
+        return own is not None and own.accuracy >= other.accuracy
 
     def cheaper(self, budget: float) -> Cheaper | None:
         """The smallest budget whose policy is as accurate as that for this one, within a standard error."""
