@@ -459,14 +459,14 @@ def test_a_layer_is_run_on_no_more_samples_than_the_checks_must_see() -> None:
     """On three, by the network and by its stages, and on one: the time of attaching a large network."""
     rows: list[int] = []
 
-    class Counted(TorchDispatchMode):
+    class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is torch.ops.aten.convolution.default and type(args[0]) is Tensor and args[1].shape[0] == 5:
                 rows.append(len(args[0]))
             return func(*args, **(kwargs or {}))
 
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3)).eval()
-    with Counted():
+    with Counted():  # type: ignore[no-untyped-call]
         cut(net, ["1"], torch.randn(2, 3, 8, 8))
     assert sorted(rows) == [1, 3, 3]
 
