@@ -150,11 +150,11 @@ def export(
     scheduler = scheduler if budget is None else _started(scheduler, budget, measure)
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
     records = scheduler.calibration_records if records is None else records
+    report = progress or (lambda _: None)
+    _require_cpu_float(model)
     network = digest_of(model)
     if records is not None:
         require_fitting(records, scheduler, network)
-    report = progress or (lambda _: None)
-    _require_cpu_float(model)
     model.staged.check_current()
     names = None if class_names is None else [str(name) for name in class_names]
     if names is not None and len(names) != model.num_classes:

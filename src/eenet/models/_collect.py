@@ -85,12 +85,13 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
 
 
 def digest_of(model: MultiExitModel) -> str:
-    """The same for models with the same weights, whatever device they are on."""
+    """The same for models with the same weights, whatever device and floating dtype they are in."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(tensor, Tensor):
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            exact = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+            digest.update(exact.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
