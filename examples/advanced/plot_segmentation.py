@@ -109,9 +109,9 @@ logits, exits = eenet.AdaptiveModel(model, scheduler)(test[0])
 fig, axes = plt.subplots(2, 6, figsize=(8, 3))
 for column, exit_index in enumerate([0, 0, 0, 1, 1, 1]):
     number = int((exits == exit_index).nonzero()[column % 3])
-    axes[0, column].imshow(test[0][number, 0], cmap="gray_r")
+    axes[0, column].imshow(test[0][number, 0].numpy(), cmap="gray_r")
     axes[0, column].set_title(f"exit {exit_index}", fontsize="small")
-    axes[1, column].imshow(logits[number].argmax(0), cmap="tab20", vmin=0, vmax=10)
+    axes[1, column].imshow(logits[number].argmax(0).numpy(), cmap="tab20", vmin=0, vmax=10)
 for ax in axes.flat:
     ax.set(xticks=[], yticks=[])
 plt.show()

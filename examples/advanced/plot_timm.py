@@ -88,7 +88,7 @@ print(f"all images at the last exit: {held_out.accuracies[-1]:.1%}")
 fig, axes = plt.subplots(2, 6, figsize=(7, 2.8))
 for row, (exit_index, title) in enumerate([(0, "exit 0, the first"), (2, "exit 2, the last")]):
     for ax, number in zip(axes[row], np.flatnonzero(decisions.exits == exit_index), strict=False):
-        ax.imshow(images[test][number, 0], cmap="gray_r")
+        ax.imshow(images[test][number, 0].numpy(), cmap="gray_r")
         ax.set_title(f"{int(logits[number].argmax())}", fontsize="small")
     axes[row, 0].set_ylabel(title, fontsize="small")
 for ax in axes.flat:

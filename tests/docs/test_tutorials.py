@@ -34,7 +34,7 @@ def test_a_tutorial_runs_and_keeps_its_claims(path: Path, monkeypatch: pytest.Mo
     text = path.read_text(encoding="utf-8")
     for library in sorted(set(re.findall(r"^(?:from|import) (\w+)", text, flags=re.MULTILINE)) - {"__future__"}):
         import_or_skip(library)
-    assert re.search(r"^assert ", text, flags=re.MULTILINE), "a tutorial checks what it claims"
+    assert re.search(r"^ *assert ", text, flags=re.MULTILINE), "a tutorial checks what it claims"
     monkeypatch.chdir(path.parent)  # as the gallery does; a tutorial writes to temporary folders only
     runpy.run_path(str(path))
 
