@@ -9,6 +9,7 @@ import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from api_page import PACKAGES, public_names
@@ -34,9 +35,9 @@ def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: py
     assert tried > 0
 
 
-def public_values() -> list[object]:
+def public_values() -> list[Any]:
     """Every public class and function, once."""
-    found: dict[int, object] = {}
+    found: dict[int, Any] = {}
     for package in PACKAGES:
         module = importlib.import_module(f"eenet.{package}")
         values = (getattr(module, name) for name in public_names(module))
