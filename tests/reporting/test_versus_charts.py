@@ -178,4 +178,18 @@ def test_a_method_that_a_simple_rule_stands_in_for_is_named() -> None:
     scheduler = eenet.Patience().fit(toy_records(), COSTS)
     made = eenet.report(toy_records(60, seed=1), costs=COSTS, schedulers=[scheduler], budgets=4, draws=0)
     notes = made.data["runs"][0]["sections"][5]["notes"]
-    assert any("a simple rule" in note and "stands in for Patience" in note for note in notes)
+    assert any("stands in for Patience: the figures show that. Give calibration records" in note for note in notes)
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.FallbackWarning")
+def test_the_figures_of_the_paper_are_of_the_methods_themselves() -> None:
+    calibration, records = toy_records(), toy_records(60, seed=1)
+    scheduler, itself = eenet.Patience().fit(calibration, COSTS), eenet.Patience()
+    itself.fit(calibration, COSTS, fallback=False)
+    made = eenet.report(records, calibration=calibration, costs=COSTS, schedulers=[scheduler], budgets=4, draws=0)
+    (line,) = dict(made.charts)["paper-accuracy-budget"]["series"]
+    assert line["x"] == [1.0, pytest.approx(5 / 3), pytest.approx(7 / 3), 3.0]
+    assert line["y"] == pytest.approx([itself.at(budget).replay(records).accuracy for budget in line["x"]], abs=1e-4)
+    assert line["y"] != pytest.approx([scheduler.at(b).replay(records).accuracy for b in line["x"]], abs=1e-4)
+    notes = made.data["runs"][0]["sections"][5]["notes"]
+    assert any("stands in for Patience above. Here it is the method itself" in note for note in notes)

@@ -169,23 +169,26 @@ def by_rank(score: Any, utility: Any, parts: int = _PARTS) -> tuple[list[float],
     )
 
 
-def instead(replays: Replays) -> list[str]:
-    """In words: which schedulers are a simple rule at some budgets, so that a figure is not the method's own."""
+def instead(replays: Replays, shown: Replays) -> list[str]:
+    """In words: for which schedulers a simple rule stands in at some budgets, and whether the figures show that."""
     said = []
     for title, of in replays.of.items():
         known = [one.scheduler.fallback for one in of if one is not None]
         taken = [fallback for fallback in known if fallback is not None]
-        if taken:
-            rules = " or ".join(sorted({title_of(fallback.taken) for fallback in taken}))
-            said.append(
-                f"At {len(taken)} of {len(known)} budgets a simple rule, {rules}, stands in for {title}: the figures "
-                "show that. Fit with fallback=False to see the method itself."
-            )
+        if not taken:
+            continue
+        rules = " or ".join(sorted({title_of(fallback.taken) for fallback in taken}))
+        stands = f"At {len(taken)} of {len(known)} budgets a simple rule, {rules}, stands in for {title}"
+        if shown.of[title] is of:
+            said.append(f"{stands}: the figures show that. Give calibration records to see the method itself.")
+        else:
+            said.append(f"{stands} above. Here it is the method itself, as if fitted with fallback=False.")
     return said
 
 
 def paper(replays: Replays) -> tuple[list[Chart], list[str]]:
-    """The paper's figures for a run, and what is missing."""
+    """The paper's figures for a run, of the methods themselves where they can be fitted, and what is missing."""
+    shown = replays.themselves
     metrics = replays.run.metrics
     settings = metrics.get("settings", {}).get("evaluation", {}).get("budgets", ())
     shares = [float(str(budget).removesuffix("%")) / 100 for budget in settings if str(budget).endswith("%")]
@@ -200,9 +203,9 @@ def paper(replays: Replays) -> tuple[list[Chart], list[str]]:
     if replays.records.utility is None:
         notes.append("Accuracy, and scores against correctness, need labels.")
     else:
-        charts.insert(0, accuracy_budget(replays))
-    notes += instead(replays)
-    charts += distributions(replays, [share * replays.costs.reference for share in shares])
+        charts.insert(0, accuracy_budget(shown))
+    notes += instead(replays, shown)
+    charts += distributions(shown, [share * replays.costs.reference for share in shares])
     if replays.records.utility is not None:
-        charts += scores_and_correctness(replays)
+        charts += scores_and_correctness(shown)
     return charts, notes

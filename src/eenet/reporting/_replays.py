@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -61,6 +61,25 @@ class Replays:
         """What stopping at each exit is worth, (K, N); None without labels."""
         utility = self.records.utility
         return None if utility is None else utility.astype(np.float64)
+
+    @cached_property
+    def themselves(self) -> Replays:
+        """The same with every method itself, where a simple rule stands in for it at some budget.
+
+        Without calibration records, methods cannot be fitted again, and stay as they are.
+        """
+        calibration = self.run.calibration
+        of = dict(self.of)
+        for title, replays in self.of.items():
+            if calibration is None or all(one is None or one.scheduler.fallback is None for one in replays):
+                continue
+            known = self.run.schedulers[title]
+            again = type(known)(**known.get_params())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ReliabilityWarning)
+                again.fit(calibration, self.costs, fallback=False)
+            of[title] = tuple(_replay(again, budget, self.run) for budget in self.budgets.tolist())
+        return replace(self, of=of)
 
 
 def replay_all(
