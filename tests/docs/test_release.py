@@ -31,3 +31,13 @@ def test_the_citation_names_the_newest_release() -> None:
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     assert (citation["version"], str(citation["date-released"])) == release()
+
+
+def test_the_badges_say_what_pyproject_says() -> None:
+    readme, project = ((ROOT / name).read_text("utf-8") for name in ("README.md", "pyproject.toml"))
+    versions = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', project)
+    assert f"badge/python-3.{min(versions, key=int)}_to_3.{max(versions, key=int)}-" in readme
+    assert 'license = "Apache-2.0"' in project
+    assert "badge/license-Apache--2.0-" in readme
+    assert "strict = true" in project.partition("[tool.mypy]")[2].partition("[[")[0]
+    assert "badge/typed-mypy_strict-" in readme
