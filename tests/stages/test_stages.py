@@ -471,6 +471,61 @@ def test_a_layer_is_run_on_no_more_samples_than_the_checks_must_see() -> None:
     assert sorted(rows) == [1, 3, 3]
 
 
+class Placed(nn.Module):
+    """Adds the place of a sample in the batch to its features, of which one may be so large that this looks small."""
+
+    def __init__(self, largest: float, step: float, gain: float) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.e = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3), nn.Identity()
+        self.scales = torch.tensor([largest, *[1.0] * 7])
+        self.step, self.gain = step, gain
+        with torch.no_grad():
+            self.b.weight[:, 0] /= largest
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.e(self.a(x)) * self.scales
+        places = self.step * torch.arange(x.shape[0])[:, None]
+        return self.c(torch.sin(self.gain * self.b(x + places)))
+
+
+@pytest.mark.parametrize(("largest", "step", "gain"), [(1e6, 1.0, 1.0), (1.0, 5e-6, 3e2)])
+def test_a_difference_that_the_next_layer_makes_large_is_not_taken_for_rounding(
+    largest: float, step: float, gain: float
+) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CutError, match="selected after it, give another output"):
+        cut(Placed(largest, step, gain).eval(), ["e"], torch.randn(2, 8))
+    cut(Placed(largest, 0.0, gain).eval(), ["e"], torch.randn(2, 8))
+
+
+class FirstToken(nn.Module):
+    """A token that is the same for all samples before two of each, with the samples or the tokens first."""
+
+    def __init__(self, *, tokens_first: bool, flat: bool) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.a, self.e, self.c = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 3)
+        self.tokens_first, self.flat = tokens_first, flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(x.shape[0], 1, 4), x.view(x.shape[0], 2, 4)], 1)
+        if self.tokens_first:
+            x = x.transpose(0, 1).contiguous()
+        n, m = x.shape[:2]
+        x = self.a(x.reshape(n * m, 4)).reshape(n, m, 4) if self.flat else self.a(x)
+        return self.c(self.e(x.sum(0 if self.tokens_first else 1)))
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_tokens_that_are_the_same_for_all_samples_are_not_taken_for_samples(*, tokens_first: bool, flat: bool) -> None:
+    """With as many tokens as samples in the checks, either dimension of a linear layer's input could be theirs."""
+    torch.manual_seed(0)
+    network = FirstToken(tokens_first=tokens_first, flat=flat).eval()
+    x = torch.randn(5, 8)
+    assert torch.allclose(cut(network, ["e"], x[:2])(x), network(x))
+
+
 def test_each_step_of_a_cut_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="eenet.stages"):
         cut(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval(), ["0"], torch.randn(2, 4))

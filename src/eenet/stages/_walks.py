@@ -2,8 +2,8 @@
 
 All of them are of the same samples, and run through a stage together, step by step, so that what they share is computed
 once. A convolution and a linear layer take each row of a dimension alone, whatever else is in the batch. Where one is
-given rows that it has had in the first batch, its results are taken from there. These layers are most of the time of a
-network; all other steps are run for every batch.
+given rows that it has had in the first batch, but for rounding, its results are taken from there. These layers are most
+of the time of a network; all other steps are run for every batch.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ _BESIDE = tuple((row,) * BATCH for row in range(BATCH))
 
 _CONVOLUTIONS = (torch.ops.aten.conv1d.default, torch.ops.aten.conv2d.default, torch.ops.aten.conv3d.default)
 _LINEAR = torch.ops.aten.linear.default
+
+_ROUNDED = 8
+"""The units in the last place, of the largest number of a feature, by which the same rows may be rounded otherwise."""
 
 
 @array_value
@@ -186,31 +189,33 @@ def _taken(node: fx.Node, first: tuple[Any, ...], args: tuple[Any, ...], result:
         for shape, dim in (((-1, BATCH), 1), ((BATCH, -1), 0)):
             if before.shape[0] % BATCH == 0 and now.shape[0] * BATCH == before.shape[0] * len(rows):
                 of_now = (-1, len(rows)) if dim else (len(rows), -1)
-                if _same_rows(before.reshape(*shape, before.shape[1]), now.reshape(*of_now, now.shape[1]), dim, rows):
+                one, other = before.reshape(*shape, before.shape[1]), now.reshape(*of_now, now.shape[1])
+                if _same_rows(one, other, dim, rows, 2):
                     return _selected(result.reshape(*shape, result.shape[1]), dim, rows).flatten(0, 1)
         return None
     # Channels and places are not alone; a sequence may come before the samples.
-    for dim in range(min(before.ndim - 1, 2) if node.target is _LINEAR else int(before.ndim == args[1].ndim)):
-        if before.shape[dim] == BATCH and now.shape[dim] == len(rows) and _same_rows(before, now, dim, rows):
+    dims, features = (min(before.ndim - 1, 2), -1) if node.target is _LINEAR else (int(before.ndim == args[1].ndim), 1)
+    for dim in range(dims):
+        if before.shape[dim] == BATCH and now.shape[dim] == len(rows) and _same_rows(before, now, dim, rows, features):
             return _selected(result, dim, rows)
     return None
 
 
-def _same_rows(before: Tensor, now: Tensor, dim: int, rows: Tensor) -> bool:
-    """Whether a layer is given rows that it has had before."""
+def _same_rows(before: Tensor, now: Tensor, dim: int, rows: Tensor, features: int) -> bool:
+    """Whether a layer, whose features are along a dimension, is given rows that it has had before."""
     beside = tuple(rows.tolist())
-    if beside in _BESIDE:
-        # Of these only the sample that stands where it stood counts, and counts to the bit. The others just have to be
-        # others than they were; copies of it at other places may have been rounded otherwise.
-        return torch.equal(before.select(dim, beside[0]), now.select(dim, beside[0]))
+    if beside in _BESIDE and not torch.equal(before.select(dim, beside[0]), now.select(dim, beside[0])):
+        return False  # of these batches the sample that stands where it stood counts to the bit
     picked = before.index_select(dim, rows)
     if torch.equal(picked, now):
         return True
-    if picked.shape != now.shape or not now.is_floating_point():
+    if picked.shape != now.shape or now.dtype not in (torch.float32, torch.float64):
         return False
-    # In a batch of another size sums may be rounded otherwise.
-    tolerance = min(100 * torch.finfo(now.dtype).eps, 1e-2) * float(picked.abs().max())
-    return bool(((picked - now).abs() <= tolerance).all())
+    # In a batch of another size, or at another place in it, sums may be rounded otherwise. Only since the last layer
+    # whose result was taken, so by little; and each feature has its own scale, which the layer may bring to another.
+    scale = picked.abs().amax([d for d in range(picked.ndim) if d != features % picked.ndim], keepdim=True)
+    tolerance = _ROUNDED * torch.finfo(now.dtype).eps * scale
+    return bool(scale.isfinite().all() and ((picked - now).abs() <= tolerance).all())
 
 
 def _selected(tensor: Tensor, dim: int, rows: Tensor) -> Tensor:
