@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,21 @@ class TestAsync:
             answers = await asyncio.gather(*[cascade.call_async(np.arange(N)) for _ in range(2)])
             assert loops == [asyncio.get_running_loop()] * 2, "they run in the caller's loop"
             return answers
+
+        for out in asyncio.run(main()):
+            np.testing.assert_array_equal(out.exits, fitted().replay(records("probabilities")).exits)
+
+    def test_members_have_the_threads_of_the_event_loop_to_themselves(self) -> None:
+        """Looking up a host's name takes one; calls that wait for their members must not hold all of them."""
+        answer = table(0, "probabilities")
+
+        async def service(samples: Any) -> Any:
+            return await asyncio.to_thread(answer, samples)
+
+        async def main() -> Any:
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+            cascade = CallCascade([service, *[table(k, "probabilities") for k in (1, 2)]], fitted())
+            return await asyncio.wait_for(asyncio.gather(*[cascade.call_async(np.arange(N)) for _ in range(3)]), 60)
 
         for out in asyncio.run(main()):
             np.testing.assert_array_equal(out.exits, fitted().replay(records("probabilities")).exits)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
@@ -119,7 +120,8 @@ class CallCascade:
     async def call_async(self, samples: Any) -> AdaptiveOutput[NDArray[Any]]:
         """As calling it, with members that may be coroutine functions, which run in the caller's event loop.
 
-        Other members run in a thread, so that the event loop goes on.
+        Other members run in a thread, so that the event loop goes on. Each call has a thread of its own, and takes none
+        of those of the event loop, which members may need.
         """
         loop = asyncio.get_running_loop()
         waiting: list[Future[Any]] = []
@@ -127,15 +129,21 @@ class CallCascade:
 
         def wait(answer: Awaitable[Any]) -> Any:
             waiting.append(asyncio.run_coroutine_threadsafe(_awaited(answer), loop))
+            if stopped.is_set():
+                waiting[-1].cancel()
             return waiting[-1].result()
 
+        thread = ThreadPoolExecutor(1, thread_name_prefix="eenet-cascade")
         try:
-            return await asyncio.to_thread(self._answer, samples, wait, stopped)
+            context = contextvars.copy_context()
+            return await loop.run_in_executor(thread, context.run, self._answer, samples, wait, stopped)
         except asyncio.CancelledError:
             stopped.set()
             for future in waiting:
                 future.cancel()
             raise
+        finally:
+            thread.shutdown(wait=False)
 
     def _current_policy(self) -> ThresholdPolicy:
         policy = self.scheduler.policy
