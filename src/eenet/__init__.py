@@ -43,6 +43,7 @@ _HOMES = {
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
     "report": "eenet.reporting",
+    "search": "eenet.evaluation",
     "train": "eenet.training",
 }
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from eenet.costs import ExitCosts as ExitCosts
     from eenet.errors import EENetError as EENetError
     from eenet.errors import InfeasibleBudgetError as InfeasibleBudgetError
+    from eenet.evaluation import search as search
     from eenet.models import MultiExitModel as MultiExitModel
     from eenet.models import Source as Source
     from eenet.models import attach as attach

@@ -27,6 +27,7 @@ from eenet.cli._predict import predict
 from eenet.cli._profile import profile
 from eenet.cli._recipes import demo, reproduce, train
 from eenet.cli._report import report
+from eenet.cli._search import search
 from eenet.cli._serve import serve
 from eenet.cli._ui import ui
 from eenet.errors import EENetError, ReliabilityWarning
@@ -39,8 +40,9 @@ Early exits that keep a budget: learned exit schedulers for multi-exit neural ne
 
 Start with `eenet demo`. `collect` writes what the exits of a model of your own say of your data. With these records, or
 with predictions from whatever framework, `fit` learns which sample may stop at which exit so that the mean cost stays
-within a budget, `evaluate` shows what that gives on fresh data, `compare` sets schedulers side by side, and
-`report` and `ui` show all of it on a page. `doctor` says what works on this machine.
+within a budget, `evaluate` shows what that gives on fresh data, `compare` sets schedulers side by side, `search`
+finds the best of several networks and their cascades, and `report` and `ui` show all of it on a page. `doctor` says
+what works on this machine.
 
 Examples:
 
@@ -193,8 +195,8 @@ def common(
 
 
 for command in (
-    demo, train, reproduce, collect, profile, fit, evaluate, compare, benchmark, report, ui, export, predict, serve,
-    plan, doctor, version,
+    demo, train, reproduce, collect, profile, fit, evaluate, compare, search, benchmark, report, ui, export, predict,
+    serve, plan, doctor, version,
 ):  # fmt: skip
     app.command(epilog=_EVERYWHERE)(command)
 

@@ -106,7 +106,7 @@ def fit(
     from eenet.cli._inputs import read_member_costs, read_members
     from eenet.evaluation import evaluate as judge
 
-    scheduler = _scheduler(method, seed)
+    scheduler = scheduler_of(method, seed)
     records, in_files, counts = read_members(predictions, prefix)
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     amount = None if budget is None else with_unit(budget, table)
@@ -156,7 +156,8 @@ def _level(guarantee: str | None) -> float | str | None:
     return guarantee
 
 
-def _scheduler(method: str, seed: int) -> Scheduler:
+def scheduler_of(method: str, seed: int) -> Scheduler:
+    """The method of this name, not fitted."""
     from eenet.scheduler import SCHEDULERS
 
     if method not in SCHEDULERS:

@@ -92,6 +92,19 @@ def read_members(paths: Sequence[Path], prefix: str = "") -> tuple[ExitRecords, 
     return joined, [costs for _, costs in read], counts
 
 
+def read_candidates(paths: Sequence[Path], prefix: str = "") -> tuple[dict[str, ExitRecords], list[Array | None]]:
+    """Records of predictions files by their names, which are those of the files or folders; the costs in each."""
+    read = [read_predictions(path, prefix) for path in paths]
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):  # such as the calibration.safetensors of two folders
+        names = [path.parent.name for path in paths]
+    if len(set(names)) < len(names) or not all(names):
+        names = [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        raise InvalidInputError(f"a file is given twice: {', '.join(names)}; give each once")
+    return {name: records for name, (records, _) in zip(names, read, strict=True)}, [costs for _, costs in read]
+
+
 def _named(message: str, paths: Sequence[Path]) -> str:
     """A message with the files in place of the numbers of the members."""
     return re.sub(r"\bmember (\d+)", lambda found: repr(str(paths[int(found[1])])), message)
@@ -154,9 +167,23 @@ def read_member_costs(
         whole = read_costs(texts[0], unit, batch_size, None, plain)
         whole.require_exits(sum(counts))
         return whole
+    members = each_costs(texts, unit, batch_size, in_files, counts)
+    measured = any(isinstance(member, ExitCosts) for member in members)
+    costs = ExitCosts.cascade(members, None if measured else unit)
+    return costs if plain is None else ExitCosts.from_dict({**costs.to_dict(), "plain": plain})
+
+
+def each_costs(
+    texts: Sequence[str] | None,
+    unit: str | None,
+    batch_size: int | None,
+    in_files: Sequence[Array | None],
+    counts: Sequence[int],
+) -> list[ExitCosts | float]:
+    """What the network of each file costs by itself: a number for a plain one."""
     if not texts:
         lists: list[Any] = list(in_files)
-    elif len(texts) == 1:
+    elif len(texts) == 1 and not (len(counts) == 1 and texts[0].endswith(".json")):
         lists = _divided(texts[0], counts)
     elif len(texts) == len(counts):
         lists = list(texts)
@@ -164,13 +191,10 @@ def read_member_costs(
         raise InvalidInputError(
             f"--costs was given {len(texts)} times for {len(counts)} files; give it once for each, or once for all"
         )
-    members = [
+    return [
         _member_costs(number, one, unit, batch_size, count)
         for number, (one, count) in enumerate(zip(lists, counts, strict=True))
     ]
-    measured = any(isinstance(member, ExitCosts) for member in members)
-    costs = ExitCosts.cascade(members, None if measured else unit)
-    return costs if plain is None else ExitCosts.from_dict({**costs.to_dict(), "plain": plain})
 
 
 def _divided(text: str, counts: Sequence[int]) -> list[list[float]]:

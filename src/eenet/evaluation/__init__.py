@@ -1,4 +1,4 @@
-"""Comparing schedulers: bounds that know the labels, and held-out accuracy at equal realized cost."""
+"""Comparing schedulers and systems: bounds that know the labels, held-out accuracy at equal realized cost, a search."""
 
 from eenet.evaluation._cells import Row as Row
 from eenet.evaluation._compare import compare
@@ -11,5 +11,18 @@ from eenet.evaluation._figures import Point as Point
 from eenet.evaluation._figures import write_cost_figure as write_cost_figure
 from eenet.evaluation._figures import write_panels as write_panels
 from eenet.evaluation._oracle import Bound, oracle, random_mixture
+from eenet.evaluation._search import search
+from eenet.evaluation._search_result import SearchResult, System
 
-__all__ = ["Bound", "Comparison", "Evaluation", "compare", "evaluate", "oracle", "random_mixture"]
+__all__ = [
+    "Bound",
+    "Comparison",
+    "Evaluation",
+    "SearchResult",
+    "System",
+    "compare",
+    "evaluate",
+    "oracle",
+    "random_mixture",
+    "search",
+]
