@@ -67,7 +67,8 @@ def aligned(datasets: Path) -> tuple[Candidates, Candidates]:
     from eenet.experiments.data import load, three_way_split
 
     published = {split: load("cifar10", str(datasets), split=split) for split in ("train", "test")}
-    whole, first = {}, np.empty(0, dtype=np.int64)
+    whole: Candidates = {}
+    chosen: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
     for name, folder in NETWORKS.items():
         recipe = json.loads((ROOT / "results" / folder / "metrics.json").read_text(encoding="utf-8"))
         takes = recipe["settings"]["data"]
@@ -85,9 +86,8 @@ def aligned(datasets: Path) -> tuple[Candidates, Candidates]:
         assert np.array_equal(labels, np.asarray(published["test"].labels)[rows]), f"{folder} is of another split"
         order = np.argsort(rows)
         whole[name] = eenet.ExitRecords(probabilities[:, order], predictions[:, order], labels[order])
-        if not len(first):
-            first = np.isin(rows[order], split.indices["calibration"])
-    chosen: NDArray[np.bool_] = first.astype(np.bool_)
+        if not len(chosen):
+            chosen = np.isin(rows[order], split.indices["calibration"])
     return (
         {name: records.subset(chosen) for name, records in whole.items()},
         {name: records.subset(~chosen) for name, records in whole.items()},
