@@ -147,6 +147,36 @@ def test_a_history_that_is_half_written_or_of_something_else_is_left_out(tmp_pat
     assert state["steps"][0]["state"] == "next"
 
 
+def test_a_training_that_diverges_is_shown_and_the_state_is_json(tmp_path: Path) -> None:
+    write_epochs(tmp_path, "0,2.0,0.5,0.6,9.0", "1,nan,0.2,0.2,9.5", "2,inf,0.2,0.2,9.5")
+    training = Watched([tmp_path]).status()["runs"][0]["training"]
+    assert training["loss"] == [2.0, None, None]
+    json.dumps(training, allow_nan=False)
+
+
+@pytest.mark.parametrize("result", [5, None, [1], {"costs": [1], "exits": None}])
+def test_steps_with_other_contents_are_shown_as_done(result: Any, tmp_path: Path) -> None:
+    write_step(tmp_path, "data")
+    for step in ("train", "collect", "profile"):
+        path = tmp_path / "work" / "steps" / f"{step}.json"
+        path.write_text(json.dumps({"seconds": 1.0, "result": result}))
+    state = Watched([tmp_path]).status()["runs"][0]
+    assert [one["state"] for one in state["steps"]] == [*["done"] * 4, "next", "later"]
+    assert (state["exits"], state["costs"]) == (None, None)
+
+
+def test_contents_that_no_version_writes_are_said_and_the_next_results_are_seen(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    watched = Watched([tmp_path], budgets=5)
+    write_metrics(tmp_path, metrics | {"settings": 5, "comparison": [1]})
+    assert [watched.look(), watched.look()] == [False, False]
+    assert watched.status()["error"]
+    write_metrics(tmp_path, metrics)
+    assert [watched.look(), watched.look()] == [False, True]
+    assert watched.status()["error"] == ""
+
+
 def test_the_server_shows_and_changes_nothing_and_answers_to_its_own_name_alone(tmp_path: Path) -> None:
     with serving(Watched([tmp_path])) as (_, port):
         for host in (None, f"127.0.0.1:{port}", f"localhost:{port}"):

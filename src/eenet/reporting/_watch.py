@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ _STEPS = {
     "fit": "fits every scheduler at every budget",
     "evaluate": "compares the schedulers on the test part, and writes the results",
 }
+_FAILURES = (EENetError, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError)
 _HISTORIES = (Path("work") / "training" / "metrics.csv", Path("metrics.csv"))
 
 
@@ -74,8 +76,9 @@ class Watched:
         page, error = None, ""
         try:
             page = page_of(report(*self.paths, **self._options).data).encode("utf-8")
-        except (EENetError, OSError) as problem:
-            error = str(problem)
+        except _FAILURES as problem:
+            # Whatever is in the files, the next results must be seen.
+            error = str(problem) if isinstance(problem, (EENetError, OSError)) else f"unexpected contents: {problem!r}"
             _log.info("the page is not made: %s", error)
         with self._lock:
             self._building, self._made, self._error = False, mark, error
@@ -125,8 +128,7 @@ def _state(path: Path) -> dict[str, Any]:
     training, changed = _training(path)
     begun = bool(done) or (path / "work").is_dir() or training is not None
     following = next((step for step in _STEPS if step not in done), None) if begun else None
-    collected = done.get("collect", {}).get("result", {})
-    costs = done.get("profile", {}).get("result", {}).get("costs", {})
+    collected, costs = _result(done, "collect"), _object(_result(done, "profile").get("costs"))
     return {
         "name": path.name or str(path),
         "path": str(path),
@@ -144,7 +146,7 @@ def _state(path: Path) -> dict[str, Any]:
         ]
         if begun
         else [],
-        "exits": done.get("train", {}).get("result", {}).get("exits"),
+        "exits": _result(done, "train").get("exits"),
         "training": training,
         "accuracies": {part: about.get("accuracies") for part, about in collected.items() if isinstance(about, dict)},
         "costs": {name: costs.get(name) for name in ("values", "unit", "plain")} if costs else None,
@@ -157,7 +159,15 @@ def _read_step(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return _object(found)
+
+
+def _object(found: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
+
+
+def _result(done: dict[str, dict[str, Any]], step: str) -> dict[str, Any]:
+    return _object(done.get(step, {}).get("result"))
 
 
 def _training(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
@@ -165,18 +175,24 @@ def _training(folder: Path) -> tuple[dict[str, Any] | None, float | None]:
     for name in _HISTORIES:
         try:
             text, changed = (folder / name).read_text(encoding="utf-8"), (folder / name).stat().st_mtime
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             continue
         rows = list(csv.DictReader(text.splitlines()))
-        columns = [key for key in rows[0] if key.startswith("accuracies_")] if rows else []
+        columns = [key for key in rows[0] if str(key).startswith("accuracies_")] if rows else []
         try:
             table = {
                 "epochs": [int(row["epoch"]) + 1 for row in rows],
-                "loss": [float(row["loss"]) for row in rows],
-                "accuracies": [[float(row[column]) for row in rows] for column in columns],
+                "loss": [_finite(row["loss"]) for row in rows],
+                "accuracies": [[_finite(row[column]) for row in rows] for column in columns],
                 "seconds": [float(row["seconds"]) for row in rows],
             }
         except (KeyError, TypeError, ValueError):  # a table of something else
             continue
         return table, changed
     return None, None
+
+
+def _finite(text: str) -> float | None:
+    """A number as JSON can hold it: the loss of a training that diverges is none."""
+    value = float(text)
+    return value if math.isfinite(value) else None
