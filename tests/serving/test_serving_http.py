@@ -389,6 +389,16 @@ def test_recent_traffic_over_time_and_the_last_samples_with_their_scores() -> No
             }  # fmt: skip
 
 
+def test_the_last_samples_are_for_those_who_have_the_token_of_a_server_that_has_one() -> None:
+    """Such a server can be reached from other machines, and these are the answers that others were given."""
+    with serving(ToyModel(), token=TOKEN) as url, connect(url) as client:
+        post_npy(client, scripted_logits([0, 1], 3))
+        for headers in ({}, {"Authorization": "Bearer another one"}, {"Authorization": f"Basic {TOKEN}"}):
+            traffic = client.get("/traffic", headers=headers).json()
+            assert (len(traffic["points"]), traffic["samples"]) == (1, [])
+        assert len(client.get("/traffic", headers={"Authorization": f"Bearer {TOKEN}"}).json()["samples"]) == 2
+
+
 def test_a_server_that_does_not_adapt_knows_no_drift(arrays: httpx.Client) -> None:
     assert arrays.get("/traffic").json()["drift"] is None
 

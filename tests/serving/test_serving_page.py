@@ -132,7 +132,12 @@ def test_a_person_sees_exits_cost_and_budget_over_time_and_the_last_samples(page
         for _ in range(3):
             client.post("/predict", json={"inputs": scripted_logits([0, 1, 1, 2, 0], 3).tolist()})
         page.wait_for_selector("#charts:not([hidden])")
+        page.wait_for_selector("#locked:not([hidden])")  # the answers to others are for those who have the token
+        assert not page.locator("#last").is_visible()
+        page.fill("#token", TOKEN)
+        page.locator("#token").blur()
         page.locator("#recent tbody tr").nth(9).wait_for()
+        assert not page.locator("#locked").is_visible()
         assert page.locator("#over-legend").inner_text().split("\n") == ["exit 0: 40 %", "exit 1: 40 %", "exit 2: 20 %"]
         assert page.locator("#over rect").count() % 3 == 0  # a bar of three parts for each point in time
         assert "spent 1.80" in page.locator("#spent-legend").inner_text()

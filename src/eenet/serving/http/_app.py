@@ -130,9 +130,15 @@ def make_app(
     async def info() -> Response:
         return _json(handlers.info())
 
-    @app.get("/traffic", summary="Exits, cost and budget over time.", response_model=models.RecentTraffic)
-    async def traffic() -> Response:
-        return _json(handlers.traffic())
+    @app.get(
+        "/traffic",
+        summary="Exits, cost and budget over time.",
+        response_model=models.RecentTraffic,
+        openapi_extra={"security": [{}, {_BEARER.scheme_name: []}]},  # the token is optional
+    )
+    async def traffic(request: HTTPRequest) -> Response:
+        given = await _BEARER(request)
+        return _json(handlers.traffic(None if given is None else given.credentials))
 
     @app.get("/metrics", summary="Counters in the text format of Prometheus.", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -296,7 +302,7 @@ class _Handlers:
     async def set_budget(self, request: HTTPRequest, token: str | None) -> Response:
         if self._token is None:
             return _refusal(403, "changing the budget is off: start the server with a token")
-        if token is None or not secrets.compare_digest(token.strip().encode(), self._token.encode()):
+        if not self._is_token(token):
             return _refusal(401, "the bearer token is missing or wrong", {"WWW-Authenticate": "Bearer"})
         try:
             document = orjson.loads(await self._receiver.body(request, "application/json"))
@@ -312,6 +318,12 @@ class _Handlers:
         except InvalidInputError as error:
             return _refusal(422, str(error))
         return _json({"budget": self.budget, "unit": self._unit})
+
+    def _is_token(self, given: str | None) -> bool:
+        """Whether this is the server's token; without one it can be reached from this machine alone."""
+        if self._token is None:
+            return True
+        return given is not None and secrets.compare_digest(given.strip().encode(), self._token.encode())
 
     @property
     def budget(self) -> float:
@@ -338,9 +350,14 @@ class _Handlers:
             },
         }
 
-    def traffic(self) -> dict[str, Any]:
-        """What recent traffic did, over time, and the last samples without their inputs."""
+    def traffic(self, token: str | None) -> dict[str, Any]:
+        """What recent traffic did, over time, and the last samples without their inputs.
+
+        Answers to others are for those who have the server's token, where it has one.
+        """
         recent = self._service.metrics.recent.to_dict()
+        if not self._is_token(token):
+            recent["samples"] = []
         names = self._names
         for one in recent["samples"]:
             number = one["class"]

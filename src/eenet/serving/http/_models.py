@@ -155,7 +155,10 @@ class RecentTraffic(_Object):
     unit: str = Field(description="Of costs and budgets.")
     points: list[Point]
     drift: Drift | None = Field(description="None where the server does not adapt, or cannot know.")
-    samples: list[Sample] = Field(description="The first of each request, the newest first; none on a Ray cluster.")
+    samples: list[Sample] = Field(
+        description="The first of each request, the newest first; none on a Ray cluster, nor without the token of a "
+        "server that has one."
+    )
 
 
 BAD_BODY = {
