@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ class InputMap(nn.Module):
     Raises
     ------
     InvalidInputError
-        If a size is not two numbers from 1, or a std is 0.
+        If a size is not two numbers from 1, a mean or std is no finite numbers, or a std is 0.
 
     Examples
     --------
@@ -49,17 +51,18 @@ class InputMap(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if size is not None and (len(size) != 2 or not all(isinstance(side, int) and side >= 1 for side in size)):
+        if size is not None and (len(size) != 2 or not all(_is_side(side) for side in size)):
             raise InvalidInputError(f"size is {size!r}, expected height and width, two whole numbers from 1")
+        mean, std = _numbers("mean", mean), _numbers("std", std)
         if std is not None and not all(std):
-            raise InvalidInputError(f"std is {list(std)}, expected numbers other than 0: images are divided by it")
+            raise InvalidInputError(f"std is {std}, expected numbers other than 0: images are divided by it")
+        self.size = None if size is None else tuple(int(side) for side in size)
         self.options: dict[str, Any] = {
             "names": None if names is None else dict(names),
-            "size": None if size is None else list(size),
-            "mean": None if mean is None else list(mean),
-            "std": None if std is None else list(std),
+            "size": None if self.size is None else list(self.size),
+            "mean": mean,
+            "std": std,
         }
-        self.size = None if size is None else tuple(size)
         # Not buffers: they are settings of the cascade, which its description has, and no weights.
         self.mean, self.std = mean, std
 
@@ -89,8 +92,25 @@ class InputMap(nn.Module):
             value = F.interpolate(value, size=self.size, mode="bilinear", align_corners=False)
         for numbers, normalized in ((self.mean, torch.sub), (self.std, torch.div)):
             if numbers is not None:
-                value = normalized(value, value.new_tensor(list(numbers)).reshape(1, -1, 1, 1))
+                value = normalized(value, value.new_tensor(numbers).reshape(1, -1, 1, 1))
         return value
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def _numbers(name: str, given: Any) -> list[float] | None:
+    """The finite numbers of a mean or a std, as its description holds them."""
+    if given is None:
+        return None
+    try:
+        numbers = [float(one) for one in given]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise InvalidInputError(f"{name} is {given!r}, expected finite numbers: one for each channel, or [one] for all")
+    return numbers
 
 
 class Member(nn.Module):
