@@ -18,6 +18,7 @@ from PIL import Image
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.reporting import Report
+from eenet.reporting._samples import kept_inputs
 from eenet.scheduler import BEEM, ZTW, Voting
 from eenet.testing import toy_costs, toy_records
 
@@ -212,6 +213,21 @@ def test_a_run_folder_shows_the_inputs_that_it_has_kept(tmp_path: Path) -> None:
     assert any("20 inputs" in note for note in leaving["notes"])
 
 
+def test_kept_inputs_that_are_damaged_are_named_and_no_pickle_is_read(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    toy_records(10).save(tmp_path / "work" / "test.safetensors")
+    for write in (lambda file: file.write_bytes(b"junk"), lambda file: np.savez(file, x=np.array([object()]))):
+        write(tmp_path / "work" / "samples.npz")
+        with pytest.raises(FileFormatError, match=r"samples\.npz' cannot be read"):
+            kept_inputs(tmp_path, 10)
+
+
+def test_a_title_that_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    options = {"costs": toy_costs(), "methods": ["max_prob"], "title": "run \udcff", "classes": ["\ud800"] * 5}
+    made(toy_records(50), **options, out=tmp_path / "report.html")
+    assert "<title>run ?</title>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
     row: dict[str, Any] = {
         "system": "plain", "budget": None, "early_exit": False, "batch_size": 1, "calls": 10, "p50_ms": 2.0,
@@ -243,6 +259,13 @@ def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
         ((toy_records(50),), {"costs": toy_costs(), "smaller": [{"name": "a"}]}, "lacks ['cost', 'accuracy']"),
         ((toy_records(50),), {"costs": toy_costs(), "masks": np.zeros((3, 50, 2, 2), int)}, "without images"),
         ((3,), {}, "nothing that a report can be made of"),
+        (({"rows": [], "verdict": "", "machine": {}},), {}, "nothing that a report can be made of"),
+        (
+            (toy_records(50),),
+            {"costs": toy_costs(), "smaller": [{"name": "a", "cost": "x", "accuracy": 0.5}]},
+            "positive cost",
+        ),
+        ((toy_records(50),), {"costs": toy_costs(), "data": np.zeros((50, 0, 4, 3))}, "has no pixels"),
     ],
 )
 def test_what_cannot_be_reported_is_said(results: Any, options: dict[str, Any], said: str) -> None:

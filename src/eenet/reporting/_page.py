@@ -22,7 +22,8 @@ def page_of(data: dict[str, Any]) -> str:
     """
     plotly = require("plotly.offline", "report", "a report").get_plotlyjs()
     parts = {
-        "TITLE": html.escape(data["title"]),
+        # The name of a folder may have bytes that are no text.
+        "TITLE": html.escape(data["title"].encode("utf-8", "replace").decode("utf-8")),
         "STYLE": _text("page.css"),
         "DATA": packed(json.dumps(data, allow_nan=False, separators=(",", ":"))),
         "PLOTLY": packed(plotly),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -220,8 +221,11 @@ def _smaller(one: Mapping[str, Any]) -> dict[str, Any]:
     missing = [key for key in ("name", "cost", "accuracy") if key not in one]
     if missing:
         raise InvalidInputError(f"a smaller network lacks {missing}; give name, cost and accuracy, found {dict(one)}")
-    cost, accuracy = float(one["cost"]), float(one["accuracy"])
-    if not (cost > 0 and 0 <= accuracy <= 1):
+    try:
+        cost, accuracy = float(one["cost"]), float(one["accuracy"])
+    except (TypeError, ValueError):
+        cost = accuracy = math.nan
+    if not (0 < cost < math.inf and 0 <= accuracy <= 1):
         raise InvalidInputError(f"smaller network {dict(one)}: expected a positive cost and an accuracy from 0 to 1")
     return {"name": str(one["name"]), "cost": cost, "accuracy": accuracy}
 
@@ -234,13 +238,17 @@ def _measured(result: Any) -> tuple[str, Mapping[str, Any]]:
         found = result.to_dict() if hasattr(result, "to_dict") else result
     if isinstance(found, Mapping):
         for kind, keys in _KINDS.items():
-            if keys <= set(found):
+            if keys <= set(found) and _are_rows(found.get("rows", [{}])):
                 return kind, found
     what = str(result) if isinstance(result, (str, Path)) else f"a {type(result).__name__}"
     raise InvalidInputError(
         f"{what!r} is nothing that a report can be made of; give a folder of eenet reproduce, records, or the JSON of "
         "eenet benchmark, eenet compare or eenet profile"
     )
+
+
+def _are_rows(rows: Any) -> bool:
+    return isinstance(rows, list) and len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
 
 
 def _attached(

@@ -122,6 +122,8 @@ def _bytes(array: Any, n: int) -> Any:
             f"image {n} has shape {array.shape} and dtype {array.dtype}, expected numbers of shape (height, width), "
             "(height, width, 3) or (3, height, width)"
         )
+    if not array.size:
+        raise InvalidInputError(f"image {n} has shape {array.shape}, which has no pixels")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array)
     values = np.nan_to_num(array.astype(np.float64))
@@ -134,8 +136,11 @@ def kept_inputs(folder: Path, count: int) -> Samples | None:
     file, whole = folder / "work" / "samples.npz", folder / "work" / "test.safetensors"
     if not file.is_file() or not whole.is_file() or len(ExitRecords.load(whole)) != count:
         return None
-    with np.load(file, allow_pickle=False) as archive:
-        arrays = [archive[name] for name in archive.files] if len(archive.files) == 1 else []
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = [archive[name] for name in archive.files] if len(archive.files) == 1 else []
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FileFormatError(f"{str(file)!r} cannot be read ({error}); remove it, or run again") from error
     if not arrays or arrays[0].ndim != 4 or arrays[0].shape[1] not in (1, 3):
         return None
     kept = len(arrays[0])
