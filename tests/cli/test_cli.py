@@ -68,6 +68,13 @@ class TestFit:
         ):  # fmt: skip
             assert word in shown
         assert "--out" in shown  # how to keep it
+        found = re.search(r"Thresholds \(max_prob score\): ([\d.]+), ([\d.]+);", shown)
+        assert found is not None
+        records = eenet.ExitRecords.from_probabilities(*(np.load(predictions)[f"val_{n}"] for n in ("probs", "labels")))
+        scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts(np.load(predictions)["costs"]), "60%")
+        assert repr(scheduler.policy).startswith(
+            f"ThresholdPolicy('max_prob', [{float(found[1]):.4g}, "
+        )  # probabilities
 
     def test_a_percentage_is_of_the_plain_network(self, predictions: Path, tmp_path: Path) -> None:
         words = ("fit", predictions, "--prefix", "val_", "--costs", "2,4,5", "--budget", "60%", "--method", "max_prob")

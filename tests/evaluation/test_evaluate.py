@@ -174,11 +174,11 @@ def test_an_exit_that_says_nothing_is_shown_as_left_out() -> None:
 
 def test_a_simple_rule_in_the_place_of_the_method_is_shown() -> None:
     records = toy_records(samples=300, exits=2)
-    probabilities = records.probabilities[[1, 1]]  # the last exit says what the first one says
+    probabilities = records.probabilities[[0, 1, 1]]  # the last exit says what the one before says, for much more
     same = ExitRecords.from_probabilities(probabilities, records.labels)
-    with pytest.warns(FallbackWarning, match=r"Static\(0\)"):
-        fitted = MaxProbability().fit(same, ExitCosts([1, 10]), 5)
+    with pytest.warns(FallbackWarning, match=r"Static\(1\)"):
+        fitted = MaxProbability().fit(same, ExitCosts([0.1, 0.5, 10]), 3)
     table = evaluate(fitted, calibration=same)
     assert fitted.fallback is not None
     assert table.row("out_of_fold").accuracy == fitted.fallback.accuracy
-    assert "Static(0)" in table.notes[0]
+    assert "Static(1)" in table.notes[0]

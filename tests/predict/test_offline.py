@@ -321,6 +321,9 @@ class TestCommands:
         assert found["class_names"] == list("abcde")
         done = json.loads(run("predict", "bundle", "samples.npy", "--out", "a.parquet", "--json").stdout)
         assert (done["items"], done["failed"]) == (20, 0)
+        np.savez("labeled.npz", samples=np.load("samples.npy"), labels=np.zeros(20, int))  # as for eenet collect
+        again = ("--scheduler", "s.safetensors", "--out", "again", "--samples", "labeled.npz", "--no-measure")
+        assert json.loads(run("export", "mine:make", *again, "--json").stdout)["verified"]["samples"] == 20
         rows = table(Path("a.parquet"))
         answers = eenet.bundle.load("bundle")(np.load("samples.npy"))
         assert rows["exit"] == answers.exits.tolist()

@@ -14,6 +14,7 @@ from commands import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from report_results import profile
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
@@ -308,12 +309,18 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records.save("test.safetensors")
     run("report", "test.safetensors", "--scheduler", "scheduler.safetensors", "--budgets", 3, "--draws", 0)
     assert Path("report.html").is_file()
+    Path("costs.json").write_text(json.dumps(profile()))
+    words = ("--costs", "costs.json", "--batch-size", 8, "--methods", "max_prob", "--budgets", 3, "--draws", 0)
+    run("report", "test.safetensors", *words, "--json", "report.json")
+    sections = json.loads(Path("report.json").read_text())["runs"][0]["sections"]
+    assert "exit-times" in [chart["name"] for section in sections for chart in section["charts"]]  # of the same file
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["nowhere"], "it is not there"),
+        (["page.html"], "'page.html' ends in '.html', expected a folder of results, predictions"),
         ([".", "--costs", "1,2,3"], "--costs: for predictions"),
         (["test.safetensors"], "there are no costs"),
         (["test.safetensors", "--costs", "1,2,3", "--methods", "max"], "'max' is not known"),
@@ -327,5 +334,6 @@ def test_the_command_refuses_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     toy_records(60).save("test.safetensors")
+    Path("page.html").write_text("a report")
     assert said in refused("report", *words)
     assert not Path("report.html").exists()

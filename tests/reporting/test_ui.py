@@ -200,6 +200,11 @@ def test_a_port_that_is_taken_is_an_error_with_the_way_out(tmp_path: Path) -> No
         assert "choose another --port" in refused("ui", tmp_path, "--port", port)
 
 
+def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "records.safetensors").write_bytes(b"")
+    assert "is a file, expected a folder of results" in refused("ui", tmp_path / "records.safetensors")
+
+
 def test_the_command_prints_its_address_and_ends_by_ctrl_c(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "eenet", "ui", str(tmp_path), "--json"],

@@ -185,6 +185,20 @@ def test_policies_that_are_only_priced_again_tell_their_fallback() -> None:
     assert cheapest.fallback == cheapest.frontier()[cheapest.table.index(0.4)].fallback
 
 
+@pytest.mark.parametrize("name", ["eenet", "patience", "searched"])
+def test_a_loaded_policy_has_its_own_cost_not_that_of_a_dearer_one_before(name: str, tmp_path: Path) -> None:
+    logits, labels = toy_logits(600)
+    logits[:, np.arange(600), labels] += np.array([2, 1.8, 1.8])[:, None]  # going on gains little: cheap rules stand in
+    records, costs = ExitRecords.from_logits(logits, labels), ExitCosts([0.3, 0.6, 1.0])
+    METHODS[name]().fit(records, costs).save(tmp_path / "s.safetensors")
+    loaded = eenet.load_scheduler(tmp_path / "s.safetensors")
+    spent = [loaded.at(budget).replay(records).mean_cost for budget in loaded.table.budgets.tolist()]
+    assert min(np.diff(spent)) < -0.01  # more budget, and less spent
+    for budget, cost, point in zip(loaded.table.budgets.tolist(), spent, loaded.frontier(), strict=True):
+        at = loaded.at(budget)
+        assert (at.planned_cost, at.calibration_cost, point.planned_cost) == pytest.approx((cost,) * 3, rel=1e-5)
+
+
 def test_a_smaller_budget_that_is_as_accurate_is_named(tmp_path: Path) -> None:
     logits, labels = toy_logits(1000)
     logits[:, np.arange(1000), labels] += np.array([2, 1.8, 1.8])[:, None]  # most samples are easy

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,7 +186,7 @@ def _graph(
     )
     module.eval()
     try:
-        with warnings.catch_warnings(), recurrent_in_one() if _recurrent(module) else nullcontext():
+        with warnings.catch_warnings(), _errors_alone(), recurrent_in_one() if _recurrent(module) else nullcontext():
             warnings.simplefilter("ignore")  # what the exporters say of themselves
             program = torch.export.export(module, live, dynamic_shapes={"live": dynamic}, strict=False)
             made = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
@@ -199,6 +200,18 @@ def _graph(
     _tidy(proto, described)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Of what torch.onnx logs, errors alone: without torchvision it warns of each of its operators in each graph."""
+    log = logging.getLogger("torch.onnx")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _recurrent(module: nn.Module) -> bool:

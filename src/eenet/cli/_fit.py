@@ -222,7 +222,8 @@ def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None, *, in_
     if evaluation.budget is not None:
         policy = scheduler.policy
         pairs = zip(policy.thresholds.tolist(), policy.enabled.tolist(), strict=True)
-        shown = ", ".join(f"{threshold:.4f}" if enabled else "off" for threshold, enabled in pairs)
+        readable = policy.score.readable
+        shown = ", ".join(f"{readable(threshold):.4f}" if enabled else "off" for threshold, enabled in pairs)
         console.print(f"Thresholds ({policy.score.name} score): {shown}; the last exit takes the rest.", soft_wrap=True)
     if out is None:
         console.print("Not saved: give --out scheduler.safetensors to keep it.")

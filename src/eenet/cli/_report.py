@@ -106,7 +106,7 @@ def report(
         more["classes"] = read_classes(classes)
     if_stopped(f"{out} was not written; give the same command again")
     with steps("report") as say:
-        taken = [_read(path, given, more, say) for path in results]
+        taken = [_read(path, given, more, say) for path in (*results, *_profile(results, costs))]
         known = _methods(methods)
         made = make(*taken, methods=known, title=title, budgets=budgets, draws=draws, progress=say, **more)
         say("writing the page")
@@ -148,6 +148,11 @@ def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Ca
     if path.suffix not in _RECORDS or path.is_dir():
         if not path.exists():
             raise InvalidInputError(f"cannot read {str(path)!r}: it is not there; give a folder of results or a file")
+        if path.is_file() and path.suffix != ".json":
+            raise InvalidInputError(
+                f"{str(path)!r} ends in {path.suffix!r}, expected a folder of results, predictions (.npz, "
+                ".safetensors), or the .json of eenet benchmark, compare or profile"
+            )
         return path
     from eenet.cli._inputs import read_costs, read_predictions
     from eenet.reporting import make_run
@@ -165,6 +170,17 @@ def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Ca
     about = {("samples" if name == "data" else name): value for name, value in more.items()}
     about |= {"methods": _methods(given["methods"]), "name": path.stem}
     return make_run(records, table, fitted, calibration=calibration, progress=say, **about)
+
+
+def _profile(results: list[Path], costs: str | None) -> list[Path]:
+    """The file of --costs, where it is a profile: it has the times by batch size too."""
+    from eenet.reporting._runs import read_json
+
+    if costs is None or not costs.endswith(".json"):
+        return []
+    path = Path(costs)
+    known = {one.resolve() for one in results}
+    return [] if path.resolve() in known or "batch_sizes" not in read_json(path) else [path]
 
 
 def _methods(text: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import typer
 
 from eenet._extras import require
 from eenet.cli._console import print_json, side
+from eenet.errors import InvalidInputError
 
 
 def ui(
@@ -41,6 +42,12 @@ def ui(
     from eenet.reporting._live import HOST, follow, make_server
     from eenet.reporting._watch import Watched
 
+    wrong = next((path for path in results if path.is_file() and path.suffix != ".json"), None)
+    if wrong is not None:
+        raise InvalidInputError(
+            f"{str(wrong)!r} is a file, expected a folder of results, or the JSON of eenet benchmark; for predictions "
+            "and records write the page with eenet report"
+        )
     watched = Watched(results, budgets=budgets)
     server = make_server(watched, port)
     url = f"http://{HOST}:{server.server_port}/"

@@ -20,6 +20,9 @@ from eenet.scheduler import Decisions, Scheduler
 _FRONTIER = 9
 """How many budgets of a scheduler for all budgets are shown."""
 
+_MUCH_LEFT = 0.98
+"""Of the budget: where less is planned, a held-out cost is compared with the plan."""
+
 _PLAIN_NOTE = (
     "The plain network's accuracy is the last exit's: the same weights without the early heads. Trained without exits "
     "it may have another."
@@ -276,7 +279,7 @@ def evaluate(
     if held_out is not None:
         decisions = scheduler.replay(held_out)
         add("policy, held out", "held_out", **_of(decisions))
-        notes.insert(0, _spent(decisions, budget))
+        notes.insert(0, _spent(decisions, budget, scheduler.planned_cost))
     back = [(row.kind.replace("_", "-"), row.handed_back) for row in rows if row.handed_back]
     if back and scheduler.policy.abstains_below is not None:
         shown = ", ".join(f"{share:.2%} of the {kind} samples" for kind, share in back)
@@ -307,10 +310,14 @@ def _of(decisions: Decisions) -> dict[str, Any]:
     }
 
 
-def _spent(decisions: Decisions, budget: float) -> str:
+def _spent(decisions: Decisions, budget: float, planned: float) -> str:
+    """How far from the budget the cost is; from the plan, where that leaves much of the budget."""
     over = decisions.mean_cost / budget - 1
     _, error = _mean(decisions.sample_costs)
-    times = f", {abs(decisions.mean_cost - budget) / error:.1f} standard errors" if error > 0 else ""
+    aim = planned if planned < _MUCH_LEFT * budget else budget
+    times = f", {abs(decisions.mean_cost - aim) / error:.1f} standard errors" if error > 0 else ""
+    if aim < budget:
+        times += f"{' from the plan' if times else ''}: {1 - aim / budget:.1%} under it was planned"
     return f"Held-out cost: {abs(over):.1%} {'over' if over > 0 else 'under'} the budget{times}."
 
 

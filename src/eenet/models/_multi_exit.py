@@ -463,8 +463,8 @@ def _proved_source(model: MultiExitModel) -> Source:
         )
     if source is None:
         raise InvalidInputError(
-            f"it is not known how this {type(model.backbone).__name__} is built; make it with eenet.build_network, or "
-            "pass source='torchvision:resnet18' or the like to eenet.attach"
+            f"it is not known how this {type(model.backbone).__name__} is built; give eenet.attach "
+            "source='mypackage.networks:make', a function that builds it, or 'torchvision:resnet18' or the like"
         )
     way_out = (
         "give the options it was built with, as in eenet.attach(..., source=eenet.Source('torchvision:resnet18', "

@@ -265,11 +265,19 @@ class PolicyTable(Fitted):
     def plan(self, budget: float) -> PlannedPolicy:
         """The policy of the largest budget in the table that is not above this one."""
         row = self.index(budget)
-        cost, accuracy = float(self.planned_costs[row]), float(self.accuracies[row])
+        cost, accuracy = self._spent(row), float(self.accuracies[row])
         shares = None if self.shares is None else self.shares[row]
         known = None if np.isnan(accuracy) else accuracy
         taken = self.fallback(row)
         return PlannedPolicy(self.policies[row], cost, cost, known, None, shares, self.samples, taken)
+
+    def _spent(self, row: int) -> float:
+        """What the policy of a row costs: less than planned where a row before it costs more."""
+        cost = float(self.planned_costs[row])
+        if self.shares is None or row == 0 or cost > self.planned_costs[row - 1]:
+            return cost
+        own = float(self.shares[row] @ self.costs.values)
+        return own if own < cost * (1 - 1e-9) else cost
 
     def fallback(self, row: int) -> Fallback | None:
         """The simple rule of a row, where it is one in place of the method's own policy."""
@@ -278,7 +286,8 @@ class PolicyTable(Fitted):
     @property
     def frontier(self) -> tuple[FrontierPoint, ...]:
         """The rows without their policies."""
-        rows = zip(self.budgets.tolist(), self.planned_costs.tolist(), self.accuracies.tolist(), strict=True)
+        spent = [self._spent(row) for row in range(len(self))]
+        rows = zip(self.budgets.tolist(), spent, self.accuracies.tolist(), strict=True)
         return tuple(
             FrontierPoint(b, c, None if np.isnan(a) else a, self.fallback(i)) for i, (b, c, a) in enumerate(rows)
         )

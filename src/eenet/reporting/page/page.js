@@ -449,7 +449,7 @@
     const where = run().fresh ? "samples that nothing was fitted on" : "the samples that it was fitted on";
     $("figures").replaceChildren(
       fact("accuracy", "Accuracy", now.accuracy === null ? "not known" : `${percent(now.accuracy, 2)}${now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error, 2)}`}`, "one standard error"),
-      fact("realized", `Mean cost on ${where}`, `${number(now.cost)} ± ${number(now.cost_error)} ${unit}`, `${percent(Math.abs(now.cost / now.budget - 1))} ${now.cost > now.budget ? "over" : "under"} the budget`),
+      fact("realized", `Mean cost on ${where}`, `${number(now.cost)} ± ${Number(now.cost_error.toPrecision(2))} ${unit}`, `${percent(Math.abs(now.cost / now.budget - 1))} ${now.cost > now.budget ? "over" : "under"} the budget`),
       fact("planned", "Planned cost", `${number(now.planned_cost)} ${unit}`, `${number(now.calibration_cost)} ${unit} on the calibration samples`),
       fact("speed-up", `Times as fast as ${as}`, now.speed_up.toFixed(2), "expected from the costs, not timed"),
       fact("shares", "Leave at", exits.map((_, k) => `exit ${k}: ${percent(now.shares[k])}`).join(", ")),
