@@ -486,7 +486,13 @@ class VectorHead(nn.Module):
 
 @rebuildable
 class AnswerHead(nn.Module):
-    """No head: what comes is the answer, as at the end of a member of a cascade. It has no weights."""
+    """No head: what comes is the answer, as at the end of a member of a cascade. It has no weights.
+
+    Examples
+    --------
+    >>> AnswerHead()(torch.ones(2, 5)).shape
+    torch.Size([2, 5])
+    """
 
     def forward(self, logits: Tensor) -> Tensor:
         """The logits as they are."""
