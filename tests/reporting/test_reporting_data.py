@@ -245,6 +245,11 @@ def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
     assert report.data["runs"] == []
     assert report.charts
     assert (tmp_path / "report.html").stat().st_size > 1_000_000
+    lacking = []
+    for beside in ((), (tmp_path / "benchmark.json",)):  # what a run lacks is not said where it is given
+        beside_run = made(toy_records(60), *beside, costs=toy_costs(), methods=["max_prob"])
+        lacking.append("Whole systems" in json.dumps(beside_run.data))
+    assert lacking == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from eenet.reporting._replays import GRID, Replays, replay_all
 from eenet.reporting._runs import Run, make_run, read_folder, read_json
 from eenet.reporting._samples import samples_of
 from eenet.reporting._sections import OF_ALL, OF_ONE
+from eenet.reporting._spending import NO_SYSTEMS
 from eenet.scheduler import Scheduler
 
 SCHEMA = 1
@@ -295,11 +296,14 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
 
 def _data(replayed: Sequence[Replays], benchmarks: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
     names = ", ".join(replays.run.name for replays in replayed)
+    runs = [_run(replays) for replays in replayed]
+    for section in (section for run in runs for section in run["sections"] if benchmarks):
+        section["notes"] = [note for note in section["notes"] if note != NO_SYSTEMS]
     return {
         "schema": SCHEMA,
         "eenet": __version__,
         "title": title or (f"Early exits of {names}" if names else "Early exits: a benchmark"),
-        "runs": [_run(replays) for replays in replayed],
+        "runs": runs,
         "benchmarks": [dict(benchmark) for benchmark in benchmarks],
         "sections": [made for make in OF_ALL if (made := make(replayed, benchmarks)) is not None],
     }

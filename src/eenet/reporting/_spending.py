@@ -15,6 +15,12 @@ from eenet.reporting._charts import Chart, axis, chart, numbers, series
 Floats = NDArray[np.float64]
 Profile = Mapping[str, Any]
 
+NO_SYSTEMS = (
+    "Whole systems run in turns with the plain network are not in these results: eenet benchmark plain=NETWORK "
+    "early=BUNDLE --data DATA --json benchmark.json, then eenet report RESULTS benchmark.json."
+)
+"""Said of a run where no benchmark is given beside it."""
+
 _HEADS = Style("#E69F00", "#F5B93D", "P", "cross")
 _DECISIONS = Style("#882255", "#D9679F", "s", "square")
 _REST = Style(GRAY, "#a8a8a8", "o", "circle")
@@ -342,16 +348,13 @@ def spending(
     else:
         missing.append(
             "Times by stage and batch size need a profile: eenet profile TARGET --batch-sizes 1,8,32 --json > "
-            "costs.json, then give costs.json to eenet report."
+            "costs.json, then give it to eenet report as --costs costs.json, or beside a results folder."
         )
     if measured:
         charts += of_benchmark(as_benchmark(measured), "this run")
         notes += slower_systems(as_benchmark(measured), "this run")
     else:
-        missing.append(
-            "Whole systems run in turns with the plain network are not in these results: eenet benchmark plain=NETWORK "
-            "early=BUNDLE --data DATA --json benchmark.json, then eenet report RESULTS benchmark.json."
-        )
+        missing.append(NO_SYSTEMS)
     return charts, [*notes, *missing]
 
 
