@@ -153,6 +153,25 @@ def test_the_smallest_budget_it_names_can_be_guaranteed_and_none_below_it(
         eenet.MaxProbability().fit(records, costs, smallest * (1 - 1e-6), guarantee=level)
 
 
+@given(
+    seed=st.integers(0, 1000),
+    level=st.sampled_from([0.5, 0.9, "mean"]),
+    steps=st.lists(st.floats(1e-3, 100), min_size=3, max_size=3),
+)
+@settings(max_examples=20)
+def test_the_smallest_budget_it_names_is_enough_to_the_last_digit(
+    seed: int, level: float | str, steps: list[float]
+) -> None:
+    """Whatever is rounded on the way from costs to shares and back: tables for all budgets begin with this one."""
+    records, costs = toy_records(40, seed=seed), eenet.ExitCosts(np.cumsum(steps).tolist())
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        eenet.MaxProbability().fit(records, costs, costs[0], guarantee=level)
+    smallest = caught.value.smallest
+    fitted = eenet.MaxProbability().fit(records, costs, smallest, guarantee=level)
+    assert fitted.table.budgets[0] == smallest
+    assert fitted.at(smallest).budget == smallest
+
+
 def test_a_score_that_is_not_fitted_is_tested_on_all_samples_and_says_where_the_budget_went() -> None:
     records, costs = toy_records(500), toy_costs()
     fitted = eenet.MaxProbability().fit(records, costs, max_accuracy_drop=0.03, guarantee=0.9)

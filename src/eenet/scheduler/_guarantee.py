@@ -36,7 +36,7 @@ from eenet.scheduler._bounds import (
 )
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable, fold_numbers, policy_table
 from eenet.scheduler._policy import Bools, Floats, Score, replay
-from eenet.scheduler._thresholds import ScoreTable
+from eenet.scheduler._thresholds import ScoreTable, within
 from eenet.tasks import LOG_ODDS_LIMIT
 
 _COARSE, _FINE = 21, 201
@@ -105,7 +105,7 @@ class GuaranteedFit(Fitted):
 
     def _first_within(self, path: Path, budget: float) -> int | None:
         """The most expensive usable policy of a path that keeps the budget, as all cheaper ones do."""
-        limit = (budget - self.costs[0]) / (self.costs[-1] - self.costs[0])
+        limit = (within(budget) - self.costs[0]) / (self.costs[-1] - self.costs[0])
         if self._limits is None:
             first = first_within(path, self._tested, limit, self._error_on(path))
         else:
@@ -172,8 +172,8 @@ class GuaranteedFit(Fitted):
     def within_both(self, budget: float, drop: float) -> PlannedPolicy:
         """The most accurate policy that keeps the budget and is within `drop` of the last exit's accuracy.
 
-        Raises `InfeasibleBudgetError` with the smallest budget for
-        which both can be promised, and `InvalidInputError` where the drop cannot be at all.
+        Raises `InfeasibleBudgetError` with the smallest budget for which both can be promised, and `InvalidInputError`
+        where the drop cannot be at all.
         """
         best: tuple[Path, int] | None = None
         counts = []
