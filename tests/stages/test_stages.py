@@ -485,7 +485,8 @@ class Placed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.e(self.a(x)) * self.scales
         places = self.step * torch.arange(x.shape[0])[:, None]
-        return self.c(torch.sin(self.gain * self.b(x + places)))
+        answers: Tensor = self.c(torch.sin(self.gain * self.b(x + places)))
+        return answers
 
 
 @pytest.mark.parametrize(("largest", "step", "gain"), [(1e6, 1.0, 1.0), (1.0, 5e-6, 3e2)])
@@ -513,7 +514,8 @@ class FirstToken(nn.Module):
             x = x.transpose(0, 1).contiguous()
         n, m = x.shape[:2]
         x = self.a(x.reshape(n * m, 4)).reshape(n, m, 4) if self.flat else self.a(x)
-        return self.c(self.e(x.sum(0 if self.tokens_first else 1)))
+        answers: Tensor = self.c(self.e(x.sum(0 if self.tokens_first else 1)))
+        return answers
 
 
 @pytest.mark.parametrize("tokens_first", [False, True])

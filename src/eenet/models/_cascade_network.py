@@ -97,7 +97,7 @@ class InputMap(nn.Module):
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
 def _numbers(name: str, given: Any) -> list[float] | None:
