@@ -248,7 +248,7 @@ def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
     lacking = []
     for beside in ((), (tmp_path / "benchmark.json",)):  # what a run lacks is not said where it is given
         beside_run = made(toy_records(60), *beside, costs=toy_costs(), methods=["max_prob"])
-        lacking.append("Whole systems" in json.dumps(beside_run.data))
+        lacking.append("Whole systems run in turns" in json.dumps(beside_run.data))
     assert lacking == [True, False]
 
 
