@@ -125,7 +125,7 @@ def test_a_scheduler_is_saved_and_a_plain_network_has_none(found: SearchResult, 
 def test_candidates_that_others_make_useless_are_dropped_and_told(found: SearchResult) -> None:
     notes = " ".join(found.notes)
     assert "bad is dropped: less accurate at no lower cost" in notes
-    assert "copy is dropped: no other than it" in notes
+    assert "copy is dropped: the same answers at no lower cost" in notes
     assert {one["name"] for one in found.to_dict()["dropped"]} == {"bad", "copy"}
     known, _ = both(0, dict.fromkeys("ab", 1.0), samples=300)
     assert not eenet.search(known, {"a": 1.0, "b": 1.1}).notes, "that one is worse by chance is no reason"

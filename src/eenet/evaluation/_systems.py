@@ -139,7 +139,7 @@ class Dropped:
         if self.other_accuracy > self.accuracy:
             why = "less accurate at no lower cost"
         else:
-            why = "no other than it at no lower cost"
+            why = "the same answers at no lower cost"
         return (
             f"{self.name} is dropped: {why}, {100 * self.accuracy:.2f} % at {self.cost:.4g}, where {self.other} has "
             f"{100 * self.other_accuracy:.2f} % at {self.other_cost:.4g}"
