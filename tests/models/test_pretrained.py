@@ -133,7 +133,7 @@ def test_the_source_may_be_given_and_is_proved(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="gives other logits than the one that the source"):
         changed.save_pretrained(tmp_path / "b")
     unknown = eenet.attach(SmallConvNet(), ["first"], example=example)
-    with pytest.raises(InvalidInputError, match="how this SmallConvNet is built; give .*='mypackage.networks:make'"):
+    with pytest.raises(InvalidInputError, match=r"how this SmallConvNet is built; give .*='mypackage.networks:make'"):
         unknown.save_pretrained(tmp_path / "b")
     assert not (tmp_path / "b").exists()
     with pytest.raises(InvalidInputError, match="source is 'resnet18', expected 'torchvision:NAME'"):
