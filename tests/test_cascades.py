@@ -157,6 +157,7 @@ class TestCosts:
         assert costs.values.tolist() == [5, 8]
 
 
+@pytest.mark.filterwarnings("ignore:.*is used instead:eenet.errors.FallbackWarning")
 def test_a_member_that_is_worse_and_dearer_than_others_is_left_out_and_told() -> None:
     logits, labels = toy_logits(samples=1500, exits=3)
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.records import ExitRecords
@@ -33,6 +34,7 @@ class Replay:
         return self.scheduler.policy
 
 
+@array_value
 @dataclass(frozen=True)
 class Replays:
     """A run, the budgets of the slider (G,), and for each scheduler its G replays, None where the budget is too small.

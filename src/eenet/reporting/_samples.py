@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._files import existing_file
+from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
 
@@ -27,6 +28,7 @@ _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".t
 _TEXT_COLUMNS = ("text", "sentence", "document", "review", "title", "description")
 
 
+@array_value
 @dataclass(frozen=True)
 class Samples:
     """Images (files, or arrays of one image each) or texts, one for each record.

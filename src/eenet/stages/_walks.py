@@ -66,6 +66,7 @@ class Walk:
     failure: Exception | None = None
 
 
+@array_value
 @dataclass
 class Walks:
     """What an inference check compares, all of the same samples.
