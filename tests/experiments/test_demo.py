@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import interruptible
 from typer.testing import CliRunner
 
 import eenet
@@ -190,7 +191,7 @@ def test_an_interruption_leaves_nothing_half_written(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "eenet", "demo", "--threads", "1", "--out", str(tmp_path / "demo")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=interruptible
     ) as process:
         assert process.stdout is not None
         assert any(line.startswith("2/6 train") for line in process.stdout), "the demo ended before its training"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import refused
+from commands import interruptible, refused
 
 import eenet
 from eenet.reporting._live import live_page, make_server
@@ -211,13 +211,14 @@ def test_the_command_prints_its_address_and_ends_by_ctrl_c(tmp_path: Path) -> No
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     ) as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         with urllib.request.urlopen(f"{url}status", timeout=30) as response:
             assert json.load(response)["runs"][0]["path"] == str(tmp_path)
         process.send_signal(signal.SIGINT)
-        _, messages = process.communicate(timeout=30)
+        _, messages = process.communicate()
     assert process.returncode == 0
     assert url in messages
     assert "Traceback" not in messages

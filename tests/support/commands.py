@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -58,3 +59,8 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[str, subproces
         process.wait(30)
         reader.join(10)
         process.stderr.close()
+
+
+def interruptible() -> None:
+    """As `preexec_fn`: Ctrl-C ends the process also where the tests run in the background, whose children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
