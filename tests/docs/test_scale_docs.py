@@ -38,7 +38,8 @@ def test_the_plans_on_the_page_are_what_the_commands_print() -> None:
     plans = [(words, after) for words, after in commands() if words[1] == "plan"]
     assert len(plans) == 2
     for words, after in plans:
-        printed = [re.split(r"\s{2,}", line.strip()) for line in run(*words[1:]).stdout.splitlines()[1:]]
+        lines = [line.strip() for line in run(*words[1:]).stdout.splitlines()[1:]]
+        printed = [re.split(r"\s{2,}", line) for line in lines if line.strip("─")]
         assert printed == rows(after)[: len(printed)]
 
 
