@@ -72,7 +72,7 @@ def serving(watched: Watched) -> Iterator[tuple[str, int]]:
 
 
 def answer(port: int, method: str, path: str, host: str | None = None) -> http.client.HTTPResponse:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.putrequest(method, path, skip_host=host is not None)
     if host is not None:
         connection.putheader("Host", host)
@@ -215,7 +215,7 @@ def test_the_command_prints_its_address_and_ends_by_ctrl_c(tmp_path: Path) -> No
     ) as process:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
-        with urllib.request.urlopen(f"{url}status", timeout=30) as response:
+        with urllib.request.urlopen(f"{url}status", timeout=120) as response:
             assert json.load(response)["runs"][0]["path"] == str(tmp_path)
         process.send_signal(signal.SIGINT)
         _, messages = process.communicate()

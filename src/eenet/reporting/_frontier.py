@@ -14,7 +14,7 @@ from eenet.reporting._charts import Chart, axis, chart, series
 from eenet.reporting._replays import Replay, Replays
 from eenet.scheduler import SCORES, Decisions, ThresholdPolicy
 
-_NORMAL = 1.96  # of a normal distribution, 95 % lie within so many standard deviations of the mean
+_NORMAL = 1.96  # of a normal distribution, 95 % lie within this number of standard deviations of the mean
 
 
 def standing(replays: Replays) -> dict[str, list[dict[str, Any] | None]]:

@@ -142,7 +142,7 @@ class ScoreTable:
         return tuple([round(self.samples * share) for share in shares[: self.early].tolist()])
 
     def _for_counts(self, counts: tuple[int, ...]) -> tuple[Thresholds, float]:
-        """Thresholds by which about so many samples exit, and their mean cost."""
+        """Thresholds by which about these numbers of samples exit, and their mean cost."""
         values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
         alive = np.ones(self.samples, dtype=np.bool_)
         exited = np.zeros(self.early + 1, dtype=np.intp)
