@@ -210,3 +210,30 @@ def test_flops_without_modules() -> None:
     with needs("flop_counter", todo)() as counter:
         nn.Linear(4, 8)(torch.ones(2, 4))
     assert counter.get_total_flops() == 2 * 2 * 4 * 8, todo
+
+
+def test_an_exception_that_leaves_several_modules_of_a_trace() -> None:
+    todo = "find where torch.fx keeps the modules that a trace is in, or end networks early in another way"
+
+    class Inner(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyError(x)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(Inner())
+            self.after = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            try:
+                with _compat.left_by_exception():
+                    self.inner(x)
+            except KeyError:
+                pass
+            after: torch.Tensor = self.after(x)
+            return after
+
+    x, network = torch.randn(2, 3), nn.Sequential(Outer())
+    program = torch.export.export(network, (x,), strict=False)
+    torch.testing.assert_close(program.module()(x), network(x), msg=todo)

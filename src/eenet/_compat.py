@@ -136,6 +136,21 @@ def recurrent_in_one() -> Iterator[None]:
             operator._dispatch_cache.clear()
 
 
+@contextlib.contextmanager
+def left_by_exception() -> Iterator[None]:
+    """A block inside a trace that an exception may leave from within several modules, which torch.fx then loses count of."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    stack = getattr(getattr(get_proxy_mode(), "tracer", None), "module_stack", None)
+    before = None if stack is None else list(stack.items())
+    try:
+        yield
+    finally:
+        if stack is not None and before is not None:
+            stack.clear()
+            stack.update(before)
+
+
 def _recurrent_shapes(x: torch.Tensor, state: Any, _parameters: Any, *settings: Any) -> tuple[torch.Tensor, ...]:
     """Tensors of the shapes and strides that a recurrent operator gives; its last settings are how it runs."""
     bidirectional, batch_first = settings[-2:]

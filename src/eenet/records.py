@@ -353,6 +353,13 @@ class ExitRecords:
             raise InvalidInputError(f"exits is {exits}, expected 1 to {self.num_exits}")
         return self._each(lambda values: values[:exits], self.labels)
 
+    def keep_exits(self, exits: Sequence[int]) -> ExitRecords:
+        """The records of these exits only, by their numbers from 0, of all samples; for `MultiExitModel.keep_exits`."""
+        chosen = kept_numbers(exits, self.num_exits, fewest=1)
+        records = self._each(lambda values: values[chosen], self.labels)
+        records.network = None  # the digest is of the network with all exits
+        return records
+
     def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
         """Two disjoint random parts, the first with `fraction` of the samples."""
         first, second = self.split_rows(fraction, seed=seed)
@@ -535,3 +542,15 @@ def _fractions(values: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[
         k, n = np.argwhere(outside)[0]
         raise InvalidInputError(f"{name}[{k}, {n}] is {array[k, n]:.6g}, expected a number from 0 to 1")
     return array.astype(np.float32, copy=False)
+
+
+def kept_numbers(exits: Sequence[int], count: int, *, fewest: int) -> list[int]:
+    """The numbers of the exits to keep, of `count`, in order; raises `InvalidInputError` for others."""
+    given = np.asarray(exits)
+    if given.ndim != 1 or given.dtype.kind not in "iu" or len(set(given.tolist())) < max(fewest, len(given)):
+        raise InvalidInputError(
+            f"exits are {exits!r}, expected the numbers of at least {fewest} exits, from 0 to {count - 1}, each once"
+        )
+    if given.min() < 0 or given.max() >= count:
+        raise InvalidInputError(f"exits are {given.tolist()}, expected numbers from 0 to {count - 1}")
+    return sorted(given.tolist())

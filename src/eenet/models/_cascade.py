@@ -18,7 +18,7 @@ from eenet.models._cascade_network import CascadeNetwork, InputMap, Member
 from eenet.models._heads import AnswerHead
 from eenet.models._io import inferring
 from eenet.models._multi_exit import MultiExitModel, attach
-from eenet.models._networks import CASCADE, Source, build_network
+from eenet.models._networks import Source, build_network
 from eenet.stages import Example, arguments_of
 
 
@@ -122,7 +122,6 @@ def cascade(
         example,
         heads=heads,
         dynamic=dynamic,
-        source=_source(network),
         task=tasks[0] if tasks else None,
     )
 
@@ -229,11 +228,3 @@ def _arguments(
         if len(found) >= len(args):
             return [*found[: len(args)], *kwargs]
     return [*(["input"] if len(args) == 1 else [f"input_{number}" for number in range(len(args))]), *kwargs]
-
-
-def _source(network: CascadeNetwork) -> Source | None:
-    """How the cascade is built again, where that is known of every member."""
-    sources = [Source.of(one) for one in network.networks()]
-    known = [source.to_dict() for source in sources if source is not None]
-    options = network.describe(known) if len(known) == len(sources) else None
-    return None if options is None else Source(CASCADE, options)

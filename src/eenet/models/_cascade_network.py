@@ -133,8 +133,8 @@ class Member(nn.Module):
         return logits_in(self.network(*args, **kwargs), self.num_classes)
 
 
-class _Signed:
-    """The `forward` of a cascade, with the names of its arguments."""
+class signed:  # noqa: N801 - a decorator
+    """A `forward` whose arguments have the names in the module's `arguments`."""
 
     def __init__(self, forward: Any) -> None:
         self._forward = forward
@@ -170,7 +170,7 @@ class CascadeNetwork(nn.Module):
         self.members = nn.ModuleList(members)
         self.arguments = tuple(arguments)
 
-    @_Signed
+    @signed
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The logits of the last member as "logits"; those of member k as "member_k"."""
         *early, last = [member(*args, **kwargs) for member in self.members]

@@ -13,12 +13,14 @@ from eenet._version import __version__
 from eenet.errors import CutError, FileFormatError, InvalidInputError
 from eenet.models._cascade_network import CascadeNetwork
 from eenet.models._exits import default_heads
+from eenet.models._first_exits import Exits, kept
 from eenet.models._folder import WEIGHTS, read_folder, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
-from eenet.models._networks import CASCADE, Source, build_network, known, make_heads
+from eenet.models._networks import CASCADE, FIRST_EXITS, Source, build_network, known, make_heads
 from eenet.models._placement import Placement, by_time, paying, place_exits
 from eenet.networks._weights import load_weights
+from eenet.records import kept_numbers
 from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
 from eenet.tasks import Classification, Segmentation, Task, describe_task, task_from
 
@@ -119,6 +121,57 @@ class MultiExitModel(nn.Module):
     def final_logits(self, outputs: tuple[Tensor, ...]) -> Tensor:
         """The logits (N, C) in the tensors that the last stage gives."""
         return logits_in(self.staged.unflatten_output(outputs), self.num_classes)
+
+    def keep_exits(self, exits: Sequence[int]) -> MultiExitModel:
+        """The model with these exits only, in the order of the network; it shares its weights and heads with this one.
+
+        The network ends at the last exit that is kept. In a cascade a member ends at the last of its own exits that is
+        kept, so that what comes after it there does not run before the next member, and a member without any is left
+        out. Exits count from 0 again: take `records.keep_exits`, measure the costs again and fit a scheduler to both.
+
+        Parameters
+        ----------
+        exits
+            The numbers of at least two exits, from 0: such as those that are on in a scheduler's policy, and the last.
+
+        Returns
+        -------
+        MultiExitModel
+            The model with fewer exits, in the mode of this one.
+
+        Raises
+        ------
+        InvalidInputError
+            For numbers that are not those of exits, and for stages written by hand.
+
+        Examples
+        --------
+        >>> import torch, eenet
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+        >>> model = eenet.attach(network, ["0", "1"], example=torch.randn(2, 4))
+        >>> model.keep_exits([1, 2]).exit_names, model.keep_exits([0, 1]).exit_names
+        (('1', 'output'), ('network.0', 'output'))
+        """
+        chosen = kept_numbers(exits, self.num_exits, fewest=2)
+        if not self.staged.traced:
+            raise InvalidInputError(
+                "the stages of this model were written by hand, and cannot be joined or left out; give fewer of them to "
+                "StagedModel.from_stages"
+            )
+        stages = self.staged.inference_stages
+        dims = [stage.outputs[stage.feature_index or 0].batch_dim or 0 for stage in stages]
+        parts = kept(self.backbone, Exits(self.exit_names, list(self.heads), dims), chosen, self.staged.arguments)
+        args, kwargs = self.staged.example
+        return attach(
+            parts.network,
+            parts.exits,
+            self.num_classes,
+            kwargs if kwargs and not args else args,
+            heads=parts.heads,
+            dynamic=self.staged.dynamic,
+            source=self.source if parts.network is self.backbone else None,
+            task=self.task,
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the whole model to a folder of JSON and safetensors files, nothing that runs code.
@@ -497,7 +550,7 @@ def _described_heads(description: Mapping[str, Any], source: Source, backbone: n
     described = description["heads"]
     if all(isinstance(one, dict) and one.get("name") in HEADS for one in described):
         return [HEADS[one["name"]](**one["options"]) for one in described]
-    if source.registry == "eenet" and source.name != CASCADE:
+    if source.registry == "eenet" and source.name not in (CASCADE, FIRST_EXITS):
         return make_heads(backbone, known(source.name.partition(":")[2]).exits(backbone))
     raise InvalidInputError(
         "this model was saved with exit heads that are not eenet's own; pass heads=[...] with new modules of the same "

@@ -23,7 +23,8 @@ from eenet._extras import importing, require
 from eenet._values import array_value
 from eenet.errors import InvalidInputError
 from eenet.models._cascade_network import CascadeNetwork
-from eenet.models._heads import GridHead, SegmentationHead, StackedConvHead, TokenHead
+from eenet.models._first_exits import FirstExits
+from eenet.models._heads import HEADS, GridHead, SegmentationHead, StackedConvHead, TokenHead, describe_head
 from eenet.networks import (
     CifarResNet,
     DenseNet,
@@ -45,6 +46,8 @@ from eenet.networks._bert import pooling_of
 
 CASCADE = "eenet:cascade"
 """The source of several networks that are asked one after another; its options have the sources of each."""
+FIRST_EXITS = "eenet:first-exits"
+"""The source of a network that ends at one of its exits; its options have the source of the whole network."""
 
 REGISTRIES = ("torchvision", "timm", "hf", "eenet")
 
@@ -99,6 +102,14 @@ class Source:
         noted = getattr(network, "_eenet_source", None)
         if isinstance(noted, Source):
             return noted
+        if isinstance(network, CascadeNetwork):
+            sources = [cls.of(one) for one in network.networks()]
+            known = [source.to_dict() for source in sources if source is not None]
+            options = network.describe(known) if len(known) == len(sources) else None
+            return None if options is None else cls(CASCADE, options)
+        if isinstance(network, FirstExits):
+            whole, head = cls.of(network.network), describe_head(network.head)
+            return None if whole is None or head is None else cls(FIRST_EXITS, network.describe(whole.to_dict(), head))
         if type(network).__module__.startswith("transformers.") and hasattr(network, "config"):
             return cls(f"hf:{type(network).__name__}", _hf_options(network))
         return None
@@ -123,12 +134,14 @@ class Source:
         if self.name == CASCADE:
             networks = [source.build(allow=allow) for source in self._members()]
             return _remember(CascadeNetwork.of(self.options, networks), self)
+        if self.name == FIRST_EXITS:
+            return _remember(self._first_exits(self._members()[0].build(allow=allow)), self)
         return _remember(_build(self), self)
 
     @property
     def paths(self) -> tuple[str, ...]:
         """The import paths that building the network calls, those of a cascade's members among them."""
-        if self.name == CASCADE:
+        if self.name in (CASCADE, FIRST_EXITS):
             return tuple(path for source in self._members() for path in source.paths)
         return (self.name,) if self.registry is None else ()
 
@@ -137,6 +150,14 @@ class Source:
             return [Source(one["name"], one["options"]) for one in self.options["networks"]]
         except (KeyError, TypeError) as error:
             raise InvalidInputError(f"the source {self.name!r} names no networks ({error!r})") from error
+
+    def _first_exits(self, network: nn.Module) -> FirstExits:
+        try:
+            head, options = self.options["head"], self.options
+            made = HEADS[head["name"]](**head["options"])
+            return FirstExits(network, str(options["stop"]), made, int(options["batch_dim"]), options["arguments"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise InvalidInputError(f"the source {self.name!r} describes no exit ({error!r})") from error
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; raises InvalidInputError for options that JSON cannot hold."""
