@@ -138,7 +138,7 @@ def recurrent_in_one() -> Iterator[None]:
 
 @contextlib.contextmanager
 def left_by_exception() -> Iterator[None]:
-    """A block inside a trace that an exception may leave from within several modules, which torch.fx then loses count of."""
+    """A block in a trace that an exception may leave from inside modules that torch.fx would then take to be open."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
     stack = getattr(getattr(get_proxy_mode(), "tracer", None), "module_stack", None)

@@ -155,8 +155,8 @@ class MultiExitModel(nn.Module):
         chosen = kept_numbers(exits, self.num_exits, fewest=2)
         if not self.staged.traced:
             raise InvalidInputError(
-                "the stages of this model were written by hand, and cannot be joined or left out; give fewer of them to "
-                "StagedModel.from_stages"
+                "the stages of this model were written by hand, and cannot be joined or left out; give fewer of them "
+                "to StagedModel.from_stages"
             )
         stages = self.staged.inference_stages
         dims = [stage.outputs[stage.feature_index or 0].batch_dim or 0 for stage in stages]
