@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 from optional import import_or_skip
+
+import eenet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,3 +41,22 @@ def test_the_one_for_gpus_runs_without_one(tmp_path: Path) -> None:
     words = ("--device", "cpu", "--networks", "resnet50", "--dtypes", "float32", "--batch-sizes", "2", "--samples", "4")
     (found,) = run("gpu.py", tmp_path, *words, "--seconds", "0")["results"]
     assert found["batches"][0]["ms_per_sample"]["static"]["median"] > 0
+
+
+@pytest.mark.slow
+def test_the_frontier_has_a_row_for_each_method_and_budget(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "frontier.py"), "sst2-minilm", "--resplits", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with (tmp_path / "frontier.csv").open(encoding="utf-8", newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["test_set"] == "test"]
+    assert len(rows) == len(eenet.scheduler.SCHEDULERS) * 8
+    reference = [row for row in rows if row["method"] == "max_prob"]
+    assert all(float(row["difference"]) == 0 for row in reference)
+    assert "| sst2-minilm |" in (tmp_path / "learning" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_one_of_regions_runs_without_a_trained_network(tmp_path: Path) -> None:
+    found = run("regions.py", tmp_path, "--rounds", "1", "--seconds", "0")
+    assert found["exact"]["stage3"][0] > 90  # a tile and its halo are the whole picture
