@@ -1,7 +1,7 @@
 """What budgets, guarantees and the budget controller are worth on shifted test images, which nothing was calibrated on.
 
-RUN is the folder of `eenet reproduce` of a CIFAR-10 recipe (model, split and costs). Its calibration images are left as
-they are. Its test images are shifted by one of four corruptions at three strengths, the same for the same seed:
+RUN is the folder of `eenet train` or `eenet reproduce` with a CIFAR-10 recipe (model and split); costs are those in
+`results/`, of the recipe. The calibration images are left as they are. The test images are shifted by one of four corruptions at three strengths, the same for the same seed:
 Gaussian blur (radius in pixels), Gaussian noise (standard deviation, of 255), JPEG (quality), contrast (what is left of
 it). For each shift, and for the images as they are:
 
@@ -59,17 +59,18 @@ Images = NDArray[np.uint8]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print the tables, and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, metavar="RUN", help="of eenet reproduce, with work/model")
-    parser.add_argument("--name", help="of the recipe; that of the run's metrics.json")
+    parser.add_argument("run", type=Path, metavar="RUN", help="of eenet train or reproduce, with work/model")
+    parser.add_argument("--recipe", default="cifar10-resnet20-shared", metavar="NAME", help="(default: %(default)s)")
+    parser.add_argument("--made-by", default="", metavar="COMMAND", help="what made RUN, for the page")
     parser.add_argument("--data-root", type=Path, default=ROOT.parent / "shared" / "datasets", metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "shift", metavar="FOLDER")
     parser.add_argument("--limit", type=int, help="test images; all of the run's")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    words = [f"../{options.run.name}" if word == str(options.run) else word for word in argv or sys.argv[1:]]
+    commands = [line for line in (options.made_by, f"python benchmarks/shift.py RUN --recipe {options.recipe}") if line]
     found = machine()
     print(describe_machine(found) + "\n", flush=True)
-    material = Material.of(options.run, options.data_root, options.limit, options.name)
+    material = Material.of(options.run, options.data_root, options.limit, options.recipe)
     calibration = material.collect(material.calibration, *material.calibration_labels)
     sets: dict[str, eenet.ExitRecords] = {}
     with progress() as bars:
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows += rows_of(comparison, test, named, round(comparison.fraction * len(calibration)))
     write_csv(options.out / "frontier.csv", rows)
     tables = [table(method, calibration, sets, material.costs, options.seed) for method in METHODS]
-    text = "\n".join([*head(material, calibration, sets, words, found), *exits(sets), *tables])
+    text = "\n".join([*head(material, calibration, sets, commands, found), *exits(sets), *tables])
     print(text)
     with atomic_path(options.out / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -144,13 +145,14 @@ class Material:
     test_labels: tuple[Any, Any]
 
     @classmethod
-    def of(cls, run: Path, data_root: Path, limit: int | None, name: str | None) -> Material:
+    def of(cls, run: Path, data_root: Path, limit: int | None, recipe: str) -> Material:
         """Read what a run has left."""
         from eenet.experiments.data import ThreeWaySplit, load
         from eenet.models import MultiExitModel
 
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        measured = json.loads((run / "costs.json").read_text(encoding="utf-8"))
+        results = ROOT / "results" / recipe
+        metrics = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+        measured = json.loads((results / "costs.json").read_text(encoding="utf-8"))
         values = measured["costs"]["cpu_ms"][measured["batch_sizes"].index(1)]
         options = {k: metrics["settings"]["data"]["options"][k] for k in ("mean", "std")}
         split = ThreeWaySplit.load(run / "split.json")
@@ -158,7 +160,7 @@ class Material:
         rows = {part: split.indices[part] for part in ("calibration", "test")}
         rows["test"] = rows["test"][:limit]
         return cls(
-            name or metrics["recipe"],
+            recipe,
             MultiExitModel.from_pretrained(run / "work" / "model").eval(),
             eenet.ExitCosts(values, "cpu_ms", batch_size=1),
             f"{metrics['machine']['processor']}, {metrics['machine']['threads']} thread(s)",
@@ -186,7 +188,7 @@ def head(
     material: Material,
     calibration: eenet.ExitRecords,
     sets: dict[str, eenet.ExitRecords],
-    words: Sequence[str],
+    commands: Sequence[str],
     found: dict[str, Any],
 ) -> list[str]:
     """What the tables are of."""
@@ -197,10 +199,10 @@ def head(
         f"{material.name}, CIFAR-10 as JPEG copies: {len(calibration):,} images as they are to calibrate on, "
         f"{len(sets[PLAIN]):,} others to judge. Exits cost {costs} CPU ms ({material.where}). Blur is Gaussian, by its "
         "radius in pixels; noise is Gaussian, by its standard deviation of 255; JPEG by its quality; contrast by what "
-        "is left of it. The command:",
+        "is left of it. Made by:",
         "",
         "```",
-        f"python benchmarks/shift.py {' '.join(words)}",
+        *commands,
         "```",
         "",
         f"{describe_machine(found).splitlines()[-1]}; seeded, no times are measured.",
@@ -228,6 +230,7 @@ def table(
         warnings.simplefilter("ignore", ReliabilityWarning)
         plain = METHODS[method]().fit(calibration, costs)
         sure = METHODS[method]().fit(calibration, costs, guarantee=LEVEL)
+        plainly, surely = [plain.at(b) for b in budgets], [sure.at(b) for b in promised]
         drop, accurate = guaranteed_accuracy(method, calibration, costs)
         lines = [
             f"## {type(plain).__name__}",
@@ -248,8 +251,8 @@ def table(
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for name, test in sets.items():
-            spent = [plain.at(b).replay(test).mean_cost / b for b in budgets]
-            kept = [sure.at(b).replay(test).mean_cost <= b for b in promised]
+            spent = [at.replay(test).mean_cost / b for b, at in zip(budgets, plainly, strict=True)]
+            kept = [at.replay(test).mean_cost <= b for b, at in zip(promised, surely, strict=True)]
             lost = "refused"
             if accurate is not None:
                 points = 100 * (float(test.accuracies[-1]) - accurate.replay(test).accuracy)
