@@ -1,9 +1,9 @@
 """What budgets, guarantees and the budget controller are worth on shifted test images, which nothing was calibrated on.
 
-RUN is the folder of `eenet train` or `eenet reproduce` with a CIFAR-10 recipe (model and split); costs are those in
-`results/`, of the recipe. The calibration images are left as they are. The test images are shifted by one of four corruptions at three strengths, the same for the same seed:
-Gaussian blur (radius in pixels), Gaussian noise (standard deviation, of 255), JPEG (quality), contrast (what is left of
-it). For each shift, and for the images as they are:
+RUN is the folder of `eenet train` or `eenet reproduce` with a CIFAR-10 recipe (model and split); costs are those that
+`results/` has of the recipe. The calibration images are left as they are. The test images are shifted by one of four
+corruptions at three strengths, the same for the same seed: Gaussian blur (radius in pixels), Gaussian noise (standard
+deviation, of 255), JPEG (quality), contrast (what is left of it). For each shift, and for the images as they are:
 
 - what is spent of a promised budget, mean and worst over eight budgets between the first and the last exit's cost;
 - whether the guarantee of 0.95 on the cost is kept at four of them, and a guaranteed accuracy at the last exit's less
