@@ -177,6 +177,29 @@ def test_augmentation_belongs_to_the_sample_not_to_its_batch(tmp_path: Path) -> 
     assert torch.equal(dataset.with_transform("eval").batch([0])[0], raw(tmp_path).batch([0])[0])
 
 
+@pytest.mark.parametrize("kind", ["rand", "trivial"])
+def test_torchvisions_augmentation_belongs_to_the_sample_too(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision.transforms.v2")
+    write_train(tmp_path)
+    dataset = raw(tmp_path, transform="train", augment=kind, padding=0)
+    before = torch.get_rng_state()
+    whole, labels = dataset.batch(range(10), (7, 3))
+    parts = torch.cat([dataset.batch(part, (7, 3))[0] for part in ([0, 1, 2], [3], range(4, 10))])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(whole, parts)
+    assert labels.tolist() == list(LABELS[:10])
+    assert not torch.equal(whole, dataset.batch(range(10), (7, 4))[0])
+    plain = raw(tmp_path, transform="train", padding=0)
+    assert not torch.equal(whole, plain.batch(range(10), (7, 3))[0])
+    assert torch.equal(dataset.with_transform("eval").batch([0])[0], raw(tmp_path).batch([0])[0])
+
+
+def test_an_unknown_augmentation_is_refused(tmp_path: Path) -> None:
+    write_train(tmp_path)
+    with pytest.raises(InvalidInputError, match="augment is 'auto', expected one of"):
+        raw(tmp_path, augment="auto")
+
+
 def test_an_image_that_does_not_decode_is_refused_by_name(tmp_path: Path) -> None:
     cells = files.image_cells(files.pixels(10), "JPEG")
     cells[4]["bytes"] = cells[4]["bytes"][:200]

@@ -35,7 +35,7 @@ def test_unknown_names_and_splits_list_what_there_is(arguments: tuple[str, str, 
         ({"transform": "augment"}, r"transform is 'augment', expected one of \['eval', 'train'\]"),
         ({"on_corrupt": "ignore"}, "on_corrupt is 'ignore', expected one of"),
         ({"limit": 0}, "limit is 0, expected 1 sample or more"),
-        ({"crop_size": (4, 4)}, "'cifar10' has no option 'crop_size'; it has mean, std, padding"),
+        ({"crop_size": (4, 4)}, "'cifar10' has no option 'crop_size'; it has mean, std, padding, augment"),
     ],
 )
 def test_unusable_options_are_refused(options: dict[str, object], message: str) -> None:

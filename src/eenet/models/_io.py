@@ -104,12 +104,14 @@ def joint_loss(task: Task, logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def exit_loss(task: Task, logits: Tensor, labels: Tensor) -> Tensor:
+def exit_loss(task: Task, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross entropy, the mean over the samples, or over the labeled pixels of all images (0 where there is none)."""
     labels = labels.long()
     if not isinstance(task, Segmentation):
-        return F.cross_entropy(logits, labels)
-    total = F.cross_entropy(logits, labels, ignore_index=task.ignore_index, reduction="sum")
+        return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    total = F.cross_entropy(
+        logits, labels, ignore_index=task.ignore_index, reduction="sum", label_smoothing=label_smoothing
+    )
     return total / (labels != task.ignore_index).sum().clamp(min=1)
 
 

@@ -46,6 +46,10 @@ Array = NDArray[Any]
 Parts = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 
+class NotCacheableError(InvalidInputError):
+    """The data cannot be cached, but can be trained on."""
+
+
 @array_value
 @dataclass(frozen=True)
 class CachedFeatures:
@@ -70,16 +74,17 @@ def cached_features(
     folder: Path,
     *,
     dtype: str = "float32",
+    reading: int = 0,
     announce: Callable[[str], None],
     advance: Callable[[int, int], None],
 ) -> CachedFeatures:
     """The features of a loader's data, from `folder` where it has them, else computed and kept there.
 
     Each sample is read once, in the order of the data set, with the loader's own transform: augmentation is frozen
-    as well. `announce` is called with the size before anything is written, `advance` the samples done and their number.
-    Raises `OutOfSpaceError`, leaving nothing behind, where the disk is too small or fills up.
+    as well, as in epoch `reading`. `announce` is called with the size before anything is written, `advance` the samples
+    done and their number. Raises `OutOfSpaceError`, leaving nothing behind, where the disk is too small or fills up.
     """
-    batches, samples = _each_once(loader)
+    batches, samples = _each_once(loader, reading)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     source = _Source(model, batches, device)
     first = source.peek()
@@ -153,11 +158,11 @@ class _Source:
         return _Outputs(list(inputs), features, logits, targets_of(labels, torch.device("cpu")))
 
 
-def _each_once(loader: Any) -> tuple[Iterable[Any], int]:
+def _each_once(loader: Any, reading: int) -> tuple[Iterable[Any], int]:
     """Batches that hold each of a loader's samples once, in the order of the data set, and the number of samples."""
     if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
         if loader.batch_size is None and loader.batch_sampler is None:
-            return _whole_batches_once(loader)
+            return _whole_batches_once(loader, reading)
         # Through the sampler, which may leave out a part that is held out on purpose.
         if loader.batch_sampler is not None and loader.batch_size is None:
             index = sorted(i for rows in loader.batch_sampler for i in rows)
@@ -178,22 +183,23 @@ def _each_once(loader: Any) -> tuple[Iterable[Any], int]:
     if isinstance(loader, Sequence):
         counts = [len(targets_of(unpack(batch)[2], torch.device("cpu"))) for batch in loader]
         return loader, sum(counts)
-    raise InvalidInputError(
+    raise NotCacheableError(
         f"freeze_backbone needs data of known length, got a {type(loader).__name__}; give a DataLoader of a data set "
         "with a length, or a list of batches"
     )
 
 
-def _whole_batches_once(loader: DataLoader[Any]) -> tuple[Iterable[Any], int]:
+def _whole_batches_once(loader: DataLoader[Any], reading: int) -> tuple[Iterable[Any], int]:
     """As `_each_once`, for a loader whose data set gives whole batches, such as `experiments.data.loader` makes."""
     in_order = getattr(loader.sampler, "in_order", None)
     if not callable(in_order):
-        raise InvalidInputError(
+        raise NotCacheableError(
             "freeze_backbone cannot tell which samples are in a DataLoader with batch_size=None, whose data set gives "
             "whole batches: give one that batches by itself (batch_size=...), one of `experiments.data.loader`, or a "
             "list of batches"
         )
     sampler = in_order()
+    sampler.set_epoch(reading)
     ordered = DataLoader(
         loader.dataset,
         sampler=sampler,
@@ -317,7 +323,7 @@ def _write(
 
 def _append(file: BinaryIO, name: str, tensor: Tensor, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
     if tuple(tensor.shape[1:]) != shape:
-        raise InvalidInputError(
+        raise NotCacheableError(
             f"the feature {name!r} has shape {tuple(tensor.shape[1:])} in one batch and {shape} in another; pad all "
             "inputs to one size to cache features"
         )

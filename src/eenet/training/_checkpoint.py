@@ -24,6 +24,7 @@ _SCHEMA = 1
 _SHOWN = 5
 # The spelling of schema 1, kept so that older checkpoints load.
 _MODEL, _OPTIMIZER, _NUMBERS = "model.", "optimiser.", "optimiser_numbers"
+_TRAINED = "trained."  # where the model's weights are averages: those that training goes on with
 
 
 class OutOfSpaceError(EENetError, OSError):
@@ -31,13 +32,21 @@ class OutOfSpaceError(EENetError, OSError):
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, header: Mapping[str, Any], optimizer: torch.optim.Optimizer | None = None
+    path: Path,
+    model: nn.Module,
+    header: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer | None = None,
+    trained: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the weights, and where given the optimizer's state, with a JSON-ready header; atomically."""
+    """Write the weights, and where given the optimizer's state, with a JSON-ready header; atomically.
+
+    `trained` are the weights that training goes on with, where those of the model are averages.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
+    tensors |= {_TRAINED + name: tensor for name, tensor in (trained or {}).items()}
     numbers: dict[str, dict[str, Any]] = {}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
@@ -91,8 +100,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> dict[str, Any]:
     return header
 
 
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> dict[str, Any]:
-    """Load weights and the optimizer's state; gives the header."""
+def restore(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> dict[str, Tensor]:
+    """Load weights and the optimizer's state; gives the trained weights, where those of the model are averages."""
     tensors, header = _read(path)
     _load_weights(model, path, tensors)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -109,7 +118,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, path: Path) -> d
     whole = optimizer.state_dict()
     whole["state"] = state
     optimizer.load_state_dict(whole)
-    return header
+    return {key[len(_TRAINED) :]: tensor for key, tensor in tensors.items() if key.startswith(_TRAINED)}
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -27,6 +27,8 @@ SCHEDULES = ("constant", "multistep", "cosine", "linear")
 PRECISIONS = ("32", "bf16", "16")
 CACHE_DTYPES = ("float32", "float16")
 
+_HEADS = 10**6  # the number of their part, after all stages
+
 _RENAMED = {"optimiser": "optimizer"}
 
 # What may differ when a run is resumed: it changes what is shown, not what is computed.
@@ -47,6 +49,9 @@ class TrainConfig:
         Of the backbone, the network's own last layers included; above 0.
     head_learning_rate
         Of the early exit heads; None for that of the backbone.
+    layer_decay
+        What multiplies the learning rate from each stage to the one before it, above 0 and at most 1: for fine-tuning.
+        The last stage has `learning_rate`.
     momentum, nesterov
         Of SGD: at least 0 and below 1, and whether it looks ahead.
     betas
@@ -73,6 +78,14 @@ class TrainConfig:
         Of both distillations, above 0.
     teacher_weight
         Of the KL divergence of every exit from a teacher, throughout; needs `train(..., teacher=)`.
+    ensemble_weight
+        Of the KL divergence of every exit from the mean of all exits' probabilities at `temperature`, in the part of
+        the training that `distillation_part` says; 0 is off.
+    label_smoothing
+        The share of each label that is spread over all classes, at least 0 and below 1.
+    mixup, cutmix
+        For images: the alpha of torchvision's `MixUp` and `CutMix`, which mix each batch; 0 is off. With both above 0,
+        each batch is mixed by one of them, drawn at random.
     gradient_scaling
         Between exits and backbone: "none", "equilibrium", or a number from 0 to 1 that multiplies what early exit heads
         send into the backbone.
@@ -82,6 +95,9 @@ class TrainConfig:
         Batches whose gradients make one optimizer step, at least 1.
     gradient_clip
         The largest norm of the gradient; None is off.
+    ema_decay
+        Of the exponential moving average of the weights, between 0 and 1, such as 0.999: the averaged weights and
+        batch norm statistics are evaluated and saved. After n steps it is at most (1 + n) / (10 + n). None is off.
     accelerator, devices, strategy
         As for `lightning.fabric.Fabric`.
     patience
@@ -90,8 +106,14 @@ class TrainConfig:
         How many budgets the frontier is measured at, at least 1.
     freeze_backbone
         Cache the features at the exits and train the early exit heads alone.
+    head_epochs
+        Epochs of the early exit heads alone, before the `epochs` of everything: on cached features, or where inputs
+        have several sizes without a cache; 0 is off.
     cache_dtype
         "float32" or "float16", in which features are cached.
+    cache_crops
+        How often the training data is read for the cache, at least 1: each time with other augmentation. The epochs
+        take turns.
     seed
         Of everything random, at least 0.
     tensorboard, progress
@@ -113,6 +135,7 @@ class TrainConfig:
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     head_learning_rate: float | None = None
+    layer_decay: float = 1.0
     momentum: float = 0.9
     nesterov: bool = False
     betas: tuple[float, float] = (0.9, 0.999)
@@ -127,17 +150,24 @@ class TrainConfig:
     distillation_part: float = 0.25
     temperature: float = 3.0
     teacher_weight: float = 0.0
+    ensemble_weight: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     gradient_scaling: str | float = "none"
     precision: str = "32"
     accumulate: int = 1
     gradient_clip: float | None = None
+    ema_decay: float | None = None
     accelerator: str = "auto"
     devices: int | str = 1
     strategy: str = "auto"
     patience: int | None = None
     budgets: int = 3
     freeze_backbone: bool = False
+    head_epochs: int = 0
     cache_dtype: str = "float32"
+    cache_crops: int = 1
     seed: int = 0
     tensorboard: bool = True
     progress: bool = True
@@ -145,7 +175,14 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("nesterov", "decay_vectors", "freeze_backbone", "tensorboard", "progress"):
             self._boolean(name)
-        for name, least in (("epochs", 1), ("accumulate", 1), ("budgets", 1), ("seed", 0)):
+        for name, least in (
+            ("epochs", 1),
+            ("accumulate", 1),
+            ("budgets", 1),
+            ("seed", 0),
+            ("head_epochs", 0),
+            ("cache_crops", 1),
+        ):
             self._whole(name, least)
         if self.patience is not None:
             self._whole("patience", 1)
@@ -161,10 +198,14 @@ class TrainConfig:
         for name in ("head_learning_rate", "gradient_clip"):
             if getattr(self, name) is not None:
                 self._number(name, 0, math.inf, low_open=True)
-        for name in ("weight_decay", "distillation_weight", "teacher_weight"):
+        for name in ("weight_decay", "distillation_weight", "teacher_weight", "ensemble_weight", "mixup", "cutmix"):
             self._number(name, 0, math.inf)
         self._number("momentum", 0, 1, high_open=True)
-        self._number("decay", 0, 1, low_open=True)
+        self._number("label_smoothing", 0, 1, high_open=True)
+        for name in ("decay", "layer_decay"):
+            self._number(name, 0, 1, low_open=True)
+        if self.ema_decay is not None:
+            self._number("ema_decay", 0, 1, low_open=True, high_open=True)
         self._number("distillation_part", 0, 1)
         self._number("warmup_epochs", 0, self.epochs, high_open=True)
         self._numbers("betas", 0, 1, count=2)
@@ -176,6 +217,12 @@ class TrainConfig:
             self._choice("gradient_scaling", SCALINGS, "or a number from 0 to 1")
         else:
             self._number("gradient_scaling", 0, 1)
+        if self.freeze_backbone:
+            for name in ("mixup", "cutmix"):
+                if getattr(self, name):
+                    raise self._wrong(name, "0 with freeze_backbone, which keeps features and no images")
+            if self.head_epochs:
+                raise self._wrong("head_epochs", "0 with freeze_backbone, which trains the heads alone anyway")
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise self._wrong("nesterov", "False unless optimizer is 'sgd' with a momentum above 0")
         if not isinstance(self.devices, (int, str)) or isinstance(self.devices, bool) or self.devices in (0, ""):
@@ -271,14 +318,22 @@ def _within(value: Any, low: float, high: float, *, low_open: bool = False, high
 def make_optimizer(model: MultiExitModel, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW over the parameters that learn, early exit heads and backbone in groups of their own.
 
-    Each group keeps its full learning rate as "base_lr".
+    With a `layer_decay` each stage is a group of its own, the last one first. Each group keeps its full learning rate
+    as "base_lr".
     """
-    heads = {id(parameter) for parameter in model.heads.parameters()}
     head_rate = config.learning_rate if config.head_learning_rate is None else config.head_learning_rate
+    rates = {0: config.learning_rate, _HEADS: head_rate}
+    part_of = {id(parameter): _HEADS for parameter in model.heads.parameters()}
+    if config.layer_decay < 1:
+        stages = model.staged.inference_stages
+        for before_last, stage in enumerate(reversed(stages)):
+            rates[before_last] = config.learning_rate * config.layer_decay**before_last
+            # What several stages use is in the group of the first of them.
+            part_of |= {id(parameter): before_last for parameter in stage.module.parameters()}
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = []
-    for part, rate in ((False, config.learning_rate), (True, head_rate)):
-        members = [p for p in learning if (id(p) in heads) == part]
+    for part, rate in sorted(rates.items()):
+        members = [p for p in learning if part_of.get(id(p), 0) == part]
         for decayed in (True, False):
             chosen = [p for p in members if (config.decay_vectors or p.ndim > 1) == decayed]
             if chosen:

@@ -81,6 +81,13 @@ class TrainingTask(Protocol):
 class ClassificationTask:
     """One class for each sample: cross entropy and accuracy. Logits are (N, C), targets (N,) class numbers.
 
+    The loss and the utility also take targets (N, C), the probabilities of the classes, as mixed images have them.
+
+    Parameters
+    ----------
+    label_smoothing
+        The share of each label that is spread over all classes.
+
     Examples
     --------
     >>> import torch
@@ -91,6 +98,10 @@ class ClassificationTask:
     """
 
     name = "classification"
+    label_smoothing = 0.0  # where a subclass has an `__init__` of its own
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self.label_smoothing = label_smoothing
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
         """Raise `InvalidInputError` for labels of another shape, of a float dtype, or outside the classes."""
@@ -98,10 +109,13 @@ class ClassificationTask:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy."""
-        return exit_loss(_CLASSES, logits, targets)
+        labels = targets if targets.is_floating_point() else targets.long()
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
     def utility(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """1 where the class is right."""
+        """1 where the class is right; of probabilities, where it is the most probable one."""
+        if targets.is_floating_point():
+            targets = targets.argmax(dim=1)
         return (logits.argmax(dim=1) == targets).float()
 
     def divergence(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -128,7 +142,12 @@ class ClassificationTask:
 class SegmentationTask:
     """One class for each pixel: cross entropy over the labeled pixels. Logits are (N, C, H, W), targets (N, H, W).
 
-    `task` says which pixels are looked at for the evidence, which label does not count, and what an image is worth.
+    Parameters
+    ----------
+    task
+        Which pixels are looked at for the evidence, which label does not count, and what an image is worth.
+    label_smoothing
+        The share of each label that is spread over all classes.
 
     Examples
     --------
@@ -139,9 +158,11 @@ class SegmentationTask:
     """
 
     name = "segmentation"
+    label_smoothing = 0.0  # where a subclass has an `__init__` of its own
 
-    def __init__(self, task: Segmentation | None = None) -> None:
+    def __init__(self, task: Segmentation | None = None, label_smoothing: float = 0.0) -> None:
         self.task = task or Segmentation()
+        self.label_smoothing = label_smoothing
 
     def check(self, logits: Tensor, targets: Tensor) -> None:
         """Raise `InvalidInputError` for label maps of another shape, of a float dtype, or outside the classes."""
@@ -149,7 +170,7 @@ class SegmentationTask:
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy, the mean over the labeled pixels of the batch; 0 where there is none."""
-        return exit_loss(self.task, logits, targets)
+        return exit_loss(self.task, logits, targets, self.label_smoothing)
 
     def utility(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The share of each image's labeled pixels that are right."""
@@ -173,9 +194,11 @@ class SegmentationTask:
         return images.records()
 
 
-def task_of(model: MultiExitModel) -> TrainingTask:
+def task_of(model: MultiExitModel, label_smoothing: float = 0.0) -> TrainingTask:
     """What a model is trained for, by what its logits mean."""
-    return SegmentationTask(model.task) if isinstance(model.task, Segmentation) else ClassificationTask()
+    if isinstance(model.task, Segmentation):
+        return SegmentationTask(model.task, label_smoothing)
+    return ClassificationTask(label_smoothing)
 
 
 def targets_of(labels: Any, device: torch.device) -> Tensor:
@@ -265,12 +288,14 @@ class JointLoss:
         weights: Sequence[float],
         *,
         distillation_weight: float = 0.0,
+        ensemble_weight: float = 0.0,
         teacher: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The loss, a scalar, and the plain losses of the exits, (K,), without gradient.
 
-        With a `distillation_weight` each early exit learns from the last, which does not learn from them; with
-        `teacher` (logits) every exit learns from the teacher. An exit without gradient adds nothing: it is frozen.
+        With a `distillation_weight` each early exit learns from the last, which does not learn from them; with an
+        `ensemble_weight` every exit from the mean of all exits' probabilities; with `teacher` (logits) every exit from
+        the teacher. No gradient goes into what is learned from. An exit without gradient adds nothing: it is frozen.
         """
         losses = [self.task.loss(z, targets) for z in logits]
         terms = [weight * loss for weight, loss in zip(weights, losses, strict=True) if loss.requires_grad]
@@ -281,6 +306,11 @@ class JointLoss:
                 for z in logits[:-1]
                 if z.requires_grad
             ]
+        if ensemble_weight > 0:
+            mean = ensemble_logits(logits, self.temperature)
+            terms += [
+                ensemble_weight * self.task.divergence(z, mean, self.temperature) for z in logits if z.requires_grad
+            ]
         if teacher is not None:
             terms += [
                 self.teacher_weight * self.task.divergence(z, teacher, self.temperature)
@@ -288,6 +318,12 @@ class JointLoss:
                 if z.requires_grad
             ]
         return torch.stack(terms).sum(), torch.stack([loss.detach() for loss in losses])
+
+
+def ensemble_logits(logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """Logits whose softmax at a temperature is the mean of the exits' softmaxes at it; without gradient."""
+    logs = torch.stack([F.log_softmax(z.detach() / temperature, dim=1) for z in logits])
+    return temperature * torch.logsumexp(logs, dim=0)  # the division by K changes no softmax
 
 
 SCALINGS = ("none", "equilibrium")

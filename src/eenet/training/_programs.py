@@ -11,6 +11,7 @@ import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ from eenet.training._cache import CachedFeatures, batch_size_of, cached_features
 from eenet.training._config import TrainConfig
 from eenet.training._loss import ScaledExits, TrainingTask, targets_of
 from eenet.training._report import Display
+
+_CACHING = 2**31  # the "epoch" whose seeds features are cached with, and those after it for further readings
 
 Batch = tuple[tuple[Any, ...], dict[str, Any], Tensor]
 """Positional and keyword arguments of a program's module, and the targets, all on the device."""
@@ -64,7 +67,7 @@ class JointProgram:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The loader's batches, in the order that the epoch's seeds give."""
-        self._model.train()
+        self._training_mode()
         if self._fabric.world_size > 1:
             # Lightning orders the samples by its own count of epochs, which starts from 0 again in a resumed run.
             set_loader_epoch(self._loader, epoch)
@@ -74,6 +77,9 @@ class JointProgram:
             args, kwargs, labels = unpack(batch)
             args, kwargs = self._fabric.to_device((args, kwargs))
             yield args, kwargs, targets_of(labels, self._fabric.device)
+
+    def _training_mode(self) -> None:
+        self._model.train()
 
     def evaluate(self, task: TrainingTask) -> ExitRecords:
         """Records of the validation loader."""
@@ -87,6 +93,19 @@ class JointProgram:
             with self._fabric.autocast():
                 logits = self._model(*args, **kwargs)
             yield [z.float() for z in logits], targets_of(labels, self._fabric.device)
+
+
+class HeadsProgram(JointProgram):
+    """The early exit heads alone, on features that are computed in every epoch, since they cannot be cached."""
+
+    def __init__(
+        self, fabric: Any, model: MultiExitModel, train_loader: Any, validation_loader: Any, config: TrainConfig
+    ) -> None:
+        super().__init__(fabric, model, train_loader, validation_loader, replace(config, gradient_scaling="none"))
+
+    def _training_mode(self) -> None:
+        self._model.eval()
+        self._model.heads.train()
 
 
 class CachedHeads(nn.Module):
@@ -114,41 +133,45 @@ class FrozenProgram:
         config: TrainConfig,
         folder: Path,
         display: Display,
+        seeds: EpochSeeds,
     ) -> None:
         self.module: nn.Module = CachedHeads(model.heads)
         self._fabric = fabric
         self._seed = config.seed
         self._batch_size = batch_size_of(train_loader)
 
-        def cached(loader: Any, what: str) -> CachedFeatures:
+        def cached(loader: Any, what: str, reading: int = 0) -> CachedFeatures:
+            seeds.start(_CACHING + reading)
             return cached_features(
                 model,
                 loader,
                 folder,
                 dtype=config.cache_dtype,
+                reading=reading,
                 announce=display.say,
                 advance=display.task(f"features of the {what} data"),
             )
 
         if not fabric.is_global_zero:
             fabric.barrier()  # the first process writes, the others find what it wrote
-        self._train = cached(train_loader, "training")
+        self._readings = [cached(train_loader, "training", reading) for reading in range(config.cache_crops)]
         self._validation = cached(validation_loader, "validation")
         if fabric.is_global_zero:
             fabric.barrier()
-        self._each = len(self._train) // fabric.world_size  # the same for all, so that none waits for another
+        self._each = len(self._readings[0]) // fabric.world_size  # the same for all, so that none waits for another
         self.batches = max(self._each // self._batch_size + (self._each % self._batch_size > 1), 1)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Batches of shuffled samples; one that would have a single sample is left out, for batch norm's sake."""
         self.module.train()
         generator = torch.Generator().manual_seed(mixed(self._seed, epoch))
-        order = torch.randperm(len(self._train), generator=generator).numpy()
+        train = self._readings[epoch % len(self._readings)]
+        order = torch.randperm(len(train), generator=generator).numpy()
         order = order[self._fabric.global_rank :: self._fabric.world_size][: self._each]
         for batch in range(self.batches):
             # Sorted, so that the disk is read in one direction; within a batch the order does not matter.
             rows = np.sort(order[batch * self._batch_size : (batch + 1) * self._batch_size])
-            tensors, targets = self._fabric.to_device(self._train.rows(rows))
+            tensors, targets = self._fabric.to_device(train.rows(rows))
             yield tuple(tensors), {}, targets
 
     def evaluate(self, task: TrainingTask) -> ExitRecords:

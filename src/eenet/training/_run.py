@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from eenet.models import MultiExitModel
 from eenet.models._io import logits_in, unpack
 from eenet.profiling import profile
 from eenet.scheduler import DeadExit, dead_exits
+from eenet.training._averaging import Average
+from eenet.training._cache import NotCacheableError
 from eenet.training._checkpoint import (
     first_not_finite,
     load_checkpoint,
@@ -28,7 +31,8 @@ from eenet.training._checkpoint import (
 )
 from eenet.training._config import TrainConfig, make_optimizer, rate_factor, set_rate
 from eenet.training._loss import JointLoss, Moment, TrainingTask, exit_weights
-from eenet.training._programs import EpochSeeds, FrozenProgram, JointProgram, Program
+from eenet.training._mixing import Mixer
+from eenet.training._programs import EpochSeeds, FrozenProgram, HeadsProgram, JointProgram, Program
 from eenet.training._report import Display, EpochReport, TrainResult, two_fold_frontier, write_history
 
 LAST, BEST, HISTORY, LOGS, FEATURES = "last.safetensors", "best.safetensors", "metrics.csv", "tensorboard", "features"
@@ -86,6 +90,7 @@ class Run:
         display: Display,
         teacher: nn.Module | None,
         features: Path,
+        seeds: EpochSeeds,
     ) -> None:
         self.fabric = fabric
         self.model = model
@@ -95,27 +100,37 @@ class Run:
         self.task = task
         self.display = display
         self.teacher = None if teacher is None else fabric.to_device(teacher).eval()
+        self.seeds = seeds
+        self.average: Average | None = None
+        self.mixer: Mixer | None = None
+        if config.mixup > 0 or config.cutmix > 0:
+            self.mixer = Mixer(config, task, model.num_classes)
         self.loss = JointLoss(task, config.temperature, config.teacher_weight)
         self._dead: dict[int, tuple[DeadExit, ...]] = {}
         self.state = _State()
         self.logger: Any = None
 
-    def prepare(self, train_loader: Any, validation_loader: Any, costs: ExitCosts | None, *, resume: bool) -> None:
-        """Find out what there is to resume, count costs, make optimizer and program."""
+    def prepare(
+        self,
+        train_loader: Any,
+        validation_loader: Any,
+        costs: ExitCosts | None,
+        *,
+        resume: bool,
+        must_cache: bool = True,
+    ) -> None:
+        """Find out what there is to resume, count costs, make optimizer and program.
+
+        With `must_cache` false, heads are trained without a cache where features cannot be cached.
+        """
         self.optimizer = make_optimizer(self.model, self.config)
+        if self.config.ema_decay is not None:
+            self.average = Average(self.model, self.config.ema_decay)
         header = self._resume() if resume and (self.folder / LAST).is_file() else None
         # Weights first, the cache after: features are those of the weights that the run goes on with.
         self.program: Program
         if self.config.freeze_backbone:
-            self.program = FrozenProgram(
-                self.fabric,
-                self.model,
-                train_loader,
-                validation_loader,
-                self.config,
-                self.features,
-                self.display,
-            )
+            self.program = self._heads_alone(train_loader, validation_loader, must_cache=must_cache)
         else:
             self.program = JointProgram(self.fabric, self.model, train_loader, validation_loader, self.config)
             # Traced here, outside of mixed precision, which a trace would fix.
@@ -138,11 +153,21 @@ class Run:
             if self.config.tensorboard:
                 self.logger = _tensorboard(self.folder, self.state.epoch)
 
-    def epochs(self, seeds: EpochSeeds) -> None:
+    def _heads_alone(self, train_loader: Any, validation_loader: Any, *, must_cache: bool) -> Program:
+        parts = (self.fabric, self.model, train_loader, validation_loader, self.config)
+        try:
+            return FrozenProgram(*parts, self.features, self.display, self.seeds)
+        except NotCacheableError as error:
+            if must_cache:
+                raise
+            self.display.say(f"heads are trained without cached features: {error}")
+            return HeadsProgram(*parts)
+
+    def epochs(self) -> None:
         """Run the epochs that are left."""
         while not self.finished():
             epoch = self.state.epoch
-            seeds.start(epoch)
+            self.seeds.start(epoch)
             trained = self._train_epoch(epoch)
             bad = first_not_finite(self.model)
             if bad is not None:
@@ -151,21 +176,35 @@ class Run:
                     step=self.state.step - 1,
                     exit_name=None,
                 )
-            report = self._evaluate(epoch, trained)
-            self.state.history.append(report)
-            self._save(report)
+            with self._averaged() as weights:
+                report = self._evaluate(epoch, trained)
+                self.state.history.append(report)
+                self._save(report, weights)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[Mapping[str, Tensor] | None]:
+        """The model has its averaged weights within the block, if they are averaged; gives those it was trained to."""
+        if self.average is None:
+            yield None
+        else:
+            with self.average.used() as trained:
+                yield trained
 
     def finished(self) -> bool:
         """Whether all epochs are done, or patience has run out."""
         return self.state.epoch >= self.config.epochs or self._out_of_patience()
 
-    def finish(self) -> TrainResult:
-        """Load the best weights and give the result."""
+    def load_best(self) -> None:
+        """End the run with the weights of its best epoch."""
         self.fabric.barrier()
         if self.logger is not None:
             self.logger.finalize("success")
-        best = self.state.best
         load_checkpoint(self.model, self.folder / BEST)
+
+    def finish(self) -> TrainResult:
+        """Load the best weights and give the result."""
+        self.load_best()
+        best = self.state.best
         dead = self._dead.get(best.epoch, ())
         if dead:
             warnings.warn(
@@ -201,15 +240,19 @@ class Run:
             complete = index - first + 1 == group
             if index == first:
                 trained.rate = set_rate(self.optimizer, rate_factor(config, self.state.step, self._steps))
+            if self.mixer is not None:
+                args, kwargs, targets = self.mixer(args, kwargs, targets)
             with self.fabric.no_backward_sync(self.module, enabled=not complete):
                 logits = self.module(*args, **kwargs)
-                self.task.check(logits[-1], targets)
-                distil = config.distillation_weight if self.state.step >= distillation_starts else 0.0
+                if self.mixer is None:
+                    self.task.check(logits[-1], targets)
+                distils = self.state.step >= distillation_starts
                 loss, losses = self.loss(
                     logits,
                     targets,
                     weights,
-                    distillation_weight=distil,
+                    distillation_weight=config.distillation_weight if distils else 0.0,
+                    ensemble_weight=config.ensemble_weight if distils else 0.0,
                     teacher=self._teach(args, kwargs),
                 )
                 self._check_finite(loss, losses, epoch, index)
@@ -222,6 +265,8 @@ class Run:
                 self.wrapped.step()
                 self.optimizer.zero_grad()
                 self.state.step += 1
+                if self.average is not None:
+                    self.average.update()
             with torch.no_grad():
                 utilities = torch.stack([self.task.utility(z, targets).mean() for z in logits])
             advance(trained.add(loss, losses, utilities, len(targets) * self.fabric.world_size))
@@ -302,7 +347,7 @@ class Run:
         shared: EpochReport = self.fabric.broadcast(report)
         return shared
 
-    def _save(self, report: EpochReport) -> None:
+    def _save(self, report: EpochReport, trained: Mapping[str, Tensor] | None) -> None:
         best = self.state.best is report
         if self.fabric.is_global_zero:
             header = {
@@ -318,7 +363,7 @@ class Run:
             # The best first: a run that is killed between the two repeats the epoch and writes the same best again.
             if best:
                 save_checkpoint(self.folder / BEST, self.model, header)
-            save_checkpoint(self.folder / LAST, self.model, header, self.optimizer)
+            save_checkpoint(self.folder / LAST, self.model, header, self.optimizer, trained)
             write_history(self.folder / HISTORY, self.state.history)
             if self.logger is not None:
                 self.logger.log_metrics(report.row(), step=report.epoch + 1)
@@ -336,7 +381,9 @@ class Run:
                 f"the run in {str(self.folder)!r} has other settings ({'; '.join(changed)}); resume with the same, or "
                 "choose another `out`"
             )
-        restore(self.model, self.optimizer, path)
+        trained = restore(self.model, self.optimizer, path)
+        if self.average is not None:
+            self.average.restore(trained, header["step"])
         self.state.history = [EpochReport.from_dict(past) for past in header["history"]]
         self.state.step = header["step"]
         self.fabric.strategy.precision.load_state_dict(header["precision"])

@@ -9,8 +9,10 @@ be switched off piece by piece. Fabric is imported as `lightning_fabric`, the pa
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ from eenet.training._report import Display, TrainResult
 from eenet.training._run import FEATURES, LAST, Run
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-_CACHING = 2**31  # the "epoch" whose seeds features are cached with
+_HEADS = "heads"
 
 
 def train(
@@ -61,7 +63,7 @@ def train(
         The settings, by default `TrainConfig()`.
     out
         The folder of this run: `last.safetensors` after each epoch, `best.safetensors`, `metrics.csv`, `tensorboard/`,
-        and `features/` with `freeze_backbone`.
+        and `features/` with `freeze_backbone`, `heads/` with `head_epochs`.
     resume
         Go on after the last finished epoch of a run that was interrupted, even killed. On a CPU it ends with the same
         weights, to the bit, as one that was not, provided that model, data and config are the same. Where there is
@@ -106,33 +108,71 @@ def train(
     (2, 2)
     """
     config = config or TrainConfig()
-    _check_arguments(model, config, teacher, out, resume=resume)
+    _check_arguments(model, config, teacher, task, out, resume=resume)
     fabric = _fabric(config)
     fabric.launch()
     folder = Path(out)
-    task = task or task_of(model)
-    shown = config.progress and fabric.is_global_zero
+    task = task or task_of(model, config.label_smoothing)
     for loader in (train_loader, validation_loader):
         require_batches(loader, model.staged.example)
     warn_of_persistent_workers(train_loader)
     model.staged.check_current()
+    if config.head_epochs and not (resume and (folder / LAST).is_file()):
+        first = folder / _HEADS
+        kept = first / FEATURES if features is None else Path(features)
+        with _run(fabric, model, _of_heads(config), first, task, None, kept, train_loader) as run:
+            run.prepare(train_loader, validation_loader, costs, resume=resume, must_cache=False)
+            run.epochs()
+            run.load_best()
+        if features is None and fabric.is_global_zero:
+            shutil.rmtree(kept, ignore_errors=True)
+    kept = folder / FEATURES if features is None else Path(features)
+    with _run(fabric, model, config, folder, task, teacher, kept, train_loader) as run:
+        run.prepare(train_loader, validation_loader, costs, resume=resume)
+        run.epochs()
+        return run.finish()
+
+
+@contextmanager
+def _run(
+    fabric: Any,
+    model: MultiExitModel,
+    config: TrainConfig,
+    folder: Path,
+    task: TrainingTask,
+    teacher: nn.Module | None,
+    features: Path,
+    train_loader: Any,
+) -> Iterator[Run]:
+    """A run within the block; after it modes, gradients and generators are as they were."""
     stopped = frozen(model.backbone.parameters()) if config.freeze_backbone else []
+    shown = config.progress and fabric.is_global_zero
     try:
         with (
             modes_kept(model),
             Display(model.exit_names, config.epochs, shown=shown) as display,
             seeding(config.seed, fabric.global_rank, train_loader) as seeds,
         ):
-            seeds.start(_CACHING)
             fabric.to_device(model)
-            kept = folder / FEATURES if features is None else Path(features)
-            run = Run(fabric, model, config, folder, task, display, teacher, kept)
-            run.prepare(train_loader, validation_loader, costs, resume=resume)
-            run.epochs(seeds)
-            return run.finish()
+            yield Run(fabric, model, config, folder, task, display, teacher, features, seeds)
     finally:
         for parameter in stopped:
             parameter.requires_grad = True
+
+
+def _of_heads(config: TrainConfig) -> TrainConfig:
+    """The settings of the epochs of the heads alone, before those of everything."""
+    return replace(
+        config,
+        epochs=config.head_epochs,
+        head_epochs=0,
+        freeze_backbone=True,
+        mixup=0.0,
+        cutmix=0.0,
+        teacher_weight=0.0,
+        warmup_epochs=0.0,
+        patience=None,
+    )
 
 
 def training_device(config: TrainConfig) -> torch.device:
@@ -253,7 +293,13 @@ class _NormsAlone(nn.Module):
 
 
 def _check_arguments(
-    model: MultiExitModel, config: TrainConfig, teacher: nn.Module | None, out: str | Path, *, resume: bool
+    model: MultiExitModel,
+    config: TrainConfig,
+    teacher: nn.Module | None,
+    task: TrainingTask | None,
+    out: str | Path,
+    *,
+    resume: bool,
 ) -> None:
     require_exits(model)
     if (teacher is None) != (config.teacher_weight == 0):
@@ -265,7 +311,12 @@ def _check_arguments(
         raise InvalidInputError(
             "a teacher needs the inputs, which freeze_backbone does not keep; train without one of the two"
         )
-    if not resume and (Path(out) / LAST).exists():
+    if task is not None and config.label_smoothing:
+        raise InvalidInputError(
+            f"label_smoothing is {config.label_smoothing:g}, and the task was given; give one that smooths labels "
+            f"itself, such as ClassificationTask(label_smoothing={config.label_smoothing:g}), and leave it at 0 here"
+        )
+    if not resume and ((Path(out) / LAST).exists() or (Path(out) / _HEADS / LAST).exists()):
         raise InvalidInputError(
             f"{str(out)!r} already holds a run; pass resume=True to go on with it, or another `out`"
         )

@@ -20,6 +20,7 @@ from typing_extensions import Self
 
 from eenet._extras import require
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
+from eenet.experiments.data._augment import Augment
 from eenet.experiments.data._dataset import (
     CorruptSample,
     Dataset,
@@ -126,7 +127,8 @@ class ImageFolder(ImageFiles):
     """Labeled image files.
 
     Evaluation resizes the shorter side to `size * 256 / 224` and cuts the center; training cuts 8 to 100 % of the area
-    at an aspect ratio of 3/4 to 4/3, resizes it to `size` and flips half of the time (Szegedy et al., 2015).
+    at an aspect ratio of 3/4 to 4/3, resizes it to `size` and flips half of the time (Szegedy et al., 2015). `augment`
+    ("rand" or "trivial") adds torchvision's `RandAugment` or `TrivialAugmentWide`.
     """
 
     labels: NDArray[np.int64]
@@ -144,6 +146,7 @@ class ImageFolder(ImageFiles):
         size: int = 224,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        augment: str | None = None,
         skipped: Sequence[CorruptSample] = (),
     ) -> None:
         if size < 1:
@@ -151,6 +154,7 @@ class ImageFolder(ImageFiles):
         super().__init__(len(files), labels, classes, name=name, split=split, transform=transform, skipped=skipped)
         self.root, self.files, self.size = root, list(files), size
         self.normalize = Normalize(mean, std)
+        self.augment = None if augment is None else Augment(augment)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -161,10 +165,12 @@ class ImageFolder(ImageFiles):
         """A float32 tensor (n, 3, size, size) and int64 labels (n,)."""
         where = positions(indices, len(self))
         pixels = np.empty((len(where), 3, self.size, self.size), np.uint8)
-        u = uniforms(draw, where, 4 * _ATTEMPTS + 1) if self.transform == "train" else None
+        u = uniforms(draw, where, 4 * _ATTEMPTS + 2) if self.transform == "train" else None
         for n, index in enumerate(where):
             image = self._decode(index)
-            pixels[n] = _center_crop(image, self.size) if u is None else _random_crop(image, self.size, u[n])
+            pixels[n] = _center_crop(image, self.size) if u is None else _random_crop(image, self.size, u[n, :-1])
+        if u is not None and self.augment is not None:
+            pixels = self.augment(pixels, u[:, -1])
         return self.normalize(pixels), self._labels_of(where)
 
     def _decode(self, index: int) -> Any:
@@ -217,6 +223,7 @@ def load_imagenet(
     size: int = 224,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
+    augment: str | None = None,
     synsets: str | Path | Sequence[str] | None = None,
 ) -> ImageFolder:
     """The images of a split: folders `split/<synset>/*.JPEG`, or Hugging Face parquet (columns image and label).
@@ -232,6 +239,7 @@ def load_imagenet(
         "size": size,
         "mean": mean,
         "std": std,
+        "augment": augment,
     }
     base = first_folder(root, ("", name, "imagenet", "ILSVRC/Data/CLS-LOC"), holding=(split,))
     shards: list[Path] = []

@@ -35,9 +35,9 @@ class _Entry:
 
 _SEGMENTATION_OPTIONS = ("crop_size", "scale", "mean", "std")
 _ENTRIES = {
-    "cifar10": _Entry(load_cifar, ("train", "test"), ("mean", "std", "padding")),
-    "cifar100": _Entry(load_cifar, ("train", "test"), ("mean", "std", "padding")),
-    "imagenet": _Entry(load_imagenet, ("train", "val"), ("size", "mean", "std", "synsets")),
+    "cifar10": _Entry(load_cifar, ("train", "test"), ("mean", "std", "padding", "augment")),
+    "cifar100": _Entry(load_cifar, ("train", "test"), ("mean", "std", "padding", "augment")),
+    "imagenet": _Entry(load_imagenet, ("train", "val"), ("size", "mean", "std", "augment", "synsets")),
     "cityscapes": _Entry(
         load_cityscapes, ("train", "val", "test"), _SEGMENTATION_OPTIONS, {"folders": ("", "cityscapes")}
     ),
@@ -47,7 +47,7 @@ _ENTRIES = {
         _SEGMENTATION_OPTIONS,
         {"folders": ("", "camvid", "camvid-as-cityscapes")},
     ),
-    "digits": _Entry(load_digits, ("train",), ("mean", "std", "padding")),
+    "digits": _Entry(load_digits, ("train",), ("mean", "std", "padding", "augment")),
     "sst2": _Entry(load_texts, ("train", "validation", "test")),
     "ag_news": _Entry(load_texts, ("train", "test")),
 }
@@ -111,10 +111,11 @@ def load(
     download
         Fetch what is missing through huggingface_hub.
     **options
-        mean, std; padding (CIFAR, digits); size, synsets (ImageNet); crop_size, scale (Cityscapes). `synsets` numbers
-        the classes: a list of all synsets in the order of a network's classes, or a file with one on each line
-        (synset_words.txt) or in JSON. Without it ImageNet's classes are the folders of `train/`, or of `split` with a
-        warning where there is no `train/`.
+        mean, std; padding (CIFAR, digits); size, synsets (ImageNet); crop_size, scale (Cityscapes); augment, "rand" or
+        "trivial" (images with one class), for torchvision's random augmentation. `synsets` numbers the classes: a list
+        of all synsets in the order of a network's classes, or a file with one on each line (synset_words.txt) or in
+        JSON. Without it ImageNet's classes are the folders of `train/`, or of `split` with a warning where there is no
+        `train/`.
 
     Returns
     -------

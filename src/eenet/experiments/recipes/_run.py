@@ -45,7 +45,7 @@ from eenet.preprocessing import ImagePreprocessing
 from eenet.profiling import measure
 from eenet.records import ExitRecords
 from eenet.scheduler import EENet, Scheduler, Static, load_scheduler
-from eenet.training import SegmentationTask, reestimate_batch_norm, train, training_device
+from eenet.training import reestimate_batch_norm, train, training_device
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
 WORK = "work"
@@ -267,7 +267,6 @@ class _Run:
             config=config,
             out=folder,
             resume=begun,
-            task=SegmentationTask() if data.task == "segmentation" else None,
         )
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.save_pretrained(self.work / _MODEL)
@@ -548,7 +547,18 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
 
 # Fields that markers of eenet 0.1 do not have.
 _NEW: dict[str, dict[str, Any]] = {
-    "train": {"channels_last": False},
+    "train": {
+        "channels_last": False,
+        # and those of eenet 0.2 before the options of fine-tuning
+        "layer_decay": 1.0,
+        "ensemble_weight": 0.0,
+        "label_smoothing": 0.0,
+        "mixup": 0.0,
+        "cutmix": 0.0,
+        "ema_decay": None,
+        "head_epochs": 0,
+        "cache_crops": 1,
+    },
     "profile": {"scheduler": False},
     "evaluation": {"partial_batch": None, "rounds": 0},
 }
