@@ -123,6 +123,33 @@ def test_duplicates_across_parts_are_counted() -> None:
     assert three_way_split(data, duplicates=False).duplicates is None
 
 
+@given(seed=st.integers(0, 50), shared=st.integers(0, 20))
+def test_duplicates_are_left_out_of_the_train_part_alone(seed: int, shared: int) -> None:
+    sentences = [f"A text {n} ." for n in range(20)]
+    phrases = [f"a  text {n} . " for n in range(shared)] + [f"part {n}" for n in range(30)]
+    data = {
+        "phrases": Texts(phrases, np.arange(len(phrases)) % 2, ["a", "b"], name="toy", split="phrases"),
+        "test": Texts(sentences, np.arange(20) % 2, ["a", "b"], name="toy", split="test"),
+    }
+    takes: dict[str, Any] = {"train": "phrases", "calibration": ("test", 8), "test": "test", "seed": seed}
+    split = three_way_split(data, duplicates="leave out", **takes)
+    counted = three_way_split(data, **takes)
+    assert [phrases[n] for n in split.indices["train"]] == phrases[shared:]
+    for part in ("calibration", "test"):
+        assert split.indices[part].tolist() == counted.indices[part].tolist()
+    assert split.duplicates == {"calibration": {"train": 0}, "test": {"train": 0, "calibration": 0}}
+    assert counted.duplicates is not None
+    assert counted.duplicates["calibration"]["train"] + counted.duplicates["test"]["train"] == shared
+
+
+def test_duplicates_are_counted_left_out_or_ignored() -> None:
+    data = Texts(["a", "b"] * 10, np.zeros(20, int), ["a", "b"], name="toy", split="train")
+    with pytest.raises(InvalidInputError, match="duplicates is 'drop', expected True, False or 'leave out'"):
+        three_way_split(data, duplicates="drop")
+    with pytest.raises(InvalidInputError, match="every sample of the train part equals one of another part"):
+        three_way_split(data, duplicates="leave out")
+
+
 def test_duplicates_are_found_in_images_and_files(tmp_path: Path) -> None:
     pixels = np.repeat(files.pixels(1, 8, 8).transpose(0, 3, 1, 2), 9, axis=0)
     data = ImageArray(pixels, np.arange(9) % 3, "abc", name="toy", split="train")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import data_files as files
+import numpy as np
 import pytest
 import torch
 from optional import import_or_skip
@@ -48,6 +49,36 @@ def test_sst2_as_glue_tsv_with_quotes_taken_as_they_are(tmp_path: Path, folder: 
     assert texts("sst2", tmp_path).labels.tolist() == LABELS
     assert len(texts("sst2", tmp_path, "validation")) == 2
     assert len(texts("sst2", tmp_path, limit=3)) == 3
+
+
+def test_phrases_are_glues_training_file_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    sentences, phrases = {"sentence": ["a whole one"], "label": [1]}, {"sentence": ["whole ", "one "], "label": [1, 0]}
+    files.write_parquet(tmp_path / "sst2" / "train-00000-of-00001.parquet", sentences)
+    with pytest.raises(InvalidInputError, match=r"no SST-2 split 'phrases'.*sst2-phrases/train-\*\.parquet"):
+        texts("sst2", tmp_path, "phrases")
+    files.write_parquet(tmp_path / "sst2-phrases" / "train-00000-of-00001.parquet", phrases)
+    assert texts("sst2", tmp_path, "phrases").texts == ("whole ", "one ")
+    assert texts("sst2", tmp_path, "train").texts == ("a whole one",)
+    files.write_glue(tmp_path / "tsv" / "SST-2" / "train.tsv", ["sentence", "label"], [["whole ", "1"]])
+    assert texts("sst2", tmp_path / "tsv", "phrases").texts == ("whole ",)
+
+
+def test_splits_are_joined_in_the_order_they_are_named(tmp_path: Path) -> None:
+    files.write_parquet(tmp_path / "train-00000-of-00001.parquet", {"text": ["a", "b"], "label": [0, 1]})
+    files.write_parquet(tmp_path / "more-train-00000-of-00001.parquet", {"text": ["c"], "label": [3]})
+    joined = texts("ag_news", tmp_path, "train+more-train")
+    assert joined.texts == ("a", "b", "c")
+    assert joined.labels.tolist() == [0, 1, 3]
+    assert joined.split == "train+more-train"
+    with pytest.raises(InvalidInputError, match="'ag_news' has no split 'extra'"):
+        texts("ag_news", tmp_path, "train+extra")
+    with pytest.raises(InvalidInputError, match=r"split is 'train\+train', which names one split twice"):
+        texts("ag_news", tmp_path, "train+train")
+
+
+def test_case_and_spaces_make_no_other_text() -> None:
+    data = Texts(["Good  film ", "good film", "good films"], np.zeros(3, int), ["a"], name="toy", split="train")
+    assert data.digest(0) == data.digest(1) != data.digest(2)
 
 
 def test_glue_test_without_labels_is_explained(tmp_path: Path) -> None:

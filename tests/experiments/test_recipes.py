@@ -52,6 +52,10 @@ VARIANTS = {
     "agnews-minilm",
     "camvid-hrnet",
     "tiny-imagenet-100-densenet121",
+    "agnews-25k-bert12",
+    "agnews-25k-minilm",
+    "sst2-phrases-bert12",
+    "sst2-phrases-minilm",
 }
 KEPT = {
     "README.md", "metrics.json", "costs.json", "split.json", "calibration.safetensors", "test.safetensors",

@@ -83,6 +83,7 @@ def bert(
         model = classifier.from_pretrained(
             str(folder), num_labels=num_classes, local_files_only=True, use_safetensors=True, **config
         )
+        model.float()  # transformers 5 keeps the precision of the file, and training wants float32
     # From-pretrained models come in evaluation mode and fresh ones in training mode.
     model.train()
     if pooling == "mean":

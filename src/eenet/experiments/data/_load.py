@@ -31,6 +31,7 @@ class _Entry:
     splits: tuple[str, ...]
     options: tuple[str, ...] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    joins: bool = False  # whether several splits can be read as one
 
 
 _SEGMENTATION_OPTIONS = ("crop_size", "scale", "mean", "std")
@@ -48,8 +49,8 @@ _ENTRIES = {
         {"folders": ("", "camvid", "camvid-as-cityscapes")},
     ),
     "digits": _Entry(load_digits, ("train",), ("mean", "std", "padding", "augment")),
-    "sst2": _Entry(load_texts, ("train", "validation", "test")),
-    "ag_news": _Entry(load_texts, ("train", "test")),
+    "sst2": _Entry(load_texts, ("train", "validation", "test", "phrases"), joins=True),
+    "ag_news": _Entry(load_texts, ("train", "test", "more-train"), joins=True),
 }
 _HELD_OUT = ("val", "validation", "valid", "dev")  # names for one thing
 _REPOSITORIES = {
@@ -100,7 +101,9 @@ def load(
     root
         The folder that holds the data, or the folder of its usual name.
     split
-        As published; "val", "validation", "valid" and "dev" are names for one split.
+        As published; "val", "validation", "valid" and "dev" are names for one split. SST-2 has "phrases" too: GLUE's
+        training file with the phrases of the training sentences, in `sst2-phrases/` (Hugging Face's parquet) or
+        GLUE's train.tsv. Texts of several splits are joined by "+", such as "train+more-train".
     transform
         "eval", or "train", which augments.
     on_corrupt
@@ -140,10 +143,7 @@ def load(
     entry = _ENTRIES.get(name)
     if entry is None:
         raise InvalidInputError(f"no data set {name!r}; there are {', '.join(_ENTRIES)}")
-    if split in _HELD_OUT:
-        split = next((known for known in entry.splits if known in _HELD_OUT), split)
-    if split not in entry.splits:
-        raise InvalidInputError(f"{name!r} has no split {split!r}; it has {', '.join(entry.splits)}")
+    split = _known_split(name, entry, split)
     require_transform(transform)
     if on_corrupt not in ON_CORRUPT:
         raise InvalidInputError(f"on_corrupt is {on_corrupt!r}, expected one of {list(ON_CORRUPT)}")
@@ -180,6 +180,18 @@ def load(
         problems = describe_corrupt(dataset.skipped, len(dataset) + len(dataset.skipped))
         warnings.warn(f"split {split!r} of {name!r}, skipped: {problems}", ReliabilityWarning, stacklevel=2)
     return dataset
+
+
+def _known_split(name: str, entry: _Entry, split: str) -> str:
+    """The split by the name that the data set has for it; texts know several that are joined, as "train+more-train"."""
+    names = split.split("+") if entry.joins else [split]
+    named = [next((one for one in entry.splits if one in _HELD_OUT), n) if n in _HELD_OUT else n for n in names]
+    for one in named:
+        if one not in entry.splits:
+            raise InvalidInputError(f"{name!r} has no split {one!r}; it has {', '.join(entry.splits)}")
+    if len(set(named)) < len(named):
+        raise InvalidInputError(f"split is {split!r}, which names one split twice")
+    return "+".join(named)
 
 
 def _remedy(name: str) -> str:

@@ -129,13 +129,14 @@ def three_way_split(
     calibration: Take = 0.1,
     test: Take = 0.1,
     seed: int = 0,
-    duplicates: bool = True,
+    duplicates: bool | str = True,
 ) -> ThreeWaySplit:
     """Share out samples at random into parts that never overlap, the classes evenly where samples have a label.
 
     `data` is one dataset, or several by name, such as the published splits: `three_way_split({"train": a, "test": b},
     train="train", calibration=("train", 5000), test="test")` takes 5,000 of `a` for calibration. With
-    `duplicates=True` samples of equal bytes are counted across parts, which reads all of the data once. Raises
+    `duplicates=True` samples of equal bytes are counted across parts, which reads all of the data once; of texts case
+    and the spaces around words do not count. `duplicates="leave out"` leaves those of the train part out. Raises
     `InvalidInputError` for amounts that do not fit and for sources that are the same data.
 
     Parameters
@@ -146,8 +147,9 @@ def three_way_split(
         How many samples, which share, or a split and how many of it.
     seed : int
         Of the choice.
-    duplicates : bool
-        Whether to look for samples that are equal and keep them in one part.
+    duplicates : bool or str
+        Whether to count samples that are equal and in different parts; "leave out" takes those that are in the train
+        part and in another out of the train part.
 
     Examples
     --------
@@ -159,6 +161,8 @@ def three_way_split(
     """
     if seed < 0:
         raise InvalidInputError(f"seed is {seed}, expected 0 or more")
+    if not isinstance(duplicates, bool) and duplicates != "leave out":
+        raise InvalidInputError(f"duplicates is {duplicates!r}, expected True, False or 'leave out'")
     given = _by_name(data)
     takes = {part: _understand(part, take, given) for part, take in zip(PARTS, (train, calibration, test), strict=True)}
     used = {name: given[name] for name in dict.fromkeys(source for source, _ in takes.values())}
@@ -170,6 +174,17 @@ def three_way_split(
         amounts = {part: amount for part, (source, amount) in takes.items() if source == name}
         sizes = _sizes(amounts, len(dataset), name)
         indices.update(_share_out(sizes, len(dataset), dataset.labels, np.random.default_rng([seed, number])))
+    if duplicates == "leave out":
+        held_out = {
+            used[takes[part][0]].digest(int(index)) for part in PARTS if part != "train" for index in indices[part]
+        }
+        whole = used[takes["train"][0]]
+        kept = [int(index) for index in indices["train"] if whole.digest(int(index)) not in held_out]
+        if not kept:
+            raise InvalidInputError(
+                "every sample of the train part equals one of another part; nothing is left to train on"
+            )
+        indices["train"] = np.array(kept, np.int64)
     split = ThreeWaySplit(
         seed=seed,
         sources={part: takes[part][0] for part in PARTS},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -90,8 +91,8 @@ class Texts(Dataset):
         return [self.texts[n] for n in where], self._labels_of(where)
 
     def digest(self, index: int) -> bytes:
-        """A hash of one text's UTF-8 bytes."""
-        return _hash_text(self.texts[one(index, len(self))])
+        """A hash of one text, spaces around words and case aside: GLUE's phrases end with a space, sentences do not."""
+        return _hash_text(" ".join(self.texts[one(index, len(self))].lower().split()))
 
     def fingerprint(self) -> str:
         """A hash of all texts and labels."""
@@ -203,6 +204,7 @@ class _TextData:
     table: str  # the other format
     table_folders: tuple[str, ...]
     table_files: dict[str, str]
+    elsewhere: dict[str, tuple[str, str]] = field(default_factory=dict)  # a split that is one of another folder
 
 
 _DATA = {
@@ -212,7 +214,8 @@ _DATA = {
         "sentence",
         "GLUE's TSV with a header that names 'sentence' and 'label'",
         ("", "SST-2", "sst2", "sst2/SST-2", "glue/SST-2"),
-        {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"},
+        {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv", "phrases": "train.tsv"},
+        {"phrases": ("sst2-phrases", "train")},
     ),
     "ag_news": _TextData(
         "AG News",
@@ -220,7 +223,7 @@ _DATA = {
         "text",
         "CSV without a header: class 1 to 4, title, description",
         ("", "ag_news_csv", "ag_news", "ag_news/ag_news_csv"),
-        {"train": "train.csv", "test": "test.csv"},
+        {"train": "train.csv", "test": "test.csv", "more-train": "more-train.csv"},
     ),
 }
 
@@ -228,23 +231,9 @@ _DATA = {
 def load_texts(
     name: str, root: Path, split: str, *, transform: str, on_corrupt: str, limit: int | None, remedy: str
 ) -> Texts:
-    """The texts of a split."""
+    """The texts of a split, or of several that are joined by "+"."""
     data = _DATA[name]
-    shards = parquet_shards(root, ("", "data", name, f"{name}/data"), split)
-    if shards:
-        rows = _parquet_rows(shards, data, limit)
-    else:
-        file_name = data.table_files[split]
-        folder = first_folder(root, data.table_folders, holding=(file_name,))
-        if folder is None:
-            raise missing(
-                f"{data.title} split {split!r}",
-                root,
-                f"{split}-*.parquet (Hugging Face: columns {data.text_column!r}, 'label'), or {file_name} "
-                f"({data.table})",
-                remedy,
-            )
-        rows = (_tsv_rows if name == "sst2" else _csv_rows)(folder / file_name, data, limit)
+    rows = chain.from_iterable(_rows_of(name, root, one_split, limit, remedy) for one_split in split.split("+"))
     texts: list[str] = []
     labels: list[int] = []
     corrupt: list[CorruptSample] = []
@@ -257,6 +246,28 @@ def load_texts(
     settle(corrupt, len(texts), on_corrupt)
     codes = np.array(labels, np.int64)
     return Texts(texts, codes, data.classes, name=name, split=split, transform=transform, skipped=corrupt)
+
+
+def _rows_of(name: str, root: Path, split: str, limit: int | None, remedy: str) -> Iterator[_Row]:
+    """The rows of one split."""
+    data = _DATA[name]
+    folder_name, stem = data.elsewhere.get(split, (name, split))
+    own_folder = (folder_name, f"{folder_name}/data")
+    shards = parquet_shards(root, own_folder if split in data.elsewhere else ("", "data", *own_folder), stem)
+    if shards:
+        return _parquet_rows(shards, data, limit)
+    file_name = data.table_files[split]
+    folder = first_folder(root, data.table_folders, holding=(file_name,))
+    if folder is None:
+        where = f"{folder_name}/" if split in data.elsewhere else ""
+        raise missing(
+            f"{data.title} split {split!r}",
+            root,
+            f"{where}{stem}-*.parquet (Hugging Face: columns {data.text_column!r}, 'label'), or {file_name} "
+            f"({data.table})",
+            remedy,
+        )
+    return (_tsv_rows if name == "sst2" else _csv_rows)(folder / file_name, data, limit)
 
 
 def _parquet_rows(shards: Sequence[Path], data: _TextData, limit: int | None) -> Iterator[_Row]:

@@ -9,7 +9,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eenet._files import write_json
 from eenet._progress import Bars, Update
@@ -252,7 +253,8 @@ class _Run:
                 "starts again"
             )
         model = make_network(recipe, data, self._root, checkpoint=self._checkpoint, weights=self.options.weights)
-        model.to(training_device(recipe.config))
+        device = training_device(recipe.config)
+        model.to(device)
         frozen = recipe.config.freeze_backbone
         if recipe.train.batch_norm_batches and not begun:
             self._say(f"  re-estimating batch norms on {recipe.train.batch_norm_batches} batches")
@@ -260,14 +262,17 @@ class _Run:
         if recipe.train.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         config = dataclasses.replace(recipe.config, progress=recipe.config.progress and self.options.progress)
-        result = train(
-            model,
-            data.training(frozen=frozen),
-            data.held_out("validation", frozen=frozen),
-            config=config,
-            out=folder,
-            resume=begun,
-        )
+        # On a CPU the gradient of the fused attention takes three times as long as that of its parts.
+        attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
+        with attention:
+            result = train(
+                model,
+                data.training(frozen=frozen),
+                data.held_out("validation", frozen=frozen),
+                config=config,
+                out=folder,
+                resume=begun,
+            )
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.save_pretrained(self.work / _MODEL)
         self._save_inputs(model, data)

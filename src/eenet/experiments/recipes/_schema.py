@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -96,9 +96,10 @@ class DataSettings(_Section):
         "a whole number of at least 3", "texts: tokens that are kept, special ones included", 128
     )
     limit: Count | None = _says(f"{_COUNT}, or null", "at most this many samples of each published split", None)
-    duplicates: bool = _says(
-        "true or false",
-        "count samples of equal bytes across the parts, which reads all data",
+    duplicates: bool | Literal["leave out"] = _says(
+        "true, false or 'leave out'",
+        "count samples that are equal and in different parts, which reads all data; 'leave out' takes such samples out "
+        "of the training part (of texts, case and the spaces around words do not count)",
         True,  # noqa: FBT003
     )
 

@@ -138,13 +138,15 @@ def _sst2(root: Path, rng: np.random.Generator) -> None:
         labels = np.arange(count) % 2
         columns = {"sentence": _sentences(rng, labels), "label": labels}
         _parquet(root / "sst2" / f"{split}-00000-of-00001.parquet", columns)
+        if split == "train":  # another folder, as if they were other texts
+            _parquet(root / "sst2-phrases" / "train-00000-of-00001.parquet", columns)
 
 
 def _ag_news(root: Path, rng: np.random.Generator) -> None:
     """The CSV files of the authors."""
     folder = root / "ag_news_csv"
     folder.mkdir(exist_ok=True)
-    for split, count in (("train", 200), ("test", 60)):
+    for split, count in (("train", 200), ("more-train", 40), ("test", 60)):
         labels = np.arange(count) % 4
         texts = _sentences(rng, labels)
         with (folder / f"{split}.csv").open("w", encoding="utf-8", newline="") as file:
