@@ -7,6 +7,7 @@ import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from hypothesis import strategies as st
 import eenet
 from eenet import CallCascade, ExitCosts, ExitRecords
 from eenet.errors import InvalidInputError, MemberError
+from eenet.preprocessing import ArrayPreprocessing
+from eenet.runtime import TensorSpec
+from eenet.runtime._backend import Array, Boundaries
 from eenet.scheduler import SCHEDULERS, replay
 from eenet.tasks import softmax
 from eenet.testing import toy_logits
@@ -265,5 +269,111 @@ class TestFailures:
         with pytest.raises(InvalidInputError, match=r"scheduler is a str, expected a fitted scheduler"):
             CallCascade([member] * 3, other)
         model: Any = type("Model", (), {"predict_proba": None})()
-        with pytest.raises(InvalidInputError, match=r"member 0 is a Model, expected a callable; give its method"):
+        with pytest.raises(InvalidInputError, match=r"member 0 is a Model, expected a callable .*; give its method"):
             CallCascade([model, member, member], fitted())
+
+
+class TestBundles:
+    """A bundle as a member: its exits count one by one, and its stages run for the samples that are open."""
+
+    def members(self, outputs: str, ran: list[tuple[int, int]] | None = None) -> tuple[Any, Any, Array, ExitRecords]:
+        bundle = Toy(ran)
+        x = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)
+        labels = bundle.logits(x)[-1].argmax(axis=1)
+
+        def before(samples: Any) -> Array:
+            logits = np.asarray(samples, dtype=np.float32)[:, :3] * 2
+            return softmax(logits) if outputs == "probabilities" else logits
+
+        first = before(x)
+        own = ExitRecords.from_probabilities(first) if outputs == "probabilities" else ExitRecords.from_logits(first)
+        return before, bundle, x, ExitRecords.cascade([own, ExitRecords.from_logits(bundle.logits(x), labels)])
+
+    @pytest.mark.parametrize("outputs", ["probabilities", "logits"])
+    @pytest.mark.parametrize("order", ["bundle last", "bundle first"])
+    def test_it_answers_as_the_replay_says(self, outputs: str, order: str) -> None:
+        before, bundle, x, whole = self.members(outputs)
+        members = [before, bundle]
+        if order == "bundle first":
+            members.reverse()
+            said = whole.probabilities
+            whole = ExitRecords.from_probabilities(said[[1, 2, 0]], whole.labels)
+        costs = ExitCosts([1.0, 2.0, 4.0])
+        for budget in (1.2, 1.6):
+            scheduler = eenet.MaxProbability().fit(whole, costs, budget, fallback=False)
+            out = CallCascade(members, scheduler, outputs=outputs)(x)
+            replayed = scheduler.replay(whole)
+            np.testing.assert_array_equal(out.exits, replayed.exits)
+            np.testing.assert_array_equal(out.predictions, replayed.predictions)
+
+    def test_stages_run_when_an_answer_is_looked_at_and_for_open_samples_alone(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ran: list[tuple[int, int]] = []
+        before, bundle, x, whole = self.members("logits", ran)
+        scheduler = eenet.MaxProbability().fit(whole, ExitCosts([1.0, 2.0, 4.0]), 1.6, fallback=False)
+        off = replace(scheduler.policy, enabled=np.array([True, False]))
+        monkeypatch.setattr(type(scheduler), "policy", property(lambda _: off))
+        out = CallCascade([before, bundle], scheduler, outputs="logits")(x)
+        still = int((out.exits != 0).sum())
+        assert 0 < still < N
+        assert ran == [(0, still), (1, still)]
+
+    def test_a_mapping_gives_each_member_its_own_inputs(self) -> None:
+        before, bundle, x, whole = self.members("logits")
+        scheduler = eenet.MaxProbability().fit(whole, ExitCosts([1.0, 2.0, 4.0]), 1.6, fallback=False)
+        out = CallCascade([lambda s: before(s["small"]), bundle], scheduler, outputs="logits")({"small": x, "x": x})
+        np.testing.assert_array_equal(out.exits, scheduler.replay(whole).exits)
+
+    def test_a_list_goes_through_its_preprocessing(self) -> None:
+        before, bundle, x, whole = self.members("logits")
+        scheduler = eenet.MaxProbability().fit(whole, ExitCosts([1.0, 2.0, 4.0]), 1.6, fallback=False)
+        out = CallCascade([before, bundle], scheduler, outputs="logits")(list(x))
+        np.testing.assert_array_equal(out.exits, scheduler.replay(whole).exits)
+
+    def test_other_classes_or_exits_are_refused(self) -> None:
+        before, bundle, _, whole = self.members("logits")
+        scheduler = eenet.MaxProbability().fit(whole, ExitCosts([1.0, 2.0, 4.0]), 1.6, fallback=False)
+        with pytest.raises(InvalidInputError, match=r"fitted for 3 exits .* the cascade has 4"):
+            CallCascade([bundle, bundle], scheduler)
+        bundle.backend.num_classes = 5
+        with pytest.raises(InvalidInputError, match=r"member 1, a bundle, has 5 classes, the scheduler has 3"):
+            CallCascade([before, bundle], scheduler)
+
+
+class Toy:
+    """A bundle of two stages in numpy, which notes which stage ran for how many samples."""
+
+    def __init__(self, ran: list[tuple[int, int]] | None = None) -> None:
+        self.ran = [] if ran is None else ran
+        rng = np.random.default_rng(1)
+        self.weights = [rng.normal(size=(4, 4)).astype(np.float32) for _ in range(2)]
+        self.head = rng.normal(size=(4, 3)).astype(np.float32)
+        self.inputs = (TensorSpec("x", "float32", ("n", 4), 0),)
+        self.backend = self.Backend(self)
+        self.preprocessing = ArrayPreprocessing(("x",))
+
+    def logits(self, x: Array) -> Array:
+        live, said = x, []
+        for k in range(2):
+            live = self.step(k, live)
+            said.append(self.answer(k, live))
+        return np.stack(said)
+
+    def step(self, k: int, live: Array) -> Array:
+        return np.stack([np.tanh(row @ self.weights[k]) for row in live]) if len(live) else live
+
+    def answer(self, k: int, live: Array) -> Array:
+        return np.stack([(k + 1) * (row @ self.head) for row in live])
+
+    class Backend(Boundaries):
+        num_exits, num_classes = 2, 3
+
+        def __init__(self, toy: Toy) -> None:
+            super().__init__([toy.inputs, (TensorSpec("h", "float32", ("n", 4), 0),)])
+            self.toy = toy
+
+        def run(self, k: int, live: Any, *, observe: bool) -> tuple[Any, Any]:
+            self.toy.ran.append((k, len(live[0])))
+            after = self.toy.step(k, live[0])
+            return (after,) if k == 0 else (), self.toy.answer(k, after) if observe or k == 1 else None

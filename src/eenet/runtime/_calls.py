@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eenet._cascades import require_several
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError, MemberError
-from eenet.runtime._backend import Ints
+from eenet.runtime._backend import Ints, Live, StageBackend
 from eenet.runtime._loop import NUMPY, AdaptiveOutput, Arrays, require_scheduler, run
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
 from eenet.tasks import Classification, Evidence, Task, softmax
@@ -29,17 +29,21 @@ class CallCascade:
     """Asks models that are called, one after another, until the scheduler says that an answer is sure enough.
 
     A member is any callable: a method such as `predict_proba` of scikit-learn or LightGBM, or a function that asks a
-    service. It is given the samples that are still open, and answers with an array (n, C). What decides is the loop
-    of all runtimes, so that the exits are those of the replay of the records. PyTorch is not needed.
+    service. It is given the samples that are still open, and answers with an array (n, C). A bundle is a member too,
+    whose exits count one by one. What decides is the loop of all runtimes, so that the exits are those of the replay of
+    the records. PyTorch is not needed.
 
     Parameters
     ----------
-    members : sequence of callables
-        In the order in which they are asked, the cheapest first. With `call_async` some may be coroutine functions.
+    members : sequence of callables and bundles
+        In the order in which they are asked, the cheapest first. With `call_async` some may be coroutine functions. A
+        bundle takes its inputs by their names where samples are a mapping, and a list by its preprocessing; its own
+        scheduler is not asked.
     scheduler : Scheduler or BudgetController
-        Fitted to records with one exit for each member: see `ExitRecords.cascade` and `ExitCosts.cascade`.
+        Fitted to records with one exit for each callable, and the exits of each bundle: see `ExitRecords.cascade` and
+        `ExitCosts.cascade`.
     outputs : {"probabilities", "logits"}
-        What the members answer with.
+        What the callables answer with, and the cascade. Bundles need not be told.
 
     Raises
     ------
@@ -80,9 +84,11 @@ class CallCascade:
         outputs: str = "probabilities",
     ) -> None:
         for number, member in enumerate(require_several(members)):
-            if not callable(member):
+            if not callable(member) and _backend(member) is None:
                 hint = "; give its method, such as model.predict_proba" if hasattr(member, "predict_proba") else ""
-                raise InvalidInputError(f"member {number} is a {type(member).__name__}, expected a callable{hint}")
+                raise InvalidInputError(
+                    f"member {number} is a {type(member).__name__}, expected a callable or a bundle{hint}"
+                )
         if outputs not in _OUTPUTS:
             raise InvalidInputError(f"outputs is {outputs!r}, expected one of {list(_OUTPUTS)}")
         self.members = tuple(members)
@@ -147,7 +153,14 @@ class CallCascade:
 
     def _current_policy(self) -> ThresholdPolicy:
         policy = self.scheduler.policy
-        policy.require(len(self.members), policy.num_classes, "the cascade has")
+        policy.require(len(_steps(self.members)), policy.num_classes, "the cascade has")
+        for number, member in enumerate(self.members):
+            backend = _backend(member)
+            if backend is not None and backend.num_classes != policy.num_classes:
+                raise InvalidInputError(
+                    f"member {number}, a bundle, has {backend.num_classes} classes, the scheduler has "
+                    f"{policy.num_classes}; give every member an output for each class of the task"
+                )
         return policy
 
     def _answer(
@@ -165,7 +178,7 @@ class CallCascade:
         arrays = _PROBABILITIES if of_probabilities else NUMPY
         parts: list[tuple[Ints, Any]] = []
         try:
-            answers = run(calls, state, task, np.arange(count), arrays=arrays, parts=parts)
+            answers = run(calls, state, task, _Open(np.arange(count)), arrays=arrays, parts=parts)
         except MemberError as error:
             done = np.full((count, policy.num_classes), np.nan, dtype=np.float32)
             for rows, logits in parts:
@@ -177,8 +190,17 @@ class CallCascade:
         return AdaptiveOutput(answers, state.exits.astype(np.int64), state.abstained)
 
 
+class _Open(NamedTuple):
+    """The samples that are open: their numbers, and of a bundle that has begun the stages done and live tensors."""
+
+    rows: Ints
+    member: int = -1
+    done: int = 0
+    tensors: Live = ()
+
+
 class _Calls:
-    """The members as the stages of a network: what is live are the numbers of the samples that are open."""
+    """The members as the stages of a network; a bundle's stages run when an answer of theirs is looked at."""
 
     def __init__(
         self,
@@ -189,36 +211,60 @@ class _Calls:
         wait: Callable[[Awaitable[Any]], Any] | None,
         stopped: Event | None,
     ) -> None:
-        self.num_exits = len(members)
         self._members = members
+        self._steps = _steps(members)
+        self.num_exits = len(self._steps)
         self._samples = samples
         self._classes = num_classes
         self._of_probabilities = of_probabilities
         self._wait = wait
         self._stopped = stopped
 
-    def run(self, k: int, live: Ints, *, observe: bool) -> tuple[Ints, NDArray[np.float32] | None]:
-        """Ask member k about the samples `live`; if nothing depends on its answer it is not asked."""
+    def run(self, k: int, live: _Open, *, observe: bool) -> tuple[_Open, NDArray[np.float32] | None]:
+        """Ask for the answers of exit k about the samples in `live`; if nothing depends on them nothing is run."""
         if not observe:
             return live, None
-        part = self._samples if len(live) == _count(self._samples) else _rows(self._samples, live)
+        number, stage = self._steps[k]
         if self._stopped is not None and self._stopped.is_set():
             raise asyncio.CancelledError
+        rows = live.rows
         try:
-            returned = self._members[k](part)
+            if stage is not None:
+                live, returned = self._run_stages(number, stage, live)
+            else:
+                returned = self._members[number](self._part(rows))
             has_to_wait = inspect.isawaitable(returned)
             if has_to_wait and self._wait is not None:
                 returned = self._wait(returned)
         except Exception as error:
-            asked = f"on {len(live)} samples, {_listed(live)}"
-            raise self._error(k, live, None, f"raises {type(error).__name__} {asked}: {error}") from error
+            asked = f"on {len(rows)} samples, {_listed(rows)}"
+            raise self._error(number, rows, None, f"raises {type(error).__name__} {asked}: {error}") from error
         if has_to_wait and self._wait is None:
             _refuse_awaitable(returned)
-        return live, self._checked(k, live, returned)
+        return live, self._checked(number, rows, returned)
 
-    def take(self, k: int, live: Ints, rows: Ints) -> Ints:  # noqa: ARG002 - of the protocol
-        """The numbers of some of the open samples."""
-        return live[rows]
+    def take(self, k: int, live: _Open, rows: Ints) -> _Open:  # noqa: ARG002 - of the protocol
+        """Some of the open samples."""
+        backend = _backend(self._members[live.member]) if live.member >= 0 else None
+        if backend is None or live.done == backend.num_exits:
+            return _Open(live.rows[rows])
+        return live._replace(rows=live.rows[rows], tensors=backend.take(live.done, live.tensors, rows))
+
+    def _part(self, rows: Ints) -> Any:
+        return self._samples if len(rows) == _count(self._samples) else _rows(self._samples, rows)
+
+    def _run_stages(self, number: int, stage: int, live: _Open) -> tuple[_Open, Any]:
+        """A bundle's stages up to one, from where it has come to."""
+        bundle: Any = self._members[number]
+        backend: StageBackend = bundle.backend
+        done, tensors = (live.done, live.tensors) if live.member == number else (0, ())
+        if done == 0:
+            tensors = backend.enter(_inputs(self._part(live.rows), bundle))
+        logits = None
+        for k in range(done, stage + 1):
+            tensors, logits = backend.run(k, tensors, observe=k == stage)
+        shown = softmax(logits) if self._of_probabilities and logits is not None else logits
+        return _Open(live.rows, number, stage + 1, tensors), shown
 
     def _error(self, k: int, rows: Ints, returned: Any, what: str) -> MemberError:
         error = MemberError(
@@ -297,6 +343,29 @@ def _refuse_awaitable(answer: Any) -> None:
     raise InvalidInputError(
         "a member of the cascade is a coroutine function, which has to be awaited: await cascade.call_async(samples)"
     )
+
+
+def _backend(member: Any) -> StageBackend | None:
+    """What runs the stages of a bundle; None for a callable."""
+    found: StageBackend | None = getattr(member, "backend", None)
+    return found if hasattr(found, "num_exits") and hasattr(found, "enter") else None
+
+
+def _steps(members: Sequence[Any]) -> list[tuple[int, int | None]]:
+    """For each exit the number of its member, and of a bundle the stage."""
+    steps: list[tuple[int, int | None]] = []
+    for number, member in enumerate(members):
+        backend = _backend(member)
+        steps += [(number, None)] if backend is None else [(number, k) for k in range(backend.num_exits)]
+    return steps
+
+
+def _inputs(part: Any, bundle: Any) -> Any:
+    """Samples as a bundle takes them: an array, of a mapping its own inputs, of a list what its preprocessing makes."""
+    if isinstance(part, Mapping):
+        wanted = [spec.name for spec in bundle.inputs]
+        return {name: part[name] for name in wanted if name in part}
+    return bundle.preprocessing(part) if isinstance(part, (list, tuple)) else part
 
 
 def _name(member: Any) -> str:
