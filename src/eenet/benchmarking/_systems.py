@@ -79,7 +79,7 @@ def systems_of(
     """The systems of a mapping, one for each budget, the reference first.
 
     Where the first has exits, its plain network is the reference, and is added or put first. A bundle, whose graphs are
-    stages, is also run with its exits off.
+    stages, is also run with its exits off; one with stages in int8 brings its plain network too, in fp32 and in int8.
     """
     if not isinstance(given, Mapping) or not given:
         raise InvalidInputError(f"systems are {given!r}, expected a mapping of at least one: {{'plain': network, ...}}")
@@ -91,7 +91,7 @@ def systems_of(
         made = _expanded(str(name), _loaded(str(name), value, threads), tensors)
         if made[0].module is None and made[0].origin is not None:
             # What its runtime gains must not be taken for a gain of early exit.
-            made = [one for one in (_plain(made[0]),) if one is not None] + made
+            made = [*_plain_graphs(made[0]), *(one for one in (_plain(made[0]),) if one is not None), *made]
         found += [replace(one, untrained=name in untrained) for one in made]
     first = _plain(found[0])
     if first is not None:
@@ -191,10 +191,12 @@ def _text(budget: Budget) -> str:
 
 
 def _of_bundle(name: str, bundle: LoadedBundle, budget: str | None) -> System:
+    data = bundle.manifest.data
+    others = {data.get(key) for key in ("scheduler", "records", "plain", "plain_int8")}
     graphs = (
         size["bytes"]
-        for file, size in bundle.manifest.data["files"].items()
-        if file.endswith((".onnx", ".safetensors", ".data")) and file != bundle.manifest.data["scheduler"]
+        for file, size in data["files"].items()
+        if file.endswith((".onnx", ".safetensors", ".data")) and file not in others
     )
     dtypes = {spec.name: np.dtype(spec.dtype) for spec in bundle.inputs}
 
@@ -251,6 +253,34 @@ def _plain(system: System) -> System | None:
         return answers.logits
 
     return replace(system, name=f"{system.name}, exits off", call=call, budget=None, exits=None, scheduler=None)
+
+
+def _plain_graphs(system: System) -> list[System]:
+    """The plain network of a bundle with stages in int8, as one graph in fp32 and one in int8: what exits compete with.
+
+    Other bundles are compared with themselves with exits off alone, as their graphs compute the same.
+    """
+    bundle = system.origin
+    data = getattr(getattr(bundle, "manifest", None), "data", {})
+    if not data.get("plain_int8"):
+        return []
+    made = []
+    for key, precision in (("plain", "fp32"), ("plain_int8", "int8")):
+        if not data.get(key):
+            continue
+        content = bundle.manifest.read(data[key])
+        call = _from_enter(bundle.backend, bundle.backend.whole(content))
+        name = f"{system.name}, plain {precision}"
+        alike = replace(system, name=name, call=call, weight_bytes=len(content))
+        made.append(replace(alike, budget=None, exits=None, scheduler=None))
+    return made
+
+
+def _from_enter(backend: Any, graph: Callable[[Any], Any]) -> Callable[..., Any]:
+    def call(inputs: Mapping[str, Array]) -> Any:
+        return graph(backend.enter(inputs))[0]
+
+    return call
 
 
 def _onto(module: Any) -> tuple[Any, Callable[[Inputs], Inputs]]:

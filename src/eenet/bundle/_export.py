@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,11 +15,21 @@ import torch
 from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
-from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, onnx_graphs, plain_graph
+from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, Graphs, onnx_graphs, plain_graph
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, read_manifest, sealed
-from eenet.bundle._measure import BATCH_SIZES, described
-from eenet.bundle._plan import RECORDS, budgets_of, compact, plan_here, require_fitting, require_readable
+from eenet.bundle._measure import BATCH_SIZES, described, remaining
+from eenet.bundle._plan import (
+    RECORDS,
+    budgets_of,
+    compact,
+    plan_here,
+    planned_again,
+    require_fitting,
+    require_readable,
+    shares_of,
+)
+from eenet.bundle._precision import MAX_EXIT_DROP, Choice, Options, Precision, choose
 from eenet.bundle._verify import verify
 from eenet.costs import Budget
 from eenet.errors import InvalidInputError
@@ -36,7 +46,7 @@ from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task
 
-SCHEDULER, MODEL, PLAIN = "scheduler.safetensors", "model", "plain.onnx"
+SCHEDULER, MODEL, PLAIN, PLAIN_INT8 = "scheduler.safetensors", "model", "plain.onnx", "plain-int8.onnx"
 
 _SMALL_GRAPH = 16 * 1024 * 1024
 """Up to this size a bundle carries the plain network too, so that another machine can measure it."""
@@ -59,6 +69,10 @@ def export(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     seconds: float = 1.0,
     threads: int | None = None,
+    precision: Precision = "fp32",
+    calibration: Iterable[Any] | None = None,
+    max_exit_drop: float = MAX_EXIT_DROP,
+    exit_drop_guarantee: float | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> LoadedBundle:
     """Write a bundle: what runs the stages, the scheduler, its costs and budgets, checksums; and load it.
@@ -70,6 +84,10 @@ def export(
     Before the bundle appears it is compared with the model on all of `example`: logits within 1e-3 in several batch
     sizes and in other batches, exits those of a replay. The folder appears as a whole or not at all, and replaces an
     earlier bundle.
+
+    With `precision` stages and heads run in int8. Those answer differently, so the records are collected again from the
+    stages as they are in the bundle, the scheduler is fitted to them, and what is compared is the bundle with a replay
+    of its own answers. Exits before the first stage in int8 are compared with the model as before.
 
     Parameters
     ----------
@@ -105,6 +123,18 @@ def export(
         at 1.
     threads
         How many a stage may use, here and while measuring.
+    precision
+        "fp32", "int8" for all stages and heads, or which of them: `{"stages.2": "int8"}`. With "auto" those that are
+        faster in int8 here, as long as no exit loses more than `max_exit_drop`.
+    calibration
+        For int8: batches of (inputs, labels), as `collect` takes them, that the model was not trained on. Some give the
+        quantizer its ranges, at most a quarter and 128; the others judge the exits and give the records. All are held
+        in memory.
+    max_exit_drop
+        How much accuracy an exit may lose under "auto": 0.005 is half a point. Otherwise where a warning begins.
+    exit_drop_guarantee
+        With this probability, such as 0.95, no exit loses more on fresh samples either: one half of the samples that
+        judge chooses, the other one tests. Only under "auto"; that takes thousands of samples.
     progress
         Called with what is being done, in words.
 
@@ -145,6 +175,8 @@ def export(
         raise InvalidInputError(f"opset is {opset!r}, expected {OPSETS[0]} to {OPSETS[-1]}")
     require_exits(model)
     require_scheduler(scheduler)
+    options = Options(precision, max_exit_drop, exit_drop_guarantee)
+    options.check(model, backend, calibration)
     if measure:
         require_readable(scheduler, budget, batch_sizes)
     scheduler = scheduler if budget is None else _started(scheduler, budget, measure)
@@ -168,13 +200,25 @@ def export(
     preprocessing = ArrayPreprocessing(names_of_inputs) if preprocessing is None else preprocessing.fitted(inputs)
     target = Path(folder)
     with atomic_folder(target, marker=MANIFEST, what="bundle") as temporary:
-        stages, plain = _write_stages(model, backend, opset, temporary, report)
-        small = plain is not None and len(plain) <= _SMALL_GRAPH
-        if small:
-            assert plain is not None
-            _write(temporary / PLAIN, plain)
-        if records is not None:
-            compact(records, labels=keep_labels).save(temporary / RECORDS)
+        choice: Choice | None = None
+        if backend == "onnx":
+            graphs = onnx_graphs(model, opset, report)
+            plain = plain_graph(model, graphs, opset)
+            if calibration is not None and options.wanted(model.num_exits):
+                choice = choose(
+                    model, graphs, plain, calibration, options,
+                    remaining=remaining(shares_of(scheduler, records), scheduler.costs.batch_size or 1),
+                    seconds=seconds, threads=threads, progress=report,
+                )  # fmt: skip
+                graphs = choice.graphs
+                if choice.any_int8:
+                    network = _digest(network, graphs)
+            stages = _write_graphs(graphs, temporary)
+        else:
+            stages, plain = _write_weights(model, temporary, report), None
+        carried = {name: content for name, content in _plain_networks(plain, choice) if len(content) <= _SMALL_GRAPH}
+        for name, content in carried.items():
+            _write(temporary / name, content)
         for name, content in preprocessing.files().items():
             _write(temporary / name, content)
         manifest = {
@@ -192,14 +236,26 @@ def export(
             "preprocessing": preprocessing.describe(),
             "made_with": _made_with(backend, opset),
             "network": network,
-            "records": None if records is None else RECORDS,
-            "plain": PLAIN if small else None,
+            "records": None,
+            "plain": PLAIN if PLAIN in carried else None,
             "example": described([tensor.numpy() for tensor in live]),
             "profile": None,
             "verified": None,
         }
+        if choice is not None:
+            manifest |= {"precision": choice.precision, "quantization": choice.report}
+            manifest |= {"plain_int8": PLAIN_INT8 if PLAIN_INT8 in carried else None}
         _complete(manifest, scheduler, temporary)
         bundle = load(temporary, allow=_allowed(model), threads=threads)
+        if choice is not None and choice.any_int8:
+            report("collecting the records of the stages in int8")
+            records = choice.records(bundle.backend, model.task)
+            records.network = network
+            if not measure:
+                scheduler = planned_again(scheduler, scheduler.costs, records, budget)
+        if records is not None:
+            compact(records, labels=keep_labels).save(temporary / RECORDS)
+            manifest["records"] = RECORDS
         if measure:
             scheduler, manifest["profile"] = plan_here(
                 bundle,
@@ -212,8 +268,8 @@ def export(
                 seconds=seconds,
                 progress=progress,
             )
-            _complete(manifest, scheduler, temporary)
-            bundle = LoadedBundle(read_manifest(temporary), bundle.backend, threads=threads)
+        _complete(manifest, scheduler, temporary)
+        bundle = LoadedBundle(read_manifest(temporary), bundle.backend, threads=threads)
         report("comparing the bundle with the model")
         manifest["verified"] = verify(model, scheduler, bundle, live).to_dict()
         done = _complete(manifest, scheduler, temporary)
@@ -253,22 +309,33 @@ def _require_cpu_float(model: MultiExitModel) -> None:
             )
 
 
-def _write_stages(
-    model: MultiExitModel, backend: str, opset: int, folder: Path, report: Callable[[str], None]
-) -> tuple[tuple[StageSpec, ...], bytes | None]:
-    """The stages, and for ONNX the plain network as one graph."""
-    if backend == "onnx":
-        graphs = onnx_graphs(model, opset, report)
-        for name, content in graphs.files.items():
-            _write(folder / name, content)
-        return graphs.stages, plain_graph(model, graphs, opset)
+def _write_graphs(graphs: Graphs, folder: Path) -> tuple[StageSpec, ...]:
+    for name, content in graphs.files.items():
+        _write(folder / name, content)
+    return graphs.stages
+
+
+def _write_weights(model: MultiExitModel, folder: Path, report: Callable[[str], None]) -> tuple[StageSpec, ...]:
     report("writing the weights")
     model.save_pretrained(folder / MODEL)
-    stages = tuple(
+    return tuple(
         StageSpec(stage.name, tuple(tensor_spec(one) for one in stage.inputs), None, None, None)
         for stage in model.staged.inference_stages
     )
-    return stages, None
+
+
+def _plain_networks(plain: bytes | None, choice: Choice | None) -> list[tuple[str, bytes]]:
+    """The plain network as graphs by the names of their files: in fp32 and, beside stages in int8, in int8."""
+    found = [(PLAIN, plain), (PLAIN_INT8, None if choice is None else choice.plain)]
+    return [(name, content) for name, content in found if content is not None]
+
+
+def _digest(network: str, graphs: Graphs) -> str:
+    """A digest for a network of which some stages are in int8: their answers, and records, are others."""
+    digest = hashlib.blake2b(network.encode(), digest_size=16)
+    for name in sorted(graphs.files):
+        digest.update(name.encode() + graphs.files[name])
+    return digest.hexdigest()
 
 
 def _allowed(model: MultiExitModel) -> list[str]:

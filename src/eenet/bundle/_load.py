@@ -81,6 +81,11 @@ class LoadedBundle:
         return self.manifest.stages[0].inputs
 
     @property
+    def precision(self) -> dict[str, str]:
+        """What each stage and head computes in, "fp32" or "int8", by its name: "stages.0", "heads.0"."""
+        return self.manifest.precision
+
+    @property
     def costs(self) -> ExitCosts:
         """The costs that the budget is planned with."""
         return self.scheduler.costs
@@ -162,6 +167,8 @@ class LoadedBundle:
             "measured_elsewhere": self.measured_elsewhere,
             "runtime": self.runtime,
             "preprocessing": data["preprocessing"],
+            "precision": self.precision,
+            "quantization": data.get("quantization"),
         }
 
     def at(self, budget: Budget) -> LoadedBundle:

@@ -30,9 +30,12 @@ _KINDS = {
     "backend": str, "task": dict, "logits": dict, "exits": list, "scheduler": str, "costs": dict, "budgets": list,
     "preprocessing": dict, "made_with": dict, "eenet": str,
 }  # fmt: skip
-_OPTIONAL = {"profile": dict, "records": str, "plain": str, "example": list, "network": str}
-"""What bundles have since 0.3: measured costs, calibration records, the plain network, what inputs look like, a digest
-of the weights."""
+_OPTIONAL = {
+    "profile": dict, "records": str, "plain": str, "plain_int8": str, "example": list, "network": str,
+    "precision": dict, "quantization": dict,
+}  # fmt: skip
+"""What not all bundles have: measured costs, calibration records, the plain network, what inputs look like, a digest of
+the weights, and of bundles with stages in int8 which parts those are and how they were chosen."""
 
 _AGAIN = "get the bundle again, or export it again"
 
@@ -93,6 +96,13 @@ class Manifest:
     def num_classes(self) -> int:
         """C."""
         return int(self.data["num_classes"])
+
+    @property
+    def precision(self) -> dict[str, str]:
+        """The precision of each stage and head, by its name; fp32 where a bundle does not say it."""
+        said = self.data.get("precision") or {}
+        names = [*(f"stages.{k}" for k in range(self.num_exits)), *(f"heads.{k}" for k in range(self.num_exits - 1))]
+        return {name: str(said.get(name, "fp32")) for name in names}
 
     def path(self, name: str) -> Path:
         """The path of a file of the bundle; raises `FileFormatError` for a name that is not one, or a link."""
@@ -218,7 +228,7 @@ def _check(manifest: Manifest) -> None:
         raise ValueError(f"the class names are {names!r}, expected {data['num_classes']} of them or none")
     if not all(isinstance(name, str) for name in (*data["exits"], *(names or ()))):
         raise ValueError("a name of an exit or a class is no text")
-    more = [data.get("records"), data.get("plain")]
+    more = [data.get("records"), data.get("plain"), data.get("plain_int8")]
     for name in (data["scheduler"], *more, *[file for stage in manifest.stages for file in (stage.graph, stage.head)]):
         if name is not None and name not in data["files"]:
             raise ValueError(f"the file {name!r} has no checksum")

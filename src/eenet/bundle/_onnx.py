@@ -44,7 +44,7 @@ class OnnxBackend:
         numbered = [(k, stage) for k, stage in enumerate(manifest.stages) if stages is None or k in stages]
         self._runtime, self._threads, self._providers = runtime, threads, chosen
 
-        def graph_of(name: str | None) -> _Graph:
+        def graph_of(name: str | None) -> Session:
             assert name is not None, "the manifest of an ONNX bundle names a graph for each stage"
             return self._graph(manifest.read(name), str(manifest.root / name))
 
@@ -59,8 +59,8 @@ class OnnxBackend:
         for head in self._heads.values():
             head.require(1, 1)
 
-    def _graph(self, content: bytes, file: str) -> _Graph:
-        return _Graph(self._runtime, content, file, self._threads, self._providers)
+    def _graph(self, content: bytes, file: str) -> Session:
+        return Session(self._runtime, content, file, self._threads, self._providers)
 
     def whole(self, content: bytes) -> Callable[[Live], Any]:
         """Runs a network that is one graph, with the settings of the stages, on what `enter` gives."""
@@ -118,10 +118,17 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class _Graph:
+class Session:
     """One ONNX graph, of a file whose checksum was verified; called with arrays in the order of its inputs."""
 
-    def __init__(self, runtime: Any, content: bytes, file: str, threads: int | None, providers: list[str]) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        content: bytes,
+        file: str,
+        threads: int | None,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
         self._file = file
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # warnings are about how a graph could be written better
@@ -131,32 +138,32 @@ class _Graph:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             # From the bytes that were verified, not from the path: what is checked is what is run.
-            self._session = runtime.InferenceSession(content, options, providers=providers)
+            self._session = runtime.InferenceSession(content, options, providers=list(providers))
         except _errors_of(runtime) as error:
             raise FileFormatError(
                 f"onnxruntime {runtime.__version__} cannot load {self._file!r}: {error}; use a newer onnxruntime, or "
                 "export for an older one with opset=18"
             ) from error
-        self._inputs = [one.name for one in self._session.get_inputs()]
+        self.inputs = [one.name for one in self._session.get_inputs()]
         self._outputs = [one.name for one in self._session.get_outputs()]
         self._shapes = _Shapes(self._session) if set(providers) == {"CPUExecutionProvider"} else None
 
     def require(self, inputs: int, outputs: int) -> None:
         """Raise `FileFormatError` unless the graph has this many inputs and outputs."""
-        if (len(self._inputs), len(self._outputs)) != (inputs, outputs):
+        if (len(self.inputs), len(self._outputs)) != (inputs, outputs):
             raise FileFormatError(
-                f"{self._file!r} has {len(self._inputs)} inputs and {len(self._outputs)} outputs, its manifest expects "
+                f"{self._file!r} has {len(self.inputs)} inputs and {len(self._outputs)} outputs, its manifest expects "
                 f"{inputs} and {outputs}; export the bundle again"
             )
 
     def __call__(self, arrays: Sequence[Array]) -> list[Any]:
         made = None if self._shapes is None else self._shapes.room_for(arrays)
         if made is None:
-            found: list[Any] = self._session.run(self._outputs, dict(zip(self._inputs, arrays, strict=True)))
+            found: list[Any] = self._session.run(self._outputs, dict(zip(self.inputs, arrays, strict=True)))
             return found
         # Into arrays of ours: `run` would copy what is in the session's memory, which for live tensors takes its time.
         binding = self._session.io_binding()
-        for name, array in zip(self._inputs, arrays, strict=True):
+        for name, array in zip(self.inputs, arrays, strict=True):
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, array in zip(self._outputs, made, strict=True):
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

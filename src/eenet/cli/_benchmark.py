@@ -55,7 +55,8 @@ def benchmark(
 
     Accuracy with its error, latencies, throughput, CPU time, exits, planned and realized cost of each SYSTEM:
 
-    - a folder that eenet export wrote; `BUNDLE@40%,60%` for several budgets
+    - a folder that eenet export wrote; `BUNDLE@40%,60%` for several budgets; one with stages in int8 brings its plain
+    network, in fp32 and in int8
 
     - `FOLDER+SCHEDULER`: a saved model with what eenet fit --out saved; `@40%,60%` too
 
@@ -330,14 +331,14 @@ def _labels_of_run(work: Path, samples: Path) -> Any:
 
 def _preprocessing(data: Path, made: dict[str, Any], work: Path | None) -> Preprocessing:
     """What makes inputs of files: that of a bundle, or of a run folder."""
-    from eenet.cli._export import _preprocessing_of
+    from eenet.cli._data import preprocessing_of
 
     if not data.exists():
         raise InvalidInputError(f"there is no {str(data)!r}; give a folder or a file")
     bundles = (value[0] if isinstance(value, tuple) else value for value in made.values())
     found: Preprocessing | None = next((b.preprocessing for b in bundles if hasattr(b, "preprocessing")), None)
     if found is None and work is not None:
-        found = _preprocessing_of(work)
+        found = preprocessing_of(work)
     if found is None:
         raise InvalidInputError(
             f"{str(data)!r} is neither .npz nor .npy, and no system says how such files become inputs: name a bundle "

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from eenet._extras import require_extra
-from eenet._files import atomic_path, existing_file
+from eenet._files import atomic_path
 from eenet.cli._benchmark import _labels
 from eenet.cli._console import if_stopped, new_table, output, print_json, progress
-from eenet.cli._export import _names, _preprocessing, _preprocessing_of
+from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
 from eenet.cli._inputs import load_target, run_files
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.models import MultiExitModel
     from eenet.records import ExitRecords
 
 _LABELS = ("labels", "label")
@@ -89,12 +87,12 @@ def collect(
 
     model, _ = load_target(target, allow=allow or ())
     work = run_files(target)
-    preprocessing = _preprocessing(model, image_size, resize, mean, std, tokenizer, max_length)
+    preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer, max_length)
     if preprocessing is None and work is not None:
-        preprocessing = _preprocessing_of(work)
+        preprocessing = preprocessing_of(work)
     order = classes or (work / "classes.txt" if work is not None and (work / "classes.txt").is_file() else None)
-    names = None if order is None else _names(order)
-    count, batches, known = _opened(model, data, preprocessing, batch_size, column)
+    names = None if order is None else names_in(order)
+    count, batches, known = opened(model, data, preprocessing, batch_size, column)
     truth = None
     if not unlabeled:
         truth = _labels(labels) if labels is not None else known(names, label_column)
@@ -111,7 +109,7 @@ def collect(
         def loader() -> Iterator[Any]:
             done = 0
             for arrays, samples in batches():
-                inputs = _call(model, arrays, data)
+                inputs = call_of(model, arrays, data)
                 yield (inputs,) if truth is None else (inputs, truth[done : done + samples])
                 done += samples
                 update(done)
@@ -135,117 +133,6 @@ def collect(
     console = output()
     console.print(table)
     console.print(f"{len(records)} samples, written to {out}", soft_wrap=True)
-
-
-_Batches = Callable[[], Iterator[tuple[dict[str, NDArray[Any]], int]]]
-_Known = Callable[[list[str] | None, str | None], Any]
-
-
-def _opened(
-    model: MultiExitModel, data: Path, preprocessing: Any, size: int, column: str | None
-) -> tuple[int, _Batches, _Known]:
-    """How many samples there are, what gives batches of arrays by name, and what gives the labels in the data."""
-    if data.suffix in (".npy", ".npz"):
-        return _arrays(model, data, size)
-    inputs = model.staged.inference_stages[0].inputs
-    if preprocessing is None:
-        raise InvalidInputError(
-            f"{str(data)!r} is neither .npz nor .npy, and nothing says how files become inputs; give --image-size for "
-            "images, or --tokenizer for texts"
-        )
-    from eenet.predict import open_items
-
-    fitted = preprocessing.fitted(inputs)
-    items = open_items(data, fitted.kind, column=column)
-
-    def batches() -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-        for names, values in items.batches(size, 0):
-            yield fitted(values), len(names)
-
-    def known(classes: list[str] | None, label_column: str | None) -> Any:
-        if data.suffix == ".parquet":
-            return _parquet_labels(data, classes, label_column)
-        return _folder_labels(data, [name for some, _ in items.batches(1024, 0) for name in some], classes)
-
-    return len(items), batches, known
-
-
-def _arrays(model: MultiExitModel, data: Path, size: int) -> tuple[int, _Batches, _Known]:
-    from eenet.predict._inputs import read_arrays_file
-
-    arrays = read_arrays_file(existing_file(data))
-    held = next((arrays.pop(key) for key in _LABELS if key in arrays and len(arrays) > 1), None)
-    names = [one.name for one in model.staged.inference_stages[0].inputs]
-    arguments = model.staged.arguments
-    if set(arrays) == set(arguments) and len(arguments) == len(names):  # tracing renames some, such as "input"
-        arrays = {name: arrays[argument] for name, argument in zip(names, arguments, strict=True)}
-    if len(arrays) == len(names) == 1:
-        arrays = {names[0]: next(iter(arrays.values()))}
-    if set(arrays) != set(names):
-        taken = list(arguments) if len(arguments) == len(names) else names
-        raise InvalidInputError(
-            f"{str(data)!r} holds {sorted(arrays)}, the network takes {taken}; name them so, and the labels 'labels'"
-        )
-    sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(sizes) != 1 or sizes == {0}:
-        raise InvalidInputError(f"{str(data)!r} holds {sorted(sizes)} samples; expected as many in each array")
-    count = sizes.pop()
-
-    def batches() -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
-        for first in range(0, count, size):
-            part = {name: array[first : first + size] for name, array in arrays.items()}
-            yield part, min(size, count - first)
-
-    return count, batches, lambda _classes, _column: held
-
-
-def _call(model: MultiExitModel, arrays: dict[str, NDArray[Any]], data: Path) -> Any:
-    """The arguments of a call of the model, as a batch of `eenet.collect` gives them."""
-    import torch
-
-    try:
-        tensors = tuple(torch.from_numpy(arrays[one.name]) for one in model.staged.inference_stages[0].inputs)
-    except TypeError as error:
-        raise InvalidInputError(f"{str(data)!r} holds what is no numbers ({error}); write plain arrays") from error
-    args, kwargs = model.staged.call_of(tensors)
-    return kwargs if kwargs and not args else args
-
-
-def _folder_labels(data: Path, ids: list[str], classes: list[str] | None) -> NDArray[np.intp] | None:
-    """The classes of files by the folders that they are in; None where they are in none."""
-    if not data.is_dir() or not all("/" in one for one in ids):
-        return None
-    folders = [one.partition("/")[0] for one in ids]
-    names = sorted(set(folders)) if classes is None else classes
-    unknown = sorted(set(folders) - set(names))
-    if unknown:
-        raise InvalidInputError(
-            f"{str(data)!r} has the folder {unknown[0]!r}, which is no class; there are {', '.join(names[:10])}"
-        )
-    number = {name: k for k, name in enumerate(names)}
-    return np.array([number[folder] for folder in folders])
-
-
-def _parquet_labels(data: Path, classes: list[str] | None, column: str | None) -> NDArray[Any] | None:
-    """The labels of a parquet file: class numbers, or names of classes; None where there is no such column."""
-    from eenet._extras import require
-
-    parquet = require("pyarrow.parquet", "predict")
-    names = parquet.read_schema(data).names
-    found = next((name for name in ([column] if column else _LABELS) if name in names), None)
-    if found is None and column is not None:
-        raise InvalidInputError(f"{str(data)!r} has the columns {names}, and no {column!r}")
-    if found is None:
-        return None
-    values = parquet.read_table(data, columns=[found]).column(found).to_pylist()
-    if all(isinstance(value, str) for value in values):
-        order = sorted(set(values)) if classes is None else classes
-        if not set(values) <= set(order):
-            raise InvalidInputError(f"the label {sorted(set(values) - set(order))[0]!r} is no class of --classes")
-        return np.array([order.index(value) for value in values])
-    if not all(isinstance(value, int) for value in values):
-        raise InvalidInputError(f"the column {found!r} of {str(data)!r} holds no class number in some row")
-    return np.array(values)
 
 
 def _write(records: ExitRecords, out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,13 +9,13 @@ import typer
 
 from eenet._extras import require_extra
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, short, side, steps
+from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
 from eenet.cli._inputs import load_target, read_predictions, run_files, sizes_of
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.bundle import LoadedBundle
     from eenet.models import MultiExitModel
-    from eenet.preprocessing import Preprocessing
 
 
 def export(
@@ -60,6 +59,20 @@ def export(
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Measure the bundle, and plan its budget in these costs.")
     ] = True,
+    precision: Annotated[
+        str,
+        typer.Option(help="fp32, int8, auto (int8 where it is faster and as accurate), or stages.2=int8,heads.0=int8."),
+    ] = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="For int8: labeled data not trained on; .npz, .npy, a folder of images or .parquet."),
+    ] = None,
+    max_exit_drop: Annotated[
+        float, typer.Option(min=0.0, help="How much accuracy an exit may lose to int8: 0.005 is half a point.")
+    ] = 0.005,
+    exit_drop_guarantee: Annotated[
+        float | None, typer.Option(help="With this probability it loses no more on fresh samples: 0.95. Under auto.")
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,8,32",
     seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 1.0,
     threads: Annotated[
@@ -73,11 +86,17 @@ def export(
     turns with the plain network, and its budget is planned in these milliseconds, at the same share of the plain
     network. The bundle is compared with the model on the samples, logits and exits, before it appears. Without
     --samples these are the example that the model comes with. A folder of eenet demo, train or reproduce brings test
-    inputs, class names and preprocessing of its own, and that of eenet demo its calibration records.
+    inputs, class names and preprocessing of its own, calibration data for int8, and that of eenet demo its calibration
+    records.
+
+    With --precision stages and heads run in int8, with --precision auto those that are faster so, as long as no exit
+    loses more than --max-exit-drop on the calibration data. The records are collected again from them.
 
     Examples:
 
         eenet export demo --scheduler demo/schedulers/eenet-60.safetensors --out bundle
+
+        eenet export demo --scheduler demo/schedulers/eenet-60.safetensors --out small --precision auto
 
         eenet export mypackage.networks:resnet_with_exits --scheduler scheduler.safetensors --out bundle
         --samples images.npz --image-size 224 --resize 256 --classes imagenet.txt
@@ -92,15 +111,21 @@ def export(
 
     fitted = load_scheduler(scheduler)
     model, example = load_target(target, allow=allow or ())
-    names = None if classes is None else _names(classes)
-    preprocessing = _preprocessing(model, image_size, resize, mean, std, tokenizer, max_length)
+    names = None if classes is None else names_in(classes)
+    preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer, max_length)
     work = run_files(target)
     if work is not None:
-        preprocessing = preprocessing or _preprocessing_of(work)
-        names = names or _names(work / "classes.txt")
+        preprocessing = preprocessing or preprocessing_of(work)
+        names = names or names_in(work / "classes.txt")
         samples = samples or work / "samples.npz"
     if samples is not None:
         example = _samples(model, samples)
+    asked = _precision(precision)
+    loader = None
+    if asked != "fp32":
+        calibration = calibration or _calibration_of(target)
+        if calibration is not None:
+            loader = _loader(model, calibration, preprocessing, names)
     records = records or _records_of(target)
     kept = None
     if records is not None:
@@ -122,6 +147,10 @@ def export(
             batch_sizes=sizes_of(batch_sizes),
             seconds=seconds,
             threads=threads or None,
+            precision=asked,
+            calibration=loader,
+            max_exit_drop=max_exit_drop,
+            exit_drop_guarantee=exit_drop_guarantee,
             progress=report,
             **({} if opset is None else {"opset": opset}),
         )
@@ -137,6 +166,7 @@ def export(
         f"checked on {proof['samples']} samples: exits as in a replay ({proof['ties_that_went_otherwise']} ties went "
         f"otherwise), logits within {proof['largest_logits_difference']:.1g}"
     )
+    show_precision(bundle)
     show_costs(bundle)
     if samples is None:
         side().print("these samples are the example that came with the model: give real inputs with --samples")
@@ -172,56 +202,66 @@ def show_costs(bundle: LoadedBundle) -> None:
         )
 
 
+def show_precision(bundle: LoadedBundle) -> None:
+    """Which parts are in int8 and why others are not, and what that changed; nothing for a bundle in fp32."""
+    made = bundle.info["quantization"]
+    if made is None:
+        return
+    console = output()
+    table = new_table(left=("part", "precision"), right=("fp32 (ms)", "int8 (ms)"))
+    for row in made["parts"]:
+        times = [short(row[key]) if key in row else "" for key in ("fp32_ms", "int8_ms")]
+        table.add_row(row["part"], row["precision"], *times)
+    console.print(table)
+    for row in made["parts"]:
+        if "why" in row:
+            console.print(f"{row['part']} stays fp32: {row['why']}", soft_wrap=True)
+        elif "operators_in_fp32" in row:
+            console.print(f"{row['part']}: fp32 stays {', '.join(row['operators_in_fp32'])}", soft_wrap=True)
+    samples, accuracies = made["samples"], made["accuracies"]
+    changes = ", ".join(
+        f"exit {k} {before:.2%} -> {after:.2%}"
+        for k, (before, after) in enumerate(zip(accuracies["fp32"], accuracies["bundle"], strict=True))
+    )
+    console.print(f"Accuracy on {samples['judged']} calibration samples, fp32 -> bundle: {changes}", soft_wrap=True)
+    if "plain" in made:
+        before, after = made["plain"]["fp32"], made["plain"]["int8"]
+        console.print(f"Plain network: {before:.2%} -> {after:.2%} all in int8", soft_wrap=True)
+
+
+def _precision(text: str) -> str | dict[str, str]:
+    """What --precision says: a word, or parts with theirs."""
+    if "=" not in text:
+        return text
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _calibration_of(target: str) -> Path | None:
+    """The calibration data that a run keeps; None where there are none."""
+    work = run_files(target)
+    path = None if work is None else work / "calibration.npz"
+    return path if path is not None and path.is_file() else None
+
+
+def _loader(model: MultiExitModel, data: Path, preprocessing: Any, classes: list[str] | None) -> list[Any]:
+    """The batches of --calibration with their labels."""
+    count, batches, known = opened(model, data, preprocessing, 32, None)
+    truth = known(classes, None)
+    if truth is None or len(truth) != count:
+        raise InvalidInputError(
+            f"--calibration {str(data)!r} has no label for each of its {count} samples, by which accuracy is "
+            "judged; put 'labels' beside the inputs, or images into a folder for each class"
+        )
+    made, done = [], 0
+    for arrays, samples in batches():
+        made.append((call_of(model, arrays, data), truth[done : done + samples]))
+        done += samples
+    return made
+
+
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _names(path: Path) -> list[str]:
-    from eenet._files import existing_file
-
-    return [line.strip() for line in existing_file(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _preprocessing(
-    model: MultiExitModel,
-    image_size: str | None,
-    resize: int | None,
-    mean: str,
-    std: str,
-    tokenizer: Path | None,
-    max_length: int | None,
-) -> Preprocessing | None:
-    from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
-
-    inputs = model.staged.inference_stages[0].inputs
-    if tokenizer is not None:
-        return TextPreprocessing.from_pretrained(tokenizer, max_length=max_length)
-    if image_size is None:
-        return None
-    try:
-        sides = [int(word) for word in image_size.lower().split("x")]
-        means, deviations = ([float(word) for word in text.split(",")] for text in (mean, std))
-    except ValueError as error:
-        raise InvalidInputError(
-            f"--image-size {image_size!r}, --mean {mean!r} or --std {std!r} cannot be read; give 224 or 512x1024, and "
-            "numbers with commas"
-        ) from error
-    if len(sides) not in (1, 2):
-        raise InvalidInputError(f"--image-size {image_size!r} has {len(sides)} sides; give 224, or 512x1024")
-    return ImagePreprocessing(
-        (sides[0], sides[-1]), resize=resize, mean=tuple(means), std=tuple(deviations), input=inputs[0].name
-    )
-
-
-def _preprocessing_of(work: Path) -> Preprocessing | None:
-    """What a training run kept of how its inputs are made; None where its data could not say."""
-    from eenet._files import existing_file
-    from eenet.preprocessing import preprocessing_from
-
-    if not (work / "preprocessing.json").is_file():
-        return None
-    description = json.loads((work / "preprocessing.json").read_text(encoding="utf-8"))
-    return preprocessing_from(description, read=lambda name: existing_file(work / name).read_bytes())
 
 
 def _samples(model: MultiExitModel, path: Path) -> Any:

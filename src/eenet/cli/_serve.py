@@ -124,7 +124,9 @@ def serve(
     controller = BudgetController(loaded.scheduler) if hold else FixedBudget(loaded.scheduler)
 
     def ready(url: str) -> None:
-        side().print(f"{loaded.runtime}; costs {loaded.costs_from}", soft_wrap=True)
+        int8 = [name for name, precision in loaded.precision.items() if precision == "int8"]
+        what = f"{loaded.runtime}, {', '.join(int8)} in int8" if int8 else loaded.runtime
+        side().print(f"{what}; costs {loaded.costs_from}", soft_wrap=True)
         _say_ready(bundle, url, json_output=json_output)
 
     server = make_server(loaded, options, controller=controller, ready=ready)

@@ -15,7 +15,7 @@ from eenet.errors import InvalidInputError
 from eenet.models._io import inferring, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
 from eenet.records import ExitRecords
-from eenet.tasks import Evidence, Segmentation
+from eenet.tasks import Evidence, Segmentation, Task
 
 
 def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
@@ -55,9 +55,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     """
     require_exits(model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    images = ImageRecords(model.task) if isinstance(model.task, Segmentation) else None
-    logits: list[NDArray[np.float32]] = []
-    labels: list[NDArray[Any]] = []
+    gathered = Gathering(model.task)
     require_batches(loader, model.staged.example)
     model.staged.check_current()
     with inferring(model):
@@ -68,18 +66,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
                 if y is not None:
                     _labels_of(y, 0)
                 continue
-            outputs = model(*args, **kwargs)
-            if images is not None:
-                images.add(outputs, y)
-                continue
-            logits.append(torch.stack(outputs).float().cpu().numpy())
-            if y is not None:
-                labels.append(_labels_of(y, len(outputs[0])))
-    if images is not None:
-        records = images.records()
-    else:
-        _require_batches(len(logits), len(labels))
-        records = ExitRecords.from_logits(np.concatenate(logits, axis=1), np.concatenate(labels) if labels else None)
+            gathered.add(model(*args, **kwargs), y)
+    records = gathered.records()
     records.network = digest_of(model)
     return records
 
@@ -103,6 +91,32 @@ def _labels_of(y: Any, samples: int) -> NDArray[Any]:
             f"a batch of {samples} samples has labels of shape {labels.shape}; expected one label for each sample"
         )
     return labels
+
+
+class Gathering:
+    """Gathers records batch by batch from what the exits gave, whatever the task."""
+
+    def __init__(self, task: Task) -> None:
+        self._images = ImageRecords(task) if isinstance(task, Segmentation) else None
+        self._logits: list[NDArray[np.float32]] = []
+        self._labels: list[NDArray[Any]] = []
+
+    def add(self, outputs: Sequence[Tensor], labels: Any) -> None:
+        """One batch: the logits of the K exits, and the labels or None."""
+        if self._images is not None:
+            self._images.add(outputs, labels)
+            return
+        self._logits.append(torch.stack(list(outputs)).float().cpu().numpy())
+        if labels is not None:
+            self._labels.append(_labels_of(labels, len(outputs[0])))
+
+    def records(self) -> ExitRecords:
+        """The records of all batches; raises `InvalidInputError` without any, or where only some had labels."""
+        if self._images is not None:
+            return self._images.records()
+        _require_batches(len(self._logits), len(self._labels))
+        labels = np.concatenate(self._labels) if self._labels else None
+        return ExitRecords.from_logits(np.concatenate(self._logits, axis=1), labels)
 
 
 class ImageRecords:

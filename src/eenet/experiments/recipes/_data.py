@@ -162,23 +162,23 @@ class RecipeData:
             return None  # a slow tokenizer has no file that a server could read
         return TextPreprocessing(tokenizer, max_length=self._settings.max_length, inputs=_TOKEN_INPUTS[:-1])
 
-    def samples(self, most_bytes: float) -> tuple[Tensor, ...]:
-        """Inputs of the test part, evenly spaced, as many as fit into `most_bytes` but at least 2."""
-        part = self.part("test")
-        one = self._inputs([0])
+    def samples(self, name: str, most_bytes: float) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Inputs and labels of a part, evenly spaced, as many as fit into `most_bytes` but at least 2."""
+        part = self.part(name)
+        one, _ = self._inputs(name, [0])
         fit = int(most_bytes / sum(tensor.numel() * tensor.element_size() for tensor in one))
         count = min(len(part), max(2, fit))
-        return self._inputs(np.arange(count) * len(part) // count)
+        return self._inputs(name, np.arange(count) * len(part) // count)
 
-    def _inputs(self, indices: Any) -> tuple[Tensor, ...]:
-        x, y = self.part("test").batch(indices)
+    def _inputs(self, name: str, indices: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+        x, y = self.part(name).batch(indices)
         if self.task != "text":
-            return (x,)
+            return (x,), y
         length = self._settings.max_length
         batch = _Tokens(TextCollator(self._tokenizer, length, multiple_of=length))(
             list(zip(x, y.tolist(), strict=True))
         )
-        return tuple(batch[name] for name in _TOKEN_INPUTS[:-1])
+        return tuple(batch[key] for key in _TOKEN_INPUTS[:-1]), y
 
     def _sources(self) -> dict[str, Dataset]:
         settings = self._settings

@@ -50,7 +50,7 @@ from eenet.training import reestimate_batch_norm, train, training_device
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
 WORK = "work"
-CLASSES, SAMPLES, PREPROCESSING = "classes.txt", "samples.npz", "preprocessing.json"
+CLASSES, SAMPLES, LABELED, PREPROCESSING = "classes.txt", "samples.npz", "calibration.npz", "preprocessing.json"
 _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
 _SCHEMA = 1
 _SAMPLES_BYTES = 5_000_000
@@ -287,12 +287,16 @@ class _Run:
         }
 
     def _save_inputs(self, model: MultiExitModel, data: RecipeData) -> None:
-        """What `eenet export` takes of this folder: class names, preprocessing, and inputs to check a bundle on."""
+        """What `eenet export` takes of this folder: class names, preprocessing, and inputs.
+
+        Those of the test part check a bundle, those of the calibration part, with labels, give int8 its ranges.
+        """
         names = [one.name for one in model.staged.inference_stages[0].inputs]
         (self.work / CLASSES).write_text("\n".join(data.classes) + "\n", encoding="utf-8")
-        tensors = data.samples(_SAMPLES_BYTES)
-        arrays: dict[str, Any] = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
-        np.savez(self.work / SAMPLES, **arrays)
+        for part, file in (("test", SAMPLES), ("calibration", LABELED)):
+            tensors, labels = data.samples(part, _SAMPLES_BYTES)
+            arrays: dict[str, Any] = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
+            np.savez(self.work / file, **arrays, **({"labels": labels.numpy()} if part == "calibration" else {}))
         preprocessing = data.preprocessing()
         if preprocessing is None:
             (self.work / PREPROCESSING).unlink(missing_ok=True)

@@ -106,6 +106,9 @@ class Info(BaseModel):
         default=None, description="What to do where they are of another machine or number of threads: of a bundle."
     )
     runtime: str = Field(default="", description="What runs the stages: of a bundle.")
+    precision: dict[str, str] = Field(
+        default_factory=dict, description="fp32 or int8, of each stage and head: of a bundle."
+    )
     budget: float
     budget_changes: bool = Field(description="Whether PUT /budget is on.")
     traffic: Traffic

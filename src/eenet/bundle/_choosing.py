@@ -1,0 +1,117 @@
+"""The choice of the parts that run in int8: those that are faster so, as long as no exit loses more than it may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eenet.scheduler._bounds import mean_is_below
+
+FASTER = 0.95
+"""A part in int8 must take less than this part of its time in fp32."""
+
+Utility = NDArray[np.float64]
+"""(K, N): what the answer of each exit to each sample is worth."""
+
+Judged = Callable[[frozenset[str]], tuple[Utility, Utility]]
+"""The worth of all exits with some stages in int8: where the heads are in fp32, and where they are in int8."""
+
+
+@dataclass
+class Chooser:
+    """Finds the parts; `why` says of the others why not."""
+
+    judged: Judged
+    max_exit_drop: float
+    guarantee: float | None = None
+    why: dict[str, str] = field(default_factory=dict)
+
+    def worth(self, chosen: frozenset[str]) -> Utility:
+        """The worth of all exits, (K, N), with these parts in int8."""
+        plain, heads = self.judged(frozenset(name for name in chosen if name.startswith("stages.")))
+        rows = [(heads if f"heads.{k}" in chosen else plain)[k] for k in range(len(plain))]
+        return np.stack(rows)
+
+    def chosen(self, times: Mapping[str, tuple[float, float]]) -> frozenset[str]:
+        """The parts to run in int8, of those with seconds in fp32 and in int8.
+
+        All at once where that does, and else stage by stage, the largest savings first.
+        """
+        saved = {name: fp32 - int8 for name, (fp32, int8) in times.items() if int8 < FASTER * fp32}
+        self.why |= {name: "not faster in int8" for name in times if name not in saved}
+        order = sorted((name for name in saved if name.startswith("stages.")), key=lambda name: -saved[name])
+        heads = frozenset(name for name in saved if name.startswith("heads."))
+        choosing, confirming = self._halves()
+        found = self._with_heads(frozenset(order), heads, choosing)
+        steps = [frozenset(order[: n + 1]) for n in range(len(order))] if found is not None else []
+        if found is None:
+            taken: frozenset[str] = frozenset()
+            found = self._with_heads(taken, heads, choosing) or frozenset()
+            for name in order:
+                more = self._with_heads(taken | {name}, heads, choosing) if len(order) > 1 else None
+                if more is None:
+                    self.why[name] = "an exit would lose more than max_exit_drop"
+                    continue
+                taken, found = taken | {name}, more
+                steps.append(taken)
+        if confirming is not None:
+            found = self._confirmed(steps or [frozenset()], heads, choosing, confirming)
+        lost = "its exit would lose more than max_exit_drop"
+        self.why |= {name: lost for name in heads if name not in found}
+        return found
+
+    def _halves(self) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
+        """The samples that choose and, where the loss is to be shown beyond chance, those that confirm."""
+        samples = self.judged(frozenset())[0].shape[1]
+        order = np.random.default_rng(1).permutation(samples)
+        if self.guarantee is None:
+            return order, None
+        return order[: samples // 2], order[samples // 2 :]
+
+    def _with_heads(
+        self, stages: frozenset[str], heads: frozenset[str], rows: NDArray[np.intp]
+    ) -> frozenset[str] | None:
+        """These stages and the heads that can be int8 with them; None where an exit loses too much anyhow."""
+        before = self.judged(frozenset())[0][:, rows].mean(axis=1)
+        plain, in_int8 = (of[:, rows].mean(axis=1) for of in self.judged(stages))
+        most = before - self.max_exit_drop - 1e-12
+        taken = set(stages)
+        for k in range(len(before)):
+            if f"heads.{k}" in heads and in_int8[k] >= most[k]:
+                taken.add(f"heads.{k}")
+            elif plain[k] < most[k]:
+                return None
+        return frozenset(taken)
+
+    def _confirmed(
+        self,
+        steps: list[frozenset[str]],
+        heads: frozenset[str],
+        choosing: NDArray[np.intp],
+        confirming: NDArray[np.intp],
+    ) -> frozenset[str]:
+        """The last of the steps until one is not shown to keep the limit: a fixed order needs no correction.
+
+        Of a step every exit is tested at the whole error: all tests must pass.
+        """
+        found: frozenset[str] = frozenset()
+        before = self.judged(frozenset())[0][:, confirming]
+        assert self.guarantee is not None
+        limit, error = (1 + self.max_exit_drop) / 2, 1 - self.guarantee
+        for stages in steps:
+            candidate = self._with_heads(stages, heads, choosing)
+            if candidate is None:
+                break
+            lost = (1 + before - self.worth(candidate)[:, confirming]) / 2
+            if not mean_is_below(lost, limit, error).all():
+                for name in stages - found:
+                    self.why[name] = (
+                        f"{len(confirming)} samples do not show at {self.guarantee:g} that no exit loses more "
+                        "than max_exit_drop"
+                    )
+                break
+            found = candidate
+        return found

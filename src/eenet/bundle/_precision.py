@@ -1,0 +1,366 @@
+"""Which stages and heads of a bundle run in int8: as asked, or chosen by measuring times and accuracies here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from eenet._extras import require
+from eenet._timing import in_turns, timed
+from eenet.bundle._calibration import Samples, boundaries_of, warned
+from eenet.bundle._choosing import Chooser, Utility
+from eenet.bundle._graphs import Graphs
+from eenet.bundle._onnx import Session
+from eenet.bundle._quantize import Quantized, quantized
+from eenet.errors import InvalidInputError
+from eenet.models import MultiExitModel
+from eenet.models._collect import Gathering
+from eenet.records import ExitRecords
+from eenet.runtime._backend import Array, Live, StageBackend
+from eenet.tasks import Task
+
+FP32, INT8 = "fp32", "int8"
+AUTO = "auto"
+Precision = str | Mapping[str, str]
+MAX_EXIT_DROP = 0.005
+
+_MOST_DROP = 0.1
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a bundle is made of: graphs in which some parts are int8, the plain network in int8, samples and figures.
+
+    `precision` has each part's, `report` says how they were chosen; `judged` are the batches, with labels, that gave
+    the quantizer no ranges where there were enough.
+    """
+
+    graphs: Graphs
+    precision: dict[str, str]
+    report: dict[str, Any]
+    judged: list[tuple[Live, Any]]
+    plain: bytes | None = None
+
+    @property
+    def any_int8(self) -> bool:
+        """Whether anything answers differently than the model."""
+        return INT8 in self.precision.values()
+
+    def records(self, backend: StageBackend, task: Task) -> ExitRecords:
+        """What the exits of the bundle itself say of the samples that judge."""
+        gathered = Gathering(task)
+        for live, labels in self.judged:
+            logits = []
+            for k in range(backend.num_exits):
+                live, answers = backend.run(k, live, observe=True)
+                logits.append(torch.from_numpy(np.asarray(answers)))
+            gathered.add(logits, labels)
+        return gathered.records()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked of the precision of a bundle."""
+
+    precision: Precision
+    max_exit_drop: float = MAX_EXIT_DROP
+    guarantee: float | None = None
+
+    def check(self, model: MultiExitModel, backend: str, calibration: Any) -> None:
+        """Raise `InvalidInputError` for what cannot be done, before anything is."""
+        asked, names = self.precision, parts_of(model.num_exits)
+        if not isinstance(asked, str):
+            unknown = [name for name in asked if name not in names]
+            if unknown:
+                raise InvalidInputError(f"precision names {unknown[0]!r}, which is no part; expected some of {names}")
+            wrong = [value for value in asked.values() if value not in (FP32, INT8)]
+            if wrong:
+                raise InvalidInputError(f"precision has {wrong[0]!r} for a part, expected {FP32!r} or {INT8!r}")
+        elif asked not in (FP32, INT8, AUTO):
+            raise InvalidInputError(
+                f"precision is {asked!r}, expected {FP32!r}, {INT8!r}, {AUTO!r}, or a mapping such as "
+                f"{{'stages.0': 'int8'}}"
+            )
+        if not 0 <= self.max_exit_drop <= _MOST_DROP:
+            raise InvalidInputError(
+                f"max_exit_drop is {self.max_exit_drop:g}, that is {100 * self.max_exit_drop:g} points of accuracy; "
+                f"expected 0 to {_MOST_DROP:g}: half a point is 0.005"
+            )
+        if self.guarantee is not None and not 0 < self.guarantee < 1:
+            raise InvalidInputError(f"exit_drop_guarantee is {self.guarantee!r}, expected a probability such as 0.95")
+        if not self.wanted(model.num_exits):
+            return
+        if backend != "onnx":
+            raise InvalidInputError(
+                f"precision is {asked!r} and backend {backend!r}: int8 stages run in ONNX Runtime alone; leave backend "
+                "at 'onnx'"
+            )
+        if calibration is None:
+            raise InvalidInputError(
+                f"precision is {asked!r}, and there is no calibration data to take ranges from and to judge accuracy "
+                "on; give calibration=loader, batches of (inputs, labels) that the model was not trained on"
+            )
+        require("onnxruntime.quantization", "export", "int8")
+
+    def wanted(self, exits: int) -> set[str]:
+        """The parts that may become int8."""
+        if isinstance(self.precision, str):
+            return set() if self.precision == FP32 else set(parts_of(exits))
+        return {name for name, value in self.precision.items() if value == INT8}
+
+
+def parts_of(exits: int) -> list[str]:
+    """The names of the stages and heads of a network with K exits; the last stage needs no head."""
+    return [*(f"stages.{k}" for k in range(exits)), *(f"heads.{k}" for k in range(exits - 1))]
+
+
+def choose(
+    model: MultiExitModel,
+    graphs: Graphs,
+    plain: bytes | None,
+    calibration: Iterable[Any],
+    options: Options,
+    *,
+    remaining: Sequence[int],
+    seconds: float,
+    threads: int | None,
+    progress: Progress,
+) -> Choice:
+    """Quantize the parts that are asked for, or of all parts those that are faster in int8 and cost no accuracy.
+
+    `remaining` says how many samples of a batch reach each stage, (K,): stages are timed on so many.
+    """
+    samples = Samples(model, calibration)
+    samples.note(options.max_exit_drop)
+    parts = _Parts(model, graphs, threads)
+    parts.quantize(options.wanted(model.num_exits), samples.ranges, progress)
+    judge = _Judge(parts, samples, model.task, progress)
+    chooser = Chooser(judge, options.max_exit_drop, options.guarantee)
+    times = parts.times(remaining, seconds, progress) if options.precision == AUTO else {}
+    chosen = chooser.chosen(times) if options.precision == AUTO else frozenset(parts.int8)
+    report = _report(options, parts, samples, chooser, times, chosen)
+    whole = None
+    if plain is not None:
+        progress("quantizing the plain network")
+        whole = _plain(plain, samples, model.task, threads, report)
+    if options.precision != AUTO:
+        _warn_of(report, options.max_exit_drop)
+    stages, files = [], dict(graphs.files)
+    for k, stage in enumerate(graphs.stages):
+        for name, file in ((f"stages.{k}", stage.graph), (f"heads.{k}", stage.head)):
+            if name in chosen:
+                assert file is not None
+                made = file.replace(".onnx", "-int8.onnx")
+                files[made] = parts.int8[name]
+                del files[file]
+                stage = replace(stage, **({"graph": made} if file == stage.graph else {"head": made}))
+        stages.append(stage)
+    precision = {name: INT8 if name in chosen else FP32 for name in parts_of(model.num_exits)}
+    return Choice(Graphs(tuple(stages), files), precision, report, samples.judged, whole)
+
+
+class _Parts:
+    """The stages and heads as sessions, in fp32 and, where they could be quantized, in int8."""
+
+    def __init__(self, model: MultiExitModel, graphs: Graphs, threads: int | None) -> None:
+        self._stages, self._boundaries = graphs.stages, boundaries_of(model)
+        self._threads = threads
+        self.fp32: dict[str, bytes] = {}
+        for k, stage in enumerate(graphs.stages):
+            for name, file in ((f"stages.{k}", stage.graph), (f"heads.{k}", stage.head)):
+                if file is not None:
+                    self.fp32[name] = graphs.files[file]
+        self.int8: dict[str, bytes] = {}
+        self.not_int8: dict[str, str] = {}
+        self.kept: dict[str, tuple[str, ...]] = {}
+        self._sessions: dict[tuple[str, str], Session] = {}
+        self._timed: dict[str, Live] = {}
+
+    @property
+    def num_exits(self) -> int:
+        return len(self._stages)
+
+    def run(self, name: str, precision: str, live: Live) -> list[Any]:
+        """What a part gives."""
+        return self.session(name, precision)(live)
+
+    def session(self, name: str, precision: str) -> Session:
+        """A part in ONNX Runtime."""
+        key = (name, precision)
+        if key not in self._sessions:
+            content = self.fp32[name] if precision == FP32 else self.int8[name]
+            self._sessions[key] = Session(require("onnxruntime", "onnx"), content, name, self._threads)
+        return self._sessions[key]
+
+    def stage(self, k: int, precision: str, live: Live) -> tuple[Live, Array]:
+        """The live tensors before stage k + 1 and the feature; of the last stage the logits in its place."""
+        outputs = self.run(f"stages.{k}", precision, live)
+        if k == self.num_exits - 1:
+            return (), outputs[0]
+        passed = tuple(outputs[: len(self._stages[k + 1].inputs)])
+        index = self._stages[k].passed_feature
+        return passed, outputs[-1] if index is None else passed[index]
+
+    def quantize(self, wanted: set[str], lives: list[Live], progress: Progress) -> None:
+        """Make the parts int8 that can be, each with the ranges of what it is given in fp32."""
+        for k in range(self.num_exits):
+            self._quantize(f"stages.{k}", wanted, lives, progress)
+            after = [self.stage(k, FP32, live) for live in lives]
+            if k < self.num_exits - 1:
+                self._quantize(f"heads.{k}", wanted, [(feature,) for _, feature in after], progress)
+                lives = [passed for passed, _ in after]
+
+    def _quantize(self, name: str, wanted: set[str], lives: list[Live], progress: Progress) -> None:
+        self._timed[name] = lives[0]
+        if name not in wanted:
+            return
+        progress(f"quantizing {name}")
+        names = self.session(name, FP32).inputs
+        made: Quantized = quantized(self.fp32[name], [dict(zip(names, live, strict=True)) for live in lives])
+        if made.content is None:
+            self.not_int8[name] = made.reason
+        else:
+            self.int8[name], self.kept[name] = made.content, made.kept
+
+    def times(self, remaining: Sequence[int], seconds: float, progress: Progress) -> dict[str, tuple[float, float]]:
+        """Seconds of each part in fp32 and in int8, in turns, on as many samples as reach it in a batch."""
+        progress("timing the parts in fp32 and int8")
+        clocks = []
+        for name in self.int8:
+            kind, _, k = name.partition(".")
+            rows = np.arange(remaining[int(k)])
+            live = self._timed[name]
+            if kind == "heads":
+                live = tuple(one[rows % len(one)] for one in live)
+            else:
+                live = self._boundaries.take(int(k), live, rows % self._boundaries.size(int(k), live))
+            clocks += [partial(timed, self.session(name, precision), live) for precision in (FP32, INT8)]
+        if not clocks:
+            return {}
+        best = in_turns(clocks, seconds=seconds, least=7, warm_up=2).shortest.tolist()
+        return {name: (best[2 * n], best[2 * n + 1]) for n, name in enumerate(self.int8)}
+
+
+class _Judge:
+    """Runs the parts on the samples that judge; what is known is not run again."""
+
+    def __init__(self, parts: _Parts, samples: Samples, task: Task, progress: Progress) -> None:
+        self._parts, self._samples, self._task, self._progress = parts, samples, task, progress
+        self._known: dict[frozenset[str], tuple[Utility, Utility]] = {}
+
+    def __call__(self, stages: frozenset[str]) -> tuple[Utility, Utility]:
+        """The worth of all exits with these stages in int8: with heads in fp32, and with heads in int8."""
+        if stages not in self._known:
+            self._progress(f"judging with {', '.join(sorted(stages)) or 'no stage'} in int8")
+            with_fp32, with_int8 = Gathering(self._task), Gathering(self._task)
+            for live, labels in self._samples.judged:
+                plain, heads = self._answers(live, stages)
+                with_fp32.add(plain, labels)
+                with_int8.add(heads, labels)
+            self._known[stages] = (_utility(with_fp32), _utility(with_int8))
+        return self._known[stages]
+
+    def _answers(self, live: Live, stages: frozenset[str]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        plain, quantized_heads = [], []
+        for k in range(self._parts.num_exits):
+            name = f"stages.{k}"
+            live, feature = self._parts.stage(k, INT8 if name in stages else FP32, live)
+            head = f"heads.{k}"
+            if k == self._parts.num_exits - 1:
+                plain.append(torch.from_numpy(feature))
+                quantized_heads.append(plain[-1])
+                break
+            plain.append(torch.from_numpy(self._parts.run(head, FP32, (feature,))[0]))
+            in_int8 = head in self._parts.int8
+            quantized_heads.append(
+                torch.from_numpy(self._parts.run(head, INT8, (feature,))[0]) if in_int8 else plain[-1]
+            )
+        return plain, quantized_heads
+
+
+def _report(
+    options: Options,
+    parts: _Parts,
+    samples: Samples,
+    chooser: Chooser,
+    times: Mapping[str, tuple[float, float]],
+    chosen: frozenset[str],
+) -> dict[str, Any]:
+    """What was asked, found and chosen, JSON-ready."""
+    before, after = chooser.judged(frozenset())[0].mean(axis=1), chooser.worth(chosen).mean(axis=1)
+    asked = options.precision
+    rows = []
+    for name in parts_of(parts.num_exits):
+        row: dict[str, Any] = {"part": name, "precision": INT8 if name in chosen else FP32}
+        if name in times:
+            row |= dict(zip(("fp32_ms", "int8_ms"), (1000 * time for time in times[name]), strict=True))
+        if name in parts.not_int8:
+            row["why"] = f"cannot be quantized: {parts.not_int8[name]}"
+        elif name in chooser.why and name not in chosen:
+            row["why"] = chooser.why[name]
+        if name in chosen and parts.kept[name]:
+            row["operators_in_fp32"] = list(parts.kept[name])
+        rows.append(row)
+    return {
+        "asked": asked if isinstance(asked, str) else dict(asked),
+        "max_exit_drop": options.max_exit_drop,
+        "guarantee": options.guarantee,
+        "samples": {
+            "ranges": sum(_rows(live) for live in samples.ranges),
+            "judged": sum(len(labels) for _, labels in samples.judged),
+            "apart": samples.apart,
+        },
+        "parts": rows,
+        "accuracies": {"fp32": before.tolist(), "bundle": after.tolist()},
+    }
+
+
+def _warn_of(report: Mapping[str, Any], max_exit_drop: float) -> None:
+    """Warn of what was asked by hand and could not be done, or costs an exit more than it may lose."""
+    for row in report["parts"]:
+        if row.get("why"):
+            warned(f"{row['part']} stays fp32: it {row['why'].removeprefix('it ')}")
+    accuracies = report["accuracies"]
+    for k, (before, after) in enumerate(zip(accuracies["fp32"], accuracies["bundle"], strict=True)):
+        if before - after > max_exit_drop:
+            warned(
+                f"exit {k} has {100 * after:.1f} % with these parts in int8, {100 * before:.1f} % in fp32, on "
+                f"{report['samples']['judged']} calibration samples: it loses more than max_exit_drop="
+                f"{max_exit_drop:g}; precision='auto' leaves in fp32 what costs that"
+            )
+
+
+def _plain(content: bytes, samples: Samples, task: Task, threads: int | None, report: dict[str, Any]) -> bytes | None:
+    """The plain network in int8, the alternative to exits; its accuracies go into the report."""
+    runtime = require("onnxruntime", "onnx")
+    sessions = {FP32: Session(runtime, content, "the plain network", threads)}
+    names = sessions[FP32].inputs
+    made = quantized(content, [dict(zip(names, live, strict=True)) for live in samples.ranges])
+    if made.content is None:
+        return None
+    sessions[INT8] = Session(runtime, made.content, "the plain network in int8", threads)
+    found = {}
+    for precision, session in sessions.items():
+        gathered = Gathering(task)
+        for live, labels in samples.judged:
+            gathered.add([torch.from_numpy(session(live)[0])] * 2, labels)  # records have two exits at least
+        found[precision] = float(_utility(gathered).mean())
+    report["plain"] = found
+    return made.content
+
+
+def _utility(gathered: Gathering) -> Utility:
+    utility = gathered.records().utility
+    assert utility is not None, "all calibration batches have labels"
+    return cast(Utility, utility.astype(np.float64))
+
+
+def _rows(live: Live) -> int:
+    return len(live[0])

@@ -1,0 +1,121 @@
+"""Static quantization of ONNX graphs with ONNX Runtime's own tools: int8 per channel, written as QDQ."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eenet._extras import require
+from eenet.runtime._backend import Array
+
+_MOVE = frozenset({
+    "Cast", "Concat", "Constant", "ConstantOfShape", "DequantizeLinear", "Expand", "Flatten", "Gather",
+    "GatherElements", "GatherND", "Identity", "QuantizeLinear", "Reshape", "Shape", "Slice", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+"""Operators that compute nothing: they move numbers."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A graph in int8: its content, and the kinds of its operators that still compute in fp32.
+
+    `content` is None where nothing in it could be quantized; `reason` says why.
+    """
+
+    content: bytes | None
+    kept: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]]) -> Quantized:
+    """The graph with int8 weights and activations, whose ranges are those of the inputs in `feeds`.
+
+    Weights are signed, per output channel; activations unsigned, per tensor: the kernels of x86 processors want both.
+    """
+    onnx, tools = require("onnx", "export"), require("onnxruntime.quantization", "export")
+    with tempfile.TemporaryDirectory() as folder, _errors_alone():
+        given, ready, made = (Path(folder) / name for name in ("given.onnx", "ready.onnx", "made.onnx"))
+        given.write_bytes(content)
+        try:
+            # Batch norms go into convolutions, and shapes are inferred, as the quantizer wants it.
+            tools.quant_pre_process(given, ready, skip_symbolic_shape=True)
+            _mend(onnx, ready)
+            tools.quantize_static(
+                ready,
+                made,
+                _Reader(feeds),
+                quant_format=tools.QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=tools.QuantType.QUInt8,
+                weight_type=tools.QuantType.QInt8,
+            )
+            graph = onnx.load(made)
+            known = (*onnx.load(ready).graph.value_info, *graph.graph.output)
+        except _failures(onnx) as error:
+            return Quantized(None, reason=" ".join(str(error).split())[:200] or type(error).__name__)
+    nodes = graph.graph.node
+    from_int8 = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    products = [node for node in nodes if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
+    if not any(set(node.input) & from_int8 for node in products):
+        return Quantized(None, reason="it has no convolution or matrix product with weights")
+    floats = {value.name for value in known if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    kept = {
+        node.op_type
+        for node in nodes
+        if node.op_type not in _MOVE and floats & set(node.output) and not from_int8 & set(node.input)
+    }
+    del graph.graph.value_info[:]
+    for part in (graph, graph.graph, *nodes, *graph.graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+    return Quantized(graph.SerializeToString(deterministic=True), tuple(sorted(kept)))
+
+
+class _Reader:
+    """Gives the quantizer its samples, one batch after the other."""
+
+    def __init__(self, feeds: Sequence[Mapping[str, Array]]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Mapping[str, Array] | None:
+        return next(self._feeds, None)
+
+    def __iter__(self) -> Iterator[Mapping[str, Array]]:
+        return self._feeds
+
+
+def _mend(onnx: Any, path: Path) -> None:
+    """Name each operator set once, and none that is not used: what ONNX Runtime writes the quantizer refuses."""
+    graph = onnx.load(path)
+    used = {node.domain for node in graph.graph.node} | {""}
+    versions = {one.domain: one.version for one in graph.opset_import if one.domain in used}
+    del graph.opset_import[:]
+    graph.opset_import.extend(onnx.helper.make_opsetid(domain, number) for domain, number in versions.items())
+    onnx.save(graph, path)
+
+
+def _failures(onnx: Any) -> tuple[type[Exception], ...]:
+    """What the tools raise for a graph that they cannot quantize; none of it has a base of its own."""
+    from eenet.bundle._onnx import _errors_of
+
+    checks = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
+    known = _errors_of(require("onnxruntime", "onnx"))
+    return (*known, *checks, ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Of what the tools log, errors alone: they log through the root logger."""
+    log = logging.getLogger()
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

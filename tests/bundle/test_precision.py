@@ -1,0 +1,266 @@
+"""Stages in int8: what is chosen keeps its accuracy, a bundle replays its own answers, bad input is refused."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import eenet
+from eenet.bundle import LoadedBundle
+from eenet.bundle._choosing import Chooser
+from eenet.errors import InvalidInputError, ReliabilityWarning
+
+for _library in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(_library)
+
+
+@pytest.fixture(autouse=True)
+def _busy_machine() -> Iterator[None]:
+    """Small networks on few samples warn of much; what a test is about it looks for itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)
+        yield
+
+
+class Narrow(nn.Module):
+    """Three stages of vectors; with `wide`, one channel after the first is 100,000 times as large as the others."""
+
+    def __init__(self, *, wide: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(12, 24), nn.ReLU())
+        self.second = nn.Sequential(nn.Linear(24, 24), nn.ReLU())
+        self.last = nn.Linear(24, 4)
+        if wide:
+            with torch.no_grad():
+                self.first[0].weight[0] *= 1e5
+                self.second[0].weight[:, 0] /= 1e5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.second(self.first(x)))
+
+
+def made(*, wide: bool = False) -> tuple[eenet.MultiExitModel, list[Any], eenet.Scheduler]:
+    """A model whose exits know its own last answers, samples with these as labels, and a scheduler."""
+    torch.manual_seed(0)
+    network = Narrow(wide=wide).eval()
+    x = torch.randn(400, 12)
+    model = eenet.attach(network, ["first", "second"], example=x[:2], heads=[nn.Linear(24, 4), nn.Linear(24, 4)]).eval()
+    with torch.no_grad():
+        features = network.first(x), network.second(network.first(x))
+        for head, feature in zip(model.heads, features, strict=True):
+            # The head that says what the last layer does, as well as a linear map of the feature can.
+            ones = torch.cat([feature, torch.ones(len(feature), 1)], dim=1)
+            solved = torch.linalg.lstsq(ones, network(x)).solution
+            head.weight.copy_(solved[:-1].T)
+            head.bias.copy_(solved[-1])
+        labels = network(x).argmax(dim=1)
+    loader = [(x[start : start + 50], labels[start : start + 50]) for start in range(0, 400, 50)]
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, loader), eenet.ExitCosts([1, 2, 3]), "60%")
+    return model, loader, scheduler
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory: pytest.TempPathFactory) -> LoadedBundle:
+    """A bundle with all in int8 that was measured."""
+    model, loader, scheduler = made()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)
+        return eenet.export(
+            model, scheduler, tmp_path_factory.mktemp("int8") / "bundle", example=loader[0][0], precision="int8",
+            calibration=loader, seconds=0.0, batch_sizes=[4], threads=1,
+        )  # fmt: skip
+
+
+def fresh(samples: int = 60) -> Any:
+    """Other samples of the same kind."""
+    return np.random.default_rng(5).normal(size=(samples, 12)).astype(np.float32)
+
+
+def replayed(bundle: LoadedBundle, x: Any) -> Any:
+    """The exits of a replay of what the bundle's own stages say."""
+    live, logits = bundle.backend.enter(x), []
+    for k in range(bundle.backend.num_exits):
+        live, answers = bundle.backend.run(k, live, observe=True)
+        logits.append(answers)
+    return bundle.scheduler.replay(eenet.ExitRecords.from_logits(np.stack(logits))).exits
+
+
+@pytest.mark.parametrize("size", [1, 7, 60])
+def test_a_bundle_in_int8_takes_the_exits_of_a_replay_of_its_own_answers(chosen: LoadedBundle, size: int) -> None:
+    x = fresh()
+    expected = replayed(chosen, x)
+    got = np.concatenate([chosen(x[start : start + size]).exits for start in range(0, len(x), size)])
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_its_records_are_of_its_own_stages_and_its_scheduler_is_fitted_to_them(chosen: LoadedBundle) -> None:
+    records, made_with = chosen.records, chosen.info["quantization"]
+    assert records is not None
+    assert len(records) == made_with["samples"]["judged"] == 300
+    np.testing.assert_allclose(records.accuracies, made_with["accuracies"]["bundle"])
+    again = eenet.MaxProbability().fit(records, chosen.costs, chosen.scheduler.budget)
+    assert again.policy == chosen.scheduler.policy
+
+
+def test_the_manifest_says_each_parts_precision_and_measuring_again_keeps_it(chosen: LoadedBundle) -> None:
+    names = ["stages.0", "stages.1", "stages.2", "heads.0", "heads.1"]
+    assert chosen.precision == dict.fromkeys(names, "int8")
+    assert chosen.info["verified"]["compared_with_itself"] == [0, 1, 2]
+    folder = chosen.manifest.root
+    eenet.bundle.measure(folder, seconds=0.0, batch_sizes=[4], threads=1, update=True)
+    again = eenet.bundle.load(folder, threads=1)
+    assert again.precision == chosen.precision
+    np.testing.assert_array_equal(again(fresh()).exits, replayed(again, fresh()))
+    assert eenet.bundle.load(folder, stages=[1]).precision == chosen.precision
+
+
+def test_records_of_the_model_in_fp32_are_refused(chosen: LoadedBundle) -> None:
+    model, loader, _ = made()
+    with pytest.raises(InvalidInputError, match="other weights"):
+        eenet.bundle.measure(chosen.manifest.root, records=eenet.collect(model, loader))
+
+
+def test_a_benchmark_shows_the_plain_network_in_fp32_and_in_int8(chosen: LoadedBundle) -> None:
+    systems = {"exits": chosen.manifest.root}
+    rows = eenet.benchmark(systems, fresh(), batch_sizes=[4], seconds=0.0, threads=1).rows
+    assert [row.system for row in rows] == ["exits, plain fp32", "exits, plain int8", "exits, exits off", "exits"]
+    assert rows[1].weight_bytes is not None
+    assert min(row.agreement or 0 for row in rows[:3]) > 0.9
+
+
+def test_a_bundle_without_a_precision_is_in_fp32(exported: Any) -> None:
+    bundle = eenet.bundle.load(exported("convolutions")[1])
+    assert set(bundle.precision.values()) == {"fp32"}
+    assert bundle.info["quantization"] is None
+
+
+def test_parts_by_hand_and_the_others_as_the_model_has_them(tmp_path: Path) -> None:
+    model, loader, scheduler = made()
+    bundle = eenet.export(
+        model, scheduler, tmp_path / "bundle", example=loader[0][0], measure=False, calibration=loader,
+        precision={"stages.2": "int8", "heads.0": "fp32"},
+    )  # fmt: skip
+    assert [name for name, precision in bundle.precision.items() if precision == "int8"] == ["stages.2"]
+    assert bundle.info["verified"]["compared_with_itself"] == [2]
+    x = fresh()
+    live = bundle.backend.enter(x)
+    _, logits = bundle.backend.run(0, live, observe=True)
+    with torch.inference_mode():
+        np.testing.assert_allclose(logits, model(torch.from_numpy(x))[0].numpy(), atol=1e-3)
+    np.testing.assert_array_equal(bundle(x).exits, replayed(bundle, x))
+
+
+def test_a_stage_that_collapses_is_warned_of_by_hand_and_never_chosen(tmp_path: Path) -> None:
+    model, loader, scheduler = made(wide=True)
+    options: dict[str, Any] = {"example": loader[0][0], "calibration": loader, "seconds": 0.0, "batch_sizes": [4]}
+    with pytest.warns(ReliabilityWarning, match=r"exit 1 has [\d.]+ % with these parts in int8, [\d.]+ % in fp32"):
+        bundle = eenet.export(
+            model, scheduler, tmp_path / "a", precision={"stages.1": "int8"}, measure=False, **options
+        )
+    lost = bundle.info["quantization"]["accuracies"]
+    assert lost["bundle"][1] < lost["fp32"][1] - 0.1
+    bundle = eenet.export(model, scheduler, tmp_path / "b", precision="auto", **options)
+    assert bundle.precision["stages.1"] == "fp32"
+    kept = bundle.info["quantization"]["accuracies"]
+    assert (np.subtract(kept["fp32"], kept["bundle"]) <= 0.005 + 1e-9).all()
+    np.testing.assert_array_equal(bundle(fresh()).exits, replayed(bundle, fresh()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision is 'int4'"),
+        ({"precision": {"stages.9": "int8"}}, r"'stages.9', which is no part; expected some of \['stages.0'"),
+        ({"precision": {"stages.0": "half"}}, "'half' for a part"),
+        ({"precision": "auto", "backend": "torch"}, "int8 stages run in ONNX Runtime alone"),
+        ({"precision": "auto", "calibration": None}, "give calibration=loader"),
+        ({"precision": "auto", "max_exit_drop": 0.5}, "that is 50 points of accuracy"),
+        ({"precision": "auto", "exit_drop_guarantee": 95}, "expected a probability such as 0.95"),
+        ({"precision": "int8", "calibration": [torch.randn(64, 12)]}, "no labels"),
+        ({"precision": "int8", "calibration": [(torch.randn(20, 12), torch.zeros(20))]}, "20 samples; expected at l"),
+        ({"precision": "int8", "calibration": [(torch.randn(64, 12), torch.zeros(63))]}, "64 samples has labels of"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    model, loader, scheduler = made()
+    given_options = {"example": loader[0][0], "calibration": loader, "measure": False, **options}
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.export(model, scheduler, tmp_path / "bundle", **given_options)
+    assert not (tmp_path / "bundle").exists()
+
+
+PARTS = ("stages.0", "stages.1", "stages.2")
+HEADS = ("heads.0", "heads.1")
+
+
+@st.composite
+def losses(draw: st.DrawFn) -> tuple[dict[frozenset[str], Any], dict[str, tuple[float, float]]]:
+    """What the exits answer rightly for every set of stages in int8, at random, and times."""
+    samples = draw(st.integers(20, 200))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    right = rng.random((3, samples)) < 0.9
+    table = {}
+    for size in range(4):
+        for names in itertools.combinations(PARTS, size):
+            worth = []
+            for head in (0.0, draw(st.sampled_from([0.0, 0.01, 0.2]))):
+                wrong = draw(st.sampled_from([0.0, 0.005, 0.02, 0.2])) if names else 0.0
+                of_exits = np.array([[wrong + head], [wrong + head], [wrong]])
+                worth.append((right & (rng.random(right.shape) >= of_exits)).astype(np.float64))
+            if not names:
+                worth[0] = right.astype(np.float64)
+            table[frozenset(names)] = tuple(worth)
+    times = {name: (1.0, draw(st.sampled_from([0.3, 0.6, 0.94, 0.97, 2.0]))) for name in (*PARTS, *HEADS)}
+    return table, times
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=losses(), most=st.sampled_from([0.0, 0.005, 0.05]))
+def test_what_is_chosen_is_faster_and_no_exit_loses_more_than_it_may(case: Any, most: float) -> None:
+    table, times = case
+    asked: list[frozenset[str]] = []
+
+    def judged(stages: frozenset[str]) -> Any:
+        asked.append(stages)
+        return table[stages]
+
+    chooser = Chooser(judged, most)
+    found = chooser.chosen(times)
+    assert all(times[name][1] < 0.95 * times[name][0] for name in found)
+    lost = table[frozenset()][0].mean(axis=1) - chooser.worth(found).mean(axis=1)
+    assert (lost <= most + 1e-9).all()
+    assert {name for name in times if name not in found} == {name for name in chooser.why if name not in found}
+    assert len(set(asked)) <= 2 + len(PARTS)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_with_a_guarantee_what_is_chosen_was_shown_on_other_samples(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    right = (rng.random((2, 6000)) < 0.9).astype(np.float64)
+    times = {"stages.0": (1.0, 0.5), "stages.1": (1.0, 0.4)}
+    same = Chooser(lambda _: (right, right), 0.01, 0.9)
+    assert same.chosen(times) == {"stages.0", "stages.1"}
+    few = Chooser(lambda _: (right[:, :60], right[:, :60]), 0.005, 0.9)
+    assert few.chosen(times) == frozenset()
+    assert "do not show" in few.why["stages.1"]
+
+
+def test_a_loss_beyond_the_limit_is_rarely_chosen_with_a_guarantee() -> None:
+    rng, wrongly = np.random.default_rng(0), 0
+    for _ in range(200):
+        right = (rng.random((2, 1000)) < 0.9).astype(np.float64)
+        worse = right * (rng.random(right.shape) >= 0.0112)  # of 0.9, a loss of one point: at the limit
+        chooser = Chooser(lambda stages, r=right, w=worse: (w, w) if stages else (r, r), 0.01, 0.9)  # type: ignore[misc]
+        wrongly += bool(chooser.chosen({"stages.0": (1.0, 0.5)}))
+    assert wrongly <= 0.1 * 200
