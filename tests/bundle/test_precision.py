@@ -37,16 +37,17 @@ class Narrow(nn.Module):
 
     def __init__(self, *, wide: bool = False) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(12, 24), nn.ReLU())
-        self.second = nn.Sequential(nn.Linear(24, 24), nn.ReLU())
+        into, on = nn.Linear(12, 24), nn.Linear(24, 24)
+        self.first, self.second = nn.Sequential(into, nn.ReLU()), nn.Sequential(on, nn.ReLU())
         self.last = nn.Linear(24, 4)
         if wide:
             with torch.no_grad():
-                self.first[0].weight[0] *= 1e5
-                self.second[0].weight[:, 0] /= 1e5
+                into.weight[0] *= 1e5
+                on.weight[:, 0] /= 1e5
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.second(self.first(x)))
+        out: torch.Tensor = self.last(self.second(self.first(x)))
+        return out
 
 
 def made(*, wide: bool = False) -> tuple[eenet.MultiExitModel, list[Any], eenet.Scheduler]:
@@ -61,6 +62,7 @@ def made(*, wide: bool = False) -> tuple[eenet.MultiExitModel, list[Any], eenet.
             # The head that says what the last layer does, as well as a linear map of the feature can.
             ones = torch.cat([feature, torch.ones(len(feature), 1)], dim=1)
             solved = torch.linalg.lstsq(ones, network(x)).solution
+            assert isinstance(head, nn.Linear)
             head.weight.copy_(solved[:-1].T)
             head.bias.copy_(solved[-1])
         labels = network(x).argmax(dim=1)
@@ -88,7 +90,7 @@ def fresh(samples: int = 60) -> Any:
 
 def replayed(bundle: LoadedBundle, x: Any) -> Any:
     """The exits of a replay of what the bundle's own stages say."""
-    live, logits = bundle.backend.enter(x), []
+    live, logits = bundle.backend.enter(x), list[Any]()
     for k in range(bundle.backend.num_exits):
         live, answers = bundle.backend.run(k, live, observe=True)
         logits.append(answers)
@@ -155,6 +157,7 @@ def test_parts_by_hand_and_the_others_as_the_model_has_them(tmp_path: Path) -> N
     x = fresh()
     live = bundle.backend.enter(x)
     _, logits = bundle.backend.run(0, live, observe=True)
+    assert logits is not None
     with torch.inference_mode():
         np.testing.assert_allclose(logits, model(torch.from_numpy(x))[0].numpy(), atol=1e-3)
     np.testing.assert_array_equal(bundle(x).exits, replayed(bundle, x))

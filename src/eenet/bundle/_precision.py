@@ -160,7 +160,7 @@ def choose(
                 made = file.replace(".onnx", "-int8.onnx")
                 files[made] = parts.int8[name]
                 del files[file]
-                stage = replace(stage, **({"graph": made} if file == stage.graph else {"head": made}))
+                stage = replace(stage, graph=made) if file == stage.graph else replace(stage, head=made)
         stages.append(stage)
     precision = {name: INT8 if name in chosen else FP32 for name in parts_of(model.num_exits)}
     return Choice(Graphs(tuple(stages), files), precision, report, samples.judged, whole)
