@@ -569,3 +569,26 @@ def test_observing_takes_microseconds() -> None:
     spent = (time.process_time() - start) / len(batches)
     print(f"observe, a batch of 32: {1e6 * spent:.0f} us of CPU time")
     assert spent < 1e-3
+
+
+@given(seed=st.integers(0, 60))
+@settings(max_examples=10, deadline=None)
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+def test_no_row_is_taken_that_a_later_one_beats(seed: int) -> None:
+    scheduler = eenet.Patience().fit(toy_records(120, seed=seed, exits=4), ExitCosts([1.0, 1.5, 6.0, 11.0]), "60%")
+    rows = scheduler.table.frontier
+    number = {id(policy): row for row, policy in enumerate(scheduler.table.policies)}
+    for budget in scheduler.table.budgets.tolist():
+        taken = number[id(eenet.BudgetController(scheduler, budget).policy)]
+        beaten = [
+            later
+            for later in rows[taken + 1 :]
+            if later.planned_cost < rows[taken].planned_cost * (1 - 1e-6) and later.accuracy >= rows[taken].accuracy
+        ]
+        assert not beaten
+
+
+def test_only_a_scheduler_is_taken() -> None:
+    wrong: Any = toy_records()
+    with pytest.raises(InvalidInputError, match="scheduler is a ExitRecords, expected a fitted scheduler"):
+        eenet.BudgetController(wrong)

@@ -586,3 +586,29 @@ class TestLabels:
         inputs = {"x": torch.randn(4, 4), "labels": torch.randn(4, 4)}
         model = eenet.attach(Prompted(), ["first"], example=inputs).eval()
         assert [tuple(z.shape) for z in model(**inputs)] == [(4, 3), (4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"num_classes": torch.zeros(2, 4)},
+            r"num_classes is a Tensor, .* attach\(network, exits, num_classes, example\)",
+        ),
+        ({"num_classes": "3"}, r"num_classes is a str, expected a whole number"),
+        ({"num_classes": 3.5}, r"num_classes is a float, expected a whole number"),
+        ({"dynamic": ["sequence"]}, r"dynamic is \['sequence'\], expected a mapping"),
+        ({"task": "classification"}, r"task is 'classification', expected one of eenet\.tasks"),
+    ],
+)
+def test_arguments_in_each_other_s_place_are_named(arguments: Any, message: str) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.attach(network, ["1"], **{"example": torch.zeros(2, 4), **arguments})
+
+
+def test_collect_takes_batches_only() -> None:
+    model = eenet.attach(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), ["1"], 3, torch.zeros(2, 4))
+    wrong: Any = 3
+    with pytest.raises(InvalidInputError, match="loader is a int, expected a DataLoader or a list of batches"):
+        eenet.collect(model, wrong)

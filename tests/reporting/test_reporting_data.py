@@ -14,7 +14,7 @@ from commands import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_results import profile
+from report_results import profile, write_results
 
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
@@ -342,3 +342,20 @@ def test_the_command_refuses_in_one_line(
     Path("page.html").write_text("a report")
     assert said in refused("report", *words)
     assert not Path("report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("seed", "many"),
+        ("comparison", {"rows": 3}),
+        ("measured", [1]),
+        ("exits", [1, 2, 3]),
+        ("costs", {"values": "x"}),
+    ],
+)
+def test_metrics_of_wrong_types_are_refused_by_their_file(tmp_path: Path, key: str, wrong: Any) -> None:
+    metrics = write_results(tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics | {key: wrong}))
+    with pytest.raises((FileFormatError, InvalidInputError), match=r"run|cost"):
+        eenet.report(tmp_path / "run", budgets=2, draws=0)

@@ -177,6 +177,7 @@ def export(
     require_scheduler(scheduler)
     options = Options(precision, max_exit_drop, exit_drop_guarantee)
     options.check(model, backend, calibration)
+    _require_kinds(folder, example, preprocessing, class_names, records)
     if measure:
         require_readable(scheduler, budget, batch_sizes)
     scheduler = scheduler if budget is None else _started(scheduler, budget, measure)
@@ -274,6 +275,19 @@ def export(
         manifest["verified"] = verify(model, scheduler, bundle, live).to_dict()
         done = _complete(manifest, scheduler, temporary)
     return LoadedBundle(replace(bundle.manifest, root=target, data=done), bundle.backend, scheduler, threads=threads)
+
+
+def _require_kinds(folder: Any, example: Any, preprocessing: Any, class_names: Any, records: Any) -> None:
+    """Raise `InvalidInputError` for an argument of another kind, such as one in another's place."""
+    for name, value, kinds, expected in (
+        ("folder", folder, (str, Path), "a path"),
+        ("example", example, (Tensor, tuple, list, Mapping), "a tensor, a tuple of arguments or a mapping of them"),
+        ("preprocessing", preprocessing, Preprocessing, "one of eenet.preprocessing, such as ImagePreprocessing(224)"),
+        ("class_names", class_names, (list, tuple), "a list of names"),
+        ("records", records, ExitRecords, "ExitRecords: eenet.collect(model, loader)"),
+    ):
+        if not isinstance(value, kinds) and (value is not None or name in ("folder", "example")):
+            raise InvalidInputError(f"{name} is a {type(value).__name__}, expected {expected}")
 
 
 def _complete(manifest: dict[str, Any], scheduler: Scheduler, folder: Path) -> dict[str, Any]:

@@ -75,8 +75,9 @@ def report(
 
     A slider sets the budget for all figures: accuracy against cost, which classes and samples leave where and why, and
     what they cost. RESULTS are folders of results, or predictions with --costs, as eenet fit reads them. Of several the
-    page compares them. The JSON of eenet benchmark, of eenet compare (comparison.json) and of eenet profile may stand
-    beside them: they add whole systems, resplits, and times at several batch sizes.
+    page compares them. The JSON of eenet benchmark, of eenet compare (comparison.json), of eenet search and of eenet
+    profile may stand beside them: they add whole systems, resplits, the best of several networks, and times at several
+    batch sizes. A benchmark or a search may be alone.
 
     Examples:
 
@@ -87,6 +88,8 @@ def report(
         eenet report predictions.npz --prefix test_ --scheduler scheduler.safetensors --images images
 
         eenet report test.npz comparison/comparison.json costs.json --costs costs.json
+
+        eenet report search.json --out best.html
 
         eenet report results/a results/b --figures figures --json report.json
     """
@@ -144,14 +147,14 @@ def _require_used(results: list[Path], given: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:
-    """What `eenet.report` takes: a folder and a benchmark by their path, predictions as a run."""
+    """What `eenet.report` takes: a folder and the JSON of a command by their path, predictions as a run."""
     if path.suffix not in _RECORDS or path.is_dir():
         if not path.exists():
             raise InvalidInputError(f"cannot read {str(path)!r}: it is not there; give a folder of results or a file")
         if path.is_file() and path.suffix != ".json":
             raise InvalidInputError(
                 f"{str(path)!r} ends in {path.suffix!r}, expected a folder of results, predictions (.npz, "
-                ".safetensors), or the .json of eenet benchmark, compare or profile"
+                ".safetensors), or the .json of eenet benchmark, compare, search or profile"
             )
         return path
     from eenet.cli._inputs import read_costs, read_predictions

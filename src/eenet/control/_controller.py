@@ -18,6 +18,7 @@ from eenet.control._pacing import Alternation, DriftReport, DriftTest, Pacer, Qu
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.scheduler import Scheduler, ThresholdPolicy
+from eenet.scheduler._fitted import PolicyTable
 from eenet.scheduler._policy import Floats, Ints
 
 _FORMAT, _SCHEMA = "eenet.controller", 1
@@ -79,6 +80,8 @@ class BudgetController:
         ceiling: Sequence[float] | None = None,
         false_alarms: float = 0.01,
     ) -> None:
+        if not isinstance(scheduler, Scheduler):
+            raise InvalidInputError(f"scheduler is a {type(scheduler).__name__}, expected a fitted scheduler")
         table, costs = scheduler.table, scheduler.costs
         if not _is_number(horizon) or not _SHORTEST_HORIZON <= horizon < float("inf"):
             raise InvalidInputError(f"horizon={horizon!r}: expected a number of samples, {_SHORTEST_HORIZON} or more")
@@ -88,10 +91,7 @@ class BudgetController:
         self._table = table
         self._horizon, self._level = float(horizon), float(false_alarms)
         self._quotas = Quotas.parse(floor, ceiling, len(costs), self._horizon)
-        # Of policies with the same planned cost the first will do.
-        rising = np.diff(table.planned_costs, prepend=-np.inf) > 1e-9 * costs[-1]
-        self._rows: list[int] = np.flatnonzero(rising).tolist()
-        self._planned: list[float] = table.planned_costs[self._rows].tolist()
+        self._rows, self._planned = _rising(table, 1e-9 * costs[-1])
         self._budget = self._limit(scheduler.budget if budget is None else budget)
         self._pacer = Pacer(self._worth(self._budget), self._planned[0], self._planned[-1], self._horizon)
         self._alternation = Alternation(self._planned)
@@ -208,7 +208,7 @@ class BudgetController:
         row = self._table.index(budget)
         if self._table.fallback(row) is None or self._quotas.any:
             return budget
-        return min(budget, max(float(self._table.planned_costs[row]), self._planned[0]))
+        return min(budget, max(self._table.frontier[row].planned_cost, self._planned[0]))
 
     def _counted(self, exits: ArrayLike) -> Ints:
         values, last = np.asarray(exits), len(self._costs) - 1
@@ -334,6 +334,29 @@ class BudgetController:
     def __repr__(self) -> str:
         mean = "nothing observed" if not self._samples else f"mean cost {self.mean_cost:.4g} of {self._samples} samples"
         return f"BudgetController(budget={self.budget:.4g} {self._costs.unit}, {mean})"
+
+
+def _rising(table: PolicyTable, least: float) -> tuple[list[int], list[float]]:
+    """The rows of a table to choose from and what they cost, which rises by more than `least`.
+
+    A row is left out where a later one costs less and is as accurate, or costs the same and is more accurate. Of
+    others that cost the same the first will do.
+    """
+    points = table.frontier
+    rows: list[int] = []
+    for row, point in enumerate(points):
+        beaten = (
+            point.accuracy is not None
+            and other.accuracy is not None
+            and (
+                (other.planned_cost < point.planned_cost - least and other.accuracy >= point.accuracy)
+                or (other.planned_cost <= point.planned_cost + least and other.accuracy > point.accuracy)
+            )
+            for other in points[row + 1 :]
+        )
+        if not any(beaten) and (not rows or point.planned_cost > points[rows[-1]].planned_cost + least):
+            rows.append(row)
+    return rows, [points[row].planned_cost for row in rows]
 
 
 def _fingerprint(scheduler: Scheduler) -> str:

@@ -89,6 +89,8 @@ def search(
     >>> best.replay({"small": eenet.ExitRecords.from_logits(fresh[:2]), "big": eenet.ExitRecords.from_logits(fresh[2])})
     Decisions(900 samples, no labels, mean_cost=..., exit_shares=...)
     """
+    if scheduler is not None and not isinstance(scheduler, Scheduler):
+        raise InvalidInputError(f"scheduler is {scheduler!r}, expected one such as eenet.OptimalStopping(), not fitted")
     if not isinstance(max_members, int) or max_members < 1:
         raise InvalidInputError(f"max_members is {max_members!r}, expected a whole number from 1 on")
     members = _members(candidates, costs, unit)

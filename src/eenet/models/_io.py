@@ -58,6 +58,8 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 
 def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
     """Raise `InvalidInputError` for a data set of single samples in place of a loader of batches."""
+    if not isinstance(loader, Dataset) and not hasattr(type(loader), "__iter__"):
+        raise InvalidInputError(f"loader is a {type(loader).__name__}, expected a DataLoader or a list of batches")
     if not isinstance(loader, Dataset) or isinstance(loader, IterableDataset):
         return
     args, kwargs, _ = unpack(loader[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -327,8 +328,17 @@ def attach(
     >>> model.exit_names
     ('1', 'output')
     """
+    if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, Integral)):
+        raise InvalidInputError(
+            f"num_classes is a {type(num_classes).__name__}, expected a whole number; the order is attach(network, "
+            "exits, num_classes, example): name what follows where one is left out, as in example=x"
+        )
     if num_classes is not None and num_classes < 2:
         raise InvalidInputError(f"num_classes is {num_classes}, expected at least 2")
+    if dynamic is not None and not isinstance(dynamic, Mapping):
+        raise InvalidInputError(f"dynamic is {dynamic!r}, expected a mapping of dimensions to names: {{1: 'sequence'}}")
+    if task is not None and not callable(getattr(task, "evidence", None)):
+        raise InvalidInputError(f"task is {task!r}, expected one of eenet.tasks, such as eenet.tasks.Classification()")
     if isinstance(backbone, MultiExitModel):
         raise InvalidInputError(
             f"the network is a MultiExitModel: it has exits already, at {list(backbone.staged.at)}; to place others, "

@@ -67,6 +67,8 @@ def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Ite
     >>> len(open_items("x.npy", "array"))
     5
     """
+    if kind not in ("image", "text", "array"):
+        raise InvalidInputError(f"kind is {kind!r}, expected 'image', 'text' or 'array'")
     source = Path(path)
     if source.is_dir():
         if kind != "image":

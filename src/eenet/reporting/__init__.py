@@ -6,11 +6,11 @@ chart of `_charts`, which JSON can hold: all numbers that its figure shows. `pag
 kind, the JSON file holds the charts, and `figures.draw` is their Matplotlib twin.
 
 To add a section: write a function in `_sections` (or a module beside it) that gives `section(id, title, about, charts,
-notes)` for a `Replays`, and name it in `OF_ONE`; or for all `Replays` and benchmarks together, and name it in `OF_ALL`.
-A function gives None where there is nothing to show. A chart that changes with the budget has `frames`: for each
-scheduler a list with one patch for each budget (or one for all), a dict whose entries replace those of the chart; see
-`_leaving.framed`. A chart along whose x axis a marker moves says `marker="cost"` or `"budget"`, and `wide=True` takes
-the whole width. Nothing is decided in the browser.
+notes)` for a `Replays`, and name it in `OF_ONE`; or for all `Replays` and what other commands gave, and name it in
+`OF_ALL`. A function gives None where there is nothing to show. A chart that changes with the budget has `frames`: for
+each scheduler a list with one patch for each budget (or one for all), a dict whose entries replace those of the chart;
+see `_leaving.framed`. A chart along whose x axis a marker moves says `marker="cost"` or `"budget"`, and `wide=True`
+takes the whole width. Nothing is decided in the browser.
 """
 
 from eenet.reporting._report import Report, report

@@ -14,7 +14,7 @@ from eenet._files import atomic_path, write_json
 from eenet._values import short
 from eenet._version import __version__
 from eenet.costs import ExitCosts
-from eenet.errors import InvalidInputError
+from eenet.errors import EENetError, FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
 from eenet.reporting._frontier import exit_name, score_label, standing
 from eenet.reporting._leaving import scheduler_styles
@@ -30,6 +30,7 @@ SCHEMA = 1
 
 _KINDS = {
     "benchmark": {"rows", "verdict", "machine"},
+    "search": {"frontier", "systems", "dropped", "plain"},
     "comparison": {"rows", "bounds", "differences", "costs"},
     "profile": {"batch_sizes", "costs", "spreads"},
 }
@@ -58,7 +59,7 @@ class Report:
     data: dict[str, Any]
 
     def __repr__(self) -> str:
-        names = ", ".join(run["name"] for run in self.data["runs"]) or f"{len(self.data['benchmarks'])} benchmarks"
+        names = ", ".join(run["name"] for run in self.data["runs"]) or f"{len(self.data['sections'])} sections"
         return f"Report({names}; {len(self.charts)} figures)"
 
     @property
@@ -123,10 +124,11 @@ def report(
 
     Parameters
     ----------
-    *results : path, ExitRecords, Benchmark or Comparison
+    *results : path, ExitRecords, Benchmark, Comparison or SearchResult
         Folders of `eenet reproduce`, `eenet train` or `eenet demo`; records, which need `costs`; several are compared.
-        Beside them, as an object or as the JSON file of its command: a benchmark, which may be alone; a comparison at
-        the same costs, for figures over resplits; a profile of the network, for times at several batch sizes.
+        Beside them, as an object or as the JSON file of its command: a benchmark or a search, which may be alone; a
+        comparison at the same costs, for figures over resplits; a profile of the network, for times at several batch
+        sizes.
     costs : ExitCosts, optional
         Of the exits, for records.
     schedulers : iterable of Scheduler, or mapping of str to Scheduler, optional
@@ -208,11 +210,22 @@ def report(
         else:
             kind, found = _measured(result)
             measured[kind].append(found)
-    benchmarks = measured["benchmark"]
-    runs = _attached(runs, measured["comparison"], measured["profile"])
-    replayed = [replay_all(run, budgets, draws=draws, progress=progress) for run in _distinct(runs)]
-    progress("making the figures")
-    report = Report(_data(replayed, benchmarks, title))
+    files = [str(result) for result in results if isinstance(result, (str, Path))]
+    try:
+        runs = _attached(runs, measured["comparison"], measured["profile"])
+        replayed = [replay_all(run, budgets, draws=draws, progress=progress) for run in _distinct(runs)]
+        progress("making the figures")
+        data = _data(replayed, measured, title)
+    except EENetError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        if not files:
+            raise
+        raise FileFormatError(
+            f"{', '.join(files)}: JSON there holds what its command does not write ({error!r}): changed by hand, or "
+            "of another version; run the command again"
+        ) from error
+    report = Report(data)
     if out is not None:
         report.write(out)
     return report
@@ -244,7 +257,7 @@ def _measured(result: Any) -> tuple[str, Mapping[str, Any]]:
     what = str(result) if isinstance(result, (str, Path)) else f"a {type(result).__name__}"
     raise InvalidInputError(
         f"{what!r} is nothing that a report can be made of; give a folder of eenet reproduce, records, or the JSON of "
-        "eenet benchmark, eenet compare or eenet profile"
+        "eenet benchmark, eenet compare, eenet search or eenet profile"
     )
 
 
@@ -294,18 +307,22 @@ def _distinct(runs: Sequence[Run]) -> list[Run]:
     return made
 
 
-def _data(replayed: Sequence[Replays], benchmarks: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
+def _data(
+    replayed: Sequence[Replays], measured: Mapping[str, Sequence[Mapping[str, Any]]], title: str
+) -> dict[str, Any]:
     names = ", ".join(replays.run.name for replays in replayed)
     runs = [_run(replays) for replays in replayed]
+    benchmarks = measured["benchmark"]
+    alone = "Early exits: a benchmark" if benchmarks or not measured["search"] else "The best of several networks"
     for section in (section for run in runs for section in run["sections"] if benchmarks):
         section["notes"] = [note for note in section["notes"] if note != NO_SYSTEMS]
     return {
         "schema": SCHEMA,
         "eenet": __version__,
-        "title": title or (f"Early exits of {names}" if names else "Early exits: a benchmark"),
+        "title": title or (f"Early exits of {names}" if names else alone),
         "runs": runs,
         "benchmarks": [dict(benchmark) for benchmark in benchmarks],
-        "sections": [made for make in OF_ALL if (made := make(replayed, benchmarks)) is not None],
+        "sections": [made for make in OF_ALL if (made := make(replayed, measured)) is not None],
     }
 
 

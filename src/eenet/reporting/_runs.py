@@ -217,7 +217,8 @@ def read_folder(
         costs = ExitCosts.from_dict(metrics["costs"])
         exits = tuple(str(row["name"]) for row in metrics["exits"])
         classes = tuple(map(str, metrics["data"].get("classes") or ()))
-    except (KeyError, TypeError, AttributeError) as error:
+        seed = int(metrics.get("seed", 0))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise FileFormatError(
             f"{str(folder / _METRICS)!r} is not what eenet reproduce writes ({error!r} is missing or wrong)"
         ) from error
@@ -231,7 +232,6 @@ def read_folder(
     if metrics.get("smoke"):
         notes += ("This is a smoke run on tiny made-up data: the numbers mean nothing.",)
     if methods or not schedulers:
-        seed = int(metrics.get("seed", 0))
         schedulers, said = fit_usual(calibration, costs, methods or DEFAULT_METHODS, seed=seed, progress=progress)
         notes += said
     given = {

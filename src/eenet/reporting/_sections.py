@@ -10,11 +10,14 @@ from eenet.reporting._gallery import gallery
 from eenet.reporting._leaving import Scores, by_class, by_difficulty, distributions, over_time
 from eenet.reporting._paper import paper
 from eenet.reporting._replays import Replays
+from eenet.reporting._searches import of_search
 from eenet.reporting._spending import of_benchmark, slower_systems, spending
 from eenet.reporting._trust import trust
 from eenet.reporting._versus import runs, versus
 
 Section = dict[str, Any]
+Measured = Mapping[str, Sequence[Mapping[str, Any]]]
+"""What other commands gave, by kind: "benchmark", "search" and so on."""
 
 
 def section(id_: str, title: str, about: str, charts: Sequence[Any], notes: Sequence[str] = (), **more: Any) -> Section:
@@ -126,7 +129,7 @@ def figures_of_the_paper(replays: Replays) -> Section:
     )
 
 
-def compare_runs(several: Sequence[Replays], _: Sequence[Mapping[str, Any]]) -> Section | None:
+def compare_runs(several: Sequence[Replays], _: Measured) -> Section | None:
     """Section 5, of several runs."""
     charts = runs(several)
     if not charts:
@@ -136,13 +139,27 @@ def compare_runs(several: Sequence[Replays], _: Sequence[Mapping[str, Any]]) -> 
     return section("runs", "Compare runs", "Every run with its first scheduler.", charts, notes)
 
 
-def benchmarks(_: Sequence[Replays], measured: Sequence[Mapping[str, Any]]) -> Section | None:
+def searches(_: Sequence[Replays], measured: Measured) -> Section | None:
+    """What searches found among several networks."""
+    found = measured["search"]
+    if not found:
+        return None
+    charts, notes, tables = [], [], []
+    for number, one in enumerate(found):
+        drawn, said, listed = of_search(one, "" if len(found) == 1 else str(number))
+        charts, notes, tables = charts + drawn, notes + said, tables + listed
+    about = "For each budget the best of several networks, their exits and their cascades, judged out of fold."
+    return section("searches", "The best of several networks", about, charts, notes, tables=tables)
+
+
+def benchmarks(_: Sequence[Replays], measured: Measured) -> Section | None:
     """What benchmarks measured of whole systems."""
-    if not measured:
+    of_all = measured["benchmark"]
+    if not of_all:
         return None
     charts, notes = [], []
-    for number, one in enumerate(measured):
-        name = "the benchmark" if len(measured) == 1 else f"benchmark {number}"
+    for number, one in enumerate(of_all):
+        name = "the benchmark" if len(of_all) == 1 else f"benchmark {number}"
         charts += of_benchmark(one, name)
         notes += [*slower_systems(one, name), *one["verdict"].splitlines()]
     about = "Whole systems on the same samples, run in turns: how fast they really are, and how right."
@@ -159,8 +176,9 @@ OF_ONE: tuple[Callable[[Replays], Section | None], ...] = (
 )
 """The sections of each run, in order; None where there is nothing to show."""
 
-OF_ALL: tuple[Callable[[Sequence[Replays], Sequence[Mapping[str, Any]]], Section | None], ...] = (
+OF_ALL: tuple[Callable[[Sequence[Replays], Measured], Section | None], ...] = (
     compare_runs,
+    searches,
     benchmarks,
 )
-"""The sections of all runs and benchmarks together."""
+"""The sections of all runs, searches and benchmarks together."""
