@@ -19,6 +19,7 @@ import eenet
 from _cascade_systems import Candidate, Graph, quantized
 from eenet._extras import require
 from eenet.errors import EENetError
+from eenet.tasks import softmax
 
 Array = NDArray[Any]
 Report = Callable[[str], None]
@@ -205,7 +206,9 @@ def cifar10(shared: Path, models: Path, work: Path, report: Report) -> Setting: 
         bundle = _exported(shared, name, number, whole["pixels"][:16], records[name], work, report)
         logits = np.log(np.maximum(records[name].probabilities, 1e-30)).astype(np.float32)
         plain = Graph(work / f"{name}.onnx", _pixels)
-        candidates[name] = Candidate(name, Recorded(bundle, logits), plain=_looked_up(plain, logits[-1]))
+        alone = _looked_up(plain, logits[-1])
+        candidates[name] = Candidate(name, Recorded(bundle, logits), plain=alone)
+        candidates[f"{name} plain"] = Candidate(f"{name} plain", alone)  # as a member it may be cheaper without exits
     rows = {"calibration": np.flatnonzero(calibrating), "test": np.flatnonzero(~calibrating)}
     return Setting(
         "CIFAR-10: ResNet-20 and ResNet-56 with exits",
@@ -330,12 +333,14 @@ def texts(name: str, shared: Path, models: Path, work: Path, report: Report) -> 
         def prepare(some: Any, bundle: Any = bundle) -> Any:
             return bundle.preprocessing(list(some))
 
-        candidates[title] = Candidate(title, bundle, plain=_exits_off(bundle, prepare), prepare=prepare)
+        alone = _exits_off(bundle, prepare)
+        candidates[title] = Candidate(title, bundle, plain=alone, prepare=prepare)
+        candidates[f"{title} plain"] = Candidate(f"{title} plain", lambda some, run=alone: softmax(run(some)))
     if len(candidates) == 1:
         raise MissingError(f"there are no trained networks in {models}: {'; '.join(absent)}")
     if absent:
         report(f"missing: {'; '.join(absent)}")
-    order = list(candidates)
+    order = [one for one in candidates if not one.endswith(" plain")]
     return Setting(
         f"{name}: a bag of words, MiniLM and BERT with exits",
         f"Members: {', '.join(candidates)}. The bag of words is scikit-learn's TF-IDF of words and pairs with a "

@@ -131,6 +131,25 @@ def test_candidates_that_others_make_useless_are_dropped_and_told(found: SearchR
     assert not eenet.search(known, {"a": 1.0, "b": 1.1}).notes, "that one is worse by chance is no reason"
 
 
+def test_a_network_without_its_exits_is_a_member_of_its_own() -> None:
+    logits, labels = toy_logits(samples=600)
+    candidates = {
+        "small": eenet.ExitRecords.from_logits(logits[:2], labels),
+        "plain": eenet.ExitRecords.from_logits(logits[1]),
+        "big": eenet.ExitRecords.from_logits(logits[2]),
+    }
+    costs: dict[str, eenet.ExitCosts | float] = {
+        "small": eenet.ExitCosts([1.0, 4.0], plain=2.0),
+        "plain": 2.0,
+        "big": 9.0,
+    }
+    found = eenet.search(candidates, costs, [5.0])
+    assert not found.to_dict()["dropped"]  # the same answers as the small network's for as much, but not in a cascade
+    assert "plain + big" in {one["name"] for one in found.to_dict()["systems"]}
+    costs["plain"] = 4.5
+    assert "plain" in {one["name"] for one in eenet.search(candidates, costs, [5.0]).to_dict()["dropped"]}
+
+
 def test_one_candidate_is_allowed_and_told() -> None:
     result = eenet.search({"net": toy_records()}, {"net": toy_costs()}, ["50%"])
     assert result.notes == ("There is one candidate: the search is among its exits alone.",)

@@ -245,13 +245,17 @@ class Judge:
         return dropped
 
     def _better(self, member: Member, k: int, others: Iterable[Member], rows: NDArray[np.intp]) -> Dropped | None:
-        """An exit that is more accurate than exit k for no more, or the same answers for no more."""
+        """An exit that is more accurate than exit k for no more, or the same answers for no more.
+
+        The last exit of another network counts with the exits before it, as in a cascade: without them it may cost
+        less, but then that network is a candidate of its own.
+        """
         cost = member.reference if k == len(member.costs) - 1 else member.costs[k]
         mine = member.records.require_utility()[k, rows].astype(np.float64)
         found: Dropped | None = None
         for other in others:
             for j, theirs in enumerate(other.records.require_utility()[:, rows].astype(np.float64)):
-                price = other.reference if j == len(other.costs) - 1 else other.costs[j]
+                price = other.most if j == len(other.costs) - 1 else other.costs[j]
                 ahead = theirs - mine
                 better = ahead.mean() > CERTAIN * standard_error(ahead)
                 if price > cost * (1 + _ROUNDING) or not (better or self._same(member, k, other, j)):
