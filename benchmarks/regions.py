@@ -120,7 +120,7 @@ def on_tiles(network: Any, maps: Maps, exit_: int, live: Tensor, tile: int, halo
     whole = F.pad(answer, (0, columns * tile - SIZE[1], 0, rows * tile - SIZE[0]))[0]
     tiles = whole.reshape(-1, rows, tile, columns, tile).permute(1, 3, 0, 2, 4).flatten(0, 1)
     tiles[live] = logits
-    back = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).reshape(whole.shape)
+    back: Tensor = tiles.view(rows, columns, -1, tile, tile).permute(2, 0, 3, 1, 4).reshape(whole.shape)
     return back[None, :, : SIZE[0], : SIZE[1]]
 
 
@@ -193,7 +193,7 @@ def times(network: Any, heads: Sequence[nn.Module], seconds: float, rounds: int)
     for number, head in enumerate(heads):
         feature = feature_of(network, maps[number + 1])
         answers.append(head(feature))
-        tasks[f"head {number}"] = lambda head=head, at=maps[number + 1]: sure(head(feature_of(network, at)), 32)
+        tasks[f"head {number}"] = partial(answered, network, head, maps[number + 1])
     for exit_ in range(len(EXITS)):
         tasks[f"rest {exit_}"] = partial(rest, network, maps[exit_ + 1], exit_)
         for tile in TILES:
@@ -214,8 +214,8 @@ def times(network: Any, heads: Sequence[nn.Module], seconds: float, rounds: int)
     print(f"{'':<10}{'stage':>8}{'head':>8}{'so far':>9}{'rest':>8}")
     for exit_ in range(4):
         so_far = sum(ms[f"stage {k}"] for k in range(exit_ + 1))
-        head, after = (ms[f"head {exit_}"], ms[f"rest {exit_}"]) if exit_ < 3 else (0.0, 0.0)
-        print(f"exit {exit_:<5}{ms[f'stage {exit_}']:>8.1f}{head:>8.1f}{so_far:>9.1f}{after:>8.1f}")
+        spent, after = (ms[f"head {exit_}"], ms[f"rest {exit_}"]) if exit_ < 3 else (0.0, 0.0)
+        print(f"exit {exit_:<5}{ms[f'stage {exit_}']:>8.1f}{spent:>8.1f}{so_far:>9.1f}{after:>8.1f}")
     print("\nThe rest of the network on tiles, as a share of the rest on the whole picture, at shares of live tiles:")
     print(f"{'after':<8}{'tile':>5}{'halo':>6}{'tiles':>7}" + "".join(f"{f'{100 * s:.0f} %':>8}" for s in SHARES))
     for exit_ in range(len(EXITS)):
@@ -228,6 +228,11 @@ def times(network: Any, heads: Sequence[nn.Module], seconds: float, rounds: int)
         print(f"exit {exit_:<3}   32  places only" + "".join(f"{v:>8.2f}" for v in shares))
     print(flush=True)
     return {"ms": ms, "rounds": len(timing.cpu)}
+
+
+def answered(network: Any, head: nn.Module, maps: Maps) -> Tensor:
+    """The answer of an exit, and how sure its tiles are."""
+    return sure(head(feature_of(network, maps)), 32)
 
 
 def feature_of(network: Any, maps: Maps) -> Tensor:
@@ -267,13 +272,12 @@ def extents(network: Any) -> dict[str, list[int]]:
     found = {}
     for exit_, name in enumerate(EXITS):
         given = tuple(x.detach().requires_grad_() for x in maps[exit_ + 1])
-        rest(network, given, exit_)[0, :, 512, 512].sum().backward()
+        grads = torch.autograd.grad(rest(network, given, exit_)[0, :, 512, 512].sum(), given)
         reach = []
         for dim in (1, 0):
             ends = []
-            for x, stride in zip(given, STRIDES, strict=False):
-                assert x.grad is not None
-                seen = (x.grad[0] != 0).any(0).any(dim).nonzero()[:, 0]
+            for grad, stride in zip(grads, STRIDES, strict=False):
+                seen = (grad[0] != 0).any(0).any(dim).nonzero()[:, 0]
                 ends += [abs(512 - int(seen[0]) * stride), abs((int(seen[-1]) + 1) * stride - 512)]
             reach.append(max(ends))
         found[name] = reach

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for name, test in sets.items():
         if name != PLAIN:
-            named = {"recipe": material.name, "test_set": name, "machine": material.where}
+            named = {"recipe": f"shift/{material.name}", "test_set": name, "machine": material.where}
             comparison = compared(calibration, test, material.costs, ROWS)
             rows += rows_of(comparison, test, named, round(comparison.fraction * len(calibration)))
     write_csv(options.out / "frontier.csv", rows)
@@ -156,7 +156,7 @@ class Material:
         values = measured["costs"]["cpu_ms"][measured["batch_sizes"].index(1)]
         options = {k: metrics["settings"]["data"]["options"][k] for k in ("mean", "std")}
         split = ThreeWaySplit.load(run / "split.json")
-        source = load("cifar10", str(data_root), split="test", **options)
+        source: Any = load("cifar10", str(data_root), split="test", **options)
         rows = {part: split.indices[part] for part in ("calibration", "test")}
         rows["test"] = rows["test"][:limit]
         return cls(
