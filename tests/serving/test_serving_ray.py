@@ -350,3 +350,24 @@ def test_files_are_predicted_on_ray_as_in_one_process_and_a_stopped_run_goes_on(
     assert rows(out)["id"] == [f"{n:02d}.png" for n in range(30)]
     assert (printed["items"], printed["failed"]) == (30, 1)
     assert tuple(printed["exit_shares"]) == alone.exit_shares
+
+
+def test_a_cascade_has_replicas_for_each_of_its_members(cluster: Any, url: str, tmp_path: Path) -> None:
+    """The last test here: its application takes the place of the one that the others ask."""
+    torch = import_or_skip("torch")
+    nn = torch.nn
+    small = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    big = nn.Sequential(nn.Flatten(), nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 3)).eval()
+    x = torch.randn(40, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    model = eenet.cascade([small, big], x[:2], inputs=[{"mean": [0.5], "std": [2.0]}, None])
+    records = eenet.collect(model, [(x, model(x)[1].argmax(1))])  # the big one is right
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 10.0]), 5.0, fallback=False)
+    bundle = eenet.export(model, scheduler, tmp_path / "bundle", example=x[:2], measure=False)
+    expected = bundle(x.numpy()).exits.tolist()
+    assert set(expected) == {0, 1}
+    stages = [StageScaling(cpus=0.1), StageScaling(2, 2, cpus=0.1)]
+    assert start(tmp_path / "bundle", RayOptions(stages=stages, ingress_cpus=0.1, adapt=False)) is None
+    until(lambda: [len(replicas(cluster, k)) for k in (0, 1)] == [1, 2])
+    headers = {"Content-Type": "application/x-npy"}
+    answered = httpx.post(f"{url}/predict", content=npy(x.numpy()), headers=headers, timeout=120.0)
+    assert [one["exit"] for one in answered.json()["predictions"]] == expected

@@ -12,9 +12,11 @@ from serving_toys import scripted_policy
 import eenet
 from eenet.serving.engine._recent import WIDTH, Recent
 from eenet.serving.engine._request import Request
+from eenet.testing import toy_costs, toy_records
 
 COSTS = eenet.ExitCosts([1.0, 2.0, 4.0])
 POLICY = scripted_policy(3)
+SHOWN = POLICY.score.readable
 
 
 def answered(exits: list[int], *, scores: dict[int, Any] | None = None) -> Request:
@@ -53,14 +55,14 @@ def test_only_so_many_points_and_samples_are_kept() -> None:
     kept = recent.to_dict()
     assert len(kept["points"]) == 120
     assert kept["points"][-1]["time"] == WIDTH * 299
-    assert [one["scores"] for one in kept["samples"]] == [[float(299 - n)] for n in range(40)]
+    assert [one["scores"] for one in kept["samples"]] == [[SHOWN(float(299 - n))] for n in range(40)]
 
 
 def test_scores_that_are_not_finite_or_of_exits_that_are_off_are_left_out() -> None:
     recent = Recent(COSTS)
     recent.add([answered([2, 1], scores={0: np.array([np.nan, 2.0]), 1: np.array([-np.inf, 9.0])})], 2.0)
-    assert [one["scores"] for one in recent.to_dict()["samples"]] == [[None, 9.0], [None, 2.0]]
-    assert recent.to_dict()["samples"][0]["thresholds"] == [5.0, 5.0]
+    assert [one["scores"] for one in recent.to_dict()["samples"]] == [[None, SHOWN(9.0)], [None, SHOWN(2.0)]]
+    assert recent.to_dict()["samples"][0]["thresholds"] == [SHOWN(5.0), SHOWN(5.0)]
 
 
 def test_what_a_network_says_without_a_number_has_no_probability() -> None:
@@ -70,3 +72,15 @@ def test_what_a_network_says_without_a_number_has_no_probability() -> None:
     request.logits[:] = np.nan
     recent.add([request], 2.0)
     assert recent.to_dict()["samples"][0]["probability"] is None
+
+
+def test_scores_are_on_the_scale_that_answers_have() -> None:
+    policy = eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=2.0).policy
+    request = Request(1, 1, 0.0, policy)
+    request.answer([0], 1, np.zeros((1, 3), dtype=np.float32))
+    request.scores[0] = np.array([0.3, 1.5])
+    recent = Recent(COSTS)
+    recent.add([request], 2.0)
+    (sample,) = recent.to_dict()["samples"]
+    assert sample["scores"] == [policy.score.readable(0.3), policy.score.readable(1.5)]
+    assert all(0 <= value <= 1 for value in [*sample["scores"], *sample["thresholds"]]), "probabilities"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -273,3 +274,36 @@ def test_a_controller_of_another_scheduler_is_refused() -> None:
     (found,) = asyncio.run(through_stages(model, [scripted_logits([1], 3)], controller=other))
     assert isinstance(found, InvalidInputError)
     assert "'entropy' is not of the served scheduler" in str(found)
+
+
+class _Slow(TableBackend):
+    """The deeper stages wait until they are told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.reached, self.goes_on = threading.Event(), threading.Event()
+
+    def run(self, k: int, live: Any, *, observe: bool) -> Any:
+        if k:
+            self.reached.set()
+            assert self.goes_on.wait(PATIENCE)
+        return super().run(k, live, observe=observe)
+
+
+def test_answers_of_the_first_member_do_not_wait_for_a_slow_one_that_another_worker_runs() -> None:
+    backend = _Slow()
+    model = ToyModel(backend=backend)
+
+    async def traffic() -> None:
+        service = LocalService(model, FixedBudget(model.scheduler), EngineOptions(max_wait=0.0), workers=2)
+        service.start()
+        slow = asyncio.ensure_future(service.answer(scripted_logits([2], 3), timeout=PATIENCE))
+        assert await asyncio.to_thread(backend.reached.wait, PATIENCE)
+        quick = [await service.answer(scripted_logits([0], 3), timeout=PATIENCE) for _ in range(20)]
+        assert [request.exits.tolist() for request in quick] == [[0]] * 20
+        assert not slow.done(), "the slow member is still at work"
+        backend.goes_on.set()
+        assert (await slow).exits.tolist() == [2]
+        await service.drain()
+
+    asyncio.run(traffic())

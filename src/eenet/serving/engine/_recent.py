@@ -94,6 +94,7 @@ class _Point:
 def _shown(request: Request, now: float, costs: NDArray[np.float64]) -> list[dict[str, Any]]:
     """The first samples of a request, with the scores on their way where they are known."""
     policy = request.policy
+    readable = policy.score.readable  # on the scale of messages, as `?exits=true` has them
     found = []
     for place, scores in sorted(request.scores.items()):
         k = int(request.exits[place])
@@ -105,9 +106,9 @@ def _shown(request: Request, now: float, costs: NDArray[np.float64]) -> list[dic
                 "exit": k,
                 "cost": float(costs[k]),
                 "abstained": bool(request.abstained[place]),
-                "scores": [float(s) if seen else None for s, seen in zip(scores, observed, strict=True)],
+                "scores": [readable(float(s)) if seen else None for s, seen in zip(scores, observed, strict=True)],
                 "thresholds": [
-                    float(t) if on and np.isfinite(t) else None
+                    readable(float(t)) if on and np.isfinite(t) else None
                     for t, on in zip(policy.thresholds, policy.enabled, strict=True)
                 ],
                 "logits": logits[place].copy() if logits is not None and logits.ndim == 2 else None,
