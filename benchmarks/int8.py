@@ -28,7 +28,7 @@ from eenet.benchmarking import BenchmarkRow
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.experiments.data import ThreeWaySplit
 from eenet.experiments.recipes import load_recipe
-from eenet.experiments.recipes._data import RecipeData
+from eenet.experiments.recipes._data import RecipeData, checkpoint_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGETS = {
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def compared(name: str, folder: Path, root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All systems of one network: rows of the benchmark, and what was chosen."""
     model = eenet.MultiExitModel.from_pretrained(folder / "work" / "model").eval()
-    data = RecipeData(load_recipe(name), root)
+    recipe = load_recipe(name)
+    data = RecipeData(recipe, root, tokenizer=checkpoint_folder(recipe, None, download=False))
     data.use(ThreeWaySplit.load(folder / "split.json"))
     parts = {part: data.samples(part, _ALL) for part in ("calibration", "test")}
     inputs = [one.name for one in model.staged.inference_stages[0].inputs]

@@ -27,7 +27,7 @@ from eenet.bundle._onnx import Session
 from eenet.bundle._quantize import quantized
 from eenet.experiments.data import ThreeWaySplit
 from eenet.experiments.recipes import load_recipe
-from eenet.experiments.recipes._data import RecipeData
+from eenet.experiments.recipes._data import RecipeData, checkpoint_folder
 
 _RANGES, _ALL, _BATCH = 128, 1e12, 32
 Run = Callable[[Sequence[Any]], Any]
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {"machine": machine(), "sizes": {}, "variants": {}}
     print(describe_machine(found["machine"]), flush=True)
     model = eenet.MultiExitModel.from_pretrained(options.model or options.folder / "work" / "model").eval()
-    data = RecipeData(load_recipe(options.recipe), options.data_root)
+    recipe = load_recipe(options.recipe)
+    data = RecipeData(recipe, options.data_root, tokenizer=checkpoint_folder(recipe, None, download=False))
     data.use(ThreeWaySplit.load(options.folder / "split.json"))
     ranges, _ = data.samples("calibration", _ALL)
     tensors, truth = data.samples("test", _ALL)
