@@ -96,7 +96,9 @@ def _alone(candidate: Candidate, policy: Any) -> Callable[[Any], Any]:
     return run
 
 
-def measure(candidates: Sequence[Candidate], samples: Any, seconds: float, report: Callable[[str], None]) -> None:
+def measure(
+    candidates: Sequence[Candidate], samples: Any, batches: Sequence[int], seconds: float, report: Callable[[str], None]
+) -> None:
     """The costs of all candidates, each exit by a run that stops there, in turns on the same samples.
 
     CPU milliseconds per sample: they count what a candidate needs, also where other programs take turns on the
@@ -113,14 +115,14 @@ def measure(candidates: Sequence[Candidate], samples: Any, seconds: float, repor
             systems[one.name] = one.run
     report(f"measuring {len(systems)} ways of {len(candidates)} candidates")
     spent: dict[tuple[str, int], float] = {}
-    for size in BATCHES:
+    for size in batches:
         rounds = _Rounds(samples, size)
         clocks = [partial(rounds.clock, run) for run in systems.values()]
         timing = in_turns(clocks, seconds=seconds, least=4, seed=0, progress=rounds.advance)
         for name, cpu in zip(systems, trim_mean(timing.cpu, 0.1), strict=True):
             spent[name, size] = 1000 * float(cpu) / size
     for one in candidates:
-        for size in BATCHES:
+        for size in batches:
             if not one.exits:
                 one.costs[size] = spent[one.name, size]
                 continue

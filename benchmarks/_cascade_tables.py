@@ -55,6 +55,19 @@ _ASKED = {
 _NEEDS = {"sst2": " --models MODELS", "ag_news": " --models MODELS", "imagenet": " --models WEIGHTS"}
 
 
+def joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Results with those of other batch sizes, of the same candidates."""
+    costs = {one["name"]: one["costs"] for one in old["candidates"]}
+    candidates = [
+        {**one, "costs": _by_size({**costs.get(one["name"], {}), **one["costs"]})} for one in new["candidates"]
+    ]
+    return {**new, "candidates": candidates, "batches": _by_size({**old["batches"], **new["batches"]})}
+
+
+def _by_size(found: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(sorted(found.items(), key=lambda entry: int(entry[0])))
+
+
 def readme(data: Mapping[str, Any], machine: str) -> str:
     """The README of a set."""
     folder = data["set"]
@@ -97,7 +110,8 @@ def summary(folder: Path) -> str:
     reached = []
     for goal, asked in _ASKED.items():
         for size in ("1", "8", "32"):
-            results = {name: data["batches"][size]["goals"][goal] for name, data in found.items()}
+            measured = {name: data["batches"][size] for name, data in found.items() if size in data["batches"]}
+            results = {name: one["goals"][goal] for name, one in measured.items()}
             known = {name: result for name, result in results.items() if result is not None}
             if not known:
                 continue

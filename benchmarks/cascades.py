@@ -27,7 +27,7 @@ import numpy as np
 import _cascade_sets as sets
 from _cascade_proof import Proof, records_of
 from _cascade_systems import BATCHES, Candidate, answers, measure
-from _cascade_tables import goals, readme, summary
+from _cascade_tables import goals, joined, readme, summary
 from eenet._extras import require
 from eenet._timing import describe_machine, machine
 from eenet.errors import ReliabilityWarning
@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("set", choices=[*SETS, "summary"], help="the data set, or a summary of all results")
     parser.add_argument("--models", type=Path, default=ROOT / "work" / "models", help="the folder of trained networks")
     parser.add_argument("--work", type=Path, help="keeps graphs and answers here, and reads what is there")
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=BATCHES, help="the batch sizes; results of others in --out stay"
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="about how long costs are measured at a batch size")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="also write results.json and README.md")
     options = parser.parse_args(argv)
@@ -76,14 +79,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return np.load(kept)
 
     records_of(setting, answered)
-    measure(list(setting.candidates.values()), setting.samples["calibration"][:256], options.seconds, report)
+    measure(
+        list(setting.candidates.values()),
+        setting.samples["calibration"][:256],
+        options.batches,
+        options.seconds,
+        report,
+    )
     data: dict[str, Any] = {
         "set": options.set, "title": setting.title, "about": setting.about, "machine": found,
         "samples": {part: len(labels) for part, labels in setting.labels.items()},
         "plain": setting.plain,
         "candidates": [_described(one) for one in setting.candidates.values()], "batches": {},
     }  # fmt: skip
-    for size in BATCHES:
+    for size in options.batches:
         proof = Proof(setting, size, report)
         data["batches"][str(size)] = {
             "reference": proof.reference,
@@ -99,7 +108,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(text)
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "results.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        kept = options.out / "results.json"
+        if kept.is_file():
+            data = joined(json.loads(kept.read_text(encoding="utf-8")), data)
+            text = readme(data, describe_machine(found))
+        kept.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         (options.out / "README.md").write_text(text + "\n", encoding="utf-8")
     return 0
 
