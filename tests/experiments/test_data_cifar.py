@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,14 @@ def test_the_shared_cifar10_loads(shared: Path) -> None:
         assert set(y.tolist()) == set(range(10))
         assert abs(float(x.mean())) < 0.2
         assert 0.8 < float(x.std()) < 1.2
+
+
+def test_pictures_in_cifars_format_have_the_classes_of_the_file_beside_them(tmp_path: Path) -> None:
+    cells = files.image_cells(files.pixels(2))
+    files.write_parquet(tmp_path / "train-00000-of-00001.parquet", {"img": cells, "label": [0, 9]})
+    listed = [{"label": label, "name": f"thing {label}"} for label in reversed(range(10))]
+    (tmp_path / "classes.json").write_text(json.dumps(listed))
+    assert load("cifar10", tmp_path, "train").classes == tuple(f"thing {label}" for label in range(10))
+    (tmp_path / "classes.json").write_text(json.dumps(listed[1:]))
+    with pytest.raises(FileFormatError, match=r"classes.json' does not name the 10 classes \(KeyError\(9\)\)"):
+        load("cifar10", tmp_path, "train")

@@ -52,6 +52,7 @@ VARIANTS = {
     "agnews-minilm",
     "camvid-hrnet",
     "tiny-imagenet-100-densenet121",
+    "tiny-imagenet-100-resnet56",
     "agnews-25k-bert12",
     "agnews-25k-minilm",
     "sst2-phrases-bert12",

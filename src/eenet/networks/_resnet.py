@@ -108,7 +108,13 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def resnet56(num_classes: int = 10, *, bottleneck: bool = False, weights: str | Path | None = None) -> CifarResNet:
+def resnet56(
+    num_classes: int = 10,
+    *,
+    bottleneck: bool = False,
+    weights: str | Path | None = None,
+    weights_classes: int | None = None,
+) -> CifarResNet:
     """ResNet-56 for CIFAR: 9 + 9 + 9 blocks; its exits stand after blocks 9 and 18, "layers.0" and "layers.1".
 
     Basic blocks with option-A shortcuts: 0.85 million parameters and 125.5 million multiply-adds (He et al.). With
@@ -123,6 +129,8 @@ def resnet56(num_classes: int = 10, *, bottleneck: bool = False, weights: str | 
         Whether blocks have three convolutions in place of two.
     weights : path, optional
         Published weights to load.
+    weights_classes : int, optional
+        The classes that they tell apart, where those are others than these: the last layer then starts at random.
 
     Examples
     --------
@@ -132,10 +140,12 @@ def resnet56(num_classes: int = 10, *, bottleneck: bool = False, weights: str | 
     torch.Size([1, 10])
     """
     model = CifarResNet((9, 9, 9), num_classes=num_classes, bottleneck=bottleneck)
-    return model if weights is None else load_published(model, weights)
+    return _started(model, weights, weights_classes)
 
 
-def resnet20(num_classes: int = 10, *, weights: str | Path | None = None) -> CifarResNet:
+def resnet20(
+    num_classes: int = 10, *, weights: str | Path | None = None, weights_classes: int | None = None
+) -> CifarResNet:
     """ResNet-20 for CIFAR: 3 + 3 + 3 basic blocks; its exits stand after blocks 3 and 6, "layers.0" and "layers.1".
 
     0.27 million parameters and 40.6 million multiply-adds (He et al.). `weights` is a file for `load_published`.
@@ -146,6 +156,8 @@ def resnet20(num_classes: int = 10, *, weights: str | Path | None = None) -> Cif
         C, the classes.
     weights : path, optional
         Published weights to load.
+    weights_classes : int, optional
+        The classes that they tell apart, where those are others than these: the last layer then starts at random.
 
     Examples
     --------
@@ -155,7 +167,19 @@ def resnet20(num_classes: int = 10, *, weights: str | Path | None = None) -> Cif
     torch.Size([1, 10])
     """
     model = CifarResNet((3, 3, 3), num_classes=num_classes)
-    return model if weights is None else load_published(model, weights)
+    return _started(model, weights, weights_classes)
+
+
+def _started(model: CifarResNet, weights: str | Path | None, classes: int | None) -> CifarResNet:
+    """The network with published weights, where there are some; of other classes all but the last layer."""
+    if weights is None:
+        return model
+    last = model.linear
+    if classes is not None:
+        model.linear = nn.Linear(last.in_features, classes)
+    load_published(model, weights)
+    model.linear = last
+    return model
 
 
 def load_published(model: CifarResNet, path: str | Path) -> CifarResNet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
@@ -221,7 +222,8 @@ def load_cifar(
 ) -> ImageArray:
     """The images of a split: Hugging Face parquet, the binary version, or torchvision's python version.
 
-    `mean` and `std` default to those of the training pixels.
+    `mean` and `std` default to those of the training pixels. A classes.json beside parquet (a list of label and name)
+    names the classes of other pictures in the same format.
     """
     variant = _VARIANTS[name]
     images, labels, corrupt = _read(variant, name, root, split, limit, remedy)
@@ -229,7 +231,7 @@ def load_cifar(
     return ImageArray(
         images,
         labels,
-        variant.classes,
+        _class_names(variant, name, root, split),
         name=name,
         split=split,
         transform=transform,
@@ -242,8 +244,7 @@ def load_cifar(
 
 
 def _read(variant: _Cifar, name: str, root: Path, split: str, limit: int | None, remedy: str) -> _Raw:
-    folders = ("", "data", "plain_text", name, f"{name}/data", f"{name}/plain_text", f"{name}/{name}")
-    shards = parquet_shards(root, folders, split)
+    shards = _shards(name, root, split)
     if shards:
         return _read_parquet(variant, shards, limit)
     binary = first_folder(root, ("", variant.binary, f"{name}/{variant.binary}"), holding=variant.binary_files[split])
@@ -259,6 +260,26 @@ def _read(variant: _Cifar, name: str, root: Path, split: str, limit: int | None,
         f"{variant.binary}/ with {', '.join(variant.binary_files[split])}; or {variant.python}/ (read by torchvision)",
         remedy,
     )
+
+
+def _shards(name: str, root: Path, split: str) -> list[Path]:
+    folders = ("", "data", "plain_text", name, f"{name}/data", f"{name}/plain_text", f"{name}/{name}")
+    return parquet_shards(root, folders, split)
+
+
+def _class_names(variant: _Cifar, name: str, root: Path, split: str) -> tuple[str, ...]:
+    shards = _shards(name, root, split)
+    path = shards[0].with_name("classes.json") if shards else None
+    if path is None or not path.is_file():
+        return variant.classes
+    try:
+        names = {row["label"]: row["name"] for row in json.loads(path.read_text(encoding="utf-8"))}
+        return tuple(str(names[label]) for label in range(len(variant.classes)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise FileFormatError(
+            f"{str(path)!r} does not name the {len(variant.classes)} classes ({error!r}); expected a list of mappings "
+            "with 'label' and 'name', or no such file"
+        ) from error
 
 
 def _read_parquet(variant: _Cifar, shards: Sequence[Path], limit: int | None) -> _Raw:
