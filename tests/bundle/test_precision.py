@@ -67,7 +67,9 @@ def made(*, wide: bool = False) -> tuple[eenet.MultiExitModel, list[Any], eenet.
             head.bias.copy_(solved[-1])
         labels = network(x).argmax(dim=1)
     loader = [(x[start : start + 50], labels[start : start + 50]) for start in range(0, 400, 50)]
-    scheduler = eenet.MaxProbability().fit(eenet.collect(model, loader), eenet.ExitCosts([1, 2, 3]), "60%")
+    scheduler = eenet.MaxProbability().fit(
+        eenet.collect(model, loader), eenet.ExitCosts([1, 2, 3]), "60%", fallback=False
+    )
     return model, loader, scheduler
 
 
@@ -110,7 +112,7 @@ def test_its_records_are_of_its_own_stages_and_its_scheduler_is_fitted_to_them(c
     assert records is not None
     assert len(records) == made_with["samples"]["judged"] == 300
     np.testing.assert_allclose(records.accuracies, made_with["accuracies"]["bundle"])
-    again = eenet.MaxProbability().fit(records, chosen.costs, chosen.scheduler.budget)
+    again = eenet.MaxProbability().fit(records, chosen.costs, chosen.scheduler.budget, fallback=False)
     assert again.policy == chosen.scheduler.policy
 
 
