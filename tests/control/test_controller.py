@@ -577,13 +577,15 @@ def test_observing_takes_microseconds() -> None:
 def test_no_row_is_taken_that_a_later_one_beats(seed: int) -> None:
     scheduler = eenet.Patience().fit(toy_records(120, seed=seed, exits=4), ExitCosts([1.0, 1.5, 6.0, 11.0]), "60%")
     rows = scheduler.table.frontier
+    accuracies = [row.accuracy or 0.0 for row in rows]
     number = {id(policy): row for row, policy in enumerate(scheduler.table.policies)}
     for budget in scheduler.table.budgets.tolist():
         taken = number[id(eenet.BudgetController(scheduler, budget).policy)]
         beaten = [
             later
-            for later in rows[taken + 1 :]
-            if later.planned_cost < rows[taken].planned_cost * (1 - 1e-6) and later.accuracy >= rows[taken].accuracy
+            for later in range(taken + 1, len(rows))
+            if rows[later].planned_cost < rows[taken].planned_cost * (1 - 1e-6)
+            and accuracies[later] >= accuracies[taken]
         ]
         assert not beaten
 

@@ -20,7 +20,7 @@ def found() -> Any:
     logits, labels = toy_logits(samples=300)
     small, big = eenet.ExitRecords.from_logits(logits[:2], labels), eenet.ExitRecords.from_logits(logits[2])
     candidates = {"small": small, "big": big, "<b>worse</b>": eenet.ExitRecords.from_logits(logits[0])}
-    costs = {"small": eenet.ExitCosts([1.0, 2.0]), "big": 9.0, "<b>worse</b>": 9.5}
+    costs: dict[str, eenet.ExitCosts | float] = {"small": eenet.ExitCosts([1.0, 2.0]), "big": 9.0, "<b>worse</b>": 9.5}
     scheduler = eenet.MaxProbability()
     return eenet.search(candidates, costs, [1.0, 3.0, 9.0], scheduler=scheduler, max_members=2)
 

@@ -328,14 +328,16 @@ def attach(
     >>> model.exit_names
     ('1', 'output')
     """
-    if num_classes is not None and (isinstance(num_classes, bool) or not isinstance(num_classes, Integral)):
+    classes: Any = num_classes
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, Integral)):
         raise InvalidInputError(
             f"num_classes is a {type(num_classes).__name__}, expected a whole number; the order is attach(network, "
             "exits, num_classes, example): name what follows where one is left out, as in example=x"
         )
     if num_classes is not None and num_classes < 2:
         raise InvalidInputError(f"num_classes is {num_classes}, expected at least 2")
-    if dynamic is not None and not isinstance(dynamic, Mapping):
+    sizes: Any = dynamic
+    if sizes is not None and not isinstance(sizes, Mapping):
         raise InvalidInputError(f"dynamic is {dynamic!r}, expected a mapping of dimensions to names: {{1: 'sequence'}}")
     if task is not None and not callable(getattr(task, "evidence", None)):
         raise InvalidInputError(f"task is {task!r}, expected one of eenet.tasks, such as eenet.tasks.Classification()")

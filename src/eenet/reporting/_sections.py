@@ -144,7 +144,9 @@ def searches(_: Sequence[Replays], measured: Measured) -> Section | None:
     found = measured["search"]
     if not found:
         return None
-    charts, notes, tables = [], [], []
+    charts: list[Any] = []
+    notes: list[str] = []
+    tables: list[dict[str, Any]] = []
     for number, one in enumerate(found):
         drawn, said, listed = of_search(one, "" if len(found) == 1 else str(number))
         charts, notes, tables = charts + drawn, notes + said, tables + listed

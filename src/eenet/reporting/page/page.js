@@ -187,7 +187,7 @@
       const columns = chart.columns.map(name => turned ? plain(shorten(name, 22)) : wrapped(shorten(name, 3 * room), room));
       const rows = chart.rows.map(name => wrapped(shorten(name, 2 * most), most));
       const lines = Math.max(...rows.map(text => text.split("<br>").length));
-      x = axis(chart.x, { tickvals: chart.columns.map((_, n) => n), ticktext: columns, tickangle: turned ? -45 : 0, showgrid: false, side: "top" });
+      x = axis(chart.x, { tickvals: chart.columns.map((_, n) => n), ticktext: columns, tickangle: turned ? ((width - 110) / chart.columns.length < 26 ? -90 : -45) : 0, showgrid: false, side: "top" });
       y = axis(chart.y, { tickvals: chart.rows.map((_, n) => n), ticktext: rows, autorange: "reversed", range: undefined, showgrid: false });
       height = 130 + Math.max(120, (8 + 15 * lines) * chart.rows.length);
     }
