@@ -40,15 +40,15 @@ FIGURES = (
         "92.0 % at 1.62 times the speed of BERT-base, which has 92.1 %",
         "[table](https://github.com/huggingface/transformers/blob/98ad48f2eee8e1ff50e153df239fe1d591dde386/examples/"
         "research_projects/bert-loses-patience/README.md)",
-        "sst2-minilm",
-        "GLUE's dev set there, 900 test sentences here; 12 layers there, MiniLM with 6 here; trained on 67,349 phrases "
-        "there, 6,520 sentences here",
+        "sst2-phrases-minilm",
+        "GLUE's dev set there, 900 test sentences here; 12 layers there, MiniLM with 6 here; both trained on GLUE's "
+        "phrases",
     ),
     (
         "BERT, GLUE, entropy (DeeBERT, 2020)",
         "saves up to about 40 % of the time with minimal loss (the abstract)",
         "[paper](https://aclanthology.org/2020.acl-main.204/)",
-        "sst2-minilm",
+        "sst2-phrases-minilm",
         "as above",
     ),
     (
