@@ -40,6 +40,7 @@ _HOMES = {
     "cut": "eenet.stages",
     "describe": "eenet.models",
     "export": "eenet.bundle",
+    "from_pretrained": "eenet.models",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
     "report": "eenet.reporting",
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from eenet.models import cascade as cascade
     from eenet.models import collect as collect
     from eenet.models import describe as describe
+    from eenet.models import from_pretrained as from_pretrained
     from eenet.profiling import profile as profile
     from eenet.records import ExitRecords as ExitRecords
     from eenet.reporting import report as report

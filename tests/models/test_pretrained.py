@@ -176,7 +176,7 @@ def edit(folder: Path, **changes: Any) -> None:
         (lambda f: (f / "model.json").unlink(), r"holds no model\.json \(.*model\.safetensors\)"),
         (lambda f: (f / "model.json").write_text('{"format":'), "is damaged"),
         (lambda f: edit(f, format="other"), "does not describe a model"),
-        (lambda f: edit(f, schema=2), "has schema 2, this eenet reads up to 1: upgrade"),
+        (lambda f: edit(f, schema=3), "has schema 3, this eenet reads up to 2: upgrade"),
         (lambda f: edit(f, exits="first"), "'exits' is 'first', expected a list"),
         (lambda f: edit(f, exits=["first"]), "2 heads for 1 exits"),
         (lambda f: edit(f, dtype="load"), "'dtype' is 'load'"),

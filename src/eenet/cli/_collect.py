@@ -55,6 +55,10 @@ def collect(
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="The network's weights, for a model saved without: timm:NAME, package:NAME, folder or file."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
     json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
 ) -> None:
@@ -85,7 +89,7 @@ def collect(
         torch.set_num_threads(threads)
     from eenet.models import collect as run
 
-    model, _ = load_target(target, allow=allow or ())
+    model, _ = load_target(target, allow=allow or (), backbone=backbone)
     work = run_files(target)
     preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer, max_length)
     if preprocessing is None and work is not None:

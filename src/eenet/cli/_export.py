@@ -47,6 +47,10 @@ def export(
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="The network's weights, for a model saved without: timm:NAME, package:NAME, folder or file."),
+    ] = None,
     records: Annotated[
         Path | None,
         typer.Option(help="Calibration records that the bundle carries, to be planned again: what eenet fit took."),
@@ -110,7 +114,7 @@ def export(
     from eenet.scheduler import load_scheduler
 
     fitted = load_scheduler(scheduler)
-    model, example = load_target(target, allow=allow or ())
+    model, example = load_target(target, allow=allow or (), backbone=backbone)
     names = None if classes is None else names_in(classes)
     preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer, max_length)
     work = run_files(target)

@@ -326,24 +326,28 @@ def run_files(target: str) -> Path | None:
     return work if (work / "model" / "model.json").is_file() else None
 
 
-def load_target(target: str, *, allow: Sequence[str] = ()) -> tuple[MultiExitModel, Any]:
+def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None = None) -> tuple[MultiExitModel, Any]:
     """A model and an example input; raises `InvalidInputError` for a target that gives none.
 
-    `allow` lists the import paths that a saved model may call to build a network of the caller's own.
+    `allow` lists the import paths that a saved model may call to build a network of the caller's own; `backbone` says
+    where the weights of its network are, where they are not in it.
     """
     from eenet.models import MultiExitModel
+    from eenet.models._folder import model_names
 
     if ":" not in target or Path(target).is_dir():
-        if not Path(target).is_dir():
+        if not Path(target).is_dir() and target not in model_names():
             raise InvalidInputError(
-                f"{target!r} is neither a folder nor package.module:function; run eenet demo first, or name a function "
-                "that returns a MultiExitModel"
+                f"{target!r} is neither a folder nor package.module:function; run eenet demo first, name a function "
+                f"that returns a MultiExitModel, or a model that ships ({', '.join(model_names()) or 'none here'})"
             )
         work = run_files(target)
         with waiting(_MAKING):
-            model = _saved(target if work is None else str(work / "model"), allow)
+            model = _saved(target if work is None else str(work / "model"), allow, backbone)
         args, kwargs = model.staged.example
         return model, args or kwargs
+    if backbone is not None:
+        raise InvalidInputError(f"--backbone is for a saved model, and {target!r} is a function; leave it out")
     with waiting(_MAKING):
         made = _function(target)()
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], MultiExitModel):
@@ -355,12 +359,12 @@ def load_target(target: str, *, allow: Sequence[str] = ()) -> tuple[MultiExitMod
     )
 
 
-def _saved(folder: str, allow: Sequence[str]) -> MultiExitModel:
+def _saved(folder: str, allow: Sequence[str], backbone: str | None = None) -> MultiExitModel:
     """What `save_pretrained` wrote; its network may be a function of the current folder, where it is allowed."""
     from eenet.models import MultiExitModel
 
     with current_folder_importable():
-        return MultiExitModel.from_pretrained(folder, allow=allow)
+        return MultiExitModel.from_pretrained(folder, allow=allow, backbone=backbone)
 
 
 def _function(target: str) -> Any:

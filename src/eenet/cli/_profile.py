@@ -36,6 +36,10 @@ def profile(
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
     ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="The network's weights, for a model saved without: timm:NAME, package:NAME, folder or file."),
+    ] = None,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads for torch, or for each stage of a bundle; 0 leaves them the choice.")
     ] = 0,
@@ -107,7 +111,7 @@ def profile(
     from eenet.scheduler import load_scheduler
 
     fitted = None if scheduler is None else load_scheduler(scheduler)
-    model, example = load_target(target, allow=allow or ())
+    model, example = load_target(target, allow=allow or (), backbone=backbone)
     if_stopped("there are no results yet; give the same command again")
     with progress() as bars:
         show = bars.task("measuring batch sizes", total=len(sizes))

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from eenet._version import __version__
 from eenet.errors import CutError, FileFormatError, InvalidInputError
+from eenet.models._backbones import Backbone, describe_backbone, difference, missing, pretrained, require_same
 from eenet.models._cascade_network import CascadeNetwork
 from eenet.models._exits import default_heads
 from eenet.models._first_exits import Exits, kept
-from eenet.models._folder import WEIGHTS, read_folder, write_folder
+from eenet.models._folder import WEIGHTS, find_model, read_folder, tensor_names, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
 from eenet.models._networks import CASCADE, FIRST_EXITS, Source, build_network, known, make_heads
@@ -174,8 +175,8 @@ class MultiExitModel(nn.Module):
             task=self.task,
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the whole model to a folder of JSON and safetensors files, nothing that runs code.
+    def save_pretrained(self, folder: str | Path, *, backbone: bool | Backbone = True) -> None:
+        """Write the model to a folder of JSON and safetensors files, nothing that runs code.
 
         The network must be one that can be built again from a name: made by `build_network`, given `source` in
         `attach`, or a Hugging Face model. The example that the model was cut with is stored too, two samples of it.
@@ -184,14 +185,23 @@ class MultiExitModel(nn.Module):
         ----------
         folder
             A new folder, or one that holds a saved model, which is replaced. It appears whole or not at all.
+        backbone
+            True writes everything. Otherwise the file is small, and whoever loads it gives the network: False writes
+            the exit heads alone, for a network that was not changed. The network as it was before it was fine-tuned
+            also writes what has changed since: a module, "timm:NAME", "package:NAME" of an installed package, a folder
+            or a .safetensors file of its weights.
 
         Raises
         ------
         InvalidInputError
             Where the model cannot be described, or the folder cannot be written.
         """
-        source = _proved_source(self)
-        tensors = {f"backbone.{name}": tensor for name, tensor in self.backbone.state_dict().items()}
+        whole = backbone is True
+        source = _proved_source(self) if whole or self.source is not None else Source("")
+        stored = self.backbone.state_dict()
+        if not whole:
+            stored = difference(self.backbone, None if isinstance(backbone, bool) else pretrained(source, backbone))
+        tensors = {f"backbone.{name}": tensor for name, tensor in stored.items()}
         tensors |= {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
         dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
         description = {
@@ -204,11 +214,18 @@ class MultiExitModel(nn.Module):
             "task": describe_task(self.task),
             "dtype": str(dtype).removeprefix("torch."),
         }
+        if not whole:
+            description["backbone"] = describe_backbone(self.backbone, stored, backbone, dtype)
         write_folder(folder, description, tensors, self.staged.example)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, allow: Iterable[str] = (), heads: Sequence[nn.Module] | None = None
+        cls,
+        folder: str | Path,
+        *,
+        allow: Iterable[str] = (),
+        heads: Sequence[nn.Module] | None = None,
+        backbone: Backbone | None = None,
     ) -> MultiExitModel:
         """The model that `save_pretrained` wrote, in inference mode.
 
@@ -217,11 +234,14 @@ class MultiExitModel(nn.Module):
         Parameters
         ----------
         folder
-            The folder of the model.
+            The folder of the model, or the name of one that ships, such as "digits".
         allow
             The import paths, such as "mypackage.networks:make", that may be called to build any other network.
         heads
             New heads of the same kind, where those of the model were the caller's own; their weights are loaded.
+        backbone
+            The network with its weights, for a model that was saved without it: as for `save_pretrained`. A module
+            becomes part of the model, with what was fine-tuned loaded into it.
 
         Returns
         -------
@@ -234,15 +254,27 @@ class MultiExitModel(nn.Module):
             Where the folder is damaged, or its weights are of another architecture; the message lists the first names
             that differ.
         InvalidInputError
-            Where something has to be allowed or given.
+            Where something has to be allowed or given, the backbone has other weights, or there is no such model.
         """
-        root = Path(folder)
+        root = find_model(folder)
         saved = read_folder(root)
         description = saved.found
         source = Source(description["source"]["name"], description["source"]["options"])
+        described, dtype = description.get("backbone"), getattr(torch, description["dtype"])
+        if described is None and backbone is not None:
+            raise InvalidInputError(f"{str(root)!r} holds the whole model; leave backbone out")
+        if described is not None and backbone is None:
+            raise missing(root, source, described)
         with torch.random.fork_rng(devices=[]):
-            backbone = source.build(allow=list(allow)).to(getattr(torch, description["dtype"])).eval()
-            made = heads if heads is not None else _described_heads(description, source, backbone)
+            allowed = list(allow)
+            made_of = source.build(allow=allowed) if backbone is None else pretrained(source, backbone, allow=allowed)
+            network = made_of.to(dtype).eval()
+            made = heads if heads is not None else _described_heads(description, source, network)
+        rest: list[str] = []
+        if described is not None:
+            stored = [name.removeprefix("backbone.") for name in tensor_names(root) if name.startswith("backbone.")]
+            require_same(network, stored, described, dtype)
+            rest = [f"staged.backbone.{name}" for name in network.state_dict() if name not in set(stored)]
         args, kwargs = saved.example
         try:
             task = task_from(description["task"])
@@ -250,13 +282,13 @@ class MultiExitModel(nn.Module):
             raise FileFormatError(f"{str(root)!r} is of a task that cannot be made here: {error}") from error
         try:
             model = attach(
-                backbone,
+                network,
                 description["exits"],
                 description["num_classes"],
                 kwargs if kwargs and not args else args,
                 heads=made,
                 dynamic={int(dim): name for dim, name in description["dynamic"].items()},
-                source=source,
+                source=source if source.name else None,
                 task=task,
             )
         except CutError as error:
@@ -264,8 +296,43 @@ class MultiExitModel(nn.Module):
                 f"{str(root)!r} was saved with exits at {description['exits']}, but the network that {source.name!r} "
                 f"gives here cannot be cut there ({error}); install the version of the library that it was saved with"
             ) from error
-        load_weights(model, root / WEIGHTS, rename=_name_in_model)
+        load_weights(model, root / WEIGHTS, rename=_name_in_model, optional=rest)
         return model.eval()
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    allow: Iterable[str] = (),
+    heads: Sequence[nn.Module] | None = None,
+    backbone: Backbone | None = None,
+) -> MultiExitModel:
+    """A trained model by its name or folder: `MultiExitModel.from_pretrained`.
+
+    Parameters
+    ----------
+    name
+        A model that ships, such as "digits", or one in a folder of the environment variable EENET_MODELS; an unknown
+        name raises an error that lists them. Or the folder that `save_pretrained` wrote.
+    allow
+        The import paths that may be called to build a network of the caller's own.
+    heads
+        New heads of the same kind, where those of the model were the caller's own.
+    backbone
+        The network with its weights, for a model that was saved without it.
+
+    Returns
+    -------
+    MultiExitModel
+        The model on the CPU, in inference mode.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> eenet.from_pretrained("digits").num_exits
+    3
+    """
+    return MultiExitModel.from_pretrained(name, allow=allow, heads=heads, backbone=backbone)
 
 
 def attach(

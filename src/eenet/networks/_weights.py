@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -24,12 +24,15 @@ def initialize(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], str] = str) -> None:
+def load_weights(
+    model: nn.Module, path: str | Path, *, rename: Callable[[str], str] = str, optional: Collection[str] = ()
+) -> None:
     """Copy the tensors of a safetensors file into a network, in place.
 
-    `rename` gives the network's name for a name in the file. Names and shapes must match exactly, except for the
-    counters of batches that batch norms keep. Raises `InvalidInputError` where there is no such file, `FileFormatError`
-    where it is not whole safetensors, or of another architecture: the message lists the first names that differ.
+    `rename` gives the network's name for a name in the file; those in `optional` need not be there. Names and shapes
+    must match exactly, except for the counters of batches that batch norms keep. Raises `InvalidInputError` where there
+    is no such file, `FileFormatError` where it is not whole safetensors, or of another architecture: the message lists
+    the first names that differ.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -43,7 +46,11 @@ def load_weights(model: nn.Module, path: str | Path, *, rename: Callable[[str], 
             f"{str(source)!r} is not a whole safetensors file ({error}); it may be truncated: get it again"
         ) from error
     tensors = {rename(name): tensor for name, tensor in loaded.items()}
-    expected = {name: value for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    expected = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked") and not (name in optional and name not in tensors)
+    }
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
     problems = _mismatches(expected, given)
     if problems:

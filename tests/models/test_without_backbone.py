@@ -1,0 +1,134 @@
+"""Models saved without their network, and models that are found by a name."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import eenet
+from eenet.errors import InvalidInputError
+from networks import SmallConvNet
+
+X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+ALLOW = ["test_without_backbone:make"]
+
+
+def make() -> nn.Module:
+    """What an import path in these tests names."""
+    return SmallConvNet(8, 5)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return make().eval()
+
+
+def with_exits(net: nn.Module, source: str | None = ALLOW[0]) -> eenet.MultiExitModel:
+    torch.manual_seed(1)
+    return eenet.attach(net, ["first", "second"], example=X, source=source).eval()
+
+
+def assert_same(one: eenet.MultiExitModel, other: eenet.MultiExitModel) -> None:
+    with torch.no_grad():
+        for a, b in zip(one(X), other(X), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_the_heads_alone_need_the_network_they_were_trained_on(tmp_path: Path) -> None:
+    model = with_exits(network())
+    model.save_pretrained(tmp_path / "heads", backbone=False)
+    model.save_pretrained(tmp_path / "whole")
+    size = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("heads", "whole")}
+    assert size["whole"] - size["heads"] >= sum(4 * p.numel() for p in model.backbone.parameters())
+    description = json.loads((tmp_path / "heads" / "model.json").read_text())
+    assert (description["schema"], json.loads((tmp_path / "whole" / "model.json").read_text())["schema"]) == (2, 1)
+
+    assert_same(model, eenet.from_pretrained(tmp_path / "heads", backbone=network()))
+    save_file(network().state_dict(), tmp_path / "weights.safetensors")
+    for given in (tmp_path / "weights.safetensors", str(tmp_path / "weights.safetensors")):
+        assert_same(model, eenet.from_pretrained(tmp_path / "heads", backbone=given, allow=ALLOW))
+    with pytest.raises(InvalidInputError, match=r"heads and what was fine-tuned, not the network; give a network of"):
+        eenet.from_pretrained(tmp_path / "heads")
+    with pytest.raises(InvalidInputError, match="has other weights than the network that this model was saved of"):
+        eenet.from_pretrained(tmp_path / "heads", backbone=network(7))
+    with pytest.raises(InvalidInputError, match="allow="):
+        eenet.from_pretrained(tmp_path / "heads", backbone=tmp_path / "weights.safetensors")
+    with pytest.raises(InvalidInputError, match="holds the whole model; leave backbone out"):
+        eenet.from_pretrained(tmp_path / "whole", backbone=network(), allow=ALLOW)
+
+
+def test_what_was_fine_tuned_is_stored_beside_the_heads(tmp_path: Path) -> None:
+    original = network()
+    model = with_exits(copy.deepcopy(original))
+    tuned = "second.0.weight"
+    assert tuned in dict(model.backbone.named_parameters())
+    with torch.no_grad():
+        model.backbone.get_parameter(tuned).add_(0.5)
+    model.save_pretrained(tmp_path / "model", backbone=original)
+    stored = eenet.models._folder.tensor_names(tmp_path / "model")
+    assert [name for name in stored if name.startswith("backbone.")] == [f"backbone.{tuned}"]
+    assert_same(model, eenet.from_pretrained(tmp_path / "model", backbone=network()))
+    with pytest.raises(InvalidInputError, match="other weights"):
+        eenet.from_pretrained(tmp_path / "model", backbone=network(7))
+
+
+def test_a_network_without_a_name_is_given_as_a_module(tmp_path: Path) -> None:
+    model = with_exits(network(), source=None)
+    with pytest.raises(InvalidInputError, match="not known how this SmallConvNet is built"):
+        model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "heads", backbone=False)
+    assert_same(model, eenet.from_pretrained(tmp_path / "heads", backbone=network()))
+    with pytest.raises(InvalidInputError, match="give the network itself, a module"):
+        eenet.from_pretrained(tmp_path / "heads", backbone="timm:resnet18")
+
+
+def test_a_backbone_that_is_not_there(tmp_path: Path) -> None:
+    with_exits(network()).save_pretrained(tmp_path / "heads", backbone=False)
+    for given, words in (
+        ("nowhere", "there is no such folder or file"),
+        ("package:no_such_package_here", r"pip install no-such-package-here"),
+        ("package:json", r"has no get_model_path"),
+        ("timm:resnet18", r"expected 'test_without_backbone:make'"),
+    ):
+        with pytest.raises(InvalidInputError, match=words):
+            eenet.from_pretrained(tmp_path / "heads", backbone=given, allow=ALLOW)
+    save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(InvalidInputError, match="has no tensor of this SmallConvNet: it holds other"):
+        eenet.from_pretrained(tmp_path / "heads", backbone=tmp_path / "other.safetensors", allow=ALLOW)
+
+
+def test_models_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_exits(network())
+    model.save_pretrained(tmp_path / "models" / "mine")
+    shutil.copytree(tmp_path / "models" / "mine", tmp_path / "more" / "of-a-recipe" / "model")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInputError, match=r"neither a folder nor the name of a model; there are .*EENET_MODELS"):
+        eenet.from_pretrained("mine")
+    monkeypatch.setenv("EENET_MODELS", f"{tmp_path / 'models'}:{tmp_path / 'more'}:{tmp_path / 'absent'}")
+    for name in ("mine", "of-a-recipe"):
+        assert_same(model, eenet.from_pretrained(name, allow=ALLOW))
+    with pytest.raises(InvalidInputError, match="there are mine, of-a-recipe"):
+        eenet.from_pretrained("min")
+
+
+def test_the_models_that_ship_are_whole_and_small() -> None:
+    results = Path(__file__).parents[2] / "results"
+    shipped = sorted(results.glob("*/model/model.json")) if results.is_dir() else []
+    if not shipped:
+        pytest.skip("needs results/, which is in the repository alone")
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    for description in shipped:
+        folder = description.parent
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        assert size <= 5e6, folder
+        name = folder.parent.name
+        if "backbone" not in json.loads(description.read_text(encoding="utf-8")):
+            assert f'"results/{name}/model" = "eenet/models/shipped/{name}"' in project, "the wheel has it too"
+            assert eenet.from_pretrained(name).num_exits >= 2
