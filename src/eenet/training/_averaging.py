@@ -27,10 +27,12 @@ class Average:
                 self._tensors[name] = tensor
         self._model = _Holder(self._tensors)
 
-        def update(averaged: Any, current: Any, done: Tensor) -> None:
+        make: Any = get_ema_multi_avg_fn  # it has no types
+
+        def update(averaged: Any, current: Any, done: Tensor | int) -> None:
             # The first steps are of weights that are soon forgotten: in a short run they would never be.
             steps = int(done)
-            get_ema_multi_avg_fn(min(decay, (1 + steps) / (10 + steps)))(averaged, current, done)
+            make(min(decay, (1 + steps) / (10 + steps)))(averaged, current, done)
 
         self._average = AveragedModel(self._model, multi_avg_fn=update, use_buffers=True)
 
