@@ -223,7 +223,10 @@ class Decoder:
             if body.count(b'"') != 2 + (2 * len(values) if isinstance(value, dict) else 0):
                 raise RefusedError(422, "the inputs hold strings or objects, expected nested lists of numbers")
             words = any(word in body for word in (b"true", b"false"))
-            arrays = {name: _array(v, self._specs.get(name), words) for name, v in values.items()}
+            if not set(values) <= set(self._specs):
+                takes = ", ".join(map(repr, self._specs))
+                raise RefusedError(422, f"the inputs have a name that the network does not; it takes {takes}")
+            arrays = {name: _array(v, self._specs[name], words) for name, v in values.items()}
             return self._checked(arrays)
         texts = [value] if key == "text" else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -304,10 +307,8 @@ def npy_array(body: bytes) -> Array:
     return np.asarray(array, dtype.newbyteorder("="), order="C")
 
 
-def _array(value: Any, spec: InputSpec | None, words: bool) -> Array:
+def _array(value: Any, spec: InputSpec, words: bool) -> Array:
     """An array of the dtype that the network takes, from nested lists of numbers."""
-    if spec is None:
-        raise RefusedError(422, "the inputs have a name that the network does not")
     try:
         array = np.asarray(value)
     except ValueError as error:
