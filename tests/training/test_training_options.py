@@ -172,7 +172,7 @@ class Recorder(nn.Module):
 
 
 @pytest.mark.parametrize("options", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
-def test_images_and_labels_are_mixed_alike(options: dict[str, float], tmp_path: Path) -> None:
+def test_images_and_labels_are_mixed_alike(options: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("torchvision.transforms.v2")
     head, batches = Recorder(), 4
     net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(192, CLASSES))
@@ -339,4 +339,4 @@ def test_more_settings_out_of_range() -> None:
         ({"freeze_backbone": True, "head_epochs": 1}, "head_epochs is 1, expected 0 with freeze_backbone"),
     ):
         with pytest.raises(InvalidInputError, match=words):
-            TrainConfig(**values)  # type: ignore[arg-type]
+            TrainConfig(**values)
