@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
+from eenet.bundle._calibration import Samples
 from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, Graphs, onnx_graphs, plain_graph
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, read_manifest, sealed
@@ -203,11 +204,14 @@ def export(
     with atomic_folder(target, marker=MANIFEST, what="bundle") as temporary:
         choice: Choice | None = None
         if backend == "onnx":
+            samples = None
+            if calibration is not None and options.wanted(model.num_exits):
+                samples = Samples(model, calibration)  # before the graphs, which take a while
             graphs = onnx_graphs(model, opset, report)
             plain = plain_graph(model, graphs, opset)
-            if calibration is not None and options.wanted(model.num_exits):
+            if samples is not None:
                 choice = choose(
-                    model, graphs, plain, calibration, options,
+                    model, graphs, plain, samples, options,
                     remaining=remaining(shares_of(scheduler, records), scheduler.costs.batch_size or 1),
                     seconds=seconds, threads=threads, progress=report,
                 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -125,7 +125,7 @@ def choose(
     model: MultiExitModel,
     graphs: Graphs,
     plain: bytes | None,
-    calibration: Iterable[Any],
+    samples: Samples,
     options: Options,
     *,
     remaining: Sequence[int],
@@ -137,7 +137,6 @@ def choose(
 
     `remaining` says how many samples of a batch reach each stage, (K,): stages are timed on so many.
     """
-    samples = Samples(model, calibration)
     samples.note(options.max_exit_drop)
     parts = _Parts(model, graphs, threads)
     parts.quantize(options.wanted(model.num_exits), samples.ranges, progress)
