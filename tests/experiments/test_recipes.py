@@ -60,7 +60,7 @@ VARIANTS = {
 }
 KEPT = {
     "README.md", "metrics.json", "costs.json", "split.json", "calibration.safetensors", "test.safetensors",
-    "schedulers", "work",
+    "schedulers", "model", "work",
 }  # fmt: skip
 
 
@@ -217,6 +217,9 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
         assert {row["scheduler"] for row in metrics[key]["rows"]} == methods
         assert metrics[key]["separate"] is True
     assert 2.5 in {row["budget"] for row in metrics["published"]["rows"]}
+    # The network is small, and says what its records say.
+    kept = eenet.MultiExitModel.from_pretrained(finished / "model")
+    assert kept.exit_names == tuple(row["name"] for row in metrics["exits"])
     # The README says what the metrics say.
     page = (finished / "README.md").read_text(encoding="utf-8")
     for row in (*metrics["exits"], *(row for row in metrics["schedulers"] if "test_accuracy" in row)):

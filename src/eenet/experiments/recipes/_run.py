@@ -54,6 +54,7 @@ CLASSES, SAMPLES, LABELED, PREPROCESSING = "classes.txt", "samples.npz", "calibr
 _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
 _SCHEMA = 1
 _SAMPLES_BYTES = 5_000_000
+_KEPT_BYTES = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +117,9 @@ def reproduce(recipe: Recipe, options: RunOptions, *, console: Console, steps: S
     recipe
         What `load_recipe` gives.
     options
-        `options.out` receives what is small enough to keep: metrics, predictions, the split, costs, schedulers and a
-        README; `work/` in it holds checkpoints and markers of complete steps. A run that was stopped, even killed, goes
-        on with `resume` where it was.
+        `options.out` receives what is small enough to keep: metrics, predictions, the split, costs, schedulers, a
+        README, and a network of at most 5 MB; `work/` in it holds checkpoints and markers of complete steps. A run that
+        was stopped, even killed, goes on with `resume` where it was.
     console
         Where progress is shown.
     steps
@@ -296,7 +297,9 @@ class _Run:
         for part, file in (("test", SAMPLES), ("calibration", LABELED)):
             tensors, labels = data.samples(part, _SAMPLES_BYTES)
             arrays: dict[str, Any] = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
-            np.savez(self.work / file, **arrays, **({"labels": labels.numpy()} if part == "calibration" else {}))
+            if part == "calibration":
+                arrays["labels"] = labels.numpy()
+            np.savez(self.work / file, **arrays)
         preprocessing = data.preprocessing()
         if preprocessing is None:
             (self.work / PREPROCESSING).unlink(missing_ok=True)
@@ -386,6 +389,7 @@ class _Run:
     def _evaluate(self) -> dict[str, Any]:
         calibration, test = (ExitRecords.load(self.work / file) for file in (CALIBRATION, TEST))
         write_predictions(self.out, calibration, test)
+        self._keep_model()
         measured = self._measured(calibration, test) if self.recipe.evaluation.rounds else None
         with self._bars() as bars:
             update = bars.task("  comparison")
@@ -400,6 +404,13 @@ class _Run:
                 smoke=self.options.smoke,
                 progress=update,
             )
+
+    def _keep_model(self) -> None:
+        """Keep the trained network beside the results, where it is small."""
+        trained, kept = self.work / _MODEL, self.out / _MODEL
+        shutil.rmtree(kept, ignore_errors=True)
+        if sum(path.stat().st_size for path in trained.iterdir()) <= _KEPT_BYTES:
+            shutil.copytree(trained, kept)
 
     def _measured(self, calibration: ExitRecords, test: ExitRecords) -> dict[str, Any]:
         """Every single exit and every fitted scheduler run for real, in turns with the plain network."""
