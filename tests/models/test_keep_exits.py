@@ -107,6 +107,35 @@ def test_a_network_ends_at_the_last_exit_that_is_kept(tmp_path: Path) -> None:
     assert fewer.backbone is model.backbone
 
 
+def test_exits_can_be_kept_of_what_was_kept(tmp_path: Path) -> None:
+    names = ["blocks.0", "blocks.1", "blocks.2"]
+    network = eenet.build_network("test_keep_exits:Blocks").eval()
+    single = eenet.attach(network, names, example=X[:2])
+    for whole, once, twice, kept in (
+        (single, [0, 1, 2], [0, 1], [0, 1]),
+        (eenet.cascade([single, with_exits(8)], X[:2]), [0, 1, 2, 4, 5], [0, 1, 3], [0, 1, 4]),
+    ):
+        shorter = whole.keep_exits(once).keep_exits(twice)
+        everything = whole(X)
+        for logits, k in zip(shorter(X), kept, strict=True):
+            torch.testing.assert_close(logits, everything[k])
+        assert flops(shorter) == flops(whole.keep_exits(kept))
+        shorter.save_pretrained(tmp_path / str(len(kept)))
+        again = MultiExitModel.from_pretrained(tmp_path / str(len(kept)), allow=["test_keep_exits:Blocks"])
+        torch.testing.assert_close(again(X), shorter(X))
+
+
+@pytest.mark.parametrize("member", [False, True])
+def test_a_source_that_was_given_is_that_of_what_is_left(member: bool, tmp_path: Path) -> None:
+    source = eenet.Source("test_keep_exits:Blocks", {"width": 8})
+    model = eenet.attach(Blocks(8).eval(), ["blocks.0", "blocks.1"], example=X[:2], source=source).keep_exits([0, 1])
+    if member:
+        model = eenet.cascade([model, eenet.build_network("test_keep_exits:Blocks", width=32).eval()], X[:2])
+    model.save_pretrained(tmp_path / "model")
+    again = MultiExitModel.from_pretrained(tmp_path / "model", allow=["test_keep_exits:Blocks"])
+    torch.testing.assert_close(again(X), model(X))
+
+
 def test_what_is_left_can_be_trained_and_be_a_member() -> None:
     shorter = with_exits(small_heads=True).keep_exits([0, 1])
     model = eenet.cascade([shorter, Blocks(8).eval()], X[:2]).train()

@@ -15,11 +15,11 @@ from eenet.stages import feature_at
 
 
 class _Reached(BaseException):
-    """The exit was reached, with these logits; no Exception, since a network may handle those."""
+    """The exit of a network was reached, with these logits; no Exception, since a network may handle those."""
 
-    def __init__(self, logits: Tensor) -> None:
+    def __init__(self, by: nn.Module, logits: Tensor) -> None:
         super().__init__()
-        self.logits = logits
+        self.by, self.logits = by, logits
 
 
 class FirstExits(nn.Module):
@@ -39,13 +39,15 @@ class FirstExits(nn.Module):
         """The logits of the exit."""
 
         def reached(module: nn.Module, _: Any, output: Any) -> None:
-            raise _Reached(self.head(feature_at(module, output).movedim(self.batch_dim, 0)))
+            raise _Reached(self, self.head(feature_at(module, output).movedim(self.batch_dim, 0)))
 
         handle = self.network.get_submodule(self.stop).register_forward_hook(reached)
         try:
             with left_by_exception():
                 self.network(*args, **kwargs)
         except _Reached as exit_:
+            if exit_.by is not self:  # that of a shorter network around this one
+                raise
             return exit_.logits
         finally:
             handle.remove()

@@ -19,7 +19,7 @@ from eenet.models._first_exits import Exits, kept
 from eenet.models._folder import WEIGHTS, find_model, read_folder, tensor_names, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
-from eenet.models._networks import CASCADE, FIRST_EXITS, Source, build_network, known, make_heads
+from eenet.models._networks import CASCADE, FIRST_EXITS, Source, build_network, known, make_heads, remember
 from eenet.models._placement import Placement, by_time, paying, place_exits
 from eenet.networks._weights import load_weights
 from eenet.records import kept_numbers
@@ -442,6 +442,8 @@ def attach(
         heads = default_heads(staged, features, num_classes, dense=size)
     reference = next((p for p in staged.parameters() if p.is_floating_point()), torch.empty(0))
     known_source = Source.parse(source) if isinstance(source, str) else source or Source.of(staged.backbone)
+    if known_source is not None:
+        remember(staged.backbone, known_source)  # for `keep_exits` and cascades, which make other networks of it
     heads = [head.to(reference.device, reference.dtype) for head in heads]
     if task is not None and isinstance(task, Segmentation) != dense:
         raise InvalidInputError(

@@ -133,10 +133,10 @@ class Source:
             )
         if self.name == CASCADE:
             networks = [source.build(allow=allow) for source in self._members()]
-            return _remember(CascadeNetwork.of(self.options, networks), self)
+            return remember(CascadeNetwork.of(self.options, networks), self)
         if self.name == FIRST_EXITS:
-            return _remember(self._first_exits(self._members()[0].build(allow=allow)), self)
-        return _remember(_build(self), self)
+            return remember(self._first_exits(self._members()[0].build(allow=allow)), self)
+        return remember(_build(self), self)
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -337,10 +337,10 @@ def build_network(name: str, **options: Any) -> nn.Module:
     kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
     if source.registry == "hf":
         kept = _hf_options(network)
-    return _remember(network, Source(source.name, kept))
+    return remember(network, Source(source.name, kept))
 
 
-def _remember(network: nn.Module, source: Source) -> nn.Module:
+def remember(network: nn.Module, source: Source) -> nn.Module:
     """Note on a network how it was built."""
     network._eenet_source = source  # type: ignore[assignment]
     return network
@@ -384,7 +384,7 @@ def _own_network(name: str, options: dict[str, Any]) -> nn.Module:
     kept = {key: value for key, value in options.items() if key not in _WEIGHTS}
     if spec.settings is not None:
         kept |= spec.settings(network)
-    return _remember(network, Source(f"eenet:{name}", {"num_classes": classes, **kept}))
+    return remember(network, Source(f"eenet:{name}", {"num_classes": classes, **kept}))
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> Any:
