@@ -60,7 +60,7 @@ class Chooser:
         if confirming is not None:
             found = self._confirmed(steps or [frozenset()], heads, choosing, confirming)
         lost = "its exit would lose more than max_exit_drop"
-        self.why |= {name: lost for name in heads if name not in found}
+        self.why = {name: lost for name in heads if name not in found} | self.why
         return found
 
     def _halves(self) -> tuple[NDArray[np.intp], NDArray[np.intp] | None]:
@@ -103,15 +103,14 @@ class Chooser:
         limit, error = (1 + self.max_exit_drop) / 2, 1 - self.guarantee
         for stages in steps:
             candidate = self._with_heads(stages, heads, choosing)
-            if candidate is None:
-                break
-            lost = (1 + before - self.worth(candidate)[:, confirming]) / 2
-            if not mean_is_below(lost, limit, error).all():
-                for name in stages - found:
-                    self.why[name] = (
-                        f"{len(confirming)} samples do not show at {self.guarantee:g} that no exit loses more "
-                        "than max_exit_drop"
-                    )
+            lost = None if candidate is None else (1 + before - self.worth(candidate)[:, confirming]) / 2
+            if candidate is None or lost is None or not mean_is_below(lost, limit, error).all():
+                why = (
+                    f"{len(confirming)} samples do not show at {self.guarantee:g} that no exit loses more than "
+                    "max_exit_drop"
+                )
+                # Of all that the later steps would add too: none of them is tested once one has failed.
+                self.why |= dict.fromkeys((steps[-1] | heads) - found, why)
                 break
             found = candidate
         return found

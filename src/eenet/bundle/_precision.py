@@ -76,6 +76,8 @@ class Options:
     def check(self, model: MultiExitModel, backend: str, calibration: Any) -> None:
         """Raise `InvalidInputError` for what cannot be done, before anything is."""
         asked, names = self.precision, parts_of(model.num_exits)
+        if not isinstance(asked, (str, Mapping)):
+            raise InvalidInputError(f"precision is {asked!r}, expected a word such as 'auto', or a mapping of parts")
         if not isinstance(asked, str):
             unknown = [name for name in asked if name not in names]
             if unknown:
@@ -95,6 +97,11 @@ class Options:
             )
         if self.guarantee is not None and not 0 < self.guarantee < 1:
             raise InvalidInputError(f"exit_drop_guarantee is {self.guarantee!r}, expected a probability such as 0.95")
+        if self.guarantee is not None and asked != AUTO:
+            raise InvalidInputError(
+                f"exit_drop_guarantee is {self.guarantee:g}, and precision {asked!r}: parts that are asked for by hand "
+                "are taken whatever they lose; give precision='auto', or no guarantee"
+            )
         if not self.wanted(model.num_exits):
             return
         if backend != "onnx":
