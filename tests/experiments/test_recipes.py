@@ -15,6 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors import safe_open
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 import eenet
@@ -53,6 +54,7 @@ VARIANTS = {
     "camvid-hrnet",
     "tiny-imagenet-100-densenet121",
     "tiny-imagenet-100-resnet56",
+    "tiny-imagenet-lite0",
     "agnews-25k-bert12",
     "agnews-25k-minilm",
     "sst2-phrases-bert12",
@@ -138,6 +140,12 @@ def test_every_recipe_is_valid_with_and_without_smoke(name: str) -> None:
         (minimal(model={"name": "resnet56", "heads": {"kid": "ConvHead"}}), "did you mean model.heads.kind?"),
         (minimal(evaluation={"unit": "minutes"}), "expected 'ms', 'cpu_ms' or 'flops'"),
         (minimal(profile={"seconds": 0}), "profile.seconds is 0, expected a number above 0"),
+        (
+            minimal(model={"name": "os:getcwd"}),
+            "model.name is 'os:getcwd', expected one of eenet.models.MODELS, 'timm:",
+        ),
+        (minimal(model={"name": "timm:resnet18"}), "model.exits is missing: 'timm:resnet18' has no exits of its own"),
+        (minimal(model={"name": "resnet56", "weights_classes": 0}), "expected class names, a file of them, a number"),
         (minimal(published={"costs": [3, 2], "budgets": [2]}), "expected rising numbers"),
         (minimal(model={"name": "resnet56", "heads": {"kind": 3}}), "model.heads.kind is 3, expected a name"),
         (minimal(data=minimal()["data"] | {"calibration": ["train", 1.5]}), "data.calibration is"),
@@ -350,6 +358,59 @@ def test_frozen_modules_do_not_learn(tmp_path: Path) -> None:
             RunOptions(out=tmp_path / "other", smoke=True, progress=False),
             console=Console(quiet=True),
         )
+
+
+def started(out: Path, name: str, *changes: str) -> tuple[dict[str, Any], Path]:
+    """The weights of a network whose heads alone have learned, and the folder of its data."""
+    recipe = load_recipe(name, smoke=True, changes=["train.freeze_backbone=true", *changes])
+    place = RunOptions(out=out, smoke=True, threads=1, progress=False)
+    reproduce(recipe, place, console=Console(quiet=True), steps=("data", "train"))
+    return weights_of(out), out / "work" / "smoke" / "datasets"
+
+
+def test_a_network_of_another_library_starts_from_the_rows_of_the_datas_classes(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    small = ("data.options={size: 32}", "train.head_epochs=0", "model.exits=[blocks.1, blocks.3]")
+    found, root = started(tmp_path / "run", "tiny-imagenet-lite0", *small)
+    with safe_open(str(root / "../../weights/tf_efficientnet_lite0.safetensors"), framework="numpy") as handle:
+        weights = {name: handle.get_tensor(name) for name in ("classifier.weight", "classifier.bias")}
+        stem = handle.get_tensor("conv_stem.weight")
+    words = (root / "../imagenet-mini/synset_words.txt").read_text().splitlines()
+    of_weights = [line.split()[0] for line in words]
+    classes = (tmp_path / "run" / "work" / "classes.txt").read_text().split()
+    rows = [of_weights.index(name) for name in classes]
+    assert rows != sorted(rows)
+    for name, value in weights.items():
+        assert np.array_equal(found[f"backbone.{name}"], value[rows])
+    assert np.array_equal(found["backbone.conv_stem.weight"], stem)
+    model = eenet.MultiExitModel.from_pretrained(tmp_path / "run" / "work" / "model")
+    assert model.exit_names == ("blocks.1", "blocks.3", "output")
+    assert model.num_classes == len(classes) < len(of_weights)
+
+
+def test_weights_of_a_number_of_other_classes_leave_the_last_layer_at_random(tmp_path: Path) -> None:
+    changes = ("model.weights_classes=12", "train.batch_norm_batches=0")
+    found, root = started(tmp_path / "run", "cifar10-resnet20-shared", *changes)
+    with safe_open(str(root / "../weights/cifar10_resnet20.safetensors"), framework="numpy") as handle:
+        assert handle.get_tensor("linear.weight").shape == (12, 64)
+        published = handle.get_tensor("layer3.1.conv2.weight")
+    assert np.array_equal(found["backbone.layers.2.1.conv2.weight"], published)
+    assert found["backbone.linear.weight"].shape == (10, 64)
+
+
+def test_exits_and_weights_that_the_network_does_not_have(tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file({"weight": np.zeros(3, np.float32)}, other)
+    before = other.read_bytes()
+    smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data", "--set")
+    assert "lacks 10 of the data's 10 classes, such as " in error(*smoke, "model.weights_classes=[a, b]")
+    assert "holds the weights of another architecture" in error(*smoke, f"model.weights={other}")
+    assert other.read_bytes() == before  # a smoke run writes no file but its own
+    assert "model.weights_classes is 'nowhere.txt', and there is no such file" in error(
+        *smoke, "model.weights_classes=nowhere.txt"
+    )
+    assert "model.exits names 'layers.7'" in error(*smoke, "model.exits=[layers.7]")
+    assert "give those too" in error(*smoke, "model.weights_classes=12", "--set", "model.weights=null")
 
 
 def test_faults_that_the_network_or_the_data_finds(tmp_path: Path) -> None:

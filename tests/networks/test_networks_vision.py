@@ -110,14 +110,6 @@ class TestPublishedWeights:
         with pytest.raises(FileFormatError, match=r"'linear\.weight' has shape \(10, 64\), expected \(100, 64\)"):
             load_published(CifarResNet((3, 3, 3), num_classes=100), path)
 
-    def test_other_classes_start_with_all_but_the_last_layer(self, tmp_path: Path) -> None:
-        path = self.resnet20_file(tmp_path)
-        net, weights = resnet20(100, weights=path, weights_classes=10), load_file(path)
-        torch.testing.assert_close(net.get_parameter("layers.2.1.conv2.weight"), weights["layer3.1.conv2.weight"])
-        assert net.linear.weight.shape == (100, 64)
-        with pytest.raises(FileFormatError, match=r"'linear\.weight' has shape \(10, 64\), expected \(12, 64\)"):
-            resnet20(100, weights=path, weights_classes=12)
-
     def test_what_is_not_safetensors_is_refused(self, tmp_path: Path) -> None:
         pickled, torn = tmp_path / "net.pth", tmp_path / "torn.safetensors"
         torch.save(CifarResNet((1, 1, 1)).state_dict(), pickled)

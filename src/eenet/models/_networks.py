@@ -54,7 +54,7 @@ REGISTRIES = ("torchvision", "timm", "hf", "eenet")
 # Where weights come from is no part of an architecture; some of these would load a pickle.
 _WEIGHTS = (
     "weights", "weights_backbone", "pretrained", "pretrained_backbone", "pretrained_cfg", "pretrained_cfg_overlay",
-    "checkpoint", "checkpoint_path", "cache_dir", "weights_classes",
+    "checkpoint", "checkpoint_path", "cache_dir",
 )  # fmt: skip
 _ATTENTION = ("eager", "sdpa")
 

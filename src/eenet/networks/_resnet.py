@@ -113,7 +113,6 @@ def resnet56(
     *,
     bottleneck: bool = False,
     weights: str | Path | None = None,
-    weights_classes: int | None = None,
 ) -> CifarResNet:
     """ResNet-56 for CIFAR: 9 + 9 + 9 blocks; its exits stand after blocks 9 and 18, "layers.0" and "layers.1".
 
@@ -129,8 +128,6 @@ def resnet56(
         Whether blocks have three convolutions in place of two.
     weights : path, optional
         Published weights to load.
-    weights_classes : int, optional
-        The classes that they tell apart, where those are others than these: the last layer then starts at random.
 
     Examples
     --------
@@ -140,12 +137,10 @@ def resnet56(
     torch.Size([1, 10])
     """
     model = CifarResNet((9, 9, 9), num_classes=num_classes, bottleneck=bottleneck)
-    return _started(model, weights, weights_classes)
+    return model if weights is None else load_published(model, weights)
 
 
-def resnet20(
-    num_classes: int = 10, *, weights: str | Path | None = None, weights_classes: int | None = None
-) -> CifarResNet:
+def resnet20(num_classes: int = 10, *, weights: str | Path | None = None) -> CifarResNet:
     """ResNet-20 for CIFAR: 3 + 3 + 3 basic blocks; its exits stand after blocks 3 and 6, "layers.0" and "layers.1".
 
     0.27 million parameters and 40.6 million multiply-adds (He et al.). `weights` is a file for `load_published`.
@@ -156,8 +151,6 @@ def resnet20(
         C, the classes.
     weights : path, optional
         Published weights to load.
-    weights_classes : int, optional
-        The classes that they tell apart, where those are others than these: the last layer then starts at random.
 
     Examples
     --------
@@ -167,19 +160,7 @@ def resnet20(
     torch.Size([1, 10])
     """
     model = CifarResNet((3, 3, 3), num_classes=num_classes)
-    return _started(model, weights, weights_classes)
-
-
-def _started(model: CifarResNet, weights: str | Path | None, classes: int | None) -> CifarResNet:
-    """The network with published weights, where there are some; of other classes all but the last layer."""
-    if weights is None:
-        return model
-    last = model.linear
-    if classes is not None:
-        model.linear = nn.Linear(last.in_features, classes)
-    load_published(model, weights)
-    model.linear = last
-    return model
+    return model if weights is None else load_published(model, weights)
 
 
 def load_published(model: CifarResNet, path: str | Path) -> CifarResNet:

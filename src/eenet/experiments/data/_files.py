@@ -8,7 +8,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -251,3 +251,41 @@ class Normalize:
         scale = torch.tensor([1 / (255 * s) for s in self.std]).view(1, -1, 1, 1)
         shift = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)]).view(1, -1, 1, 1)
         return torch.from_numpy(np.ascontiguousarray(pixels)).to(torch.float32).mul_(scale).add_(shift)
+
+
+def class_names(given: str | Path | Iterable[str], root: Path, *, field: str = "synsets") -> list[str]:
+    """Class names in the order of their numbers: a list, or a file with a name on each line or in JSON."""
+    if not isinstance(given, (str, Path)):
+        names = list(given)
+    else:
+        path = next((path for path in (Path(given).expanduser(), root / given) if path.is_file()), None)
+        if path is None:
+            raise InvalidInputError(
+                f"{field} is {str(given)!r}, and there is no such file, nor in {str(root)!r}; give a file with a "
+                "class name on each line, or a list of them"
+            )
+        text = path.read_text(encoding="utf-8")
+        try:
+            names = (
+                _names_in(json.loads(text))
+                if path.suffix == ".json"
+                else [line.split()[0] for line in text.splitlines() if line.strip()]
+            )
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise FileFormatError(
+                f"{str(path)!r} lists no {field} ({error}); expected a class name on each line, or JSON: a list, or a "
+                "mapping of class numbers"
+            ) from error
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise InvalidInputError(f"{field} has {len(names)} names, expected at least one, and none of them twice")
+    return names
+
+
+def _names_in(value: Any) -> list[str]:
+    """Names in a list, a list of {label, wnid}, or a mapping of numbers to a name or [name, words]."""
+    rows = value
+    if isinstance(value, dict):
+        rows = [value[str(number)] for number in range(len(value))]
+    elif value and isinstance(value[0], dict):
+        rows = [row.get("wnid") or row["name"] for row in sorted(value, key=lambda row: int(row["label"]))]
+    return [row if isinstance(row, str) else row[0] for row in rows]

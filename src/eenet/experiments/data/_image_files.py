@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -36,6 +35,7 @@ from eenet.experiments.data._files import (
     IMAGE_ENDINGS,
     Normalize,
     channels_first,
+    class_names,
     decode,
     entries,
     first_folder,
@@ -231,7 +231,7 @@ def load_imagenet(
     Classes are numbered by `synsets`; where it is None, folders by those of `train/` in order, and parquet by its
     labels.
     """
-    listed = None if synsets is None else _read_synsets(synsets, root)
+    listed = None if synsets is None else class_names(synsets, root)
     options: dict[str, Any] = {
         "name": name,
         "split": split,
@@ -330,7 +330,7 @@ def _of_parquet(
     described = shards[0].parent / "classes.json"  # synsets, where the parquet has English names
     names: list[str] | None = features.get("label", {}).get("names")
     if described.is_file():
-        names = _read_synsets(described, shards[0].parent)
+        names = class_names(described, shards[0].parent)
     where = f"split {options['split']!r} of {options['name']!r}"
     if names is not None and listed is not None and len(names) == len(listed) and not set(names) & set(listed):
         names = listed  # English names of all classes, in the order of the synsets
@@ -361,44 +361,6 @@ def _require_memory(shards: Sequence[Path], share: float) -> None:
             f"the images of {str(shards[0].parent)!r} take {needed / 1e9:.0f} GB and are kept in memory, of which "
             f"there are {there / 1e9:.0f} GB; give limit=, or unpack them into folders <split>/<synset>/"
         )
-
-
-def _read_synsets(given: str | Path | Iterable[str], root: Path) -> list[str]:
-    """Class names in the order of their numbers: a list, or a file with a name on each line or in JSON."""
-    if not isinstance(given, (str, Path)):
-        names = list(given)
-    else:
-        path = next((path for path in (Path(given).expanduser(), root / given) if path.is_file()), None)
-        if path is None:
-            raise InvalidInputError(
-                f"synsets is {str(given)!r}, and there is no such file, nor in {str(root)!r}; give a file with a "
-                "synset on each line, or a list of them"
-            )
-        text = path.read_text(encoding="utf-8")
-        try:
-            names = (
-                _names_in(json.loads(text))
-                if path.suffix == ".json"
-                else [line.split()[0] for line in text.splitlines() if line.strip()]
-            )
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise FileFormatError(
-                f"{str(path)!r} lists no synsets ({error}); expected a synset on each line, or JSON: a list, or a "
-                "mapping of class numbers"
-            ) from error
-    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise InvalidInputError(f"synsets has {len(names)} names, expected at least one, and none of them twice")
-    return names
-
-
-def _names_in(value: Any) -> list[str]:
-    """Names in a list, a list of {label, wnid}, or a mapping of numbers to a name or [name, words]."""
-    rows = value
-    if isinstance(value, dict):
-        rows = [value[str(number)] for number in range(len(value))]
-    elif value and isinstance(value[0], dict):
-        rows = [row.get("wnid") or row["name"] for row in sorted(value, key=lambda row: int(row["label"]))]
-    return [row if isinstance(row, str) else row[0] for row in rows]
 
 
 def _shorter_side(size: int) -> int:

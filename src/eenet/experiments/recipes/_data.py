@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,10 @@ from torch import Tensor
 from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.experiments.data import Dataset, Subset, TextCollator, ThreeWaySplit, load, loader, three_way_split
-from eenet.experiments.recipes._schema import HeadSettings, Recipe
+from eenet.experiments.data._files import class_names
+from eenet.experiments.recipes._schema import HeadSettings, ModelSettings, Recipe
 from eenet.models import HEADS, MultiExitModel, attach, build_network, known, make_heads
+from eenet.networks._weights import load_weights
 from eenet.preprocessing import Preprocessing, TextPreprocessing
 
 _TOKEN_INPUTS = ("input_ids", "attention_mask", "labels")
@@ -263,48 +265,128 @@ def make_network(
     recipe: Recipe, data: RecipeData, data_root: Path, *, checkpoint: str | None, weights: Path | None
 ) -> MultiExitModel:
     """The network with its exits, weights as the recipe starts from; the same for the same seed."""
-    settings = recipe.model
-    spec = known(settings.name)
-    options = dict(settings.options)
-    if checkpoint is not None:
-        options["checkpoint"] = checkpoint
-    if weights is not None:
-        options["weights"] = weights
-    elif settings.weights is not None:
-        options["weights"] = Path(settings.weights.format(data=data_root))
-    classes = len(data.classes)
+    settings, classes = recipe.model, data.classes
+    own = known(settings.name) if ":" not in settings.name else None
+    if weights is None and settings.weights is not None:
+        weights = Path(settings.weights.format(data=data_root))
+    if weights is None and settings.weights_classes is not None:
+        raise InvalidInputError("model.weights_classes says of which classes model.weights are; give those too")
+    further = {} if checkpoint is None else {"checkpoint": checkpoint}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        try:
-            backbone = build_network(settings.name, num_classes=classes, **options)
-        except TypeError as error:
-            raise InvalidInputError(
-                f"the network {settings.name!r} does not take model.options {options}: {error}"
-            ) from error
-        if settings.heads is None:
-            heads = make_heads(backbone, spec.exits(backbone))
+        if weights is None or settings.weights_classes is None:
+            backbone = _build(settings, len(classes), weights, further)
         else:
-            heads = _heads(settings.heads, backbone, classes)
-    for name in settings.freeze:
-        try:
-            module = backbone.get_submodule(name)
-        except AttributeError as error:
+            backbone = _of_other_classes(settings, classes, weights, data_root)
+        _freeze(settings.freeze, backbone)
+        exits = settings.exits or (own.exits(backbone) if own is not None else ())
+        example = data.example()
+        heads = None
+        if settings.heads is not None:
+            heads = _heads(settings.heads, _widths(settings, backbone, exits, example), len(classes))
+        elif own is not None:
+            heads = make_heads(backbone, exits)
+        dynamic = own.dynamic if own is not None else None
+        return attach(backbone, exits, len(classes), example, heads=heads, dynamic=dynamic)
+
+
+def _build(settings: ModelSettings, classes: int, weights: Path | None, further: Mapping[str, Any]) -> Any:
+    """The plain network, of this many classes, with these weights."""
+    options = {**settings.options, **further}
+    own = ":" not in settings.name
+    if own and weights is not None:
+        options["weights"] = weights
+    try:
+        network = build_network(settings.name, num_classes=classes, **options)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"the network {settings.name!r} does not take model.options {options}: {error}"
+        ) from error
+    if not own and weights is not None:
+        load_weights(network, weights)
+    return network
+
+
+def _of_other_classes(settings: ModelSettings, classes: Sequence[str], weights: Path, data_root: Path) -> Any:
+    """The plain network with weights that tell other classes apart: of the last layer the rows of these, if named."""
+    given, rows = settings.weights_classes, None
+    if isinstance(given, int):
+        count = given
+    else:
+        listed = given.format(data=data_root) if isinstance(given, str) else given
+        names = class_names(listed or (), data_root, field="model.weights_classes")
+        absent = [name for name in classes if name not in names]
+        if absent:
             raise InvalidInputError(
-                f"model.freeze names {name!r}, which the network does not have; its parts are "
-                f"{', '.join(child for child, _ in backbone.named_children())}"
-            ) from error
-        for parameter in module.parameters():
+                f"model.weights_classes lacks {len(absent)} of the data's {len(classes)} classes, such as "
+                f"{absent[0]!r}; name the classes of the weights as the data does, or give their number: the last "
+                "layer then starts at random"
+            )
+        count, rows = len(names), [names.index(name) for name in classes]
+    network = _build(settings, len(classes), None, {})
+    start = _build(settings, count, weights, {}).state_dict()
+    larger = _build(settings, count + 1, None, {}).state_dict()
+    of_all = {name for name, value in start.items() if value.shape == larger[name].shape}
+    taken = {name: value for name, value in start.items() if name in of_all}
+    if rows is not None:
+        taken |= {name: value[rows] for name, value in start.items() if name not in of_all}
+    network.load_state_dict(network.state_dict() | taken)
+    return network
+
+
+def _freeze(names: Sequence[str], backbone: Any) -> None:
+    for name in names:
+        for parameter in _module(backbone, name, "model.freeze").parameters():
             parameter.requires_grad = False
-    return attach(backbone, spec.exits(backbone), classes, data.example(), heads=heads, dynamic=spec.dynamic)
 
 
-def _heads(settings: HeadSettings, backbone: Any, classes: int) -> list[torch.nn.Module]:
+def _module(backbone: Any, name: str, field: str) -> Any:
+    try:
+        return backbone.get_submodule(name)
+    except AttributeError as error:
+        raise InvalidInputError(
+            f"{field} names {name!r}, which the network does not have; its parts are "
+            f"{', '.join(child for child, _ in backbone.named_children())}"
+        ) from error
+
+
+def _widths(settings: ModelSettings, backbone: Any, exits: Sequence[str], example: Any) -> list[int]:
+    """The channels of the features at the exits: as the network says, or as the example shows them."""
+    assert settings.heads is not None
+    own = dict(zip(getattr(backbone, "exit_names", ()), getattr(backbone, "exit_widths", ()), strict=True))
+    if own and all(name in own for name in exits):
+        return [own[name] for name in exits]
+    if not isinstance(example, Tensor):
+        raise InvalidInputError("model.heads is for networks that read images; leave it out for this one")
+    features: dict[str, Any] = {}
+    hooks = [
+        _module(backbone, name, "model.exits").register_forward_hook(
+            lambda _module, _inputs, output, name=name: features.__setitem__(name, output)
+        )
+        for name in exits
+    ]
+    training = backbone.training
+    with torch.no_grad():
+        backbone.eval()(example)
+    backbone.train(training)
+    for hook in hooks:
+        hook.remove()
+    last = settings.heads.options.get("channels_last", False)
+    widths = []
+    for name in exits:
+        shape = getattr(features.get(name), "shape", ())
+        if len(shape) < 2:
+            raise InvalidInputError(
+                f"model.exits names {name!r}, which gives no feature of each sample; choose another"
+            )
+        widths.append(int(shape[1] if len(shape) == 4 and not last else shape[-1]))
+    return widths
+
+
+def _heads(settings: HeadSettings, widths: Sequence[int], classes: int) -> list[torch.nn.Module]:
     kind = HEADS.get(settings.kind)
     if kind is None:
         raise InvalidInputError(f"model.heads.kind is {settings.kind!r}, expected one of {', '.join(HEADS)}")
-    widths = getattr(backbone, "exit_widths", None)
-    if widths is None:
-        raise InvalidInputError("model.heads is for convolutional networks; leave it out for this one")
     try:
         return [kind(width, classes, **settings.options) for width in widths]
     except TypeError as error:

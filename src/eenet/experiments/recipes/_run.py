@@ -567,6 +567,7 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
 
 # Fields that markers of eenet 0.1 do not have.
 _NEW: dict[str, dict[str, Any]] = {
+    "model": {"exits": [], "weights_classes": None},
     "train": {
         "channels_last": False,
         # and those of eenet 0.2 before the options of fine-tuning

@@ -20,6 +20,7 @@ from eenet.training import TrainConfig
 
 _ENDINGS = (".yaml", ".yml")
 _REQUIRED: Any = ...
+_LIBRARIES = ("timm", "torchvision")
 
 
 def _one_line(value: str) -> str:
@@ -114,19 +115,32 @@ class HeadSettings(_Section):
 class ModelSettings(_Section):
     """The network."""
 
-    name: Text = _says(_NAME, "the network, one of `eenet.models.MODELS`")
+    name: Text = _says(
+        _NAME, "the network, one of `eenet.models.MODELS`, or of another library: `timm:NAME` or `torchvision:NAME`"
+    )
     options: dict[str, Any] = _says("a mapping", "further options of the network", {})
     weights: Text | None = _says(
         "a file, or null", "published weights to start from; `{data}` stands for the data folder", None
+    )
+    weights_classes: Count | Listed[Text] | Text | None = _says(
+        "class names, a file of them, a number, or null",
+        "the classes that these weights tell apart, where they are not the data's: the last layer starts from the rows "
+        "of the data's classes, or with a number at random",
+        None,
     )
     checkpoint: Text | None = _says(
         "a folder, 'package:NAME', 'hub:NAME', or null",
         "texts: the encoder and the tokenizer: a folder, an installed package's, or Hugging Face's",
         None,
     )
+    exits: Listed[Text] = _says(
+        "a list of module names", "where the early exits are, by default the network's own; others have none", ()
+    )
     freeze: Listed[Text] = _says("a list of module names", "modules of the network that are not trained", ())
     heads: HeadSettings | None = _says(
-        "a mapping with kind and options, or null", "other early exit heads than the network's own", None
+        "a mapping with kind and options, or null",
+        "other early exit heads than the network's own, or than the default ones",
+        None,
     )
 
 
@@ -260,6 +274,7 @@ class Recipe(_Section):
             )
         except ValidationError as error:
             raise _refused(cls, error, given) from error
+        _require_network(recipe.model)
         for field in ("batch_size", "partial_batch"):
             size, sizes = getattr(recipe.evaluation, field), list(recipe.profile.batch_sizes)
             if size is not None and size not in sizes:
@@ -289,6 +304,22 @@ class Recipe(_Section):
             for key, field in kind.model_fields.items():
                 lines.append(f"| `{key}` | {_expected(field)} | {_default(field)} | {field.description} |")
         return "\n".join(lines) + "\n"
+
+
+def _require_network(model: ModelSettings) -> None:
+    """Refuse import paths, since a recipe is a file, which must not run code; networks of others need exits."""
+    library, colon, _ = model.name.partition(":")
+    if colon and library not in _LIBRARIES:
+        raise InvalidInputError(
+            f"model.name is {model.name!r}, expected one of eenet.models.MODELS, 'timm:NAME' or 'torchvision:NAME'"
+        )
+    if colon and not model.exits:
+        raise InvalidInputError(
+            f"model.exits is missing: {model.name!r} has no exits of its own; name the modules at whose ends they are, "
+            "some of those that eenet.stages.split_points gives"
+        )
+    if colon and model.checkpoint is not None:
+        raise InvalidInputError(f"model.checkpoint is for texts, and {model.name!r} reads images; leave it out")
 
 
 def _split_train(values: Any, seed: int) -> tuple[dict[str, Any], TrainConfig]:

@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.errors import InvalidInputError
+from eenet.experiments.data._files import class_names
 from eenet.experiments.data._segmentation import CITYSCAPES_IDS
-from eenet.experiments.recipes._schema import Recipe
+from eenet.experiments.recipes._schema import ModelSettings, Recipe
 from eenet.models import build_network
 
 Pixels = NDArray[np.uint8]
 
 _WORDS = ("film", "story", "actor", "scene", "plot", "team", "match", "stock", "market", "phone", "city", "vote")
+_OF_DATA = "{data}"
+_SYNSETS = ("n01440764", "n02102040", "n03000684", "n03445777")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -47,8 +50,8 @@ def write_smoke_files(recipe: Recipe, folder: Path) -> tuple[Path, Path | None]:
     if writer is None:
         raise InvalidInputError(f"there is no small version of the data set {recipe.data.name!r}; run without --smoke")
     writer(root, np.random.default_rng(recipe.seed))
-    if recipe.model.weights is not None:
-        _write_weights(Path(recipe.model.weights.format(data=root)), recipe.model.name)
+    if recipe.model.weights is not None and _OF_DATA in recipe.model.weights:  # never over a file of the user's
+        _write_weights(Path(recipe.model.weights.format(data=root)), recipe.model, _write_classes(recipe.model, root))
     if recipe.model.checkpoint is None:
         return root, None
     layers = 6 if recipe.model.name == "minilm" else 12
@@ -97,7 +100,7 @@ def _cifar100(root: Path, rng: np.random.Generator) -> None:
 
 def _imagenet(root: Path, rng: np.random.Generator) -> None:
     for split, count in (("train", 20), ("val", 12)):
-        for number, synset in enumerate(("n01440764", "n02102040", "n03000684", "n03445777")):
+        for number, synset in enumerate(_SYNSETS):
             folder = root / "imagenet" / split / synset
             folder.mkdir(parents=True, exist_ok=True)
             for n, image in enumerate(_images(rng, np.full(count, number), 4, 72, 80)):
@@ -165,18 +168,33 @@ _WRITERS: dict[str, Callable[[Path, np.random.Generator], None]] = {
 }
 
 
-def _write_weights(path: Path, name: str) -> None:
-    """Random weights of a CIFAR ResNet, under the published names."""
+def _write_classes(model: ModelSettings, root: Path) -> int | None:
+    """The number of classes of the weights; where a file names them, the file: those of the data and others."""
+    given = model.weights_classes
+    if given is None or isinstance(given, int):
+        return given
+    if not isinstance(given, str) or _OF_DATA not in given:
+        return len(class_names(given, root, field="model.weights_classes"))
+    names = [*reversed(_SYNSETS), "n00000001", "n00000002"]
+    path = Path(given.format(data=root))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name} something\n" for name in names), encoding="utf-8")
+    return len(names)
+
+
+def _write_weights(path: Path, model: ModelSettings, classes: int | None) -> None:
+    """Random weights, those of a CIFAR ResNet under the published names."""
     from safetensors.torch import save_file
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tensors = build_network(name).state_dict()
+        tensors = build_network(model.name, **({} if classes is None else {"num_classes": classes})).state_dict()
     published = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
         number, _, rest_of_layer = rest.partition(".")
-        published[f"layer{int(number) + 1}.{rest_of_layer}" if first == "layers" else name] = tensor
+        of_ours = first == "layers" and ":" not in model.name
+        published[f"layer{int(number) + 1}.{rest_of_layer}" if of_ours else name] = tensor
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(published, str(path))
 
