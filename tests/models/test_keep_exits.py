@@ -125,6 +125,18 @@ def test_exits_can_be_kept_of_what_was_kept(tmp_path: Path) -> None:
         torch.testing.assert_close(again(X), shorter(X))
 
 
+def test_what_ends_at_an_exit_is_not_saved_without_its_network(tmp_path: Path) -> None:
+    model = with_exits()
+    for backbone in (False, model.backbone):
+        with pytest.raises(InvalidInputError, match="whose head is part of it and would not be written"):
+            model.keep_exits([0, 1]).save_pretrained(tmp_path / "shorter", backbone=backbone)
+    assert not (tmp_path / "shorter").exists()
+    fewer = model.keep_exits([1, 2])
+    fewer.save_pretrained(tmp_path / "fewer", backbone=False)
+    again = MultiExitModel.from_pretrained(tmp_path / "fewer", backbone=model.backbone)
+    torch.testing.assert_close(again(X), fewer(X))
+
+
 @pytest.mark.parametrize("member", [False, True])
 def test_a_source_that_was_given_is_that_of_what_is_left(member: bool, tmp_path: Path) -> None:
     source = eenet.Source("test_keep_exits:Blocks", {"width": 8})

@@ -15,7 +15,7 @@ from eenet.errors import CutError, FileFormatError, InvalidInputError
 from eenet.models._backbones import Backbone, describe_backbone, difference, missing, pretrained, require_same
 from eenet.models._cascade_network import CascadeNetwork
 from eenet.models._exits import default_heads
-from eenet.models._first_exits import Exits, kept
+from eenet.models._first_exits import Exits, FirstExits, kept
 from eenet.models._folder import WEIGHTS, find_model, read_folder, tensor_names, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
@@ -197,6 +197,11 @@ class MultiExitModel(nn.Module):
             Where the model cannot be described, or the folder cannot be written.
         """
         whole = backbone is True
+        if not whole and any(isinstance(module, FirstExits) for module in self.backbone.modules()):
+            raise InvalidInputError(
+                "the network ends at an exit, whose head is part of it and would not be written; save it whole, or "
+                "save the model that keep_exits was called on, and call keep_exits after loading"
+            )
         source = _proved_source(self) if whole or self.source is not None else Source("")
         stored = self.backbone.state_dict()
         if not whole:
