@@ -399,6 +399,23 @@ def test_the_last_samples_are_for_those_who_have_the_token_of_a_server_that_has_
         assert len(client.get("/traffic", headers={"Authorization": f"Bearer {TOKEN}"}).json()["samples"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("show", "token", "direct", "forwarded"),
+    [(None, None, 2, 0), (True, None, 2, 2), (False, None, 0, 0), (None, TOKEN, 2, 2), (False, TOKEN, 0, 0)],
+)
+def test_the_last_samples_are_not_for_those_behind_a_proxy_unless_asked(
+    show: bool | None, token: str | None, direct: int, forwarded: int
+) -> None:
+    with serving(ToyModel(), token=token, show_samples=show) as url, connect(url) as client:
+        post_npy(client, scripted_logits([0, 1], 3))
+        known = {"Authorization": f"Bearer {token}"} if token else {}
+        for header in (None, "X-Forwarded-For", "Forwarded", "X-Real-IP"):
+            headers = known if header is None else {**known, header: "10.0.0.7"}
+            traffic = client.get("/traffic", headers=headers).json()
+            assert len(traffic["points"]) == 1
+            assert len(traffic["samples"]) == (direct if header is None else forwarded)
+
+
 def test_a_server_that_does_not_adapt_knows_no_drift(arrays: httpx.Client) -> None:
     assert arrays.get("/traffic").json()["drift"] is None
 

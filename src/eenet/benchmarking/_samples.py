@@ -69,7 +69,7 @@ def samples_of(data: Any, labels: Any = None) -> Samples:
         raise InvalidInputError(f"{len(labeled)} of {len(parts)} batches have labels; give all of them labels, or none")
     if labels is not None and labeled:
         raise InvalidInputError("data holds labels, and labels=... is given too; give one of them")
-    pads = _MASK in first.names
+    pads = any(name == _MASK or name.endswith(f"_{_MASK}") for name in first.names)  # a cascade's have prefixes
     arrays = tuple(joined([part.arrays[n] for part in parts], pads=pads) for n in range(len(first.arrays)))
     truth = joined(labeled) if labeled else None if labels is None else _array(labels)
     if truth is not None and len(truth) != len(arrays[0]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -157,6 +158,10 @@ def read_manifest(folder: str | Path) -> Manifest:
     Raises `InvalidInputError` for a folder that holds none, `FileFormatError` for one that is damaged, of a newer
     schema, or names files outside the folder.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InvalidInputError(
+            f"the bundle is {folder!r}, a {type(folder).__name__}; expected the folder that eenet.export wrote"
+        )
     root = Path(folder)
     path = root / MANIFEST
     if not path.is_file() or path.is_symlink():

@@ -48,7 +48,13 @@ def collect(
     ] = None,
     mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
     std: Annotated[str, typer.Option(help="As --mean; one number means gray images.")] = "0.229,0.224,0.225",
-    tokenizer: Annotated[Path | None, typer.Option(help="Read texts: a folder with a tokenizer.json.")] = None,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Read texts: a folder with a tokenizer.json. Of a cascade PREFIX=FOLDER for each tokenizer, such as "
+            "--tokenizer small=FOLDER --tokenizer big=FOLDER; its inputs are small_input_ids and so on."
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens a text is cut at.", show_default="as the tokenizer's folder says")
     ] = None,
@@ -91,7 +97,7 @@ def collect(
 
     model, _ = load_target(target, allow=allow or (), backbone=backbone)
     work = run_files(target)
-    preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer, max_length)
+    preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer or (), max_length)
     if preprocessing is None and work is not None:
         preprocessing = preprocessing_of(work)
     order = classes or (work / "classes.txt" if work is not None and (work / "classes.txt").is_file() else None)

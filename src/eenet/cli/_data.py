@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +30,14 @@ def preprocessing_as(
     resize: int | None,
     mean: str,
     std: str,
-    tokenizer: Path | None,
+    tokenizers: Sequence[str],
     max_length: int | None,
 ) -> Preprocessing | None:
-    from eenet.preprocessing import ImagePreprocessing, TextPreprocessing
+    from eenet.preprocessing import ImagePreprocessing
 
     inputs = model.staged.inference_stages[0].inputs
-    if tokenizer is not None:
-        return TextPreprocessing.from_pretrained(tokenizer, max_length=max_length)
+    if tokenizers:
+        return _texts(tokenizers, max_length)
     if image_size is None:
         return None
     try:
@@ -53,6 +53,26 @@ def preprocessing_as(
     return ImagePreprocessing(
         (sides[0], sides[-1]), resize=resize, mean=tuple(means), std=tuple(deviations), input=inputs[0].name
     )
+
+
+def _texts(tokenizers: Sequence[str], max_length: int | None) -> Preprocessing:
+    """What --tokenizer says: one folder, or several with prefixes."""
+    from eenet.preprocessing import CascadePreprocessing, TextPreprocessing
+
+    members: dict[str, TextPreprocessing] = {}
+    for given in tokenizers:
+        prefix, equals, folder = given.partition("=")
+        if not equals or Path(given).exists():
+            if len(tokenizers) == 1:
+                return TextPreprocessing.from_pretrained(given, max_length=max_length)
+            raise InvalidInputError(
+                f"--tokenizer {given!r} is one of {len(tokenizers)} and has no prefix; give each as PREFIX=FOLDER, "
+                "such as small=FOLDER for the inputs small_input_ids and small_attention_mask"
+            )
+        if prefix in members:
+            raise InvalidInputError(f"--tokenizer gives the prefix {prefix!r} twice; give each member its own")
+        members[prefix] = TextPreprocessing.from_pretrained(folder, max_length=max_length)
+    return CascadePreprocessing(members)
 
 
 def preprocessing_of(work: Path) -> Preprocessing | None:

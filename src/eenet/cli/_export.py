@@ -37,7 +37,13 @@ def export(
     ] = None,
     mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
     std: Annotated[str, typer.Option(help="As --mean; one number means gray images.")] = "0.229,0.224,0.225",
-    tokenizer: Annotated[Path | None, typer.Option(help="Take texts: a folder with a tokenizer.json.")] = None,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Take texts: a folder with a tokenizer.json. Of a cascade PREFIX=FOLDER for each tokenizer, such as "
+            "--tokenizer small=FOLDER --tokenizer big=FOLDER; its inputs are small_input_ids and so on."
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens a text is cut at.", show_default="as the tokenizer's folder says")
     ] = None,
@@ -116,7 +122,7 @@ def export(
     fitted = load_scheduler(scheduler)
     model, example = load_target(target, allow=allow or (), backbone=backbone)
     names = None if classes is None else names_in(classes)
-    preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer, max_length)
+    preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer or (), max_length)
     work = run_files(target)
     if work is not None:
         preprocessing = preprocessing or preprocessing_of(work)

@@ -43,6 +43,14 @@ def serve(
     merge: Annotated[
         bool, typer.Option("--merge/--no-merge", help="Merge samples of several requests before each stage.")
     ] = True,
+    show_samples: Annotated[
+        bool | None,
+        typer.Option(
+            "--show-samples/--no-show-samples",
+            help="Show the last samples (/traffic, the page), also to requests that a proxy passed on; or never.",
+            show_default="to those who have the token; without one, to requests of this machine",
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
     ] = None,
@@ -99,6 +107,7 @@ def serve(
             allow=allow or (),
             engine=engine,
             limits=limits,
+            show_samples=show_samples,
         )
         if write_yaml is not None:
             write(write_yaml, bundle, laid_out, host=host, port=port)
@@ -115,6 +124,7 @@ def serve(
         workers=workers,
         engine=engine,
         limits=limits,
+        show_samples=show_samples,
     )
     with current_folder_importable():
         loaded = load(bundle, threads=threads or None, allow=allow or ())

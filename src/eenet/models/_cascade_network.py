@@ -29,6 +29,9 @@ class InputMap(nn.Module):
     mean, std : sequence of float, optional
         For each channel, or one for all: images are normalized to (x - mean) / std. The cascade's own inputs then are
         what both members start from, such as pixels in 0..1.
+    prefix : str, optional
+        In place of `names`: the member is given the inputs that start with this and "_", without it. "small" gives it
+        small_input_ids as input_ids, as `eenet.preprocessing.CascadePreprocessing` makes it.
 
     Raises
     ------
@@ -49,8 +52,13 @@ class InputMap(nn.Module):
         size: tuple[int, int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        prefix: str | None = None,
     ) -> None:
         super().__init__()
+        if prefix is not None and (names is not None or not isinstance(prefix, str) or not prefix.isidentifier()):
+            raise InvalidInputError(
+                f"prefix is {prefix!r} and names {names!r}; expected one of them, and a prefix such as 'small'"
+            )
         if size is not None and (len(size) != 2 or not all(_is_side(side) for side in size)):
             raise InvalidInputError(f"size is {size!r}, expected height and width, two whole numbers from 1")
         mean, std = _numbers("mean", mean), _numbers("std", std)
@@ -62,13 +70,21 @@ class InputMap(nn.Module):
             "size": None if self.size is None else list(self.size),
             "mean": mean,
             "std": std,
+            "prefix": prefix,
         }
         # Not buffers: they are settings of the cascade, which its description has, and no weights.
         self.mean, self.std = mean, std
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The arguments of a member, from those of the cascade: a tensor, a tuple or a mapping."""
-        names = self.options["names"]
+        names, prefix = self.options["names"], self.options["prefix"]
+        if prefix is not None:
+            names = {name.removeprefix(f"{prefix}_"): name for name in kwargs if name.startswith(f"{prefix}_")}
+            if not names:
+                raise InvalidInputError(
+                    f"the cascade has no input that starts with {prefix + '_'!r}, as a member's inputs say; it has "
+                    f"{list(kwargs)}: give an example that is a mapping of all members' inputs"
+                )
         if names is not None:
             missing = [name for name in names.values() if name not in kwargs]
             if missing:
@@ -220,5 +236,9 @@ class CascadeNetwork(nn.Module):
 def _input_map(options: Mapping[str, Any]) -> InputMap:
     size = options["size"]
     return InputMap(
-        options["names"], size=None if size is None else tuple(size), mean=options["mean"], std=options["std"]
+        options["names"],
+        size=None if size is None else tuple(size),
+        mean=options["mean"],
+        std=options["std"],
+        prefix=options.get("prefix"),  # older models have none
     )

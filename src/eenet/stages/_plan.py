@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -39,13 +40,18 @@ class Symbols:
                 self._names[expression] = "batch"
 
     def name_dynamic(self, inputs: Iterable[fx.Node], dynamic: Mapping[int, str]) -> None:
-        """Give the symbols of the further dynamic dimensions the caller's names."""
+        """Give the symbols of the further dynamic dimensions the caller's names.
+
+        Sizes that need not be the same get different names: texts of two tokenizers are "sequence" and "sequence_2".
+        """
         for node in inputs:
             shape = node.meta["val"].shape
             for dim, name in dynamic.items():
                 expression = _expression(shape[dim]) if dim < len(shape) else 0
-                if not isinstance(expression, int):
-                    self._names.setdefault(expression, name)
+                if not isinstance(expression, int) and expression not in self._names:
+                    used = set(self._names.values())
+                    further = (f"{name}_{count}" for count in itertools.count(2))
+                    self._names[expression] = name if name not in used else next(n for n in further if n not in used)
 
     def shape(self, node: fx.Node) -> tuple[int | str, ...]:
         """The shape of a tensor, symbols by name."""

@@ -9,6 +9,7 @@ be switched off piece by piece. Fabric is imported as `lightning_fabric`, the pa
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -107,7 +108,8 @@ def train(
     >>> len(result.history), len(result.best.accuracies)
     (2, 2)
     """
-    config = config or TrainConfig()
+    config = TrainConfig() if config is None else config
+    _check_kinds(config, costs, out)
     _check_arguments(model, config, teacher, task, out, resume=resume)
     fabric = _fabric(config)
     fabric.launch()
@@ -290,6 +292,16 @@ class _NormsAlone(nn.Module):
         for index, head in enumerate(self.model.heads):
             head(features[index])
         self.done += 1
+
+
+def _check_kinds(config: Any, costs: Any, out: Any) -> None:
+    for name, value, kinds, expected in (
+        ("config", config, TrainConfig, "a TrainConfig, such as TrainConfig(epochs=20)"),
+        ("costs", costs, (ExitCosts, type(None)), "what eenet.profile gives, or ExitCosts([1.0, 2.0])"),
+        ("out", out, (str, os.PathLike), "the folder that the run is written to"),
+    ):
+        if not isinstance(value, kinds):  # type: ignore[arg-type]
+            raise InvalidInputError(f"{name} is {value!r}, a {type(value).__name__}; expected {expected}")
 
 
 def _check_arguments(

@@ -43,11 +43,21 @@ _MAX_TIMEOUT_MS = 600_000
 _BEARER = HTTPBearer(scheme_name="token", auto_error=False)
 
 
+_FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+"""What proxies add to a request that they pass on."""
+
+
 def make_app(
-    model: Model, service: Service, controller: Controller, *, limits: Limits | None = None, token: str | None = None
+    model: Model,
+    service: Service,
+    controller: Controller,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    show_samples: bool | None = None,
 ) -> FastAPI:
     """The application that serves a model. `PUT /budget` asks for the token; without one it is off."""
-    handlers = _Handlers(model, service, controller, limits or Limits(), token)
+    handlers = _Handlers(model, service, controller, limits or Limits(), token, show_samples)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -138,7 +148,8 @@ def make_app(
     )
     async def traffic(request: HTTPRequest) -> Response:
         given = await _BEARER(request)
-        return _json(handlers.traffic(None if given is None else given.credentials))
+        direct = not any(name in request.headers for name in _FORWARDED)
+        return _json(handlers.traffic(None if given is None else given.credentials, direct))
 
     @app.get("/metrics", summary="Counters in the text format of Prometheus.", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -155,10 +166,16 @@ class _Handlers:
     """The handlers of the paths, and what they share."""
 
     def __init__(
-        self, model: Model, service: Service, controller: Controller, limits: Limits, token: str | None
+        self,
+        model: Model,
+        service: Service,
+        controller: Controller,
+        limits: Limits,
+        token: str | None,
+        show_samples: bool | None,
     ) -> None:
         self._model, self._service, self._controller = model, service, controller
-        self._token = token
+        self._token, self._show_samples = token, show_samples
         self._costs: list[float] = model.costs.values.tolist()
         self._names, self._unit = model.class_names, model.costs.unit
         self._receiver = Receiver(limits)
@@ -350,13 +367,15 @@ class _Handlers:
             },
         }
 
-    def traffic(self, token: str | None) -> dict[str, Any]:
+    def traffic(self, token: str | None, direct: bool) -> dict[str, Any]:
         """What recent traffic did, over time, and the last samples without their inputs.
 
-        Answers to others are for those who have the server's token, where it has one.
+        Answers to others are for those who have the server's token. Where it has none they are for this machine:
+        for requests that no proxy passed on, unless they were asked for.
         """
         recent = self._service.metrics.recent.to_dict()
-        if not self._is_token(token):
+        here = direct or self._token is not None or self._show_samples
+        if self._show_samples is False or not here or not self._is_token(token):
             recent["samples"] = []
         names = self._names
         for one in recent["samples"]:

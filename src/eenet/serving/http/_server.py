@@ -42,6 +42,9 @@ class ServerOptions:
         How batches are formed.
     limits : Limits
         What a request may cost.
+    show_samples : bool
+        Whether `GET /traffic` and the page show the last samples: never, or also in requests that a proxy passed on. By
+        default not in those. Where there is a token, it is asked for in any case.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class ServerOptions:
     drain_timeout: float = 60.0
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: Limits = field(default_factory=Limits)
+    show_samples: bool | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None and len(self.token) < 8:
@@ -126,7 +130,9 @@ def make_server(
     options = options or ServerOptions()
     chosen: Controller = controller or BudgetController(model.scheduler)
     service = LocalService(model, chosen, options.engine, workers=options.workers)
-    app = make_app(model, service, chosen, limits=options.limits, token=options.token)
+    app = make_app(
+        model, service, chosen, limits=options.limits, token=options.token, show_samples=options.show_samples
+    )
     config = uvicorn.Config(
         app,
         host=options.host,

@@ -133,7 +133,12 @@ class Ingress:
         from eenet.serving.http._app import make_app
 
         return make_app(
-            self._model, self._service, self._controller, limits=self._options.limits, token=_token(self._options)
+            self._model,
+            self._service,
+            self._controller,
+            limits=self._options.limits,
+            token=_token(self._options),
+            show_samples=self._options.show_samples,
         )
 
 

@@ -106,6 +106,8 @@ class RayOptions:
         How batches are formed.
     limits : Limits
         What a request may cost.
+    show_samples : bool
+        Whether the last samples are shown; see `eenet.serving.http.ServerOptions`.
 
     Examples
     --------
@@ -126,6 +128,7 @@ class RayOptions:
     inline_bytes: int = INLINE_BYTES
     engine: EngineOptions = field(default_factory=EngineOptions)
     limits: Limits = field(default_factory=Limits)
+    show_samples: bool | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("retries", 0), ("inline_bytes", 0)):
