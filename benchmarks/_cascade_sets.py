@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import eenet
-from _cascade_systems import Candidate, Graph, quantized
+import eenet.bundle.onnx
+from _cascade_systems import Candidate, Graph
 from eenet._extras import require
 from eenet.errors import EENetError
 from eenet.tasks import softmax
@@ -34,7 +35,7 @@ IMAGENET = {  # name, side of the pictures in pixels, weights
 }
 _MEAN, _STD = [127 / 255] * 3, [128 / 255] * 3
 _SIDE = 260
-_QUANTIZED_ON = 32
+_QUANTIZED_ON = 128
 _COPIED = ("Lite0 224", "Lite2 260")  # as int8 too
 
 
@@ -89,7 +90,8 @@ def imagenet(shared: Path, models: Path, work: Path, report: Report) -> Setting:
     parts["test"] = np.random.default_rng(0).permutation(parts["test"])  # the first are timed: of all kinds of pictures
     samples = {part: Scaled(pixels, rows) for part, rows in parts.items()}
     known = {part: labels[rows] for part, rows in parts.items()}
-    feeds = [{"pixels": one} for one in np.split(samples["calibration"][:_QUANTIZED_ON], _QUANTIZED_ON // 8)]
+    ranges = np.random.default_rng(1).permutation(parts["calibration"])[:_QUANTIZED_ON]
+    shown = Scaled(pixels, np.sort(ranges))[:]
     candidates = {}
     for name, (network, side) in IMAGENET.items():
         size = None if side == _SIDE else (side, side)
@@ -100,7 +102,9 @@ def imagenet(shared: Path, models: Path, work: Path, report: Report) -> Setting:
         if name not in _COPIED:
             continue
         report(f"quantizing {name}")
-        copy = quantized(file, file.with_suffix(".int8.onnx"), feeds)
+        copy = file.with_suffix(".int8.onnx")
+        if not copy.is_file():
+            eenet.bundle.onnx.quantize(file, copy, shown)
         candidates[f"{name} int8"] = Candidate(f"{name} int8", Graph(copy), int8=True)
     return Setting(
         "ImageNet pictures: EfficientNet-Lite at two resolutions each, nothing trained",

@@ -181,25 +181,3 @@ class Graph:
             fed = {name: made[name] for name in self._names}
         found: Array = self._session.run(None, fed)[0]
         return found
-
-
-def quantized(path: Path, out: Path, feeds: Sequence[Mapping[str, Array]]) -> Path:
-    """An int8 copy of a graph, by ONNX Runtime's static quantization: QDQ, per channel, its default calibration."""
-    if out.is_file():
-        return out
-    tools = require("onnxruntime.quantization", "export")
-    shapes = require("onnxruntime.quantization.shape_inference", "export")
-    names = [one.name for one in require("onnx", "export").load(str(path)).graph.input]
-
-    class Reader(tools.CalibrationDataReader):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            self._feeds = iter([{name: feed[name] for name in names} for feed in feeds])
-
-        def get_next(self) -> Mapping[str, Array] | None:
-            return next(self._feeds, None)
-
-    prepared = out.with_suffix(".prepared.onnx")
-    shapes.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-    tools.quantize_static(str(prepared), str(out), Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True)
-    prepared.unlink()
-    return out

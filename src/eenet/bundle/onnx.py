@@ -5,15 +5,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from eenet._extras import require
+from eenet._files import atomic_path, existing_file
 from eenet.bundle._load import LoadedBundle, known
 from eenet.bundle._manifest import read_manifest
 from eenet.bundle._onnx import OnnxBackend as OnnxBackend
+from eenet.bundle._onnx import Session, _errors_of
+from eenet.bundle._quantize import quantized
 from eenet.errors import InvalidInputError
+from eenet.runtime._backend import Array
 
-__all__ = ["load"]
+__all__ = ["load", "quantize"]
+
+_FEWEST, _CHUNK = 32, 16
 
 
 def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> LoadedBundle:
@@ -53,3 +62,70 @@ def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[
         )
     backend = OnnxBackend(manifest, threads=threads, providers=providers)
     return known(LoadedBundle(manifest, backend, threads=threads))
+
+
+def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] | Array) -> tuple[str, ...]:
+    """Write a plain network's ONNX graph in int8, as `eenet.export(..., precision=...)` quantizes stages.
+
+    It is what exits compete with: static, weights per channel in int8, activations in uint8, whose ranges are those of
+    the samples. Returns the kinds of operators that stay fp32, such as `("Softmax",)`. Needs `eenet[export]`.
+
+    Parameters
+    ----------
+    network : path
+        The `.onnx` file.
+    out : path
+        The file to write.
+    samples : array or dict of str to array
+        At least 32 inputs of the kind that the network will see, (N, ...), best about 128 and not trained on. Of a
+        network with several inputs by their names.
+
+    Raises
+    ------
+    InvalidInputError
+        Where the samples do not fit the network, or nothing in it can be quantized.
+    FileFormatError
+        Where the file is no network that ONNX Runtime runs.
+
+    Examples
+    --------
+    >>> import eenet, torch
+    >>> from torch import nn
+    >>> network, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(128, 4)
+    >>> import eenet.bundle.onnx
+    >>> model = eenet.attach(network, ["1"], example=x[:2])
+    >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
+    >>> _ = eenet.export(model, scheduler, "bundle", example=x, measure=False)
+    >>> eenet.bundle.onnx.quantize("bundle/plain.onnx", "plain-int8.onnx", x.numpy())  # or a file of torch.onnx.export
+    ()
+    """
+    content, runtime = existing_file(network).read_bytes(), require("onnxruntime", "onnx")
+    before = Session(runtime, content, str(network), None)
+    names = before.inputs
+    if not isinstance(samples, Mapping) and len(names) == 1:
+        samples = {names[0]: samples}
+    if not isinstance(samples, Mapping) or set(samples) != set(names):
+        said = sorted(samples) if isinstance(samples, Mapping) else "one array"
+        raise InvalidInputError(f"samples are {said}, the network takes {names}; give arrays by these names")
+    arrays = [np.asarray(samples[name]) for name in names]
+    sizes = sorted({len(one) if one.ndim else 0 for one in arrays})
+    if len(sizes) > 1 or sizes[0] < _FEWEST:
+        raise InvalidInputError(
+            f"samples have {sizes} rows, expected the same for each input and at least {_FEWEST}: about 128 are good"
+        )
+    fixed = require("onnx", "export").load_from_string(content).graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    step = fixed or _CHUNK
+    feeds = [[one[n : n + step] for one in arrays] for n in range(0, sizes[0], step)]
+    feeds = [feed for feed in feeds if not fixed or len(feed[0]) == fixed]
+    if not feeds:
+        raise InvalidInputError(f"samples have {sizes} rows, the network takes {fixed} at a time; give as many")
+    try:
+        before(feeds[0])
+    except _errors_of(runtime) as error:
+        raise InvalidInputError(f"{str(network)!r} does not take these samples: {error}") from error
+    made = quantized(content, [dict(zip(names, feed, strict=True)) for feed in feeds])
+    if made.content is None:
+        raise InvalidInputError(f"{str(network)!r} cannot be quantized: {made.reason}")
+    with atomic_path(out) as path:
+        path.write_bytes(made.content)
+    return made.kept

@@ -1,0 +1,345 @@
+"""Exits and int8 together: the plain network in fp32 and in int8, exits in fp32, and exits with int8, held out.
+
+    python benchmarks/int8.py digits
+    python benchmarks/int8.py cifar10-resnet20-shared=FOLDER --out results/int8
+
+Takes networks that a recipe trained: RECIPE=FOLDER, the folder of `eenet reproduce`, or RECIPE alone, whose network
+comes with the library. Exits with int8 are made with `precision="auto"`, and with all parts in int8. The calibration
+part of the data chooses the parts, gives their ranges and fits the schedulers; the test part judges. Everything runs in
+ONNX Runtime with one thread, in turns, on other samples in each round. Times are CPU milliseconds, which count what a
+system needs also on a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import eenet
+import eenet.bundle.onnx
+from _cascade_systems import Candidate, Graph, answers, measure, runner
+from eenet._extras import require
+from eenet._timing import describe_machine, in_turns, machine, timed
+from eenet.bundle._graphs import onnx_graphs, plain_graph
+from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
+from eenet.experiments.data import ThreeWaySplit
+from eenet.experiments.recipes import load_recipe
+from eenet.experiments.recipes._data import RecipeData, checkpoint_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = (1, 8, 32)
+FP32, AUTO, INT8 = "exits fp32", "exits auto", "exits int8"
+_LOW = (10, 15, 20, 25, 30, 35, 40, 50, 65)
+SHARES = {FP32: (30, 40, 50, 65, 80), AUTO: _LOW, INT8: _LOW}
+MOST = "all"  # the budget of the most expensive exit
+_OPSET, _RANGES, _ALL = 20, 128, 1e12
+_GOAL, _GOAL_BATCH = 1.5, "8"
+
+Array = NDArray[Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, print the tables, and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="+", metavar="RECIPE[=FOLDER]", help="a recipe and the folder of its run")
+    parser.add_argument("--seconds", type=float, default=60.0, help="about how long to measure each batch size")
+    parser.add_argument("--most", type=int, default=2000, help="use at most so many samples of either part")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="write results.json and README.md; others there stay"
+    )
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    shared = Path(os.environ.get("EENET_SHARED", ROOT.parent / "shared"))
+    networks: dict[str, Any] = {}
+    print(describe_machine(machine()), flush=True)
+    for word in options.networks:
+        recipe, _, folder = word.partition("=")
+        networks[recipe] = compared(recipe, Path(folder) if folder else None, shared / "datasets", options)
+        print(table(recipe, networks[recipe]), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps({"networks": networks}, indent=1) + "\n", encoding="utf-8")
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        kept = options.out / "results.json"
+        before = json.loads(kept.read_text(encoding="utf-8"))["networks"] if kept.is_file() else {}
+        networks = before | networks
+        kept.write_text(json.dumps({"networks": networks}, indent=1) + "\n", encoding="utf-8")
+        (options.out / "README.md").write_text(readme(networks), encoding="utf-8")
+    return 0
+
+
+class Inputs:
+    """Samples as the graphs take them; a batch of texts ends where its longest text does."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self.arrays = arrays
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def __getitem__(self, some: slice) -> dict[str, Array]:
+        found = {name: np.ascontiguousarray(one[some]) for name, one in self.arrays.items()}
+        mask = found.get("attention_mask")
+        if mask is not None:
+            longest = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
+            found = {name: np.ascontiguousarray(one[:, :longest]) for name, one in found.items()}
+        return found
+
+
+def compared(name: str, folder: Path | None, root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """All systems of one network: their accuracies and times, and what was chosen."""
+    model = eenet.MultiExitModel.from_pretrained(name if folder is None else folder / "work" / "model").eval()
+    recipe = load_recipe(name)
+    data = RecipeData(recipe, root, tokenizer=checkpoint_folder(recipe, None, download=False))
+    data.use(data.make_split() if folder is None else ThreeWaySplit.load(folder / "split.json"))
+    names = [one.name for one in model.staged.inference_stages[0].inputs]
+    samples: dict[str, Inputs] = {}
+    labels: dict[str, Array] = {}
+    for part in ("calibration", "test"):
+        tensors, truth = data.samples(part, _ALL)
+        rows = np.sort(np.random.default_rng(0).permutation(len(truth))[: options.most])
+        if part == "test":
+            rows = np.random.default_rng(1).permutation(rows)  # the first are timed: of all kinds
+        samples[part] = Inputs({key: one.numpy()[rows] for key, one in zip(names, tensors, strict=True)})
+        labels[part] = truth.numpy()[rows]
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)  # fallbacks, and wall times of a busy machine
+        candidates, bundle = _candidates(model, samples["calibration"], labels["calibration"], Path(temporary))
+        return {
+            "machine": machine(),
+            "title": recipe.title,
+            "command": f"python benchmarks/int8.py {name}{'' if folder is None else '=FOLDER'}",
+            "samples": {part: len(one) for part, one in labels.items()},
+            "precision": bundle.precision,
+            "quantization": bundle.info["quantization"],
+            "rows": _rows(candidates, samples, labels, options.seconds),
+        }
+
+
+def _candidates(model: eenet.MultiExitModel, x: Inputs, y: Array, folder: Path) -> tuple[list[Candidate], Any]:
+    """The plain network in fp32 and int8, exits in fp32 and exits with int8; and the bundle of the last."""
+    content = plain_graph(model, onnx_graphs(model, _OPSET), _OPSET)
+    assert content is not None, "all networks of the recipes are one graph too"
+    plain, copy = folder / "plain.onnx", folder / "plain-int8.onnx"
+    plain.write_bytes(content)
+    ranges = np.random.default_rng(0).permutation(len(x))[:_RANGES]
+    names = [one.name for one in require("onnx", "export").load(str(plain)).graph.input]  # in the order of the inputs
+
+    def named(given: Mapping[str, Array]) -> dict[str, Array]:
+        return dict(zip(names, given.values(), strict=True))
+
+    eenet.bundle.onnx.quantize(plain, copy, named({key: one[ranges] for key, one in x.arrays.items()}))
+    fp32, int8 = Graph(plain, named), Graph(copy, named)
+
+    def call(some: slice) -> Any:
+        args, kwargs = model.staged.call_of(tuple(torch.from_numpy(one) for one in x[some].values()))
+        return kwargs if kwargs and not args else args if len(args) > 1 else args[0]
+
+    loader = [(call(slice(n, n + 32)), torch.from_numpy(y[n : n + 32])) for n in range(0, len(y), 32)]
+    records = eenet.collect(model, loader)
+    any_costs = eenet.ExitCosts(np.arange(1.0, model.num_exits + 1))
+    scheduler = eenet.MaxProbability().fit(records, any_costs, "100%")
+    bundles = {
+        precision: eenet.export(
+            model, scheduler, folder / precision, example=loader[0][0], records=records, precision=precision,
+            calibration=loader, measure=False, threads=1,
+        )
+        for precision in ("fp32", "auto", "int8")
+    }  # fmt: skip
+    candidates = [
+        Candidate("plain fp32", fp32),
+        Candidate("plain int8", int8, int8=True),
+        Candidate(FP32, bundles["fp32"], plain=fp32),
+        *(Candidate(f"exits {one}", bundles[one], int8=True, plain=fp32) for one in ("auto", "int8")),
+    ]
+    return candidates, bundles["auto"]
+
+
+def _rows(
+    candidates: Sequence[Candidate], samples: Mapping[str, Inputs], labels: Mapping[str, Array], seconds: float
+) -> list[dict[str, Any]]:
+    """A row for each system: what it answers rightly on the test part, and its times in turns, by batch size."""
+    right: dict[str, Array] = {}
+    for one in candidates:
+        for part in ("calibration", "test"):
+            logits = answers(one, samples[part])
+            if one.exits:
+                one.records[part] = eenet.ExitRecords.from_logits(logits, labels[part])
+            elif part == "test":
+                right[one.name] = logits[0].argmax(axis=1) == labels["test"]
+    measure(candidates, samples["calibration"], SIZES, seconds / 2, _quiet)
+    rows: list[dict[str, Any]] = []
+    for size in SIZES:
+        runs = {one.name: one.run for one in candidates if not one.exits}
+        for one in candidates:
+            for budget, scheduler in _schedulers(one, size).items():
+                name = f"{one.name} {budget}"
+                left = scheduler.replay(one.records["test"])
+                right[name] = left.predictions == labels["test"]
+                runs[name] = runner([one], scheduler, "logits")
+        times = _times(list(runs.values()), samples["test"], size, seconds)
+        for n, name in enumerate(runs):
+            rows.append({
+                "system": name, "batch": size, "accuracy": float(right[name].mean()),
+                "error": float(right[name].std() / np.sqrt(len(right[name]))),
+                "cpu_ms": 1000 * times[:, n].sum() / (size * len(times)),
+            })  # fmt: skip
+        mine = [row for row in rows if row["batch"] == size]
+        for row in mine:
+            if row["system"] == "plain int8" or row["system"].startswith(FP32):
+                row["int8"] = _quicker(row, mine, right, dict(zip(runs, times.T, strict=True)))
+    return rows
+
+
+def _quiet(_: str) -> None:
+    """No progress."""
+
+
+def _schedulers(one: Candidate, size: int) -> dict[str, eenet.Scheduler]:
+    """Optimal stopping at each budget that the exits can keep: per cent of the plain network in fp32."""
+    if not one.exits:
+        return {}
+    costs = one.costs[size]
+    assert isinstance(costs, eenet.ExitCosts)
+    found: dict[str, eenet.Scheduler] = {}
+    whole = eenet.OptimalStopping().fit(one.records["calibration"], costs, costs[-1])
+    for share in SHARES[one.name]:
+        if share / 100 * costs.reference < costs[-1]:
+            try:
+                found[f"{share}%"] = whole.at(f"{share}%")
+            except InfeasibleBudgetError:
+                continue
+    return found | {MOST: whole}
+
+
+def _times(runs: Sequence[Any], samples: Inputs, size: int, seconds: float) -> Array:
+    """CPU seconds of each system in each round, (rounds, systems); each round has the next batch."""
+    at = 0
+
+    def batch() -> Any:
+        start = at % (len(samples) // size) * size
+        return samples[start : start + size]
+
+    def on() -> None:
+        nonlocal at
+        at += 1
+
+    clocks = [partial(lambda run: timed(run, batch()), run) for run in runs]
+    return in_turns(clocks, seconds=seconds, least=10, seed=0, progress=on).cpu
+
+
+def _quicker(
+    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], right: Mapping[str, Array], times: Mapping[str, Array]
+) -> dict[str, Any] | None:
+    """The quickest exits with int8 that have at least the accuracy of a row, and how many times as fast they are."""
+    fitting = [one for one in rows if one["system"].startswith((AUTO, INT8)) and one["accuracy"] >= row["accuracy"]]
+    if not fitting:
+        return None
+    best = min(fitting, key=lambda one: float(one["cpu_ms"]))
+    mine, other = times[row["system"]], times[best["system"]]
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, len(mine), len(mine)) for _ in range(400)]
+    more = right[best["system"]].astype(float) - right[row["system"]]
+    return {
+        "system": best["system"],
+        "times": float(mine.sum() / other.sum()),
+        "times_error": float(np.std([mine[n].sum() / other[n].sum() for n in drawn])),
+        "difference": float(more.mean()),
+        "difference_error": float(more.std() / np.sqrt(len(more))),
+    }
+
+
+# Tables
+
+
+def goals(data: Mapping[str, Any], size: str = _GOAL_BATCH) -> list[tuple[str, str, bool]]:
+    """The issue's goals: what was compared, what was found, whether it is reached.
+
+    Exits in fp32 stand for their quickest row that is as accurate as the plain network; where none is, for the most
+    accurate one.
+    """
+    rows = [row for row in data["rows"] if str(row["batch"]) == size]
+    plain, static = (next(r for r in rows if r["system"] == f"plain {p}") for p in ("fp32", "int8"))
+    exits = [row for row in rows if row["system"].startswith(FP32)]
+    equal = [row for row in exits if row["accuracy"] >= plain["accuracy"]]
+    chosen = min(equal, key=lambda r: float(r["cpu_ms"])) if equal else max(exits, key=lambda r: float(r["accuracy"]))
+    return [
+        (f"{_GOAL} times {chosen['system']}", _said(chosen), _speed(chosen) >= _GOAL),
+        ("faster than plain int8", _said(static), _speed(static) > 1),
+    ]
+
+
+def _speed(row: Mapping[str, Any]) -> float:
+    return 0.0 if row["int8"] is None else float(row["int8"]["times"])
+
+
+def _said(row: Mapping[str, Any]) -> str:
+    found = row["int8"]
+    if found is None:
+        return f"no exits with int8 have its {100 * row['accuracy']:.2f} %"
+    return (
+        f"{found['system']}: {found['times']:.2f} ± {found['times_error']:.2f} times as fast, "
+        f"{100 * found['difference']:+.2f} ± {100 * found['difference_error']:.2f} points"
+    )
+
+
+def table(name: str, data: Mapping[str, Any]) -> str:
+    """A network's systems by batch size, as Markdown, and which goals it reaches."""
+    parts = [part for part, precision in data["precision"].items() if precision == "int8"]
+    kept = [f"{row['part']}: {row['why']}" for row in data["quantization"]["parts"] if "why" in row]
+    lines = [
+        f"## {name}", "", f"{data['title']}. {data['samples']['test']} samples judge, {data['samples']['calibration']} "
+        f"calibrate. `auto` took in int8: {', '.join(parts) or 'nothing'}."
+        + (f" It kept {'; '.join(kept)}." if kept else ""),
+        "", f"`{data['command']}`; {describe_machine(data['machine']).replace(chr(10), '; ')}",
+    ]  # fmt: skip
+    for size in SIZES:
+        lines += ["", f"| batches of {size} | accuracy % | CPU ms | exits with int8, at least as accurate |"]
+        lines += ["| --- | --- | --- | --- |"]
+        for row in data["rows"]:
+            if row["batch"] == size:
+                error = f"{100 * row['accuracy']:.2f} ± {100 * row['error']:.2f}"
+                said = _said(row) if "int8" in row else ""
+                lines.append(f"| {row['system']} | {error} | {row['cpu_ms']:.3g} | {said} |")
+    lines += ["", f"| goal, batches of {_GOAL_BATCH} | found | reached |", "| --- | --- | --- |"]
+    lines += [f"| {goal} | {found} | {'**yes**' if yes else 'no'} |" for goal, found, yes in goals(data)]
+    return "\n".join(lines)
+
+
+def readme(networks: Mapping[str, Any]) -> str:
+    """The page of all networks."""
+    found = {name: goals(data) for name, data in networks.items()}
+    lines = [
+        "# Exits and int8 together", "",
+        "The plain network in fp32 and in int8 (`eenet.bundle.onnx.quantize`), exits in fp32, exits with the "
+        "stages and heads in int8 that [`precision=\"auto\"`](../../docs/howto/quantize.md) takes, and exits with "
+        "all in int8. Budgets are per cent of the plain network in fp32; `all` has no limit. Schedulers are "
+        "`OptimalStopping`, fitted to CPU milliseconds per sample of each system and batch size. One thread of "
+        "ONNX Runtime, in turns, other samples in each round, other programs meanwhile. ± is one standard error. "
+        "In the last column stand the quickest exits with int8 whose accuracy on the test part is at least that "
+        "of the row.", "",
+        "```", "python benchmarks/int8.py digits --out results/int8",
+        "python benchmarks/int8.py RECIPE=FOLDER --out results/int8  # FOLDER of eenet reproduce RECIPE --out FOLDER",
+        "```", "",
+        f"| network | goal, batches of {_GOAL_BATCH} | found | reached |", "| --- | --- | --- | --- |",
+    ]  # fmt: skip
+    for name, ones in found.items():
+        lines += [f"| {name} | {goal} | {said} | {'**yes**' if yes else 'no'} |" for goal, said, yes in ones]
+    return "\n".join([*lines, "", *(table(name, data) + "\n" for name, data in networks.items())])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""A plain network in int8: `eenet.bundle.onnx.quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optional import import_or_skip
+
+import eenet.bundle.onnx
+from eenet.errors import FileFormatError, InvalidInputError
+
+for _library in ("onnx", "onnxruntime"):
+    import_or_skip(_library)
+
+
+def graph(path: Path, *, batch: Any = "batch", weights: bool = True) -> Path:
+    """Two matrix products of an input "x" of 6 numbers with a softmax behind; without `weights`, a softmax alone."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    tensors = [
+        numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+        for name, shape in (("a", (6, 16)), ("b", (16, 4)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "b"], ["m"]),
+        helper.make_node("Softmax", ["m"], ["y"]),
+    ]
+    if not weights:
+        nodes, tensors = [helper.make_node("Softmax", ["x"], ["y"])], []
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 6])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 4 if weights else 6])]
+    made = helper.make_graph(nodes, "plain", inputs, outputs, tensors)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def answers(path: Path, x: Any) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options).run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("batch", ["batch", 8])
+def test_answers_stay_near_and_the_weights_are_signed_the_activations_unsigned(tmp_path: Path, batch: Any) -> None:
+    import onnx
+
+    plain, made = graph(tmp_path / "plain.onnx", batch=batch), tmp_path / "made.onnx"
+    x = np.random.default_rng(1).normal(size=(100, 6)).astype(np.float32)
+    assert eenet.bundle.onnx.quantize(plain, made, x) == ()
+    assert eenet.bundle.onnx.quantize(plain, tmp_path / "again.onnx", {"x": x}) == ()
+    assert made.read_bytes() == (tmp_path / "again.onnx").read_bytes()
+    np.testing.assert_allclose(answers(made, x[:8]), answers(plain, x[:8]), atol=0.05)
+    graph_made = onnx.load(made).graph
+    kinds = {one.name: one.data_type for one in graph_made.initializer}
+    assert onnx.TensorProto.INT8 in kinds.values()
+    zeros = {kinds[node.input[2]] for node in graph_made.node if node.op_type == "QuantizeLinear"}
+    assert zeros == {onnx.TensorProto.UINT8}
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        (np.zeros((20, 6), np.float32), r"samples have \[20\] rows.*at least 32"),
+        ({"y": np.zeros((40, 6), np.float32)}, r"samples are \['y'\], the network takes \['x'\]"),
+        (np.zeros((40, 5), np.float32), "does not take these samples"),
+        (np.zeros((40, 6), np.float64), "does not take these samples"),
+        (np.float32(1.0), r"samples have \[0\] rows"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(tmp_path: Path, samples: Any, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        eenet.bundle.onnx.quantize(graph(tmp_path / "plain.onnx"), tmp_path / "made.onnx", samples)
+    assert [one.name for one in tmp_path.iterdir()] == ["plain.onnx"]
+
+
+def test_what_is_no_network_or_has_nothing_to_quantize_is_refused(tmp_path: Path) -> None:
+    x = np.zeros((40, 6), np.float32)
+    (tmp_path / "text.onnx").write_text("no graph")
+    with pytest.raises(FileFormatError, match=r"cannot load .*text\.onnx"):
+        eenet.bundle.onnx.quantize(tmp_path / "text.onnx", tmp_path / "made.onnx", x)
+    plain = graph(tmp_path / "plain.onnx", weights=False)
+    with pytest.raises(InvalidInputError, match="cannot be quantized: it has no convolution or matrix product"):
+        eenet.bundle.onnx.quantize(plain, tmp_path / "made.onnx", x)
+    with pytest.raises(InvalidInputError, match="takes 64 at a time"):
+        eenet.bundle.onnx.quantize(graph(tmp_path / "fixed.onnx", batch=64), tmp_path / "made.onnx", x)
+    assert not (tmp_path / "made.onnx").exists()
