@@ -300,7 +300,7 @@ def _check_kinds(config: Any, costs: Any, out: Any) -> None:
         ("costs", costs, (ExitCosts, type(None)), "what eenet.profile gives, or ExitCosts([1.0, 2.0])"),
         ("out", out, (str, os.PathLike), "the folder that the run is written to"),
     ):
-        if not isinstance(value, kinds):  # type: ignore[arg-type]
+        if not isinstance(value, kinds):
             raise InvalidInputError(f"{name} is {value!r}, a {type(value).__name__}; expected {expected}")
 
 
