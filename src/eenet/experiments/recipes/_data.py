@@ -374,7 +374,7 @@ def _widths(settings: ModelSettings, backbone: Any, exits: Sequence[str], exampl
     last = settings.heads.options.get("channels_last", False)
     widths = []
     for name in exits:
-        shape = getattr(features.get(name), "shape", ())
+        shape: Sequence[int] = getattr(features.get(name), "shape", ())
         if len(shape) < 2:
             raise InvalidInputError(
                 f"model.exits names {name!r}, which gives no feature of each sample; choose another"
