@@ -71,6 +71,7 @@ def test_it_leaves_everything_and_nothing_half_written(made: tuple[Path, str]) -
         "calibration.safetensors",
         "costs.json",
         "metrics.json",
+        "model",
         "profile.json",
         "report.png",
         "schedulers",

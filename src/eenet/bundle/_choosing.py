@@ -20,7 +20,7 @@ Judged = Callable[[frozenset[str]], tuple[Utility, Utility]]
 """The worth of all exits with some stages in int8: where the heads are in fp32, and where they are in int8."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Chooser:
     """Finds the parts; `why` says of the others why not."""
 

@@ -34,7 +34,7 @@ _MOST_DROP = 0.1
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choice:
     """What a bundle is made of: graphs in which some parts are int8, the plain network in int8, samples and figures.
 
