@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
+from eenet._version import __version__
 from eenet.bundle._calibration import Samples
 from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, Graphs, onnx_graphs, plain_graph
 from eenet.bundle._load import LoadedBundle, load
@@ -229,7 +230,7 @@ def export(
         manifest = {
             "format": FORMAT,
             "schema": SCHEMA,
-            "eenet": _version("eenet"),
+            "eenet": __version__,
             "backend": backend,
             "task": describe_task(model.task),
             "num_classes": model.num_classes,
@@ -376,10 +377,8 @@ def _made_with(backend: str, opset: int) -> dict[str, Any]:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # run from its source, not installed
-        from eenet._version import __version__
-
-        return __version__ if package == "eenet" else "unknown"
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _write(path: Path, content: bytes) -> None:
