@@ -197,10 +197,15 @@ def test_a_spread_too_large_to_trust_warns() -> None:
         warnings.simplefilter("error")
         steady.costs("ms", 1)
     noisy = profiling.StageProfile(
-        (1,), {"ms": np.array([[1.0, 2.0]])}, {"ms": np.array([[0.9, 0.02]])}, np.zeros((1, 2, 2))
+        (1,),
+        dict.fromkeys(("ms", "cpu_ms"), np.array([[1.0, 2.0]])),
+        dict.fromkeys(("ms", "cpu_ms"), np.array([[0.9, 0.02]])),
+        np.zeros((1, 2, 2)),
     )
-    with pytest.warns(ReliabilityWarning, match="vary by 90%.*quieter machine"):
+    with pytest.warns(ReliabilityWarning, match="vary by 90%.*quieter machine, or use unit='cpu_ms'"):
         noisy.costs("ms", 1)
+    with pytest.warns(ReliabilityWarning, match="quieter machine, or for longer"):
+        noisy.costs("cpu_ms", 1)
 
 
 def test_an_example_on_another_device_than_the_model_is_moved_there() -> None:

@@ -76,9 +76,10 @@ class StageProfile:
         row = self.batch_sizes.index(batch_size)
         spread = self.spreads[unit][row]
         if spread.max() > TRUSTED_SPREAD:
+            way = "use unit='cpu_ms'" if unit == "ms" else "for longer (seconds)"
             warnings.warn(
                 f"the costs at batch size {batch_size} vary by {spread.max():.0%} between rounds; measure again on a "
-                "quieter machine, or use unit='cpu_ms'",
+                f"quieter machine, or {way}",
                 ReliabilityWarning,
                 stacklevel=2,
             )

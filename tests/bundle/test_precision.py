@@ -194,8 +194,24 @@ def test_a_stage_that_collapses_is_warned_of_by_hand_and_never_chosen(tmp_path: 
         ({"precision": "int8", "exit_drop_guarantee": 0.95}, "give precision='auto', or no guarantee"),
         ({"precision": ["stages.0"]}, r"precision is \['stages.0'\], expected a word such as 'auto', or a mapping"),
         ({"precision": "int8", "calibration": [torch.randn(64, 12)]}, "no labels"),
-        ({"precision": "int8", "calibration": [(torch.randn(20, 12), torch.zeros(20))]}, "20 samples; expected at l"),
+        (
+            {"precision": "int8", "calibration": [(torch.randn(20, 12), torch.zeros(20).long())]},
+            "20 samples; expected at l",
+        ),
         ({"precision": "int8", "calibration": [(torch.randn(64, 12), torch.zeros(63))]}, "64 samples has labels of"),
+        (
+            {"precision": "int8", "calibration": [(torch.randn(64, 12), torch.zeros(64))]},
+            "torch.float32.*whole numbers",
+        ),
+        (
+            {"precision": "int8", "calibration": [(torch.randn(64, 12), torch.full((64,), 4))]},
+            "the label 4, expected 0",
+        ),
+        ({"precision": "int8", "calibration": [(torch.full((64, 12), np.nan), torch.ones(64).long())]}, "hold NaN"),
+        ({"precision": "int8", "calibration": (torch.randn(64, 12), torch.ones(64).long())}, "give .*inputs, labels.*"),
+        ({"precision": None}, "precision is None, expected a word"),
+        ({"precision": "auto", "max_exit_drop": "0.5%"}, "max_exit_drop is '0.5%', expected a number"),
+        ({"precision": "auto", "exit_drop_guarantee": "95%"}, "expected a probability such as 0.95"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

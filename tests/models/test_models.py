@@ -554,6 +554,20 @@ class TestLabels:
             eenet.collect(conv_model(0), data)  # type: ignore[arg-type]
         assert len(eenet.collect(conv_model(0), torch.utils.data.DataLoader(data, 3))) == 4
 
+    def test_one_batch_is_no_loader(self) -> None:
+        labels = torch.arange(4) % 3
+        for loader, message in (
+            (X, r"a tensor of shape \(4, 3, 8, 8\), whose items are single samples; expected batches: give \[inputs\]"),
+            (
+                (X, labels),
+                r"the pair \(inputs, labels\) of one batch, .*; expected batches: give \[\(inputs, labels\)\]",
+            ),
+        ):
+            with pytest.raises(InvalidInputError, match=message):
+                eenet.collect(conv_model(0), loader)  # type: ignore[arg-type]
+        assert len(eenet.collect(conv_model(0), torch.stack([X, X]))) == 8  # batches of inputs alone, in a tensor
+        assert len(eenet.collect(conv_model(0), (X, X))) == 8
+
     def test_pixels_without_a_label_do_not_count(self) -> None:
         network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1))
         model = eenet.attach(network, ["1"], example=X).eval()

@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,6 +117,25 @@ def test_models_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert_same(model, eenet.from_pretrained(name, allow=ALLOW))
     with pytest.raises(InvalidInputError, match="there are mine, of-a-recipe"):
         eenet.from_pretrained("min")
+
+
+def test_one_of_our_own_networks_takes_its_weights_of_a_file_or_a_folder(tmp_path: Path) -> None:
+    digits = eenet.from_pretrained("digits").eval()
+    digits.save_pretrained(tmp_path / "heads", backbone=False)
+    (tmp_path / "folder").mkdir()
+    weights = tmp_path / "folder" / "weights.safetensors"
+    save_file(digits.backbone.state_dict(), weights)
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for given in (weights, weights.parent):
+        again = eenet.from_pretrained(tmp_path / "heads", backbone=given).eval()
+        for one, other in zip(digits(x), again(x), strict=True):
+            assert torch.equal(one, other)
+    save_file({name: 1.5 * one for name, one in digits.backbone.state_dict().items()}, weights)
+    with pytest.raises(InvalidInputError, match="has other weights than the network that this model was saved of"):
+        eenet.from_pretrained(tmp_path / "heads", backbone=weights)
+    wrong: Any = 5
+    with pytest.raises(InvalidInputError, match="backbone is a int, expected 'timm:NAME'"):
+        eenet.from_pretrained(tmp_path / "heads", backbone=wrong)
 
 
 def test_the_models_that_ship_are_whole_and_small() -> None:

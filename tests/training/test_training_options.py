@@ -210,7 +210,8 @@ def test_only_images_of_one_class_are_mixed(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"need batches of images .*got torch.float32 of shape \(8, 4\)"):
         train(rows, data, data, config=replace(PLAIN, mixup=0.2), out=tmp_path / "rows", costs=costs)
     with pytest.raises(InvalidInputError, match="one class for each image; the task is 'segmentation'"):
-        run(corner_model(), tmp_path / "pixels", cutmix=0.2, task=SegmentationTask())
+        run(corner_model(), tmp_path / "pixels", cutmix=0.2, head_epochs=2, task=SegmentationTask())
+    assert not (tmp_path / "pixels").exists(), "the heads are not trained first"
     with pytest.raises(InvalidInputError, match="holds the label 9"):
         run(corner_model(), tmp_path / "label", [(X, torch.full_like(Y, 9))], mixup=0.2)
 

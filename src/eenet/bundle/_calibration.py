@@ -11,9 +11,10 @@ import torch
 
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel
-from eenet.models._io import require_batches, unpack
+from eenet.models._io import check_labels, require_batches, unpack
 from eenet.runtime._adaptive import tensor_spec
 from eenet.runtime._backend import Boundaries, Live
+from eenet.tasks import Segmentation
 
 _FEWEST = 32
 """Samples without which neither ranges nor accuracies can be said."""
@@ -28,6 +29,7 @@ class Samples:
     def __init__(self, model: MultiExitModel, calibration: Iterable[Any]) -> None:
         require_batches(calibration, model.staged.example)
         self._boundaries = boundaries_of(model)
+        dense = isinstance(model.task, Segmentation)
         whole: list[tuple[Live, Any]] = []
         for batch in calibration:
             args, kwargs, labels = unpack(batch)
@@ -41,6 +43,14 @@ class Samples:
             labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
             if size and labels.shape[:1] != (size,):
                 raise InvalidInputError(f"a calibration batch of {size} samples has labels of shape {labels.shape}")
+            if size:
+                given = torch.as_tensor(labels)
+                unlike = torch.empty(size, model.num_classes, *given.shape[1:] if dense else (), device="meta")
+                check_labels(model.task, unlike, given)
+            if not all(np.isfinite(one).all() for one in live if one.dtype.kind == "f"):
+                raise InvalidInputError(
+                    "the calibration data hold NaN or infinity, of which the quantizer can take no ranges; correct them"
+                )
             for start in range(0, size, _CHUNK):
                 rows = np.arange(start, min(start + _CHUNK, size))
                 whole.append((self._boundaries.take(0, live, rows), labels[rows]))

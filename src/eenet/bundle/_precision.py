@@ -90,12 +90,19 @@ class Options:
                 f"precision is {asked!r}, expected {FP32!r}, {INT8!r}, {AUTO!r}, or a mapping such as "
                 f"{{'stages.0': 'int8'}}"
             )
+        if isinstance(self.max_exit_drop, bool) or not isinstance(self.max_exit_drop, (int, float, np.number)):
+            raise InvalidInputError(
+                f"max_exit_drop is {self.max_exit_drop!r}, expected a number from 0 to {_MOST_DROP:g}: half a point is "
+                "0.005"
+            )
         if not 0 <= self.max_exit_drop <= _MOST_DROP:
             raise InvalidInputError(
                 f"max_exit_drop is {self.max_exit_drop:g}, that is {100 * self.max_exit_drop:g} points of accuracy; "
                 f"expected 0 to {_MOST_DROP:g}: half a point is 0.005"
             )
-        if self.guarantee is not None and not 0 < self.guarantee < 1:
+        if self.guarantee is not None and not (
+            isinstance(self.guarantee, (float, np.floating)) and 0 < self.guarantee < 1
+        ):
             raise InvalidInputError(f"exit_drop_guarantee is {self.guarantee!r}, expected a probability such as 0.95")
         if self.guarantee is not None and asked != AUTO:
             raise InvalidInputError(

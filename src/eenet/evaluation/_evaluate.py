@@ -24,8 +24,8 @@ _MUCH_LEFT = 0.98
 """Of the budget: where less is planned, a held-out cost is compared with the plan."""
 
 _PLAIN_NOTE = (
-    "The plain network's accuracy is the last exit's: the same weights without the early heads. Trained without exits "
-    "it may have another."
+    "The plain network's accuracy is the last exit's: the same weights without the early heads, or the last network of "
+    "a cascade. Trained without exits it may have another."
 )
 
 

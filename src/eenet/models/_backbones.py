@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from eenet._extras import require
 from eenet._files import require_safetensors
 from eenet.errors import InvalidInputError
-from eenet.models._networks import Source, build_network
+from eenet.models._networks import MODELS, Source, build_network
 
 _PACKAGE, _TIMM = "package:", "timm:"
 _COUNTER = "num_batches_tracked"  # which no published file is sure to have
@@ -28,6 +29,11 @@ def pretrained(source: Source, given: Backbone, *, allow: Collection[str] = ()) 
     """The network of `source` with the weights that `given` says, or `given` itself where it is a module."""
     if isinstance(given, nn.Module):
         return given
+    if not isinstance(given, (str, Path)):
+        raise InvalidInputError(
+            f"backbone is a {type(given).__name__}, expected 'timm:NAME', 'package:NAME', a folder, a .safetensors "
+            "file, or the network itself"
+        )
     text = str(given)
     if not source.name:
         raise InvalidInputError(
@@ -48,8 +54,9 @@ def pretrained(source: Source, given: Backbone, *, allow: Collection[str] = ()) 
                 f"backbone is {text!r}, and there is no such folder or file; give 'timm:NAME', 'package:NAME', a "
                 "folder, a .safetensors file, or the network itself"
             )
-        if source.registry == "eenet":
-            return build_network(source.name, **source.options, **{"checkpoint" if path.is_dir() else "weights": path})
+        option = "checkpoint" if path.is_dir() else "weights"
+        if source.registry == "eenet" and option in _options_of(source):  # which reads the published files
+            return build_network(source.name, **source.options, **{option: path})
         if source.registry == "hf" and path.is_dir():
             network = source.build()
             return type(network).from_pretrained(  # type: ignore[attr-defined, no-any-return]
@@ -112,6 +119,11 @@ def missing(root: Path, source: Source, described: Mapping[str, Any]) -> Invalid
         f"{str(root)!r} holds the exit heads and what was fine-tuned, not the network{_named(described)}; give {what} "
         f"with its weights: backbone={name!r} or the module (--backbone on the command line)"
     )
+
+
+def _options_of(source: Source) -> Collection[str]:
+    """The options by name of one of our own networks."""
+    return inspect.signature(MODELS[source.name.partition(":")[2]].build).parameters
 
 
 def _named(described: Mapping[str, Any]) -> str:

@@ -57,9 +57,10 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
 
 
 def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    """Raise `InvalidInputError` for a data set of single samples in place of a loader of batches."""
+    """Raise `InvalidInputError` for single samples, or one batch, in place of a loader of batches."""
     if not isinstance(loader, Dataset) and not hasattr(type(loader), "__iter__"):
         raise InvalidInputError(f"loader is a {type(loader).__name__}, expected a DataLoader or a list of batches")
+    _refuse_one_batch(loader, example)
     if not isinstance(loader, Dataset) or isinstance(loader, IterableDataset):
         return
     args, kwargs, _ = unpack(loader[0])
@@ -69,6 +70,23 @@ def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]
             f"the {type(loader).__name__} gives single samples, expected batches; give "
             "torch.utils.data.DataLoader(data, batch_size=32)"
         )
+
+
+def _refuse_one_batch(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    """Raise `InvalidInputError` for inputs, or inputs and labels, that were not put into a list."""
+    expected = [tensor for tensor in pytree.tree_leaves(example) if isinstance(tensor, Tensor)]
+    if isinstance(loader, Tensor) and expected and loader.ndim == expected[0].ndim:
+        raise InvalidInputError(
+            f"loader is a tensor of shape {tuple(loader.shape)}, whose items are single samples; expected batches: "
+            "give [inputs], or [(inputs, labels)]"
+        )
+    if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(one, Tensor) for one in loader):
+        inputs, labels = loader
+        if inputs.ndim > labels.ndim and len(inputs) == len(labels) and not labels.is_floating_point():
+            raise InvalidInputError(
+                f"loader is the pair (inputs, labels) of one batch, of shapes {tuple(inputs.shape)} and "
+                f"{tuple(labels.shape)}; expected batches: give [(inputs, labels)]"
+            )
 
 
 def moved(values: Any, device: torch.device) -> Any:

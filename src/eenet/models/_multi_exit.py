@@ -474,7 +474,8 @@ def require_exits(model: Any) -> MultiExitModel:
     if isinstance(model, MultiExitModel):
         return model
     raise InvalidInputError(
-        f"model is a {type(model).__name__}, expected a MultiExitModel; give a network exits with eenet.attach"
+        f"model is a {type(model).__name__}, expected a MultiExitModel; give a network exits with eenet.attach, or "
+        "join networks without exits with eenet.cascade"
     )
 
 

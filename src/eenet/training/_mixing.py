@@ -23,7 +23,7 @@ class Mixer:
                 f"mixup is {config.mixup:g} and cutmix {config.cutmix:g}, which need one class for each image; the "
                 f"task is {task.name!r}: set both to 0"
             )
-        v2 = require("torchvision.transforms.v2", "train", "mixup and cutmix")
+        v2 = require("torchvision.transforms.v2", "train", "mixing images (mixup, cutmix)")
         chosen = [
             kind(alpha=alpha, num_classes=classes)
             for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
@@ -60,3 +60,8 @@ class Mixer:
         return InvalidInputError(
             f"mixup and cutmix need batches of images (batch, channels, height, width), got {found}; set both to 0"
         )
+
+
+def mixer_of(config: TrainConfig, task: TrainingTask, classes: int) -> Mixer | None:
+    """What mixes the images as `config` says, if anything does."""
+    return Mixer(config, task, classes) if config.mixup > 0 or config.cutmix > 0 else None

@@ -31,7 +31,7 @@ from eenet.training._checkpoint import (
 )
 from eenet.training._config import TrainConfig, make_optimizer, rate_factor, set_rate
 from eenet.training._loss import JointLoss, Moment, TrainingTask, exit_weights
-from eenet.training._mixing import Mixer
+from eenet.training._mixing import mixer_of
 from eenet.training._programs import EpochSeeds, FrozenProgram, HeadsProgram, JointProgram, Program
 from eenet.training._report import Display, EpochReport, TrainResult, two_fold_frontier, write_history
 
@@ -102,9 +102,7 @@ class Run:
         self.teacher = None if teacher is None else fabric.to_device(teacher).eval()
         self.seeds = seeds
         self.average: Average | None = None
-        self.mixer: Mixer | None = None
-        if config.mixup > 0 or config.cutmix > 0:
-            self.mixer = Mixer(config, task, model.num_classes)
+        self.mixer = mixer_of(config, task, model.num_classes)
         self.loss = JointLoss(task, config.temperature, config.teacher_weight)
         self._dead: dict[int, tuple[DeadExit, ...]] = {}
         self.state = _State()

@@ -31,6 +31,7 @@ from eenet.models._multi_exit import require_exits
 from eenet.stages import feature_at, modes_kept
 from eenet.training._config import TrainConfig, frozen
 from eenet.training._loss import TrainingTask, task_of
+from eenet.training._mixing import mixer_of
 from eenet.training._programs import seeding, warn_of_persistent_workers
 from eenet.training._report import Display, TrainResult
 from eenet.training._run import FEATURES, LAST, Run
@@ -119,6 +120,7 @@ def train(
         require_batches(loader, model.staged.example)
     warn_of_persistent_workers(train_loader)
     model.staged.check_current()
+    mixer_of(config, task, model.num_classes)  # what it refuses is refused before the heads are trained
     if config.head_epochs and not (resume and (folder / LAST).is_file()):
         first = folder / _HEADS
         kept = first / FEATURES if features is None else Path(features)
