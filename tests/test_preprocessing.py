@@ -128,7 +128,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
         ({"a": text, "b": ImagePreprocessing((8, 8))}, "the members take image and text; all are given the same"),
     ):
         with pytest.raises(InvalidInputError, match=message):
-            CascadePreprocessing(members)  # type: ignore[arg-type]
+            CascadePreprocessing(members)
     small, big = (
         [TensorSpec(f"{prefix}_{name}", "int64", ("batch", "length"), 0) for name in ("input_ids", "attention_mask")]
         for prefix in ("small", "big")

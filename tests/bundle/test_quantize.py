@@ -42,8 +42,7 @@ def graph(path: Path, *, batch: Any = "batch", weights: bool = True) -> Path:
 
 
 def answers(path: Path, x: Any) -> Any:
-    import onnxruntime
-
+    onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options).run(None, {"x": x})[0]
