@@ -564,7 +564,7 @@ class TestLabels:
             ),
         ):
             with pytest.raises(InvalidInputError, match=message):
-                eenet.collect(conv_model(0), loader)  # type: ignore[arg-type]
+                eenet.collect(conv_model(0), loader)
         assert len(eenet.collect(conv_model(0), torch.stack([X, X]))) == 8  # batches of inputs alone, in a tensor
         assert len(eenet.collect(conv_model(0), (X, X))) == 8
 
