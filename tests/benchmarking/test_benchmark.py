@@ -162,20 +162,22 @@ class TestSystems:
         assert [row.title for row in given.rows] == ["mine", "early 60%"]
         assert alone.rows[0].accuracy == given.rows[0].accuracy
 
-    def test_a_bundle_is_compared_with_itself_without_exits(self, tmp_path: Path) -> None:
+    def test_a_bundle_is_compared_with_its_plain_network_as_one_graph(self, tmp_path: Path) -> None:
         import_or_skip("onnxruntime")
         import_or_skip("onnx")
         case = small_convolutions()
         bundle = case.export(tmp_path / "bundle")
         labels = case.model.backbone(case.fresh["x"]).argmax(dim=1).numpy()
         result = run({"mine": (str(tmp_path / "bundle"), ["60%", "100%"])}, case.arrays["x"], labels)
-        assert [row.title for row in result.rows] == ["mine, exits off", "mine 60%", "mine 100%"]
-        assert result.rows[0].accuracy == 1
-        assert not result.rows[0].early_exit
-        assert result.rows[1].exit_shares == pytest.approx(
+        assert [row.title for row in result.rows] == ["mine, plain fp32", "mine, exits off", "mine 60%", "mine 100%"]
+        for row in result.rows[:2]:
+            assert row.accuracy == 1
+            assert not row.early_exit
+        assert result.rows[0].speed == 1
+        assert result.rows[2].exit_shares == pytest.approx(
             np.bincount(bundle.at("60%")(case.arrays).exits, minlength=3) / 40
         )
-        assert (result.rows[1].weight_bytes or 0) > 1000
+        assert (result.rows[2].weight_bytes or 0) > 1000
         code = f"""
 import sys, numpy as np, eenet
 x = np.zeros((16, 3, 8, 8), "f4")
@@ -185,7 +187,7 @@ print(result)
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "bundle, exits off" in done.stdout
+        assert "bundle, plain fp32" in done.stdout
 
     def test_an_onnx_file(self, tmp_path: Path) -> None:
         import_or_skip("onnxruntime")

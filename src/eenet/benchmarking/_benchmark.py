@@ -49,8 +49,8 @@ def benchmark(
         What is compared, by name; the first is what the others are compared with. Each is a torch module (a network
         without exits), an `AdaptiveModel`, `(model, scheduler)` or `(model, scheduler, ["40%", "60%"])` for several
         budgets, a bundle, its folder or `(bundle, budgets)`, an `.onnx` file, or a function from inputs to logits.
-        Where the first has exits, its plain network goes before it. A bundle is also run with its exits off, and one
-        with stages in int8 brings its plain network, in fp32 and in int8.
+        Where the first has exits, its plain network goes before it. A bundle brings the plain network that it
+        carries, in fp32 and where it has that in int8, and is also run with its exits off.
     data
         Arrays or tensors, `(inputs, labels)`, a mapping of inputs by name which may hold "labels", or the batches of a
         loader. All of it is held in memory.

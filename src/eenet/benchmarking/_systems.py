@@ -78,8 +78,8 @@ def systems_of(
 ) -> list[System]:
     """The systems of a mapping, one for each budget, the reference first.
 
-    Where the first has exits, its plain network is the reference, and is added or put first. A bundle, whose graphs are
-    stages, is also run with its exits off; one with stages in int8 brings its plain network too, in fp32 and in int8.
+    Where the first has exits, its plain network is the reference, and is added or put first. A bundle brings the plain
+    network that it carries, in fp32 and where it has that in int8, and is also run with its exits off.
     """
     if not isinstance(given, Mapping) or not given:
         raise InvalidInputError(f"systems are {given!r}, expected a mapping of at least one: {{'plain': network, ...}}")
@@ -256,14 +256,12 @@ def _plain(system: System) -> System | None:
 
 
 def _plain_graphs(system: System) -> list[System]:
-    """The plain network of a bundle with stages in int8, as one graph in fp32 and one in int8: what exits compete with.
+    """The plain network that a bundle carries, as one graph in fp32, and in int8 where it has that.
 
-    Other bundles are compared with themselves with exits off alone, as their graphs compute the same.
+    Its stages, one after another, take longer than that graph, so that they alone would flatter early exit.
     """
     bundle = system.origin
     data = getattr(getattr(bundle, "manifest", None), "data", {})
-    if not data.get("plain_int8"):
-        return []
     made = []
     for key, precision in (("plain", "fp32"), ("plain_int8", "int8")):
         if not data.get(key):
