@@ -40,13 +40,13 @@ from eenet.experiments.data import Subset, load, loader, three_way_split
 from eenet.experiments.recipes import load_recipe
 from eenet.models import HEADS, MultiExitModel
 from eenet.networks import resnet20
-from eenet.training import reestimate_batch_norm, train
+from eenet.training import TrainConfig, reestimate_batch_norm, train, training_device
 
 RECIPE = "cifar10-resnet20-shared"
 BUDGETS = (0.5, 0.65, 0.8)
 """Shares of the plain network's FLOPs."""
 FOLDS = 5
-SETTINGS = ("images", "validation", "epochs", "rate", "batch_size", "precision")
+SETTINGS = ("images", "validation", "epochs", "rate", "batch_size", "precision", "accelerator")
 """The options that results depend on: those of one folder were made with the same."""
 
 
@@ -96,7 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if note.is_file() and read_json(note) != settings:
         raise InvalidInputError(f"{str(work)!r} holds runs of other settings ({read_json(note)}); give another --out")
     write_json(note, settings)
-    todo = [(seed, v) for seed in range(options.seeds) for v in VARIANTS if not _file(work, v, seed).is_file()]
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    todo = [(seed, v) for seed in seeds for v in VARIANTS if not _file(work, v, seed).is_file()]
     begun = time.monotonic()
     study = Study(options, work) if todo else None
     for seed, variant in todo:
@@ -130,6 +131,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--precision", choices=("32", "bf16"), default="bf16", help="(default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions of each variant (default: %(default)s)")
+    parser.add_argument("--first-seed", type=int, default=0, help="so that several can run side by side")
+    parser.add_argument("--accelerator", default="cpu", help="cpu, cuda or auto (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads for torch (default: %(default)s)")
     parser.add_argument("--minutes", type=float, default=0, help="start no variant after these; 0 is no limit")
     return parser.parse_args(argv)
@@ -179,7 +182,8 @@ class Study:
 
     def run(self, variant: Variant, seed: int) -> dict[str, Any]:
         """Train a variant, or go on with it, and judge it."""
-        found, start = machine(), time.process_time()
+        device = training_device(TrainConfig(accelerator=self.options.accelerator))
+        found, start = machine(device), time.process_time()
         folder = self.work / _folder(variant) / f"run{seed}"
         model = self.model(seed)
         model.backbone.load_state_dict(self.start)
@@ -187,7 +191,7 @@ class Study:
         base = {
             "epochs": self.options.epochs, "learning_rate": self.options.rate, "distillation_weight": 0.0,
             "head_learning_rate": 4 * self.options.rate, "freeze_backbone": False, "precision": self.options.precision,
-            "warmup_epochs": 0.3, "accelerator": "cpu", "tensorboard": False, "progress": False, "seed": seed,
+            "warmup_epochs": 0.3, "accelerator": self.options.accelerator, "tensorboard": False, "progress": False, "seed": seed,
         }  # fmt: skip
         config = replace(self.recipe.config, **(base | dict(variant.options)))
         trained = train(
