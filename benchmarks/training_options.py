@@ -191,7 +191,8 @@ class Study:
         base = {
             "epochs": self.options.epochs, "learning_rate": self.options.rate, "distillation_weight": 0.0,
             "head_learning_rate": 4 * self.options.rate, "freeze_backbone": False, "precision": self.options.precision,
-            "warmup_epochs": 0.3, "accelerator": self.options.accelerator, "tensorboard": False, "progress": False, "seed": seed,
+            "warmup_epochs": 0.3, "accelerator": self.options.accelerator, "tensorboard": False, "progress": False,
+            "seed": seed,
         }  # fmt: skip
         config = replace(self.recipe.config, **(base | dict(variant.options)))
         trained = train(
