@@ -237,7 +237,25 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
 def test_the_readme_names_the_accelerator_that_was_measured_on(finished: Path) -> None:
     metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
     metrics["machine"]["accelerator"] = "NVIDIA H200"
+    metrics["training"]["machines"] = [metrics["machine"]]
     assert f"\nNVIDIA H200; {metrics['machine']['processor']}, 1 thread(s)" in readme(metrics)
+
+
+def test_the_readme_names_the_machine_of_the_training_where_the_costs_are_of_another(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["training"]["machines"] == [metrics["machine"]]
+    page = readme(metrics)
+    assert "Trained on" not in page
+    gpu = metrics["machine"] | {"accelerator": "NVIDIA H200", "torch": "2.11.0+cu130", "threads": 16}
+    metrics["training"]["machines"] = [gpu]
+    elsewhere = readme(metrics)
+    assert f"\nTrained on NVIDIA H200; {gpu['processor']}, 16 thread(s) of" in elsewhere
+    assert f"Costs measured on {metrics['machine']['processor']}, 1 thread(s) of" in elsewhere
+    metrics["training"]["machines"] = [gpu, metrics["machine"]]
+    assert f", torch 2.11.0+cu130, eenet {metrics['eenet']}, then on {gpu['processor']}, 1 thread(s)" in readme(metrics)
+    # Metrics of earlier versions say neither where the training was nor which eenet measured the costs.
+    del metrics["training"]["machines"], metrics["machine"]["eenet"]
+    assert readme(metrics) == page
 
 
 def test_parts_never_overlap_and_thresholds_are_fitted_on_calibration_alone(finished: Path) -> None:

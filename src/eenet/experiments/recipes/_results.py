@@ -68,8 +68,14 @@ def scheduler_file(method: str, budget: str) -> str:
 
 
 def machine(device: Mapping[str, Any]) -> dict[str, Any]:
-    """What a result depends on: the profiler's fingerprint, and the processors there are."""
-    return {**device, "processors": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+    """What a result depends on: the profiler's fingerprint, the processors there are, and the version of eenet."""
+    here = {"processors": os.cpu_count(), "system": platform.system(), "python": platform.python_version()}
+    return {**device, **here, "eenet": __version__}
+
+
+def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two machines are the same, as far as a README says what they are."""
+    return _described(one) == _described(other)
 
 
 def write_predictions(out: Path, calibration: ExitRecords, test: ExitRecords) -> None:
@@ -212,11 +218,9 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
 
 def readme(metrics: Mapping[str, Any]) -> str:
     """The README of a results folder, made from its metrics alone."""
-    samples, training, device = metrics["data"]["samples"], metrics["training"], metrics["machine"]
+    samples = metrics["data"]["samples"]
     unit = metrics["costs"]["unit"]
     images = "test_mean_iou" in metrics["exits"][0]
-    seconds = sum(metrics["seconds"].values())
-    gpu = f"{device['accelerator']}; " if "accelerator" in device else ""
     lines = [
         f"# {metrics['title']}",
         "",
@@ -227,11 +231,8 @@ def readme(metrics: Mapping[str, Any]) -> str:
         metrics["command"],
         "```",
         "",
-        f"{gpu}{device['processor']}, {device['threads']} thread(s) of {device['processors']} processors, torch "
-        f"{device['torch']}, eenet {metrics['eenet']}, seed {metrics['seed']}; {_duration(seconds)} in all, "
-        f"{_duration(training['seconds'])} of it training ({len(training['history'])} epochs, the best by its frontier "
-        f"is number {training['best_epoch']}). {samples['train']:,} samples were trained on, {samples['validation']:,} "
-        f"chose the checkpoint, {samples['calibration']:,} calibrated the schedulers, {samples['test']:,} judged them.",
+        f"{_made_on(metrics)} {samples['train']:,} samples were trained on, {samples['validation']:,} chose the "
+        f"checkpoint, {samples['calibration']:,} calibrated the schedulers, {samples['test']:,} judged them.",
         "",
         "## Exits",
         "",
@@ -276,7 +277,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
         "the best that exits drawn by lot give at the cost that was really spent, `oracle` what knowing the labels "
         "would.",
     ]
-    if metrics["measured"] is not None:
+    if metrics.get("measured") is not None:
         lines += ["", "## Every scheduler run for real on the test part", "", *_measured(metrics["measured"], unit)]
     for key, title in (
         ("comparison", f"Resplits at the measured costs ({unit})"),
@@ -294,6 +295,29 @@ def readme(metrics: Mapping[str, Any]) -> str:
         f"- `{SPLIT}`: which samples are in which part",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _made_on(metrics: Mapping[str, Any]) -> str:
+    """Where the costs were measured and how long all of it took, and where it was trained if that was elsewhere."""
+    training = metrics["training"]
+    costs = {**metrics["machine"], "eenet": metrics["machine"].get("eenet", metrics["eenet"])}
+    whole, trained = _duration(sum(metrics["seconds"].values())), _duration(training["seconds"])
+    epochs = f"{len(training['history'])} epochs, the best by its frontier is number {training['best_epoch']}"
+    machines = training.get("machines", [])  # early versions did not note them
+    if all(same_machine(one, costs) for one in machines):
+        return f"{_described(costs)}, seed {metrics['seed']}; {whole} in all, {trained} of it training ({epochs})."
+    return (
+        f"Trained on {', then on '.join(map(_described, machines))}: {trained} ({epochs}). Costs measured on "
+        f"{_described(costs)}. Seed {metrics['seed']}; all steps took {whole}."
+    )
+
+
+def _described(found: Mapping[str, Any]) -> str:
+    gpu = f"{found['accelerator']}; " if "accelerator" in found else ""
+    return (
+        f"{gpu}{found['processor']}, {found['threads']} thread(s) of {found['processors']} processors, torch "
+        f"{found['torch']}, eenet {found['eenet']}"
+    )
 
 
 def _measured(measured: Mapping[str, Any], unit: str) -> list[str]:

@@ -34,6 +34,7 @@ from eenet.experiments.recipes._results import (
     SPLIT,
     TEST,
     machine,
+    same_machine,
     scheduler_file,
     schedulers,
     write_predictions,
@@ -43,7 +44,7 @@ from eenet.experiments.recipes._schema import Recipe
 from eenet.experiments.recipes._smoke import write_smoke_files
 from eenet.models import MultiExitModel, collect
 from eenet.preprocessing import ImagePreprocessing
-from eenet.profiling import measure
+from eenet.profiling import fingerprint, measure
 from eenet.records import ExitRecords
 from eenet.scheduler import EENet, Scheduler, Static, load_scheduler
 from eenet.training import reestimate_batch_norm, train, training_device
@@ -52,6 +53,7 @@ STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
 WORK = "work"
 CLASSES, SAMPLES, LABELED, PREPROCESSING = "classes.txt", "samples.npz", "calibration.npz", "preprocessing.json"
 _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
+_MACHINES = "training-machines.json"
 _SCHEMA = 1
 _SAMPLES_BYTES = 5_000_000
 _KEPT_BYTES = 5_000_000
@@ -230,6 +232,7 @@ class _Run:
         for step in steps:
             self.markers.remove(step)
         if "train" in steps:
+            (self.work / _MACHINES).unlink(missing_ok=True)
             shutil.rmtree(self.work / _TRAINING, ignore_errors=True)
             shutil.rmtree(self.work / _MODEL, ignore_errors=True)
 
@@ -256,6 +259,7 @@ class _Run:
         model = make_network(recipe, data, self._root, checkpoint=self._checkpoint, weights=self.options.weights)
         device = training_device(recipe.config)
         model.to(device)
+        machines = self._noted_machines(device, begun=begun)
         frozen = recipe.config.freeze_backbone
         if recipe.train.batch_norm_batches and not begun:
             self._say(f"  re-estimating batch norms on {recipe.train.batch_norm_batches} batches")
@@ -284,8 +288,19 @@ class _Run:
             "best_epoch": result.best.epoch + 1,
             "stopped_early": result.stopped_early,
             "seconds": sum(report.seconds for report in result.history),
+            "machines": machines,
             "history": [report.to_dict() for report in result.history],
         }
+
+    def _noted_machines(self, device: torch.device, *, begun: bool) -> list[dict[str, Any]]:
+        """The machines of the training, this one the last: a training may go on where it was not begun."""
+        path = self.work / _MACHINES
+        noted = json.loads(path.read_text(encoding="utf-8")) if begun and path.is_file() else []
+        here = machine(fingerprint(device))
+        if not any(same_machine(one, here) for one in noted):
+            noted.append(here)
+            write_json(path, noted)
+        return noted
 
     def _save_inputs(self, model: MultiExitModel, data: RecipeData) -> None:
         """What `eenet export` takes of this folder: class names, preprocessing, and inputs.
