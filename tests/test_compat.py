@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
+import logging
 import unittest.mock
 import warnings
 from typing import Any
@@ -124,6 +126,24 @@ def test_the_epoch_of_a_loader_of_fabric() -> None:
     _compat.set_loader_epoch(loader, 7)
     assert len(list(loader)) == 2
     assert seen == [7], todo
+
+
+def test_the_hint_of_fabric_about_precision(caplog: pytest.LogCaptureFixture) -> None:
+    cuda = import_or_skip("lightning_fabric.accelerators.cuda")
+    todo = "Fabric gives its hint in other words or by another logger: correct `no_precision_hint`, or remove it"
+    gpu = {"is_available": True, "get_device_capability": (9, 0), "get_device_name": "a GPU"}
+    caplog.set_level(logging.INFO)
+    for within, logged in ((contextlib.nullcontext(), 1), (_compat.no_precision_hint(), 0)):
+        caplog.clear()
+        cuda._check_cuda_matmul_precision.cache_clear()
+        with within, contextlib.ExitStack() as stack:
+            for name, value in gpu.items():
+                stack.enter_context(unittest.mock.patch.object(torch.cuda, name, return_value=value))
+            cuda._check_cuda_matmul_precision(torch.device("cuda", 0))
+        assert len(caplog.records) == logged, todo
+    with _compat.no_precision_hint():
+        cuda.rank_zero_info("something else")
+    assert caplog.messages == ["something else"]
 
 
 def test_the_attention_of_a_configuration() -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "clear_fake_caches",
     "flop_counter",
     "is_fake",
+    "no_precision_hint",
     "out_spec_of",
     "put_tensor",
     "pytree",
@@ -279,6 +280,24 @@ def set_loader_epoch(loader: Any, epoch: int) -> None:
     Fabric counts its own epochs from 0, in a resumed run too, and has no public way to set the count.
     """
     loader._num_iter_calls = epoch
+
+
+@contextlib.contextmanager
+def no_precision_hint() -> Iterator[None]:
+    """Keep Fabric from advising `torch.set_float32_matmul_precision` on a GPU; what else it logs is shown.
+
+    The advice is for its caller, and `TrainConfig` has a precision. Fabric logs it wherever no other precision is set.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "torch.set_float32_matmul_precision" not in record.getMessage()
+
+    logger = logging.getLogger("lightning_fabric.utilities.rank_zero")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def attention_of(config: Any) -> str | None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from eenet._compat import BatchNorm
+from eenet._compat import BatchNorm, no_precision_hint
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError
 from eenet.models import MultiExitModel
@@ -113,7 +113,8 @@ def train(
     _check_kinds(config, costs, out)
     _check_arguments(model, config, teacher, task, out, resume=resume)
     fabric = _fabric(config)
-    fabric.launch()
+    with no_precision_hint():
+        fabric.launch()
     folder = Path(out)
     task = task or task_of(model, config.label_smoothing)
     for loader in (train_loader, validation_loader):
@@ -344,12 +345,13 @@ def _fabric(config: TrainConfig) -> Any:
             "training needs Lightning's Fabric, which is not installed: pip install 'eenet[train]'"
         ) from error
     try:
-        fabric: Any = Fabric(
-            accelerator=config.accelerator,
-            strategy=config.strategy,
-            devices=config.devices,
-            precision=_PRECISION[config.precision],  # type: ignore[arg-type]
-        )
+        with no_precision_hint():
+            fabric: Any = Fabric(
+                accelerator=config.accelerator,
+                strategy=config.strategy,
+                devices=config.devices,
+                precision=_PRECISION[config.precision],  # type: ignore[arg-type]
+            )
     # What Fabric raises for a combination that does not exist, or that this machine has not.
     except (ValueError, RuntimeError, TypeError, ImportError) as error:
         raise InvalidInputError(
