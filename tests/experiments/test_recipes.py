@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,6 +22,8 @@ from typer.testing import CliRunner
 import eenet
 from eenet.cli import app
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.experiments.data import dataset_names
+from eenet.experiments.data._load import _ENTRIES
 from eenet.experiments.recipes import (
     STEPS,
     Recipe,
@@ -30,6 +33,7 @@ from eenet.experiments.recipes import (
     recipe_names,
     reproduce,
 )
+from eenet.training import TrainConfig
 
 for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
     pytest.importorskip(library, reason=f"{library} is not installed")
@@ -214,7 +218,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert {path.name for path in finished.iterdir()} == KEPT
     metrics = json.loads((finished / "metrics.json").read_text())
-    assert metrics["data"]["samples"] == {"train": 160, "validation": 40, "calibration": 50, "test": 50}
+    assert metrics["data"]["samples"] == {"train": 200, "validation": 50, "calibration": 50, "test": 50}
     assert [row["name"] for row in metrics["exits"]] == ["layers.0", "layers.1", "output"]
     assert metrics["machine"]["threads"] == 1
     assert metrics["command"].split()[0] == "eenet"
@@ -350,6 +354,23 @@ def test_steps_after_a_training_that_was_run_before_are_on_the_device_that_train
     assert found["device"]["device"] == ("cuda:0" if torch.cuda.is_available() else "cpu")
 
 
+def test_a_validation_part_that_the_weights_have_seen_is_said(tmp_path: Path) -> None:
+    recipe = load_recipe("cifar10-resnet20-shared", changes=["data.validation=40"], smoke=True)
+    options = RunOptions(out=tmp_path, smoke=True, progress=False)
+    found = reproduce(recipe, options, console=Console(quiet=True), steps=("data", "train", "collect"))
+    assert found["notes"] == []
+    marker = tmp_path / "work" / "steps" / "train.json"
+    trained = json.loads(marker.read_text(encoding="utf-8"))
+    for epoch in trained["result"]["history"]:
+        epoch["accuracies"][-1] = 1.0  # as weights have it that were trained on these images
+    marker.write_text(json.dumps(trained), encoding="utf-8")
+    again = dataclasses.replace(options, start_from="collect")
+    found = reproduce(recipe, again, console=Console(quiet=True), steps=("collect",))
+    assert len(found["notes"]) == 1
+    assert found["notes"][0].startswith("The exit 'output' has 100.0 % on the validation part, which chose")
+    assert found["notes"][0].endswith("set data.validation to calibration.")
+
+
 def test_heads_alone_on_a_frozen_backbone(tmp_path: Path) -> None:
     out = tmp_path / "frozen"
     result = run(
@@ -447,6 +468,12 @@ def test_the_reference_in_the_docs_is_that_of_the_schema() -> None:
     assert between(page, "fields") == Recipe.reference()
     assert between(page, "recipes") == table()
     assert recipe_names() == sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+    fields = between(page, "fields")
+    settable = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed"}
+    assert {name for name in settable if f"`{name}`" not in fields} == set()
+    for name in dataset_names():
+        for option in _ENTRIES[name].options:
+            assert any(f"| `{option}` |" in line and name in line for line in fields.splitlines()), (name, option)
 
 
 def table() -> str:

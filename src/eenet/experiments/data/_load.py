@@ -52,6 +52,16 @@ _ENTRIES = {
     "sst2": _Entry(load_texts, ("train", "validation", "test", "phrases"), joins=True),
     "ag_news": _Entry(load_texts, ("train", "test", "more-train"), joins=True),
 }
+_OPTIONS = {
+    "mean": "of each channel, of pixels scaled to 0..1, by default of the training pixels or of ImageNet",
+    "std": "as `mean`",
+    "padding": "training: pixels that are added at each side before a crop of the old size is cut, 4, of digits 2",
+    "augment": "training: `rand` or `trivial`, torchvision's RandAugment or TrivialAugmentWide; by default neither",
+    "size": "the side of the square that the network sees, in pixels, 224",
+    "synsets": "all classes of a pretrained network in its order, a list or a file; by default the folders of train/",
+    "crop_size": "training: height and width of the crop, by default those of the image",
+    "scale": "training: the smallest and the largest factor that the image is scaled by, 0.5 and 2.0",
+}
 _HELD_OUT = ("val", "validation", "valid", "dev")  # names for one thing
 _REPOSITORIES = {
     "cifar10": "uoft-cs/cifar10",
@@ -77,6 +87,15 @@ def dataset_names() -> tuple[str, ...]:
     True
     """
     return tuple(_ENTRIES)
+
+
+def options_table() -> str:
+    """What `load` takes as options, and for which data sets, in Markdown."""
+    lines = ["| option | of | what it is |", "|---|---|---|"]
+    for option, text in _OPTIONS.items():
+        known = [name for name, entry in _ENTRIES.items() if option in entry.options]
+        lines.append(f"| `{option}` | {', '.join(known)} | {text} |")
+    return "\n".join(lines) + "\n"
 
 
 def load(

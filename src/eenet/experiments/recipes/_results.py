@@ -154,7 +154,7 @@ def write_results(
         "costs": costs.to_dict(),
         "exits": _exits(steps["train"]["result"]["exits"], costs, calibration, test),
         "schedulers": _fitted(out, settings.budgets, costs, test) + steps["fit"]["result"]["infeasible"],
-        "notes": steps["profile"]["result"].get("notes", []),
+        "notes": [note for step in ("collect", "profile") for note in steps[step]["result"].get("notes", [])],
         "measured": measured,
         "comparison": None if comparisons[0] is None else comparisons[0].to_dict("eenet"),
         "published": None if published is None or comparisons[-1] is None else comparisons[-1].to_dict("eenet"),

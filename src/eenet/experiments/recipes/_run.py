@@ -57,6 +57,7 @@ _MACHINES = "training-machines.json"
 _SCHEMA = 1
 _SAMPLES_BYTES = 5_000_000
 _KEPT_BYTES = 5_000_000
+_BEYOND_CHANCE = 4.0  # standard errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +337,30 @@ class _Run:
                 records = collect(model, _followed(loader, update))
                 records.save(self.work / file)
                 summary[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
+        summary["notes"] = self._easy_validation(summary["calibration"]["accuracies"])
+        for note in summary["notes"]:
+            self._say(f"  {note}")
         return summary
+
+    def _easy_validation(self, calibration: Sequence[float]) -> list[str]:
+        """A note where the exits are better on the validation part than on the calibration part, beyond chance.
+
+        The best of several epochs may be better there by one or two standard errors, and there are several exits.
+        """
+        samples, trained = self._result("data")["samples"], self._result("train")
+        if self.recipe.data.validation == "calibration":
+            return []
+        weights = np.array([samples["validation"], samples["calibration"]])
+        validation = trained["history"][trained["best_epoch"] - 1]["accuracies"]
+        for name, one, other in zip(trained["exits"], validation, calibration, strict=True):
+            mean = float(np.average([one, other], weights=weights))
+            if one - other > _BEYOND_CHANCE * np.sqrt(mean * (1 - mean) * (1 / weights).sum()):
+                return [
+                    f"The exit {name!r} has {100 * one:.1f} % on the validation part, which chose the checkpoint, and "
+                    f"{100 * other:.1f} % on the calibration part. If the weights that the training started from have "
+                    "seen the validation part, it favors the first epochs: set data.validation to calibration."
+                ]
+        return []
 
     def _profile(self) -> dict[str, Any]:
         data, model, settings = self._read_data(), self._read_model(), self.recipe.profile

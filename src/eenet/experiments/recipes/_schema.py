@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -16,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.experiments.data._load import options_table
 from eenet.training import TrainConfig
 
 _ENDINGS = (".yaml", ".yml")
@@ -91,7 +94,8 @@ class DataSettings(_Section):
     test: Part = _says(_PART, "what everything is judged on, and nothing fitted")
     validation: Annotated[Amount | str, AfterValidator(_validation)] = _says(
         "a number of samples, a share below 1, or 'calibration'",
-        "what checkpoints are chosen by: some of the training part, or where data is scarce the calibration part",
+        "what checkpoints are chosen by: some of the training part; or the calibration part, where data is scarce or "
+        "the weights have seen the training part",
     )
     max_length: Annotated[int, Field(ge=3)] = _says(
         "a whole number of at least 3", "texts: tokens that are kept, special ones included", 128
@@ -145,7 +149,7 @@ class ModelSettings(_Section):
 
 
 class TrainSettings(_Section):
-    """The training run; besides these, every field of `eenet.training.TrainConfig`."""
+    """The training run: fields of the recipe itself, and every field of `eenet.training.TrainConfig` but the seed."""
 
     batch_size: Count = _says(_COUNT, "samples in a batch of training")
     evaluation_batch_size: Count = _says(_COUNT, "samples in a batch where nothing is learned", 128)
@@ -303,7 +307,39 @@ class Recipe(_Section):
             lines += ["", f"### `{name}`", "", kind.__doc__, "", *head]
             for key, field in kind.model_fields.items():
                 lines.append(f"| `{key}` | {_expected(field)} | {_default(field)} | {field.description} |")
+            if kind is DataSettings:
+                lines += ["", "Of `data.options`:", "", *options_table().splitlines()]
+            if kind is TrainSettings:
+                lines += ["", "Those of `TrainConfig` (None is `null` in a recipe):", "", *_config_table()]
         return "\n".join(lines) + "\n"
+
+
+def _config_table() -> list[str]:
+    """The fields of `TrainConfig` that a recipe may set, with what its docstring says of them."""
+    section = inspect.cleandoc(TrainConfig.__doc__ or "").partition("Parameters\n----------\n")[2].partition("\n\n")[0]
+    said: list[tuple[list[str], list[str]]] = []
+    for line in section.splitlines():
+        if line.startswith(" "):
+            said[-1][1].append(line.strip())
+        else:
+            said.append((line.split(", "), []))
+    defaults = {item.name: _yaml(item.default) for item in dataclasses.fields(TrainConfig)}
+    rows = []
+    for names, text in said:
+        if names != ["seed"]:
+            cells = [
+                ", ".join(f"`{name}`" for name in names),
+                ", ".join(defaults[name] for name in names),
+                " ".join(text),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    return ["| field | default | what it is |", "|---|---|---|", *rows]
+
+
+def _yaml(value: Any) -> str:
+    """A default as a recipe says it; YAML reads a word of digits as a number where it has no quotes."""
+    text = json.dumps(list(value) if isinstance(value, tuple) else value)
+    return f"`{text if isinstance(value, str) and value.isdigit() else text.strip(chr(34))}`"
 
 
 def _require_network(model: ModelSettings) -> None:
