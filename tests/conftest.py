@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,69 @@ except ModuleNotFoundError:  # `make test-matrix` runs the tests of the core wit
     torch = None  # type: ignore[assignment]
 
 SEED = 20240104
+TESTS = Path(__file__).parent
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+# Files of half a minute and more, the longest first. `--dist loadfile` gives whole files to the workers, and by itself
+# begins with those of the most tests, so that long files of one test come last and one worker waits for the other.
+LONGEST = (
+    "serving/test_serving_soak.py",
+    "experiments/test_recipes_smoke.py",
+    "test_installed.py",
+    "docs/test_tutorials.py",
+    "serving/test_serving_hostile.py",
+    "experiments/test_recipes.py",
+    "bundle/test_bundle.py",
+    "optimize/test_optimize.py",
+    "docs/test_docs.py",
+    "docs/test_site.py",
+    "stages/test_stages_networks.py",
+    "scheduler/test_scheduler_fallback.py",
+    "serving/test_serving_openapi.py",
+    "serving/test_serving_ray.py",
+    "experiments/test_demo.py",
+    "evaluation/test_comparison_errors.py",
+    "benchmarks/test_benchmarks.py",
+    "docs/test_docs_api.py",
+    "test_docstrings.py",
+    "bundle/test_precision.py",
+    "bundle/test_bundle_costs.py",
+    "docs/test_deployment_page.py",
+    "docs/test_howto.py",
+    "docs/test_scale_docs.py",
+    "docs/test_serving_docs.py",
+)
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 if torch is not None:
+    import remembered
+
     torch.set_num_threads(1)
+    remembered.remember()
 
 # Importing `sitecustomize` mended torchvision, where it needs that, in this process; this does so in those it starts.
 _paths = [str(Path(sitecustomize.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 os.environ["PYTHONPATH"] = os.pathsep.join(_paths)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let pytest-xdist keep the order of `pytest_collection_modifyitems`."""
+    if missing := [name for name in LONGEST if not (TESTS / name).is_file()]:
+        raise pytest.UsageError(f"LONGEST in {__file__} names {missing[0]!r}, which is not there; take it out")
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the tests: first the longest files, then those of the most tests."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    places = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path, len(places)), -tests[item.path]))
 
 
 @pytest.fixture(autouse=True)
