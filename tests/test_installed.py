@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundles import Case, small_convolutions
+from environments import install
 from optional import import_or_skip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,25 +27,29 @@ class Environment:
 
     def __init__(self, folder: Path, wheel: Path) -> None:
         self.folder, self.wheel = folder, wheel
-        subprocess.run([PYTHON, "-m", "venv", str(folder)], check=True)
+        subprocess.run([PYTHON, "-m", "venv", "--without-pip", str(folder)], check=True)
 
     def install(self, extra: str) -> Environment:
         """Add the wheel with an extra, or without any."""
         requirement = f"{self.wheel}[{extra}]" if extra else str(self.wheel)
-        words = ["install", "--quiet", "--disable-pip-version-check", "--constraint", str(ROOT / "constraints.txt")]
-        done = self.run("-m", "pip", *words, requirement)
+        done = install(self.python_path, "--constraint", str(ROOT / "constraints.txt"), requirement)
         if done.returncode:
             pytest.skip(f"no package index can be reached, or it lacks what is needed: {done.stderr[-300:]}")
         return self
 
     @property
+    def python_path(self) -> str:
+        return str(self.folder / "bin" / "python")
+
+    @property
     def variables(self) -> dict[str, str]:
-        """The environment variables, without those that bring in the checkout."""
-        return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        """The environment variables, without those that bring in the checkout; what is compiled may be kept."""
+        left_out = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+        return {name: value for name, value in os.environ.items() if name not in left_out}
 
     def run(self, *words: object) -> subprocess.CompletedProcess[str]:
         """Python in the environment, outside the checkout."""
-        command = [str(self.folder / "bin" / "python"), *map(str, words)]
+        command = [self.python_path, *map(str, words)]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=self.variables, cwd=self.folder)
 
     def python(self, code: str, *arguments: object) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import CASES, Case
+from environments import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -468,24 +469,26 @@ def _run_without_torch(python: list[str], case: Case, folder: Path, scratch: Pat
         np.testing.assert_array_equal(answers["exits"], expected.exits)
 
 
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of an environment without packages."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    return str(folder / "bin" / "python")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("requirement", ["onnxruntime", "onnxruntime<1.22"])
 def test_a_bundle_runs_in_a_fresh_environment_with_onnxruntime_and_without_torch(
-    exported: Any, tmp_path: Path, requirement: str
+    exported: Any, environment: str, tmp_path: Path, requirement: str
 ) -> None:
-    environment = tmp_path / "environment"
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    python = environment / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(
-        [*install, "numpy", "scipy", "safetensors", requirement], capture_output=True, text=True, check=False
-    )
+    done = install(environment, "numpy", "scipy", "safetensors", requirement)
     if done.returncode:
         pytest.skip(f"no package index can be reached, or it lacks {requirement} for this Python: {done.stderr[-200:]}")
-    has = subprocess.run([str(python), "-c", "import torch"], capture_output=True, check=False)
+    has = subprocess.run([environment, "-c", "import torch"], capture_output=True, check=False)
     assert has.returncode != 0, "the environment must not have torch"
     case, folder = exported("convolutions")
-    _run_without_torch([str(python)], case, folder, tmp_path)
+    _run_without_torch([environment], case, folder, tmp_path)
 
 
 def test_a_network_that_mixes_samples_is_refused(tmp_path: Path) -> None:

