@@ -28,9 +28,9 @@ BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 # Files of half a minute and more, the longest first. `--dist loadfile` gives whole files to the workers, and by itself
 # begins with those of the most tests, so that long files of one test come last and one worker waits for the other.
 LONGEST = (
-    "serving/test_serving_soak.py",
     "experiments/test_recipes_smoke.py",
     "test_installed.py",
+    "serving/test_serving_soak.py",
     "docs/test_tutorials.py",
     "serving/test_serving_hostile.py",
     "experiments/test_recipes.py",
