@@ -1,4 +1,4 @@
-"""ExitRecords: what N samples showed at K exits; the only thing a scheduler is fitted on."""
+"""ExitRecords: made, joined, divided, saved and loaded."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ from eenet._cascades import labels_and_utility, require_same_task, require_sever
 from eenet._files import read_arrays, write_arrays
 from eenet._values import equal, hash_of
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.records._checks import (
+    checked,
+    class_labels,
+    exit_cube,
+    fractions,
+    kept_numbers,
+    require_distributions,
+    require_most_probable,
+)
 from eenet.tasks import POOLED, Evidence, softmax
-
-__all__ = ["ExitRecords"]
 
 _SCHEMA = 1
 _POOLED = "pooled."
-_SUM_TOLERANCE = 1e-3
-_AXES = "(exits, samples, classes)"
 
 
 class ExitRecords:
@@ -82,20 +87,20 @@ class ExitRecords:
         pooled: Mapping[str, ArrayLike] | None = None,
         pixel_counts: ArrayLike | None = None,
     ) -> None:
-        p = _cube(probabilities, "probabilities", least=(1, 1, 1))
+        p = exit_cube(probabilities, "probabilities", least=(1, 1, 1))
         shape = p.shape[:2]
-        self.labels = None if labels is None else _labels(labels, p)
-        predicted = _checked(predictions, "predictions", "iu", shape).astype(np.intp)
+        self.labels = None if labels is None else class_labels(labels, p)
+        predicted = checked(predictions, "predictions", "iu", shape).astype(np.intp)
         for k, of_exit in enumerate(p):
-            _require_distributions(of_exit, p, k)
+            require_distributions(of_exit, p, k)
         p = np.ascontiguousarray(p, dtype=np.float32)
-        _require_most_probable(p, predicted)
+        require_most_probable(p, predicted)
         self.probabilities, self.predictions = p, predicted
         if utility is None and self.labels is not None:
             utility = predicted == self.labels
-        self.utility = None if utility is None else _fractions(utility, "utility", shape)
+        self.utility = None if utility is None else fractions(utility, "utility", shape)
         self.pooled = {
-            name: _checked(values, f"pooled[{name!r}]", "f", shape).astype(np.float64, copy=False)
+            name: checked(values, f"pooled[{name!r}]", "f", shape).astype(np.float64, copy=False)
             for name, values in (pooled or {}).items()
         }
         unknown = sorted(set(self.pooled) - set(POOLED))
@@ -103,7 +108,7 @@ class ExitRecords:
             raise InvalidInputError(f"pooled holds {unknown}, expected names among {list(POOLED)}")
         self.pixel_counts = None
         if pixel_counts is not None:
-            counts = _checked(pixel_counts, "pixel_counts", "iu", (*p.shape, 3))
+            counts = checked(pixel_counts, "pixel_counts", "iu", (*p.shape, 3))
             self.pixel_counts = counts.astype(np.int64, copy=False)
 
     @classmethod
@@ -130,8 +135,8 @@ class ExitRecords:
         >>> ExitRecords.from_probabilities(probabilities, labels=np.arange(100) % 4)
         ExitRecords(3 exits, 100 labeled samples, 4 classes)
         """
-        p = _cube(probabilities, "probabilities")
-        y = None if labels is None else _labels(labels, p)
+        p = exit_cube(probabilities, "probabilities")
+        y = None if labels is None else class_labels(labels, p)
         if not np.isfinite(p).all():
             k, n, c = np.argwhere(~np.isfinite(p))[0]
             raise InvalidInputError(
@@ -140,7 +145,7 @@ class ExitRecords:
             )
         normal = np.empty(p.shape, dtype=np.float32)
         for k, of_exit in enumerate(p):  # one exit at a time: in float64 all of them would take twice their memory
-            exact, sums = _require_distributions(of_exit, p, k)
+            exact, sums = require_distributions(of_exit, p, k)
             np.divide(exact, sums[:, None], out=normal[k], casting="same_kind")
         return cls._of(normal, normal.argmax(axis=-1), y)
 
@@ -168,8 +173,8 @@ class ExitRecords:
         >>> ExitRecords.from_logits(logits)
         ExitRecords(3 exits, 100 unlabeled samples, 4 classes)
         """
-        z = _cube(logits, "logits")
-        y = None if labels is None else _labels(labels, z, name="logits")
+        z = exit_cube(logits, "logits")
+        y = None if labels is None else class_labels(labels, z, name="logits")
         with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for a network that runs in float32
             z = np.ascontiguousarray(z, dtype=np.float32)
         return cls._of(softmax(z), z.argmax(axis=-1), y)
@@ -417,141 +422,3 @@ class ExitRecords:
             raise FileFormatError(f"{str(path)!r} holds no valid records: {error}; save them again") from error
         records.network = str(header["network"]) if "network" in header else None
         return records
-
-
-def _require_distributions(
-    of_exit: NDArray[np.floating[Any]], whole: NDArray[np.floating[Any]], exit_index: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One exit's probabilities in float64 and their sums; raises where a finite row is no distribution."""
-    exact = np.ascontiguousarray(of_exit, dtype=np.float64)
-    negative = np.isfinite(exact) & (exact < 0)
-    if negative.any():
-        n, c = np.argwhere(negative)[0]
-        raise InvalidInputError(
-            f"probabilities[{exit_index}, {n}, {c}] is {exact[n, c]:.6g}, which is negative; for logits use from_logits"
-        )
-    sums = exact.sum(axis=-1)
-    wrong = np.isfinite(exact).all(axis=-1) & ~(np.abs(sums - 1) <= _SUM_TOLERANCE)
-    if wrong.any():
-        n = int(wrong.argmax())
-        raise InvalidInputError(
-            f"probabilities[{exit_index}, {n}] sums to {sums[n]:.6g}, expected 1 within {_SUM_TOLERANCE}; "
-            f"{_other_axis(whole) or 'apply softmax, or use from_logits'}"
-        )
-    return exact, sums
-
-
-def _other_axis(whole: NDArray[np.floating[Any]]) -> str | None:
-    """What to do where probabilities sum to 1 along another axis than the last."""
-    for axis in (0, 1):
-        if (np.abs(whole.sum(axis=axis, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all():
-            return (
-                f"they sum to 1 along axis {axis}, so the classes are there: of shape {whole.shape}, expected {_AXES}; "
-                "reorder the axes with numpy.transpose"
-            )
-    return None
-
-
-def _require_most_probable(probabilities: NDArray[np.float32], predictions: NDArray[np.intp]) -> None:
-    """Raise where a prediction is not a most probable class, which evidence takes for granted."""
-    classes = probabilities.shape[2]
-    for k, (of_exit, predicted) in enumerate(zip(probabilities, predictions, strict=True)):
-        wrong = (predicted < 0) | (predicted >= classes)
-        most = np.take_along_axis(of_exit, np.where(wrong, 0, predicted)[:, None], axis=1)[:, 0]
-        wrong |= most < of_exit.max(axis=-1)
-        if wrong.any():
-            n = int(wrong.argmax())
-            raise InvalidInputError(
-                f"exit {k} predicts class {predicted[n]} for sample {n}, which is not its most probable one; make "
-                "records with from_logits or from_probabilities, which predict themselves"
-            )
-
-
-def _array(values: ArrayLike, name: str) -> NDArray[Any]:
-    try:
-        return np.asarray(values)
-    # Rows of different lengths; tensors with gradients, on a GPU, or of a dtype that numpy lacks.
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidInputError(
-            f"{name} are a {type(values).__name__} that cannot be made an array ({error}); expected numbers in rows of "
-            "one length; of a tensor give tensor.detach().cpu(), of bfloat16 its float() as well"
-        ) from error
-
-
-def _cube(values: ArrayLike, name: str, least: tuple[int, int, int] = (2, 1, 2)) -> NDArray[np.floating[Any]]:
-    """The array (K, N, C) of probabilities or logits, with at least `least` of each."""
-    array = _array(values, name)
-    if array.dtype.kind != "f":
-        raise InvalidInputError(f"{name} have dtype {array.dtype}, expected a float dtype such as float32")
-    plain = array.ndim == 2 and least[0] > 1
-    if plain:
-        array = array[None]
-    if array.ndim != 3:
-        raise InvalidInputError(
-            f"{name} have shape {array.shape}, expected {_AXES}, or (samples, classes) of a member of a cascade"
-        )
-    exits, samples, classes = array.shape
-    if exits < least[0] and not plain:
-        raise InvalidInputError(
-            f"{name} have {exits} exit, expected at least 2: with one exit there is no choice; give those of a plain "
-            "network, which is a member of a cascade, as (samples, classes)"
-        )
-    if samples < least[1]:
-        raise InvalidInputError(f"{name} have 0 samples, expected at least 1")
-    if classes < least[2]:
-        raise InvalidInputError(f"{name} have {classes} class, expected at least 2; give a binary output as (1 - p, p)")
-    return array
-
-
-def _labels(labels: ArrayLike, outputs: NDArray[np.floating[Any]], name: str = "probabilities") -> NDArray[np.intp]:
-    """The labels of outputs (K, N, C)."""
-    y = _array(labels, "labels")
-    if y.dtype.kind not in "iu":
-        raise InvalidInputError(f"labels have dtype {y.dtype}, expected integers: class numbers from 0")
-    samples, classes = outputs.shape[1:]
-    if y.shape != (samples,):
-        if y.ndim == 1 and len(y) == len(outputs):
-            raise InvalidInputError(
-                f"{name} have shape {outputs.shape}, expected {_AXES}: there are {len(y)} labels, so the first axis is "
-                f"that of the samples; exchange the first two with numpy.swapaxes({name}, 0, 1)"
-            )
-        axis = f"; {name} have shape {outputs.shape}, expected {_AXES}" if y.size in outputs.shape else ""
-        raise InvalidInputError(f"labels have shape {y.shape}, expected ({samples},): one for each sample{axis}")
-    bad = (y < 0) | (y >= classes)
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
-        raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}")
-    return y.astype(np.intp)
-
-
-def _checked(values: ArrayLike, name: str, kinds: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array of this shape whose dtype is of one of these kinds."""
-    array = _array(values, name)
-    if array.dtype.kind not in kinds:
-        expected = "integers" if kinds == "iu" else "floats"
-        raise InvalidInputError(f"{name} of dtype {array.dtype}, expected {expected}")
-    if array.shape != shape:
-        raise InvalidInputError(f"{name} of shape {array.shape}, expected {shape}")
-    return array
-
-
-def _fractions(values: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = _checked(values, name, "fbiu", shape)
-    outside = ~((array >= 0) & (array <= 1))
-    if outside.any():
-        k, n = np.argwhere(outside)[0]
-        raise InvalidInputError(f"{name}[{k}, {n}] is {array[k, n]:.6g}, expected a number from 0 to 1")
-    return array.astype(np.float32, copy=False)
-
-
-def kept_numbers(exits: Sequence[int], count: int, *, fewest: int) -> list[int]:
-    """The numbers of the exits to keep, of `count`, in order; raises `InvalidInputError` for others."""
-    given = np.asarray(exits)
-    if given.ndim != 1 or given.dtype.kind not in "iu" or len(set(given.tolist())) < max(fewest, len(given)):
-        few = f"{fewest} exit{'s' * (fewest > 1)}"
-        raise InvalidInputError(
-            f"exits are {exits!r}, expected the numbers of at least {few}, from 0 to {count - 1}, each once"
-        )
-    if given.min() < 0 or given.max() >= count:
-        raise InvalidInputError(f"exits are {given.tolist()}, expected numbers from 0 to {count - 1}")
-    return sorted(given.tolist())

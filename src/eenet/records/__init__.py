@@ -1,0 +1,6 @@
+"""ExitRecords: what N samples showed at K exits; the only thing a scheduler is fitted on."""
+
+from eenet.records._checks import kept_numbers as kept_numbers
+from eenet.records._records import ExitRecords
+
+__all__ = ["ExitRecords"]

@@ -1,0 +1,154 @@
+"""What a user gives as outputs, labels and exit numbers: checked, with errors that name the first place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eenet.errors import InvalidInputError
+
+_SUM_TOLERANCE = 1e-3
+_AXES = "(exits, samples, classes)"
+
+
+def require_distributions(
+    of_exit: NDArray[np.floating[Any]], whole: NDArray[np.floating[Any]], exit_index: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One exit's probabilities in float64 and their sums; raises where a finite row is no distribution."""
+    exact = np.ascontiguousarray(of_exit, dtype=np.float64)
+    negative = np.isfinite(exact) & (exact < 0)
+    if negative.any():
+        n, c = np.argwhere(negative)[0]
+        raise InvalidInputError(
+            f"probabilities[{exit_index}, {n}, {c}] is {exact[n, c]:.6g}, which is negative; for logits use from_logits"
+        )
+    sums = exact.sum(axis=-1)
+    wrong = np.isfinite(exact).all(axis=-1) & ~(np.abs(sums - 1) <= _SUM_TOLERANCE)
+    if wrong.any():
+        n = int(wrong.argmax())
+        raise InvalidInputError(
+            f"probabilities[{exit_index}, {n}] sums to {sums[n]:.6g}, expected 1 within {_SUM_TOLERANCE}; "
+            f"{_other_axis(whole) or 'apply softmax, or use from_logits'}"
+        )
+    return exact, sums
+
+
+def _other_axis(whole: NDArray[np.floating[Any]]) -> str | None:
+    """What to do where probabilities sum to 1 along another axis than the last."""
+    for axis in (0, 1):
+        if (np.abs(whole.sum(axis=axis, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all():
+            return (
+                f"they sum to 1 along axis {axis}, so the classes are there: of shape {whole.shape}, expected {_AXES}; "
+                "reorder the axes with numpy.transpose"
+            )
+    return None
+
+
+def require_most_probable(probabilities: NDArray[np.float32], predictions: NDArray[np.intp]) -> None:
+    """Raise where a prediction is not a most probable class, which evidence takes for granted."""
+    classes = probabilities.shape[2]
+    for k, (of_exit, predicted) in enumerate(zip(probabilities, predictions, strict=True)):
+        wrong = (predicted < 0) | (predicted >= classes)
+        most = np.take_along_axis(of_exit, np.where(wrong, 0, predicted)[:, None], axis=1)[:, 0]
+        wrong |= most < of_exit.max(axis=-1)
+        if wrong.any():
+            n = int(wrong.argmax())
+            raise InvalidInputError(
+                f"exit {k} predicts class {predicted[n]} for sample {n}, which is not its most probable one; make "
+                "records with from_logits or from_probabilities, which predict themselves"
+            )
+
+
+def _array(values: ArrayLike, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    # Rows of different lengths; tensors with gradients, on a GPU, or of a dtype that numpy lacks.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{name} are a {type(values).__name__} that cannot be made an array ({error}); expected numbers in rows of "
+            "one length; of a tensor give tensor.detach().cpu(), of bfloat16 its float() as well"
+        ) from error
+
+
+def exit_cube(values: ArrayLike, name: str, least: tuple[int, int, int] = (2, 1, 2)) -> NDArray[np.floating[Any]]:
+    """The array (K, N, C) of probabilities or logits, with at least `least` of each."""
+    array = _array(values, name)
+    if array.dtype.kind != "f":
+        raise InvalidInputError(f"{name} have dtype {array.dtype}, expected a float dtype such as float32")
+    plain = array.ndim == 2 and least[0] > 1
+    if plain:
+        array = array[None]
+    if array.ndim != 3:
+        raise InvalidInputError(
+            f"{name} have shape {array.shape}, expected {_AXES}, or (samples, classes) of a member of a cascade"
+        )
+    exits, samples, classes = array.shape
+    if exits < least[0] and not plain:
+        raise InvalidInputError(
+            f"{name} have {exits} exit, expected at least 2: with one exit there is no choice; give those of a plain "
+            "network, which is a member of a cascade, as (samples, classes)"
+        )
+    if samples < least[1]:
+        raise InvalidInputError(f"{name} have 0 samples, expected at least 1")
+    if classes < least[2]:
+        raise InvalidInputError(f"{name} have {classes} class, expected at least 2; give a binary output as (1 - p, p)")
+    return array
+
+
+def class_labels(
+    labels: ArrayLike, outputs: NDArray[np.floating[Any]], name: str = "probabilities"
+) -> NDArray[np.intp]:
+    """The labels of outputs (K, N, C)."""
+    y = _array(labels, "labels")
+    if y.dtype.kind not in "iu":
+        raise InvalidInputError(f"labels have dtype {y.dtype}, expected integers: class numbers from 0")
+    samples, classes = outputs.shape[1:]
+    if y.shape != (samples,):
+        if y.ndim == 1 and len(y) == len(outputs):
+            raise InvalidInputError(
+                f"{name} have shape {outputs.shape}, expected {_AXES}: there are {len(y)} labels, so the first axis is "
+                f"that of the samples; exchange the first two with numpy.swapaxes({name}, 0, 1)"
+            )
+        axis = f"; {name} have shape {outputs.shape}, expected {_AXES}" if y.size in outputs.shape else ""
+        raise InvalidInputError(f"labels have shape {y.shape}, expected ({samples},): one for each sample{axis}")
+    bad = (y < 0) | (y >= classes)
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}")
+    return y.astype(np.intp)
+
+
+def checked(values: ArrayLike, name: str, kinds: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array of this shape whose dtype is of one of these kinds."""
+    array = _array(values, name)
+    if array.dtype.kind not in kinds:
+        expected = "integers" if kinds == "iu" else "floats"
+        raise InvalidInputError(f"{name} of dtype {array.dtype}, expected {expected}")
+    if array.shape != shape:
+        raise InvalidInputError(f"{name} of shape {array.shape}, expected {shape}")
+    return array
+
+
+def fractions(values: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    array = checked(values, name, "fbiu", shape)
+    outside = ~((array >= 0) & (array <= 1))
+    if outside.any():
+        k, n = np.argwhere(outside)[0]
+        raise InvalidInputError(f"{name}[{k}, {n}] is {array[k, n]:.6g}, expected a number from 0 to 1")
+    return array.astype(np.float32, copy=False)
+
+
+def kept_numbers(exits: Sequence[int], count: int, *, fewest: int) -> list[int]:
+    """The numbers of the exits to keep, of `count`, in order; raises `InvalidInputError` for others."""
+    given = np.asarray(exits)
+    if given.ndim != 1 or given.dtype.kind not in "iu" or len(set(given.tolist())) < max(fewest, len(given)):
+        few = f"{fewest} exit{'s' * (fewest > 1)}"
+        raise InvalidInputError(
+            f"exits are {exits!r}, expected the numbers of at least {few}, from 0 to {count - 1}, each once"
+        )
+    if given.min() < 0 or given.max() >= count:
+        raise InvalidInputError(f"exits are {given.tolist()}, expected numbers from 0 to {count - 1}")
+    return sorted(given.tolist())
