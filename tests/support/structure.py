@@ -24,7 +24,7 @@ BEGIN, END = "<!-- written by tests/support/structure.py -->", "<!-- end -->"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
     ("_extras", "_files", "_values", "_cascades"),
-    ("_needs_torch", "_compat", "_timing", "_evidence", "_progress"),
+    ("_needs_torch", "_compat", "_timing", "_progress"),
     ("tasks", "preprocessing"),
     ("records", "costs"),
     ("scheduler",),

@@ -86,7 +86,7 @@ class LearnedScore(Score):
         for column, earlier in enumerate(history.scores, NUM_CONFIDENCES):
             scalars[:, column] = sigmoid(earlier)
         scalars *= self.evidence_weights[k]
-        # Products summed row by row, not a BLAS product: see eenet/_evidence.py.
+        # Products summed row by row, not a BLAS product: see eenet/tasks/_evidence.py.
         scores: Floats = np.add.reduce(evidence.probabilities * self.class_weights[k], axis=1)
         if len(scores) == 1:  # the same, in less time
             of_one = scores.item() + np.add.reduce(scalars, axis=1).item() + self.biases[k]

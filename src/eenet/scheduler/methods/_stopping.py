@@ -100,7 +100,7 @@ class GainModel:
         """Estimated gains (n,), in units of utility; the extra cost is already taken off."""
         z = standardized(features(evidence), self.center, self.scale)
         bent = hinges(z, self.knots)
-        # Products summed row by row, not a BLAS product: see eenet/_evidence.py.
+        # Products summed row by row, not a BLAS product: see eenet/tasks/_evidence.py.
         z *= self.weights
         bent *= self.hinge_weights
         if len(z) == 1:  # the same, in less time

@@ -1,76 +1,18 @@
-"""Tasks: what the logits of an exit mean, for the scheduler (`Evidence`) and for the score (utility).
-
-A task works on host arrays, so that every back end computes the same evidence. `shown` says which part of an exit's
-logits it needs there.
-"""
+"""Segmentation: one class for each pixel, with evidence that is pooled over the pixels of an image."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Protocol, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._evidence import LOG_ODDS_LIMIT as LOG_ODDS_LIMIT
-from eenet._evidence import POOLED as POOLED
-from eenet._evidence import Evidence
-from eenet._evidence import softmax as softmax
 from eenet.errors import InvalidInputError
-
-__all__ = ["Classification", "Evidence", "Segmentation", "Task", "mean_iou"]
-
-Array = TypeVar("Array")
+from eenet.tasks._evidence import LOG_ODDS_LIMIT, Array, Evidence, softmax
 
 _TINY = float(np.exp(-LOG_ODDS_LIMIT))
-
-
-class Task(Protocol):
-    """What the logits (N, C, ...) of an exit mean.
-
-    Examples
-    --------
-    >>> from eenet.tasks import Classification, Task
-    >>> task: Task = Classification()
-    >>> task.name == "classification"
-    True
-    """
-
-    @property
-    def name(self) -> str:
-        """The field's word for the task."""
-        ...
-
-    def shown(self, logits: Array) -> Array:
-        """The part of the logits that the scheduler looks at; of a tensor or an array."""
-        ...
-
-    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
-        """The evidence in that part, given the evidence of the same samples at the exits before."""
-        ...
-
-
-@dataclass(frozen=True)
-class Classification:
-    """One class for each sample: logits (N, C).
-
-    Examples
-    --------
-    >>> evidence = Classification().evidence(np.array([[2.0, 0.0], [0.0, 0.5]]), earlier=[])
-    >>> evidence.predictions, evidence.max_probability.round(3)
-    (array([0, 1]), array([0.881, 0.622]))
-    """
-
-    name: str = "classification"
-
-    def shown(self, logits: Array) -> Array:
-        """All of the logits."""
-        return logits
-
-    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
-        """Evidence of logits (n, C)."""
-        return Evidence.from_logits(shown, earlier)
 
 
 @dataclass(frozen=True)
@@ -190,29 +132,6 @@ class Segmentation:
         iou = right / np.maximum(said + truth - right, 1)
         mean: NDArray[np.float64] = (iou * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
         return mean.astype(np.float32)
-
-
-_TASKS: dict[str, type[Classification] | type[Segmentation]] = {
-    "classification": Classification,
-    "segmentation": Segmentation,
-}
-
-
-def describe_task(task: Task) -> dict[str, Any]:
-    """A JSON-ready description of a task, read back by `task_from`."""
-    if not isinstance(task, (Classification, Segmentation)):
-        raise InvalidInputError(f"the task {task.name!r} is not one of {sorted(_TASKS)}, so it cannot be written down")
-    return asdict(task)
-
-
-def task_from(description: Mapping[str, Any]) -> Task:
-    """The task of what `describe_task` gave; raises `InvalidInputError` for any other."""
-    made = _TASKS.get(description.get("name", ""))
-    options = {name: value for name, value in description.items() if name != "name"}
-    known = {f.name for f in fields(made)} if made else set()
-    if made is None or not set(options) <= known:
-        raise InvalidInputError(f"{dict(description)} describes no task; expected the name one of {sorted(_TASKS)}")
-    return made(**options)
 
 
 def mean_iou(pixel_counts: NDArray[np.int64]) -> float:

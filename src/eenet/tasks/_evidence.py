@@ -1,4 +1,4 @@
-"""The evidence of n samples at one exit.
+"""Evidence, which is what an exit shows of n samples; and what a task is, with that of one class for each sample.
 
 Everything here works row by row: a sample's numbers do not depend on the other samples of its batch, in any bit. So a
 replay over all records and a run over the samples that are left agree. It rules out BLAS products (their order of
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar, overload
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -323,3 +324,53 @@ class Evidence:
             unbroken &= earlier.predictions == self.predictions
             length += unbroken
         return length
+
+
+Array = TypeVar("Array")
+
+
+class Task(Protocol):
+    """What the logits (N, C, ...) of an exit mean.
+
+    Examples
+    --------
+    >>> from eenet.tasks import Classification, Task
+    >>> task: Task = Classification()
+    >>> task.name == "classification"
+    True
+    """
+
+    @property
+    def name(self) -> str:
+        """The field's word for the task."""
+        ...
+
+    def shown(self, logits: Array) -> Array:
+        """The part of the logits that the scheduler looks at; of a tensor or an array."""
+        ...
+
+    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
+        """The evidence in that part, given the evidence of the same samples at the exits before."""
+        ...
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One class for each sample: logits (N, C).
+
+    Examples
+    --------
+    >>> evidence = Classification().evidence(np.array([[2.0, 0.0], [0.0, 0.5]]), earlier=[])
+    >>> evidence.predictions, evidence.max_probability.round(3)
+    (array([0, 1]), array([0.881, 0.622]))
+    """
+
+    name: str = "classification"
+
+    def shown(self, logits: Array) -> Array:
+        """All of the logits."""
+        return logits
+
+    def evidence(self, shown: NDArray[np.floating], earlier: Sequence[Evidence]) -> Evidence:
+        """Evidence of logits (n, C)."""
+        return Evidence.from_logits(shown, earlier)
