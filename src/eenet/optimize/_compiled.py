@@ -24,8 +24,8 @@ from torch import Tensor, fx, nn
 from eenet._compat import aoti_compile_and_package, aoti_load_package
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
-from eenet.optimize._variant import Variant, eager, traced_heads
-from eenet.stages import LiveTensor, Stage, walk
+from eenet.optimize._frozen import eager, traced_heads
+from eenet.stages import LiveTensor, Stage, Variant, walk
 
 NAME = "compiled"
 _COMPILERS = ("g++", "clang++", "c++")

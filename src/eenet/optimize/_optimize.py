@@ -19,8 +19,9 @@ from eenet._values import array_value
 from eenet.errors import ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
+from eenet.optimize._frozen import batch_of, eager, frozen
 from eenet.optimize._recorded import recorded
-from eenet.optimize._variant import Variant, batch_of, eager, frozen
+from eenet.stages import Variant
 
 _log = logging.getLogger("eenet.optimize")
 

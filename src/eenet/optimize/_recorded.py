@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet.optimize._variant import Variant
-from eenet.stages import Step
+from eenet.stages import Step, Variant
 
 Tensors = tuple[Tensor, ...]
 Capture = Callable[[Callable[[], Tensors]], tuple[Callable[[], None], Tensors]]

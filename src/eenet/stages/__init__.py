@@ -10,6 +10,7 @@ from eenet.stages._split_points import split_points as split_points
 from eenet.stages._stage import LiveTensor as LiveTensor
 from eenet.stages._stage import Stage as Stage
 from eenet.stages._stage import Step as Step
+from eenet.stages._stage import Variant as Variant
 from eenet.stages._stage import walk as walk
 from eenet.stages._staged import StagedModel as StagedModel
 from eenet.stages._staged import cut as cut

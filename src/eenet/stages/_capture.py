@@ -24,7 +24,8 @@ from eenet._compat import (
     rename_node,
 )
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._example import BATCH, MODEL_ERRORS, InputForm
+from eenet.stages._example import BATCH, MODEL_ERRORS
+from eenet.stages._stage import InputForm
 
 # Recurrent layers rebuild their list of weights while traced; torch.export puts it back as it was, and warns.
 _EXPORT_NOISE = (r"The tensor attributes? .*_flat_weights.* assigned during export",)

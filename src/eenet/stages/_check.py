@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from eenet._compat import BatchNorm, pytree
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._example import BATCH, InputForm
+from eenet.stages._example import BATCH
 from eenet.stages._gradients import Gradients, Watch, all_trainable, differing, gradient_error, gradients_of
 from eenet.stages._samples import (
     SEED,
@@ -27,7 +27,7 @@ from eenet.stages._samples import (
     whole_of,
 )
 from eenet.stages._split import Split, random_steps
-from eenet.stages._stage import LiveTensor, Stage, compact, walk
+from eenet.stages._stage import InputForm, LiveTensor, Stage, compact, walk
 from eenet.stages._walks import FAILURES, SELECTED, Run, Tensors, Walk, picked, walk_alone, walks_of
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from eenet._compat import clear_fake_caches, is_fake, pytree
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._example import BATCH, MODEL_ERRORS, InputForm
+from eenet.stages._example import BATCH, MODEL_ERRORS
 from eenet.stages._gradients import Watch
 from eenet.stages._samples import Whole, run_whole, sample_inputs, undisturbed
+from eenet.stages._stage import InputForm
 
 
 def refuse_wrapped(network: nn.Module) -> None:

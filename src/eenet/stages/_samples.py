@@ -14,7 +14,7 @@ from eenet._compat import pytree
 from eenet.errors import CutError
 from eenet.stages._binding import device_of
 from eenet.stages._capture import feature_at
-from eenet.stages._example import InputForm
+from eenet.stages._stage import InputForm
 
 SEED = 0
 

@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from eenet._compat import pytree, version_of
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._example import InputForm
 from eenet.stages._samples import sample_inputs, undisturbed
 from eenet.stages._split import Fixed, Split
-from eenet.stages._stage import LiveTensor, Stage
+from eenet.stages._stage import InputForm, LiveTensor, Stage
 
 # Two batch sizes that no other dimension is likely to follow from: a dimension that goes along with both is the batch.
 _BATCHES = (3, 5)

@@ -18,10 +18,11 @@ from eenet._timing import waiting_for
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import modes_kept, set_evaluation
 from eenet.stages._capture import capture_with_markers, is_marker
-from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._example import Example, form_of
 from eenet.stages._network import refuse_wrapped
 from eenet.stages._plan import SameTensor, Symbols, is_assert, is_size, is_tensor, returned_values, returns_its_input
 from eenet.stages._samples import undisturbed
+from eenet.stages._stage import InputForm
 
 COSTS = ("flops", "ms")
 

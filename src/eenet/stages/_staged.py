@@ -22,13 +22,13 @@ from eenet.stages._check import (
     check_reference,
     check_training,
 )
-from eenet.stages._example import Example, InputForm, form_of
+from eenet.stages._example import Example, form_of
 from eenet.stages._gradients import GradientError, gradient_error
 from eenet.stages._network import Contents, first_run, refuse_wrapped, run_after_trace
 from eenet.stages._samples import Whole
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
-from eenet.stages._stage import Stage, Step, compact, walk
+from eenet.stages._stage import InputForm, Stage, Step, compact, walk
 from eenet.stages._walks import Run
 
 _log = logging.getLogger("eenet.stages")
