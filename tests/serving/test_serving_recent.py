@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from serving_toys import scripted_policy
 
 import eenet
-from eenet.serving.engine._recent import WIDTH, Recent
-from eenet.serving.engine._request import Request
+from eenet.serving.engine import WIDTH, Recent, Request
 from eenet.testing import toy_costs, toy_records
 
 COSTS = eenet.ExitCosts([1.0, 2.0, 4.0])

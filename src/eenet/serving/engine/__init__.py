@@ -1,6 +1,8 @@
 """Queues and batching by stage, without HTTP."""
 
 from eenet.serving.engine._engine import Engine
+from eenet.serving.engine._metrics import WIDTH as WIDTH
+from eenet.serving.engine._metrics import Recent as Recent
 from eenet.serving.engine._model import Controller as Controller
 from eenet.serving.engine._model import FixedBudget, ServedModel
 from eenet.serving.engine._model import Model as Model
