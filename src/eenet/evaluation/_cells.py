@@ -26,7 +26,7 @@ from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import Decisions, Scheduler
-from eenet.scheduler._policy import as_answered
+from eenet.scheduler._replay import as_answered
 
 _SCHEMA = 1
 _INPUTS, _FOLDER = "inputs.json", "cells"

@@ -5,9 +5,10 @@ from eenet.scheduler._fitted import FrontierPoint as FrontierPoint
 from eenet.scheduler._fitted import PolicyTable as PolicyTable
 from eenet.scheduler._loading import load_scheduler
 from eenet.scheduler._policy import SCORES as SCORES
-from eenet.scheduler._policy import Decisions, DecisionState, ExitHistory, Score, ThresholdPolicy
+from eenet.scheduler._policy import DecisionState, ExitHistory, Score, ThresholdPolicy
 from eenet.scheduler._policy import Ensemble as Ensemble
-from eenet.scheduler._policy import replay as replay
+from eenet.scheduler._replay import Decisions
+from eenet.scheduler._replay import replay as replay
 from eenet.scheduler._reports import DeadExit as DeadExit
 from eenet.scheduler._reports import Fallback as Fallback
 from eenet.scheduler._scheduler import SCHEDULERS, Scheduler

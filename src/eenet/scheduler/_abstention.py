@@ -11,7 +11,8 @@ import numpy as np
 from eenet.errors import InfeasibleBudgetError, InvalidInputError
 from eenet.records import ExitRecords
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable
-from eenet.scheduler._policy import Decisions, Ensemble, ExitHistory, Floats, Ints, Score, replay
+from eenet.scheduler._policy import Ensemble, ExitHistory, Floats, Ints, Score
+from eenet.scheduler._replay import Decisions, replay
 from eenet.scheduler._thresholds import RESOLUTION
 from eenet.tasks import Evidence
 

@@ -20,7 +20,8 @@ from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
 from eenet.scheduler._fitted import PolicyTable
-from eenet.scheduler._policy import Bools, Floats, Ints, Score, ThresholdPolicy, as_answered, leaves_at, replay
+from eenet.scheduler._policy import Bools, Floats, Ints, Score, ThresholdPolicy, leaves_at
+from eenet.scheduler._replay import as_answered, replay
 from eenet.scheduler._reports import Fallback
 from eenet.scheduler._thresholds import RESOLUTION, ScoreTable
 

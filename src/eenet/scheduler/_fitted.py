@@ -16,7 +16,8 @@ from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError
 from eenet.scheduler._assignments import Assignment, Calibration
 from eenet.scheduler._assignments import fold_numbers as fold_numbers
-from eenet.scheduler._policy import Floats, Ints, ThresholdPolicy, replay, score_from_arrays
+from eenet.scheduler._policy import Floats, Ints, ThresholdPolicy, score_from_arrays
+from eenet.scheduler._replay import replay
 from eenet.scheduler._reports import Cheaper, DeadExit, Fallback
 from eenet.scheduler._thresholds import Thresholds, within
 

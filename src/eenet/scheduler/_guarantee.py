@@ -35,7 +35,8 @@ from eenet.scheduler._bounds import (
     upper_limits,
 )
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable, fold_numbers, policy_table
-from eenet.scheduler._policy import Bools, Floats, Score, replay
+from eenet.scheduler._policy import Bools, Floats, Score
+from eenet.scheduler._replay import replay
 from eenet.scheduler._thresholds import ScoreTable, within
 from eenet.tasks import LOG_ODDS_LIMIT
 

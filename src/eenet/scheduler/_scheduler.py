@@ -30,17 +30,8 @@ from eenet.scheduler._fitted import (
     PolicyTable,
     ThresholdFit,
 )
-from eenet.scheduler._policy import (
-    Bools,
-    Decisions,
-    Ensemble,
-    Score,
-    ThresholdPolicy,
-    as_answered,
-    replay,
-    require_whole,
-    score_class,
-)
+from eenet.scheduler._policy import Bools, Ensemble, Score, ThresholdPolicy, require_whole, score_class
+from eenet.scheduler._replay import Decisions, as_answered, replay
 from eenet.scheduler._reports import Cheaper, DeadExit, Fallback, to_dict
 from eenet.scheduler._thresholds import ScoreTable
 
