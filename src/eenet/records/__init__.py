@@ -2,5 +2,6 @@
 
 from eenet.records._checks import kept_numbers as kept_numbers
 from eenet.records._records import ExitRecords
+from eenet.records._records import require_records as require_records
 
 __all__ = ["ExitRecords"]

@@ -422,3 +422,11 @@ class ExitRecords:
             raise FileFormatError(f"{str(path)!r} holds no valid records: {error}; save them again") from error
         records.network = str(header["network"]) if "network" in header else None
         return records
+
+
+def require_records(records: ExitRecords) -> None:
+    """Raise `InvalidInputError` for anything that is no records."""
+    if not isinstance(records, ExitRecords):
+        raise InvalidInputError(
+            f"records are a {type(records).__name__}, expected ExitRecords: see ExitRecords.from_probabilities"
+        )

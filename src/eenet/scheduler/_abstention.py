@@ -51,10 +51,6 @@ class Abstention:
                     "promised with a probability only; give guarantee=0.95"
                 )
 
-    def plain(self, fitted: Fitted, records: ExitRecords) -> Fitted:
-        """A fit that abstains as asked on its calibration records; the same one where nothing is asked."""
-        return AbstainingFit(fitted, records, self) if self.asked else fitted
-
 
 NOTHING = Abstention()
 """No sample is handed back."""

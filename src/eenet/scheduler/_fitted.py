@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -378,3 +378,23 @@ class PolicyTable(Fitted):
 def abstains_from(saved: NDArray[Any] | None) -> float | None:
     """What `abstains_below` was, from the one number that is kept of it in files: NaN for none."""
     return None if saved is None or np.isnan(saved[0]) else float(saved[0])
+
+
+@dataclass(frozen=True)
+class State:
+    """The result of `fit`."""
+
+    fitted: Fitted
+    policy: ThresholdPolicy | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    promises: Mapping[str, float | str] = field(default_factory=dict)
+    fallback: Fallback | None = None
+    left_out: tuple[DeadExit, ...] = ()
+    as_it_is: bool = False
+    """Whether it was fitted with `fallback=False`."""
+
+    @property
+    def compared(self) -> tuple[Any, ...]:
+        """What makes two fits equal: the policy for the budget, or without one the policies for all budgets."""
+        what = self.fitted.table if self.policy is None else (self.policy, dict(self.numbers))
+        return self.fitted.costs, what, dict(self.promises)

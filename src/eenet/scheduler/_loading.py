@@ -1,4 +1,4 @@
-"""Reading what `Scheduler.save` wrote, in this eenet or an earlier one."""
+"""Schedulers from their files: of their class, with their parameters."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from eenet._files import read_arrays
-from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.scheduler._fitted import PolicyTable, abstains_from
-from eenet.scheduler._policy import Score, ThresholdPolicy, score_from_arrays
-from eenet.scheduler._reports import dead_exit_from, fallback_from
-from eenet.scheduler._scheduler import SCHEMA, TABLE, Scheduler, State
+from eenet.scheduler._file import read_scheduler
+from eenet.scheduler._policy import Score
+from eenet.scheduler._scheduler import Scheduler
 
 
 def load_scheduler(path: str | Path) -> Scheduler:
@@ -45,41 +39,12 @@ def load_scheduler(path: str | Path) -> Scheduler:
     >>> eenet.load_scheduler("scheduler.safetensors") == scheduler
     True
     """
-    arrays, header = read_arrays(path, kind="scheduler", schema=SCHEMA)
-    try:
-        costs = ExitCosts.from_dict(header["costs"])
-        numbers, name, score = dict(header["numbers"]), str(header["name"]), header["score"]
-        if not isinstance(score, str):
-            raise TypeError(f"the score is a {type(score).__name__}")
-        classes = int(header["num_classes"])
-        own = str(header.get("policy_score", score))
-        policy = _policy_from(arrays, own, classes, path, len(costs)) if numbers else None
-        fallbacks = [fallback_from(taken) for taken in header.get("fallbacks", ())]
-        fallback = fallback_from(header.get("fallback"))
-        left_out = tuple(map(dead_exit_from, header.get("left_out", ())))
-        promises, as_it_is = dict(header.get("promises", {})), bool(header.get("as_it_is", False))
-    except KeyError as error:
-        raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
-    except TypeError as error:
-        raise FileFormatError(f"{str(path)!r} has a damaged header ({error}); save the scheduler again") from error
-    parts = {n.removeprefix(TABLE): a for n, a in arrays.items() if n.startswith(TABLE)}
-    if parts:
-        table = PolicyTable.from_arrays(parts, score=score, num_classes=classes, costs=costs, fallbacks=fallbacks)
-    elif policy is not None:  # written before schedulers had tables: its one budget is all it knows
-        budgets, spent = np.array([numbers["budget"]]), np.array([numbers["calibration_cost"]])
-        table = PolicyTable(budgets, spent, np.array([np.nan]), (policy,), costs)
+    header, score, state = read_scheduler(path)
+    if score is None:  # written before schedulers had parameters
+        scheduler = _of_name(str(header["name"]), str(header["score"]))
     else:
-        raise FileFormatError(f"{str(path)!r} holds neither a policy nor a table of them; save the scheduler again")
-    if "parameters" in header:
-        given = {n.removeprefix("given."): a for n, a in arrays.items() if n.startswith("given.")}
-        if "given_score" in header:
-            main = score_from_arrays(str(header["given_score"]), given)
-        else:
-            main = next(p.score for p in table.policies if p.score.name == score)
-        scheduler = _with_parameters(header, main, path)
-    else:
-        scheduler = _of_name(name, score)
-    scheduler._state = State(table, policy, numbers, promises, fallback, left_out, as_it_is)
+        scheduler = _with_parameters(header, score, path)
+    scheduler._state = state
     return scheduler
 
 
@@ -131,16 +96,3 @@ def _classes() -> dict[str, type[Scheduler]]:
         classes.setdefault(made.__name__, made)
         waiting += made.__subclasses__()
     return classes
-
-
-def _policy_from(
-    arrays: dict[str, NDArray[Any]], score: str, classes: int, path: str | Path, exits: int
-) -> ThresholdPolicy:
-    fitted = score_from_arrays(score, {n[6:]: a for n, a in arrays.items() if n.startswith("score.")})
-    enabled, below = arrays["enabled"].astype(np.bool_), abstains_from(arrays.get("abstains_below"))
-    policy = ThresholdPolicy(fitted, arrays["thresholds"], enabled, classes, below)
-    if not (policy.thresholds.shape == policy.enabled.shape == (exits - 1,)):
-        raise FileFormatError(
-            f"{str(path)!r} has {len(policy.thresholds)} thresholds for {exits} exits; save the scheduler again"
-        )
-    return policy

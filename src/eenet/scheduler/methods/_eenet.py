@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -207,7 +207,7 @@ class EENet(Scheduler, method="eenet"):
         super().__init__("learned", "learned", seed=seed)
 
     def _options(self) -> LearningOptions:
-        return LearningOptions(**{name: value for name, value in self.get_params().items() if name != "seed"})
+        return LearningOptions(**{option.name: getattr(self, option.name) for option in fields(LearningOptions)})
 
     def _check(self) -> None:
         super()._check()
