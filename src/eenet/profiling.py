@@ -25,8 +25,7 @@ from eenet._timing import in_turns, timed, waiting_for
 from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.models import MultiExitModel, inferring
-from eenet.models._multi_exit import require_exits
+from eenet.models import MultiExitModel, inferring, require_exits
 from eenet.optimize import batch_of
 from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._loop import decide

@@ -23,7 +23,9 @@ from eenet.models._heads import (
 from eenet.models._io import inferring as inferring
 from eenet.models._io import logits_in as logits_in
 from eenet.models._io import unpack as unpack
-from eenet.models._multi_exit import MultiExitModel, attach, from_pretrained, multi_exit
+from eenet.models._multi_exit import MultiExitModel, attach
+from eenet.models._multi_exit import require_exits as require_exits
+from eenet.models._named import from_pretrained, multi_exit
 from eenet.models._networks import MODELS as MODELS
 from eenet.models._networks import ModelSpec as ModelSpec
 from eenet.models._networks import Source, build_network, make_heads

@@ -358,3 +358,42 @@ def _is_channels_last(shape: tuple[int | str, ...], image: Sequence[int] | None)
         return False
     of_image = math.log(image[0] / image[1])
     return abs(math.log(first / second) - of_image) < abs(math.log(second / third) - of_image) - 1e-6
+
+
+def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> None:
+    """Run a head on its feature of the example, so that what does not fit is refused here and not in training."""
+    what = f"the feature at {name!r}, of shape {tuple(feature.shape)} and {feature.dtype}"
+    try:
+        with inferring(head):
+            logits = head(feature)
+    # What a module raises for an input of another shape: torch's own are RuntimeErrors, the rest is the caller's code.
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        weight = next((p for p in head.parameters() if p.is_floating_point()), None)
+        if weight is not None and weight.dtype != feature.dtype:
+            raise InvalidInputError(
+                f"{what}, does not fit the head there, a {type(head).__name__} of {weight.dtype}: pass heads=[...] "
+                "with a module that converts it first, such as feature.float(), or place the exit at another module"
+            ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InvalidInputError(
+            f"the head at {name!r}, a {type(head).__name__}, fails on {what} ({reason}); give a head for a feature of "
+            "this shape, or leave heads out"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InvalidInputError(
+            f"the head at {name!r} gives {got} for {expected.shape[0]} samples, expected logits of shape (batch, "
+            f"{', '.join(str(size) for size in expected.shape[1:])})"
+        )
+    if not isinstance(feature, Tensor) or not feature.is_floating_point():
+        return
+    with inferring(head):
+        for row in range(min(len(feature), 2)):
+            others = feature * 0.5 + 1
+            others[row] = feature[row]
+            # A head that is not reproducible differs from itself as well.
+            if not torch.equal(head(others)[row], logits[row]) and torch.equal(head(feature)[row], logits[row]):
+                raise InvalidInputError(
+                    f"the head at {name!r}, a {type(head).__name__}, mixes samples: what it says of one changes with "
+                    "the others in the batch; give a head that answers each sample by itself"
+                )

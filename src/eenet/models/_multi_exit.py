@@ -1,4 +1,4 @@
-"""MultiExitModel: a cut network with an exit head at the end of each stage; made by `attach`, saved and loaded."""
+"""MultiExitModel: a cut network with an exit head at the end of each stage; made by `attach`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eenet._version import __version__
 from eenet.errors import CutError, FileFormatError, InvalidInputError
-from eenet.models._backbones import Backbone, describe_backbone, difference, missing, pretrained, require_same
+from eenet.models._backbones import Backbone
 from eenet.models._cascade_network import CascadeNetwork
-from eenet.models._exits import default_heads
-from eenet.models._first_exits import Exits, FirstExits, kept
-from eenet.models._folder import WEIGHTS, find_model, read_folder, tensor_names, write_folder
-from eenet.models._heads import HEADS, describe_head
+from eenet.models._exits import default_heads, require_head
+from eenet.models._first_exits import Exits, kept
+from eenet.models._folder import WEIGHTS
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
-from eenet.models._networks import CASCADE, FIRST_EXITS, Source, build_network, known, make_heads, remember
+from eenet.models._networks import Source, remember
 from eenet.models._placement import Placement, by_time, paying, place_exits
+from eenet.models._saving import read_model, write_model
 from eenet.networks._weights import load_weights
 from eenet.records import kept_numbers
 from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
-from eenet.tasks import Classification, Segmentation, Task, describe_task, task_from
+from eenet.tasks import Classification, Segmentation, Task
 
 
 class MultiExitModel(nn.Module):
@@ -196,32 +195,7 @@ class MultiExitModel(nn.Module):
         InvalidInputError
             Where the model cannot be described, or the folder cannot be written.
         """
-        whole = backbone is True
-        if not whole and any(isinstance(module, FirstExits) for module in self.backbone.modules()):
-            raise InvalidInputError(
-                "the network ends at an exit, whose head is part of it and would not be written; save it whole, or "
-                "save the model that keep_exits was called on, and call keep_exits after loading"
-            )
-        source = _proved_source(self) if whole or self.source is not None else Source("")
-        stored = self.backbone.state_dict()
-        if not whole:
-            stored = difference(self.backbone, None if isinstance(backbone, bool) else pretrained(source, backbone))
-        tensors = {f"backbone.{name}": tensor for name, tensor in stored.items()}
-        tensors |= {f"heads.{name}": tensor for name, tensor in self.heads.state_dict().items()}
-        dtype = next((p.dtype for p in self.backbone.parameters() if p.is_floating_point()), torch.float32)
-        description = {
-            "eenet": __version__,
-            "source": source.to_dict(),
-            "exits": list(self.staged.at),
-            "num_classes": self.num_classes,
-            "dynamic": {str(dim): name for dim, name in self.staged.dynamic.items()},
-            "heads": [describe_head(head) for head in self.heads],
-            "task": describe_task(self.task),
-            "dtype": str(dtype).removeprefix("torch."),
-        }
-        if not whole:
-            description["backbone"] = describe_backbone(self.backbone, stored, backbone, dtype)
-        write_folder(folder, description, tensors, self.staged.example)
+        write_model(folder, self, backbone)
 
     @classmethod
     def from_pretrained(
@@ -261,83 +235,27 @@ class MultiExitModel(nn.Module):
         InvalidInputError
             Where something has to be allowed or given, the backbone has other weights, or there is no such model.
         """
-        root = find_model(folder)
-        saved = read_folder(root)
-        description = saved.found
-        source = Source(description["source"]["name"], description["source"]["options"])
-        described, dtype = description.get("backbone"), getattr(torch, description["dtype"])
-        if described is None and backbone is not None:
-            raise InvalidInputError(f"{str(root)!r} holds the whole model; leave backbone out")
-        if described is not None and backbone is None:
-            raise missing(root, source, described)
-        with torch.random.fork_rng(devices=[]):
-            allowed = list(allow)
-            made_of = source.build(allow=allowed) if backbone is None else pretrained(source, backbone, allow=allowed)
-            network = made_of.to(dtype).eval()
-            made = heads if heads is not None else _described_heads(description, source, network)
-        rest: list[str] = []
-        if described is not None:
-            stored = [name.removeprefix("backbone.") for name in tensor_names(root) if name.startswith("backbone.")]
-            require_same(network, stored, described, dtype)
-            rest = [f"staged.backbone.{name}" for name in network.state_dict() if name not in set(stored)]
+        saved = read_model(folder, allow=list(allow), heads=heads, backbone=backbone)
         args, kwargs = saved.example
         try:
-            task = task_from(description["task"])
-        except InvalidInputError as error:
-            raise FileFormatError(f"{str(root)!r} is of a task that cannot be made here: {error}") from error
-        try:
             model = attach(
-                network,
-                description["exits"],
-                description["num_classes"],
+                saved.network,
+                saved.exits,
+                saved.num_classes,
                 kwargs if kwargs and not args else args,
-                heads=made,
-                dynamic={int(dim): name for dim, name in description["dynamic"].items()},
-                source=source if source.name else None,
-                task=task,
+                heads=saved.heads,
+                dynamic=saved.dynamic,
+                source=saved.source if saved.source.name else None,
+                task=saved.task,
             )
         except CutError as error:
             raise FileFormatError(
-                f"{str(root)!r} was saved with exits at {description['exits']}, but the network that {source.name!r} "
-                f"gives here cannot be cut there ({error}); install the version of the library that it was saved with"
+                f"{str(saved.root)!r} was saved with exits at {saved.exits}, but the network that "
+                f"{saved.source.name!r} gives here cannot be cut there ({error}); install the version of the library "
+                "that it was saved with"
             ) from error
-        load_weights(model, root / WEIGHTS, rename=_name_in_model, optional=rest)
+        load_weights(model, saved.root / WEIGHTS, rename=_name_in_model, optional=saved.given)
         return model.eval()
-
-
-def from_pretrained(
-    name: str | Path,
-    *,
-    allow: Iterable[str] = (),
-    heads: Sequence[nn.Module] | None = None,
-    backbone: Backbone | None = None,
-) -> MultiExitModel:
-    """A trained model by its name or folder: `MultiExitModel.from_pretrained`.
-
-    Parameters
-    ----------
-    name
-        A model that ships, such as "digits", or one in a folder of the environment variable EENET_MODELS; an unknown
-        name raises an error that lists them. Or the folder that `save_pretrained` wrote.
-    allow
-        The import paths that may be called to build a network of the caller's own.
-    heads
-        New heads of the same kind, where those of the model were the caller's own.
-    backbone
-        The network with its weights, for a model that was saved without it.
-
-    Returns
-    -------
-    MultiExitModel
-        The model on the CPU, in inference mode.
-
-    Examples
-    --------
-    >>> import eenet
-    >>> eenet.from_pretrained("digits").num_exits
-    3
-    """
-    return MultiExitModel.from_pretrained(name, allow=allow, heads=heads, backbone=backbone)
 
 
 def attach(
@@ -459,7 +377,7 @@ def attach(
     model.training = staged.training
     model.heads.train(staged.training)
     for name, head, feature in zip(staged.at, heads, features, strict=True):
-        _try_head(name, head, feature, logits)
+        require_head(name, head, feature, logits)
     if places is not None and measured:
         placement = paying(heads, features, places)
         if placement.dropped:
@@ -477,45 +395,6 @@ def require_exits(model: Any) -> MultiExitModel:
         f"model is a {type(model).__name__}, expected a MultiExitModel; give a network exits with eenet.attach, or "
         "join networks without exits with eenet.cascade"
     )
-
-
-def multi_exit(
-    name: str, *, num_classes: int | None = None, example: Example | None = None, **options: Any
-) -> MultiExitModel:
-    """A network of the paper by name, with its exits and heads.
-
-    Parameters
-    ----------
-    name
-        One of `eenet.models.MODELS`.
-    num_classes
-        C, the classes, by default those of the network's data set.
-    example
-        An input; images must have its size, by default that of the network's data set. Texts may have any length.
-    **options
-        The keyword arguments of the network's function, such as `weights`.
-
-    Returns
-    -------
-    MultiExitModel
-        The model, with random weights unless the options say otherwise.
-
-    Raises
-    ------
-    InvalidInputError
-        For an unknown name.
-
-    Examples
-    --------
-    >>> from eenet.models import multi_exit
-    >>> multi_exit("resnet20", num_classes=4).exit_names
-    ('layers.0', 'layers.1', 'output')
-    """
-    spec = known(name)
-    backbone = build_network(f"eenet:{name}", num_classes=num_classes, **options)
-    exits = spec.exits(backbone)
-    given = spec.example() if example is None else example
-    return attach(backbone, exits, num_classes, given, heads=make_heads(backbone, exits), dynamic=spec.dynamic)
 
 
 def _places(
@@ -550,96 +429,5 @@ def _staged(
     return cut_for_heads(backbone, list(exits), example, dynamic=dynamic)
 
 
-def _try_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> None:
-    """Run a head on its feature of the example, so that what does not fit is refused here and not in training."""
-    what = f"the feature at {name!r}, of shape {tuple(feature.shape)} and {feature.dtype}"
-    try:
-        with inferring(head):
-            logits = head(feature)
-    # What a module raises for an input of another shape: torch's own are RuntimeErrors, the rest is the caller's code.
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        weight = next((p for p in head.parameters() if p.is_floating_point()), None)
-        if weight is not None and weight.dtype != feature.dtype:
-            raise InvalidInputError(
-                f"{what}, does not fit the head there, a {type(head).__name__} of {weight.dtype}: pass heads=[...] "
-                "with a module that converts it first, such as feature.float(), or place the exit at another module"
-            ) from error
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InvalidInputError(
-            f"the head at {name!r}, a {type(head).__name__}, fails on {what} ({reason}); give a head for a feature of "
-            "this shape, or leave heads out"
-        ) from error
-    if not isinstance(logits, Tensor) or logits.shape != expected.shape:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InvalidInputError(
-            f"the head at {name!r} gives {got} for {expected.shape[0]} samples, expected logits of shape (batch, "
-            f"{', '.join(str(size) for size in expected.shape[1:])})"
-        )
-    if not isinstance(feature, Tensor) or not feature.is_floating_point():
-        return
-    with inferring(head):
-        for row in range(min(len(feature), 2)):
-            others = feature * 0.5 + 1
-            others[row] = feature[row]
-            # A head that is not reproducible differs from itself as well.
-            if not torch.equal(head(others)[row], logits[row]) and torch.equal(head(feature)[row], logits[row]):
-                raise InvalidInputError(
-                    f"the head at {name!r}, a {type(head).__name__}, mixes samples: what it says of one changes with "
-                    "the others in the batch; give a head that answers each sample by itself"
-                )
-
-
 def _name_in_model(name: str) -> str:
     return f"staged.{name}" if name.startswith("backbone.") else name
-
-
-def _proved_source(model: MultiExitModel) -> Source:
-    """The model's source, after a proof that it gives this very network."""
-    source = model.source
-    if not model.staged.traced:
-        raise InvalidInputError(
-            "the stages of this model were written by hand, so it cannot be built again from a name; save its "
-            "state_dict() with safetensors and build it in code"
-        )
-    if source is None:
-        raise InvalidInputError(
-            f"it is not known how this {type(model.backbone).__name__} is built; give eenet.attach "
-            "source='mypackage.networks:make', a function that builds it, or 'torchvision:resnet18' or the like"
-        )
-    way_out = (
-        "give the options it was built with, as in eenet.attach(..., source=eenet.Source('torchvision:resnet18', "
-        "{'num_classes': 10})), or build it with eenet.build_network(...) and leave its modules as they are"
-    )
-    with torch.random.fork_rng(devices=[]):
-        again = source.build(allow=source.paths)
-    mine, other = model.backbone.state_dict(), again.state_dict()
-    for name in [*mine, *other]:
-        shapes = [tuple(state[name].shape) if name in state else "nothing" for state in (mine, other)]
-        if shapes[0] != shapes[1]:
-            raise InvalidInputError(
-                f"the network is not the one that the source {source.name!r} gives: {name!r} has shape {shapes[0]} in "
-                f"it and {shapes[1]} in that; {way_out}"
-            )
-    args, kwargs = model.staged.example
-    parameter = next(model.backbone.parameters(), torch.empty(0))
-    again.to(parameter.device, parameter.dtype).load_state_dict(mine)
-    with inferring(model.backbone), inferring(again):
-        expected, got = (logits_in(network(*args, **kwargs), model.num_classes) for network in (model.backbone, again))
-    if not torch.allclose(expected, got, rtol=1e-3, atol=1e-5, equal_nan=True):
-        raise InvalidInputError(
-            f"the network gives other logits than the one that the source {source.name!r} gives with the same weights, "
-            f"by up to {(expected - got).abs().max().item():.2g}; {way_out}"
-        )
-    return source
-
-
-def _described_heads(description: Mapping[str, Any], source: Source, backbone: nn.Module) -> list[nn.Module]:
-    described = description["heads"]
-    if all(isinstance(one, dict) and one.get("name") in HEADS for one in described):
-        return [HEADS[one["name"]](**one["options"]) for one in described]
-    if source.registry == "eenet" and source.name not in (CASCADE, FIRST_EXITS):
-        return make_heads(backbone, known(source.name.partition(":")[2]).exits(backbone))
-    raise InvalidInputError(
-        "this model was saved with exit heads that are not eenet's own; pass heads=[...] with new modules of the same "
-        "kind, whose weights are then loaded"
-    )

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel
-from eenet.models._multi_exit import require_exits
+from eenet.models import MultiExitModel, require_exits
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
 from eenet.runtime._backend import Array, Boundaries, Ints, Live, TensorSpec
