@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from eenet._progress import EVERY, Bars, amount, duration
+from eenet._progress import EVERY, Bars, amount, duration  # private: commands alone show it
 
 
 class Clock:

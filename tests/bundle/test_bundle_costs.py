@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import eenet
 from eenet.bundle import LoadedBundle, sealed
-from eenet.bundle._measure import remaining
+from eenet.bundle._measure import remaining  # private, here and below: `load` does it all, a test one step
 from eenet.bundle._plan import compact, planned_again
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_costs, toy_records

@@ -17,7 +17,7 @@ from torch import nn
 
 import eenet
 from eenet.bundle import LoadedBundle
-from eenet.bundle._choosing import Chooser
+from eenet.bundle._choosing import Chooser  # private: `export` quantizes graphs with it, a test has the rule alone
 from eenet.errors import InvalidInputError, ReliabilityWarning
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):

@@ -10,7 +10,7 @@ import pytest
 from commands import run
 
 import eenet
-from eenet._timing import Timing
+from eenet._timing import Timing  # private: what the timer measures, here with a noise that is known
 from eenet.cli import _doctor as made
 from eenet.errors import MissingExtraError
 

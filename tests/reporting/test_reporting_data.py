@@ -19,7 +19,6 @@ from report_results import profile, write_results
 import eenet
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.reporting import Report
-from eenet.reporting._samples import kept_inputs
 from eenet.scheduler import BEEM, ZTW, Voting
 from eenet.testing import toy_costs, toy_records
 
@@ -200,14 +199,19 @@ def test_a_folder_of_results(name: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text()) == report.data
 
 
-def test_a_run_folder_shows_the_inputs_that_it_has_kept(tmp_path: Path) -> None:
+def run_folder(folder: Path) -> None:
+    """A run of which 100 test samples are known, without inputs."""
     for name in ("test.safetensors", "calibration.safetensors", "work/test.safetensors"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        toy_records(100).save(tmp_path / name)
+        (folder / name).parent.mkdir(exist_ok=True)
+        toy_records(100).save(folder / name)
+    metrics = {"costs": toy_costs().to_dict(), "exits": [{"name": f"e{k}"} for k in range(3)], "data": {"classes": []}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def test_a_run_folder_shows_the_inputs_that_it_has_kept(tmp_path: Path) -> None:
+    run_folder(tmp_path)
     images = np.arange(20)[:, None, None, None] * np.ones((1, 1, 4, 4)) + np.linspace(0, 0.5, 16).reshape(1, 1, 4, 4)
     np.savez(tmp_path / "work" / "samples.npz", x=images.astype(np.float32))
-    metrics = {"costs": toy_costs().to_dict(), "exits": [{"name": f"e{k}"} for k in range(3)], "data": {"classes": []}}
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     leaving = section(made(tmp_path, methods=["max_prob"]), "leaving")
     assert [sample["n"] for sample in leaving["gallery"]["samples"]] == list(range(0, 100, 5))
     assert all(opened(sample["image"]).size == (4, 4) for sample in leaving["gallery"]["samples"])
@@ -215,12 +219,11 @@ def test_a_run_folder_shows_the_inputs_that_it_has_kept(tmp_path: Path) -> None:
 
 
 def test_kept_inputs_that_are_damaged_are_named_and_no_pickle_is_read(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    toy_records(10).save(tmp_path / "work" / "test.safetensors")
+    run_folder(tmp_path)
     for write in (lambda file: file.write_bytes(b"junk"), lambda file: np.savez(file, x=np.array([object()]))):
         write(tmp_path / "work" / "samples.npz")
         with pytest.raises(FileFormatError, match=r"samples\.npz' cannot be read"):
-            kept_inputs(tmp_path, 10)
+            made(tmp_path, methods=["max_prob"])
 
 
 def test_a_title_that_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:

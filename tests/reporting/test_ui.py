@@ -19,7 +19,7 @@ import pytest
 from commands import interruptible, refused
 
 import eenet
-from eenet.reporting._live import live_page, make_server
+from eenet.reporting._live import live_page, make_server  # private: `eenet ui` serves until it is stopped
 from eenet.reporting._watch import Watched
 from eenet.testing import toy_costs, toy_records
 

@@ -14,16 +14,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import eenet
 from eenet import CallCascade, ExitCosts, ExitRecords
 from eenet.errors import InvalidInputError, MemberError
 from eenet.preprocessing import ArrayPreprocessing
-from eenet.runtime import TensorSpec
-from eenet.runtime._backend import Array, Boundaries
+from eenet.runtime import Boundaries, TensorSpec
 from eenet.scheduler import SCHEDULERS, replay
 from eenet.tasks import softmax
 from eenet.testing import toy_logits
+
+Array = NDArray[Any]
 
 N = 300
 LOGITS, LABELS = toy_logits(samples=N, exits=3, duplicates=0.2)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import eenet
-from eenet.bundle._plan import planned_again
+from eenet.bundle._plan import planned_again  # private: what `load` does for the costs of another machine
 from eenet.costs import ExitCosts
 from eenet.errors import FallbackWarning, InfeasibleBudgetError
 from eenet.evaluation import evaluate

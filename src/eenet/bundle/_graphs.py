@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, fx, nn
 from eenet._compat import recurrent_in_one
 from eenet._extras import require
 from eenet.bundle._manifest import StageSpec
+from eenet.bundle._onnx import errors_alone
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, inferring, logits_in
 from eenet.runtime._adaptive import tensor_spec
@@ -186,7 +186,9 @@ def _graph(
     )
     module.eval()
     try:
-        with warnings.catch_warnings(), _errors_alone(), recurrent_in_one() if _recurrent(module) else nullcontext():
+        recurrent = recurrent_in_one() if _recurrent(module) else nullcontext()
+        # Without torchvision torch.onnx warns of each of its operators in each graph.
+        with warnings.catch_warnings(), errors_alone("torch.onnx"), recurrent:
             warnings.simplefilter("ignore")  # what the exporters say of themselves
             program = torch.export.export(module, live, dynamic_shapes={"live": dynamic}, strict=False)
             made = torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False)
@@ -200,18 +202,6 @@ def _graph(
     _tidy(proto, described)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
-
-
-@contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Of what torch.onnx logs, errors alone: without torchvision it warns of each of its operators in each graph."""
-    log = logging.getLogger("torch.onnx")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _recurrent(module: nn.Module) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -201,3 +203,15 @@ def _errors_of(runtime: Any) -> tuple[type[Exception], ...]:
     """The exceptions of ONNX Runtime, which have no common base."""
     known = vars(runtime.capi.onnxruntime_pybind11_state).values()
     return tuple(one for one in known if isinstance(one, type) and issubclass(one, Exception))
+
+
+@contextmanager
+def errors_alone(logger: str | None = None) -> Iterator[None]:
+    """Within the block a logger, by default the root logger, passes on errors alone."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eenet._extras import require
+from eenet.bundle._onnx import _errors_of, errors_alone
 from eenet.runtime._backend import Array
 
 _MOVE = frozenset({
@@ -39,7 +38,7 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]]) -> Quantized
     Weights are signed, per output channel; activations unsigned, per tensor: the kernels of x86 processors want both.
     """
     onnx, tools = require("onnx", "export"), require("onnxruntime.quantization", "export")
-    with tempfile.TemporaryDirectory() as folder, _errors_alone():
+    with tempfile.TemporaryDirectory() as folder, errors_alone():  # the tools log through the root logger
         given, ready, made = (Path(folder) / name for name in ("given.onnx", "ready.onnx", "made.onnx"))
         given.write_bytes(content)
         try:
@@ -102,20 +101,6 @@ def _mend(onnx: Any, path: Path) -> None:
 
 def _failures(onnx: Any) -> tuple[type[Exception], ...]:
     """What the tools raise for a graph that they cannot quantize; none of it has a base of its own."""
-    from eenet.bundle._onnx import _errors_of
-
     checks = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
     known = _errors_of(require("onnxruntime", "onnx"))
     return (*known, *checks, ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)
-
-
-@contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Of what the tools log, errors alone: they log through the root logger."""
-    log = logging.getLogger()
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)

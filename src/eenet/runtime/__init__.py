@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from eenet.runtime._adaptive import AdaptiveModel as AdaptiveModel
     from eenet.runtime._adaptive import TorchBackend as TorchBackend
+    from eenet.runtime._backend import Boundaries as Boundaries
     from eenet.runtime._backend import Live as Live
     from eenet.runtime._backend import StageBackend as StageBackend
     from eenet.runtime._backend import TensorSpec as TensorSpec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaptiveModel": "_adaptive",
     "AdaptiveOutput": "_loop",
+    "Boundaries": "_backend",
     "CallCascade": "_calls",
     "ExitView": "_loop",
     "Live": "_backend",
