@@ -1,4 +1,4 @@
-"""From the bytes of a request to a network's inputs, within limits. No byte is trusted."""
+"""From the bytes of a connection to a network's inputs, within limits: heads, bodies, arrays. No byte is trusted."""
 
 from __future__ import annotations
 
@@ -43,6 +43,65 @@ _MAX_NPY_HEAD = 1000  # bytes; numpy.save writes 118 for an array of numbers wit
 
 class ClientGoneError(Exception):
     """The client closed the connection before its request was complete."""
+
+
+def guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn that closes connections which send no complete head in time, or one too large.
+
+    uvicorn waits without end for the head of a connection's first request, keeps all of it, and reads without end what
+    comes after an early refusal. `Receiver` looks after bodies that are awaited.
+    """
+    require("httptools", "serve")
+    base: Any = require("uvicorn.protocols.http.httptools_impl", "serve").HttpToolsProtocol
+
+    class GuardedProtocol(base):  # type: ignore[misc]
+        _timer: asyncio.TimerHandle | None = None
+        _head = 0
+        _in_body = False
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._rest()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            self._head += len(data)
+            super().data_received(data)
+            if self.transport.is_closing():
+                return
+            if self._in_body:
+                self._head = 0
+            elif self._head > limits.max_head:
+                self.transport.close()
+                return
+            if self.cycle is None or self.cycle.response_complete:
+                # Either a head is coming, or the rest of a body that was refused.
+                self._watch()
+
+        def on_headers_complete(self) -> None:
+            self._rest()
+            self._head = 0
+            self._in_body = True
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._head = 0
+            self._in_body = False
+            super().on_message_complete()
+
+        def _watch(self) -> None:
+            if self._timer is None:
+                self._timer = self.loop.call_later(limits.head_timeout, self.transport.close)
+
+        def _rest(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return GuardedProtocol
 
 
 class Receiver:

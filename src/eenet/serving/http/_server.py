@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
 import sys
@@ -126,6 +125,7 @@ def make_server(
         require(module, "serve", "serving")
     uvicorn: Any = require("uvicorn", "serve", "serving")
     from eenet.serving.http._app import make_app
+    from eenet.serving.http._decode import guarded_protocol
 
     options = options or ServerOptions()
     chosen: Controller = controller or BudgetController(model.scheduler)
@@ -137,7 +137,7 @@ def make_server(
         app,
         host=options.host,
         port=options.port,
-        http=_guarded_protocol(options.limits),
+        http=guarded_protocol(options.limits),
         ws="none",
         lifespan="on",
         log_level=logging.WARNING,
@@ -184,62 +184,3 @@ def _most_connections() -> int | None:
         except (ValueError, OSError):
             pass  # some systems set the hard limit higher than they allow
     return None if soft == resource.RLIM_INFINITY else max(1, soft - _SPARE_FILES)
-
-
-def _guarded_protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """A protocol class for uvicorn that closes connections which send no complete head in time, or one too large.
-
-    uvicorn waits without end for the head of a connection's first request, keeps all of it, and reads without end what
-    comes after an early refusal. `Receiver` looks after bodies that are awaited.
-    """
-    require("httptools", "serve")
-    base: Any = require("uvicorn.protocols.http.httptools_impl", "serve").HttpToolsProtocol
-
-    class GuardedProtocol(base):  # type: ignore[misc]
-        _timer: asyncio.TimerHandle | None = None
-        _head = 0
-        _in_body = False
-
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            super().connection_made(transport)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._rest()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            self._head += len(data)
-            super().data_received(data)
-            if self.transport.is_closing():
-                return
-            if self._in_body:
-                self._head = 0
-            elif self._head > limits.max_head:
-                self.transport.close()
-                return
-            if self.cycle is None or self.cycle.response_complete:
-                # Either a head is coming, or the rest of a body that was refused.
-                self._watch()
-
-        def on_headers_complete(self) -> None:
-            self._rest()
-            self._head = 0
-            self._in_body = True
-            super().on_headers_complete()
-
-        def on_message_complete(self) -> None:
-            self._head = 0
-            self._in_body = False
-            super().on_message_complete()
-
-        def _watch(self) -> None:
-            if self._timer is None:
-                self._timer = self.loop.call_later(limits.head_timeout, self.transport.close)
-
-        def _rest(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return GuardedProtocol
