@@ -116,14 +116,15 @@ class Fitted(ABC):
 class ThresholdFit(Fitted):
     """Scores and an assignment: of several scores, each budget takes the most accurate on the calibration records.
 
-    `held_out` are scores of the same records that each came from a fit without the sample, if the scores are fitted.
+    `held_out` are scores of the same records that each came from a fit without the sample, if the scores are fitted; or
+    a function that makes them when they are asked for.
     """
 
     def __init__(
         self,
         calibrations: Sequence[Calibration],
         assignment: Assignment,
-        held_out: Callable[[], Calibration] | None = None,
+        held_out: Calibration | Callable[[], Calibration] | None = None,
     ) -> None:
         self.calibrations = tuple(calibrations)
         self.assignment = assignment
@@ -138,7 +139,9 @@ class ThresholdFit(Fitted):
 
     @cached_property
     def _tried(self) -> Calibration:
-        return self.calibrations[0] if self._held_out is None else self._held_out()
+        if self._held_out is None:
+            return self.calibrations[0]
+        return self._held_out if isinstance(self._held_out, Calibration) else self._held_out()
 
     def outcome(self, budget: float) -> Outcome | None:
         """What its policy for a budget brings."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -221,11 +222,11 @@ class EENet(Scheduler, method="eenet"):
         scores, tried = _train_best(records, costs, _references(costs), self._options(), self.seed)
         calibrations = [Calibration(score, records, costs, live=live, seed=self.seed) for score in scores]
         if tried is None:
-            return ThresholdFit(calibrations, self._assignment(), lambda: self._held_out(records, costs, live))
+            return ThresholdFit(calibrations, self._assignment(), partial(self._held_out, records, costs, live))
         table = ScoreTable(tried.table.scores, tried.table.finite, costs, live)
         score = replace(scores[0], shares=tried.shares)
         held_out = Calibration(score, records, costs, table, live, self.seed)
-        return ThresholdFit(calibrations, self._assignment(), lambda: held_out)
+        return ThresholdFit(calibrations, self._assignment(), held_out)
 
 
 class _Data:
