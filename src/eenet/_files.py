@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -245,3 +246,26 @@ def _is_npz(source: Path) -> bool:
     except zipfile.BadZipFile:
         return False
     return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def cache_folder(kind: str) -> Path:
+    """The folder of what is made once and kept: in EENET_CACHE, or in eenet of the user's cache.
+
+    Raises `InvalidInputError` where it cannot be made, and where others could write to it: what is in it is run.
+    """
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eenet"
+    folder = Path(os.environ.get("EENET_CACHE") or usual) / kind
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+    except OSError as error:
+        raise InvalidInputError(
+            f"cannot use the cache {str(folder)!r} ({error.strerror}); set EENET_CACHE to a folder of yours"
+        ) from error
+    foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
+    if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise InvalidInputError(
+            f"the cache {str(folder)!r} can be written by others, and what is in it would be run; set EENET_CACHE to "
+            "a folder that only you can write"
+        )
+    return folder

@@ -89,7 +89,7 @@ def test_labels_of_a_file_and_a_limit(work: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["{work}/model"], "is a model without a scheduler; write"),
-        (["nowhere"], "'nowhere' is no folder; a system is a bundle, a saved model"),
+        (["nowhere"], "'nowhere' is neither a folder nor the name of a model, nor another system: a bundle"),
         (["plain:{work}/model"], "there are no samples: give --data"),
         (["a=plain:{work}/model", "a=plain:{work}/model", "--data", "{work}/data.npz"], "two systems are called 'a'"),
         (["torchvision:nothing+{work}/scheduler.safetensors", "--data", "{work}/data.npz"], "nothing"),

@@ -12,17 +12,22 @@ import typer
 
 from eenet._extras import require, require_extra
 from eenet._files import existing_file
+from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, waiting
-from eenet.cli._inputs import _function, _saved, current_folder_importable, run_files
+from eenet.cli._inputs import ModelFiles, _function, current_folder_importable, load_saved, model_files
+from eenet.cli._trained import fit_beside, records_beside
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.benchmarking._samples import Samples
+    from eenet.models import MultiExitModel
     from eenet.preprocessing import Preprocessing
+    from eenet.scheduler import Scheduler
 
 _REGISTRIES = ("torchvision", "timm", "eenet")
 _PLAIN = "plain:"
 _LABELS = ("labels", "label")
+_BUDGETS = ("50%", "65%", "80%")
 
 
 def benchmark(
@@ -62,6 +67,8 @@ def benchmark(
 
     - a folder of eenet demo: its model with its own schedulers
 
+    - `digits` or another trained model that ships: with EENet, fitted here to the records beside it
+
     - `plain:FOLDER`: the network of a saved model, without exits
 
     - `FILE.onnx`: a network as one ONNX graph
@@ -72,12 +79,12 @@ def benchmark(
     - `package.module:function`: what your function gives. Its code is run: name only what you trust
 
     The others are compared with the first. If that has exits, its network without exits goes before it. A folder of
-    eenet demo, train or reproduce brings its test inputs and labels, unless there is --data. Ctrl-C shows what was
-    measured until then.
+    eenet demo, train or reproduce, and a model that ships, bring test inputs and labels, unless there is --data. Ctrl-C
+    shows what was measured until then.
 
     Examples:
 
-        eenet benchmark demo --threads 1
+        eenet benchmark digits --threads 1
 
         eenet benchmark plain:model early=model+sched.safetensors@50%,70% small=mypackage:small_network
         --data test.npz --threads 1 --figure worth.png
@@ -182,12 +189,23 @@ def _made(
         return {name: (model, _scheduler(file), *([budgets] if budgets else []))}
     saved = sorted((folder / "schedulers").glob("eenet-*.safetensors"))
     if not saved:
+        return {name: (model, _fitted(model, what, threads), budgets or list(_BUDGETS))}
+    shares = sorted(int(path.stem.removeprefix("eenet-")) for path in saved)
+    return {name: (model, _scheduler(saved[-1]), budgets or [f"{share}%" for share in shares])}
+
+
+def _fitted(model: MultiExitModel, what: str, threads: int | None) -> Scheduler:
+    """A scheduler fitted here to the calibration records beside a model."""
+    files = model_files(what)
+    if files is None or files.calibration() is None:
         raise InvalidInputError(
             f"{what!r} is a model without a scheduler; write {what}+SCHEDULER, the file that eenet fit --out saved, or "
             f"{_PLAIN}{what} for the network without exits"
         )
-    shares = sorted(int(path.stem.removeprefix("eenet-")) for path in saved)
-    return {name: (model, _scheduler(saved[-1]), budgets or [f"{share}%" for share in shares])}
+    records = records_beside(files, what)
+    args, kwargs = model.staged.example
+    with waiting(f"fitting EENet to the {len(records)} calibration records of {what}, in costs measured here"):
+        return fit_beside(model, args or kwargs, records, batch_size=files.batch_size(), threads=threads)
 
 
 def _scheduler(path: str | Path) -> Any:
@@ -197,13 +215,14 @@ def _scheduler(path: str | Path) -> Any:
 
 
 def _model(folder: str, allow: Sequence[str]) -> Any:
-    if not Path(folder).is_dir():
-        raise InvalidInputError(
-            f"{folder!r} is no folder; a system is a bundle, a saved model (FOLDER+SCHEDULER or {_PLAIN}FOLDER), a "
-            ".onnx file, a name such as torchvision:resnet18, or package.module:function"
-        )
-    work = run_files(folder)
-    return _saved(folder if work is None else str(work / "model"), allow)
+    files = model_files(folder)
+    if files is not None:
+        return load_saved(files.model, allow)
+    others = (
+        f", nor another system: a bundle, a saved model (FOLDER+SCHEDULER or {_PLAIN}FOLDER), a .onnx file, a name "
+        "such as torchvision:resnet18, or package.module:function"
+    )
+    return load_saved(find_model(folder, expected=others), allow)
 
 
 @dataclass(frozen=True)
@@ -267,23 +286,22 @@ def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence
     from eenet.benchmarking._samples import Samples
     from eenet.predict._inputs import read_arrays_file
 
-    work = next(
-        (w for w in (run_files(_read_word(word)[1].removeprefix(_PLAIN)) for word in words) if w is not None), None
-    )
+    found = [model_files(_read_word(word)[1].removeprefix(_PLAIN)) for word in words]
+    files = next((one for one in found if one is not None and one.input("samples.npz") is not None), None)
     truth = None if labels is None else _labels(labels)
     if data is None:
-        if work is None or not (work / "samples.npz").is_file():
+        if files is None:
             raise InvalidInputError(
                 "there are no samples: give --data, a .npz with inputs and labels, or what a bundle takes"
             )
-        data = work / "samples.npz"
-        truth = truth if truth is not None else _labels_of_run(work, data)
+        data = files.inputs / "samples.npz"
+        truth = truth if truth is not None else _labels_of_run(files.inputs, data)
     if data.suffix in (".npy", ".npz"):
         arrays = read_arrays_file(existing_file(data))
         held = next((arrays.pop(key) for key in _LABELS if key in arrays and len(arrays) > 1), None)
         truth = truth if truth is not None else held
     else:
-        arrays, held = _prepared(data, limit, _preprocessing(data, made, work), made)
+        arrays, held = _prepared(data, limit, _preprocessing(data, made, files), made)
         truth, limit = truth if truth is not None else held, 0
     sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(sizes) != 1 or sizes == {0}:
@@ -329,7 +347,7 @@ def _labels_of_run(work: Path, samples: Path) -> Any:
     return None if labels is None else labels[np.arange(count) * len(labels) // count]
 
 
-def _preprocessing(data: Path, made: dict[str, Any], work: Path | None) -> Preprocessing:
+def _preprocessing(data: Path, made: dict[str, Any], files: ModelFiles | None) -> Preprocessing:
     """What makes inputs of files: that of a bundle, or of a run folder."""
     from eenet.cli._data import preprocessing_of
 
@@ -337,8 +355,8 @@ def _preprocessing(data: Path, made: dict[str, Any], work: Path | None) -> Prepr
         raise InvalidInputError(f"there is no {str(data)!r}; give a folder or a file")
     bundles = (value[0] if isinstance(value, tuple) else value for value in made.values())
     found: Preprocessing | None = next((b.preprocessing for b in bundles if hasattr(b, "preprocessing")), None)
-    if found is None and work is not None:
-        found = preprocessing_of(work)
+    if found is None and files is not None:
+        found = preprocessing_of(files.inputs)
     if found is None:
         raise InvalidInputError(
             f"{str(data)!r} is neither .npz nor .npy, and no system says how such files become inputs: name a bundle "

@@ -14,7 +14,7 @@ from eenet._files import atomic_path
 from eenet.cli._benchmark import _labels
 from eenet.cli._console import if_stopped, new_table, output, print_json, progress
 from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
-from eenet.cli._inputs import load_target, run_files
+from eenet.cli._inputs import load_target, model_files
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -96,11 +96,11 @@ def collect(
     from eenet.models import collect as run
 
     model, _ = load_target(target, allow=allow or (), backbone=backbone)
-    work = run_files(target)
+    files = model_files(target)
     preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer or (), max_length)
-    if preprocessing is None and work is not None:
-        preprocessing = preprocessing_of(work)
-    order = classes or (work / "classes.txt" if work is not None and (work / "classes.txt").is_file() else None)
+    if preprocessing is None and files is not None:
+        preprocessing = preprocessing_of(files.inputs)
+    order = classes or (None if files is None else files.input("classes.txt"))
     names = None if order is None else names_in(order)
     count, batches, known = opened(model, data, preprocessing, batch_size, column)
     truth = None

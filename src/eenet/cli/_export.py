@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet._extras import require_extra
+from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, short, side, steps
 from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
-from eenet.cli._inputs import load_target, read_predictions, run_files, sizes_of
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.cli._inputs import OR_FUNCTION, load_target, model_files, read_inputs, read_predictions, sizes_of
+from eenet.cli._trained import fit_beside, records_beside
+from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.bundle import LoadedBundle
@@ -21,10 +23,16 @@ if TYPE_CHECKING:
 def export(
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="A folder of eenet demo, a saved model, or package.module:function."),
+        typer.Argument(
+            metavar="TARGET",
+            help="A trained model by name, a saved one, a folder of a run, or package.module:function.",
+        ),
     ],
-    scheduler: Annotated[Path, typer.Option(help="What eenet fit --out saved.")],
     out: Annotated[Path, typer.Option(help="The folder of the bundle; an earlier bundle there is replaced.")],
+    scheduler: Annotated[
+        Path | None,
+        typer.Option(help="What eenet fit --out saved.", show_default="EENet, fitted to the records beside the model"),
+    ] = None,
     samples: Annotated[
         Path | None,
         typer.Option(help="Real inputs to check the bundle on: .npz or .npy, arrays by the names of the inputs."),
@@ -95,14 +103,16 @@ def export(
     An ONNX bundle needs numpy and onnxruntime to run, and no PyTorch. It is measured in the runtime that runs it, in
     turns with the plain network, and its budget is planned in these milliseconds, at the same share of the plain
     network. The bundle is compared with the model on the samples, logits and exits, before it appears. Without
-    --samples these are the example that the model comes with. A folder of eenet demo, train or reproduce brings test
-    inputs, class names and preprocessing of its own, calibration data for int8, and that of eenet demo its calibration
-    records.
+    --samples these are the example that the model comes with. A folder of eenet demo, train or reproduce, and a model
+    that ships, bring test inputs, class names, preprocessing and calibration records of their own, the folders also
+    calibration data for int8.
 
     With --precision stages and heads run in int8, with --precision auto those that are faster so, as long as no exit
     loses more than --max-exit-drop on the calibration data. The records are collected again from them.
 
     Examples:
+
+        eenet export digits --budget 60% --out bundle
 
         eenet export demo --scheduler demo/schedulers/eenet-60.safetensors --out bundle
 
@@ -119,29 +129,42 @@ def export(
     from eenet.bundle import export as write_bundle
     from eenet.scheduler import load_scheduler
 
-    fitted = load_scheduler(scheduler)
+    fitted = None if scheduler is None else load_scheduler(scheduler)
+    files = model_files(target)
+    if fitted is None and records is None:
+        if files is None and ":" not in target:
+            find_model(target, expected=OR_FUNCTION)  # raises for a name that is none
+        if files is None:
+            raise InvalidInputError(
+                f"--scheduler is missing, and {target!r} has no records to fit one to; see eenet fit"
+            )
+        records_beside(files, target)  # raises where there are none, before the model is loaded
     model, example = load_target(target, allow=allow or (), backbone=backbone)
     names = None if classes is None else names_in(classes)
     preprocessing = preprocessing_as(model, image_size, resize, mean, std, tokenizer or (), max_length)
-    work = run_files(target)
-    if work is not None:
-        preprocessing = preprocessing or preprocessing_of(work)
-        names = names or names_in(work / "classes.txt")
-        samples = samples or work / "samples.npz"
+    if files is not None:
+        preprocessing = preprocessing or preprocessing_of(files.inputs)
+        listed = files.input("classes.txt")
+        names = names_in(listed) if names is None and listed is not None else names
+        samples = samples or files.input("samples.npz")
     if samples is not None:
-        example = _samples(model, samples)
+        example = read_inputs(model, samples)
     asked = _precision(precision)
     loader = None
     if asked != "fp32":
-        calibration = calibration or _calibration_of(target)
+        calibration = calibration or (None if files is None else files.input("calibration.npz"))
         if calibration is not None:
             loader = _loader(model, calibration, preprocessing, names)
-    records = records or _records_of(target)
+    records = records or (None if files is None else files.calibration())
     kept = None
     if records is not None:
         kept, _ = read_predictions(records, prefix)
     if_stopped("an earlier bundle there is as it was; give the same command again")
     with steps("exporting") as report:
+        if fitted is None:
+            assert kept is not None
+            report("fitting EENet to the calibration records")
+            fitted = fit_beside(model, example, kept, batch_size=1 if files is None else files.batch_size())
         bundle = write_bundle(
             model,
             fitted,
@@ -180,12 +203,6 @@ def export(
     show_costs(bundle)
     if samples is None:
         side().print("these samples are the example that came with the model: give real inputs with --samples")
-
-
-def _records_of(target: str) -> Path | None:
-    """The calibration records beside a model; None where there are none."""
-    path = Path(target) / "calibration.safetensors"
-    return path if path.is_file() else None
 
 
 def show_costs(bundle: LoadedBundle) -> None:
@@ -247,13 +264,6 @@ def _precision(text: str) -> str | dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _calibration_of(target: str) -> Path | None:
-    """The calibration data that a run keeps; None where there are none."""
-    work = run_files(target)
-    path = None if work is None else work / "calibration.npz"
-    return path if path is not None and path.is_file() else None
-
-
 def _loader(model: MultiExitModel, data: Path, preprocessing: Any, classes: list[str] | None) -> list[Any]:
     """The batches of --calibration with their labels."""
     count, batches, known = opened(model, data, preprocessing, 32, None)
@@ -272,25 +282,3 @@ def _loader(model: MultiExitModel, data: Path, preprocessing: Any, classes: list
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _samples(model: MultiExitModel, path: Path) -> Any:
-    import torch
-
-    from eenet._files import existing_file
-    from eenet.predict._inputs import read_arrays_file
-
-    names = [one.name for one in model.staged.inference_stages[0].inputs]
-    arrays = read_arrays_file(existing_file(path))
-    if "labels" not in names:
-        arrays.pop("labels", None)  # files for eenet collect and benchmark have them
-    if set(arrays) != set(names) and len(arrays) == len(names) == 1:
-        arrays = {names[0]: next(iter(arrays.values()))}
-    if set(arrays) != set(names):
-        raise InvalidInputError(f"{str(path)!r} holds {sorted(arrays)}, the network takes {names}; name them so")
-    try:
-        tensors = tuple(torch.from_numpy(arrays[name]) for name in names)
-    except TypeError as error:
-        raise FileFormatError(f"{str(path)!r} holds what is no numbers ({error}); write plain arrays") from error
-    args, kwargs = model.staged.call_of(tensors)
-    return kwargs if kwargs and not args else args

@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._files import existing_file, read_header, read_tensors, require_safetensors
+from eenet._pretrained import DESCRIPTION, find_model, model_names
 from eenet.cli._console import waiting
 from eenet.errors import FileFormatError, InvalidInputError
 
@@ -317,13 +319,60 @@ def sizes_of(text: str) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
+OR_FUNCTION = ", and no package.module:function"
 _MAKING = "tracing the network, cutting it into stages and checking them"
 
 
-def run_files(target: str) -> Path | None:
-    """Where a folder of `eenet demo`, `train` or `reproduce` has its model and inputs for it; None for others."""
-    work = Path(target) / "work"
-    return work if (work / "model" / "model.json").is_file() else None
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the model of a folder is, and what there may be beside it.
+
+    `inputs` is the folder of classes.txt, preprocessing.json, samples.npz and calibration.npz, `records` that of
+    calibration.safetensors, test.safetensors and metrics.json.
+    """
+
+    model: Path
+    inputs: Path
+    records: Path
+
+    def input(self, name: str) -> Path | None:
+        """A file of `inputs`, where it is there."""
+        path = self.inputs / name
+        return path if path.is_file() else None
+
+    def calibration(self) -> Path | None:
+        """The calibration records, where they are there."""
+        path = self.records / "calibration.safetensors"
+        return path if path.is_file() else None
+
+    def batch_size(self) -> int:
+        """The batch size that the costs of the model's results are of; 1 where nothing says so."""
+        path = self.records / "metrics.json"
+        if not path.is_file():
+            return 1
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["costs"]["batch_size"] or 1)
+        except (ValueError, KeyError, TypeError) as error:
+            raise FileFormatError(
+                f"{str(path)!r} is not what eenet reproduce writes ({error!r} is missing or wrong)"
+            ) from error
+
+
+def model_files(target: str | Path) -> ModelFiles | None:
+    """The files of a saved model, a trained one by its name, or a folder of `eenet demo`, `train` or `reproduce`.
+
+    None for what is no such folder, such as a bundle.
+    """
+    folder = Path(target)
+    work = folder / "work"
+    if (work / "model" / DESCRIPTION).is_file():
+        return ModelFiles(work / "model", work, folder)
+    if (folder / "manifest.json").is_file():
+        return None
+    # What is kept of a run when its work is deleted has the same form as a model that ships.
+    places = (folder, folder / "model", model_names().get(str(target), folder))
+    model = next((one for one in places if (one / DESCRIPTION).is_file()), None)
+    return None if model is None else ModelFiles(model, model, model)
 
 
 def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None = None) -> tuple[MultiExitModel, Any]:
@@ -333,17 +382,12 @@ def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None 
     where the weights of its network are, where they are not in it.
     """
     from eenet.models import MultiExitModel
-    from eenet.models._folder import model_names
 
     if ":" not in target or Path(target).is_dir():
-        if not Path(target).is_dir() and target not in model_names():
-            raise InvalidInputError(
-                f"{target!r} is neither a folder nor package.module:function; run eenet demo first, name a function "
-                f"that returns a MultiExitModel, or a model that ships ({', '.join(model_names()) or 'none here'})"
-            )
-        work = run_files(target)
+        files = model_files(target)
+        folder = files.model if files is not None else find_model(target, expected=OR_FUNCTION)
         with waiting(_MAKING):
-            model = _saved(target if work is None else str(work / "model"), allow, backbone)
+            model = load_saved(folder, allow, backbone)
         args, kwargs = model.staged.example
         return model, args or kwargs
     if backbone is not None:
@@ -359,12 +403,34 @@ def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None 
     )
 
 
-def _saved(folder: str, allow: Sequence[str], backbone: str | None = None) -> MultiExitModel:
+def load_saved(folder: Path, allow: Sequence[str], backbone: str | None = None) -> MultiExitModel:
     """What `save_pretrained` wrote; its network may be a function of the current folder, where it is allowed."""
     from eenet.models import MultiExitModel
 
     with current_folder_importable():
         return MultiExitModel.from_pretrained(folder, allow=allow, backbone=backbone)
+
+
+def read_inputs(model: MultiExitModel, path: Path) -> Any:
+    """The inputs in an .npz or .npy file, as the arguments of a call of the model."""
+    import torch
+
+    from eenet.predict._inputs import read_arrays_file
+
+    names = [one.name for one in model.staged.inference_stages[0].inputs]
+    arrays = read_arrays_file(existing_file(path))
+    if "labels" not in names:
+        arrays.pop("labels", None)  # files for eenet collect and benchmark have them
+    if set(arrays) != set(names) and len(arrays) == len(names) == 1:
+        arrays = {names[0]: next(iter(arrays.values()))}
+    if set(arrays) != set(names):
+        raise InvalidInputError(f"{str(path)!r} holds {sorted(arrays)}, the network takes {names}; name them so")
+    try:
+        tensors = tuple(torch.from_numpy(arrays[name]) for name in names)
+    except TypeError as error:
+        raise FileFormatError(f"{str(path)!r} holds what is no numbers ({error}); write plain arrays") from error
+    args, kwargs = model.staged.call_of(tensors)
+    return kwargs if kwargs and not args else args
 
 
 def _function(target: str) -> Any:

@@ -11,12 +11,16 @@ import typer
 from eenet._extras import require_extra
 from eenet.cli._console import if_stopped, new_table, note_threads, output, print_json, progress, short
 from eenet.cli._inputs import current_folder_importable
+from eenet.cli._trained import bundle_of
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that eenet export wrote.")],
+    bundle: Annotated[
+        Path, typer.Argument(metavar="BUNDLE", help="A folder that eenet export wrote, or a trained model by its name.")
+    ],
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder of images, .parquet, .txt, .npy or .npz.")],
     out: Annotated[Path, typer.Option(help="The parquet file of the results.")],
+    budget: Annotated[str | None, typer.Option(help="Another of the bundle's budgets, such as 50%.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples that enter the network together.")] = 32,
     column: Annotated[str | None, typer.Option(help="The column of a parquet file to read.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it the choice.")] = 0,
@@ -35,11 +39,14 @@ def predict(
     """Run a bundle over a folder or a file, results as parquet.
 
     A row for each input, in order: id, exit, prediction, class name, confidence; what cannot be read has an error
-    instead of an answer. A run that was stopped goes on where it was when the same command is given again.
+    instead of an answer. A run that was stopped goes on where it was when the same command is given again. Of a trained
+    model, such as `digits`, a bundle is made first, and kept: see eenet serve.
 
     Examples:
 
         eenet predict bundle photos --out answers.parquet
+
+        eenet predict digits photos --out answers.parquet --budget 50%
 
         eenet predict bundle reviews.parquet --column text --out answers.parquet --batch-size 64
 
@@ -54,6 +61,9 @@ def predict(
     if address is not None and not ray:
         raise InvalidInputError("--address is for a Ray cluster; add --ray")
     run = here
+    if not source.exists():
+        raise InvalidInputError(f"there is no {str(source)!r}; give a folder or a file")
+    bundle = bundle_of(bundle, threads=threads or None, allow=allow or ())
     if ray:  # the other processes start in folders of their own
         bundle, source = bundle.resolve(), source.resolve()
         run = partial(
@@ -62,6 +72,7 @@ def predict(
     with current_folder_importable():
         loaded = load(bundle, threads=threads or None, allow=allow or ())
     note_threads(loaded)
+    loaded = loaded if budget is None else loaded.at(budget)
     items = open_items(source, loaded.preprocessing.kind, column=column)
     if_stopped(f"what is done is kept beside {out}; the same command {'without --restart ' if restart else ''}goes on")
     with progress() as bars:

@@ -19,7 +19,8 @@ def profile(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="TARGET", help="A bundle, a folder of eenet demo, a saved model, or package.module:function."
+            metavar="TARGET",
+            help="A bundle, a trained model by name, a saved one, a folder of eenet demo, or package.module:function.",
         ),
     ],
     batch_sizes: Annotated[
@@ -74,7 +75,7 @@ def profile(
 
     Examples:
 
-        eenet profile demo
+        eenet profile digits
 
         eenet profile mypackage.networks:resnet_with_exits --batch-sizes 1,32 --json > costs.json
 

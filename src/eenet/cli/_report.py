@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, steps
 from eenet.errors import InvalidInputError
 
@@ -23,7 +24,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RESULTS",
-            help="Folders of eenet reproduce, train or demo; predictions (.npz, .safetensors); see below.",
+            help="Folders of eenet reproduce, train or demo, trained models by name, predictions (.npz, .safetensors).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -81,6 +82,8 @@ def report(
 
     Examples:
 
+        eenet report digits
+
         eenet report demo --out report.html
 
         eenet report test.safetensors --calibration calibration.safetensors --costs costs.json --batch-size 1
@@ -95,6 +98,7 @@ def report(
     """
     from eenet.reporting import report as make
 
+    results = [_named(path) for path in results]
     given = {
         "scheduler": scheduler, "methods": methods, "calibration": calibration, "costs": costs, "plain": plain,
         "unit": unit, "batch_size": batch_size, "prefix": prefix, "calibration_prefix": calibration_prefix,
@@ -144,6 +148,13 @@ def _require_used(results: list[Path], given: Mapping[str, Any]) -> None:
             f"{' and '.join(asked)}: for predictions, and {', '.join(map(str, results))} holds results, with costs and "
             "records of its own; leave it out, or give the files of the folder"
         )
+
+
+def _named(path: Path) -> Path:
+    """The folder of a trained model in place of its name."""
+    if path.suffix in (*_RECORDS, ".json"):
+        return path
+    return find_model(path, expected=", and no file of results", holds=("metrics.json", "work"))
 
 
 def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor
 
 from eenet._files import atomic_folder, existing_file, give_usual_mode, read_header, sha256_of, write_json
+from eenet._pretrained import DESCRIPTION
 from eenet.errors import FileFormatError, InvalidInputError
 
-DESCRIPTION, WEIGHTS, EXAMPLE = "model.json", "model.safetensors", "example.safetensors"
+WEIGHTS, EXAMPLE = "model.safetensors", "example.safetensors"
 FORMAT, SCHEMA = "eenet.multi_exit_model", 2
 _WITHOUT_BACKBONE = 2  # the schema of models whose network is not in the folder; others are written as 1
-_FOLDERS = "EENET_MODELS"
 _EXAMPLE_ROWS = 2
 
 
@@ -58,34 +57,6 @@ def write_folder(
         digests = {name: sha256_of(temporary / name) for name in (WEIGHTS, EXAMPLE)}
         whole = {"format": FORMAT, "schema": schema, **description, "inputs": inputs, "sha256": digests}
         write_json(temporary / DESCRIPTION, whole)
-
-
-def model_names() -> dict[str, Path]:
-    """The models that can be loaded by a name, and their folders: those of EENET_MODELS, then those that ship."""
-    given = [Path(part) for part in os.environ.get(_FOLDERS, "").split(os.pathsep) if part]
-    # In an installed package, and in the repository, where they stand beside the other results.
-    ours = [Path(__file__).parent / "shipped", Path(__file__).parents[3] / "results"]
-    found: dict[str, Path] = {}
-    for parent in (*given, *ours):
-        for child in sorted(parent.iterdir()) if parent.is_dir() else []:
-            folder = next((one for one in (child, child / "model") if (one / DESCRIPTION).is_file()), None)
-            if folder is not None:
-                found.setdefault(child.name, folder)
-    return found
-
-
-def find_model(name: str | Path) -> Path:
-    """The folder of a model: a path that is there, or a name of `model_names`."""
-    path = Path(name)
-    if path.exists() or path.name != str(name):
-        return path
-    known = model_names()
-    if str(name) not in known:
-        raise InvalidInputError(
-            f"{str(name)!r} is neither a folder nor the name of a model; there are {', '.join(known) or 'none'} "
-            f"(the environment variable {_FOLDERS} names folders with more of them)"
-        )
-    return known[str(name)]
 
 
 def tensor_names(root: Path) -> list[str]:

@@ -10,11 +10,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from eenet._pretrained import find_model
 from eenet._version import __version__
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.models._backbones import Backbone, describe_backbone, difference, missing, pretrained, require_same
 from eenet.models._first_exits import FirstExits
-from eenet.models._folder import find_model, read_folder, tensor_names, write_folder
+from eenet.models._folder import read_folder, tensor_names, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import inferring, logits_in
 from eenet.models._networks import CASCADE, FIRST_EXITS, Source, known, make_heads

@@ -10,7 +10,6 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eenet._compat import aoti_compile_and_package, aoti_load_package
+from eenet._files import cache_folder
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.optimize._frozen import eager, traced_heads
@@ -41,7 +41,7 @@ def compiled(model: MultiExitModel) -> Variant:
     """
     if not model.staged.traced:
         raise InvalidInputError("stages written by hand cannot be compiled; run them as they are")
-    cache = _cache()
+    cache = cache_folder("aoti")
     own = eager(model)
     stages = own.stages
     made: list[Stage] = []
@@ -178,23 +178,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags", "Features"))))
-
-
-def _cache() -> Path:
-    """The folder of packages: EENET_CACHE, or eenet in the user's cache; refused where others could write to it."""
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eenet"
-    folder = Path(os.environ.get("EENET_CACHE") or usual) / "aoti"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = folder.stat()
-    except OSError as error:
-        raise InvalidInputError(
-            f"cannot use the cache {str(folder)!r} ({error.strerror}); set EENET_CACHE to a folder of yours"
-        ) from error
-    foreign = hasattr(os, "getuid") and status.st_uid != os.getuid()
-    if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise InvalidInputError(
-            f"the cache {str(folder)!r} can be written by others, and the packages in it are code that would be run; "
-            "set EENET_CACHE to a folder that only you can write"
-        )
-    return folder

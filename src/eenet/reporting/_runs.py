@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eenet._files import existing_file
+from eenet._pretrained import find_model
 from eenet.costs import ExitCosts
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.evaluation._style import title_of
@@ -197,11 +198,11 @@ FOLDER_FILES = (_TEST, _CALIBRATION, _METRICS)
 def read_folder(
     path: str | Path, *, methods: Sequence[str] = (), progress: Progress = lambda _: None, **more: Any
 ) -> Run:
-    """The run in a folder of `eenet reproduce`, `eenet train` or `eenet demo`.
+    """The run in a folder of `eenet reproduce`, `eenet train` or `eenet demo`, or what ships with a model of this name.
 
     Saved schedulers are read. Where there are none, or `methods` are named, they are fitted on the calibration records.
     """
-    folder = Path(path)
+    folder = find_model(path, holds=(_METRICS, "work"))
     if not folder.is_dir():
         raise InvalidInputError(f"{str(path)!r} is no folder; give the results of eenet reproduce, or records")
     missing = [name for name in FOLDER_FILES if not (folder / name).is_file()]

@@ -135,7 +135,9 @@ def _bytes(array: Any, n: int) -> Any:
 
 def kept_inputs(folder: Path, count: int) -> Samples | None:
     """The images that a run folder keeps of its `count` test samples, evenly spaced; None where it keeps none."""
-    file, whole = folder / "work" / "samples.npz", folder / "work" / "test.safetensors"
+    # Of a run they are in work/, of a trained model that ships beside it.
+    place = folder / "work" if (folder / "work").is_dir() else folder
+    file, whole = place / "samples.npz", place / "test.safetensors"
     if not file.is_file() or not whole.is_file() or len(ExitRecords.load(whole)) != count:
         return None
     try:

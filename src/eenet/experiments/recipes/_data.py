@@ -167,12 +167,13 @@ class RecipeData:
     def samples(self, name: str, most_bytes: float) -> tuple[tuple[Tensor, ...], Tensor]:
         """Inputs and labels of a part, evenly spaced, as many as fit into `most_bytes` but at least 2."""
         part = self.part(name)
-        one, _ = self._inputs(name, [0])
+        one, _ = self.inputs(name, [0])
         fit = int(most_bytes / sum(tensor.numel() * tensor.element_size() for tensor in one))
         count = min(len(part), max(2, fit))
-        return self._inputs(name, np.arange(count) * len(part) // count)
+        return self.inputs(name, np.arange(count) * len(part) // count)
 
-    def _inputs(self, name: str, indices: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+    def inputs(self, name: str, indices: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The inputs and labels of some samples of a part."""
         x, y = self.part(name).batch(indices)
         if self.task != "text":
             return (x,), y

@@ -39,6 +39,9 @@ _SCHEMA = 1
 _LIMIT = 5_000_000
 """Bytes of predictions, of both parts together, that may be kept."""
 
+_OF_THE_MODEL = (
+    "schema", "recipe", "title", "about", "smoke", "command", "eenet", "seed", "machine", "costs", "exits",
+)  # fmt: skip
 _FRACTION = 2 / 3
 NAMES = {
     "eenet": "EENet",
@@ -78,14 +81,25 @@ def same_machine(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return _described(one) == _described(other)
 
 
-def write_predictions(out: Path, calibration: ExitRecords, test: ExitRecords) -> None:
-    """Keep the records of both parts; where they are too large, as many evenly spaced samples as fit."""
+def write_predictions(
+    out: Path, calibration: ExitRecords, test: ExitRecords, *, limit: float = _LIMIT
+) -> dict[str, NDArray[np.intp]]:
+    """Keep the records of both parts; where they are too large, as many evenly spaced samples as fit: those given."""
     sizes = [_bytes(records) for records in (calibration, test)]
-    share = min(1.0, 0.95 * _LIMIT / sum(sizes))
+    share = min(1.0, 0.95 * limit / sum(sizes))
+    rows = {}
     for records, name in ((calibration, CALIBRATION), (test, TEST)):
         count = max(1, int(len(records) * share))
-        kept = records if count == len(records) else records.subset(np.arange(count) * len(records) // count)
+        rows[name] = np.arange(count) * len(records) // count
+        kept = records if count == len(records) else records.subset(rows[name])
         kept.save(out / name)
+    return rows
+
+
+def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the metrics goes with a model that ships: of the network, its data, costs and exits."""
+    kept = {key: metrics[key] for key in _OF_THE_MODEL}
+    return kept | {"data": {key: metrics["data"][key] for key in ("samples", "classes")}}
 
 
 def _bytes(records: ExitRecords) -> int:

@@ -29,6 +29,7 @@ from eenet.experiments.recipes._measured import measure_policies, mixed_costs, u
 from eenet.experiments.recipes._results import (
     CALIBRATION,
     COSTS,
+    METRICS,
     PROFILE,
     SCHEDULER_FOLDER,
     SPLIT,
@@ -37,6 +38,7 @@ from eenet.experiments.recipes._results import (
     same_machine,
     scheduler_file,
     schedulers,
+    summary,
     write_predictions,
     write_results,
 )
@@ -56,7 +58,10 @@ _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
 _MACHINES = "training-machines.json"
 _SCHEMA = 1
 _SAMPLES_BYTES = 5_000_000
-_KEPT_BYTES = 5_000_000
+_KEPT_BYTES, _RECORDS_BYTES, _INPUTS_BYTES = 5_000_000, 2_000_000, 400_000
+"""Of a model that is kept with the results, of the records beside it, and of its test inputs."""
+
+_BEST_COMPRESSION = 20
 _BEYOND_CHANCE = 4.0  # standard errors
 
 
@@ -282,7 +287,6 @@ class _Run:
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.save_pretrained(self.work / _MODEL)
         self._save_inputs(model, data)
-        self._model = model
         return {
             "exits": list(model.exit_names),
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -308,39 +312,51 @@ class _Run:
 
         Those of the test part check a bundle, those of the calibration part, with labels, give int8 its ranges.
         """
-        names = [one.name for one in model.staged.inference_stages[0].inputs]
-        (self.work / CLASSES).write_text("\n".join(data.classes) + "\n", encoding="utf-8")
+        self._model = model
+        self._write_classes(self.work, data)
         for part, file in (("test", SAMPLES), ("calibration", LABELED)):
             tensors, labels = data.samples(part, _SAMPLES_BYTES)
-            arrays: dict[str, Any] = dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
+            arrays = self._named(tensors)
             if part == "calibration":
                 arrays["labels"] = labels.numpy()
             np.savez(self.work / file, **arrays)
+        self._write_preprocessing(self.work, data)
+
+    def _named(self, tensors: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """Inputs as arrays, by the names that the network has for them."""
+        names = [one.name for one in self._read_model().staged.inference_stages[0].inputs]
+        return dict(zip(names, (tensor.numpy() for tensor in tensors), strict=True))
+
+    def _write_classes(self, folder: Path, data: RecipeData) -> None:
+        (folder / CLASSES).write_text("\n".join(data.classes) + "\n", encoding="utf-8")
+
+    def _write_preprocessing(self, folder: Path, data: RecipeData) -> None:
         preprocessing = data.preprocessing()
         if preprocessing is None:
-            (self.work / PREPROCESSING).unlink(missing_ok=True)
+            (folder / PREPROCESSING).unlink(missing_ok=True)
             return
         if isinstance(preprocessing, ImagePreprocessing):
-            preprocessing = dataclasses.replace(preprocessing, input=names[0])
+            first = self._read_model().staged.inference_stages[0].inputs[0]
+            preprocessing = dataclasses.replace(preprocessing, input=first.name)
         for name, content in preprocessing.files().items():
-            (self.work / name).parent.mkdir(parents=True, exist_ok=True)
-            (self.work / name).write_bytes(content)
-        write_json(self.work / PREPROCESSING, preprocessing.describe())
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        write_json(folder / PREPROCESSING, preprocessing.describe())
 
     def _collect(self) -> dict[str, Any]:
         data, model = self._read_data(), self._read_model()
-        summary: dict[str, Any] = {}
+        found: dict[str, Any] = {}
         with self._bars() as bars:
             for name, file in (("calibration", CALIBRATION), ("test", TEST)):
                 loader = data.held_out(name)
                 update = bars.task(f"  {name} part, batches", len(loader))
                 records = collect(model, _followed(loader, update))
                 records.save(self.work / file)
-                summary[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
-        summary["notes"] = self._easy_validation(summary["calibration"]["accuracies"])
-        for note in summary["notes"]:
+                found[name] = {"samples": len(records), "accuracies": records.accuracies.tolist()}
+        found["notes"] = self._easy_validation(found["calibration"]["accuracies"])
+        for note in found["notes"]:
             self._say(f"  {note}")
-        return summary
+        return found
 
     def _easy_validation(self, calibration: Sequence[float]) -> list[str]:
         """A note where the exits are better on the validation part than on the calibration part, beyond chance.
@@ -428,11 +444,10 @@ class _Run:
     def _evaluate(self) -> dict[str, Any]:
         calibration, test = (ExitRecords.load(self.work / file) for file in (CALIBRATION, TEST))
         write_predictions(self.out, calibration, test)
-        self._keep_model()
         measured = self._measured(calibration, test) if self.recipe.evaluation.rounds else None
         with self._bars() as bars:
             update = bars.task("  comparison")
-            return write_results(
+            metrics = write_results(
                 self.recipe,
                 self.out,
                 calibration,
@@ -443,13 +458,36 @@ class _Run:
                 smoke=self.options.smoke,
                 progress=update,
             )
+        self._keep_model(calibration, test, metrics)
+        return metrics
 
-    def _keep_model(self) -> None:
-        """Keep the trained network beside the results, where it is small."""
+    def _keep_model(self, calibration: ExitRecords, test: ExitRecords, metrics: Mapping[str, Any]) -> None:
+        """Keep the trained network beside the results, where it is small, with what its users need.
+
+        That is what a model needs to be served, exported and reported on by its name: records to fit a scheduler to and
+        to judge it, costs, class names, preprocessing and some test inputs.
+        """
         trained, kept = self.work / _MODEL, self.out / _MODEL
         shutil.rmtree(kept, ignore_errors=True)
-        if sum(path.stat().st_size for path in trained.iterdir()) <= _KEPT_BYTES:
-            shutil.copytree(trained, kept)
+        if sum(path.stat().st_size for path in trained.iterdir()) > _KEPT_BYTES:
+            return
+        shutil.copytree(trained, kept)
+        rows = write_predictions(kept, calibration, test, limit=_RECORDS_BYTES)[TEST]
+        write_json(kept / METRICS, summary(metrics))
+        profile = self.out / PROFILE
+        shutil.copy(profile if profile.is_file() else self.out / COSTS, kept / COSTS)
+        data = self._read_data()
+        self._write_classes(kept, data)
+        self._write_preprocessing(kept, data)
+        one = sum(tensor.numel() * tensor.element_size() for tensor in data.inputs("test", [0])[0])
+        count = max(1, min(len(rows), _BEST_COMPRESSION * _INPUTS_BYTES // one))
+        while True:  # how well they compress is tried
+            inputs, _ = data.inputs("test", rows[np.arange(count) * len(rows) // count])
+            np.savez_compressed(kept / SAMPLES, **self._named(inputs))
+            size = (kept / SAMPLES).stat().st_size
+            if size <= _INPUTS_BYTES or count == 1:
+                return
+            count = max(1, min(count - 1, int(0.95 * count * _INPUTS_BYTES / size)))
 
     def _measured(self, calibration: ExitRecords, test: ExitRecords) -> dict[str, Any]:
         """Every single exit and every fitted scheduler run for real, in turns with the plain network."""

@@ -1,0 +1,125 @@
+"""A trained model where a command needs more than its weights: a scheduler of the records beside it, and a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eenet._extras import missing_of, require_extra
+from eenet._files import cache_folder, sha256_of
+from eenet._pretrained import DESCRIPTION, find_model
+from eenet._timing import processor
+from eenet._version import __version__
+from eenet.cli._console import if_stopped, side, steps
+from eenet.cli._data import names_in, preprocessing_of
+from eenet.cli._inputs import ModelFiles, load_target, model_files, read_inputs, read_predictions
+from eenet.errors import InvalidInputError, ReliabilityWarning
+
+if TYPE_CHECKING:
+    from eenet.models import MultiExitModel
+    from eenet.records import ExitRecords
+    from eenet.scheduler import Scheduler
+
+SHARE = 0.65
+"""The budget where none is given, as a share of the plain network's cost; another is chosen without fitting again."""
+
+_MANIFEST = "manifest.json"
+
+
+def records_beside(files: ModelFiles, target: str) -> ExitRecords:
+    """The calibration records beside a model; raises `InvalidInputError` where there are none."""
+    path = files.calibration()
+    if path is None:
+        raise InvalidInputError(
+            f"{target!r} has no calibration.safetensors beside its weights, which a scheduler is fitted to: write them "
+            "with eenet collect, fit with eenet fit, and export with eenet export --scheduler"
+        )
+    return read_predictions(path)[0]
+
+
+def fit_beside(
+    model: MultiExitModel, example: Any, records: ExitRecords, *, batch_size: int, threads: int | None = None
+) -> Scheduler:
+    """EENet fitted to a model's calibration records, in milliseconds that are measured here."""
+    import torch
+
+    from eenet.profiling import profile
+    from eenet.scheduler import EENet
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReliabilityWarning)  # of the spread: a bundle is measured again
+            costs = profile(model, example, unit="ms", batch_size=batch_size, seconds=0.5)
+    finally:
+        torch.set_num_threads(before)
+    return EENet(seed=0).fit(records, costs, min(max(SHARE * costs.reference, costs[0]), costs[-1]))
+
+
+def bundle_of(target: str | Path, *, threads: int | None, allow: Sequence[str]) -> Path:
+    """The folder of the bundle that a command runs; of a trained model one is made, and kept for the next time.
+
+    A model needs its calibration records beside it. The bundle is of ONNX graphs where the extra "export" is installed,
+    and of weights otherwise. It is measured where it is made, so it is another one for another number of threads.
+    """
+    name = str(target)
+    files = model_files(name)
+    if files is None:
+        return find_model(name, holds=(_MANIFEST,))
+    records = records_beside(files, name)
+    require_extra("torch", f"making a bundle of the model {name!r}")
+    backend = "torch" if missing_of("export") else "onnx"
+    depends = {
+        "model": sha256_of(files.model / DESCRIPTION),  # it has the digest of the weights
+        "records": sha256_of(files.records / "calibration.safetensors"),
+        "made": [__version__, backend, threads, processor()],
+    }
+    key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
+    made = cache_folder("bundles") / f"{Path(name).resolve().name}-{key}"
+    runtime = "ONNX graphs" if backend == "onnx" else "weights, since the extra 'export' is not installed"
+    what = f"a bundle of {runtime}, EENet fitted to the model's {len(records)} calibration records"
+    if (made / _MANIFEST).is_file():
+        side().print(
+            f"{name} is a model; {made} was made of it before (delete it to make it again): {what}", soft_wrap=True
+        )
+        return made
+    side().print(f"{name} is a model; making {made} of it: {what}", soft_wrap=True)
+    _make(made, files, name, records, backend=backend, threads=threads, allow=allow)
+    return made
+
+
+def _make(
+    folder: Path,
+    files: ModelFiles,
+    name: str,
+    records: ExitRecords,
+    *,
+    backend: str,
+    threads: int | None,
+    allow: Sequence[str],
+) -> None:
+    from eenet.bundle import export
+
+    if_stopped("give the same command again")
+    model, example = load_target(name, allow=allow)
+    samples, classes = files.input("samples.npz"), files.input("classes.txt")
+    with steps("exporting") as report:
+        report("fitting EENet to the calibration records")
+        scheduler = fit_beside(model, example, records, batch_size=files.batch_size(), threads=threads)
+        export(
+            model,
+            scheduler,
+            folder,
+            example=example if samples is None else read_inputs(model, samples),
+            backend=backend,
+            preprocessing=preprocessing_of(files.inputs),
+            class_names=None if classes is None else names_in(classes),
+            records=records,
+            threads=threads,
+            progress=report,
+        )

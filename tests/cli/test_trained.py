@@ -1,0 +1,154 @@
+"""Trained models by name on the command line, and the page that says what they are; it is written by this file."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from commands import refused, run, served
+from optional import import_or_skip
+from pages import DOCS
+
+import eenet
+from eenet._pretrained import model_names
+
+for _library in ("onnx", "onnxscript", "onnxruntime", "pyarrow", "mlxtend", "PIL", "plotly"):
+    pytest.importorskip(_library)
+
+PAGE = DOCS / "howto" / "trained-models.md"
+RESULTS = DOCS.parent / "results"
+BEGIN, END = "<!-- models: begin -->\n", "<!-- models: end -->"
+BESIDE = {
+    "metrics.json", "costs.json", "calibration.safetensors", "test.safetensors", "samples.npz", "classes.txt",
+    "preprocessing.json",
+}  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::eenet.errors.ReliabilityWarning", "ignore::eenet.errors.FallbackWarning"
+)
+
+
+def table() -> str:
+    """The models that ship, by what is beside them."""
+    rows = []
+    for folder in sorted(RESULTS.glob("*/model")):
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        whole = metrics["costs"]["plain"]
+        exits = [f"{100 * e['cost'] / whole:.0f} %: {100 * e['test_accuracy']:.1f}" for e in metrics["exits"]]
+        size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
+        rows.append(f"| `{folder.parent.name}` | {metrics['title']} | {', '.join(exits)} | {size:.1f} MB |")
+    return "\n".join(["| name | what | cost: accuracy | size |", "|---|---|---|---|", *rows]) + "\n"
+
+
+def write_page() -> None:
+    """Write the table into the page: `python tests/cli/test_trained.py`."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def test_the_page_lists_the_models_that_ship_with_what_they_need() -> None:
+    if not RESULTS.is_dir():
+        pytest.skip("needs results/, which is in the repository alone")
+    for folder in RESULTS.glob("*/model"):
+        held = {file.name: file.stat().st_size for file in folder.iterdir()}
+        todo = "make it again: eenet reproduce NAME --from evaluate"
+        assert set(held) >= BESIDE, todo
+        assert sum(held[name] for name in BESIDE) < 2.6e6, todo
+        assert sum(held.values()) - sum(held[name] for name in BESIDE) <= 5e6
+    page = PAGE.read_text(encoding="utf-8")
+    assert page.partition(BEGIN)[2].partition(END)[0] == table(), "run python tests/cli/test_trained.py"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with some photos, and one that hides no model though it has the name of one."""
+    from PIL import Image
+
+    from eenet.experiments.data import load
+
+    folder = tmp_path_factory.mktemp("trained")
+    images, _ = load("digits", ".", "train", limit=5).batch(range(5))
+    for name in ("photos", "digits"):
+        (folder / name).mkdir()
+        for number, image in enumerate(images[:, 0] * 0.3081 + 0.1307):
+            Image.fromarray((image.numpy() * 255).round().astype("uint8")).save(folder / name / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        patched.setenv("EENET_CACHE", str(folder / "cache"))
+        yield folder
+
+
+def test_the_page_runs_and_the_server_takes_the_bundle_that_is_there(work: Path) -> None:
+    import_or_skip("torchvision")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for line in block.splitlines():
+        run(*shlex.split(line)[1:])
+    assert (work / "digits.html").stat().st_size > 1e6
+    (kept,) = (work / "cache" / "bundles").iterdir()
+    assert kept.name.startswith("digits-")
+    assert json.loads((kept / "manifest.json").read_text(encoding="utf-8"))["backend"] == "onnx"
+
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    rows = pq.read_table(work / "answers.parquet").to_pylist()
+    assert [row["class_name"] for row in rows] == ["0", "2", "4", "7", "9"]
+    bundle = eenet.bundle.load("digits-bundle")
+    assert bundle.scheduler.budget == pytest.approx(0.6 * bundle.costs.reference)
+    assert len(bundle.records) >= 500
+    done = run("predict", "digits", "photos", "--out", "again.parquet", "--budget", "80%", "--json")
+    assert "was made of it before (delete it to make it again)" in done.stderr
+    found = json.loads(done.stdout)
+    assert (found["failed"], found["items"]) == (0, 5)
+    assert pq.read_table(work / "again.parquet").column("prediction").to_pylist() == [row["prediction"] for row in rows]
+
+    with served("digits", "--port", "0", "--no-hold", "--budget", "80%") as (url, process):
+        sent = (work / "photos" / "0.png").read_bytes()
+        answer = httpx.post(f"{url}/predict", content=sent, headers={"Content-Type": "image/png"}).json()
+        assert answer["predictions"][0]["class"] == rows[0]["prediction"]
+        assert httpx.get(f"{url}/info").json()["backend"] == "onnx"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_without_the_extra_export_a_bundle_is_of_weights(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eenet.cli._trained.missing_of", lambda extra: ["onnx"] if extra == "export" else [])
+    done = run("predict", "digits", "photos", "--out", work / "weights.parquet", "--threads", 1, "--json")
+    assert "a bundle of weights, since the extra 'export' is not installed" in done.stderr
+    assert json.loads(done.stdout)["items"] == 5
+
+
+def test_what_is_left_of_a_run_is_taken_as_a_folder(work: Path) -> None:
+    found = json.loads(run("report", model_names()["digits"], "--out", work / "r.html", "--json").stdout)
+    assert found["runs"][0]["name"] == "digits"
+    eenet.from_pretrained("digits").save_pretrained(work / "saved")
+    assert "has no calibration.safetensors beside its weights" in refused("serve", work / "saved")
+    assert "has no calibration.safetensors beside its weights" in refused("export", work / "saved", "--out", "b")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("report", "digit"),
+        ("predict", "digit", "photos", "--out", "a.parquet"),
+        ("serve", "digit"),
+        ("export", "digit", "--out", "bundle"),
+        ("profile", "digit"),
+        ("benchmark", "digit"),
+        ("collect", "digit", "--data", "photos", "--out", "r.npz"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_wrong_name_lists_those_there_are(work: Path, words: tuple[str, ...]) -> None:
+    message = refused(*words)
+    assert "'digit' is neither a folder nor the name of a model" in message
+    assert "did you mean 'digits'? there are digits" in message
+
+
+if __name__ == "__main__":
+    write_page()
