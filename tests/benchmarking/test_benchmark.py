@@ -189,6 +189,16 @@ print(result)
         assert done.returncode == 0, done.stderr
         assert "bundle, plain fp32" in done.stdout
 
+    def test_bundles_of_one_network_show_its_plain_network_once(self, tmp_path: Path) -> None:
+        import_or_skip("onnxruntime")
+        import_or_skip("onnx")
+        case = small_convolutions()
+        for name in ("a", "b"):
+            case.export(tmp_path / name)
+        result = run({name: str(tmp_path / name) for name in ("a", "b")}, case.arrays["x"])
+        titles = ["a and b, plain fp32", "a, exits off", "a", "b, exits off", "b"]
+        assert [row.title for row in result.rows] == titles
+
     def test_an_onnx_file(self, tmp_path: Path) -> None:
         import_or_skip("onnxruntime")
         onnx = import_or_skip("onnx")
@@ -211,6 +221,18 @@ print(result)
         result = run(systems, NUMBERED, LABELS, untrained=["random"])
         assert (result.rows[1].accuracy, result.rows[1].agreement) == (None, None)
         assert result.rows[1].speed > 0
+
+    def test_a_first_system_with_random_weights_is_the_reason_that_is_given(self) -> None:
+        systems = {"random": Work(50, wrong(160)), "early": Work(1, LABELS, exits=True), "plain": Work(1, LABELS)}
+        result = run(systems, NUMBERED, LABELS, untrained=["random"])
+        assert result.verdict.startswith("Nothing can be said of accuracies at batch 8")
+        assert "the first system, random, with which all are compared, has random weights" in result.verdict
+        assert "without labels" not in result.verdict.lower()
+        assert "plain is" not in result.verdict, "its weights are not random"
+        assert result.rows[1].accuracy == 1
+        systems = {"plain": Work(50, LABELS), "early": Work(1, LABELS, exits=True)}
+        said = run(systems, NUMBERED, LABELS, untrained=["early"]).verdict
+        assert "these have random weights" in said
 
 
 class TestVerdict:

@@ -25,7 +25,7 @@ import eenet
 from eenet.bundle import LoadedBundle, sealed
 from eenet.bundle._measure import remaining  # private, here and below: `load` does it all, a test one step
 from eenet.bundle._plan import compact, planned_again
-from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_costs, toy_records
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
@@ -55,6 +55,23 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path, list[str
         example = case.call(case.inputs)
         eenet.export(case.model, scheduler, folder, example=example, progress=said.append, **QUICK)
     return case, folder, said
+
+
+def test_what_fell_back_in_the_fit_is_not_warned_of_again_by_the_export(tmp_path: Path) -> None:
+    case = CASES["convolutions"]()
+    records = case.records(case.inputs)
+    # The first exit is right, the others are wrong: whatever exits cost, one exit for all samples is better.
+    right = records.predictions[0]
+    records = eenet.ExitRecords(
+        records.probabilities, np.stack([right, 1 - right.clip(0, 1), 1 - right.clip(0, 1)]), right
+    )
+    with pytest.warns(FallbackWarning):
+        scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2, 3]), "60%")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        bundle = eenet.export(case.model, scheduler, tmp_path / "b", example=case.call(case.inputs), **QUICK)
+    assert bundle.scheduler.fallback is not None
+    assert not [one for one in said if issubclass(one.category, FallbackWarning)]
 
 
 def labeled(case: Case) -> eenet.ExitRecords:

@@ -194,6 +194,7 @@ def test_any_budget_can_be_asked_for(found: SearchResult) -> None:
 
 def test_the_table_and_json(found: SearchResult, tmp_path: Path) -> None:
     text = str(found)
+    assert max(map(len, text.splitlines())) <= 100
     assert "the plain network is big" in text
     assert "small + big" in text
     assert "Not ahead of the runner-up beyond chance" in text

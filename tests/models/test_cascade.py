@@ -113,6 +113,26 @@ class TestInputs:
         for got, expected in zip(again(X), (early, last), strict=True):
             torch.testing.assert_close(got, expected)
 
+    def test_a_network_with_exits_at_two_resolutions(self, tmp_path: Path) -> None:
+        backbone = eenet.build_network("test_cascade:network", width=4).eval()
+        exits = eenet.attach(backbone, ["2"], example=X[:2]).eval()
+        model = eenet.cascade([exits, exits], example=X[:2], inputs=[{"size": (16, 16)}, None])
+        assert model.exit_names == ("members.0.network.2", "members.0", "members.1.network.2", "output")
+        smaller = F.interpolate(X, size=(16, 16), mode="bilinear")
+        early = nn.Sequential(*backbone.children())[:3]
+        expected = [run(image) for image in (smaller, X) for run in (nn.Sequential(early, exits.heads[0]), backbone)]
+        for got, wanted in zip(model(X), expected, strict=True):
+            torch.testing.assert_close(got, wanted)
+        members: Any = model.backbone.members
+        for one, other in zip(members[0].network.parameters(), members[1].network.parameters(), strict=True):
+            assert one is other, "the weights are shared"
+        scheduler, records = fitted(model)
+        np.testing.assert_array_equal(eenet.AdaptiveModel(model, scheduler)(X).exits, scheduler.replay(records).exits)
+        model.save_pretrained(tmp_path / "model")
+        again = MultiExitModel.from_pretrained(tmp_path / "model", allow=["test_cascade:network"])
+        for got, wanted in zip(again(X), expected, strict=True):
+            torch.testing.assert_close(got, wanted)
+
     def test_another_normalization(self) -> None:
         mean, std = [0.1, 0.2, 0.3], [1.0, 2.0, 4.0]
         model = eenet.cascade([SMALL, BIG], X[:2], inputs=[InputMap(mean=mean, std=std), {"mean": [0.5], "std": [0.5]}])

@@ -59,6 +59,8 @@ def test_the_heads_alone_need_the_network_they_were_trained_on(tmp_path: Path) -
         eenet.from_pretrained(tmp_path / "heads")
     with pytest.raises(InvalidInputError, match="has other weights than the network that this model was saved of"):
         eenet.from_pretrained(tmp_path / "heads", backbone=network(7))
+    with pytest.raises(InvalidInputError, match=r"backbone is a MultiExitModel, .*expected the network .*\.backbone"):
+        eenet.from_pretrained(tmp_path / "heads", backbone=model)
     with pytest.raises(InvalidInputError, match="allow="):
         eenet.from_pretrained(tmp_path / "heads", backbone=tmp_path / "weights.safetensors")
     with pytest.raises(InvalidInputError, match="holds the whole model; leave backbone out"):

@@ -263,6 +263,7 @@ def test_a_benchmark_alone_has_a_page(tmp_path: Path) -> None:
         (("no/such/folder",), {}, "is no folder"),
         ((toy_records(50),), {"costs": toy_costs(4)}, "4 exits"),
         ((toy_records(50),), {"costs": toy_costs(), "classes": ["a"]}, "1 classes are given"),
+        ((toy_records(50),), {"costs": toy_costs(), "exits": ["a"]}, "1 exits are given"),
         ((toy_records(50),), {"costs": toy_costs(), "data": ["a"] * 7, "calibration": toy_records(60)}, "7 samples"),
         ((toy_records(50),), {"costs": toy_costs(), "budgets": 1}, "budgets is 1"),
         ((toy_records(50),), {"costs": toy_costs(), "smaller": [{"name": "a"}]}, "lacks ['cost', 'accuracy']"),
@@ -305,11 +306,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(
         "report", "predictions.npz", "--prefix", "test_", "--calibration", "predictions.npz", "--calibration-prefix",
         "val_", "--methods", "max_prob,entropy", "--texts", "texts.csv", "--classes", "names.txt", "--smaller",
-        "tiny=1.5,0.4", "--budgets", 4, "--draws", 0, "--out", "page.html", "--json", "report.json",
+        "tiny=1.5,0.4", "--exits", "bag, MiniLM 0, MiniLM", "--budgets", 4, "--draws", 0, "--out", "page.html", "--json", "report.json",
     )  # fmt: skip
     assert "page.html" in result.stdout
     data = json.loads(Path("report.json").read_text())
     assert data["runs"][0]["classes"] == ["cat", "dog", "bird"]
+    assert data["runs"][0]["exits"] == ["exit 0 (bag)", "exit 1 (MiniLM 0)", "exit 2 (MiniLM)"]
     assert len(data["runs"][0]["standing"]) == 2
     assert any(sample["text"] == "text, 3" for sample in data["runs"][0]["sections"][1]["gallery"]["samples"])
     scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]))
@@ -317,9 +319,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records.save("test.safetensors")
     run("report", "test.safetensors", "--scheduler", "scheduler.safetensors", "--budgets", 3, "--draws", 0)
     assert Path("report.html").is_file()
-    Path("costs.json").write_text(json.dumps(profile()))
+    Path("costs.json").write_text(json.dumps(profile() | {"exits": ["members.0", "members.1", "output"]}))
     words = ("--costs", "costs.json", "--batch-size", 8, "--methods", "max_prob", "--budgets", 3, "--draws", 0)
     run("report", "test.safetensors", *words, "--json", "report.json")
+    assert json.loads(Path("report.json").read_text())["runs"][0]["exits"][0] == "exit 0 (members.0)"
     sections = json.loads(Path("report.json").read_text())["runs"][0]["sections"]
     assert "exit-times" in [chart["name"] for section in sections for chart in section["charts"]]  # of the same file
 

@@ -207,8 +207,9 @@ def test_only_images_of_one_class_are_mixed(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     rows = eenet.attach(net, ["1"], example=torch.randn(2, 4))
     data, costs = [(torch.randn(8, 4), torch.arange(8) % 2)], eenet.ExitCosts([1.0, 2.0])
-    with pytest.raises(InvalidInputError, match=r"need batches of images .*got torch.float32 of shape \(8, 4\)"):
-        train(rows, data, data, config=replace(PLAIN, mixup=0.2), out=tmp_path / "rows", costs=costs)
+    with pytest.raises(InvalidInputError, match=r"need batches of images .*got torch.float32 of shape \(2, 4\)"):
+        train(rows, data, data, config=replace(PLAIN, mixup=0.2, head_epochs=2), out=tmp_path / "rows", costs=costs)
+    assert not (tmp_path / "rows").exists(), "the heads are not trained first"
     with pytest.raises(InvalidInputError, match="one class for each image; the task is 'segmentation'"):
         run(corner_model(), tmp_path / "pixels", cutmix=0.2, head_epochs=2, task=SegmentationTask())
     assert not (tmp_path / "pixels").exists(), "the heads are not trained first"

@@ -123,7 +123,15 @@ def benchmark(
             noise = _noise(made) if all(one.device == "cpu" for one in entries) else []
             unsure = _useless(made) if noise else None
             words.append(
-                unsure or verdict(made, answers.difference, max_accuracy_drop, len(samples), by_cpu=bool(noise))
+                unsure
+                or verdict(
+                    made,
+                    answers.difference,
+                    max_accuracy_drop,
+                    len(samples),
+                    trained=answers.trained,
+                    by_cpu=bool(noise),
+                )
             )
             notes += noise + _unlike_the_plan(made)
             if timing.stopped:

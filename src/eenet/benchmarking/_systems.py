@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ class System:
     """One row of the comparison.
 
     `prepare` brings a batch into the form that `call` takes, before the clock runs: on the device, in the dtype.
-    `exits` is K, or None for a system without exits; `module` the torch module that has to be in inference mode.
+    `exits` is K, or None for a system without exits; `module` the torch module that has to be in inference mode;
+    `content` a digest of the plain graph of a bundle, the same for the same network.
     """
 
     name: str
@@ -57,6 +59,7 @@ class System:
     weight_bytes: int | None = None
     untrained: bool = False
     origin: Any = None
+    content: str | None = None
 
     @property
     def title(self) -> str:
@@ -91,7 +94,13 @@ def systems_of(
         made = _expanded(str(name), _loaded(str(name), value, threads), tensors)
         if made[0].module is None and made[0].origin is not None:
             # What its runtime gains must not be taken for a gain of early exit.
-            made = [*_plain_graphs(made[0]), *(one for one in (_plain(made[0]),) if one is not None), *made]
+            graphs = _plain_graphs(made[0])
+            for graph in [*graphs]:  # bundles of one network carry the same graph
+                same = next((n for n, one in enumerate(found) if one.content and one.content == graph.content), None)
+                if same is not None:
+                    found[same] = replace(found[same], name=_of_both(found[same].name, graph.name))
+                    graphs.remove(graph)
+            made = [*graphs, *(one for one in (_plain(made[0]),) if one is not None), *made]
         found += [replace(one, untrained=name in untrained) for one in made]
     first = _plain(found[0])
     if first is not None:
@@ -269,9 +278,15 @@ def _plain_graphs(system: System) -> list[System]:
         content = bundle.manifest.read(data[key])
         call = _from_enter(bundle.backend, bundle.backend.whole(content))
         name = f"{system.name}, plain {precision}"
-        alike = replace(system, name=name, call=call, weight_bytes=len(content))
+        alike = replace(system, name=name, call=call, weight_bytes=len(content), content=sha256(content).hexdigest())
         made.append(replace(alike, budget=None, exits=None, scheduler=None))
     return made
+
+
+def _of_both(known: str, name: str) -> str:
+    """The name of a plain network that two bundles carry: "a and b, plain fp32"."""
+    of, _, what = known.rpartition(", ")
+    return f"{of} and {name.rpartition(', ')[0]}, {what}"
 
 
 def _from_enter(backend: Any, graph: Callable[[Any], Any]) -> Callable[..., Any]:

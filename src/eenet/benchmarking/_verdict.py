@@ -16,22 +16,42 @@ _ERRORS = 2.0  # standard errors beyond which a difference is not chance
 
 
 def verdict(
-    rows: Sequence[BenchmarkRow], difference: Difference, max_drop: float, samples: int, *, by_cpu: bool
+    rows: Sequence[BenchmarkRow],
+    difference: Difference,
+    max_drop: float,
+    samples: int,
+    *,
+    trained: Sequence[bool],
+    by_cpu: bool,
 ) -> str:
-    """One paragraph on the rows of one batch size, of which the first is the reference; by wall or by CPU time."""
+    """One paragraph on the rows of one batch size, of which the first is the reference; by wall or by CPU time.
+
+    `trained` says of each row whether its weights are not random.
+    """
     at = f"at batch {rows[0].batch_size}"
     if by_cpu:
         at += " (by CPU time)"
         rows = [replace(row, speed=row.cpu_speed, speed_error=row.cpu_speed_error) for row in rows]
-    text = _judged(rows, difference, max_drop, samples, at)
-    untrained = [row for row in rows[1:] if not row.early_exit and row.agreement is None and row.speed > _FASTER]
+    text = _judged(rows, difference, max_drop, samples, at, trained)
+    untrained = [
+        row
+        for row, known in zip(rows[1:], trained[1:], strict=True)
+        if not row.early_exit and not known and row.speed > _FASTER
+    ]
     return text + "".join(
         f" {row.title} is {_times(row, rows[0])}, with random weights: train it to know its accuracy."
         for row in untrained
     )
 
 
-def _judged(rows: Sequence[BenchmarkRow], difference: Difference, max_drop: float, samples: int, at: str) -> str:
+def _judged(
+    rows: Sequence[BenchmarkRow],
+    difference: Difference,
+    max_drop: float,
+    samples: int,
+    at: str,
+    trained: Sequence[bool],
+) -> str:
     first = rows[0]
     early = [n for n, row in enumerate(rows) if row.early_exit]
     others = [n for n, row in enumerate(rows) if not row.early_exit and n and row.agreement is not None]
@@ -41,6 +61,10 @@ def _judged(rows: Sequence[BenchmarkRow], difference: Difference, max_drop: floa
         return (
             f"The first system, {first.title}, has exits itself {at}: put the plain network first to judge early exit."
         )
+    if not trained[0] or not any(trained[n] for n in early):
+        who = f"the first system, {first.title}, with which all are compared, has" if not trained[0] else "these have"
+        times = "; ".join(f"{rows[n].title} is {_times(rows[n], first)}" for n in early)
+        return f"Nothing can be said of accuracies {at}: {who} random weights (untrained=). Of times: {times}."
     if first.accuracy is None:
         return _by_agreement(rows, early, others, max_drop, at)
 
@@ -125,8 +149,6 @@ def _by_agreement(
     """Without labels: an answer that agrees with the reference's is as right as that."""
     first = rows[0]
     known = [n for n in early if rows[n].agreement is not None]
-    if not known:
-        return f"Without labels nothing can be said of accuracies {at}."
     best = max(known, key=lambda n: rows[n].speed if 1 - (rows[n].agreement or 0) <= max_drop else -1)
     row = rows[best]
     differs = 1 - (row.agreement or 0)

@@ -19,7 +19,7 @@ from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import MANIFEST, read_manifest, sealed
 from eenet.bundle._measure import BATCH_SIZES, UNITS, costs_at, device_of, measured, remaining, stand_ins, undescribed
 from eenet.costs import Budget, ExitCosts, parse_budget
-from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.runtime._backend import Live
 from eenet.scheduler import Fallback, Scheduler
@@ -192,14 +192,14 @@ def plan_here(
             "plain_is": "its stages without exits" if plain is None else "one graph",
         }
 
-    def fitted(data: dict[str, Any]) -> Scheduler:
+    def fitted(data: dict[str, Any], told: Scheduler) -> Scheduler:
         if progress is not None:
             progress("planning the budget")
-        return planned_again(scheduler, costs_at(data, unit, size), records, budget)
+        return planned_again(scheduler, costs_at(data, unit, size), records, budget, told=told)
 
     shares = shares_of(scheduler, records)
     data = profile(sizes, shares)
-    made = fitted(data)
+    made = fitted(data, scheduler)
     found = shares_of(made, records)
     if remaining(found, size) != remaining(shares, size):
         # Deeper stages run on other numbers of samples than was measured.
@@ -211,7 +211,7 @@ def plan_here(
             for name, values in data["percentiles"][of].items():
                 values[row] = again["percentiles"][of][name][0]
         data["shares"] = again["shares"]
-        made = fitted(data)
+        made = fitted(data, made)
     return made, data | {"unit": unit, "batch_size": size}
 
 
@@ -276,7 +276,12 @@ def _unit(scheduler: Scheduler) -> str:
 
 
 def planned_again(
-    scheduler: Scheduler, costs: ExitCosts, records: ExitRecords | None, budget: Budget | None = None
+    scheduler: Scheduler,
+    costs: ExitCosts,
+    records: ExitRecords | None,
+    budget: Budget | None = None,
+    *,
+    told: Scheduler | None = None,
 ) -> Scheduler:
     """The scheduler for other costs of the same exits.
 
@@ -284,7 +289,7 @@ def planned_again(
     stay, each with the mean cost that it now has; so does the policy in force, unless there is a budget.
 
     Without a budget it keeps to the share that it had: of the plain network, or where that was not known, of the last
-    exit.
+    exit. What fell back already in `told`, by default `scheduler`, is not warned of again.
     """
     if records is None or scheduler._refused is not None:
         return _priced_again(scheduler, costs, budget)
@@ -296,9 +301,10 @@ def planned_again(
     promises["fallback"] = not state.as_it_is
     # The cheapest policy that keeps the accuracy, at whatever it costs here, unless there is a budget too.
     amount = None if "max_accuracy_drop" in promises and implied else limit
+    told = scheduler if told is None else told
     try:
         try:
-            return fresh.fit(records, costs, amount, **promises)
+            return _fitted(fresh, records, costs, amount, promises, told)
         except InfeasibleBudgetError as error:
             if not implied or amount is None:
                 raise
@@ -306,11 +312,37 @@ def planned_again(
                 f"{limit:.4g} {costs.unit}, the same share as before, is too little here: planned for the smallest "
                 f"feasible budget, {error.smallest:.4g} {costs.unit}"
             )
-            return fresh.fit(records, costs, error.smallest, **promises)
+            return _fitted(fresh, records, costs, error.smallest, promises, told)
     except InvalidInputError as error:
         if isinstance(error, InfeasibleBudgetError) or records.utility is not None:
             raise
         return _priced_again(scheduler, costs, budget)
+
+
+def _fitted(
+    fresh: Scheduler,
+    records: ExitRecords,
+    costs: ExitCosts,
+    budget: Budget | None,
+    promises: dict[str, Any],
+    told: Scheduler,
+) -> Scheduler:
+    """`fresh`, fitted; a fallback that `told` has too was said when that was fitted, and is not said twice."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fresh.fit(records, costs, budget, **promises)
+    known = _what_fell_back(fresh) == _what_fell_back(told)
+    for one in said:
+        if not (known and issubclass(one.category, FallbackWarning)):
+            warnings.warn(one.message, one.category, stacklevel=6)
+    return fresh
+
+
+def _what_fell_back(scheduler: Scheduler) -> tuple[Any, ...]:
+    """The rule that was taken and why, and the exits that were left out."""
+    taken = scheduler.fallback
+    left_out = [dead.exit_index for dead in scheduler.left_out]
+    return None if taken is None else (taken.taken, taken.reason), left_out
 
 
 def _same_share(scheduler: Scheduler, costs: ExitCosts) -> float:

@@ -13,10 +13,12 @@ import torch
 from eenet._extras import require
 from eenet._timing import in_turns, timed
 from eenet.bundle._calibration import Samples, boundaries_of, warned
-from eenet.bundle._choosing import Chooser, Utility
+from eenet.bundle._choosing import Chooser, PartTime, Utility
+from eenet.bundle._frontier import Ahead, Frontier
 from eenet.bundle._graphs import Graphs
 from eenet.bundle._onnx import Session
 from eenet.bundle._quantize import Quantized, quantized
+from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.models._collect import Gathering
@@ -30,6 +32,10 @@ Precision = str | Mapping[str, str]
 MAX_EXIT_DROP = 0.005
 
 _MOST_DROP = 0.1
+_STEP = 0.005  # of the limits that are named
+_WORTH_NAMING = 1.05  # times as fast at equal accuracy: a looser limit that gives less is not named
+_FEWEST, _COMPARED = 100, 4096  # how many samples makes are compared on at equal cost
+_AGAIN = 2  # more measurements of the parts whose times leave it open whether int8 is faster
 
 Progress = Callable[[str], None]
 
@@ -81,7 +87,10 @@ class Options:
         if not isinstance(asked, str):
             unknown = [name for name in asked if name not in names]
             if unknown:
-                raise InvalidInputError(f"precision names {unknown[0]!r}, which is no part; expected some of {names}")
+                raise InvalidInputError(
+                    f"precision names {unknown[0]!r}, which is no part; expected some of {', '.join(names)}. "
+                    f"{_ends(model)}"
+                )
             wrong = [value for value in asked.values() if value not in (FP32, INT8)]
             if wrong:
                 raise InvalidInputError(f"precision has {wrong[0]!r} for a part, expected {FP32!r} or {INT8!r}")
@@ -135,6 +144,12 @@ def parts_of(exits: int) -> list[str]:
     return [*(f"stages.{k}" for k in range(exits)), *(f"heads.{k}" for k in range(exits - 1))]
 
 
+def _ends(model: MultiExitModel) -> str:
+    """Which modules the stages end at."""
+    ends = [f"stages.{k} ends at {name!r}" for k, name in enumerate(model.exit_names[:-1])]
+    return f"Of this network {', '.join(ends)}; stages.{len(ends)} is the rest, and heads.k is the head of exit k"
+
+
 def choose(
     model: MultiExitModel,
     graphs: Graphs,
@@ -156,9 +171,16 @@ def choose(
     parts.quantize(options.wanted(model.num_exits), samples.ranges, progress)
     judge = _Judge(parts, samples, model.task, progress)
     chooser = Chooser(judge, options.max_exit_drop, options.guarantee)
-    times = parts.times(remaining, seconds, progress) if options.precision == AUTO else {}
-    chosen = chooser.chosen(times) if options.precision == AUTO else frozenset(parts.int8)
-    report = _report(options, parts, samples, chooser, times, chosen)
+    times: dict[str, PartTime] = {}
+    looser = None
+    if options.precision == AUTO:
+        times = parts.times(remaining, seconds, progress)
+        compared = _Compared(parts, judge, times, remaining)
+        chosen = compared.kept(chooser, chooser.chosen(times))
+        looser = compared.looser(chooser, chosen, options.guarantee)
+    else:
+        chosen = frozenset(parts.int8)
+    report = _report(options, parts, samples, chooser, times, chosen) | {"looser": looser}
     whole = None
     if plain is not None:
         progress("quantizing the plain network")
@@ -195,6 +217,7 @@ class _Parts:
         self.kept: dict[str, tuple[str, ...]] = {}
         self._sessions: dict[tuple[str, str], Session] = {}
         self._timed: dict[str, Live] = {}
+        self._fp32_times: dict[str, float] = {}
 
     @property
     def num_exits(self) -> int:
@@ -242,23 +265,125 @@ class _Parts:
         else:
             self.int8[name], self.kept[name] = made.content, made.kept
 
-    def times(self, remaining: Sequence[int], seconds: float, progress: Progress) -> dict[str, tuple[float, float]]:
-        """Seconds of each part in fp32 and in int8, in turns, on as many samples as reach it in a batch."""
+    def times(self, remaining: Sequence[int], seconds: float, progress: Progress) -> dict[str, PartTime]:
+        """The times of the parts that can be int8, in turns, on as many samples as reach each in a batch."""
         progress("timing the parts in fp32 and int8")
-        clocks = []
-        for name in self.int8:
-            kind, _, k = name.partition(".")
-            rows = np.arange(remaining[int(k)])
-            live = self._timed[name]
-            if kind == "heads":
-                live = tuple(one[rows % len(one)] for one in live)
-            else:
-                live = self._boundaries.take(int(k), live, rows % self._boundaries.size(int(k), live))
-            clocks += [partial(timed, self.session(name, precision), live) for precision in (FP32, INT8)]
-        if not clocks:
-            return {}
-        best = in_turns(clocks, seconds=seconds, least=7, warm_up=2).shortest.tolist()
-        return {name: (best[2 * n], best[2 * n + 1]) for n, name in enumerate(self.int8)}
+        live = {name: self._reaching(name, remaining) for name in self.fp32}
+        measured = self._in_turns(live, seconds)
+        for _ in range(_AGAIN):
+            undecided = [name for name, time in measured.items() if time.open]
+            if not undecided:
+                break
+            progress(f"timing {', '.join(undecided)} again: fp32 and int8 take about the same")
+            again = self._in_turns({name: live[name] for name in undecided}, seconds)
+            measured |= {name: _joined(measured[name], again[name]) for name in undecided}
+        return measured
+
+    def cost(self, name: str, time: PartTime | None, *, int8: bool) -> float:
+        """Seconds of a part in one of its precisions, once `times` has run."""
+        return self._fp32_times[name] if time is None else time.int8 if int8 else time.fp32
+
+    def _reaching(self, name: str, remaining: Sequence[int]) -> Live:
+        kind, _, k = name.partition(".")
+        rows, live = np.arange(remaining[int(k)]), self._timed[name]
+        if kind == "heads":
+            return tuple(one[rows % len(one)] for one in live)
+        return self._boundaries.take(int(k), live, rows % self._boundaries.size(int(k), live))
+
+    def _in_turns(self, live: Mapping[str, Live], seconds: float) -> dict[str, PartTime]:
+        """The median times, and what a part takes in int8 of its time in fp32 in the same round."""
+        ways = [(name, p) for name in live for p in (FP32, INT8) if p == FP32 or name in self.int8]
+        clocks = [partial(timed, self.session(name, precision), live[name]) for name, precision in ways]
+        wall = in_turns(clocks, seconds=seconds, least=9, warm_up=2).wall
+        columns = {way: wall[:, n] for n, way in enumerate(ways)}
+        found = {}
+        for name in live:
+            fp32 = columns[name, FP32]
+            if name not in self.int8:
+                self._fp32_times[name] = float(np.median(fp32))
+                continue
+            ratios = columns[name, INT8] / fp32
+            ratio, at_fp32 = float(np.median(ratios)), float(np.median(fp32))
+            spread = float(np.median(np.abs(ratios - ratio)))
+            # Of a median, from the median deviation: one round that was disturbed changes neither.
+            error = 1.2533 * 1.4826 * spread / np.sqrt(len(ratios))
+            found[name] = PartTime(at_fp32, ratio * at_fp32, float(error))
+        return found
+
+
+def _joined(one: PartTime, other: PartTime) -> PartTime:
+    """Two measurements of a part as one, by their errors."""
+    first, second = (1 / max(time.error, 1e-9) ** 2 for time in (one, other))
+    share = first / (first + second)
+    fp32 = share * one.fp32 + (1 - share) * other.fp32
+    ratio = share * one.ratio + (1 - share) * other.ratio
+    return PartTime(fp32, ratio * fp32, float((first + second) ** -0.5))
+
+
+class _Compared:
+    """Makes of the network, with other parts in int8, at equal cost: the sum of the times of the parts."""
+
+    def __init__(self, parts: _Parts, judge: _Judge, times: Mapping[str, PartTime], remaining: Sequence[int]) -> None:
+        self._parts, self._judge, self._times, self._remaining = parts, judge, times, remaining
+        self._frontiers: dict[frozenset[str], Frontier] = {}
+        self._enough = judge.samples >= _FEWEST
+
+    def kept(self, chooser: Chooser, chosen: frozenset[str]) -> frozenset[str]:
+        """What was chosen; nothing where that is less accurate than fp32 at equal cost, beyond chance."""
+        if chosen and self._enough and self._ahead(chosen, frozenset()).behind:
+            chooser.why |= dict.fromkeys(chosen, "with it exits are less accurate at equal cost than in fp32")
+            return frozenset()
+        return chosen
+
+    def looser(self, chooser: Chooser, chosen: frozenset[str], guarantee: float | None) -> dict[str, Any] | None:
+        """The limit that allows all faster stages in int8, where that is better than what was chosen; JSON-ready."""
+        found = chooser.looser(self._times, _MOST_DROP, _STEP) if self._enough else None
+        if found is None or not found[1] - chosen or found[0] <= chooser.max_exit_drop:
+            return None
+        limit, wanted = found
+        ahead = self._ahead(wanted, chosen)
+        if not ahead.certain or ahead.speed is None or ahead.speed < _WORTH_NAMING:
+            return None
+        more = [name for name in parts_of(self._parts.num_exits) if name in wanted - chosen]
+        text = (
+            f"With {_listed(more)} in int8{' too' if chosen else ''} it would be {ahead.speed:.2g} times as fast at "
+            f"equal accuracy, and {100 * ahead.mean:+.1f} ± {100 * ahead.error:.1f} points at equal cost"
+        )
+        mine, now = ahead.most
+        if mine < now:
+            text += f", up to {100 * mine:.1f} % in place of {100 * now:.1f} %"
+        allows = "allows it" if guarantee is None else "may allow it: its guarantee has to be shown"
+        return {
+            "max_exit_drop": limit,
+            "parts": more,
+            "times_as_fast": ahead.speed,
+            "gain": ahead.mean,
+            "gain_error": ahead.error,
+            "text": f"{text}; max_exit_drop={limit:g} {allows}.",
+        }
+
+    def _ahead(self, one: frozenset[str], other: frozenset[str]) -> Ahead:
+        return self._frontier(one).ahead_of(self._frontier(other))
+
+    def _frontier(self, int8: frozenset[str]) -> Frontier:
+        if int8 not in self._frontiers:
+            self._frontiers[int8] = Frontier(self._judge.records(int8), self._costs(int8))
+        return self._frontiers[int8]
+
+    def _costs(self, int8: frozenset[str]) -> ExitCosts:
+        """Milliseconds of a sample to each exit."""
+        spent, values = 0.0, []
+        for k, samples in enumerate(self._remaining):
+            for name in (f"stages.{k}", f"heads.{k}"):
+                if name in self._parts.fp32:
+                    seconds = self._parts.cost(name, self._times.get(name), int8=name in int8)
+                    spent += 1000 * seconds / samples
+            values.append(spent)
+        return ExitCosts(values, "ms")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 class _Judge:
@@ -267,6 +392,11 @@ class _Judge:
     def __init__(self, parts: _Parts, samples: Samples, task: Task, progress: Progress) -> None:
         self._parts, self._samples, self._task, self._progress = parts, samples, task, progress
         self._known: dict[frozenset[str], tuple[Utility, Utility]] = {}
+
+    @property
+    def samples(self) -> int:
+        """How many there are."""
+        return sum(len(labels) for _, labels in self._samples.judged)
 
     def __call__(self, stages: frozenset[str]) -> tuple[Utility, Utility]:
         """The worth of all exits with these stages in int8: with heads in fp32, and with heads in int8."""
@@ -279,6 +409,19 @@ class _Judge:
                 with_int8.add(heads, labels)
             self._known[stages] = (_utility(with_fp32), _utility(with_int8))
         return self._known[stages]
+
+    def records(self, int8: frozenset[str]) -> ExitRecords:
+        """What the exits say with exactly these parts in int8, of at most `_COMPARED` samples."""
+        self._progress(f"comparing at equal cost with {', '.join(sorted(int8)) or 'nothing'} in int8")
+        gathered, count = Gathering(self._task), 0
+        for n in np.random.default_rng(0).permutation(len(self._samples.judged)).tolist():
+            live, labels = self._samples.judged[n]
+            plain, heads = self._answers(live, int8)
+            gathered.add([heads[k] if f"heads.{k}" in int8 else plain[k] for k in range(len(plain))], labels)
+            count += len(labels)
+            if count >= _COMPARED:
+                break
+        return gathered.records()
 
     def _answers(self, live: Live, stages: frozenset[str]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         plain, quantized_heads = [], []
@@ -303,7 +446,7 @@ def _report(
     parts: _Parts,
     samples: Samples,
     chooser: Chooser,
-    times: Mapping[str, tuple[float, float]],
+    times: Mapping[str, PartTime],
     chosen: frozenset[str],
 ) -> dict[str, Any]:
     """What was asked, found and chosen, JSON-ready."""
@@ -313,7 +456,8 @@ def _report(
     for name in parts_of(parts.num_exits):
         row: dict[str, Any] = {"part": name, "precision": INT8 if name in chosen else FP32}
         if name in times:
-            row |= dict(zip(("fp32_ms", "int8_ms"), (1000 * time for time in times[name]), strict=True))
+            time = times[name]
+            row |= {"fp32_ms": 1000 * time.fp32, "int8_ms": 1000 * time.int8, "ratio_error": time.error}
         if name in parts.not_int8:
             row["why"] = f"cannot be quantized: {parts.not_int8[name]}"
         elif name in chooser.why and name not in chosen:

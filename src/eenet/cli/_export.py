@@ -254,6 +254,8 @@ def show_precision(bundle: LoadedBundle) -> None:
     if "plain" in made:
         before, after = made["plain"]["fp32"], made["plain"]["int8"]
         console.print(f"Plain network: {before:.2%} -> {after:.2%} all in int8", soft_wrap=True)
+    if made.get("looser"):
+        console.print(made["looser"]["text"], soft_wrap=True)
 
 
 def _precision(text: str) -> str | dict[str, str]:

@@ -61,6 +61,9 @@ def report(
         Path | None, typer.Option(help="The samples: a line each in .txt, a row each in .csv or .tsv.")
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or a JSON list.")] = None,
+    exits: Annotated[
+        str | None, typer.Option(help="Names of the exits, such as the members of a cascade: small 0,small 1,big.")
+    ] = None,
     smaller: Annotated[
         list[str] | None,
         typer.Option(help="A smaller network without exits: NAME=COST,ACCURACY, such as tiny=1.9,0.81."),
@@ -111,6 +114,8 @@ def report(
         from eenet.reporting import read_classes
 
         more["classes"] = read_classes(classes)
+    if exits is not None:
+        more["exits"] = tuple(word.strip() for word in exits.split(","))
     if_stopped(f"{out} was not written; give the same command again")
     with steps("report") as say:
         taken = [_read(path, given, more, say) for path in (*results, *_profile(results, costs))]

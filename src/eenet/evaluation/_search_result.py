@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from eenet.scheduler._fallback import standard_error
 from eenet.scheduler._reports import CERTAIN
 
 _SCHEMA = 1
+_WIDTH = 100  # of a printed result, in characters
+_TABLE = 1  # its place among the parts of the text
 _OTHERS = ("runner_up", "static", "plain")
 
 
@@ -275,7 +278,7 @@ class SearchResult:
     def to_text(self, *, width: int | None = None) -> str:
         """The table: for each budget the best system, its accuracy, and what it gains over others.
 
-        With a `width`, a table of more characters is written in parts.
+        With a `width`, a table of more characters is written in parts, and sentences in lines.
         """
         unit, plain = self.scale.unit, self._plain
         lines = [
@@ -313,10 +316,12 @@ class SearchResult:
         ]
         if unsure:
             words.append(f"Not ahead of the runner-up beyond chance: at {', '.join(unsure)} {unit}.")
+        if width is not None:
+            words = [word if number == _TABLE else fill(word, width) for number, word in enumerate(words)]
         return "\n".join(words).rstrip()
 
     def __str__(self) -> str:
-        return self.to_text()
+        return self.to_text(width=_WIDTH)
 
     def __repr__(self) -> str:
         candidates = ", ".join(self._judge.members)

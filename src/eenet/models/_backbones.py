@@ -28,6 +28,11 @@ Backbone = str | Path | nn.Module
 def pretrained(source: Source, given: Backbone, *, allow: Collection[str] = ()) -> nn.Module:
     """The network of `source` with the weights that `given` says, or `given` itself where it is a module."""
     if isinstance(given, nn.Module):
+        if isinstance(getattr(given, "backbone", None), nn.Module) and hasattr(given, "exit_names"):
+            raise InvalidInputError(
+                f"backbone is a {type(given).__name__}, which has exits of its own; expected the network without them: "
+                "give its .backbone"
+            )
         return given
     if not isinstance(given, (str, Path)):
         raise InvalidInputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,7 @@ def cascade(
     ----------
     members
         At least two, the cheapest first: modules, multi-exit models, or names that `build_network` takes, whose weights
-        are random. The same module may come twice, with other inputs.
+        are random. The same module or multi-exit model may come twice, with other inputs.
     example
         The cascade's inputs, as for `attach`: a tensor, a tuple of arguments or a mapping of keyword arguments. Each
         member is called with them, but for `inputs`.
@@ -94,7 +95,7 @@ def cascade(
                 "the cascade by hand as well: StagedModel.from_stages"
             )
     maps = _maps(inputs, len(given))
-    networks = [member.backbone if isinstance(member, MultiExitModel) else member for member in given]
+    networks = _apart([member.backbone if isinstance(member, MultiExitModel) else member for member in given], given)
     parts = [Member(network, one, num_classes) for network, one in zip(networks, maps, strict=True)]
     args, kwargs = arguments_of(example)
     logits = _tried(parts, networks, args, kwargs)
@@ -124,6 +125,20 @@ def cascade(
         dynamic=dynamic,
         task=tasks[0] if tasks else None,
     )
+
+
+def _apart(networks: list[nn.Module], given: Sequence[nn.Module]) -> list[nn.Module]:
+    """The networks; one with exits that comes again is another module with the same weights.
+
+    Exits are at the ends of its modules, and a module that is called twice ends at no single place.
+    """
+    with_exits = [network for network, one in zip(networks, given, strict=True) if isinstance(one, MultiExitModel)]
+    made: list[nn.Module] = []
+    for network in networks:
+        again = any(network is one for one in made) and any(network is one for one in with_exits)
+        tensors = (*network.parameters(), *network.buffers()) if again else ()
+        made.append(copy.deepcopy(network, {id(tensor): tensor for tensor in tensors}) if again else network)
+    return made
 
 
 def _built(member: Any, num_classes: int | None) -> Any:

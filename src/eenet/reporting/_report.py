@@ -112,6 +112,7 @@ def report(
     data: Any = None,
     masks: Any = None,
     classes: Sequence[str] = (),
+    exits: Sequence[str] = (),
     smaller: Sequence[Mapping[str, Any]] = (),
     ordered: bool = False,
     title: str = "",
@@ -144,6 +145,8 @@ def report(
         For segmentation: the classes that each exit predicts, to be shown over the images in `data`.
     classes : sequence of str, optional
         Names of the classes.
+    exits : sequence of str, optional
+        Names of the exits, such as the members of a cascade; by default those of the folder or of the profile.
     smaller : sequence of mapping, optional
         Smaller networks without exits, each with "name", "cost" in the unit of the costs, and "accuracy" in [0, 1].
     ordered : bool
@@ -198,6 +201,8 @@ def report(
         more["samples"] = more["samples"].with_masks(masks)
     if classes:
         more["classes"] = tuple(classes)
+    if exits:
+        more["exits"] = tuple(exits)
     for result in results:
         if isinstance(result, Run):
             runs.append(result)
@@ -288,8 +293,11 @@ def _attached(
                 f"a profile is of {exits} exits, which nothing else here has; give the results or the records of the "
                 "network that was profiled"
             )
+        names = tuple(map(str, profile.get("exits", ())))
         for n in hits:
-            made[n] = replace(made[n], profile=profile)
+            unnamed = made[n].exits == tuple(f"exit {k}" for k in range(exits))
+            named = names if unnamed and len(names) == exits else made[n].exits
+            made[n] = replace(made[n], profile=profile, exits=named)
     return made
 
 

@@ -33,24 +33,31 @@ class Mixer:
         self._task = task
         self._classes = classes
 
+    def require_images(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise `InvalidInputError` unless a call takes one batch of images."""
+        given = [*args, *kwargs.values()]
+        if len(given) != 1:
+            raise self._not_images(f"{len(given)} inputs")
+        self._require_image(given[0])
+
     def __call__(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], targets: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
         """The arguments of a batch with its images mixed, and the mixed targets."""
-        named = dict(kwargs)
-        if len(args) == 1 and not named:
+        self.require_images(args, kwargs)
+        if args:
             images, mixed = self._images(args[0], targets)
             return (images,), {}, mixed
-        if not args and len(named) == 1:
-            ((name, value),) = named.items()
-            images, mixed = self._images(value, targets)
-            return (), {name: images}, mixed
-        raise self._not_images(f"{len(args) + len(named)} inputs")
+        ((name, value),) = kwargs.items()
+        images, mixed = self._images(value, targets)
+        return (), {name: images}, mixed
 
-    def _images(self, images: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _require_image(self, images: Any) -> None:
         if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point():
             shape = f"{images.dtype} of shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images)
             raise self._not_images(str(shape))
+
+    def _images(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         # Before the labels become probabilities, which all fit.
         self._task.check(torch.empty(len(images), self._classes, device=images.device), targets)
         mixed: tuple[Tensor, Tensor] = self._mix(images, targets.long())

@@ -121,7 +121,9 @@ def train(
         require_batches(loader, model.staged.example)
     warn_of_persistent_workers(train_loader)
     model.staged.check_current()
-    mixer_of(config, task, model.num_classes)  # what it refuses is refused before the heads are trained
+    mixer = mixer_of(config, task, model.num_classes)  # what it refuses is refused before the heads are trained
+    if mixer is not None:
+        mixer.require_images(*model.staged.example)
     if config.head_epochs and not (resume and (folder / LAST).is_file()):
         first = folder / _HEADS
         kept = first / FEATURES if features is None else Path(features)
