@@ -59,14 +59,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, Path, list[str
 
 def test_what_fell_back_in_the_fit_is_not_warned_of_again_by_the_export(tmp_path: Path) -> None:
     case = CASES["convolutions"]()
-    records = case.records(case.inputs)
-    # The first exit is right, the others are wrong: whatever exits cost, one exit for all samples is better.
-    right = records.predictions[0]
-    records = eenet.ExitRecords(
-        records.probabilities, np.stack([right, 1 - right.clip(0, 1), 1 - right.clip(0, 1)]), right
-    )
-    with pytest.warns(FallbackWarning):
-        scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2, 3]), "60%")
+    with pytest.warns(FallbackWarning, match="too few to learn from"):
+        scheduler = eenet.EENet().fit(labeled(case), eenet.ExitCosts([1, 2, 3]), "60%")
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         bundle = eenet.export(case.model, scheduler, tmp_path / "b", example=case.call(case.inputs), **QUICK)
