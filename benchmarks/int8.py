@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
 from eenet.experiments.data import ThreeWaySplit
 from eenet.experiments.recipes import load_recipe
 from eenet.experiments.recipes._data import RecipeData, checkpoint_folder
+from eenet.models._io import logits_in
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (1, 8, 32)
@@ -162,10 +163,38 @@ def _candidates(model: eenet.MultiExitModel, x: Inputs, y: Array, folder: Path) 
     candidates = [
         Candidate("plain fp32", fp32),
         Candidate("plain int8", int8, int8=True),
+        *(_dynamic(model, plain, named) if "attention_mask" in x.arrays else ()),
         Candidate(FP32, bundles["fp32"], plain=fp32),
         *(Candidate(f"exits {one}", bundles[one], int8=True, plain=fp32) for one in ("auto", "int8")),
     ]
     return candidates, bundles["auto"]
+
+
+def _dynamic(model: eenet.MultiExitModel, plain: Path, named: Callable[[Any], Any]) -> list[Candidate]:
+    """For texts: the plain network with dynamic int8, of ONNX Runtime and of PyTorch, and PyTorch in fp32.
+
+    The range of the activations is that of the batch, so that no exits are run with it.
+    """
+    copy = plain.with_name("plain-dynamic.onnx")
+    quantization = require("onnxruntime.quantization", "export")
+    quantization.quantize_dynamic(str(plain), str(copy), weight_type=quantization.QuantType.QInt8)
+
+    def eager(network: torch.nn.Module) -> Callable[[Any], Array]:
+        def run(samples: Mapping[str, Array]) -> Array:
+            args, kwargs = model.staged.call_of(tuple(torch.from_numpy(one) for one in samples.values()))
+            with torch.inference_mode():
+                found: Array = logits_in(network(*args, **kwargs), model.num_classes).numpy()
+            return found
+
+        return run
+
+    network = model.backbone.eval()
+    quantized = torch.ao.quantization.quantize_dynamic(network, {torch.nn.Linear}, dtype=torch.qint8)
+    return [
+        Candidate("plain dynamic int8", Graph(copy, named), int8=True),
+        Candidate("PyTorch plain fp32", eager(network)),
+        Candidate("PyTorch plain dynamic int8", eager(quantized), int8=True),
+    ]
 
 
 def _rows(
