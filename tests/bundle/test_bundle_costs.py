@@ -144,6 +144,14 @@ def test_the_plain_network_in_a_bundle_gives_the_networks_logits(
         np.testing.assert_allclose(got, case.model(x)[-1].numpy(), atol=1e-3)
 
 
+def test_the_graph_of_the_plain_network_is_one_that_onnx_runtimes_quantizers_take(folder: Path, tmp_path: Path) -> None:
+    onnx, tools = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime.quantization")
+    domains = [one.domain for one in onnx.load(folder / "plain.onnx").opset_import]
+    assert len(domains) == len(set(domains))
+    tools.quantize_dynamic(folder / "plain.onnx", tmp_path / "dynamic.onnx", weight_type=tools.QuantType.QInt8)
+    assert any(node.op_type == "DynamicQuantizeLinear" for node in onnx.load(tmp_path / "dynamic.onnx").graph.node)
+
+
 @pytest.mark.parametrize("name", ["bert", "segmentation"])
 def test_texts_and_dense_answers_are_measured_too(exported: Any, name: str) -> None:
     case, folder = exported(name)

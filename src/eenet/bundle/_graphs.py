@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from eenet._compat import recurrent_in_one
 from eenet._extras import require
 from eenet.bundle._manifest import StageSpec
-from eenet.bundle._onnx import errors_alone
+from eenet.bundle._onnx import errors_alone, operator_sets_once
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, inferring, logits_in
 from eenet.runtime._adaptive import tensor_spec
@@ -103,6 +103,7 @@ def plain_graph(model: MultiExitModel, graphs: Graphs, opset: int) -> bytes | No
             whole, passed = compose.merge_models(whole, part, io_map=io_map, outputs=given), given
         except (ValueError, onnx.checker.ValidationError):  # it is for measuring only; the stages can be run instead
             return None
+    operator_sets_once(onnx, whole)  # joined graphs name theirs once for each
     content: bytes = whole.SerializeToString(deterministic=True)
     return content
 

@@ -215,3 +215,11 @@ def errors_alone(logger: str | None = None) -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+def operator_sets_once(onnx: Any, graph: Any) -> None:
+    """Name each operator set once, and none that is not used: ONNX Runtime's quantizers refuse a graph otherwise."""
+    used = {node.domain for node in graph.graph.node} | {""}
+    versions = {one.domain: one.version for one in graph.opset_import if one.domain in used}
+    del graph.opset_import[:]
+    graph.opset_import.extend(onnx.helper.make_opsetid(domain, number) for domain, number in versions.items())

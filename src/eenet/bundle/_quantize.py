@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from eenet._extras import require
-from eenet.bundle._onnx import _errors_of, errors_alone
+from eenet.bundle._onnx import _errors_of, errors_alone, operator_sets_once
 from eenet.runtime._backend import Array
 
 _MOVE = frozenset({
@@ -44,7 +44,9 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]]) -> Quantized
         try:
             # Batch norms go into convolutions, and shapes are inferred, as the quantizer wants it.
             tools.quant_pre_process(given, ready, skip_symbolic_shape=True)
-            _mend(onnx, ready)
+            graph = onnx.load(ready)
+            operator_sets_once(onnx, graph)
+            onnx.save(graph, ready)
             tools.quantize_static(
                 ready,
                 made,
@@ -87,16 +89,6 @@ class _Reader:
 
     def __iter__(self) -> Iterator[Mapping[str, Array]]:
         return self._feeds
-
-
-def _mend(onnx: Any, path: Path) -> None:
-    """Name each operator set once, and none that is not used: what ONNX Runtime writes the quantizer refuses."""
-    graph = onnx.load(path)
-    used = {node.domain for node in graph.graph.node} | {""}
-    versions = {one.domain: one.version for one in graph.opset_import if one.domain in used}
-    del graph.opset_import[:]
-    graph.opset_import.extend(onnx.helper.make_opsetid(domain, number) for domain, number in versions.items())
-    onnx.save(graph, path)
 
 
 def _failures(onnx: Any) -> tuple[type[Exception], ...]:
