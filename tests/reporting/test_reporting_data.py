@@ -331,7 +331,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "it is not there"),
+        (["nowhere"], "is neither a folder nor the name of a model"),
         (["page.html"], "'page.html' ends in '.html', expected a folder of results, predictions"),
         ([".", "--costs", "1,2,3"], "--costs: for predictions"),
         (["test.safetensors"], "there are no costs"),
