@@ -107,7 +107,8 @@ def test_the_page_runs_and_the_server_takes_the_bundle_that_is_there(work: Path)
     assert (found["failed"], found["items"]) == (0, 5)
     assert pq.read_table(work / "again.parquet").column("prediction").to_pylist() == [row["prediction"] for row in rows]
 
-    with served("digits", "--port", "0", "--no-hold", "--budget", "80%") as (url, process):
+    source = str(Path(eenet.__file__).parents[1])  # the current folder is another one than that of the tests
+    with served("digits", "--port", "0", "--no-hold", "--budget", "80%", PYTHONPATH=source) as (url, process):
         sent = (work / "photos" / "0.png").read_bytes()
         answer = httpx.post(f"{url}/predict", content=sent, headers={"Content-Type": "image/png"}).json()
         assert answer["predictions"][0]["class"] == rows[0]["prediction"]
