@@ -292,12 +292,16 @@ def no_precision_hint() -> Iterator[None]:
     def keep(record: logging.LogRecord) -> bool:
         return "torch.set_float32_matmul_precision" not in record.getMessage()
 
-    logger = logging.getLogger("lightning_fabric.utilities.rank_zero")
-    logger.addFilter(keep)
+    # Importing lightning.pytorch makes Fabric log through its logger.
+    names = ("lightning_fabric", "lightning.fabric", "lightning.pytorch", "pytorch_lightning")
+    loggers = [logging.getLogger(f"{name}.utilities.rank_zero") for name in names]
+    for logger in loggers:
+        logger.addFilter(keep)
     try:
         yield
     finally:
-        logger.removeFilter(keep)
+        for logger in loggers:
+            logger.removeFilter(keep)
 
 
 def attention_of(config: Any) -> str | None:
