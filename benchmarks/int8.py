@@ -189,7 +189,8 @@ def _dynamic(model: eenet.MultiExitModel, plain: Path, named: Callable[[Any], An
         return run
 
     network = model.backbone.eval()
-    quantized = torch.ao.quantization.quantize_dynamic(network, {torch.nn.Linear}, dtype=torch.qint8)
+    quantize: Any = torch.ao.quantization.quantize_dynamic  # it has no types
+    quantized = quantize(network, {torch.nn.Linear}, dtype=torch.qint8)
     return [
         Candidate("plain dynamic int8", Graph(copy, named), int8=True),
         Candidate("PyTorch plain fp32", eager(network)),

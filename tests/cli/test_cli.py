@@ -439,7 +439,7 @@ class TestProfile:
     @pytest.mark.parametrize(
         ("target", "word"),
         [
-            ("nowhere", "eenet demo"),
+            ("nowhere", "neither a folder nor the name of a model"),
             ("cli_toy_networks:nothing", "'nothing'"),
             ("cli_toy_networks:constant", "'constant'"),
             ("cli_toy_networks:something_else", "int"),

@@ -63,7 +63,7 @@ def test_parts_are_exported_in_int8_as_asked(run_folder: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--precision", "int8"), "no calibration data"),
+        (("--precision", "int8"), "needs samples with labels"),
         (("--precision", "int8", "--calibration", "unlabeled.npz"), "has no label for each of its 64 samples"),
         (("--precision", "int4", "--calibration", "data.npz"), "precision is 'int4'"),
         (("--precision", "stage=int8", "--calibration", "data.npz"), "'stage', which is no part"),

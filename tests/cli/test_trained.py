@@ -100,6 +100,7 @@ def test_the_page_runs_and_the_server_takes_the_bundle_that_is_there(work: Path)
     assert [row["class_name"] for row in rows] == ["0", "2", "4", "7", "9"]
     bundle = eenet.bundle.load("digits-bundle")
     assert bundle.scheduler.budget == pytest.approx(0.6 * bundle.costs.reference)
+    assert bundle.records is not None
     assert len(bundle.records) >= 500
     done = run("predict", "digits", "photos", "--out", "again.parquet", "--budget", "80%", "--json")
     assert "was made of it before (delete it to make it again)" in done.stderr

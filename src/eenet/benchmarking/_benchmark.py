@@ -296,8 +296,9 @@ def _unlike_the_plan(rows: list[BenchmarkRow]) -> list[str]:
         return []
     return [
         f"Batch {rows[0].batch_size}: measured times are {min(ratios):.3g} to {max(ratios):.3g} times those planned. "
-        "The costs were measured on another machine or runtime, or at another load: measure them again (eenet profile) "
-        "and fit again, or budgets in milliseconds mean something else here."
+        "Either the costs were measured on another machine or runtime, or at another load: measure them again (eenet "
+        "profile) and fit again. Or samples of one batch leave at different exits, and a stage takes longer for each "
+        "of the few that go on: fit to a lower budget, until the measured times are those you want."
     ]
 
 

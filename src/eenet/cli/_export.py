@@ -153,8 +153,12 @@ def export(
     loader = None
     if asked != "fp32":
         calibration = calibration or (None if files is None else files.input("calibration.npz"))
-        if calibration is not None:
-            loader = _loader(model, calibration, preprocessing, names)
+        if calibration is None:
+            raise InvalidInputError(
+                f"--precision {precision!r} needs samples with labels to take ranges from and to judge accuracy on, "
+                "that the network was not trained on: give --calibration, a folder of images, a .parquet or an .npz"
+            )
+        loader = _loader(model, calibration, preprocessing, names)
     records = records or (None if files is None else files.calibration())
     kept = None
     if records is not None:

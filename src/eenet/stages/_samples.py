@@ -62,7 +62,7 @@ def whole_of(network: nn.Module, at: Sequence[str], form: InputForm, inputs: Seq
 
 
 def sample_inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:
-    """`batch` samples around the example, which differ if they can: floats with noise, integers as permuted rows, one number changed."""
+    """`batch` samples around the example, which differ if they can: floats by noise, integers by order and a number."""
     generator = torch.Generator().manual_seed(SEED)
     stacks = []
     for tensor in form.tensors():

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -425,11 +426,14 @@ class _Trained:
 def _tensorboard(folder: Path, epochs: int) -> Any:
     from lightning_fabric.loggers.tensorboard import TensorBoardLogger
 
-    try:
-        # What a killed run logged after its last finished epoch is hidden.
-        return TensorBoardLogger(folder, name=LOGS, version="", purge_step=epochs + 1 if epochs else None)
-    except ModuleNotFoundError as error:
+    # What a killed run logged after its last finished epoch is hidden.
+    return TensorBoardLogger(folder, name=LOGS, version="", purge_step=epochs + 1 if epochs else None)
+
+
+def require_tensorboard() -> None:
+    """Raise MissingExtraError where logs cannot be written, before anything is trained or cached."""
+    if not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
         raise MissingExtraError(
             "TensorBoard logs need tensorboard, which is not installed: pip install 'eenet[train]', or set "
             "tensorboard=False"
-        ) from error
+        )

@@ -34,7 +34,7 @@ from eenet.training._loss import TrainingTask, task_of
 from eenet.training._mixing import mixer_of
 from eenet.training._programs import seeding, warn_of_persistent_workers
 from eenet.training._report import Display, TrainResult
-from eenet.training._run import FEATURES, LAST, Run
+from eenet.training._run import FEATURES, LAST, Run, require_tensorboard
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _HEADS = "heads"
@@ -112,6 +112,8 @@ def train(
     config = TrainConfig() if config is None else config
     _check_kinds(config, costs, out)
     _check_arguments(model, config, teacher, task, out, resume=resume)
+    if config.tensorboard:
+        require_tensorboard()
     fabric = _fabric(config)
     with no_precision_hint():
         fabric.launch()
