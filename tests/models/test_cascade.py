@@ -133,6 +133,48 @@ class TestInputs:
         for got, wanted in zip(again(X), expected, strict=True):
             torch.testing.assert_close(got, wanted)
 
+    def test_members_that_share_their_weights_still_do_after_saving_and_conversion(self, tmp_path: Path) -> None:
+        backbone = eenet.build_network("test_cascade:network", width=4)
+        exits = eenet.attach(backbone, ["2"], example=X[:2])
+        model = eenet.cascade([exits, exits], example=X[:2], inputs=[{"size": (16, 16)}, None]).to(torch.float64)
+        model.save_pretrained(tmp_path / "model")
+        again = MultiExitModel.from_pretrained(tmp_path / "model", allow=["test_cascade:network"])
+        again.to(torch.float32).train()
+        count = sum(parameter.numel() for parameter in exits.parameters())
+        assert sum(parameter.numel() for parameter in again.parameters()) == count
+        before = copy.deepcopy(again.state_dict())
+        optimizer = torch.optim.SGD(again.parameters(), lr=0.1)
+        again(X, labels=Y)["loss"].backward()
+        optimizer.step()
+        members: Any = again.backbone.members
+        parts = [(members[0].network, members[1].network), (again.heads[0], again.heads[2])]
+        for one, other in parts:
+            for name, tensor in one.state_dict().items():
+                torch.testing.assert_close(tensor, other.state_dict()[name], rtol=0, atol=0)
+        changed = [name for name, tensor in again.state_dict().items() if not torch.equal(tensor, before[name])]
+        assert "staged.backbone.members.0.network.1.running_mean" in changed
+        assert any(name.startswith("heads.0.") for name in changed)
+
+    def test_networks_of_equal_weights_stay_two(self, tmp_path: Path) -> None:
+        networks = [eenet.build_network("test_cascade:network", width=4).eval() for _ in range(2)]
+        model = eenet.cascade(networks, example=X[:2])
+        model.save_pretrained(tmp_path / "model")
+        assert "ties" not in json.loads((tmp_path / "model" / "model.json").read_text())
+        again = MultiExitModel.from_pretrained(tmp_path / "model", allow=["test_cascade:network"])
+        assert len(list(again.parameters())) == 2 * len(list(networks[0].parameters()))
+
+    def test_a_cascade_saved_before_ties_were_written_is_loaded(self, tmp_path: Path) -> None:
+        exits = eenet.attach(eenet.build_network("test_cascade:network", width=4).eval(), ["2"], example=X[:2])
+        model = eenet.cascade([exits, exits], example=X[:2], inputs=[{"size": (16, 16)}, None])
+        model.save_pretrained(tmp_path / "model")
+        path = tmp_path / "model" / "model.json"
+        description = json.loads(path.read_text())
+        del description["ties"]
+        path.write_text(json.dumps(description))
+        again = MultiExitModel.from_pretrained(tmp_path / "model", allow=["test_cascade:network"])
+        for got, wanted in zip(again(X), model(X), strict=True):
+            torch.testing.assert_close(got, wanted)
+
     def test_another_normalization(self) -> None:
         mean, std = [0.1, 0.2, 0.3], [1.0, 2.0, 4.0]
         model = eenet.cascade([SMALL, BIG], X[:2], inputs=[InputMap(mean=mean, std=std), {"mean": [0.5], "std": [0.5]}])

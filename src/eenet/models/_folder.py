@@ -147,6 +147,11 @@ def _problem(description: dict[str, Any]) -> str | None:
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):
             return f"{key!r} is {description.get(key)!r}, expected a {kind.__name__}"
+    ties = description.get("ties", [])  # models in which nothing is shared have none
+    if not isinstance(ties, list) or not all(isinstance(group, list) for group in ties):
+        return f"'ties' is {ties!r}, expected lists of names"
+    if not all(isinstance(name, str) for group in ties for name in group):
+        return "'ties' holds what is no name"
     without = description.get("backbone")
     if without is not None and not (isinstance(without, dict) and isinstance(without.get("sha256"), str)):
         return f"'backbone' is {without!r}, expected a mapping with sha256"

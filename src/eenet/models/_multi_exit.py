@@ -20,6 +20,7 @@ from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, 
 from eenet.models._networks import Source, remember
 from eenet.models._placement import Placement, by_time, paying, place_exits
 from eenet.models._saving import read_model, write_model
+from eenet.models._ties import share_buffers, shared_buffers
 from eenet.networks._weights import load_weights
 from eenet.records import kept_numbers
 from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
@@ -74,6 +75,13 @@ class MultiExitModel(nn.Module):
         self.source = source
         self.task: Task = task or Classification()
         self.placement: Placement | None = None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MultiExitModel:
+        # PyTorch converts parameters in place, but gives each module a buffer of its own.
+        shared = shared_buffers(self)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]  # PyTorch does not annotate it
+        share_buffers(shared)
+        return self
 
     @property
     def num_exits(self) -> int:

@@ -19,6 +19,7 @@ from eenet.models._folder import read_folder, tensor_names, write_folder
 from eenet.models._heads import HEADS, describe_head
 from eenet.models._io import inferring, logits_in
 from eenet.models._networks import CASCADE, FIRST_EXITS, Source, known, make_heads
+from eenet.models._ties import tie, ties
 from eenet.stages import StagedModel
 from eenet.tasks import Task, describe_task, task_from
 
@@ -79,6 +80,9 @@ def write_model(folder: str | Path, model: Model, backbone: bool | Backbone) -> 
         "task": describe_task(model.task),
         "dtype": str(dtype).removeprefix("torch."),
     }
+    shared = ties(model.backbone, model.heads)
+    if shared:
+        description["ties"] = shared
     if not whole:
         description["backbone"] = describe_backbone(model.backbone, stored, backbone, dtype)
     write_folder(folder, description, tensors, model.staged.example)
@@ -106,6 +110,8 @@ def read_model(
         stored = [name.removeprefix("backbone.") for name in tensor_names(root) if name.startswith("backbone.")]
         require_same(network, stored, described, dtype)
         given = [f"staged.backbone.{name}" for name in network.state_dict() if name not in set(stored)]
+    made = [head.to(dtype) if isinstance(head, nn.Module) else head for head in made]
+    tie(network, made, description.get("ties", []))  # after the check of what was given, before it is cut
     try:
         task = task_from(description["task"])
     except InvalidInputError as error:
