@@ -31,22 +31,35 @@ def model_names() -> dict[str, Path]:
 
 
 def find_model(name: str | Path, *, expected: str = "", holds: Sequence[str] = (DESCRIPTION,)) -> Path:
-    """The folder of a model: a path that is there, or a name of `model_names`.
+    """The folder of a model: a path that is there, its folder `model`, or a name of `model_names`.
 
-    A folder that holds none of the files in `holds` does not hide the model of its name. Raises `InvalidInputError` for
-    other names, which lists those that there are; `expected` says what else is taken.
+    A path that is there always wins. Raises `InvalidInputError` where it has the name of a model and none of the files
+    in `holds`, and for other names, which lists those that there are; `expected` says what else is taken.
     """
     path = Path(name)
-    if path.name != str(name) or any((path / one).exists() for one in holds):
+    if path.name != str(name):
         return path
+    if path.exists():
+        folders = (path, path / "model")
+        held = next((folder for folder in folders if any((folder / one).exists() for one in holds)), None)
+        note = hidden_model(name)
+        if held is None and note:
+            raise InvalidInputError(f"{str(name)!r} in the current folder has no {' or '.join(holds)}{note}")
+        return held or path
     known = model_names()
     if str(name) in known:
         return known[str(name)]
-    if path.exists():
-        return path
     near = difflib.get_close_matches(str(name), known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise InvalidInputError(
         f"{str(name)!r} is neither a folder nor the name of a model{expected}; {hint}there are "
         f"{', '.join(known) or 'none'} (the environment variable {_FOLDERS} names folders with more of them)"
     )
+
+
+def hidden_model(name: str | Path) -> str:
+    """The end of an error about a path of the current folder that has the name of a model; "" for others."""
+    path = Path(name)
+    if path.name != str(name) or not path.exists() or str(name) not in model_names():
+        return ""
+    return "; for the trained model of this name run in another folder, or rename this one"

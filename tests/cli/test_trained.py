@@ -70,17 +70,16 @@ def test_the_page_lists_the_models_that_ship_with_what_they_need() -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with some photos, and one that hides no model though it has the name of one."""
+    """A folder with some photos."""
     from PIL import Image
 
     from eenet.experiments.data import load
 
     folder = tmp_path_factory.mktemp("trained")
     images, _ = load("digits", ".", "train", limit=5).batch(range(5))
-    for name in ("photos", "digits"):
-        (folder / name).mkdir()
-        for number, image in enumerate(images[:, 0] * 0.3081 + 0.1307):
-            Image.fromarray((image.numpy() * 255).round().astype("uint8")).save(folder / name / f"{number}.png")
+    (folder / "photos").mkdir()
+    for number, image in enumerate(images[:, 0] * 0.3081 + 0.1307):
+        Image.fromarray((image.numpy() * 255).round().astype("uint8")).save(folder / "photos" / f"{number}.png")
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
         patched.setenv("EENET_CACHE", str(folder / "cache"))
@@ -154,6 +153,49 @@ def test_a_wrong_name_lists_those_there_are(work: Path, words: tuple[str, ...]) 
     assert "'digit' is neither a folder nor the name of a model" in message
     assert "did you mean 'digits'? there are " in message
     assert all(name in message for name in model_names())
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (("report", "digits"), "metrics.json or work"),
+        (("predict", "digits", "photos", "--out", "a.parquet"), "model.json or manifest.json"),
+        (("serve", "digits"), "model.json or manifest.json"),
+        (("export", "digits", "--out", "bundle"), "model.json"),
+        (("profile", "digits"), "model.json"),
+        (("benchmark", "digits"), "model.json"),
+        (("collect", "digits", "--data", "photos", "--out", "r.npz"), "model.json"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_folder_of_the_name_is_meant_where_it_lacks_something_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], missing: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "digits").mkdir()
+    message = refused(*words)
+    assert f"'digits' in the current folder has no {missing}; for the trained model of this name run in" in message
+
+
+def test_a_saved_model_of_the_name_is_meant_without_its_records_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    eenet.from_pretrained("digits").save_pretrained("digits")
+    way_out = "; for the trained model of this name run in another folder, or rename this one"
+    message = refused("serve", "digits")
+    assert "'digits' has no calibration.safetensors beside its weights" in message
+    assert message.endswith(way_out)
+    (tmp_path / "digits" / "metrics.json").write_text("{}", encoding="utf-8")
+    message = refused("report", "digits")
+    assert "'digits' lacks test.safetensors, calibration.safetensors" in message
+    assert message.endswith(way_out)
+    (tmp_path / "kept").mkdir()
+    monkeypatch.chdir(tmp_path / "kept")
+    eenet.from_pretrained("digits").save_pretrained(Path("digits") / "model")
+    assert "'digits' has no calibration.safetensors beside its weights" in refused("serve", "digits")
+    assert eenet.from_pretrained("digits").exit_names
 
 
 if __name__ == "__main__":

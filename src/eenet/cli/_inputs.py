@@ -370,7 +370,8 @@ def model_files(target: str | Path) -> ModelFiles | None:
     if (folder / "manifest.json").is_file():
         return None
     # What is kept of a run when its work is deleted has the same form as a model that ships.
-    places = (folder, folder / "model", model_names().get(str(target), folder))
+    known = folder if folder.exists() else model_names().get(str(target), folder)
+    places = (folder, folder / "model", known)
     model = next((one for one in places if (one / DESCRIPTION).is_file()), None)
     return None if model is None else ModelFiles(model, model, model)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from eenet._extras import missing_of, require_extra
 from eenet._files import cache_folder, sha256_of
-from eenet._pretrained import DESCRIPTION, find_model
+from eenet._pretrained import DESCRIPTION, find_model, hidden_model
 from eenet._timing import processor
 from eenet._version import __version__
 from eenet.cli._console import if_stopped, side, steps
@@ -36,7 +36,7 @@ def records_beside(files: ModelFiles, target: str) -> ExitRecords:
     if path is None:
         raise InvalidInputError(
             f"{target!r} has no calibration.safetensors beside its weights, which a scheduler is fitted to: write them "
-            "with eenet collect, fit with eenet fit, and export with eenet export --scheduler"
+            f"with eenet collect, fit with eenet fit, and export with eenet export --scheduler{hidden_model(target)}"
         )
     return read_predictions(path)[0]
 
@@ -70,7 +70,7 @@ def bundle_of(target: str | Path, *, threads: int | None, allow: Sequence[str]) 
     name = str(target)
     files = model_files(name)
     if files is None:
-        return find_model(name, holds=(_MANIFEST,))
+        return find_model(name, holds=(DESCRIPTION, _MANIFEST))
     records = records_beside(files, name)
     require_extra("torch", f"making a bundle of the model {name!r}")
     backend = "torch" if missing_of("export") else "onnx"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eenet._files import existing_file
-from eenet._pretrained import find_model
+from eenet._pretrained import find_model, hidden_model
 from eenet.costs import ExitCosts
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.evaluation._style import title_of
@@ -209,7 +209,7 @@ def read_folder(
     if missing:
         raise InvalidInputError(
             f"{str(path)!r} lacks {', '.join(missing)}, so it holds no finished results of eenet reproduce; give such "
-            "a folder, or records with --costs"
+            f"a folder, or records with --costs{hidden_model(path)}"
         )
     metrics = read_json(folder / _METRICS)
     progress(f"reading {folder}")
