@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,33 @@ def test_a_wrong_name_lists_those_there_are(work: Path, words: tuple[str, ...]) 
     assert "'digit' is neither a folder nor the name of a model" in message
     assert "did you mean 'digits'? there are " in message
     assert all(name in message for name in model_names())
+
+
+def test_a_changed_file_makes_another_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("eenet.cli._trained.missing_of", lambda extra: ["onnx"] if extra == "export" else [])
+    monkeypatch.setenv("EENET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_names()["digits"], "mine")
+    module = tmp_path / "own_network_of_this_test.py"
+    module.write_text("def make(): ...\n", encoding="utf-8")
+
+    def made() -> tuple[set[str], str]:
+        words = ("--out", "out.parquet", "--restart", "--allow", "own_network_of_this_test:make")
+        run("predict", "mine", work / "photos", *words)
+        first = pq.read_table("out.parquet").to_pylist()[0]["class_name"]
+        return {folder.name for folder in (tmp_path / "cache" / "bundles").iterdir()}, str(first)
+
+    before, name = made()
+    assert (len(before), name) == (1, "0")
+    assert made() == (before, name)
+    classes = tmp_path / "mine" / "classes.txt"
+    classes.write_text(classes.read_text(encoding="utf-8").replace("0", "zero"), encoding="utf-8")
+    changed, name = made()
+    assert (len(changed), name) == (2, "zero")
+    module.write_text("def make(): return None\n", encoding="utf-8")
+    assert len(made()[0]) == 3
 
 
 @pytest.mark.parametrize(

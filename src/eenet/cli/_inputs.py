@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._files import existing_file, read_header, read_tensors, require_safetensors
+from eenet._files import existing_file, read_header, read_tensors, require_safetensors, sha256_of
 from eenet._pretrained import DESCRIPTION, find_model, model_names
 from eenet.cli._console import waiting
 from eenet.errors import FileFormatError, InvalidInputError
@@ -339,6 +339,19 @@ class ModelFiles:
         """A file of `inputs`, where it is there."""
         path = self.inputs / name
         return path if path.is_file() else None
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each file that a bundle of the model can be made of, by its path."""
+        folders = {"model": self.model.rglob("*"), "inputs": self._described()}
+        found = {f"records/{name}": self.records / name for name in ("calibration.safetensors", "metrics.json")}
+        for kind, files in folders.items():
+            found |= {f"{kind}/{file.relative_to(getattr(self, kind)).as_posix()}": file for file in files}
+        return {name: sha256_of(file) for name, file in sorted(found.items()) if file.is_file()}
+
+    def _described(self) -> Iterator[Path]:
+        """What says how inputs are made: the files, and the tokenizer in its folder."""
+        yield from (self.inputs / name for name in ("classes.txt", "preprocessing.json", "samples.npz"))
+        yield from (self.inputs / "preprocessing").rglob("*")
 
     def calibration(self) -> Path | None:
         """The calibration records, where they are there."""

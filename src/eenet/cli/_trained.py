@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,14 @@ from eenet._timing import processor
 from eenet._version import __version__
 from eenet.cli._console import if_stopped, side, steps
 from eenet.cli._data import names_in, preprocessing_of
-from eenet.cli._inputs import ModelFiles, load_target, model_files, read_inputs, read_predictions
+from eenet.cli._inputs import (
+    ModelFiles,
+    current_folder_importable,
+    load_target,
+    model_files,
+    read_inputs,
+    read_predictions,
+)
 from eenet.errors import InvalidInputError, ReliabilityWarning
 
 if TYPE_CHECKING:
@@ -65,7 +73,8 @@ def bundle_of(target: str | Path, *, threads: int | None, allow: Sequence[str]) 
     """The folder of the bundle that a command runs; of a trained model one is made, and kept for the next time.
 
     A model needs its calibration records beside it. The bundle is of ONNX graphs where the extra "export" is installed,
-    and of weights otherwise. It is measured where it is made, so it is another one for another number of threads.
+    and of weights otherwise. It is measured where it is made, so it is another one for another number of threads, and
+    for other files of the model and other modules in `allow`.
     """
     name = str(target)
     files = model_files(name)
@@ -75,8 +84,8 @@ def bundle_of(target: str | Path, *, threads: int | None, allow: Sequence[str]) 
     require_extra("torch", f"making a bundle of the model {name!r}")
     backend = "torch" if missing_of("export") else "onnx"
     depends = {
-        "model": sha256_of(files.model / DESCRIPTION),  # it has the digest of the weights
-        "records": sha256_of(files.records / "calibration.safetensors"),
+        "files": files.digests(),
+        "code": {path: _code_of(path) for path in sorted(allow)},
         "made": [__version__, backend, threads, processor()],
     }
     key = hashlib.sha256(json.dumps(depends).encode()).hexdigest()[:16]
@@ -91,6 +100,17 @@ def bundle_of(target: str | Path, *, threads: int | None, allow: Sequence[str]) 
     side().print(f"{name} is a model; making {made} of it: {what}", soft_wrap=True)
     _make(made, files, name, records, backend=backend, threads=threads, allow=allow)
     return made
+
+
+def _code_of(path: str) -> str | None:
+    """The digest of the module of an import path; None where no file is found, which loading says in its own words."""
+    with current_folder_importable():
+        try:
+            found = importlib.util.find_spec(path.partition(":")[0])
+        except (ImportError, ValueError):  # a parent that is none, and what is no name of a module
+            return None
+    file = None if found is None or not found.has_location else found.origin
+    return None if file is None else sha256_of(Path(file))
 
 
 def _make(
