@@ -198,6 +198,9 @@ print(result)
         result = run({name: str(tmp_path / name) for name in ("a", "b")}, case.arrays["x"])
         titles = ["a and b, plain fp32", "a, exits off", "a", "b, exits off", "b"]
         assert [row.title for row in result.rows] == titles
+        loaded = {f"on {n}": eenet.bundle.load(tmp_path / "a", threads=n) for n in (1, 2)}
+        titles = [f"on {n}{row}" for n in (1, 2) for row in (", plain fp32", ", exits off", "")]
+        assert [row.title for row in run(loaded, case.arrays["x"]).rows] == titles
 
     def test_an_onnx_file(self, tmp_path: Path) -> None:
         import_or_skip("onnxruntime")

@@ -44,7 +44,7 @@ class System:
 
     `prepare` brings a batch into the form that `call` takes, before the clock runs: on the device, in the dtype.
     `exits` is K, or None for a system without exits; `module` the torch module that has to be in inference mode;
-    `content` a digest of the plain graph of a bundle, the same for the same network.
+    `content` says what the plain graph of a bundle is and how it runs: equal ones are one row.
     """
 
     name: str
@@ -59,7 +59,7 @@ class System:
     weight_bytes: int | None = None
     untrained: bool = False
     origin: Any = None
-    content: str | None = None
+    content: tuple[Any, ...] | None = None
 
     @property
     def title(self) -> str:
@@ -95,7 +95,7 @@ def systems_of(
         if made[0].module is None and made[0].origin is not None:
             # What its runtime gains must not be taken for a gain of early exit.
             graphs = _plain_graphs(made[0])
-            for graph in [*graphs]:  # bundles of one network carry the same graph
+            for graph in [*graphs]:  # bundles of one network carry the same graph, and may run it alike
                 same = next((n for n, one in enumerate(found) if one.content and one.content == graph.content), None)
                 if same is not None:
                     found[same] = replace(found[same], name=_of_both(found[same].name, graph.name))
@@ -276,9 +276,11 @@ def _plain_graphs(system: System) -> list[System]:
         if not data.get(key):
             continue
         content = bundle.manifest.read(data[key])
-        call = _from_enter(bundle.backend, bundle.backend.whole(content))
+        backend = bundle.backend
+        call = _from_enter(backend, backend.whole(content))
+        runs = (sha256(content).hexdigest(), backend.threads, backend.providers)
         name = f"{system.name}, plain {precision}"
-        alike = replace(system, name=name, call=call, weight_bytes=len(content), content=sha256(content).hexdigest())
+        alike = replace(system, name=name, call=call, weight_bytes=len(content), content=runs)
         made.append(replace(alike, budget=None, exits=None, scheduler=None))
     return made
 

@@ -21,7 +21,8 @@ class OnnxBackend:
     """Runs a bundle's stages in ONNX Runtime: one session for each stage, and one for each exit head.
 
     A head is a graph of its own, so that where an exit is not observed its head does not run. `stages` are those to
-    load, by default all; only they can be run. See `StageBackend`.
+    load, by default all; only they can be run. `threads` and `providers` are those that it runs with. See
+    `StageBackend`.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class OnnxBackend:
         self._boundaries = Boundaries([stage.inputs for stage in manifest.stages])
         self._num_classes = manifest.num_classes
         numbered = [(k, stage) for k, stage in enumerate(manifest.stages) if stages is None or k in stages]
-        self._runtime, self._threads, self._providers = runtime, threads, chosen
+        self._runtime, self.threads, self.providers = runtime, threads, tuple(chosen)
 
         def graph_of(name: str | None) -> Session:
             assert name is not None, "the manifest of an ONNX bundle names a graph for each stage"
@@ -62,7 +63,7 @@ class OnnxBackend:
             head.require(1, 1)
 
     def _graph(self, content: bytes, file: str) -> Session:
-        return Session(self._runtime, content, file, self._threads, self._providers)
+        return Session(self._runtime, content, file, self.threads, self.providers)
 
     def whole(self, content: bytes) -> Callable[[Live], Any]:
         """Runs a network that is one graph, with the settings of the stages, on what `enter` gives."""
