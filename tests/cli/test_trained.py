@@ -128,6 +128,15 @@ def test_without_the_extra_export_a_bundle_is_of_weights(work: Path, monkeypatch
     assert json.loads(done.stdout)["items"] == 5
 
 
+def test_on_ray_the_bundle_is_measured_as_replicas_run_it(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for library in ("ray", "yaml"):
+        import_or_skip(library)
+    monkeypatch.setattr("eenet.cli._trained.missing_of", lambda extra: ["onnx"] if extra == "export" else [])
+    run("predict", "digits", "photos", "--out", work / "one.parquet", "--threads", 1)
+    done = run("serve", "digits", "--ray", "--write-yaml", work / "serve.yaml")
+    assert "was made of it before" in done.stderr
+
+
 def test_what_is_left_of_a_run_is_taken_as_a_folder(work: Path) -> None:
     found = json.loads(run("report", model_names()["digits"], "--out", work / "r.html", "--json").stdout)
     assert found["runs"][0]["name"] == "digits"

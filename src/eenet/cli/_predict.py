@@ -63,14 +63,15 @@ def predict(
     run = here
     if not source.exists():
         raise InvalidInputError(f"there is no {str(source)!r}; give a folder or a file")
-    bundle = bundle_of(bundle, threads=threads or None, allow=allow or ())
+    used = threads or (1 if ray else None)  # a replica has its own share of the machine
+    bundle = bundle_of(bundle, threads=used, allow=allow or ())
     if ray:  # the other processes start in folders of their own
         bundle, source = bundle.resolve(), source.resolve()
         run = partial(
             predict_on_ray, address=address, replicas=replicas or None, threads=threads or 1, allow=allow or ()
         )
     with current_folder_importable():
-        loaded = load(bundle, threads=threads or None, allow=allow or ())
+        loaded = load(bundle, threads=used, allow=allow or ())
     note_threads(loaded)
     loaded = loaded if budget is None else loaded.at(budget)
     items = open_items(source, loaded.preprocessing.kind, column=column)

@@ -104,7 +104,8 @@ def serve(
     limits = Limits(timeout=timeout, max_samples=min(256, max_samples))
     if not ray and (address is not None or write_yaml is not None):
         raise InvalidInputError("--address and --write-yaml are for a Ray cluster; add --ray")
-    bundle = bundle_of(bundle, threads=threads or None, allow=allow or ())
+    used = threads or (1 if ray else None)  # a replica has its own share of the machine
+    bundle = bundle_of(bundle, threads=used, allow=allow or ())
     if ray:
         from eenet.serving.ray import RayOptions
         from eenet.serving.ray import write_yaml as write
@@ -115,7 +116,7 @@ def serve(
             adapt=hold,
             token_file=None if token_file is None else str(token_file.resolve()),
             workers=workers,
-            threads=threads or 1,  # a replica has its own share of the machine
+            threads=threads or 1,
             allow=allow or (),
             engine=engine,
             limits=limits,
@@ -137,7 +138,7 @@ def serve(
         show_samples=show_samples,
     )
     with current_folder_importable():
-        loaded = load(bundle, threads=threads or None, allow=allow or ())
+        loaded = load(bundle, threads=used, allow=allow or ())
     note_threads(loaded)
     if budget is not None:
         loaded = loaded.at(budget)
