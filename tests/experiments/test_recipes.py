@@ -33,6 +33,7 @@ from eenet.experiments.recipes import (
     recipe_names,
     reproduce,
 )
+from eenet.experiments.recipes._results import summary
 from eenet.training import TrainConfig
 
 for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
@@ -239,11 +240,23 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     # The network is small, and says what its records say.
     kept = eenet.MultiExitModel.from_pretrained(finished / "model")
     assert kept.exit_names == tuple(row["name"] for row in metrics["exits"])
+    beside = json.loads((finished / "model" / "metrics.json").read_text(encoding="utf-8"))
+    assert beside["training"] == {key: metrics["training"][key] for key in ("machines", "seconds")}
+    assert beside["data"] == {key: metrics["data"][key] for key in ("samples", "classes")}
     # The README says what the metrics say.
     page = (finished / "README.md").read_text(encoding="utf-8")
     assert "A smoke run" in page
     for row in (*metrics["exits"], *(row for row in metrics["schedulers"] if "test_accuracy" in row)):
         assert f"| {100 * row['test_accuracy']:.2f} |" in page
+
+
+def test_what_goes_with_a_model_names_the_samples_of_its_records_where_they_are_fewer(finished: Path) -> None:
+    metrics = json.loads((finished / "metrics.json").read_text(encoding="utf-8"))
+    kept = {"calibration": 20, "test": 50}
+    assert summary(metrics, kept)["data"]["kept"] == kept
+    assert "kept" not in summary(metrics, {"calibration": 50, "test": 50})["data"]
+    del metrics["training"]["machines"]  # early versions did not note them
+    assert set(summary(metrics, kept)["training"]) == {"seconds"}
 
 
 def test_the_readme_names_the_accelerator_that_was_measured_on(finished: Path) -> None:

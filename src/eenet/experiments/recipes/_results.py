@@ -42,6 +42,7 @@ _LIMIT = 5_000_000
 _OF_THE_MODEL = (
     "schema", "recipe", "title", "about", "smoke", "command", "eenet", "seed", "machine", "costs", "exits",
 )  # fmt: skip
+_OF_THE_TRAINING = ("machines", "seconds")
 _FRACTION = 2 / 3
 NAMES = {
     "eenet": "EENet",
@@ -96,10 +97,16 @@ def write_predictions(
     return rows
 
 
-def summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the metrics goes with a model that ships: of the network, its data, costs and exits."""
-    kept = {key: metrics[key] for key in _OF_THE_MODEL}
-    return kept | {"data": {key: metrics["data"][key] for key in ("samples", "classes")}}
+def summary(metrics: Mapping[str, Any], kept: Mapping[str, int]) -> dict[str, Any]:
+    """What of the metrics goes with a model that ships: of the network, its training, its data, costs and exits.
+
+    `kept` has the numbers of samples of the records beside it, by part; they are named where they are fewer than all.
+    """
+    data = {key: metrics["data"][key] for key in ("samples", "classes")}
+    if any(count < data["samples"][part] for part, count in kept.items()):
+        data["kept"] = dict(kept)
+    training = {key: metrics["training"][key] for key in _OF_THE_TRAINING if key in metrics["training"]}
+    return {key: metrics[key] for key in _OF_THE_MODEL} | {"data": data, "training": training}
 
 
 def _bytes(records: ExitRecords) -> int:

@@ -472,8 +472,9 @@ class _Run:
         if sum(path.stat().st_size for path in trained.iterdir()) > _KEPT_BYTES:
             return
         shutil.copytree(trained, kept)
-        rows = write_predictions(kept, calibration, test, limit=_RECORDS_BYTES)[TEST]
-        write_json(kept / METRICS, summary(metrics))
+        written = write_predictions(kept, calibration, test, limit=_RECORDS_BYTES)
+        rows = written[TEST]
+        write_json(kept / METRICS, summary(metrics, {"calibration": len(written[CALIBRATION]), "test": len(rows)}))
         profile = self.out / PROFILE
         shutil.copy(profile if profile.is_file() else self.out / COSTS, kept / COSTS)
         data = self._read_data()
