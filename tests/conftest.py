@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
@@ -93,6 +94,18 @@ def seeds() -> None:
     np.random.seed(SEED)  # noqa: NPY002 - libraries under test may use the global state
     if torch is not None:
         torch.manual_seed(SEED)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_found() -> Iterator[None]:
+    """What a test sets on the logs, or a page that it runs, ends with it."""
+    loggers = [logging.getLogger(), logging.getLogger("eenet")]
+    before = [(logger, logger.level, logger.handlers[:]) for logger in loggers]
+    yield
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        for added in set(logger.handlers) - set(handlers):
+            logger.removeHandler(added)
 
 
 @pytest.fixture(scope="session")
