@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ Clock = tuple[float, float]
 """Wall and CPU seconds; CPU time is that of all threads of the process."""
 
 _NOTED = ("torchvision", "onnxruntime")
+_INSTRUCTIONS = {
+    "AVX2": ("avx2",), "AVX-512": ("avx512f",), "VNNI": ("avx512_vnni", "avx_vnni"), "bf16": ("avx512_bf16", "bf16"),
+    "AMX": ("amx_tile",), "dot product": ("asimddp",), "i8mm": ("i8mm",), "SVE": ("sve",),
+}  # fmt: skip
+"""How /proc/cpuinfo spells what is worth knowing of a processor: on x86, int8 is fast with VNNI, bfloat16 with bf16."""
 _BUSY = 0.5  # the load of a machine that is idle but for this process is below this
 
 
@@ -149,11 +155,20 @@ def describe_machine(found: Mapping[str, Any]) -> str:
     )
 
 
-def processor() -> str:
-    """The processor's name."""
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name and which of the instructions it has that decide how fast, and how, networks run.
+
+    Cloud machines give one name to processors of several generations. Only Linux says the instructions.
+    """
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as info:
-            names = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
+        lines = info.read_text(encoding="utf-8").splitlines()
     except OSError:
-        names = []
-    return names[0] if names else platform.processor() or "unknown"
+        lines = []
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())  # that of the first core
+    name = found.get("model name") or platform.processor() or "unknown"
+    flags = set(f"{found.get('flags', '')} {found.get('Features', '')}".split())
+    has = [word for word, any_of in _INSTRUCTIONS.items() if flags & set(any_of)]
+    return f"{name} ({', '.join(has)})" if has else name

@@ -65,6 +65,26 @@ def test_answers_stay_near_and_the_weights_are_signed_the_activations_unsigned(t
     assert zeros == {onnx.TensorProto.UINT8}
 
 
+def test_no_sum_overflows_on_any_processor(tmp_path: Path) -> None:
+    """Of two products of uint8 and int8 in 16 bits, as processors without VNNI add them."""
+    import onnx
+    from onnx import numpy_helper
+
+    plain, made = graph(tmp_path / "plain.onnx"), tmp_path / "made.onnx"
+    network = onnx.load(plain)
+    for weights in network.graph.initializer:  # all the largest that there are
+        weights.CopyFrom(numpy_helper.from_array(np.full(list(weights.dims), 0.1, np.float32), weights.name))
+    network.graph.node[-1].op_type = "Identity"
+    onnx.save(network, plain)
+    x = np.ones((64, 6), np.float32)
+    x[0] = 0
+    eenet.bundle.onnx.quantize(plain, made, x)
+    np.testing.assert_allclose(answers(made, x), answers(plain, x), rtol=0.01, atol=1e-6)
+    for one in onnx.load(made).graph.initializer:
+        if one.data_type == onnx.TensorProto.INT8:
+            assert 2 * 255 * np.abs(numpy_helper.to_array(one).astype(int)).max(initial=0) < 2**15
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [

@@ -58,6 +58,30 @@ def test_missing_extras_are_no_fault_and_the_line_is_given(works: None, monkeypa
 
 
 @pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2 fma\n", "AMD EPYC (AVX2)"),
+        (
+            "model name : AMD EPYC\nflags : avx2 avx512f avx512_vnni avx512_bf16\n\nmodel name : Other\n",
+            "AMD EPYC (AVX2, AVX-512, VNNI, bf16)",
+        ),
+        ("processor : 0\nFeatures : fp asimd asimddp i8mm bf16\n", " (bf16, dot product, i8mm)"),
+        ("model name : Old\nflags : sse2\n", "Old"),
+    ],
+)
+def test_a_processor_is_its_name_and_what_makes_networks_fast(tmp_path: Path, info: str, name: str) -> None:
+    """Clouds give one name to processors of several generations."""
+    (tmp_path / "cpuinfo").write_text(info)
+    assert made.processor(tmp_path / "cpuinfo").endswith(name)
+
+
+def test_a_processor_without_vnni_is_told_what_int8_is_worth(works: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, told in (("P (AVX2)", True), ("P (AVX2, VNNI)", False), ("P (dot product)", False)):
+        monkeypatch.setattr(made, "processor", lambda name=name: name)
+        assert ("no VNNI" in run("doctor", "--seconds", 0).stdout) == told
+
+
+@pytest.mark.parametrize(
     ("files", "limit"),
     [
         ({"cpu.max": "150000 100000\n"}, 1.5),

@@ -277,6 +277,8 @@ def _show(found: dict[str, Any]) -> None:
     threads = machine["torch_threads"]
     usable = min(machine["cores_allowed"] or 1, machine["cores_of_cgroup"] or float("inf"))
     add("processor", f"{machine['processor']}; {', '.join(limits)}")
+    if "AVX" in machine["processor"] and "VNNI" not in machine["processor"]:
+        add("", "no VNNI: stages in int8 are right here, but hardly faster than in fp32")
     words = ["torch is not there"] if threads is None else [f"torch takes {threads}"]
     words += [f"{name}={value}" for name, value in machine["environment"].items()]
     if threads is not None and threads > usable:
