@@ -288,6 +288,7 @@ class Interrupted(Augmented):
         return super().__getitem__(index)
 
 
+@pytest.mark.filterwarnings("ignore:a matrix product takes")
 @pytest.mark.parametrize(
     ("name", "options"),
     [

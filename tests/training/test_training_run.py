@@ -78,6 +78,7 @@ def test_costs_of_the_users_own_are_used(tmp_path: Path) -> None:
         train(corner_model(), *loaders(), config=QUICK, out=tmp_path / "other", costs=eenet.ExitCosts([1.0, 2.0], "ms"))
 
 
+@pytest.mark.filterwarnings("ignore:a matrix product takes")
 @pytest.mark.parametrize(
     "options",
     [
@@ -93,6 +94,20 @@ def test_every_setting_trains(options: dict[str, Any], tmp_path: Path) -> None:
     losses = [report.exit_losses for report in result.history]
     assert all(last < first for first, last in zip(losses[0], losses[-1], strict=True))
     assert result.best.accuracies[-1] > 0.7
+
+
+def test_a_precision_that_the_processor_emulates_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def clock(_: Any, matrix: Tensor, *__: Any) -> tuple[float, float]:
+        seconds = 0.001 if matrix.dtype == torch.float32 else 0.03 if slow else 0.0005
+        return seconds, seconds
+
+    monkeypatch.setattr("eenet.training._train.timed", clock)
+    config = replace(QUICK, epochs=1, precision="bf16")
+    slow = False
+    train(corner_model(), *loaders(24), config=config, out=tmp_path / "fast")
+    slow = True
+    with pytest.warns(ReliabilityWarning, match=r"30 times as long with precision='bf16'.*precision=32"):
+        train(corner_model(), *loaders(24), config=config, out=tmp_path / "slow")
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:

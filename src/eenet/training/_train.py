@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from eenet._compat import BatchNorm, no_precision_hint
+from eenet._timing import in_turns, timed
 from eenet.costs import ExitCosts
-from eenet.errors import InvalidInputError, MissingExtraError
+from eenet.errors import InvalidInputError, MissingExtraError, ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.models._io import moved, require_batches, unpack
 from eenet.models._multi_exit import require_exits
@@ -38,6 +41,7 @@ from eenet.training._run import FEATURES, LAST, Run, require_tensorboard
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _HEADS = "heads"
+_SLOWER = 2.0  # times as slow as float32: a mixed precision that is slower than this is warned of
 
 
 def train(
@@ -117,6 +121,8 @@ def train(
     fabric = _fabric(config)
     with no_precision_hint():
         fabric.launch()
+    if fabric.device.type == "cpu":
+        _warn_of_emulation(config.precision)
     folder = Path(out)
     task = task or task_of(model, config.label_smoothing)
     for loader in (train_loader, validation_loader):
@@ -338,6 +344,22 @@ def _check_arguments(
     if not resume and ((Path(out) / LAST).exists() or (Path(out) / _HEADS / LAST).exists()):
         raise InvalidInputError(
             f"{str(out)!r} already holds a run; pass resume=True to go on with it, or another `out`"
+        )
+
+
+def _warn_of_emulation(precision: str) -> None:
+    """Warn of a mixed precision that this processor has no instructions for: it is right, and many times as slow."""
+    if precision == "32":
+        return
+    whole = torch.ones(128, 128)
+    half = whole.to(torch.bfloat16 if precision == "bf16" else torch.float16)
+    fp32, mixed = in_turns([partial(timed, torch.mm, one, one) for one in (whole, half)], seconds=0.05).shortest
+    if mixed > _SLOWER * fp32:
+        warnings.warn(
+            f"a matrix product takes {mixed / fp32:.0f} times as long with precision={precision!r} as in float32: this "
+            "processor has no instructions for it; give precision='32' (of a recipe: --set train.precision=32)",
+            ReliabilityWarning,
+            stacklevel=3,
         )
 
 
