@@ -150,7 +150,7 @@ def describe_machine(found: Mapping[str, Any]) -> str:
     threads = f", torch threads: {found['threads']}" if "threads" in found else ""
     libraries = [f"{name} {found[name]}" for name in ("eenet", "torch", *_NOTED, "numpy") if name in found]
     return (
-        f"{gpu}{found['processor']} ({found['machine']}), {found['cores']} cores{threads}{shared}\n"
+        f"{gpu}{found['processor']}, {found['machine']}, {found['cores']} cores{threads}{shared}\n"
         f"{', '.join(libraries)}, Python {found['python']}, {found['system']}"
     )
 

@@ -449,7 +449,12 @@ def test_a_network_of_another_library_starts_from_the_rows_of_the_datas_classes(
 
 
 def test_weights_of_a_number_of_other_classes_leave_the_last_layer_at_random(tmp_path: Path) -> None:
-    changes = ("model.weights_classes=12", "train.batch_norm_batches=0")
+    changes = (
+        "model.weights_classes=12",
+        "train.batch_norm_batches=0",
+        "train.head_epochs=0",
+        "train.freeze_backbone=true",
+    )
     found, root = started(tmp_path / "run", "cifar10-resnet20-shared", *changes)
     with safe_open(str(root / "../weights/cifar10_resnet20.safetensors"), framework="numpy") as handle:
         assert handle.get_tensor("linear.weight").shape == (12, 64)
