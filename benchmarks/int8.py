@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         before = json.loads(kept.read_text(encoding="utf-8"))["networks"] if kept.is_file() else {}
         networks = before | networks
         kept.write_text(json.dumps({"networks": networks}, indent=1) + "\n", encoding="utf-8")
-        (options.out / "README.md").write_text(readme(networks), encoding="utf-8")
+        (options.out / "README.md").write_text(readme(networks, options.out.name), encoding="utf-8")
     return 0
 
 
@@ -125,7 +125,9 @@ def compared(name: str, folder: Path | None, root: Path, options: argparse.Names
         return {
             "machine": machine(),
             "title": recipe.title,
-            "command": f"python benchmarks/int8.py {name}{'' if folder is None else '=FOLDER'}",
+            "command": f"python benchmarks/int8.py {name}{'' if folder is None else '=FOLDER'}"
+            + (" --data-root FOLDER" if options.data_root else "")
+            + f" --seconds {options.seconds:g}",
             "samples": {part: len(one) for part, one in labels.items()},
             "precision": bundle.precision,
             "quantization": bundle.info["quantization"],
@@ -360,8 +362,8 @@ def table(name: str, data: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def readme(networks: Mapping[str, Any]) -> str:
-    """The page of all networks."""
+def readme(networks: Mapping[str, Any], out: str) -> str:
+    """The page of all networks, in the folder of that name in `results`."""
     found = {name: goals(data) for name, data in networks.items()}
     lines = [
         "# Exits and int8 together", "",
@@ -373,8 +375,8 @@ def readme(networks: Mapping[str, Any]) -> str:
         "Weights in int8 have 7 bits, so that their sums overflow on no processor; "
         f"`{EIGHT}` is what ONNX Runtime's tools make by default. In the last column stand the "
         "quickest exits with int8 whose accuracy on the test part is at least that of the row.", "",
-        "```", "python benchmarks/int8.py digits --out results/int8",
-        "python benchmarks/int8.py RECIPE=FOLDER --out results/int8  # FOLDER of eenet reproduce RECIPE --out FOLDER",
+        "```", f"python benchmarks/int8.py digits --out results/{out}",
+        f"python benchmarks/int8.py RECIPE=FOLDER --out results/{out}  # FOLDER of eenet reproduce RECIPE --out FOLDER",
         "```", "",
         f"| network | goal, batches of {_GOAL_BATCH} | found | reached |", "| --- | --- | --- | --- |",
     ]  # fmt: skip
