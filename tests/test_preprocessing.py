@@ -1,4 +1,4 @@
-"""Members of a cascade with a preprocessing of their own: texts in, tokens of each member's tokenizer to it."""
+"""A cascade whose members have preprocessing of their own, texts in and tokens out; and inputs that do not fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from eenet.preprocessing import (
     TextPreprocessing,
     preprocessing_from,
 )
-from eenet.runtime import TensorSpec
+from eenet.runtime import TensorSpec, TorchBackend
+from networks import conv_model
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -226,3 +227,46 @@ def test_tokenizers_with_prefixes_on_the_command_line(
     )
     assert "there is no 'nowhere'" in refused(*words, "--tokenizer", "small=nowhere", *out)
     assert "starts with none of the prefixes ['small']" in refused(*words, "--tokenizer", "small=words", *out)
+
+
+class TestInputsOfAnotherShape:
+    """What a user can do with an input that does not fit comes first: resize, then cut the network for other sizes."""
+
+    images = (
+        r"resize the images to 8 x 8: .*--image-size 8, .*ImagePreprocessing\(\(8, 8\)\)\. Or, .*dynamic=\{2: 'height'"
+    )
+
+    @pytest.mark.parametrize(
+        ("shape", "message"),
+        [
+            ((2, 3, 16, 12), images),
+            ((2, 1, 16, 16), images),
+            ((2, 1, 8, 8), "its images have 3 channels: give image files"),
+            ((3, 8, 8), "give it that shape, or cut the network again with an example of yours"),
+        ],
+    )
+    def test_images(self, shape: tuple[int, ...], message: str) -> None:
+        model = conv_model(0)
+        with pytest.raises(InvalidInputError, match=message):
+            model(torch.zeros(shape))
+        with pytest.raises(InvalidInputError, match=message):
+            TorchBackend(model).enter(np.zeros(shape, np.float32))
+
+    def test_image_files_that_are_read_at_another_size(self) -> None:
+        specs = [TensorSpec("x", "float32", ("N", 3, 8, 8), 0)]
+        with pytest.raises(InvalidInputError, match=rf"makes images of \(3, 16, 16\), .*; {self.images}"):
+            ImagePreprocessing((16, 16)).fitted(specs)
+
+    def test_gray_images_and_sides_that_differ(self) -> None:
+        specs = [TensorSpec("x", "float32", ("N", 1, 8, 16), 0)]
+        with pytest.raises(InvalidInputError, match=r"--image-size 8x16 --mean 0\.5 --std 0\.5, .*mean=\[0\.5\]"):
+            ImagePreprocessing((16, 16)).fitted(specs)
+
+    def test_texts_and_other_inputs(self) -> None:
+        network = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(24, 4), nn.Linear(4, 2)).eval()
+        model = eenet.attach(network, ["2"], 2, torch.arange(12).reshape(2, 6) % 9)
+        with pytest.raises(InvalidInputError, match=r"pad or cut the texts to 6 tokens, .*pad_to=6 does, or cut"):
+            model(torch.zeros(2, 5, dtype=torch.long))
+        plain = eenet.attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), ["0"], 2, torch.eye(4)[:2])
+        with pytest.raises(InvalidInputError, match=r"give it that shape, or cut .*dynamic=\{1: 'size1'\}"):
+            plain(torch.zeros(2, 5))

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +289,90 @@ class TestVerdict:
 
     def test_without_early_exits_there_is_nothing_to_judge(self) -> None:
         assert "No system here has early exits" in run({"plain": Work(1, LABELS)}, NUMBERED, LABELS).verdict
+
+
+class Clocked(Work):
+    """A system whose calls take milliseconds that the test sets, by a function of the call's number and its batch."""
+
+    last = 0.0
+
+    def __init__(self, ms: Callable[[int, int], float], *, exits: bool = False) -> None:
+        super().__init__(1, LABELS, exits=exits)
+        self.ms, self.calls = ms, 0
+
+    def __call__(self, x: Array) -> Any:
+        self.calls += 1
+        Clocked.last = self.ms(self.calls, int(x[0, 0]) // 8) / 1000
+        return super().__call__(x)
+
+
+def steady(ms: float) -> Callable[[int, int], float]:
+    return lambda _call, _batch: ms
+
+
+def noisy(ms: float) -> Callable[[int, int], float]:
+    """Of the same work one call in three takes twenty times as long."""
+    return lambda call, _batch: ms * (1 + 19 * (call * 7919 % 31 < 10))
+
+
+def uneven(low: float, high: float) -> Callable[[int, int], float]:
+    """Half of the batches are quick: the mean is known with an error."""
+    return lambda _call, batch: low if batch % 2 else high
+
+
+class TestPairs:
+    """What can be said of two systems is said, whatever disturbs a third one."""
+
+    def verdict(self, monkeypatch: pytest.MonkeyPatch, plain: Any, early: Any, small: Any) -> str:
+        def clock(call: Callable[[], Any], **_options: Any) -> tuple[float, float]:
+            call()
+            return Clocked.last, Clocked.last
+
+        monkeypatch.setattr("eenet.benchmarking._measure.timed", clock)
+        systems = {"plain": Clocked(plain), "early": Clocked(early, exits=True), "small": Clocked(small)}
+        return run(systems, NUMBERED, LABELS, seconds=0.3).verdict
+
+    def test_a_noisy_third_system_leaves_the_other_pair_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = self.verdict(monkeypatch, steady(1.0), steady(0.5), noisy(0.1))
+        assert said.startswith("Worth it at batch 8: early is 2.00 ± 0.00 times as fast as plain, accuracy the same.")
+        assert "Of small it cannot be said: wall times of the same work vary by" in said
+        assert said.count("cannot be said") == 1
+
+    def test_a_noisy_early_exit_leaves_the_networks_without_exits_decided(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = self.verdict(monkeypatch, steady(1.0), noisy(0.5), steady(0.25))
+        assert said.startswith(
+            "Of early exit it cannot be said at batch 8 whether it is worth it. Without exits, small"
+        )
+        assert "small is 4.00 ± 0.00 times as fast as plain" in said
+        assert "Of early it cannot be said: wall times" in said
+
+    def test_where_the_first_is_noisy_no_pair_is_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        said = self.verdict(monkeypatch, noisy(1.0), steady(0.5), steady(0.25))
+        assert said.startswith(
+            "It cannot be said at batch 8 (by CPU time), since all are compared with plain: even CPU"
+        )
+        assert "Worth it" not in said
+
+    def test_early_against_plain_is_open_and_against_a_smaller_network_is_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = self.verdict(monkeypatch, steady(1.0), uneven(0.1, 1.75), steady(0.1))
+        assert said.startswith(
+            "Not worth it at batch 8: small is 10.00 ± 0.00 times as fast as plain, accuracy the same"
+        )
+        assert "no early exit here is as fast. Against plain it cannot be said: early is 1.0" in said
+        said = self.verdict(monkeypatch, steady(1.0), uneven(0.1, 1.75), steady(2.0))
+        assert said.startswith("It cannot be said at batch 8: early is 1.0")
+
+    def test_early_against_a_smaller_network_is_open_and_against_plain_is_not(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        said = self.verdict(monkeypatch, steady(1.0), steady(0.5), uneven(0.1, 0.85))
+        assert said.startswith("Worth it at batch 8: early is 2.00 ± 0.00 times as fast as plain, accuracy the same.")
+        assert "small is 2.1" in said
+        assert "whether early exit is faster than that cannot be said" in said
 
 
 class TestResults:

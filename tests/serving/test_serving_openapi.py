@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from commands import TOKEN
+from pages import DOCS
 from serving_toys import Gray, ToyModel, Words, serving
 
 CONFIG = """
@@ -57,3 +59,23 @@ def test_the_document_names_every_path_that_is_served() -> None:
         document = httpx.get(f"{url}/openapi.json").json()
         assert sorted(document["paths"]) == PATHS
         assert document["openapi"] == "3.1.0"
+
+
+def test_the_table_on_the_page_says_which_paths_there_are_and_which_ask_for_the_token() -> None:
+    page = (DOCS / "howto" / "serving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`(?:GET|POST|PUT) .*?`) \| .* \| ([^|]*) \|$", page, flags=re.MULTILINE)
+    listed = {tuple(path.split()): token for paths, token in rows for path in re.findall(r"`(.*?)`", paths)}
+    own = {("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json")}
+    with serving(ToyModel(), token=TOKEN) as url:
+        document = httpx.get(f"{url}/openapi.json").json()
+        served = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+        assert set(listed) == served | own
+        for (method, path), token in listed.items():
+            bare = httpx.request(method, f"{url}{path}")
+            assert (bare.status_code == 401) == (token == "**yes**"), path
+            asks = document["paths"].get(path, {}).get(method.lower(), {}).get("security")
+            assert (asks is not None) == (token != "no"), path
+            if path == "/traffic":
+                httpx.post(f"{url}/predict", json={"inputs": [[1.0] * 6]}).raise_for_status()
+                with_token = httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
+                assert (len(httpx.get(f"{url}{path}").json()["samples"]), len(with_token.json()["samples"])) == (0, 1)

@@ -120,17 +120,16 @@ def benchmark(
                 break
             made = _rows(entries, answers, timing, size)
             rows += made
-            noise = _noise(made) if all(one.device == "cpu" for one in entries) else []
-            unsure = _useless(made) if noise else None
+            by_cpu, unsure, noise = _clock(made) if all(one.device == "cpu" for one in entries) else (False, {}, [])
             words.append(
-                unsure
-                or verdict(
+                verdict(
                     made,
                     answers.difference,
                     max_accuracy_drop,
                     len(samples),
                     trained=answers.trained,
-                    by_cpu=bool(noise),
+                    by_cpu=by_cpu,
+                    unsure=unsure,
                 )
             )
             notes += noise + _unlike_the_plan(made)
@@ -262,30 +261,40 @@ _OTHER = 1.5  # how far a measured time may be from the planned one, as a factor
 _NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread is told, and a larger relative error of a speed
 
 
-def _noise(rows: list[BenchmarkRow]) -> list[str]:
-    """What is to be said where other programs disturbed the measurement: processor time does not run meanwhile."""
-
-    def disturbed(row: BenchmarkRow) -> float:
-        error, in_cpu = row.speed_error / row.speed, row.cpu_speed_error / row.cpu_speed
-        return max(row.spread or 0.0, error if error > _UNCERTAIN and error > 2 * in_cpu else 0.0)
-
-    worst = max(rows, key=disturbed)
-    if disturbed(worst) <= _UNCERTAIN or (disturbed(worst) == worst.spread and worst.spread <= _NOISY):
-        return []
-    return [
-        f"Batch {worst.batch_size}: wall times of the same work vary by {disturbed(worst):.0%} ({worst.title}): other "
-        "programs disturb the measurement. So the answer goes by CPU time; measure again on a quieter machine."
-    ]
+def _disturbed(row: BenchmarkRow) -> float:
+    """By what share wall times of the same work vary, where that is more than CPU times explain; else 0."""
+    error, in_cpu = row.speed_error / row.speed, row.cpu_speed_error / row.cpu_speed
+    spread = row.spread or 0.0
+    return max(spread if spread > _NOISY else 0.0, error if error > _UNCERTAIN and error > 2 * in_cpu else 0.0)
 
 
-def _useless(rows: list[BenchmarkRow]) -> str | None:
-    """What to answer where processor time is disturbed too, as that of threads that wait for each other is."""
-    worst = max(rows, key=lambda row: row.cpu_spread or 0.0)
-    if (worst.cpu_spread or 0.0) <= _USELESS:
-        return None
+def _clock(rows: list[BenchmarkRow]) -> tuple[bool, dict[int, str], list[str]]:
+    """Whether to judge by CPU time, the systems that cannot be judged by that clock and why, and what to say of it.
+
+    Other programs disturb wall times. CPU time does not run meanwhile, but that of threads that wait for each other is
+    disturbed too. The clock by which more systems can be judged is taken, and the first must be one of them.
+    """
+    disturbed = {n: _disturbed(row) for n, row in enumerate(rows) if _disturbed(row) > 0}
+    if not disturbed:
+        return False, {}, []
+    useless = {n: row.cpu_spread for n, row in enumerate(rows) if row.cpu_spread is not None}
+    useless = {n: spread for n, spread in useless.items() if spread > _USELESS}
+    by_cpu = 0 in disturbed or (0 not in useless and len(useless) < len(disturbed))
+    what, found = ("even CPU", useless) if by_cpu else ("wall", disturbed)
+    unsure = {
+        n: f"{what} times of the same work vary by {spread:.0%} (measure longer, or on a quieter machine)"
+        for n, spread in found.items()
+    }
+    worst = max(disturbed, key=lambda n: disturbed[n])
+    goes = "So the answer goes by CPU time" if by_cpu else "The answer goes by the systems that are not disturbed"
     return (
-        f"It cannot be said at batch {worst.batch_size}: even CPU times of the same work vary by "
-        f"{worst.cpu_spread:.0%} ({worst.title}). Measure on a quieter machine, with one thread, or longer."
+        by_cpu,
+        unsure,
+        [
+            f"Batch {rows[0].batch_size}: wall times of the same work vary by {disturbed[worst]:.0%} "
+            f"({rows[worst].title}): other programs disturb the measurement. {goes}; measure again on a quieter "
+            "machine."
+        ],
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import hypot
 
 from eenet.benchmarking._results import BenchmarkRow
 
@@ -23,25 +24,30 @@ def verdict(
     *,
     trained: Sequence[bool],
     by_cpu: bool,
+    unsure: Mapping[int, str],
 ) -> str:
     """One paragraph on the rows of one batch size, of which the first is the reference; by wall or by CPU time.
 
-    `trained` says of each row whether its weights are not random.
+    `trained` says of each row whether its weights are not random. Nothing can be said of the times of the rows in
+    `unsure`, for the reasons there; the others are judged without them.
     """
     at = f"at batch {rows[0].batch_size}"
     if by_cpu:
         at += " (by CPU time)"
         rows = [replace(row, speed=row.cpu_speed, speed_error=row.cpu_speed_error) for row in rows]
-    text = _judged(rows, difference, max_drop, samples, at, trained)
+    if 0 in unsure:
+        return f"It cannot be said {at}, since all are compared with {rows[0].title}: {unsure[0]}."
+    text = _judged(rows, difference, max_drop, samples, at, trained, unsure)
     untrained = [
         row
-        for row, known in zip(rows[1:], trained[1:], strict=True)
-        if not row.early_exit and not known and row.speed > _FASTER
+        for n, row in enumerate(rows)
+        if n and not row.early_exit and not trained[n] and row.speed > _FASTER and n not in unsure
     ]
-    return text + "".join(
+    text += "".join(
         f" {row.title} is {_times(row, rows[0])}, with random weights: train it to know its accuracy."
         for row in untrained
     )
+    return text + "".join(f" Of {rows[n].title} it cannot be said: {why}." for n, why in sorted(unsure.items()))
 
 
 def _judged(
@@ -51,16 +57,22 @@ def _judged(
     samples: int,
     at: str,
     trained: Sequence[bool],
+    unsure: Mapping[int, str],
 ) -> str:
     first = rows[0]
-    early = [n for n, row in enumerate(rows) if row.early_exit]
-    others = [n for n, row in enumerate(rows) if not row.early_exit and n and row.agreement is not None]
-    if not early:
+    early = [n for n, row in enumerate(rows) if row.early_exit and n not in unsure]
+    others = [
+        n for n, row in enumerate(rows) if not row.early_exit and n and row.agreement is not None and n not in unsure
+    ]
+    if not any(row.early_exit for row in rows):
         return f"No system here has early exits, so there is nothing to judge {at}."
     if first.early_exit:
         return (
             f"The first system, {first.title}, has exits itself {at}: put the plain network first to judge early exit."
         )
+    if not early:
+        instead = "".join(f" Without exits, {_said(rows[n], first)}." for n in others)
+        return f"Of early exit it cannot be said {at} whether it is worth it.{instead}"
     if not trained[0] or not any(trained[n] for n in early):
         who = f"the first system, {first.title}, with which all are compared, has" if not trained[0] else "these have"
         times = "; ".join(f"{rows[n].title} is {_times(rows[n], first)}" for n in early)
@@ -82,9 +94,9 @@ def _judged(
     best = max(keeping, key=lambda n: rows[n].speed, default=None)
     rival = max(rivals, key=lambda n: rows[n].speed, default=None)
     if best is None:
-        return _no_gain(rows, early, others, max_drop, at, faster)
+        return _no_gain(rows, early, others, rival, max_drop, at, faster)
     told = _said(rows[best], first)
-    if rival is not None and rows[rival].speed >= rows[best].speed:
+    if rival is not None and _beats(rows[rival], rows[best]):
         gain = difference(best, rival) or (0.0, 0.0)
         if gain[0] <= 0 or gain[0] <= _ERRORS * gain[1]:
             return (
@@ -105,6 +117,7 @@ def _no_gain(
     rows: Sequence[BenchmarkRow],
     early: Sequence[int],
     others: Sequence[int],
+    rival: int | None,
     max_drop: float,
     at: str,
     faster: Callable[[int], bool],
@@ -116,7 +129,13 @@ def _no_gain(
     quick = [n for n in early if faster(n)]
     fastest = max(kept or early, key=lambda n: rows[n].speed)
     if kept and rows[fastest].speed >= _FASTER:
-        return f"It cannot be said {at}: {_said(rows[fastest], first)}; measure longer, or more samples.{instead}"
+        said = f"{_said(rows[fastest], first)}; measure longer, or more samples"
+        if rival is not None and all(_beats(rows[rival], rows[n]) for n in early):
+            return (
+                f"Not worth it {at}: {_said(rows[rival], first)}, and has no exits; no early exit here is as fast. "
+                f"Against {first.title} it cannot be said: {said}."
+            )
+        return f"It cannot be said {at}: {said}.{instead}"
     if quick:
         least = max(quick, key=lambda n: rows[n].difference or 0.0)
         return (
@@ -131,9 +150,11 @@ def _alternative(rows: Sequence[BenchmarkRow], n: int, early: Sequence[int], dif
     """A sentence on a system without exits beside the early exits that win."""
     row, first = rows[n], rows[0]
     text = f" Without exits, {_said(row, first)}"
-    rivals = [k for k in early if rows[k].speed >= row.speed]
+    rivals = [k for k in early if _beats(rows[k], row)]
     if row.difference is None:
         return text + "."
+    if not rivals and not all(_beats(row, rows[k]) for k in early):
+        return text + "; whether early exit is faster than that cannot be said: measure longer, or more samples."
     if not rivals:
         return text + "; no early exit here is as fast."
     best = max(rivals, key=lambda k: rows[k].accuracy or 0.0)
@@ -162,6 +183,12 @@ def _by_agreement(
     if differs <= max_drop:
         return f"Worth it {at}: {said}, so it cannot lose more than that.{instead}"
     return f"Without labels it cannot be said whether early exit is worth it {at}: {said}.{instead}"
+
+
+def _beats(row: BenchmarkRow, other: BenchmarkRow) -> bool:
+    """Whether one system is faster than another, beyond the errors of both."""
+    error = hypot(row.speed_error / row.speed, other.speed_error / other.speed)
+    return row.speed / other.speed * (1 - _ERRORS * error) > 1
 
 
 def _said(row: BenchmarkRow, first: BenchmarkRow) -> str:

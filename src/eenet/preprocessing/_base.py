@@ -72,6 +72,36 @@ def require_names(made: Sequence[str], inputs: Sequence[Input]) -> None:
         )
 
 
+def how_to_fit(shape: Sequence[int], expected: Sequence[int | str | None], *, floating: bool) -> str:
+    """The way out where an input has another shape than a network takes: make it fit, or cut for sizes that change.
+
+    Sizes that may change are names or None. What looks like images (N, C, H, W) or tokens (N, T) has its own words.
+    """
+    other = [dim for dim, size in enumerate(expected) if isinstance(size, int) and dim]
+    unlike = [dim for dim in other if dim < len(shape) and shape[dim] != expected[dim]]
+    if len(shape) != len(expected) or not unlike:
+        return "give it that shape, or cut the network again with an example of yours"
+    if floating and len(shape) == 4 and unlike == [1]:
+        return f"its images have {expected[1]} channels: give image files, and ImagePreprocessing that many means"
+    if floating and len(shape) == 4 and other == [1, 2, 3]:
+        height, width = expected[2:]
+        asked = f"{height}" if height == width else f"{height}x{width}"
+        gray, python = (" --mean 0.5 --std 0.5", ", mean=[0.5], std=[0.5]") if expected[1] == 1 else ("", "")
+        return (
+            f"resize the images to {height} x {width}: eenet collect and export do so for image files with "
+            f"--image-size {asked}{gray}, predict and serve for a bundle that was exported with it, and in Python "
+            f"eenet.preprocessing.ImagePreprocessing(({height}, {width}){python}). Or, where the network itself takes "
+            "other sizes, cut it again with dynamic={2: 'height', 3: 'width'}"
+        )
+    if not floating and len(shape) == 2:
+        return (
+            f"pad or cut the texts to {expected[1]} tokens, as eenet.preprocessing.TextPreprocessing with "
+            f"pad_to={expected[1]} does, or cut the network again with dynamic={{1: 'sequence'}}"
+        )
+    names = ", ".join(f"{dim}: 'size{dim}'" for dim in unlike)
+    return f"give it that shape, or cut the network again with that dimension dynamic: dynamic={{{names}}}"
+
+
 @dataclass(frozen=True)
 class ArrayPreprocessing(Preprocessing):
     """None: an item is an array, or a mapping of arrays by the names `inputs`, without the batch dimension.

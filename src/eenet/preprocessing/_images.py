@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.preprocessing._base import EXTRA, Input, Inputs, Preprocessing, require_names
+from eenet.preprocessing._base import EXTRA, Input, Inputs, Preprocessing, how_to_fit, require_names
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -128,7 +128,10 @@ class ImagePreprocessing(Preprocessing):
         require_names((made.input,), inputs)
         shape, sizes = inputs[0].shape, (len(self.mean), *self.size)
         if len(shape) != 4 or any(isinstance(w, int) and w != s for w, s in zip(shape[1:], sizes, strict=True)):
-            raise InvalidInputError(f"the preprocessing makes images of {sizes}, the network takes {shape[1:]}")
+            raise InvalidInputError(
+                f"the preprocessing makes images of {sizes}, the network takes {shape[1:]}; "
+                + how_to_fit((1, *sizes), shape, floating=True)
+            )
         return made
 
     def describe(self) -> dict[str, Any]:

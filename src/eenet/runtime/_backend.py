@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.errors import InvalidInputError
+from eenet.preprocessing._base import how_to_fit
 
 Array = NDArray[Any]
 Ints = NDArray[np.intp]
@@ -205,7 +206,7 @@ def _checked(value: Any, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) ->
         sizes_wanted = ", ".join(str(size) for size in spec.shape)
         raise InvalidInputError(
             f"input {spec.name!r} has shape {value.shape}, expected ({sizes_wanted}), where names stand for any size; "
-            "resize or pad it, or export the model with that dimension dynamic"
+            + how_to_fit(value.shape, spec.shape, floating=expected.kind == "f")
         )
     for symbol, size_here in zip(spec.shape, value.shape, strict=True):
         if isinstance(symbol, str):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from eenet._compat import pytree
 from eenet.errors import InvalidInputError
+from eenet.preprocessing._base import how_to_fit
 
 Tensors = tuple[Tensor, ...]
 
@@ -171,7 +172,7 @@ class InputForm:
         sizes = ", ".join("any" if size is None else str(size) for size in expected.sizes)
         return InvalidInputError(
             f"input {expected.name!r} has shape {tuple(tensor.shape)}, expected ({sizes}); "
-            "cut the model again with an example of that shape, or name the dimension in `dynamic`"
+            + how_to_fit(tensor.shape, expected.sizes, floating=tensor.is_floating_point())
         )
 
 
