@@ -446,6 +446,11 @@ def _read(budget: str, costs: ExitCosts, remedy: str) -> tuple[float, str | None
     return number * scale, None
 
 
+def is_time(unit: str) -> bool:
+    """Whether costs in this unit are times, so that fewer of them are faster; FLOPs, bytes and cents are not."""
+    return unit.lower().replace("µ", "u").replace("μ", "u").removeprefix("cpu_") in _TIMES
+
+
 def _scale(unit: str, other: str) -> float | None:
     """How many of the unit `other` one `unit` is; None where they measure different things."""
     one, two = (name.lower().replace("µ", "u").replace("μ", "u") for name in (unit, other))

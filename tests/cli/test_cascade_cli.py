@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import refused, run
+from torch import nn
 
 import eenet
 from eenet.testing import toy_logits
@@ -64,6 +66,60 @@ def test_compare_takes_several_files(files: tuple[Path, Path]) -> None:
     held_out = ("--held-out", files[0], "--held-out", files[1], "--held-out-prefix", "test_")
     found = json.loads(run(*words, *held_out, "--budgets", "50%", "--resplits", 1, "--json").stdout)
     assert found["costs"]["values"] == [1, 2, 8]
+
+
+def test_report_shows_the_members_by_name(files: tuple[Path, Path], tmp_path: Path) -> None:
+    small, big = files
+    prefixes = ("--prefix", "test_", "--calibration-prefix", "val_")
+    quick = ("--methods", "max_prob", "--budgets", 3, "--draws", 2)
+    out = ("--out", tmp_path / "page.html", "--json", tmp_path / "data.json")
+    words = ("report", *files, "--cascade", *prefixes, *quick, *out)
+    costs = ("--costs", "1,2,6", "--unit", "cents")
+    run(*words, "--calibration", small, "--calibration", big, *costs)
+    data = json.loads((tmp_path / "data.json").read_text())
+    made = data["runs"][0]
+    names = ["exit 0 (small 0)", "exit 1 (small 1)", "exit 2 (big)"]
+    assert (made["exits"], made["costs"]["values"], made["costs"]["plain"]) == (names, [1, 2, 8], 6)
+    charts = {chart["name"]: chart for section in made["sections"] for chart in section["charts"]}
+    for name in ("exit-shares", "reliability", "risk-coverage"):
+        assert [one["name"] for one in charts[name]["series"]][:3] == names, name
+    assert [one["name"] for one in charts["paper-scores-0"]["series"]] == names[:2]
+    assert charts["agreement"]["columns"] == names
+    assert charts["failure-prediction"]["columns"] == names[:2]
+    assert charts["changes"]["categories"][0] == "all leave at exit 0 (small 0)"
+    assert charts["confusion-0"]["title"] == "Answers of exit 0 (small 0) and of the last exit"
+    logits, labels = toy_logits(samples=400, exits=3, seed=1)
+    records = eenet.ExitRecords.from_logits(logits, labels)
+    assert charts["frontier"]["series"][-2]["y"] == pytest.approx(records.accuracies.tolist())
+
+    message = refused("report", small, "--costs", "1,2", "--prefix", "test_", "--cascade")
+    assert "--cascade was given with" in message
+    message = refused("report", big, small, *costs, "--prefix", "test_")
+    assert "'big.npz' holds the predictions of a plain network" in message.replace(f"{tmp_path}/", "")
+    assert "or with --cascade a second file" in message
+    message = refused(*words, "--calibration", small, *costs)
+    assert "there are 1 files of --calibration and 2 of predictions; give one for each" in message
+
+
+def joined() -> eenet.MultiExitModel:
+    torch.manual_seed(0)
+    members = [nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))]
+    return eenet.cascade([member.eval() for member in members], example=torch.randn(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:the costs at batch size")  # a test machine may be busy
+def test_a_profile_says_that_the_plain_network_is_the_last_member(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    words = ("profile", "test_cascade_cli:joined", "--batch-sizes", "1,2", "--seconds", 0.02, "--threads", 1)
+    shown = run(*words, "--out", path).stdout
+    assert "the plain network is the last member by itself" in " ".join(shown.split())
+    assert json.loads(path.read_text())["cascade"] is True
+    costs = eenet.profile(joined(), torch.randn(2, 4), seconds=0.02)
+    records = eenet.ExitRecords.from_logits(toy_logits(samples=60, exits=2)[0], toy_logits(samples=60, exits=2)[1])
+    data = eenet.report(records, path, costs=costs, methods=["max_prob"], budgets=2, draws=0).data
+    charts = {chart["name"]: chart for section in data["runs"][0]["sections"] for chart in section["charts"]}
+    assert [one["name"] for one in charts["overheads"]["series"]] == ["early heads", "the members before"]
+    assert "the last member of the cascade by itself" in charts["overheads"]["about"]
 
 
 def test_what_does_not_fit_is_named(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -195,9 +196,12 @@ def test_any_budget_can_be_asked_for(found: SearchResult) -> None:
 def test_the_table_and_json(found: SearchResult, tmp_path: Path) -> None:
     text = str(found)
     assert max(map(len, text.splitlines())) <= 100
-    assert "the plain network is big" in text
+    plain = found.to_dict()["plain"]
+    said = " ".join(text.split())
+    assert f"most accurate candidate by itself, big: {100 * plain['accuracy']:.2f} % at 9 ms" in said
+    assert "4 candidates: small, big, copy, bad." in said
+    assert "Runner-up: the best system of other members." in said
     assert "small + big" in text
-    assert "Not ahead of the runner-up beyond chance" in text
     assert max(map(len, found.to_text(width=80).split("\n\n")[0].splitlines()[1:])) <= 80
     found.save(tmp_path / "found.json")
     read = json.loads((tmp_path / "found.json").read_text())
@@ -206,6 +210,27 @@ def test_the_table_and_json(found: SearchResult, tmp_path: Path) -> None:
     assert curve["costs"] == sorted(curve["costs"])
     assert len(curve["accuracies"]) == len(curve["costs"])
     assert repr(found) == "SearchResult(small, big, copy, bad; 3 budgets, 900 samples)"
+
+
+def test_what_to_run_is_said_where_a_gain_may_be_chance(found: SearchResult) -> None:
+    said = " ".join(found.to_text().split())
+    for system in found.frontier:
+        static, second, at = system.gains["static"], system.gains.get("runner_up"), f"{system.budget:.4g}"
+        scheduled = system.kind in ("exits", "cascade")
+        by_chance = scheduled and static.mean <= 1.64 * static.standard_error
+        enough = re.search(
+            rf"At ([\d., ]*) ms the gain over {static.other} for all samples may be chance: run that", said
+        )
+        assert by_chance == (enough is not None and at in enough[1].split(", "))
+        unsure = re.search(r"At ([\d., ]*) ms the gain over the runner-up may be chance: take the simpler", said)
+        listed = unsure is not None and at in unsure[1].split(", ")
+        assert listed == (not by_chance and second is not None and not system.certain)
+    lone = eenet.search({"big": toy_records(100).keep_exits([2])}, {"big": 9.0})
+    assert lone.notes == ("There is one candidate, a plain network: there is nothing to choose.",)
+    with pytest.raises(InfeasibleBudgetError, match=r"below what the cheapest system costs, big: the smallest .* 9 ms"):
+        lone.at("50%")
+    with pytest.raises(InfeasibleBudgetError, match=r"below what the cheapest system costs, small, exit 0: .* 1 ms"):
+        found.at("1%")
 
 
 def test_progress_counts_systems() -> None:
@@ -221,8 +246,8 @@ def test_progress_counts_systems() -> None:
         ({"candidates": [toy_records()]}, "candidates are a list, expected a mapping"),
         ({"costs": {"small": toy_costs(2)}}, "costs are of .'small'.; give the costs of each"),
         ({"costs": {"small": toy_costs(3), "big": 9.0}}, "'small' has 2 exits and costs"),
-        ({"costs": {"small": toy_costs(2), "big": -1.0}}, "'big' has 1 exits and costs -1.0"),
-        ({"costs": {"small": toy_costs(2), "big": "9"}}, "'big' has 1 exits and costs '9'"),
+        ({"costs": {"small": toy_costs(2), "big": -1.0}}, "'big' has 1 exit and costs -1.0"),
+        ({"costs": {"small": toy_costs(2), "big": "9"}}, "'big' has 1 exit and costs '9'"),
         ({"costs": {"small": eenet.ExitCosts([1, 2], "flops"), "big": 9.0}, "unit": "ms"}, "give all in one unit"),
         ({"budgets": "60%"}, "budgets are '60%', expected a list"),
         ({"budgets": []}, "budgets are .., expected a list"),

@@ -326,3 +326,20 @@ def test_the_json_is_what_the_page_holds(file: Path) -> None:
     data = json.loads(zlib.decompress(base64.b64decode(packed[1])))
     assert data["schema"] == 1
     assert [run["name"] for run in data["runs"]] == ["records"]
+
+
+def test_cents_are_cheap_and_not_fast(browser: Any, tmp_path: Path) -> None:
+    costs = eenet.ExitCosts([1.0, 2.0, 3.0], "cents", plain=2.8)
+    (scheduler,) = fitted(eenet.MaxProbability())
+    exits = ["small", "middle", "big"]
+    eenet.report(
+        RECORDS, costs=costs, schedulers=[scheduler], exits=exits, budgets=3, draws=0, out=tmp_path / "page.html"
+    )
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+    said = page.locator("#sentence").inner_text()
+    assert re.search(r"costs [\d.]+ cents on average, [\d.]+ times as cheap as the plain network", said)
+    assert "fast" not in said + page.locator("#said").inner_text() + page.locator("#figures").inner_text()
+    assert "exit 0 (small): " in page.locator("#shares").inner_text()
+    page.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -99,5 +100,9 @@ def test_the_page_shows_both_figures_and_the_tables(browser: Any, found: Any, tm
     assert "<b>worse</b>" in text
     assert all(system.name in text for system in found.frontier)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert page.locator("details.table[open] summary").all_inner_texts() == ["The best system for each budget"]
+    seen = page.evaluate("document.querySelector('figure .plot')._fullLayout.xaxis.range")  # powers of ten
+    costs = [cost for one in found.to_dict()["systems"] for cost in one["costs"]]
+    assert math.log10(min(costs)) - 0.2 < seen[0] < seen[1] < math.log10(max(costs)) + 0.2
     assert wrong == []
     page.close()

@@ -76,8 +76,13 @@ def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array |
     return make(read(outputs[0]), labels), costs
 
 
-def read_members(paths: Sequence[Path], prefix: str = "") -> tuple[ExitRecords, list[Array | None], list[int]]:
-    """Records of predictions files, of several as one cascade; the costs in each; and how many exits each has."""
+def read_members(
+    paths: Sequence[Path], prefix: str = "", *, more_with: str = ""
+) -> tuple[ExitRecords, list[Array | None], list[int]]:
+    """Records of predictions files, of several as one cascade; the costs in each; and how many exits each has.
+
+    `more_with` says how the command takes several files as one cascade.
+    """
     from eenet.records import ExitRecords
 
     read = [read_predictions(path, prefix) for path in paths]
@@ -89,7 +94,8 @@ def read_members(paths: Sequence[Path], prefix: str = "") -> tuple[ExitRecords, 
     if joined.num_exits == 1:
         raise InvalidInputError(
             f"{str(paths[0])!r} holds the predictions of a plain network, of shape (samples, classes): there is no "
-            "choice to make; give those of its exits, or a second file, of a larger network that is asked after it"
+            f"choice to make; give those of its exits, or {more_with}a second file, of a larger network that is asked "
+            "after it"
         )
     return joined, [costs for _, costs in read], counts
 

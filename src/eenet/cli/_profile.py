@@ -126,7 +126,8 @@ def profile(
         )
     for size in sizes:
         measured.costs("ms", size)  # says so where the spread is too large to trust
-    data = {"schema": 1, "exits": list(model.exit_names), **measured.to_dict()}
+    joined = model.plain is not model.backbone
+    data = {"schema": 1, "exits": list(model.exit_names), "cascade": joined, **measured.to_dict()}
     _give(data, out, json_output, _show)
 
 
@@ -217,9 +218,10 @@ def _show(data: dict[str, Any]) -> None:
     console = output()
     console.print(_table(data, "cost per sample of the whole way to each exit", columns))
     device, threads = data["device"], data["device"]["threads"]
+    plain = "is the last member by itself" if data["cascade"] else "has no exits"
     gpu = f"{device['accelerator']}; " if "accelerator" in device else ""
     console.print(
         f"{gpu}{device['processor']}, {threads} thread{'' if threads == 1 else 's'}, torch {device['torch']}; counted: "
-        f"{', '.join(data['includes'])}; the plain network has no exits. p95 and p99 are of wall ms; a budget is about "
+        f"{', '.join(data['includes'])}; the plain network {plain}. p95 and p99 are of wall ms; a budget is about "
         "the mean"
     )

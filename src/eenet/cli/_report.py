@@ -36,11 +36,24 @@ def report(
         list[Path] | None, typer.Option(help="What eenet fit --out saved; several times for several.")
     ] = None,
     methods: Annotated[str, typer.Option(help="Else these are fitted: eenet,stopping,max_prob, or all.")] = "",
+    cascade: Annotated[
+        bool,
+        typer.Option(
+            "--cascade", help="The predictions are the members of one cascade in this order, as for eenet fit."
+        ),
+    ] = False,
     calibration: Annotated[
-        Path | None, typer.Option(help="Predictions to fit on. Without them: one half of the predictions.")
+        list[Path] | None,
+        typer.Option(
+            help="Predictions to fit on, of a cascade once for each file. Without: one half of the predictions."
+        ),
     ] = None,
     costs: Annotated[
-        str | None, typer.Option(help="Of predictions: the whole way to each exit, 2.3,4.1,4.9; or a .json file.")
+        list[str] | None,
+        typer.Option(
+            help="Of predictions: the whole way to each exit, 2.3,4.1,4.9; or a .json file. Of a cascade as for eenet "
+            "fit."
+        ),
     ] = None,
     plain: Annotated[float | None, typer.Option(help="Cost of the plain network, where no .json file has it.")] = None,
     unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
@@ -95,6 +108,8 @@ def report(
 
         eenet report test.npz comparison/comparison.json costs.json --costs costs.json
 
+        eenet report small.npz big.npz --cascade --costs 2.3,9.1 --scheduler cascade.safetensors
+
         eenet report search.json --out best.html
 
         eenet report results/a results/b --figures figures --json report.json
@@ -106,7 +121,7 @@ def report(
         "scheduler": scheduler, "methods": methods, "calibration": calibration, "costs": costs, "plain": plain,
         "unit": unit, "batch_size": batch_size, "prefix": prefix, "calibration_prefix": calibration_prefix,
     }  # fmt: skip
-    _require_used(results, given)
+    _require_used(results, given | {"cascade": cascade})
     more: dict[str, Any] = {"ordered": ordered, "smaller": [_smaller(text) for text in smaller or ()]}
     if images is not None or texts is not None or masks is not None:
         more["data"] = _samples(images, texts, masks)
@@ -118,7 +133,14 @@ def report(
         more["exits"] = tuple(word.strip() for word in exits.split(","))
     if_stopped(f"{out} was not written; give the same command again")
     with steps("report") as say:
-        taken = [_read(path, given, more, say) for path in (*results, *_profile(results, costs))]
+        members = [path for path in results if cascade and path.suffix in _RECORDS]
+        if len(members) == 1:
+            raise InvalidInputError(
+                f"--cascade was given with {str(members[0])!r} alone; give the files of all members"
+            )
+        others = [path for path in results if path not in members]
+        read = [_records(members, given, more, say)] if members else []
+        taken = [*read, *(_read(path, given, more, say) for path in (*others, *_profile(results, costs)))]
         known = _methods(methods)
         made = make(*taken, methods=known, title=title, budgets=budgets, draws=draws, progress=say, **more)
         say("writing the page")
@@ -173,31 +195,45 @@ def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Ca
                 ".safetensors), or the .json of eenet benchmark, compare, search or profile"
             )
         return path
-    from eenet.cli._inputs import read_costs, read_predictions
+    return _records([path], given, more, say)
+
+
+def _records(paths: list[Path], given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:
+    """A run of the predictions in a file, or in those of the members of a cascade."""
+    from eenet.cli._inputs import read_member_costs, read_members
     from eenet.reporting import make_run
     from eenet.scheduler import load_scheduler
 
-    records, in_file = read_predictions(path, given["prefix"])
+    records, in_files, counts = read_members(paths, given["prefix"], more_with="with --cascade ")
     fitted = [load_scheduler(file) for file in given["scheduler"] or ()]
-    asked = (given["costs"], given["unit"], given["batch_size"])
-    if fitted and in_file is None and given["costs"] is None:
+    if fitted and given["costs"] is None and any(costs is None for costs in in_files):
         table = fitted[0].costs
     else:
-        table = read_costs(*asked, in_file, given["plain"])
-    before = given["calibration"]
-    calibration = None if before is None else read_predictions(before, given["calibration_prefix"])[0]
+        table = read_member_costs(given["costs"], given["unit"], given["batch_size"], in_files, counts, given["plain"])
+    before = given["calibration"] or ()
+    if before and len(before) != len(paths):
+        raise InvalidInputError(
+            f"there are {len(before)} files of --calibration and {len(paths)} of predictions; give one for each"
+            f"{'' if len(paths) > 1 else ', of a cascade with --cascade'}"
+        )
+    calibration = read_members(before, given["calibration_prefix"])[0] if before else None
     about = {("samples" if name == "data" else name): value for name, value in more.items()}
-    about |= {"methods": _methods(given["methods"]), "name": path.stem}
+    about |= {"methods": _methods(given["methods"]), "name": " + ".join(path.stem for path in paths)}
+    if len(paths) > 1:
+        names = [
+            path.stem if n == 1 else f"{path.stem} {k}" for path, n in zip(paths, counts, strict=True) for k in range(n)
+        ]
+        about = {"exits": tuple(names), **about}
     return make_run(records, table, fitted, calibration=calibration, progress=say, **about)
 
 
-def _profile(results: list[Path], costs: str | None) -> list[Path]:
+def _profile(results: list[Path], costs: list[str] | None) -> list[Path]:
     """The file of --costs, where it is a profile: it has the times by batch size too."""
     from eenet.reporting._runs import read_json
 
-    if costs is None or not costs.endswith(".json"):
+    if costs is None or len(costs) > 1 or not costs[0].endswith(".json"):
         return []
-    path = Path(costs)
+    path = Path(costs[0])
     known = {one.resolve() for one in results}
     return [] if path.resolve() in known or "batch_sizes" not in read_json(path) else [path]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eenet.costs import LAST, ExitCosts
+from eenet.costs import LAST, ExitCosts, is_time
 from eenet.errors import InvalidInputError, NotFittedError
 from eenet.evaluation._comparison import text_table
 from eenet.evaluation._oracle import oracle, random_mixture
@@ -146,7 +146,7 @@ class Evaluation:
     def _lines(self) -> Iterator[list[str]]:
         unit = self.costs.unit
         of = "of last" if self.costs.plain is None else "of plain"
-        yield ["", f"cost ({unit})", of, "speed", "accuracy %", "exits %"]
+        yield ["", f"cost ({unit})", of, "speed" if is_time(unit) else "cheaper", "accuracy %", "exits %"]
         for row in self.rows:
             shares = "" if row.exit_shares is None else "/".join(f"{100 * share:.0f}" for share in row.exit_shares)
             yield [

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from eenet.costs import Budget, ExitCosts, parse_budget
-from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.evaluation._search_result import SearchResult
+from eenet.costs import Budget, ExitCosts
+from eenet.errors import InvalidInputError
+from eenet.evaluation._search_result import SearchResult, budget_of
 from eenet.evaluation._systems import Judge, Member, PlainCosts, labeled
 from eenet.records import ExitRecords
 from eenet.scheduler import OptimalStopping, Scheduler
@@ -104,9 +103,7 @@ def search(
     else:
         if isinstance(budgets, (str, float, int)) or not len(budgets):
             raise InvalidInputError(f"budgets are {budgets!r}, expected a list such as ['40%', '60%']")
-        with warnings.catch_warnings():  # a cascade may cost more than its members by themselves
-            warnings.simplefilter("ignore", ReliabilityWarning)
-            asked = [parse_budget(budget, scale) for budget in budgets]
+        asked = [budget_of(budget, scale, list(members.values())) for budget in budgets]
     asked = sorted(set(asked))
     judge = Judge(
         members,
@@ -168,7 +165,8 @@ def _members(
             own.require_exits(one.num_exits)
         except (InvalidInputError, TypeError, ValueError) as error:
             raise InvalidInputError(
-                f"candidate {name!r} has {one.num_exits} exits and costs {costs[name]!r}: give ExitCosts with a cost "
+                f"candidate {name!r} has {one.num_exits} exit{'' if one.num_exits == 1 else 's'} and costs "
+                f"{costs[name]!r}: give ExitCosts with a cost "
                 "for each exit, or of a plain network one positive, finite number"
             ) from error
         members[name] = Member(name, one, own)

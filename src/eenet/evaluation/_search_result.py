@@ -19,7 +19,7 @@ from eenet._values import array_value
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.evaluation._comparison import text_table
-from eenet.evaluation._systems import Judge, Judged, Member, Recipe, labeled
+from eenet.evaluation._systems import STATIC, Judge, Judged, Member, Recipe, labeled
 from eenet.records import ExitRecords
 from eenet.scheduler import Decisions, Scheduler
 from eenet.scheduler._fallback import standard_error
@@ -175,7 +175,9 @@ class SearchResult:
         """The result for budgets."""
         notes = []
         if len(judge.members) == 1:
-            notes.append("There is one candidate: the search is among its exits alone.")
+            exits = ": the search is among its exits alone"
+            alone = exits if len(plain.costs) > 1 else ", a plain network: there is nothing to choose"
+            notes.append(f"There is one candidate{alone}.")
         notes += [f"{one} {scale.unit}." for one in judge.dropped()]
         empty = cls((), tuple(notes), len(plain.records), plain.name, scale, judge, plain)
         frontier = tuple(empty._system(budget) for budget in budgets)
@@ -194,9 +196,7 @@ class SearchResult:
         InfeasibleBudgetError
             If it is below the cheapest exit of all candidates.
         """
-        with warnings.catch_warnings():  # a cascade may cost more than its members by themselves
-            warnings.simplefilter("ignore", ReliabilityWarning)
-            limit = parse_budget(budget, self.scale)
+        limit = budget_of(budget, self.scale, list(self._judge.members.values()))
         known = next((system for system in self.frontier if system.budget == limit), None)
         return known or self._system(limit)
 
@@ -242,7 +242,7 @@ class SearchResult:
             float(mine.mean()),
             float(mine.std() / math.sqrt(len(mine))),
             gains,
-            against is not None and against.mean > CERTAIN * against.standard_error,
+            against is not None and _certain(asdict(against)),
             judge.records_and_costs(recipe)[1],
             scheduler,
         )
@@ -304,18 +304,19 @@ class SearchResult:
                 gain = system.gains.get(name)
                 row += [_signed(gain), "-" if gain is None else gain.other]
             lines.append([*row, _signed(system.gains.get("plain"))])
+        count, tried = len(self._judge.members), self._judge.count
         words = [
-            f"systems of {', '.join(self._judge.members)}: {self._judge.count} judged, and chosen, out of fold; the "
-            f"plain network is {plain.name}: {100 * plain.accuracy:.2f} % at {plain.reference:.4g} {unit}",
+            f"{count} candidate{'' if count == 1 else 's'}: {', '.join(self._judge.members)}. "
+            f"{tried} system{' was' if tried == 1 else 's were'} tried. Accuracies are of samples that a system was "
+            f"neither fitted to nor chosen by. The plain network is the most accurate candidate by itself, "
+            f"{plain.name}: {100 * plain.accuracy:.2f} % at {plain.reference:.4g} {unit}.",
             text_table(lines, width),
             "",
+            "Runner-up: the best system of other members. Best static: the best that computes the same for all "
+            "samples, within the budget. ±: one standard error.",
             *self.notes,
+            *verdict([system.to_dict() for system in self.frontier], unit),
         ]
-        unsure = [
-            f"{system.budget:.4g}" for system in self.frontier if not system.certain and "runner_up" in system.gains
-        ]
-        if unsure:
-            words.append(f"Not ahead of the runner-up beyond chance: at {', '.join(unsure)} {unit}.")
         if width is not None:
             words = [word if number == _TABLE else fill(word, width) for number, word in enumerate(words)]
         return "\n".join(words).rstrip()
@@ -326,6 +327,46 @@ class SearchResult:
     def __repr__(self) -> str:
         candidates = ", ".join(self._judge.members)
         return f"SearchResult({candidates}; {len(self.frontier)} budgets, {self.samples} samples)"
+
+
+def budget_of(budget: Budget, scale: ExitCosts, members: Sequence[Member]) -> float:
+    """The mean cost per sample that a budget allows; raises where it is below what the cheapest system costs."""
+    try:
+        with warnings.catch_warnings():  # a cascade may cost more than its members by themselves
+            warnings.simplefilter("ignore", ReliabilityWarning)
+            return parse_budget(budget, scale)
+    except InfeasibleBudgetError as error:
+        least = min(members, key=lambda member: member.costs[0])
+        cheapest = f"what the cheapest system costs, {least.name}{', exit 0' if len(least.costs) > 1 else ''}"
+        message = str(error).replace("the first exit's cost", cheapest)
+        raise InfeasibleBudgetError(message, smallest=error.smallest) from None
+
+
+def verdict(frontier: Sequence[Mapping[str, Any]], unit: str) -> list[str]:
+    """In words: at which budgets the best system, of `System.to_dict`, is no choice beyond chance, and what to run."""
+    enough: dict[str, list[str]] = {}
+    unsure: list[str] = []
+    for row in frontier:
+        static, second = (row["gains"].get(name) for name in ("static", "runner_up"))
+        if row["kind"] not in STATIC and static is not None and not _certain(static):
+            enough.setdefault(static["other"], []).append(f"{row['budget']:.4g}")
+        elif second is not None and not row["certain"]:
+            unsure.append(f"{row['budget']:.4g}")
+    said = [
+        f"At {', '.join(at)} {unit} the gain over {name} for all samples may be chance: run that, which needs no "
+        "scheduler, or search with more samples."
+        for name, at in enough.items()
+    ]
+    if unsure:
+        said.append(
+            f"At {', '.join(unsure)} {unit} the gain over the runner-up may be chance: take the simpler of the two, "
+            "or search with more samples."
+        )
+    return said
+
+
+def _certain(gain: Mapping[str, Any]) -> bool:
+    return bool(gain["mean"] > CERTAIN * gain["standard_error"])
 
 
 def _other(ranked: Sequence[Judged], best: Recipe) -> Judged | None:

@@ -26,6 +26,8 @@ Floats = NDArray[np.float64]
 
 _ROUNDING = 1e-9
 PLAIN, EXIT, EXITS, CASCADE = "plain network", "one exit", "exits", "cascade"
+STATIC = (PLAIN, EXIT)
+"""The kinds of systems that compute the same for all samples."""
 
 
 class PlainCosts(ExitCosts):
@@ -96,7 +98,7 @@ class Recipe:
     @property
     def static(self) -> bool:
         """Whether all samples are answered by the same computation."""
-        return self.kind in (PLAIN, EXIT)
+        return self.kind in STATIC
 
 
 @array_value

@@ -190,7 +190,7 @@ def exit_shares(replays: Replays) -> Chart:
         )
         return {
             "series": [
-                series(exit_name(run.exits, k), looks[k], replays.budgets, table[:, k], points=False)
+                series(run.exit_titles[k], looks[k], replays.budgets, table[:, k], points=False)
                 for k in range(len(run.exits))
             ]
         }
@@ -208,12 +208,6 @@ def exit_shares(replays: Replays) -> Chart:
         **next(iter(frames.values()))[0],
         frames=frames,
     )
-
-
-def exit_name(exits: tuple[str, ...], k: int) -> str:
-    """An exit as figures call it."""
-    usual = f"exit {k}"
-    return usual if exits[k] == usual else f"{usual} ({exits[k]})"
 
 
 _SCORE_AXES = {

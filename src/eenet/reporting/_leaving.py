@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from eenet.evaluation._style import RIGHT, WRONG, exit_styles, styles
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
-from eenet.reporting._frontier import exit_name, limits_of, rounded, score_label
+from eenet.reporting._frontier import limits_of, rounded, score_label
 from eenet.reporting._replays import Replay, Replays
 from eenet.scheduler import ExitHistory, Score
 
@@ -41,7 +41,7 @@ def by_class(replays: Replays) -> list[Chart]:
     labels = records.labels
     members = [np.flatnonzero(labels == c) for c in rows]
     names = [f"{replays.run.classes[c]}" for c in rows]
-    exits = [exit_name(replays.run.exits, k) for k in range(records.num_exits)]
+    exits = list(replays.run.exit_titles)
     right = records.require_utility().astype(np.float64)
 
     def shares(replay: Replay) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def by_difficulty(replays: Replays) -> Chart:
         return {
             "series": [
                 {
-                    "name": exit_name(replays.run.exits, k),
+                    "name": replays.run.exit_titles[k],
                     "style": looks[k].to_dict(),
                     "values": _few(table[:, k]),
                 }
@@ -217,7 +217,7 @@ def over_time(replays: Replays) -> Chart | None:
         table = np.array([np.bincount(exits[of], minlength=len(looks)) / len(of) for of in windows])
         return {
             "series": [
-                series(exit_name(replays.run.exits, k), looks[k], centers, np.round(table[:, k], 4), points=False)
+                series(replays.run.exit_titles[k], looks[k], centers, np.round(table[:, k], 4), points=False)
                 for k in range(len(looks))
             ]
         }
@@ -299,7 +299,7 @@ def distributions(replays: Replays, scores: Scores) -> list[Chart]:
                 },
             }
 
-        name = exit_name(replays.run.exits, k)
+        name = replays.run.exit_titles[k]
         blank = chart(
             f"scores-exit-{k}",
             f"Scores at {name}",

@@ -87,7 +87,7 @@ def distributions(replays: Replays, asked: Sequence[float] = ()) -> list[Chart]:
         if not len(shares):
             continue
         made = [
-            {"name": f"exit {k}", "style": style.to_dict(), "values": numbers(np.round(shares[:, k], 4))}
+            {"name": replays.run.exit_titles[k], "style": style.to_dict(), "values": numbers(np.round(shares[:, k], 4))}
             for k, style in enumerate(exit_styles(len(replays.costs)))
         ]
         charts.append(
@@ -121,7 +121,7 @@ def scores_and_correctness(replays: Replays) -> list[Chart]:
         scores = np.where(finite, values, -np.inf)
         if number not in drawn:
             drawn[number] = [
-                series(f"exit {k}", looks[k], x, y, y_error=error)
+                series(replays.run.exit_titles[k], looks[k], x, y, y_error=error)
                 for k, (x, y, error) in enumerate(by_rank(of_exit, utility[k]) for k, of_exit in enumerate(scores))
             ]
         policy = replay.policy

@@ -175,5 +175,5 @@ def dead(replays: Replays) -> list[str]:
             replay is not None and (replay.decisions.exits == k).any() for of in replays.of.values() for replay in of
         )
         if not used and k not in {one.exit_index for one in found} and replays.of:
-            said.append(f"No scheduler lets any sample exit at exit {k} ({run.exits[k]}) at any budget.")
+            said.append(f"No scheduler lets any sample exit at {run.exit_titles[k]} at any budget.")
     return said or ["No exit is dead: each is worth its cost for some samples."]

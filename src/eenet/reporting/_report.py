@@ -13,10 +13,10 @@ import numpy as np
 from eenet._files import atomic_path, write_json
 from eenet._values import short
 from eenet._version import __version__
-from eenet.costs import ExitCosts
+from eenet.costs import ExitCosts, is_time
 from eenet.errors import EENetError, FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
-from eenet.reporting._frontier import exit_name, score_label, standing
+from eenet.reporting._frontier import score_label, standing
 from eenet.reporting._leaving import scheduler_styles
 from eenet.reporting._page import page_of
 from eenet.reporting._replays import GRID, Replays, replay_all
@@ -348,9 +348,10 @@ def _run(replays: Replays) -> dict[str, Any]:
         "fresh": run.fresh,
         "pooled": bool(run.records.pooled),
         "labeled": replays.utility is not None,
-        "exits": [exit_name(run.exits, k) for k in range(len(run.exits))],
+        "exits": list(run.exit_titles),
         "classes": list(run.classes),
         "costs": costs.to_dict(),
+        "timed": is_time(costs.unit),
         "reference": costs.reference,
         "reference_name": costs.reference_name,
         "budgets": replays.budgets.tolist(),

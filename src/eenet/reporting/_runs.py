@@ -106,6 +106,12 @@ class Run:
         object.__setattr__(self, "exits", names)
         object.__setattr__(self, "classes", classes)
 
+    @property
+    def exit_titles(self) -> tuple[str, ...]:
+        """The exits by number and name, such as "exit 0 (small)"."""
+        usual = [f"exit {k}" for k in range(len(self.exits))]
+        return tuple(one if one == name else f"{one} ({name})" for one, name in zip(usual, self.exits, strict=True))
+
     def _expected_samples(self) -> int:
         if self.samples is None:
             return 0
@@ -127,6 +133,7 @@ def make_run(
 
     They are fitted on `calibration`. Without it one half of the records is fitted on, and the other half judged.
     """
+    costs.require_exits(records.num_exits)
     notes = tuple(more.pop("notes", ()))
     named = dict(schedulers) if isinstance(schedulers, Mapping) else _named(schedulers)
     if not named:

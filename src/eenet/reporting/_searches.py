@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from eenet.evaluation._search_result import verdict
 from eenet.evaluation._style import PLAIN, REFERENCE, Style, styles
+from eenet.evaluation._systems import STATIC
 from eenet.reporting._charts import Chart, axis, chart, series
 
 _BEST = "best system"
 _OVER = {"runner_up": "over the runner-up", "static": "over the best that computes the same for all", "plain": "over "}
-_STATIC = ("plain network", "one exit")
 
 
 def of_search(found: Mapping[str, Any], name: str) -> tuple[list[Chart], list[str], list[dict[str, Any]]]:
     """The charts of a search, what it says, and its tables; `name` tells it apart from others, "" for the only one."""
     prefix = f"{name}-" if name else ""
-    notes = [f"{found['samples']:,} samples; the plain network is {found['plain']['name']}.", *map(str, found["notes"])]
-    unsure = [row for row in found["frontier"] if "runner_up" in row["gains"] and not row["certain"]]
-    if unsure:
-        budgets = ", ".join(f"{row['budget']:.4g}" for row in unsure)
-        notes.append(f"Not ahead of the runner-up beyond chance: at {budgets} {found['unit']}.")
+    plain = found["plain"]
+    notes = [
+        f"Accuracies are of {found['samples']:,} samples, each answered by a system that was neither fitted to it nor "
+        "chosen by it.",
+        f"The plain network is the most accurate candidate by itself, {plain['name']}: {100 * plain['accuracy']:.2f} % "
+        f"at {plain['cost']:.4g} {found['unit']}.",
+        *map(str, found["notes"]),
+    ]
+    notes += verdict(found["frontier"], found["unit"])
     tables = [_best(found)]
     if found["dropped"]:
         tables.append(_dropped(found))
@@ -29,8 +34,8 @@ def of_search(found: Mapping[str, Any], name: str) -> tuple[list[Chart], list[st
 
 def _frontier(found: Mapping[str, Any], name: str) -> Chart:
     """Accuracy against cost of every system, and the best one at each budget."""
-    curves = [one for one in found["systems"] if one["kind"] not in _STATIC]
-    static = [one for one in found["systems"] if one["kind"] in _STATIC]
+    curves = [one for one in found["systems"] if one["kind"] not in STATIC]
+    static = [one for one in found["systems"] if one["kind"] in STATIC]
     looks = styles([one["name"] for one in curves])
     rows = found["frontier"]
     drawn = [
@@ -99,12 +104,13 @@ def _best(found: Mapping[str, Any]) -> dict[str, Any]:
     unit = found["unit"]
     return {
         "title": "The best system for each budget",
+        "open": True,
         "columns": [
             f"budget ({unit})",
             "best system",
             "accuracy",
             f"spent ({unit})",
-            "over the runner-up",
+            "points over the runner-up",
             "runner-up",
         ],
         "rows": [

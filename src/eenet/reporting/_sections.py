@@ -93,7 +93,7 @@ def can_it_be_trusted(replays: Replays) -> Section:
 
 def what_it_costs(replays: Replays) -> Section:
     """Section 4."""
-    charts, notes = spending(replays.costs, replays.run.profile, replays.run.metrics.get("measured"))
+    charts, notes = spending(replays.run)
     return section(
         "costs",
         "What it costs",

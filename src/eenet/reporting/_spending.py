@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.costs import ExitCosts
 from eenet.evaluation._style import GRAY, PLAIN, Style, exit_styles, styles, title_of
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
+from eenet.reporting._runs import Run
 
 Floats = NDArray[np.float64]
 Profile = Mapping[str, Any]
@@ -44,14 +44,14 @@ def _parts(profile: Profile) -> Floats:
     return np.asarray(profile["parts_ms"], dtype=np.float64)
 
 
-def exit_times(profile: Profile, costs: ExitCosts) -> Chart:
+def exit_times(profile: Profile, run: Run) -> Chart:
     """The time per sample of the whole way to each exit over the plain network's, by batch size."""
     sizes, plain, what = profile["batch_sizes"], *plain_ms(profile)
     times, spreads = (np.asarray(profile[name]["ms"], dtype=np.float64) for name in ("costs", "spreads"))
     made = []
     for k, style in enumerate(exit_styles(times.shape[1])):
         share, half = times[:, k] / plain, times[:, k] * spreads[:, k] / plain / 2
-        made.append(series(f"exit {k}", style, sizes, share, low=share - half, high=share + half))
+        made.append(series(run.exit_titles[k], style, sizes, share, low=share - half, high=share + half))
     return chart(
         "exit-times",
         "Time of each exit, by batch size",
@@ -60,29 +60,29 @@ def exit_times(profile: Profile, costs: ExitCosts) -> Chart:
         axis("batch size", log=True, ticks=sizes),
         axis(f"time, of {what}", percent=True),
         rules=[{**_LINE, "name": what}],
-        marker="share-y" if costs.unit == "ms" and costs.plain is not None else None,
+        marker="share-y" if run.costs.unit == "ms" and run.costs.plain is not None else None,
         kind="lines",
         series=made,
     )
 
 
-def batch_sizes(profile: Profile, costs: ExitCosts) -> Chart:
+def batch_sizes(profile: Profile, run: Run) -> Chart:
     """Milliseconds per sample of each exit and of the plain network, by batch size."""
     sizes, plain, what = profile["batch_sizes"], *plain_ms(profile)
     times, spreads = (np.asarray(profile[name]["ms"], dtype=np.float64) for name in ("costs", "spreads"))
     made = []
     for k, style in enumerate(exit_styles(times.shape[1])):
-        made.append(series(f"exit {k}", style, sizes, times[:, k], y_error=times[:, k] * spreads[:, k] / 2))
+        made.append(series(run.exit_titles[k], style, sizes, times[:, k], y_error=times[:, k] * spreads[:, k] / 2))
     made.append(series(what, PLAIN, sizes, plain))
-    at = "" if costs.batch_size is None else f", which is of batch {costs.batch_size}"
+    at = "" if run.costs.batch_size is None else f", which is of batch {run.costs.batch_size}"
     return chart(
         "batch-sizes",
         "Milliseconds per sample, by batch size",
         "Larger batches share what a call takes whatever its size. Bars hold the middle half of the rounds."
-        + (f" The dotted line is the mean cost at the chosen budget{at}." if costs.unit == "ms" else ""),
+        + (f" The dotted line is the mean cost at the chosen budget{at}." if run.costs.unit == "ms" else ""),
         axis("batch size", log=True, ticks=sizes),
         axis("wall time (ms per sample)"),
-        marker="cost-y" if costs.unit == "ms" else None,
+        marker="cost-y" if run.costs.unit == "ms" else None,
         kind="lines",
         series=made,
     )
@@ -124,13 +124,19 @@ def overheads(profile: Profile) -> Chart:
         made.append({"name": "scheduler", "style": _DECISIONS.to_dict(), "values": numbers(decisions / plain)})
     if "ms" in (profile.get("plain") or {}):
         stages = parts[:, :, 0].sum(axis=1) + parts[:, -1, 1]
-        cut = {"name": "the network in stages", "style": _REST.to_dict(), "values": numbers(stages / plain - 1)}
-        made.append(cut)
+        name = "the members before" if profile.get("cascade") else "the network in stages"
+        made.append({"name": name, "style": _REST.to_dict(), "values": numbers(stages / plain - 1)})
+    added = (
+        f"What a sample that goes all the way takes on top of {what}, which is the last member of the cascade by "
+        "itself: the members before it, early heads and the scheduler's decisions."
+        if profile.get("cascade")
+        else f"Time added by the early heads, the scheduler's decisions and the cut into stages, as a share of {what}. "
+        "Below zero, the stages run faster than the network called as a whole."
+    )
     return chart(
         "overheads",
         "What exits add for a sample that takes none",
-        f"Time added by the early heads, the scheduler's decisions and the cut into stages, as a share of {what}. "
-        "Below zero, the stages run faster than the network called as a whole.",
+        added,
         axis("batch size"),
         axis(f"added, of {what}", percent=True),
         kind="bars",
@@ -140,7 +146,7 @@ def overheads(profile: Profile) -> Chart:
     )
 
 
-def units(profile: Profile) -> Chart:
+def units(profile: Profile, run: Run) -> Chart:
     """What each exit costs of the last one in FLOPs and in measured time at the smallest and the largest batch."""
     costs, sizes = profile["costs"], profile["batch_sizes"]
     looks = styles(["FLOPs", *(f"batch {size}" for size in sizes)])
@@ -151,7 +157,6 @@ def units(profile: Profile) -> Chart:
         {"name": name, "style": look.to_dict(), "values": numbers(np.asarray(values) / values[-1])}
         for (name, values), look in zip(columns.items(), looks.values(), strict=False)
     ]
-    exits = len(costs["ms"][0])
     return chart(
         "flops-and-time",
         "FLOPs beside milliseconds",
@@ -160,7 +165,7 @@ def units(profile: Profile) -> Chart:
         axis("exit"),
         axis("cost, of the last exit", percent=True),
         kind="bars",
-        categories=[f"exit {k}" for k in range(exits)],
+        categories=list(run.exit_titles),
         stacked=False,
         series=made,
     )
@@ -318,15 +323,14 @@ def slower_systems(benchmark: Mapping[str, Any], name: str) -> list[str]:
     return said
 
 
-def spending(
-    costs: ExitCosts, profile: Profile | None, measured: Mapping[str, Any] | None = None
-) -> tuple[list[Chart], list[str]]:
-    """What a run's network costs: `profile` is what `eenet profile --json` prints, `measured` that of metrics.json."""
+def spending(run: Run) -> tuple[list[Chart], list[str]]:
+    """What a run's network costs: by its profile, and by what its metrics.json says was measured."""
+    profile, measured = run.profile, run.metrics.get("measured")
     charts: list[Chart] = []
     notes: list[str] = []
     missing: list[str] = []
     if profile is not None and {"batch_sizes", "costs", "spreads"} <= set(profile):
-        charts += [exit_times(profile, costs), batch_sizes(profile, costs), units(profile)]
+        charts += [exit_times(profile, run), batch_sizes(profile, run), units(profile, run)]
         if "parts_ms" in profile:
             charts[2:2] = [stage_times(profile), overheads(profile)]
             if _parts(profile).shape[2] < 3:

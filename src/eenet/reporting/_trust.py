@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,11 @@ from numpy.typing import NDArray
 
 from eenet.errors import EENetError
 from eenet.evaluation._style import PLAIN, REFERENCE, RIGHT, WRONG, Style, exit_styles
-from eenet.records import ExitRecords
 from eenet.reporting._charts import Chart, axis, chart, numbers, series
 from eenet.reporting._leaving import Scores, framed
 from eenet.reporting._promises import adherence, adherence_resplits, coverage, dead
 from eenet.reporting._replays import Replay, Replays
+from eenet.reporting._runs import Run
 from eenet.scheduler import Decisions
 
 Floats = NDArray[np.float64]
@@ -96,11 +95,11 @@ def reliability(replays: Replays, known: Confidence) -> Chart:
         x, y, error = (np.round(found[key], 5) for key in ("confidence", "accuracy", "error"))
         return series(name, style, x, y, y_error=error, samples=found["samples"]), found["ece"]
 
-    exits = range(len(known.utility))
-    looks = exit_styles(len(exits))
+    names = replays.run.exit_titles
+    looks = exit_styles(len(names))
     made, eces = [], {}
-    for k in exits:
-        one, eces[f"ECE of exit {k}"] = of(f"exit {k}", looks[k], known.probability[k], known.utility[k])
+    for k in range(len(names)):
+        one, eces[f"ECE of {names[k]}"] = of(names[k], looks[k], known.probability[k], known.utility[k])
         made.append(one)
 
     def patch(replay: Replay) -> dict[str, Any]:
@@ -133,10 +132,11 @@ def risk_coverage(replays: Replays, known: Confidence) -> Chart:
         x, y = np.round((shown + 1) / count, 5), np.round(risk[shown], 5)
         return series(name, style, x, y, points=False), float(risk.mean())
 
-    looks = exit_styles(len(known.utility))
+    names = replays.run.exit_titles
+    looks = exit_styles(len(names))
     made, areas = [], {}
     for k, utility in enumerate(known.utility):
-        one, areas[f"AURC of exit {k}"] = of(f"exit {k}", looks[k], known.odds[k], utility, _COVERAGES)
+        one, areas[f"AURC of {names[k]}"] = of(names[k], looks[k], known.odds[k], utility, _COVERAGES)
         made.append(one)
 
     def patch(replay: Replay) -> dict[str, Any] | None:
@@ -183,7 +183,7 @@ def failure_prediction(replays: Replays, known: Confidence) -> Chart:
         axis("score"),
         kind="heat",
         rows=list(rows),
-        columns=[f"exit {k}" for k in exits],
+        columns=list(replays.run.exit_titles[:-1]),
         values=[[None if value is None else float(value) for value in row] for row in rows.values()],
         percent=True,
         limits=[0.5, 1.0],
@@ -201,7 +201,7 @@ def agreement(replays: Replays) -> Chart:
     """The share of the samples that two exits give the same answer to, and an exit and the chosen scheduler."""
     said = replays.records.predictions
     same = (said[:, None, :] == said[None, :, :]).mean(axis=2)
-    names = [f"exit {k}" for k in range(len(said))]
+    names = list(replays.run.exit_titles)
 
     def patch(replay: Replay) -> dict[str, Any]:
         answers = (said == replay.decisions.predictions).mean(axis=1)
@@ -251,30 +251,31 @@ def changes(replays: Replays, known: Confidence) -> Chart:
         axis(""),
         axis("share of the samples", percent=True, limits=(0, 1)),
         kind="bars",
-        categories=[*(f"all leave at exit {k}" for k in range(len(columns))), "the chosen scheduler"],
+        categories=[*(f"all leave at {name}" for name in replays.run.exit_titles[:-1]), "the chosen scheduler"],
         stacked=True,
         **framed(replays, patch),
     )
 
 
-def confusion(records: ExitRecords, classes: Sequence[str], exit_index: int = 0) -> Chart:
+def confusion(run: Run, exit_index: int = 0) -> Chart:
     """How often an exit says one class and the last exit another; of many classes those that are changed most."""
-    first, last = records.predictions[exit_index], records.predictions[-1]
-    size = records.num_classes
+    first, last = run.records.predictions[exit_index], run.records.predictions[-1]
+    size = run.records.num_classes
     counts = np.bincount(first * size + last, minlength=size * size).reshape(size, size)
     moved = counts - np.diag(np.diag(counts))
     most = np.argsort(-(moved.sum(axis=0) + moved.sum(axis=1)), kind="stable")[:_CLASSES]
     kept = np.sort(most) if size > _CLASSES else np.arange(size)
-    names = [str(classes[c]) for c in kept]
+    names = [str(run.classes[c]) for c in kept]
     shown = counts[np.ix_(kept, kept)]
+    early = run.exit_titles[exit_index]
     whole = np.maximum(counts.sum(axis=1)[kept], 1)
     return chart(
         f"confusion-{exit_index}",
-        f"Answers of exit {exit_index} and of the last exit",
-        f"A row: of the samples that exit {exit_index} calls this class, the share that the last exit calls each."
+        f"Answers of {early} and of the last exit",
+        f"A row: of the samples that {early} calls this class, the share that the last exit calls each."
         + (f" The {len(kept)} of {size} classes whose answers change most." if len(kept) < size else ""),
         axis("answer of the last exit"),
-        axis(f"answer of exit {exit_index}"),
+        axis(f"answer of {early}"),
         kind="heat",
         rows=names,
         columns=names,
@@ -300,7 +301,7 @@ def trust(replays: Replays) -> tuple[list[Chart], list[str]]:
     if records.pooled:
         notes.append("An answer here is many predictions, as in segmentation: how exits agree on them is not recorded.")
     elif records.num_exits > 1:
-        charts += [agreement(replays), confusion(records, run.classes)]
+        charts += [agreement(replays), confusion(run)]
     if replays.of:
         charts.append(adherence(replays))
     if run.comparison is not None:

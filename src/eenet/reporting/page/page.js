@@ -67,7 +67,7 @@
     return style.dashes.length ? style.dashes.map(length => `${length}px`).join(",") : "solid";
   }
 
-  const middle = values => (Math.min(...values) + Math.max(...values)) / 2;
+  const middle = (values, log) => log ? Math.sqrt(Math.min(...values) * Math.max(...values)) : (Math.min(...values) + Math.max(...values)) / 2;
 
   function lineTraces(chart) {
     const traces = [];
@@ -89,7 +89,7 @@
         line: { color: look, dash: dashed(one.style), width: chosen ? 3 : 1.5 },
         marker: { color: look, symbol: one.style.symbol, size: one.style.symbol === "star" ? 12 : 8, maxdisplayed: one.points ? 0 : 7 },
         error_x: bar(one.x_error), error_y: bar(one.y_error),
-        text: one.text ? one.text.map(plain) : undefined, textposition: one.text ? one.x.map(x => x > middle(one.x) ? "bottom left" : "bottom right") : undefined, textfont: { color: look, size: 11 },
+        text: one.text ? one.text.map(plain) : undefined, textposition: one.text ? one.x.map(x => x > middle(one.x, chart.x.log) ? "bottom left" : "bottom right") : undefined, textfont: { color: look, size: 11 },
         hovertemplate: `%{x:.4~g}, %{y${chart.y.percent ? ":.2%" : ":.4~g"}}<extra>${plain(one.name)}</extra>`,
       });
     }
@@ -140,7 +140,7 @@
       if (rule.axis === "diagonal") shapes.push({ type: "line", x0: 0, y0: 0, x1: 1, y1: 1, line });
       else if ((rule.axis === "x") !== (chart.kind === "bars")) { // bars lie on their side
         upright(rule.at, { ...line, color: color("ink"), width: 2 });
-        annotations.push({ x: rule.at, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text, font: { size: 11 } });
+        annotations.push({ x: chart.x.log ? Math.log10(rule.at) : rule.at, y: 1, yref: "paper", yanchor: "bottom", showarrow: false, text, font: { size: 11 } });
       } else {
         across(rule.at, line);
         annotations.push({ y: rule.at, x: 1, xref: "paper", xanchor: "right", yanchor: "bottom", showarrow: false, text, font: { size: 11 } });
@@ -245,7 +245,7 @@
 
   const fillTable = (figure, chart) => figure.table.replaceChildren(tableFrom(rowsOf(chart)));
 
-  const tableOf = one => element("details", { class: "table" }, element("summary", {}, one.title),
+  const tableOf = one => element("details", { class: "table", open: one.open ?? false }, element("summary", {}, one.title),
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": one.title }, tableFrom([one.columns, ...one.rows])));
 
   const watcher = new IntersectionObserver(seen => {
@@ -424,6 +424,9 @@
 
   const budgetText = at => `${number(run().budgets[at])} ${run().costs.unit} (${percent(run().budgets[at] / run().reference, 0)} of ${run().reference_name})`;
 
+  // Fewer milliseconds are faster; fewer FLOPs, bytes or cents are cheaper.
+  const gain = (now, as = "") => `${now.speed_up.toFixed(2)} times as ${run().timed ? "fast" : "cheap"}${as && ` as ${as}`}`;
+
   function fact(id, name, value, small) {
     return element("div", {}, element("dt", {}, name), element("dd", { id }, value, small ? element("small", {}, small) : null));
   }
@@ -434,7 +437,7 @@
     slider.value = state.at;
     slider.setAttribute("aria-valuetext", budgetText(state.at));
     $("typed").value = `${number(run().budgets[state.at])} ${unit}`;
-    $("said").textContent = `${state.scheduler}, budget ${budgetText(state.at)}${now ? `: ${now.accuracy === null ? "" : `${percent(now.accuracy)} right, `}${now.speed_up.toFixed(2)} times as fast` : ""}`;
+    $("said").textContent = `${state.scheduler}, budget ${budgetText(state.at)}${now ? `: ${now.accuracy === null ? "" : `${percent(now.accuracy)} right, `}${gain(now)}` : ""}`;
     $("instead").hidden = !now?.instead;
     if (!now) {
       $("sentence").textContent = `${state.scheduler} cannot keep a budget of ${budgetText(state.at)}. Choose a larger one.`;
@@ -444,16 +447,16 @@
     const as = costs.plain === null ? "one pass to the last exit" : "the plain network";
     const error = now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error)}`;
     const right = now.accuracy === null ? "The records have no labels, so how many are right is not known." : run().pooled ? `on average ${percent(now.accuracy)}${error} of a sample is right.` : `${percent(now.accuracy)}${error} of the ${now.handed_back ? "answered " : ""}samples are right.`;
-    $("sentence").textContent = `With ${state.scheduler} and a budget of ${budgetText(state.at)}: ${right} A sample costs ${number(now.cost)} ${unit} on average, ${now.speed_up.toFixed(2)} times as fast as ${as}.${now.speed_up < 1 ? " That is slower: at this budget early exit does not pay." : ""}`;
+    $("sentence").textContent = `With ${state.scheduler} and a budget of ${budgetText(state.at)}: ${right} A sample costs ${number(now.cost)} ${unit} on average, ${gain(now, as)}.${now.speed_up < 1 ? ` That is ${run().timed ? "slower" : "more expensive"}: at this budget early exit does not pay.` : ""}`;
     const same = now.thresholds.every((value, k) => number(value) === number(now.limits[k]));
     const where = run().fresh ? "samples that nothing was fitted on" : "the samples that it was fitted on";
     $("figures").replaceChildren(
       fact("accuracy", "Accuracy", now.accuracy === null ? "not known" : `${percent(now.accuracy, 2)}${now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error, 2)}`}`, "one standard error"),
       fact("realized", `Mean cost on ${where}`, `${number(now.cost)} ± ${Number(now.cost_error.toPrecision(2))} ${unit}`, `${percent(Math.abs(now.cost / now.budget - 1))} ${now.cost > now.budget ? "over" : "under"} the budget`),
       fact("planned", "Planned cost", `${number(now.planned_cost)} ${unit}`, `${number(now.calibration_cost)} ${unit} on the calibration samples`),
-      fact("speed-up", `Times as fast as ${as}`, now.speed_up.toFixed(2), "expected from the costs, not timed"),
-      fact("shares", "Leave at", exits.map((_, k) => `exit ${k}: ${percent(now.shares[k])}`).join(", ")),
-      fact("thresholds", "Thresholds", now.thresholds.map((value, k) => `exit ${k}: ${value === null ? "off" : number(value)}`).join(", "), `${same ? "" : `on the scale of the score: ${now.limits.map(value => value === null ? "off" : number(value)).join(", ")}; `}the score is the ${run().score_labels[now.score]}`),
+      fact("speed-up", run().timed ? `Times as fast as ${as}` : `Times as cheap as ${as}`, now.speed_up.toFixed(2), run().timed ? "expected from the costs, not timed" : ""),
+      fact("shares", "Leave at", exits.map((name, k) => `${name}: ${percent(now.shares[k])}`).join(", ")),
+      fact("thresholds", "Thresholds", now.thresholds.map((value, k) => `${exits[k]}: ${value === null ? "off" : number(value)}`).join(", "), `${same ? "" : `on the scale of the score: ${now.limits.map(value => value === null ? "off" : number(value)).join(", ")}; `}the score is the ${run().score_labels[now.score]}`),
       ...(now.handed_back ? [fact("handed-back", "Handed back, with no answer", percent(now.handed_back, 2), "accuracy is of the others")] : []));
     if (now.instead) $("instead").textContent = `A simple rule stands in for this scheduler at this budget. ${now.instead}`;
   }
