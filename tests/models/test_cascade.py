@@ -34,6 +34,11 @@ def network(width: int, classes: int = 4) -> nn.Sequential:
 SMALL, BIG = network(4), network(16)
 
 
+class FirstRow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1]
+
+
 @pytest.fixture(scope="module")
 def pair() -> MultiExitModel:
     return eenet.cascade([SMALL, BIG], example=X[:2])
@@ -266,6 +271,21 @@ class TestEverythingFollows:
         for got, expected in zip(again(X), model(X), strict=True):
             torch.testing.assert_close(got, expected)
 
+    def test_what_cannot_be_saved_is_named(self, tmp_path: Path) -> None:
+        known = eenet.build_network("test_cascade:network", width=16).eval()
+        model = eenet.cascade([SMALL, known], X[:2])
+        with pytest.raises(
+            InvalidInputError, match=r"how member 0 of the cascade, a Sequential, is built; make it with"
+        ):
+            model.save_pretrained(tmp_path / "model")
+        with pytest.raises(InvalidInputError, match=r"member 1 of the cascade: it is not known how member 0 of the"):
+            eenet.cascade([known, model], X[:2]).save_pretrained(tmp_path / "model")
+        mapped = eenet.cascade([known, known], X[:2], inputs=[nn.AvgPool2d(2), None])
+        with pytest.raises(
+            InvalidInputError, match=r"inputs of member 0 of the cascade are made by a AvgPool2d, .*Input"
+        ):
+            mapped.save_pretrained(tmp_path / "model")
+
     def test_a_saved_cascade_runs_no_code_that_is_not_allowed(self, tmp_path: Path) -> None:
         member = eenet.build_network("test_cascade:network", width=4)
         model = eenet.cascade([member.eval(), eenet.build_network("test_cascade:network", width=16).eval()], X[:2])
@@ -299,8 +319,22 @@ def test_members_by_name() -> None:
     [
         ([SMALL], {}, r"members are a list of 1"),
         ([SMALL, 3], {}, r"member 1 is a int, expected a torch\.nn\.Module.*CallCascade"),
-        ([network(4, 5), BIG], {}, r"member 0 has classes 5, member 1 has 4"),
-        ([copy.deepcopy(SMALL).double(), BIG], {}, r"member 0, a Sequential, fails on the example .*InputMap"),
+        ([network(4, 5), BIG], {}, r"member 0 has 5 classes, member 1 has 4 classes"),
+        (
+            [copy.deepcopy(SMALL).double(), BIG],
+            {},
+            r"member 0 has weights of torch\.float64, member 1 .*float32; convert",
+        ),
+        (
+            [copy.deepcopy(SMALL).to("meta"), BIG],
+            {},
+            r"member 0 has weights on meta, member 1 has weights on cpu; move",
+        ),
+        ([nn.Conv2d(1, 4, 1), BIG], {}, r"member 0, a Conv2d, fails on the example .*InputMap"),
+        ([nn.Sequential(SMALL, FirstRow()), BIG], {}, r"member 0 answers 1 samples of the example, member 1 answers 2"),
+        ([SMALL, BIG], {"inputs": [{"names": {"x": "y"}}, None]}, r"no input 'y', .*; its inputs have no names: give"),
+        ([SMALL, BIG], {"inputs": [{"names": "x"}, None]}, r"names is 'x', expected a mapping"),
+        ([SMALL, BIG], {"inputs": [{"size": 16}, None]}, r"size is 16, expected height and width"),
         ([nn.Conv2d(3, 4, 1), BIG], {}, r"member 0 has answers of shape"),
         ([nn.Identity(), BIG], {"num_classes": 4}, r"member 0, a Identity, cannot be a member: the network returns"),
         ([SMALL, BIG], {"inputs": [None]}, r"inputs is a list of 1, expected a list with one for each of 2"),
@@ -312,7 +346,11 @@ def test_members_by_name() -> None:
         ([SMALL, BIG], {"inputs": [None, {"std": [float("nan")]}]}, r"std is \[nan\], expected finite numbers"),
         ([SMALL, BIG], {"inputs": [None, {"std": [0, 1]}]}, r"std is \[0\.0, 1\.0\], expected numbers other than 0"),
         ([SMALL, BIG], {"inputs": [None, {"size": (True, 8)}]}, r"size is \(True, 8\), expected height and width"),
-        ([SMALL, BIG], {"inputs": [None, {"hight": 3}]}, r"inputs\[1\] has options that no InputMap has"),
+        (
+            [SMALL, BIG],
+            {"inputs": [None, {"hight": 3}]},
+            r"inputs\[1\] has the option 'hight'; an InputMap has \['names', 'size'",
+        ),
         ([SMALL, BIG], {"inputs": [None, lambda x: x]}, r"inputs\[1\] is a function, expected an InputMap"),
         ([SMALL, BIG], {"inputs": [{"size": (0, 4)}, None]}, r"size is \(0, 4\), expected height and width"),
     ],

@@ -98,8 +98,9 @@ def cascade(
     networks = _apart([member.backbone if isinstance(member, MultiExitModel) else member for member in given], given)
     parts = [Member(network, one, num_classes) for network, one in zip(networks, maps, strict=True)]
     args, kwargs = arguments_of(example)
+    _require_alike_weights(networks)
     logits = _tried(parts, networks, args, kwargs)
-    _require_alike(given, networks, logits)
+    _require_alike(given, logits)
     exits: list[str] = []
     heads: list[nn.Module] = []
     for number, member in enumerate(given):
@@ -158,10 +159,11 @@ def _maps(inputs: Any, count: int) -> list[nn.Module | None]:
     made: list[nn.Module | None] = []
     for number, one in enumerate(inputs):
         if isinstance(one, Mapping):
-            try:
-                one = InputMap(**one)
-            except TypeError as error:
-                raise InvalidInputError(f"inputs[{number}] has options that no InputMap has: {error}") from error
+            options = list(inspect.signature(InputMap).parameters)
+            unknown = [name for name in one if name not in options]
+            if unknown:
+                raise InvalidInputError(f"inputs[{number}] has the option {unknown[0]!r}; an InputMap has {options}")
+            one = InputMap(**one)
         if one is not None and not isinstance(one, nn.Module):
             raise InvalidInputError(
                 f"inputs[{number}] is a {type(one).__name__}, expected an InputMap, its options, a module or None"
@@ -186,7 +188,8 @@ def _tried(
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InvalidInputError(
                 f"{called} fails on the example ({reason}); all members are called with it: give inputs=[...] with an "
-                "InputMap where one takes other names, another size or another normalization"
+                "InputMap where one takes other names, another size or another normalization, and an example of the "
+                "members' dtype and device"
             ) from error
         flops.append(counter.get_total_flops())
     for number, (here, after) in enumerate(pairwise(flops)):
@@ -201,21 +204,31 @@ def _tried(
     return logits
 
 
-def _require_alike(given: Sequence[nn.Module], networks: Sequence[nn.Module], logits: Sequence[Tensor]) -> None:
-    """Raise where members differ in what a cascade has to have in common; the message names the member."""
-    last = len(given) - 1
+def _require_equal(what: str, values: Sequence[Any], hint: str) -> None:
+    """Raise where a member's value is not the last member's; `what` says what a member does with it."""
+    last = len(values) - 1
+    for number, value in enumerate(values):
+        if value != values[last]:
+            raise InvalidInputError(
+                f"member {number} {what.format(value)}, member {last} {what.format(values[last])}; {hint}"
+            )
 
-    def compare(what: str, values: Sequence[Any], hint: str) -> None:
-        for number, value in enumerate(values):
-            if value != values[last]:
-                raise InvalidInputError(f"member {number} has {what} {value}, member {last} has {values[last]}; {hint}")
 
-    compare("samples", [len(one) for one in logits], "a member gives one answer for each sample")
-    compare("classes", [one.shape[1] for one in logits], "give every member an output for each class of the task")
-    compare("answers of shape", [tuple(one.shape) for one in logits], "bring them to one size in a module around one")
-    compare("logits of dtype", [one.dtype for one in logits], "convert one, such as with member.float()")
-    compare("weights of dtype", [_first(n).dtype for n in networks], "convert one, such as with member.float()")
-    compare("weights on", [_first(n).device for n in networks], "move one, such as with member.to('cpu')")
+def _require_alike_weights(networks: Sequence[nn.Module]) -> None:
+    """Raise where the weights of members are not of one dtype, on one device; the message names the member."""
+    weights = [_first(network) for network in networks]
+    _require_equal("has weights of {}", [one.dtype for one in weights], "convert one, such as with member.float()")
+    _require_equal("has weights on {}", [one.device for one in weights], "move one, such as with member.to('cpu')")
+
+
+def _require_alike(given: Sequence[nn.Module], logits: Sequence[Tensor]) -> None:
+    """Raise where answers of members are not alike; the message names the member."""
+    counts, classes = ([one.shape[axis] for one in logits] for axis in (0, 1))
+    _require_equal("answers {} samples of the example", counts, "a member gives one answer for each sample")
+    _require_equal("has {} classes", classes, "give every member an output for each class of the task")
+    shapes = [tuple(one.shape) for one in logits]
+    _require_equal("has answers of shape {}", shapes, "bring them to one size in a module around one")
+    _require_equal("has logits of {}", [one.dtype for one in logits], "convert one, such as with member.float()")
     tasks = [(number, one.task) for number, one in enumerate(given) if isinstance(one, MultiExitModel)]
     for number, task in tasks[1:]:
         if task != tasks[0][1]:

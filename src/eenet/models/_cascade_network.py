@@ -59,7 +59,14 @@ class InputMap(nn.Module):
             raise InvalidInputError(
                 f"prefix is {prefix!r} and names {names!r}; expected one of them, and a prefix such as 'small'"
             )
-        if size is not None and (len(size) != 2 or not all(_is_side(side) for side in size)):
+        if names is not None and not isinstance(names, Mapping):
+            raise InvalidInputError(
+                f"names is {names!r}, expected a mapping of the member's arguments to the cascade's inputs, such as "
+                "{'input_ids': 'small_ids'}"
+            )
+        if size is not None and (
+            not isinstance(size, (list, tuple)) or len(size) != 2 or not all(_is_side(side) for side in size)
+        ):
             raise InvalidInputError(f"size is {size!r}, expected height and width, two whole numbers from 1")
         mean, std = _numbers("mean", mean), _numbers("std", std)
         if std is not None and not all(std):
@@ -82,14 +89,14 @@ class InputMap(nn.Module):
             names = {name.removeprefix(f"{prefix}_"): name for name in kwargs if name.startswith(f"{prefix}_")}
             if not names:
                 raise InvalidInputError(
-                    f"the cascade has no input that starts with {prefix + '_'!r}, as a member's inputs say; it has "
-                    f"{list(kwargs)}: give an example that is a mapping of all members' inputs"
+                    f"the cascade has no input that starts with {prefix + '_'!r}, as a member's inputs say; "
+                    f"{_by_name(kwargs)}: give an example that is a mapping of all members' inputs"
                 )
         if names is not None:
             missing = [name for name in names.values() if name not in kwargs]
             if missing:
                 raise InvalidInputError(
-                    f"the cascade has no input {missing[0]!r}, which a member's inputs name; it has {list(kwargs)}: "
+                    f"the cascade has no input {missing[0]!r}, which a member's inputs name; {_by_name(kwargs)}: "
                     "give an example that is a mapping of all members' inputs"
                 )
             kwargs = {own: kwargs[name] for own, name in names.items()}
@@ -110,6 +117,10 @@ class InputMap(nn.Module):
             if numbers is not None:
                 value = normalized(value, value.new_tensor(numbers).reshape(1, -1, 1, 1))
         return value
+
+
+def _by_name(inputs: Mapping[str, Any]) -> str:
+    return f"it has {list(inputs)}" if inputs else "its inputs have no names"
 
 
 def _is_side(value: Any) -> bool:

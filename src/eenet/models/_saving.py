@@ -14,6 +14,7 @@ from eenet._pretrained import find_model
 from eenet._version import __version__
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.models._backbones import Backbone, describe_backbone, difference, missing, pretrained, require_same
+from eenet.models._cascade_network import CascadeNetwork, InputMap, Member
 from eenet.models._first_exits import FirstExits
 from eenet.models._folder import read_folder, tensor_names, write_folder
 from eenet.models._heads import HEADS, describe_head
@@ -139,10 +140,7 @@ def _proved_source(model: Model) -> Source:
             "state_dict() with safetensors and build it in code"
         )
     if source is None:
-        raise InvalidInputError(
-            f"it is not known how this {type(model.backbone).__name__} is built; give eenet.attach "
-            "source='mypackage.networks:make', a function that builds it, or 'torchvision:resnet18' or the like"
-        )
+        raise InvalidInputError(_not_known(model.backbone))
     way_out = (
         "give the options it was built with, as in eenet.attach(..., source=eenet.Source('torchvision:resnet18', "
         "{'num_classes': 10})), or build it with eenet.build_network(...) and leave its modules as they are"
@@ -168,6 +166,31 @@ def _proved_source(model: Model) -> Source:
             f"by up to {(expected - got).abs().max().item():.2g}; {way_out}"
         )
     return source
+
+
+def _not_known(network: nn.Module) -> str:
+    """What keeps a network from being built again, and what to do about it."""
+    for number, member in enumerate(network.members if isinstance(network, CascadeNetwork) else ()):
+        assert isinstance(member, Member)
+        name = f"member {number} of the cascade"
+        if Source.of(member.network) is None:
+            if isinstance(member.network, CascadeNetwork):
+                return f"{name}: {_not_known(member.network)}"
+            return (
+                f"it is not known how {name}, a {type(member.network).__name__}, is built; make it with "
+                "eenet.build_network('mypackage.networks:make'), a function that builds it, or with another name such "
+                "as 'torchvision:resnet18', and load its weights into that"
+            )
+        if member.inputs is not None and type(member.inputs) is not InputMap:
+            return (
+                f"the inputs of {name} are made by a {type(member.inputs).__name__}, a module of your own, which "
+                "cannot be described; give an InputMap or its options, or make them in the member, which a function "
+                "builds: eenet.build_network('mypackage.networks:make')"
+            )
+    return (
+        f"it is not known how this {type(network).__name__} is built; give eenet.attach "
+        "source='mypackage.networks:make', a function that builds it, or 'torchvision:resnet18' or the like"
+    )
 
 
 def _described_heads(description: Mapping[str, Any], source: Source, backbone: nn.Module) -> list[nn.Module]:
