@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from stages_toys import Chain
 from torch import Tensor, nn
 
 import eenet
+from eenet.errors import ReliabilityWarning
 from eenet.models import GridHead, SequenceHead, TokenHead, VectorHead
 
 
@@ -233,9 +235,13 @@ class Padded(nn.Module):
 
 
 @pytest.mark.parametrize(("zeros", "pool"), [(True, "attention"), (False, "first")])
-def test_padding_does_not_change_what_an_exit_says(zeros: bool, pool: str) -> None:
+@pytest.mark.parametrize("lengths", [(9, 9), (4, 6), (9, 2), (1, 1)])
+def test_padding_does_not_change_what_an_exit_says(zeros: bool, pool: str, lengths: tuple[int, int]) -> None:
+    """Nor does padding in the example change the head that is chosen."""
     torch.manual_seed(0)
-    example = {"x": torch.randn(2, 9, 3), "mask": torch.ones(2, 9, dtype=torch.long)}
+    example = {"x": torch.randn(2, 9, 3), "mask": torch.zeros(2, 9, dtype=torch.long)}
+    for row, length in enumerate(lengths):
+        example["mask"][row, :length] = 1
     model = eenet.attach(Padded(zeros=zeros).eval(), ["end"], example=example, dynamic={1: "steps"}).eval()
     assert isinstance(model.heads[0], TokenHead)
     assert model.heads[0].pool == pool
@@ -244,6 +250,29 @@ def test_padding_does_not_change_what_an_exit_says(zeros: bool, pool: str) -> No
     mask[:, 7:] = 0
     longer, shorter = model(x=x, mask=mask)[0], model(x=x[:, :7], mask=mask[:, :7])[0]
     assert torch.allclose(longer, shorter, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["mean", "last", "attention"])
+def test_a_head_that_reads_padding_is_warned_of(pool: str) -> None:
+    example = {"x": torch.randn(2, 9, 3), "mask": torch.ones(2, 9, dtype=torch.long)}
+    with pytest.warns(ReliabilityWarning, match=f"'end', a TokenHead with pool='{pool}', reads padding") as warned:
+        eenet.attach(Padded(zeros=False), ["end"], example=example, heads=[TokenHead(8, 2, pool=pool)])
+    assert [Path(one.filename).name for one in warned] == [Path(__file__).name]
+    if pool != "last":
+        eenet.attach(Padded(zeros=True), ["end"], example=example, heads=[TokenHead(8, 2, pool=pool)])
+
+
+class Averaging(Padded):
+    """Does not use its mask."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        logits: Tensor = self.top(self.end(self.embed(x)).mean(1)) + 0 * mask[:, :1]
+        return logits
+
+
+def test_of_a_network_that_reads_padding_itself_no_head_is_warned_of() -> None:
+    example = {"x": torch.randn(2, 9, 3), "mask": torch.ones(2, 9, dtype=torch.long)}
+    assert eenet.attach(Averaging(zeros=False), ["end"], example=example).num_exits == 2
 
 
 @pytest.mark.parametrize("pool", ["mean", "attention"])

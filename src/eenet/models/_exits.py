@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from eenet._compat import buffers_of
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._heads import GridHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
-from eenet.models._io import inferring
+from eenet.models._io import inferring, logits_in
 from eenet.stages import LiveTensor, StagedModel, feature_at
 
 # The steps that are left of a long sequence for the convolution of a default head.
@@ -106,13 +106,11 @@ class _Observation:
         self._generator = torch.Generator().manual_seed(0)
         self._image = next((t.shape[2:] for t in self._inputs if _is_image(t)), None)
         self._masks = [place for place, t in enumerate(self._inputs) if _is_mask(t)]
+        # Padding in the example hides what the network does with tokens.
+        self._unpadded = tuple(torch.ones_like(t) if n in self._masks else t for n, t in enumerate(self._inputs))
         self._text = any(not t.is_floating_point() and t.dtype != torch.bool for t in self._inputs)
         self.shapes = [_batch_first(stage.outputs[stage.feature_index or 0]) for stage in self._early]
         self.features = list(features)
-        # For each feature, which of its dimensions follow which dimension of the input.
-        self._following: list[dict[int, set[int]]] = [{} for _ in self.shapes]
-        if any(len(shape) in (3, 4) for shape in self.shapes):
-            self._resize()
 
     def channels(self, k: int) -> int:
         """The dimension of the channels in feature k: the one that follows no size of the input."""
@@ -159,15 +157,45 @@ class _Observation:
         """Whether tokens of feature k are zero where a mask among the inputs says that there is padding."""
         if not self._masks or self.features[k].shape[1] != self._inputs[self._masks[0]].shape[1]:
             return False
-        inputs = [tensor.clone() for tensor in self._inputs]
-        start = inputs[self._masks[0]].shape[1] - max(inputs[self._masks[0]].shape[1] // 4, 1)
-        for mask in self._masks:
-            inputs[mask][:, :start], inputs[mask][:, start:] = 1, 0
+        start, inputs = self._padded()
         try:
-            feature = self._run(tuple(inputs))[k]
+            feature = self._run(inputs)[k]
         except _REFUSALS:
             return False
         return bool((feature[:, start:] == 0).all() and (feature[:, :start] != 0).any(-1).all())
+
+    def _padded(self) -> tuple[int, tuple[Tensor, ...]]:
+        """Where padding starts, and the example with its last quarter as padding, by what may be its masks."""
+        size = self._inputs[self._masks[0]].shape[1]
+        start = size - max(size // 4, 1)
+        inputs = tuple(tensor.clone() for tensor in self._inputs)
+        for mask in self._masks:
+            inputs[mask][:, :start], inputs[mask][:, start:] = 1, 0
+        return start, inputs
+
+    def reading_padding(self, heads: Sequence[nn.Module], num_classes: int) -> list[int]:
+        """The early exits that change with the tokens at padding, where the network's own answer does not."""
+        if not self._masks:
+            return []
+        start, inputs = self._padded()
+        size = inputs[self._masks[0]].shape[1]
+        others = tuple(
+            self._exchanged(t, 1, start, size) if t.ndim > 1 and t.shape[1] == size and n not in self._masks else t
+            for n, t in enumerate(inputs)
+        )
+        try:
+            given, changed = (self._answers(live, heads, num_classes) for live in (inputs, others))
+        except _REFUSALS:
+            return []
+        differ = [not torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(given, changed, strict=True)]
+        return [] if differ[-1] else [k for k, one in enumerate(differ) if one]
+
+    def _answers(self, live: tuple[Tensor, ...], heads: Sequence[nn.Module], num_classes: int) -> list[Tensor]:
+        """What the heads say, and then the network."""
+        with inferring(self._staged), inferring(nn.ModuleList(heads)):
+            steps = list(self._staged.walk(live, self._staged.inference_stages))
+            answers = [head(step.feature) for head, step in zip(heads, steps, strict=False)]
+            return [*answers, logits_in(self._staged.unflatten_output(steps[-1].outputs), num_classes)]
 
     @property
     def _early(self) -> Any:
@@ -175,14 +203,21 @@ class _Observation:
 
     @cached_property
     def _of_example(self) -> list[Tensor]:
-        return self._run(self._inputs)
+        return self._run(self._unpadded)
 
     def _run(self, live: tuple[Tensor, ...]) -> list[Tensor]:
         with inferring(self._staged):
             return [step.feature.clone() for step in self._staged.walk(live, self._early)]
 
-    def _resize(self) -> None:
-        """Run the network with half of the example along each dimension, or twice of it, where it takes that."""
+    @cached_property
+    def _following(self) -> list[dict[int, set[int]]]:
+        """For each feature, which of its dimensions follow which dimension of the input.
+
+        The network runs with half of the example along each dimension, or twice of it, where it takes that.
+        """
+        following: list[dict[int, set[int]]] = [{} for _ in self.shapes]
+        if not any(len(shape) in (3, 4) for shape in self.shapes):
+            return following
         dimensions: list[tuple[int, ...]] = [(2, 3)]
         if self._image is None:
             dimensions = [(dim,) for dim in range(1, max(t.ndim for t in self._inputs))]
@@ -197,9 +232,10 @@ class _Observation:
                     if k in missing and len(shape) == len(before):
                         missing.discard(k)
                         differ = {dim for dim, size in enumerate(shape) if dim and size != before[dim]}
-                        self._following[k][dims[0]] = differ
+                        following[k][dims[0]] = differ
                 if not missing:
                     break
+        return following
 
     def _changed(self, tensor: Tensor, dims: tuple[int, ...], change: Callable[[Tensor, int], Tensor]) -> Tensor:
         """A tensor at another size, if it has the size of the first input there."""
@@ -285,7 +321,7 @@ class _Observation:
         """Which elements of feature k change when steps of the example are exchanged; None where it cannot be run."""
         inputs = tuple(
             self._exchanged(t, dim, start, end) if t.ndim > dim and t.shape[dim] == self._size(dim) else t
-            for t in self._inputs
+            for t in self._unpadded
         )
         try:
             return self._run(inputs)[k] != self._of_example[k]
@@ -358,6 +394,21 @@ def _is_channels_last(shape: tuple[int | str, ...], image: Sequence[int] | None)
         return False
     of_image = math.log(image[0] / image[1])
     return abs(math.log(first / second) - of_image) < abs(math.log(second / third) - of_image) - 1e-6
+
+
+def warn_of_padding(staged: StagedModel, heads: Sequence[nn.Module], features: Sequence[Tensor], classes: int) -> None:
+    """Warn of heads that read tokens which a mask among the inputs says are padding."""
+    for k in _Observation(staged, features).reading_padding(heads, classes):
+        pool = getattr(heads[k], "pool", None)
+        kind = type(heads[k]).__name__ + ("" if pool is None else f" with pool={pool!r}")
+        warnings.warn(
+            f"the head at {staged.at[k]!r}, a {kind}, reads padding: what this exit says of a sample depends on how "
+            "far the batch is padded. Pad all inputs to one length, let the network give zeros for padding as "
+            "eenet.networks.bert(pooling='mean') does, or pass heads=[...] that read what padding does not reach, such "
+            "as TokenHead(pool='first')",
+            ReliabilityWarning,
+            stacklevel=3,
+        )
 
 
 def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> None:

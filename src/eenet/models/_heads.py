@@ -428,6 +428,10 @@ class TokenHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(width, num_classes)
 
+    def extra_repr(self) -> str:
+        """What the printed network says of the head."""
+        return f"pool={self.pool!r}"
+
     def pooled(self, feature: Tensor) -> Tensor:
         """The vector (N, D) of the tokens."""
         if self.pool == "mean":

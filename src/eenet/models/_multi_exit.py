@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from eenet.errors import CutError, FileFormatError, InvalidInputError
 from eenet.models._backbones import Backbone
 from eenet.models._cascade_network import CascadeNetwork
-from eenet.models._exits import default_heads, require_head
+from eenet.models._exits import default_heads, require_head, warn_of_padding
 from eenet.models._first_exits import Exits, kept
 from eenet.models._folder import WEIGHTS
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
@@ -386,6 +386,7 @@ def attach(
     model.heads.train(staged.training)
     for name, head, feature in zip(staged.at, heads, features, strict=True):
         require_head(name, head, feature, logits)
+    warn_of_padding(staged, heads, features, num_classes)
     if places is not None and measured:
         placement = paying(heads, features, places)
         if placement.dropped:
