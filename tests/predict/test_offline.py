@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -174,12 +175,14 @@ def test_one_bad_array_does_not_spoil_the_others(tmp_path: Path) -> None:
     case = CASES["convolutions"]()
     loaded, good = case.export(tmp_path / "bundle"), case.arrays["x"]
     items = Listed([good[0], good[1][:2], good[2], "text", good[3]])
-    assert predict(loaded, items, tmp_path / "a.parquet").failed == 2
+    done = predict(loaded, items, tmp_path / "a.parquet")
+    assert done.failed == 2
     rows = table(tmp_path / "a.parquet")
     expected = loaded(good[[0, 2, 3]])
     assert [rows["prediction"][n] for n in (0, 2, 4)] == expected.logits.argmax(1).tolist()
     assert [error is None for error in rows["error"]] == [True, False, True, False, True]
     assert "shape (1, 2, 8, 8), expected (batch, 3, 8, 8)" in rows["error"][1]
+    assert done.first_error == rows["error"][1]
 
 
 class TestPreprocessing:
@@ -333,6 +336,12 @@ class TestCommands:
         assert done["measured_ms"] > 0
         shown = run("predict", "bundle", "samples.npy", "--out", "b.parquet").stdout
         assert "20 rows, 0 of them could not be read" in shown
+        done = json.loads(run("predict", "bundle", "labeled.npz", "--out", "c.parquet", "--json").stdout)
+        assert (done["failed"], done["first_error"]) == (0, None)
+        assert table(Path("c.parquet")) == rows
+        np.savez("two.npz", samples=np.load("samples.npy"), more=np.zeros(20))
+        shown = run("predict", "bundle", "two.npz", "--out", "d.parquet").stdout
+        assert "The first that could not be read: item 0 has the inputs ['more', 'samples'], expected" in shown
 
     def test_what_does_not_fit_is_one_line(self, made: Path) -> None:
         np.save("wrong.npy", np.zeros((2, 3, 9, 9), np.float32))
@@ -340,6 +349,10 @@ class TestCommands:
         assert "has shape (2, 3, 9, 9), expected" in refused("export", "mine:make", *words, "--samples", "wrong.npy")
         assert "expected one of ['onnx'" in refused("export", "mine:make", *words, "--backend", "tensorrt")
         assert "holds no manifest.json" in refused("predict", ".", "wrong.npy", "--out", "a.parquet")
+        run("export", "mine:make", *words, "--no-measure")
+        message = refused("predict", "bundle", "wrong.npy", "--out", "a.csv")
+        assert "'a.csv' ends in '.csv', and results are written as parquet" in message
+        shutil.rmtree("bundle")
         assert not Path("bundle").exists()
 
     def test_a_demo_folder_is_checked_on_its_test_digits_and_takes_image_files(

@@ -202,6 +202,8 @@ def failing(what: str) -> Callable[[Any], Any]:
         answers = table(1, "probabilities")(samples)
         if what == "raises":
             raise TimeoutError("no answer within 3 s")
+        if what == "raises without a word":
+            raise TimeoutError
         if what == "rows":
             return answers[1:]
         if what == "classes":
@@ -221,6 +223,7 @@ class TestFailures:
         ("what", "message", "unanswered"),
         [
             ("raises", r"member 1 of the cascade, member, raises TimeoutError on \d+ samples, \[.*\]: no answer", None),
+            ("raises without a word", r"raises TimeoutError on \d+ samples, \[[^:]*\]; the error's output has", None),
             ("rows", r"member 1 .* returns float32 of shape \(\d+, 5\) for samples .*expected numbers of shape", None),
             ("classes", r"returns float32 of shape \(\d+, 4\) .*probabilities of 5 classes for each sample", None),
             ("texts", r"returns <U\d+ of shape", None),
@@ -243,7 +246,9 @@ class TestFailures:
         out = error.output
         np.testing.assert_array_equal(out.exits, np.where(expected.exits == 0, 0, -1))
         np.testing.assert_array_equal(np.isnan(out.logits).any(axis=1), out.exits < 0)
-        assert (error.returned is None) == (what == "raises")
+        answered = np.where(expected.exits == 0, expected.predictions, -1)
+        np.testing.assert_array_equal(out.predictions, answered)
+        assert (error.returned is None) == what.startswith("raises")
         again = CallCascade([table(k, "probabilities") for k in range(3)], scheduler)(np.arange(N)[out.exits < 0])
         np.testing.assert_array_equal(again.exits, expected.exits[open_rows])
         restored = pickle.loads(pickle.dumps(MemberError("what", member=1, rows=[3])))  # noqa: S301

@@ -93,6 +93,7 @@ def predict(
         "items": summary.items,
         "resumed": summary.resumed,
         "failed": summary.failed,
+        "first_error": summary.first_error,
         "exits": list(loaded.exit_names),
         "exit_shares": list(summary.exit_shares),
         "mean_cost": summary.mean_cost,
@@ -123,3 +124,5 @@ def predict(
         f"{summary.items} rows{resumed}, {summary.failed} of them could not be read; written to {out}",
         soft_wrap=True,
     )
+    if summary.first_error is not None:
+        console.print(f"The first that could not be read: {summary.first_error}", soft_wrap=True)

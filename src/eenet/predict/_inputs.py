@@ -151,6 +151,8 @@ class _Lines:
 class _Arrays:
     def __init__(self, path: Path) -> None:
         self._arrays = read_arrays_file(path)
+        if len(self._arrays) > 1:
+            self._arrays.pop("labels", None)  # files for eenet collect and benchmark have them
         sizes = {name: len(array) if array.ndim else 0 for name, array in self._arrays.items()}
         if len(set(sizes.values())) != 1 or not next(iter(sizes.values())):
             raise InvalidInputError(f"{str(path)!r} holds {sizes or 'no'} samples; expected as many in each array")

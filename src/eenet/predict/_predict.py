@@ -48,6 +48,8 @@ class Summary:
         Of the answered items, by the bundle's costs, in their unit.
     measured_ms : float or None
         Wall time of the network per item, as measured in this run; None where other processes ran it, or nothing ran.
+    first_error : str or None
+        Why the first of the items that could not be read could not.
 
     Examples
     --------
@@ -62,6 +64,7 @@ class Summary:
     exit_shares: tuple[float, ...]
     mean_cost: float | None
     measured_ms: float | None = None
+    first_error: str | None = None
 
 
 def predict(
@@ -108,7 +111,8 @@ def predict(
     Raises
     ------
     InvalidInputError
-        Where the folder is of a run over other items, or with another bundle or budget.
+        Where `out` does not end in .parquet, or the folder is of a run over other items, or with another bundle or
+        budget.
     MissingExtraError
         Without the extra "predict".
 
@@ -164,6 +168,11 @@ def predict_pieces(
     target = Path(out)
     if target.is_dir():
         raise InvalidInputError(f"cannot write {str(target)!r}: it is a folder; name a file that ends in .parquet")
+    if target.suffix != ".parquet":
+        raise InvalidInputError(
+            f"{str(target)!r} ends in {target.suffix or 'nothing'!r}, and results are written as parquet: name a file "
+            "that ends in .parquet"
+        )
     work = target.with_name(target.name + ".partial")
     state = _state(bundle, items, piece)
     if restart and work.exists():
@@ -272,6 +281,7 @@ def _joined(bundle: LoadedBundle, work: Path, pieces: int, target: Path, resumed
     parquet = require("pyarrow.parquet", "predict")
     counts = np.zeros(bundle.backend.num_exits, dtype=np.int64)
     items = failed = 0
+    error: str | None = None
     with atomic_path(target) as temporary:
         writer = None
         try:
@@ -282,13 +292,15 @@ def _joined(bundle: LoadedBundle, work: Path, pieces: int, target: Path, resumed
                 exits = table.column("exit").drop_null().to_numpy()
                 counts += np.bincount(exits, minlength=len(counts))
                 items, failed = items + table.num_rows, failed + table.num_rows - len(exits)
+                said = table.column("error").drop_null()
+                error = said[0].as_py() if error is None and len(said) else error
         finally:
             if writer is not None:
                 writer.close()
     answered = int(counts.sum())
     shares = tuple((counts / max(answered, 1)).tolist())
     cost = float(np.dot(counts, bundle.costs.values) / answered) if answered else None
-    return Summary(items, resumed, failed, shares, cost)
+    return Summary(items, resumed, failed, shares, cost, first_error=error)
 
 
 def _rows_of(

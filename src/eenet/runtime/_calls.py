@@ -238,7 +238,8 @@ class _Calls:
                 returned = self._wait(returned)
         except Exception as error:
             asked = f"on {len(rows)} samples, {_listed(rows)}"
-            raise self._error(number, rows, None, f"raises {type(error).__name__} {asked}: {error}") from error
+            reason = f": {error}" if str(error) else ""
+            raise self._error(number, rows, None, f"raises {type(error).__name__} {asked}{reason}") from error
         if has_to_wait and self._wait is None:
             _refuse_awaitable(returned)
         return live, self._checked(number, rows, returned)

@@ -60,11 +60,12 @@ class AdaptiveOutput(Generic[T]):
 
     @property
     def predictions(self) -> T:
-        """The classes (N,), or (N, H, W) of the pixels; -1 for samples that are handed back."""
+        """The classes (N,), or (N, H, W) of the pixels; -1 for samples that are handed back or have no answer."""
         logits: Any = self.logits
         found = logits.argmax(1)
-        if self.abstained is not None:
-            found[self.abstained] = -1
+        exits: Any = self.exits
+        without = exits < 0  # what a `MemberError` has of samples that are open
+        found[without if self.abstained is None else without | self.abstained] = -1
         answers: T = found
         return answers
 

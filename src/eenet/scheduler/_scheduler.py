@@ -378,7 +378,10 @@ class Scheduler(Estimator):
 def _left_out(dead: tuple[DeadExit, ...]) -> str:
     """What to say of exits that are left out."""
     one = "It is" if len(dead) == 1 else "They are"
-    return f"{'; '.join(map(str, dead))}. {one} left out: no sample exits there; train the head again, or move the exit"
+    return (
+        f"{'; '.join(map(str, dead))}. {one} left out: no sample exits there; train the head again, move the exit, or "
+        "leave out the member of a cascade"
+    )
 
 
 def _warn_of_one_class(records: ExitRecords) -> None:
