@@ -389,7 +389,7 @@ def test_progress_shows_every_exit_and_is_silent_when_not_wanted(
     train(corner_model(), *loaders(64), config=replace(QUICK, progress=True), out=tmp_path / "shown")
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if line.startswith("epoch 2/2  loss")]
-    for word in ("first", "second", "output", "% ", "at 3 budgets", "mean", "images/s"):
+    for word in ("first", "second", "output", "% ", "at 3 budgets", "mean", "samples/s"):
         assert word in line
     config = replace(QUICK, progress=True, freeze_backbone=True)
     train(corner_model(), *loaders(64), config=config, out=tmp_path / "frozen")

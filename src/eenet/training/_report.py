@@ -259,7 +259,7 @@ class Display:
         self.say(
             f"epoch {report.epoch + 1}/{self._epochs}  loss {report.loss:.4f}  exits {self._percent(report.accuracies)}"
             f"  at {len(report.frontier)} budgets {self._percent(report.frontier, named=False)}"
-            f"  mean {report.score:.2%}{' (best)' if best else ''}  {report.images_per_second:.0f} images/s"
+            f"  mean {report.score:.2%}{' (best)' if best else ''}  {report.images_per_second:.0f} samples/s"
         )
 
     def _percent(self, values: Sequence[float], *, named: bool = True) -> str:
