@@ -44,6 +44,16 @@ def make():
     return eenet.attach(network, ["first"], example=torch.randn(2, 3, 8, 8)), torch.randn(2, 3, 8, 8)
 """
 
+SAYS_ITS_CLASSES = """
+
+def with_names():  # as a network of Hugging Face has them
+    from types import SimpleNamespace
+
+    model, example = make()
+    model.backbone.config = SimpleNamespace(id2label={0: "red", 1: "green", 2: "blue"})
+    return model, example
+"""
+
 SOURCE = "own_networks_of_a_test:make"
 
 
@@ -127,7 +137,10 @@ class TestCollect:
         out = ("--out", "records.npz")
         # The network answers with the brightest channel; the folders by name are its classes backwards.
         found = json.loads(run("collect", "colors:make", "--data", "photos", *out, *words).stdout)
-        assert found["accuracies"][-1] == pytest.approx(1 / 3)
+        assert (found["accuracies"][-1], found["classes"]) == (pytest.approx(1 / 3), ["blue", "green", "red"])
+        shown = "the folders by name are taken as the network's classes: 0 = blue, 1 = green, 2 = red; for another"
+        said = [word for word in words if word != "--json"]
+        assert run("collect", "colors:make", "--data", "photos", *out, *said).stderr.count(shown) == 1
         Path("classes.txt").write_text("red\ngreen\nblue\n")
         words = (*words, "--classes", "classes.txt")
         found = json.loads(run("collect", "colors:make", "--data", "photos", *out, *words).stdout)
@@ -140,9 +153,75 @@ class TestCollect:
         assert "has no labels; give --labels FILE, or --unlabeled" in refused(*table)
         assert "and no 'hue'" in refused(*table, "--label-column", "hue")
         Path("classes.txt").write_text("red\ngreen\n")
-        assert "the folder 'blue', which is no class" in refused(
-            "collect", "colors:make", "--data", "photos", *out, *words
+        folders = ("collect", "colors:make", "--data", "photos", *out)
+        assert "the folder 'blue', which is no class of the network; its classes are red, green; rename" in refused(
+            *folders, *words
         )
+        Path("photos", "red").rename("red")
+        message = refused(*folders, *words[:-2])
+        assert "has 2 folders and the network 3 classes" in message
+        assert "give --classes FILE" in message
+
+    def test_labels_that_are_names_are_looked_up_in_the_classes_of_the_network(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        monkeypatch.chdir(tmp_path)
+        Path("named_colors.py").write_text(COLORS + SAYS_ITS_CLASSES)
+        names = np.array(["blue", "red", "green", "red"])
+        x = np.zeros((4, 3, 8, 8), "f4")
+        for n, channel in enumerate([2, 0, 1, 0]):
+            x[n, channel] = 1
+        np.savez("data.npz", x=x, labels=names)
+        np.savez("bytes.npz", x=x, labels=names.astype("S"))
+        np.save("x.npy", x)
+        np.save("names.npy", names)
+        Path("names.txt").write_text("\n".join(names))
+        pillow = pytest.importorskip("PIL.Image")
+        Path("photos").mkdir()
+        for n, image in enumerate(x):
+            pillow.fromarray((image.transpose(1, 2, 0) * 255).astype("uint8")).save(f"photos/{n}.png")
+        rows = [{"bytes": Path(f"photos/{n}.png").read_bytes()} for n in range(4)]
+        parquet.write_table(pyarrow.table({"image": rows, "label": names.tolist()}), "rows.parquet")
+        Path("classes.txt").write_text("red\ngreen\nblue\n")
+        images = ("--image-size", "8", "--mean", "0,0,0", "--std", "1,1,1")
+        out = ("--out", "records.npz", "--json")
+        for words in (
+            ("--data", "data.npz"),
+            ("--data", "bytes.npz"),
+            ("--data", "x.npy", "--labels", "names.npy"),
+            ("--data", "x.npy", "--labels", "names.txt"),
+            ("--data", "rows.parquet", *images),
+        ):
+            message = refused("collect", "named_colors:make", *words, *out)
+            assert "holds names such as 'blue', 'green', 'red', and which number each has in the network" in message
+            assert "give --classes FILE with the names of the network's classes in order" in message
+            assert not Path("records.npz").exists()
+            for target, known in (("named_colors:make", ("--classes", "classes.txt")), ("named_colors:with_names", ())):
+                found = json.loads(run("collect", target, *words, *known, *out).stdout)
+                assert found["accuracies"][-1] == 1.0
+                with np.load("records.npz") as file:
+                    assert file["labels"].tolist() == [2, 0, 1, 0]
+                Path("records.npz").unlink()
+        Path("classes.txt").write_text("red\ngreen\nyellow\n")
+        message = refused("collect", "named_colors:make", "--data", "data.npz", "--classes", "classes.txt", *out)
+        assert "'labels' of 'data.npz' holds 'blue', which is no class of the network; its classes are red, green" in (
+            message
+        )
+        Path("names.txt").write_text("red\n2\nblue\n0\n")
+        message = refused("collect", "named_colors:with_names", "--data", "x.npy", "--labels", "names.txt", *out)
+        assert "'names.txt' holds '0', which is no class of the network; its classes are red, green, blue" in message
+        parquet.write_table(pyarrow.table({"image": rows, "label": ["red", None, "red", "red"]}), "rows.parquet")
+        message = refused("collect", "named_colors:with_names", "--data", "rows.parquet", *images, *out)
+        assert "holds None; expected a whole number, or the name of a class, in every row" in message
+
+    def test_a_saved_model_has_its_names_beside_it(self, saved: Path) -> None:
+        rng = np.random.default_rng(0)
+        np.savez("data.npz", input=rng.normal(size=(3, 4)).astype("f4"), labels=["no", "yes", "maybe"])
+        Path("model", "classes.txt").write_text("yes\nno\nmaybe\n")
+        run("collect", "model", "--data", "data.npz", "--allow", SOURCE, "--out", "records.npz")
+        with np.load("records.npz") as file:
+            assert file["labels"].tolist() == [1, 0, 2]
 
     @pytest.mark.parametrize(
         ("arrays", "words", "message"),

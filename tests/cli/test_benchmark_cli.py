@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,22 @@ def test_a_saved_model_its_plain_network_and_a_function(
     assert rows[1]["realized_cost"] <= 4 * 0.4 + 1e-9
     assert " ".join(shown.split()).endswith(" ".join(found["verdict"].split()))
     assert (tmp_path / "a.csv").read_text(encoding="utf-8").count("\n") == 5
+
+
+def test_labels_that_are_names_are_looked_up_in_the_classes_of_the_network(work: Path, tmp_path: Path) -> None:
+    with np.load(work / "data.npz") as file:
+        x, labels = file["x"], file["labels"].copy()
+    labels[::4] = (labels[::4] + 1) % 10
+    names = [f"class {9 - k}" for k in range(10)]  # by name they come backwards
+    np.savez(tmp_path / "named.npz", x=x, labels=[names[k] for k in labels])
+    words = ("--data", tmp_path / "named.npz")
+    message = benchmark(f"plain:{work / 'model'}", *words, code=2).stderr
+    assert "holds names such as 'class " in message
+    assert "give --labels FILE with class numbers" in message
+    shutil.copytree(work / "run", tmp_path / "run")
+    (tmp_path / "run" / "work" / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    found = json.loads(benchmark(f"plain:{tmp_path / 'run'}", *words, "--json").stdout)
+    assert found["rows"][0]["accuracy"] == pytest.approx(0.75)
 
 
 def test_a_folder_of_the_demo_brings_its_data_and_schedulers(work: Path) -> None:

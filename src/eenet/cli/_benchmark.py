@@ -13,7 +13,8 @@ import typer
 from eenet._extras import require, require_extra
 from eenet._files import existing_file
 from eenet._pretrained import find_model
-from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, waiting
+from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, side, waiting
+from eenet.cli._data import LABELS, class_names, class_numbers, labels_in, names_in, parquet_labels
 from eenet.cli._inputs import ModelFiles, _function, current_folder_importable, load_saved, model_files
 from eenet.cli._trained import fit_beside, records_beside
 from eenet.errors import InvalidInputError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 _REGISTRIES = ("torchvision", "timm", "eenet")
 _PLAIN = "plain:"
-_LABELS = ("labels", "label")
+_NUMBERS = "give --labels FILE with class numbers, or a bundle that eenet export --classes made"
 _BUDGETS = ("50%", "65%", "80%")
 
 
@@ -36,7 +37,9 @@ def benchmark(
         Path | None,
         typer.Option(help="Inputs: .npz or .npy; or, for a bundle that takes them, images, .parquet or .txt."),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Class numbers: .npy, or .txt with one on each line.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")
+    ] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="Samples in a call; may be given again.", show_default="1, 32")
     ] = None,
@@ -288,7 +291,8 @@ def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence
 
     found = [model_files(_read_word(word)[1].removeprefix(_PLAIN)) for word in words]
     files = next((one for one in found if one is not None and one.input("samples.npz") is not None), None)
-    truth = None if labels is None else _labels(labels)
+    known = _class_names(made, files)
+    truth = None if labels is None else labels_in(labels, known, _NUMBERS)
     if data is None:
         if files is None:
             raise InvalidInputError(
@@ -298,10 +302,11 @@ def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence
         truth = truth if truth is not None else _labels_of_run(files.inputs, data)
     if data.suffix in (".npy", ".npz"):
         arrays = read_arrays_file(existing_file(data))
-        held = next((arrays.pop(key) for key in _LABELS if key in arrays and len(arrays) > 1), None)
-        truth = truth if truth is not None else held
+        held = next((arrays.pop(key) for key in LABELS if key in arrays and len(arrays) > 1), None)
+        if truth is None and held is not None:
+            truth = class_numbers(held, known, f"'labels' of {str(data)!r}", _NUMBERS)
     else:
-        arrays, held = _prepared(data, limit, _preprocessing(data, made, files), made)
+        arrays, held = _prepared(data, limit, _preprocessing(data, made, files), known, labeled=truth is None)
         truth, limit = truth if truth is not None else held, 0
     sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(sizes) != 1 or sizes == {0}:
@@ -315,22 +320,6 @@ def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence
         truth = None if truth is None else truth[rows]
     names = tuple(arrays) if len(arrays) > 1 else ()
     return Samples(tuple(arrays.values()), names, truth)
-
-
-def _labels(path: Path) -> Any:
-    import numpy as np
-
-    from eenet.predict._inputs import read_arrays_file
-
-    if path.suffix != ".txt":
-        arrays = read_arrays_file(existing_file(path))
-        if len(arrays) != 1 and not set(_LABELS) & set(arrays):
-            raise InvalidInputError(f"{str(path)!r} holds {sorted(arrays)}, expected one array, or 'labels'")
-        return next((arrays[key] for key in _LABELS if key in arrays), next(iter(arrays.values())))
-    try:
-        return np.array([int(line) for line in existing_file(path).read_text(encoding="utf-8").split()])
-    except ValueError as error:
-        raise InvalidInputError(f"{str(path)!r} is not a class number on each line ({error})") from error
 
 
 def _labels_of_run(work: Path, samples: Path) -> Any:
@@ -365,45 +354,59 @@ def _preprocessing(data: Path, made: dict[str, Any], files: ModelFiles | None) -
     return found
 
 
-def _prepared(data: Path, limit: int, preprocessing: Preprocessing, made: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """The inputs that a bundle's preprocessing makes of files, and labels where the files have them."""
+def _prepared(
+    data: Path, limit: int, preprocessing: Preprocessing, names: Sequence[str] | None, *, labeled: bool
+) -> tuple[dict[str, Any], Any]:
+    """The inputs that a bundle's preprocessing makes of files, and, where asked for, labels that the files have."""
     import numpy as np
 
     from eenet.predict import open_items
 
     items = open_items(data, preprocessing.kind)
     count = min(limit or len(items), len(items))
-    chosen = set((np.arange(count) * len(items) // count).tolist())
+    rows = np.arange(count) * len(items) // count
+    truth = parquet_labels(data, names, way_out=_NUMBERS) if labeled and data.suffix == ".parquet" else None
+    chosen = set(rows.tolist())
     parts: list[dict[str, Any]] = []
     ids: list[str] = []
     with waiting("reading the data"):
-        for start, (names, inputs) in enumerate(items.batches(64, 0)):
-            kept = [n for n in range(len(names)) if start * 64 + n in chosen]
-            ids += [names[n] for n in kept]
+        for start, (some, inputs) in enumerate(items.batches(64, 0)):
+            kept = [n for n in range(len(some)) if start * 64 + n in chosen]
+            ids += [some[n] for n in kept]
             if kept:
                 parts.append(preprocessing([inputs[n] for n in kept]))
     from eenet.benchmarking._samples import joined
 
     pads = preprocessing.kind == "text"
     arrays = {name: joined([part[name] for part in parts], pads=pads) for name in parts[0]}
-    if data.suffix == ".parquet":
-        return arrays, _column(data, sorted(chosen))
-    return arrays, _folder_labels(ids, made) if data.is_dir() else None
+    if data.is_dir() and labeled:
+        return arrays, _folder_labels(data, ids, names)
+    return arrays, None if truth is None else truth[rows]
 
 
-def _column(data: Path, rows: list[int]) -> Any:
-    table = require("pyarrow.parquet", "predict").read_table(data)
-    name = next((name for name in _LABELS if name in table.column_names), None)
-    return None if name is None else table.column(name).to_numpy()[rows]
+def _class_names(made: dict[str, Any], files: ModelFiles | None) -> Sequence[str] | None:
+    """What the classes are called: as the first system that says it does, or the run folder."""
+    for value in made.values():
+        one = value[0] if isinstance(value, tuple) else value
+        found: Sequence[str] | None = getattr(one, "class_names", None) or class_names(one)
+        if found:
+            return found
+    listed = None if files is None else files.input("classes.txt")
+    return None if listed is None else names_in(listed)
 
 
-def _folder_labels(ids: list[str], made: dict[str, Any]) -> Any:
-    """The classes of files in folders that are named as a bundle's classes; None where they are not."""
+def _folder_labels(data: Path, ids: list[str], names: Sequence[str] | None) -> Any:
+    """The classes of files in folders that are named as the classes; None, and a note, where they are not."""
     import numpy as np
 
-    bundles = [value[0] if isinstance(value, tuple) else value for value in made.values()]
-    names = next((one.class_names for one in bundles if getattr(one, "class_names", None)), None)
     folders = [Path(one).parts[0] if len(Path(one).parts) > 1 else "" for one in ids]
-    if names is None or not set(folders) <= set(names):
+    if not all(folders):
         return None
-    return np.array([names.index(folder) for folder in folders])
+    unknown = next((folder for folder in sorted(set(folders)) if names is None or folder not in names), None)
+    if names is None or unknown is not None:
+        why = (
+            "no system has names of classes" if names is None else f"the folder {unknown!r} is no class of the systems"
+        )
+        side().print(f"{str(data)!r} gives no labels: {why}; for accuracies {_NUMBERS}", soft_wrap=True)
+        return None
+    return np.array([list(names).index(folder) for folder in folders])

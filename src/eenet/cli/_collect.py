@@ -11,16 +11,14 @@ import typer
 
 from eenet._extras import require_extra
 from eenet._files import atomic_path
-from eenet.cli._benchmark import _labels
 from eenet.cli._console import if_stopped, new_table, output, print_json, progress
-from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
+from eenet.cli._data import call_of, class_names, labels_in, names_in, opened, preprocessing_as, preprocessing_of
 from eenet.cli._inputs import load_target, model_files
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.records import ExitRecords
 
-_LABELS = ("labels", "label")
 _KINDS = (".safetensors", ".npz")
 
 
@@ -31,7 +29,9 @@ def collect(
     ],
     data: Annotated[Path, typer.Option(help="A folder of images, .parquet, .npz, .npy or .txt.")],
     out: Annotated[Path, typer.Option(help="The records: .safetensors, or .npz with probabilities and labels.")],
-    labels: Annotated[Path | None, typer.Option(help="Class numbers: .npy, or .txt with one on each line.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")
+    ] = None,
     unlabeled: Annotated[
         bool, typer.Option("--unlabeled", help="Without labels, even where the data have them.")
     ] = False,
@@ -40,7 +40,11 @@ def collect(
     label_column: Annotated[str | None, typer.Option(help="The one with the labels.", show_default="label")] = None,
     classes: Annotated[
         Path | None,
-        typer.Option(help="The names of the classes in order, one on each line; by default, the folders by name."),
+        typer.Option(
+            help="The names of the network's classes in order, one on each line: what labels that are names, or "
+            "folders, are looked up in.",
+            show_default="those kept with the model; else, of folders only, their order by name",
+        ),
     ] = None,
     image_size: Annotated[str | None, typer.Option(help="Read image files: 224, or 512x1024 (height x width).")] = None,
     resize: Annotated[
@@ -71,8 +75,9 @@ def collect(
     """Run a network over data and write what its exits said: the records that `eenet fit` and `evaluate` read.
 
     Arrays are given by the names of the network's inputs, labels as "labels" beside them. A folder of images has a
-    folder for each class. A parquet file has a column "label". A folder of eenet demo, train or reproduce says itself
-    how its inputs are made of files.
+    folder for each class. A parquet file has a column "label". Labels are class numbers, or names of the network's
+    classes: those kept with the model, or in the order of --classes. A folder of eenet demo, train or reproduce says
+    itself how its inputs are made of files.
 
     Examples:
 
@@ -101,11 +106,14 @@ def collect(
     if preprocessing is None and files is not None:
         preprocessing = preprocessing_of(files.inputs)
     order = classes or (None if files is None else files.input("classes.txt"))
-    names = None if order is None else names_in(order)
+    names = class_names(model) if order is None else names_in(order)
     count, batches, known = opened(model, data, preprocessing, batch_size, column)
     truth = None
     if not unlabeled:
-        truth = _labels(labels) if labels is not None else known(names, label_column)
+        if labels is not None:
+            truth = labels_in(labels, names)
+        else:
+            truth, names = known(names, label_column)
         if truth is None:
             raise InvalidInputError(
                 f"{str(data)!r} has no labels; give --labels FILE, or --unlabeled for records without"
@@ -132,6 +140,7 @@ def collect(
         "out": str(out),
         "samples": len(records),
         "exits": list(model.exit_names),
+        "classes": names,
         "accuracies": accuracies,
     }
     if json_output:

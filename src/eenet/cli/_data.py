@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._extras import require
 from eenet._files import existing_file
+from eenet.cli._console import side
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.models import MultiExitModel
     from eenet.preprocessing import Preprocessing
 
-_LABELS = ("labels", "label")
+LABELS = ("labels", "label")
+_CLASSES = "give --classes FILE with the names of the network's classes in order, one on each line"
+_SHOWN = 12  # names of classes in a message
 
 
 def names_in(path: Path) -> list[str]:
@@ -86,13 +90,16 @@ def preprocessing_of(work: Path) -> Preprocessing | None:
 
 
 _Batches = Callable[[], Iterator[tuple[dict[str, NDArray[Any]], int]]]
-_Known = Callable[[list[str] | None, str | None], Any]
+_Known = Callable[[list[str] | None, str | None], tuple[Any, list[str] | None]]
 
 
 def opened(
     model: MultiExitModel, data: Path, preprocessing: Any, size: int, column: str | None
 ) -> tuple[int, _Batches, _Known]:
-    """How many samples there are, what gives batches of arrays by name, and what gives the labels in the data."""
+    """How many samples there are, what gives batches of arrays by name, and what gives the labels in the data.
+
+    The last also gives the names of the classes that it numbered them by, where there are any.
+    """
     if data.suffix in (".npy", ".npz"):
         return _arrays(model, data, size)
     inputs = model.staged.inference_stages[0].inputs
@@ -110,10 +117,12 @@ def opened(
         for names, values in items.batches(size, 0):
             yield fitted(values), len(names)
 
-    def known(classes: list[str] | None, label_column: str | None) -> Any:
+    def known(classes: list[str] | None, label_column: str | None) -> tuple[Any, list[str] | None]:
+        listed = class_names(model) if classes is None else classes
         if data.suffix == ".parquet":
-            return _parquet_labels(data, classes, label_column)
-        return _folder_labels(data, [name for some, _ in items.batches(1024, 0) for name in some], classes)
+            return parquet_labels(data, listed, label_column), listed
+        ids = [name for some, _ in items.batches(1024, 0) for name in some]
+        return _folder_labels(data, ids, listed, model.num_classes)
 
     return len(items), batches, known
 
@@ -122,7 +131,7 @@ def _arrays(model: MultiExitModel, data: Path, size: int) -> tuple[int, _Batches
     from eenet.predict._inputs import read_arrays_file
 
     arrays = read_arrays_file(existing_file(data))
-    held = next((arrays.pop(key) for key in _LABELS if key in arrays and len(arrays) > 1), None)
+    held = next((arrays.pop(key) for key in LABELS if key in arrays and len(arrays) > 1), None)
     names = [one.name for one in model.staged.inference_stages[0].inputs]
     arguments = model.staged.arguments
     if set(arrays) == set(arguments) and len(arguments) == len(names):  # tracing renames some, such as "input"
@@ -144,7 +153,11 @@ def _arrays(model: MultiExitModel, data: Path, size: int) -> tuple[int, _Batches
             part = {name: array[first : first + size] for name, array in arrays.items()}
             yield part, min(size, count - first)
 
-    return count, batches, lambda _classes, _column: held
+    def known(classes: list[str] | None, _column: str | None) -> tuple[Any, list[str] | None]:
+        listed = class_names(model) if classes is None else classes
+        return None if held is None else class_numbers(held, listed, f"'labels' of {str(data)!r}"), listed
+
+    return count, batches, known
 
 
 def call_of(model: MultiExitModel, arrays: dict[str, NDArray[Any]], data: Path) -> Any:
@@ -159,38 +172,114 @@ def call_of(model: MultiExitModel, arrays: dict[str, NDArray[Any]], data: Path) 
     return kwargs if kwargs and not args else args
 
 
-def _folder_labels(data: Path, ids: list[str], classes: list[str] | None) -> NDArray[np.intp] | None:
-    """The classes of files by the folders that they are in; None where they are in none."""
-    if not data.is_dir() or not all("/" in one for one in ids):
+def class_names(model: Any) -> list[str] | None:
+    """What the network's own description calls its classes, as Hugging Face's configurations do; or None."""
+    network = getattr(model, "backbone", model)
+    names = getattr(getattr(network, "config", None), "id2label", None)
+    if not isinstance(names, dict) or sorted(names) != list(range(len(names))):
         return None
-    folders = [one.partition("/")[0] for one in ids]
-    names = sorted(set(folders)) if classes is None else classes
-    unknown = sorted(set(folders) - set(names))
-    if unknown:
+    listed = [str(names[k]) for k in range(len(names))]
+    return None if listed == [f"LABEL_{k}" for k in range(len(names))] else listed  # which stands for no names
+
+
+def class_numbers(labels: Any, names: Sequence[str] | None, what: str, way_out: str = _CLASSES) -> NDArray[Any]:
+    """Labels as class numbers: texts by the names of the network's classes, whole numbers as they are.
+
+    `what` holds the labels and `way_out` is what to do where texts cannot be looked up; both are for the errors. Texts
+    are never numbered by their own order: it need not be that of the network's classes.
+    """
+    array = np.asarray(labels)
+    if array.dtype.kind in "iu":
+        return array
+    values = (array.astype(str) if array.dtype.kind == "S" else array).reshape(-1).tolist()
+    texts = [value for value in values if isinstance(value, str)]
+    if len(texts) < len(values) or array.ndim != 1:
+        wrong = next((value for value in values if isinstance(value, str) != bool(texts)), values[:1])
         raise InvalidInputError(
-            f"{str(data)!r} has the folder {unknown[0]!r}, which is no class; there are {', '.join(names[:10])}"
+            f"{what} holds {wrong!r}; expected a whole number, or the name of a class, in every row"
         )
-    number = {name: k for k, name in enumerate(names)}
-    return np.array([number[folder] for folder in folders])
+    found = sorted(set(texts))
+    if names is None:
+        raise InvalidInputError(
+            f"{what} holds names such as {', '.join(map(repr, found[:3]))}, and which number each has in the network "
+            f"is not known; {way_out}, or write class numbers from 0 in place of the names"
+        )
+    unknown = next((value for value in found if value not in names), None)
+    if unknown is not None:
+        raise InvalidInputError(
+            f"{what} holds {unknown!r}, which is no class of the network; its classes are {_listed(names)}; correct "
+            f"the labels, or {way_out}"
+        )
+    number = {name: k for k, name in reversed(list(enumerate(names)))}
+    return np.array([number[value] for value in texts], dtype=np.intp)
 
 
-def _parquet_labels(data: Path, classes: list[str] | None, column: str | None) -> NDArray[Any] | None:
+def labels_in(path: Path, names: Sequence[str] | None, way_out: str = _CLASSES) -> NDArray[Any]:
+    """The labels in a file of their own: arrays, or a text file with a class on each line."""
+    from eenet.predict._inputs import read_arrays_file
+
+    if path.suffix != ".txt":
+        arrays = read_arrays_file(existing_file(path))
+        if len(arrays) != 1 and not set(LABELS) & set(arrays):
+            raise InvalidInputError(f"{str(path)!r} holds {sorted(arrays)}, expected one array, or 'labels'")
+        found = next((arrays[key] for key in LABELS if key in arrays), next(iter(arrays.values())))
+        return class_numbers(found, names, repr(str(path)), way_out)
+    try:
+        return np.array([int(word) for word in existing_file(path).read_text(encoding="utf-8").split()])
+    except ValueError:
+        return class_numbers(names_in(path), names, repr(str(path)), way_out)
+
+
+def parquet_labels(
+    data: Path, names: Sequence[str] | None, column: str | None = None, way_out: str = _CLASSES
+) -> NDArray[Any] | None:
     """The labels of a parquet file: class numbers, or names of classes; None where there is no such column."""
-    from eenet._extras import require
-
     parquet = require("pyarrow.parquet", "predict")
-    names = parquet.read_schema(data).names
-    found = next((name for name in ([column] if column else _LABELS) if name in names), None)
+    columns = parquet.read_schema(data).names
+    found = next((name for name in ([column] if column else LABELS) if name in columns), None)
     if found is None and column is not None:
-        raise InvalidInputError(f"{str(data)!r} has the columns {names}, and no {column!r}")
+        raise InvalidInputError(f"{str(data)!r} has the columns {columns}, and no {column!r}")
     if found is None:
         return None
     values = parquet.read_table(data, columns=[found]).column(found).to_pylist()
-    if all(isinstance(value, str) for value in values):
-        order = sorted(set(values)) if classes is None else classes
-        if not set(values) <= set(order):
-            raise InvalidInputError(f"the label {sorted(set(values) - set(order))[0]!r} is no class of --classes")
-        return np.array([order.index(value) for value in values])
-    if not all(isinstance(value, int) for value in values):
-        raise InvalidInputError(f"the column {found!r} of {str(data)!r} holds no class number in some row")
-    return np.array(values)
+    return class_numbers(values, names, f"the column {found!r} of {str(data)!r}", way_out)
+
+
+def _folder_labels(
+    data: Path, ids: list[str], names: list[str] | None, num_classes: int
+) -> tuple[NDArray[np.intp] | None, list[str] | None]:
+    """The classes of files by the folders that they are in, None where they are in none; and the names of the classes.
+
+    Where the network's classes have no names, the folders are its classes in the order of their names, as most loaders
+    of such folders number them. The user is shown which number each has.
+    """
+    if not data.is_dir() or not all("/" in one for one in ids):
+        return None, names
+    folders = [one.partition("/")[0] for one in ids]
+    found = sorted(set(folders))
+    unknown = next((one for one in found if names is not None and one not in names), None)
+    if names is not None and unknown is not None:
+        raise InvalidInputError(
+            f"{str(data)!r} has the folder {unknown!r}, which is no class of the network; its classes are "
+            f"{_listed(names)}; rename the folder, or {_CLASSES}"
+        )
+    if names is None and len(found) != num_classes:
+        raise InvalidInputError(
+            f"{str(data)!r} has {len(found)} folders and the network {num_classes} classes, so the folders by name are "
+            f"not its classes in order; {_CLASSES}"
+        )
+    if names is None:
+        shown = [f"{k} = {name}" for k, name in enumerate(found)]
+        shown = shown if len(shown) <= _SHOWN else [*shown[: _SHOWN - 2], "...", shown[-1]]
+        side().print(
+            f"the folders by name are taken as the network's classes: {', '.join(shown)}; for another order give "
+            "--classes",
+            soft_wrap=True,
+        )
+    order = found if names is None else names
+    number = {name: k for k, name in reversed(list(enumerate(order)))}
+    return np.array([number[folder] for folder in folders], dtype=np.intp), order
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -273,7 +273,7 @@ def _precision(text: str) -> str | dict[str, str]:
 def _loader(model: MultiExitModel, data: Path, preprocessing: Any, classes: list[str] | None) -> list[Any]:
     """The batches of --calibration with their labels."""
     count, batches, known = opened(model, data, preprocessing, 32, None)
-    truth = known(classes, None)
+    truth, _ = known(classes, None)
     if truth is None or len(truth) != count:
         raise InvalidInputError(
             f"--calibration {str(data)!r} has no label for each of its {count} samples, by which accuracy is "
