@@ -84,7 +84,7 @@ def test_report_shows_the_members_by_name(files: tuple[Path, Path], tmp_path: Pa
     for name in ("exit-shares", "reliability", "risk-coverage"):
         assert [one["name"] for one in charts[name]["series"]][:3] == names, name
     assert [one["name"] for one in charts["paper-scores-0"]["series"]] == names[:2]
-    assert charts["agreement"]["columns"] == names
+    assert charts["agreement"]["rows"] == [*names, "the answers"]
     assert charts["failure-prediction"]["columns"] == names[:2]
     assert charts["changes"]["categories"][0] == "all leave at exit 0 (small 0)"
     assert charts["confusion-0"]["title"] == "Answers of exit 0 (small 0) and of the last exit"

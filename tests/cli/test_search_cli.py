@@ -48,7 +48,7 @@ def test_files_of_one_name_are_called_by_their_folders(files: tuple[Path, Path],
 
 def test_what_cannot_be_searched(files: tuple[Path, Path], tmp_path: Path) -> None:
     words = ("search", *files, "--costs", "1,2,9")
-    assert "below the first exit's cost: the smallest feasible budget is 1 ms" in refused(*words, "--budget", "0.1ms")
+    assert "small, exit 0: the smallest feasible budget is 1 ms" in refused(*words, "--budget", "0.1ms")
     assert "write '60%'" in refused(*words, "--budget", "60")
     assert "give one of them" in refused(*words, "--budget", "60%", "--budgets", "60%")
     assert "give --budget too" in refused(*words, "--out", tmp_path / "best.safetensors")

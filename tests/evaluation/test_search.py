@@ -225,6 +225,9 @@ def test_what_to_run_is_said_where_a_gain_may_be_chance(found: SearchResult) -> 
         unsure = re.search(r"At ([\d., ]*) ms the gain over the runner-up may be chance: take the simpler", said)
         listed = unsure is not None and at in unsure[1].split(", ")
         assert listed == (not by_chance and second is not None and not system.certain)
+    records = {"small": toy_records(60).keep_exits([0, 1]), "big": toy_records(50).keep_exits([2])}
+    with pytest.raises(InvalidInputError, match=r"candidate 'big' has records of 50 samples, candidate 'small' of 60"):
+        found.at("60%").replay(records)
     lone = eenet.search({"big": toy_records(100).keep_exits([2])}, {"big": 9.0})
     assert lone.notes == ("There is one candidate, a plain network: there is nothing to choose.",)
     with pytest.raises(InfeasibleBudgetError, match=r"below what the cheapest system costs, big: the smallest .* 9 ms"):

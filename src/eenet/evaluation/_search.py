@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -131,23 +130,19 @@ def _members(
         raise InvalidInputError(
             f"candidates are {sorted(candidates)}, costs are of {sorted(costs)}; give the costs of each by its name"
         )
-    names, records = list(candidates), list(candidates.values())
     for name, one in candidates.items():
         if not isinstance(one, ExitRecords):
             raise InvalidInputError(
                 f"candidate {name!r} is a {type(one).__name__}, expected ExitRecords: eenet.collect(model, loader) "
                 "makes them of a model, ExitRecords.from_probabilities of predictions"
             )
-    try:
-        records = labeled(records)
-    except InvalidInputError as error:
-        named = re.sub(r"\bmember (\d+)", lambda found: f"candidate {names[int(found[1])]!r}", str(error))
-        raise InvalidInputError(named) from error
-    if records[0].utility is None:
+    known = labeled(candidates)
+    first = next(iter(known.values()))
+    if first.utility is None:
         raise InvalidInputError("no candidate has labels: pass labels=... when making the records of one")
-    if len(records[0]) < _FEWEST:
+    if len(first) < _FEWEST:
         raise InvalidInputError(
-            f"there are {len(records[0])} samples, expected at least {_FEWEST}: a third of them judges what the others "
+            f"there are {len(first)} samples, expected at least {_FEWEST}: a third of them judges what the others "
             "choose"
         )
     units = {one.unit for one in costs.values() if isinstance(one, ExitCosts)} | ({unit} if unit else set())
@@ -158,7 +153,7 @@ def _members(
         raise InvalidInputError(f"costs are of batch sizes {sorted(sizes)}; give all of one")
     common = units.pop() if units else "ms"
     members = {}
-    for name, one in zip(names, records, strict=True):
+    for name, one in known.items():
         own = costs[name]
         try:
             own = own if isinstance(own, ExitCosts) else PlainCosts(own, common)

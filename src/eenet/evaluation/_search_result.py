@@ -96,7 +96,7 @@ class System:
         missing = [name for name in self.members if name not in candidates]
         if missing:
             raise InvalidInputError(f"there are no records of {missing[0]!r}, which is a member of {self.name!r}")
-        known = dict(zip(candidates, labeled(list(candidates.values())), strict=True))
+        known = labeled(candidates)
         own = [known[name] for name in self.members]
         return own[0] if len(own) == 1 else ExitRecords.cascade(own)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from eenet._cascades import labels_and_utility, require_same_task
 from eenet._values import array_value
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
+from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import Scheduler, Static
 from eenet.scheduler._assignments import fold_numbers
@@ -68,13 +69,18 @@ class Member:
         return float(self.records.accuracies[-1])
 
 
-def labeled(records: Sequence[ExitRecords]) -> list[ExitRecords]:
+def labeled(candidates: Mapping[str, ExitRecords]) -> dict[str, ExitRecords]:
     """Records of the same samples, all with the labels that one has; raises `InvalidInputError` for other samples."""
-    for number, one in enumerate(records):
-        require_same_task(records[0], one, number)
-    labels, utility = labels_and_utility(records)
-    made = [copy.copy(one) for one in records]
-    for number, one in enumerate(made):
+    names, records = list(candidates), list(candidates.values())
+    try:
+        for number, one in enumerate(records):
+            require_same_task(records[0], one, number)
+        labels, utility = labels_and_utility(records)
+    except InvalidInputError as error:
+        named = re.sub(r"\bmember (\d+)", lambda found: f"candidate {names[int(found[1])]!r}", str(error))
+        raise InvalidInputError(named) from error
+    made = {name: copy.copy(one) for name, one in candidates.items()}
+    for number, one in enumerate(made.values()):
         one.labels, one.utility = labels, None if utility is None else utility[number]
     return made
 

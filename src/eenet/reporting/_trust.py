@@ -216,7 +216,7 @@ def agreement(replays: Replays) -> Chart:
         axis(""),
         kind="heat",
         rows=[*names, "the answers"],
-        columns=names,
+        columns=[f"exit {k}" for k in range(len(names))],  # long names there leave little room for the cells
         percent=True,
         limits=[float(same.min()), 1.0],
         **framed(replays, patch),
