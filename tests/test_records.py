@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 import torch
 from files import write_arrays
 
+import eenet
 from eenet import ExitRecords
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_logits, toy_records
 
 
@@ -337,3 +339,60 @@ def test_equal_records_are_equal_and_have_one_hash_also_after_a_file_a_copy_or_a
         other: object = "records"
         assert records != other
     assert ExitRecords.from_logits(logits, labels) != ExitRecords.from_logits(logits)
+
+
+class TestClassesThatAreMissing:
+    """What lacks classes is said where chance does not explain it, and by no false alarm elsewhere."""
+
+    costs = eenet.ExitCosts([1.0, 2.0])
+
+    def fit(self, labels: Any, classes: int) -> None:
+        labels = np.asarray(labels)
+        logits = np.random.default_rng(0).normal(size=(2, len(labels), classes))
+        logits[:, np.arange(len(labels)), labels] += 2
+        eenet.MaxProbability().fit(ExitRecords.from_logits(logits, labels), self.costs, fallback=False)
+
+    @pytest.mark.parametrize("rows", [150, 200, 250, 300, 500, 800])
+    def test_the_first_rows_of_a_file_that_is_sorted_by_class(self, rows: int) -> None:
+        held = -(-rows // 100)
+        with pytest.warns(ReliabilityWarning, match="sorted by class") as said:
+            self.fit(np.repeat(np.arange(10), 100)[:rows], 10)
+        (one,) = said
+        named = ", ".join(map(str, range(held, 10)))
+        assert f"lack {10 - held} of the network's 10 classes ({named})" in str(one.message)
+        assert Path(one.filename) == Path(__file__)
+
+    def test_half_of_the_classes_in_any_order(self) -> None:
+        labels = np.random.default_rng(0).integers(0, 50, 5000)
+        with pytest.warns(ReliabilityWarning, match=r"lack 50 of .* 100 classes \(50, .*, 57 and 42 more\)") as said:
+            self.fit(labels, 100)
+        assert "sorted" not in str(said[0].message)
+
+    @pytest.mark.parametrize(
+        ("shares", "samples"),
+        [
+            (np.ones(10), 25),
+            (np.ones(1000), 138),
+            (np.ones(100), 300),
+            (100.0 ** -(np.arange(10) / 9), 200),
+            (1000.0 ** -(np.arange(100) / 99), 1000),
+            (1 / np.arange(1, 1001), 2000),
+            (np.append(np.ones(9), 0.005), 500),
+        ],
+        ids=["few", "fewer than classes", "three each", "tail", "long tail", "zipf", "one rare"],
+    )
+    def test_no_false_alarm_of_few_samples_and_rare_classes(self, shares: Any, samples: int) -> None:
+        rng, missing = np.random.default_rng(0), 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ReliabilityWarning)
+            for _ in range(20):
+                labels = rng.choice(len(shares), samples, p=shares / shares.sum())
+                missing += len(np.unique(labels)) < len(shares)
+                self.fit(labels, len(shares))
+        assert missing >= 10
+
+    def test_all_classes_in_order_and_no_labels(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ReliabilityWarning)
+            self.fit(np.repeat(np.arange(10), 20), 10)
+            eenet.MaxProbability().fit(ExitRecords.from_logits(np.zeros((2, 50, 3))), self.costs, fallback=False)

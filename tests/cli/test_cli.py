@@ -57,6 +57,32 @@ class TestFit:
         on = [t for t in found["thresholds"] if t is not None]
         assert saved.policy.thresholds[saved.policy.enabled].tolist() == on
 
+    def test_missing_classes_are_said_once_by_each_command(self, tmp_path: Path) -> None:
+        labels = np.repeat(np.arange(10), 50)[:200]
+        logits = np.random.default_rng(0).normal(size=(3, 200, 10))
+        logits[:, np.arange(200), labels] += 2
+        np.savez(tmp_path / "first.npz", logits=logits, labels=labels)
+        words = (tmp_path / "first.npz", "--costs", COSTS, "--budget", "60%", "--method", "max_prob")
+        saved = ("--out", tmp_path / "s.safetensors")
+        for command in (("fit", *words, *saved), ("evaluate", words[0], "--scheduler", saved[1])):
+            said = run(*command).stderr
+            assert said.count("lack 6 of the network's 10 classes (4, 5, 6, 7, 8, 9)") == 1, command
+            assert "sorted by class" in said
+
+    def test_a_rule_in_place_of_the_method_is_a_note_of_the_table_for_all_budgets(self, tmp_path: Path) -> None:
+        labels = np.random.default_rng(0).integers(0, 5, 900)
+        logits = np.random.default_rng(1).normal(size=(3, 900, 5))
+        logits[:, np.arange(900), labels] += np.array([0.5, 2.5, 0.0])[:, None]
+        logits[0] *= 5
+        logits[2] = logits[1]  # no better than exit 1, for twenty times its cost
+        np.savez(tmp_path / "p.npz", logits=logits, labels=labels)
+        words = ("fit", tmp_path / "p.npz", "--costs", "0.1,0.5,10", "--method", "max_prob")
+        done = run(*words)
+        assert "and is used instead" not in done.stderr
+        assert re.search(r"At .* ms the policy is that of Static\(1\), which is no less accurate", done.stdout)
+        asked = run(*words, "--budget", "30%").stderr  # one budget, of a method that was chosen
+        assert asked.count("Static(1) is") == asked.count("and is used instead") == 1
+
     def test_seed_decides(self, predictions: Path) -> None:
         assert fit(predictions, "--seed", 3) == fit(predictions, "--seed", 3)
 

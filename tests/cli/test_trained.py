@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import torch
 from commands import refused, run, served
 from optional import import_or_skip
 from pages import DOCS
 
 import eenet
-from eenet._pretrained import model_names
 
 for _library in ("onnx", "onnxscript", "onnxruntime", "pyarrow", "mlxtend", "PIL", "plotly"):
     pytest.importorskip(_library)
@@ -67,6 +68,21 @@ def test_the_page_lists_the_models_that_ship_with_what_they_need() -> None:
     assert (RESULTS / "digits" / "model" / "samples.npz").is_file()
     page = PAGE.read_text(encoding="utf-8")
     assert page.partition(BEGIN)[2].partition(END)[0] == table(), "run python tests/cli/test_trained.py"
+
+
+def test_the_first_of_the_samples_and_records_of_digits_are_of_all_classes() -> None:
+    folder = RESULTS / "digits" / "model"
+    if not folder.is_dir():
+        pytest.skip("needs results/, which is in the repository alone")
+    test, calibration = (eenet.ExitRecords.load(folder / f"{part}.safetensors") for part in ("test", "calibration"))
+    for records in (test, calibration):
+        assert records.labels is not None
+        assert len(np.unique(records.labels[:100])) == 10
+    with np.load(folder / "samples.npz") as arrays:
+        x = torch.from_numpy(arrays["x"])
+    with torch.no_grad():
+        exits = eenet.from_pretrained("digits").eval()(x[:100])
+    assert [logits.argmax(dim=1).tolist() for logits in exits] == test.predictions[:, :100].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +154,7 @@ def test_on_ray_the_bundle_is_measured_as_replicas_run_it(work: Path, monkeypatc
 
 
 def test_what_is_left_of_a_run_is_taken_as_a_folder(work: Path) -> None:
-    found = json.loads(run("report", model_names()["digits"], "--out", work / "r.html", "--json").stdout)
+    found = json.loads(run("report", RESULTS / "digits" / "model", "--out", work / "r.html", "--json").stdout)
     assert found["runs"][0]["name"] == "digits"
     eenet.from_pretrained("digits").save_pretrained(work / "saved")
     assert "has no calibration.safetensors beside its weights" in refused("serve", work / "saved")
@@ -162,7 +178,7 @@ def test_a_wrong_name_lists_those_there_are(work: Path, words: tuple[str, ...]) 
     message = refused(*words)
     assert "'digit' is neither a folder nor the name of a model" in message
     assert "did you mean 'digits'? there are " in message
-    assert all(name in message for name in model_names())
+    assert all(folder.parent.name in message for folder in RESULTS.glob("*/model"))
 
 
 def test_a_changed_file_makes_another_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
@@ -171,7 +187,7 @@ def test_a_changed_file_makes_another_bundle(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("eenet.cli._trained.missing_of", lambda extra: ["onnx"] if extra == "export" else [])
     monkeypatch.setenv("EENET_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(model_names()["digits"], "mine")
+    shutil.copytree(RESULTS / "digits" / "model", "mine")
     module = tmp_path / "own_network_of_this_test.py"
     module.write_text("def make(): ...\n", encoding="utf-8")
 

@@ -141,7 +141,7 @@ def test_real_traffic_costs_the_budget_at_the_accuracy_of_hindsight(name: str, r
         assert np.mean(behind) < 0.003
 
 
-@pytest.mark.filterwarnings("ignore:all 60 calibration samples are of class:eenet.errors.ReliabilityWarning")
+@pytest.mark.filterwarnings("ignore:all 60 samples are of class:eenet.errors.ReliabilityWarning")
 def test_any_mean_cost_can_be_held_where_there_are_only_two_policies() -> None:
     one = toy_records(1)
     scheduler = eenet.MaxProbability().fit(one.subset(np.zeros(60, dtype=int)), toy_costs(), fallback=False)

@@ -22,8 +22,7 @@ from typer.testing import CliRunner
 import eenet
 from eenet.cli import app
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.experiments.data import dataset_names
-from eenet.experiments.data._load import _ENTRIES
+from eenet.experiments.data import dataset_names, load
 from eenet.experiments.recipes import (
     STEPS,
     Recipe,
@@ -248,6 +247,20 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     assert "A smoke run" in page
     for row in (*metrics["exits"], *(row for row in metrics["schedulers"] if "test_accuracy" in row)):
         assert f"| {100 * row['test_accuracy']:.2f} |" in page
+
+
+def test_what_goes_with_a_model_is_shuffled_and_its_inputs_are_those_of_its_records(finished: Path) -> None:
+    whole, kept = (eenet.ExitRecords.load(folder / "test.safetensors") for folder in (finished, finished / "model"))
+    assert kept != whole
+    rows = [record.tobytes() for record in whole.probabilities[0]]
+    assert sorted(rows) == sorted(record.tobytes() for record in kept.probabilities[0])
+    with np.load(finished / "model" / "samples.npz") as arrays:
+        (x,) = arrays.values()
+    model = eenet.MultiExitModel.from_pretrained(finished / "model").eval()
+    with torch.no_grad():
+        last = model(torch.from_numpy(x))[-1].softmax(dim=1).numpy()
+    numbers = np.arange(len(x)) * len(kept) // len(x)
+    np.testing.assert_allclose(last, kept.probabilities[-1][numbers], atol=1e-4)
 
 
 def test_what_goes_with_a_model_names_the_samples_of_its_records_where_they_are_fewer(finished: Path) -> None:
@@ -498,7 +511,10 @@ def test_the_reference_in_the_docs_is_that_of_the_schema() -> None:
     settable = {field.name for field in dataclasses.fields(TrainConfig)} - {"seed"}
     assert {name for name in settable if f"`{name}`" not in fields} == set()
     for name in dataset_names():
-        for option in _ENTRIES[name].options:
+        with pytest.raises(InvalidInputError, match="has no option 'absent'; it has ") as said:
+            load(name, ".", "train", absent=1)
+        options = str(said.value).partition("; it has ")[2]
+        for option in options.split(", ") if options != "none of its own" else ():
             assert any(f"| `{option}` |" in line and name in line for line in fields.splitlines()), (name, option)
 
 

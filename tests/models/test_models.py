@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 import eenet
-from eenet.errors import CutError, InvalidInputError
+from eenet.errors import CutError, InvalidInputError, ReliabilityWarning
 from eenet.models import ConvHead, DownsamplingHead, GridHead, TokenHead, VectorHead
 from eenet.networks import CifarResNet
-from networks import SmallConvNet, conv_model
+from networks import SmallConvNet, conv_model, table_model
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -298,6 +298,14 @@ def test_collect_reads_the_usual_batches() -> None:
     named: list[Any] = [{"x": x, "labels": y}, ({"x": x}, y), {"x": x, "label": y}]
     for batch in named:
         assert eenet.collect(by_name, [batch]).labels is not None
+
+
+def test_collect_says_where_labels_lack_classes_of_the_network() -> None:
+    model = table_model(2, 10)
+    labels = torch.arange(10).repeat_interleave(50)[:150]
+    batches = [(torch.randn(50, 20), labels[start : start + 50]) for start in (0, 50, 100)]
+    with pytest.warns(ReliabilityWarning, match=r"lack 7 of .* 10 classes \(3, 4, 5, 6, 7, 8, 9\), .*sorted by class"):
+        eenet.collect(model, batches)
 
 
 def test_collect_passes_over_empty_batches() -> None:

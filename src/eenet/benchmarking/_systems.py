@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -15,7 +16,7 @@ from eenet._extras import require
 from eenet._timing import waiting_for
 from eenet.benchmarking._samples import Array, Inputs
 from eenet.costs import Budget
-from eenet.errors import InvalidInputError
+from eenet.errors import FallbackWarning, InvalidInputError
 from eenet.runtime import AdaptiveOutput, run_arrays
 from eenet.scheduler import Scheduler
 
@@ -156,7 +157,9 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
             _require(1 <= len(rest) <= 2 and isinstance(rest[0], Scheduler), name, value, _MODEL)
             policies: dict[str | None, Scheduler] = {None: rest[0]}
             if len(rest) == 2:
-                policies = {_text(budget): rest[0].at(budget) for budget in _budgets(name, rest[1])}
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", FallbackWarning)  # a note says it
+                    policies = {_text(budget): rest[0].at(budget) for budget in _budgets(name, rest[1])}
             return [_of_adaptive(name, AdaptiveModel(one, policy), budget) for budget, policy in policies.items()]
         if isinstance(one, AdaptiveModel):
             _require(not rest, name, value)

@@ -20,7 +20,7 @@ from eenet.bundle._manifest import MANIFEST, read_manifest, sealed
 from eenet.bundle._measure import BATCH_SIZES, UNITS, costs_at, device_of, measured, remaining, stand_ins, undescribed
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
-from eenet.records import ExitRecords
+from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
 from eenet.runtime._backend import Live
 from eenet.scheduler import Fallback, Scheduler
 from eenet.scheduler._fitted import PolicyTable
@@ -99,6 +99,7 @@ def measure(
     require_readable(bundle.scheduler, budget, [*batch_sizes, *([] if batch_size is None else [batch_size])])
     if records is not None:
         require_fitting(records, bundle.scheduler, bundle.manifest.data.get("network"))
+        warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
     manifest = bundle.manifest
     plain = manifest.data.get("plain")
     scheduler, profile = plan_here(
@@ -332,8 +333,9 @@ def _fitted(
         warnings.simplefilter("always")
         fresh.fit(records, costs, budget, **promises)
     known = _what_fell_back(fresh) == _what_fell_back(told)
+    missing = missing_classes(records.labels, records.num_classes)  # said where the records were first given
     for one in said:
-        if not (known and issubclass(one.category, FallbackWarning)):
+        if str(one.message) != missing and not (known and issubclass(one.category, FallbackWarning)):
             warnings.warn(one.message, one.category, stacklevel=6)
     return fresh
 

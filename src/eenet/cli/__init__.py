@@ -150,11 +150,15 @@ def _one_line_for_wrong_usage(ctx: Any) -> Iterator[None]:
 
 
 def _show_reliability_warnings() -> None:
+    """Each in one line, and once: a command may fit several times to the same records."""
     usual = warnings.showwarning
+    shown: set[str] = set()
 
     def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, ReliabilityWarning):
-            show_warning(str(message))
+            if str(message) not in shown:
+                show_warning(str(message))
+            shown.add(str(message))
         else:
             usual(message, category, *place, **more)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, short, side, steps
 from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
 from eenet.cli._inputs import OR_FUNCTION, load_target, model_files, read_inputs, read_predictions, sizes_of
-from eenet.cli._trained import fit_beside, records_beside
+from eenet.cli._trained import fit_beside, policy_notes, records_beside, without_rules_taken
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -169,30 +170,32 @@ def export(
             assert kept is not None
             report("fitting EENet to the calibration records")
             fitted = fit_beside(model, example, kept, batch_size=1 if files is None else files.batch_size())
-        bundle = write_bundle(
-            model,
-            fitted,
-            out,
-            example=example,
-            backend=backend,
-            preprocessing=preprocessing,
-            class_names=names,
-            records=kept,
-            keep_labels=labels,
-            budget=budget,
-            measure=measure,
-            batch_sizes=sizes_of(batch_sizes),
-            seconds=seconds,
-            threads=threads or None,
-            precision=asked,
-            calibration=loader,
-            max_exit_drop=max_exit_drop,
-            exit_drop_guarantee=exit_drop_guarantee,
-            progress=report,
-            **({} if opset is None else {"opset": opset}),
-        )
+        with without_rules_taken() if scheduler is None else nullcontext():
+            bundle = write_bundle(
+                model,
+                fitted,
+                out,
+                example=example,
+                backend=backend,
+                preprocessing=preprocessing,
+                class_names=names,
+                records=kept,
+                keep_labels=labels,
+                budget=budget,
+                measure=measure,
+                batch_sizes=sizes_of(batch_sizes),
+                seconds=seconds,
+                threads=threads or None,
+                precision=asked,
+                calibration=loader,
+                max_exit_drop=max_exit_drop,
+                exit_drop_guarantee=exit_drop_guarantee,
+                progress=report,
+                **({} if opset is None else {"opset": opset}),
+            )
     info = bundle.info
-    result = {"schema": 1, "out": str(out), "bytes": _size(out), **info}
+    notes = policy_notes(bundle.scheduler)
+    result = {"schema": 1, "out": str(out), "bytes": _size(out), **info, "policy_notes": notes}
     if json_output:
         print_json(result)
         return
@@ -220,6 +223,8 @@ def show_costs(bundle: LoadedBundle) -> None:
     console.print(table)
     console.print(f"costs {bundle.costs_from}", soft_wrap=True)
     console.print(f"Budget {costs.in_words(scheduler.budget)}.")
+    for note in policy_notes(scheduler):
+        console.print(f"{note}.", soft_wrap=True)
     note_no_gain(costs)
     records = bundle.records
     if records is not None:

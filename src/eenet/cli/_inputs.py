@@ -41,6 +41,14 @@ def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array |
     The file is `.npz` or `.safetensors` with `probs`, `probabilities` or `logits` (exits, samples, classes) and
     `labels` (samples,), their names after `prefix`; or what `ExitRecords.save` wrote.
     """
+    from eenet.records import warn_of_missing_classes
+
+    records, costs = _predictions(path, prefix)
+    warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
+    return records, costs
+
+
+def _predictions(path: Path, prefix: str) -> tuple[ExitRecords, Array | None]:
     from eenet.records import ExitRecords
 
     source = existing_file(path)

@@ -6,7 +6,8 @@ import hashlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from eenet.cli._inputs import (
     read_inputs,
     read_predictions,
 )
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning
 
 if TYPE_CHECKING:
     from eenet.models import MultiExitModel
@@ -49,6 +50,20 @@ def records_beside(files: ModelFiles, target: str) -> ExitRecords:
     return read_predictions(path)[0]
 
 
+@contextmanager
+def without_rules_taken() -> Iterator[None]:
+    """No warning of a simple rule in place of EENet, where a command chose EENet itself: it prints `policy_notes`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        yield
+
+
+def policy_notes(scheduler: Scheduler) -> list[str]:
+    """What a fit did besides what was asked for: the rule that was taken, and the exits that were left out."""
+    taken = [] if scheduler.fallback is None else [f"{scheduler.name}: {scheduler.fallback}"]
+    return taken + [f"left out: {dead}" for dead in scheduler.left_out]
+
+
 def fit_beside(
     model: MultiExitModel, example: Any, records: ExitRecords, *, batch_size: int, threads: int | None = None
 ) -> Scheduler:
@@ -66,7 +81,9 @@ def fit_beside(
             costs = profile(model, example, unit="ms", batch_size=batch_size, seconds=0.5)
     finally:
         torch.set_num_threads(before)
-    return EENet(seed=0).fit(records, costs, min(max(SHARE * costs.reference, costs[0]), costs[-1]))
+    fitted = EENet(seed=0).fit(records, costs)
+    with without_rules_taken():
+        return fitted.at(min(max(SHARE * costs.reference, costs[0]), costs[-1]))
 
 
 def bundle_of(target: str | Path, *, threads: int | None, allow: Sequence[str]) -> Path:
@@ -131,15 +148,18 @@ def _make(
     with steps("exporting") as report:
         report("fitting EENet to the calibration records")
         scheduler = fit_beside(model, example, records, batch_size=files.batch_size(), threads=threads)
-        export(
-            model,
-            scheduler,
-            folder,
-            example=example if samples is None else read_inputs(model, samples),
-            backend=backend,
-            preprocessing=preprocessing_of(files.inputs),
-            class_names=None if classes is None else names_in(classes),
-            records=records,
-            threads=threads,
-            progress=report,
-        )
+        with without_rules_taken():
+            bundle = export(
+                model,
+                scheduler,
+                folder,
+                example=example if samples is None else read_inputs(model, samples),
+                backend=backend,
+                preprocessing=preprocessing_of(files.inputs),
+                class_names=None if classes is None else names_in(classes),
+                records=records,
+                threads=threads,
+                progress=report,
+            )
+        for note in policy_notes(bundle.scheduler):
+            report(note)

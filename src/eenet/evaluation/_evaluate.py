@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from eenet.costs import LAST, ExitCosts, is_time
-from eenet.errors import InvalidInputError, NotFittedError
+from eenet.errors import FallbackWarning, InvalidInputError, NotFittedError
 from eenet.evaluation._comparison import text_table
 from eenet.evaluation._oracle import oracle, random_mixture
 from eenet.records import ExitRecords
@@ -241,9 +242,20 @@ def evaluate(
         )
     budget = _budget_of(scheduler)
     if budget is None:
+        taken_at: dict[str, list[str]] = {}
         for limit in _some_budgets(scheduler):
-            policy = _of(scheduler.at(limit).replay(records))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FallbackWarning)  # the table says it
+                there = scheduler.at(limit)
+            if there.fallback is not None and there.fallback.reason != "fit":
+                taken_at.setdefault(there.fallback.taken, []).append(f"{limit:.4g}")
+            policy = _of(there.replay(records))
             add(f"policy for {limit:.4g} {costs.unit}", "frontier", policy.pop("cost"), budget=limit, **policy)
+        notes += [
+            f"At {', '.join(limits)} {costs.unit} the policy is that of {rule}, which is no less accurate there on the "
+            f"calibration samples than {scheduler.name}, or cheaper."
+            for rule, limits in taken_at.items()
+        ]
         return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, None, tuple(notes))
     if utility is not None:
         limit = min(budget, costs[-1])

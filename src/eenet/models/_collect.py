@@ -14,7 +14,7 @@ from torch import Tensor
 from eenet.errors import InvalidInputError
 from eenet.models._io import inferring, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
-from eenet.records import ExitRecords
+from eenet.records import ExitRecords, warn_of_missing_classes
 from eenet.tasks import Evidence, Segmentation, Task
 
 
@@ -35,7 +35,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     Returns
     -------
     ExitRecords
-        What the K exits said of the N samples of all batches, and the labels where the batches have them.
+        What the K exits said of the N samples of all batches, and the labels where the batches have them. Where the
+        labels lack classes of the network that are not missing by chance, there is a `ReliabilityWarning`.
 
     Raises
     ------
@@ -69,6 +70,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
             gathered.add(model(*args, **kwargs), y)
     records = gathered.records()
     records.network = digest_of(model)
+    warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
     return records
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning
-from eenet.records import ExitRecords, require_records
+from eenet.records import ExitRecords, require_records, warn_of_missing_classes
 from eenet.scheduler._abstention import NOTHING, AbstainingFit, Abstention
 from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Calibration, Geometric, Shared, fold_numbers
 from eenet.scheduler._estimator import Estimator
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("eenet.scheduler")
 
 _UNSPENT = 0.01  # of the budget: what is worth a warning
-_MANY = 20  # samples of one class, of which there are more, which are not so by chance
 
 SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
 """The schedulers that take a budget, by the name the command line uses: the subclasses made with `method=`."""
@@ -180,8 +179,8 @@ class Scheduler(Estimator):
         Raises
         ------
         InfeasibleBudgetError
-            When the budget cannot be met; it names the smallest that can. Where much of a budget stays unspent there is
-            a `ReliabilityWarning`.
+            When the budget cannot be met; it names the smallest that can. Where much of a budget stays unspent, or the
+            labels lack classes that are not missing by chance, there is a `ReliabilityWarning`.
         InvalidInputError
             For records, costs or a combination of arguments that cannot be used.
         """
@@ -193,7 +192,7 @@ class Scheduler(Estimator):
         costs.require_exits(records.num_exits)
         if self._refused is not None:
             raise InvalidInputError(self._refused)
-        _warn_of_one_class(records)
+        warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
         limit = None if budget is None else parse_budget(budget, costs)
         abstention: Abstention | None = None
         if abstain is not None or max_error is not None:
@@ -382,16 +381,3 @@ def _left_out(dead: tuple[DeadExit, ...]) -> str:
         f"{'; '.join(map(str, dead))}. {one} left out: no sample exits there; train the head again, move the exit, or "
         "leave out the member of a cascade"
     )
-
-
-def _warn_of_one_class(records: ExitRecords) -> None:
-    """Say that all labels are one class, where that is no chance: what is fitted then knows nothing of the others."""
-    labels = records.labels
-    if labels is not None and records.num_classes > 1 and len(labels) >= _MANY and (labels == labels[0]).all():
-        warnings.warn(
-            f"all {len(labels)} calibration samples are of class {int(labels[0])}: what is fitted to them says nothing "
-            f"of the other {records.num_classes - 1} classes; take samples of all classes, such as a shuffled part of "
-            "the data",
-            ReliabilityWarning,
-            stacklevel=3,
-        )

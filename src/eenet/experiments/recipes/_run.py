@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -317,8 +318,9 @@ class _Run:
         for part, file in (("test", SAMPLES), ("calibration", LABELED)):
             tensors, labels = data.samples(part, _SAMPLES_BYTES)
             arrays = self._named(tensors)
-            if part == "calibration":
-                arrays["labels"] = labels.numpy()
+            if part == "calibration":  # the others stay in the order of the test records, by which they have labels
+                order = self._shuffled(len(labels))
+                arrays = {name: array[order] for name, array in arrays.items()} | {"labels": labels.numpy()[order]}
             np.savez(self.work / file, **arrays)
         self._write_preprocessing(self.work, data)
 
@@ -465,15 +467,18 @@ class _Run:
         """Keep the trained network beside the results, where it is small, with what its users need.
 
         That is what a model needs to be served, exported and reported on by its name: records to fit a scheduler to and
-        to judge it, costs, class names, preprocessing and some test inputs.
+        to judge it, costs, class names, preprocessing and some test inputs. Records and inputs are shuffled, the same
+        for the same seed: the first of data that are sorted by class are of few classes.
         """
         trained, kept = self.work / _MODEL, self.out / _MODEL
         shutil.rmtree(kept, ignore_errors=True)
         if sum(path.stat().st_size for path in trained.iterdir()) > _KEPT_BYTES:
             return
         shutil.copytree(trained, kept)
-        written = write_predictions(kept, calibration, test, limit=_RECORDS_BYTES)
-        rows = written[TEST]
+        orders = [self._shuffled(len(records)) for records in (calibration, test)]
+        shuffled = [records.subset(order) for records, order in zip((calibration, test), orders, strict=True)]
+        written = write_predictions(kept, *shuffled, limit=_RECORDS_BYTES)
+        rows = orders[1][written[TEST]]
         write_json(kept / METRICS, summary(metrics, {"calibration": len(written[CALIBRATION]), "test": len(rows)}))
         profile = self.out / PROFILE
         shutil.copy(profile if profile.is_file() else self.out / COSTS, kept / COSTS)
@@ -489,6 +494,10 @@ class _Run:
             if size <= _INPUTS_BYTES or count == 1:
                 return
             count = max(1, min(count - 1, int(0.95 * count * _INPUTS_BYTES / size)))
+
+    def _shuffled(self, samples: int) -> NDArray[np.int64]:
+        """The numbers of samples in a random order, which the recipe's seed fixes."""
+        return np.random.default_rng([self.recipe.seed, samples]).permutation(samples)
 
     def _measured(self, calibration: ExitRecords, test: ExitRecords) -> dict[str, Any]:
         """Every single exit and every fitted scheduler run for real, in turns with the plain network."""
