@@ -141,3 +141,13 @@ def test_costs_within_costs_are_refused() -> None:
     nested: Any = [1, [2, 3]]
     with pytest.raises(InvalidInputError, match=r"costs are \[1, \[2, 3\]\], expected a list of numbers, one for each"):
         ExitCosts(nested)
+
+
+def test_costs_say_of_which_length_of_inputs_they_are() -> None:
+    costs = ExitCosts([1.0, 2.0], device={"processor": "one", "sizes": {"sequence": 32}})
+    assert costs.of_inputs == "of inputs of length 32 (sequence); longer ones cost more"
+    assert ExitCosts.from_dict(json.loads(json.dumps(costs.to_dict()))).of_inputs == costs.of_inputs
+    images = ExitCosts([1.0, 2.0], device={"sizes": {"height": 64, "width": 96}})
+    assert images.of_inputs == "of inputs of size 64 (height) and 96 (width); larger ones cost more"
+    for device in ({}, {"processor": "one"}, {"sizes": {}}):  # of one size only, or written before this was recorded
+        assert ExitCosts([1.0, 2.0], device=device).of_inputs is None

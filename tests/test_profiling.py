@@ -255,3 +255,22 @@ def test_a_network_that_was_changed_after_it_was_cut_is_not_measured() -> None:
     network[2], network[3] = nn.Linear(8, 80), nn.Linear(80, 3)
     with pytest.raises(CutError, match="attach"):
         eenet.profile(model, torch.randn(2, 4), unit="flops")
+
+
+def test_costs_of_a_network_for_inputs_of_any_length_say_which_was_measured() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), MeanOverTime(), nn.Linear(8, 3)).eval()
+    model = eenet.attach(network, ["1"], example=torch.randn(2, 6, 4), dynamic={1: "time"})
+    costs = eenet.profile(model, torch.randn(2, 9, 4), unit="flops", seconds=0.0)
+    assert costs.device["sizes"] == {"time": 9}
+    assert costs.of_inputs == "of inputs of length 9 (time); longer ones cost more"
+    longer = eenet.profile(model, torch.randn(2, 90, 4), unit="flops", seconds=0.0)
+    assert longer[0] - costs[0] == (90 - 9) * 2 * 4 * 8  # the head averages over time
+    fixed = eenet.attach(network, ["1"], example=torch.randn(2, 6, 4))
+    assert eenet.profile(fixed, torch.randn(2, 6, 4), unit="flops", seconds=0.0).of_inputs is None
+
+
+class MeanOverTime(nn.Module):
+    """(N, T, D) to (N, D)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1)

@@ -58,7 +58,8 @@ class ExitCosts:
     spread : array_like of shape (K,), optional
         The relative spread of the measurement.
     device : mapping, optional
-        Names and versions that identify the machine of the measurement.
+        Names and versions that identify the machine of the measurement. Of a network that takes inputs of any length,
+        "sizes" are those that were measured: `{"sequence": 32}`.
     includes : tuple of str
         The parts that are counted, such as "heads" and "scheduler".
     plain : float, optional
@@ -247,6 +248,26 @@ class ExitCosts:
     def in_words(self, cost: float) -> str:
         """A cost with its unit and its share, such as "3.1 ms (60% of the plain network)"."""
         return f"{cost:.6g} {self.unit} ({100 * cost / self.reference:.3g}% of {self.reference_name})"
+
+    @property
+    def of_inputs(self) -> str | None:
+        """What inputs the costs are of, in words, where the network takes inputs of several lengths or sizes.
+
+        Longer inputs cost more, so that a budget in these costs is one for inputs like those measured. None where
+        there is one size only, and where it is not known.
+
+        Examples
+        --------
+        >>> ExitCosts([1.0, 2.0], device={"sizes": {"sequence": 32}}).of_inputs
+        'of inputs of length 32 (sequence); longer ones cost more'
+        """
+        sizes = self.device.get("sizes")
+        if not isinstance(sizes, Mapping) or not sizes:
+            return None
+        what, more = ("length", "longer") if len(sizes) == 1 else ("size", "larger")
+        return (
+            f"of inputs of {what} {' and '.join(f'{n} ({name})' for name, n in sizes.items())}; {more} ones cost more"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description, read back by `from_dict`."""

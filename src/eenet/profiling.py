@@ -28,6 +28,7 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
 from eenet.optimize import batch_of
 from eenet.runtime._adaptive import TENSORS
+from eenet.runtime._backend import dynamic_sizes
 from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler
 from eenet.stages import Example, arguments_of, walk
@@ -132,7 +133,9 @@ def profile(
     model
         The model, on the device that will run it.
     example
-        An input of any batch size, repeated or shortened to `batch_size`, and moved to the model's device.
+        An input of any batch size, repeated or shortened to `batch_size`, and moved to the model's device. Where the
+        model takes inputs of any length, the costs are of the length of this one: give one as long as your inputs are
+        on average.
     unit
         "ms" of wall time, "cpu_ms" of CPU time of all threads, or "flops", two for each multiply-add.
     batch_size
@@ -226,6 +229,7 @@ def measure(
     if device.type != "meta":  # nothing can be run and compared there
         model.staged.check_current()
     inputs = tuple([tensor.to(device) for tensor in inputs])
+    sizes = dynamic_sizes(model.staged.inference_stages[0].inputs, [tensor.shape for tensor in inputs])
     tables: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     spreads: dict[str, list[Floats]] = {unit: [] for unit in UNITS}
     parts = []
@@ -260,7 +264,7 @@ def measure(
         {unit: np.stack(rows) for unit, rows in tables.items()},
         {unit: np.stack(rows) for unit, rows in spreads.items()},
         np.stack(parts),
-        fingerprint(device),
+        fingerprint(device) | ({"sizes": sizes} if sizes else {}),
         includes,
         {unit: np.array(values) for unit, values in whole.items()},
         {unit: np.stack(rows) for unit, rows in percentiles.items()},

@@ -20,6 +20,7 @@ from bundles import CASES, Case
 from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import eenet
 from eenet.bundle import LoadedBundle, sealed
@@ -408,3 +409,44 @@ def test_a_bundle_is_measured_again_where_torch_cannot_be_imported(folder: Path)
     assert isinstance(bundle, LoadedBundle)
     assert result["plan"]["budget"] == bundle.scheduler.budget
     assert bundle.costs.device["threads"] == 1
+
+
+class MeanOfSteps(nn.Module):
+    """Classifies sequences of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.classes = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classes(self.second(self.first(x).relu()).mean(1))
+        return logits
+
+
+def test_a_bundle_says_of_which_length_of_inputs_its_costs_are_and_is_measured_at_another(
+    made: tuple[Case, Path, list[str]], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(24, 5, 4)
+    model = eenet.attach(MeanOfSteps().eval(), ["first"], 3, x[:2], dynamic={1: "time"})
+    records = eenet.collect(model, [(x, torch.randint(0, 3, (24,)))])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), "80%")
+    folder = tmp_path / "bundle"
+    bundle = eenet.export(model, scheduler, folder, example=x[:8], seconds=0.0, batch_sizes=(1,))
+    assert bundle.costs.device["sizes"] == {"time": 5}
+    assert bundle.costs_from.endswith("of inputs of length 5 (time); longer ones cost more")
+    here = eenet.bundle.measure(folder, length=7, seconds=0.0, batch_sizes=(1,))
+    assert here.costs.device["sizes"] == {"time": 7}
+    assert eenet.bundle.load(folder).costs.device["sizes"] == {"time": 5}
+    shown = run("profile", folder, "--length", 11, "--update", "--seconds", 0, "--batch-sizes", 1).stdout
+    assert "of inputs of length 11 (time); longer ones cost more" in shown
+    assert eenet.bundle.load(folder).costs.device["sizes"] == {"time": 11}
+    again = eenet.bundle.measure(folder, seconds=0.0, batch_sizes=(1,))
+    assert again.costs.device["sizes"] == {"time": 11}  # what was measured last
+    with pytest.raises(InvalidInputError, match="length is 0, expected a whole number from 1"):
+        eenet.bundle.measure(folder, length=0)
+    _, fixed, _ = made
+    assert "sizes" not in eenet.bundle.load(fixed).costs.device
+    assert "of inputs of" not in eenet.bundle.load(fixed).costs_from
+    with pytest.raises(InvalidInputError, match="length is 9, and the network takes inputs of one size only"):
+        eenet.bundle.measure(fixed, length=9)

@@ -15,6 +15,7 @@ import torch
 from bundles import CASES
 from commands import refused, run
 from pages import demo_folder
+from torch import nn
 
 import eenet
 import eenet.bundle.onnx
@@ -398,3 +399,50 @@ def test_parts_of_a_table_are_read_without_what_is_before(tmp_path: Path) -> Non
         assert next(items.batches(4, first)) == ([str(n) for n in rows], [f"t{n}" for n in rows])
     with pytest.raises(StopIteration):
         next(items.batches(4, 30))
+
+
+class MeanOfSteps(nn.Module):
+    """Classifies sequences of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.classes = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classes(self.second(self.first(x).relu()).mean(1))
+        return logits
+
+
+def test_a_run_that_costs_more_than_planned_says_by_how_much_and_why(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(400, 5, 4)
+    model = eenet.attach(MeanOfSteps().eval(), ["first"], 3, x[:2], dynamic={1: "time"})
+    records = eenet.collect(model, [x])
+
+    def of(unit: str) -> LoadedBundle:
+        costs = eenet.ExitCosts([1e-6, 2e-6], unit, batch_size=8, device={"sizes": {"time": 5}})
+        scheduler = eenet.MaxProbability().fit(records, costs, budget=1.5e-6)
+        return eenet.export(model, scheduler, tmp_path / unit, example=x[:8], measure=False)
+
+    def run_over(bundle: LoadedBundle, inputs: torch.Tensor) -> tuple[str, ...]:
+        np.save(tmp_path / "inputs.npy", inputs.numpy())
+        items = open_items(tmp_path / "inputs.npy", "array")
+        return predict(bundle, items, tmp_path / "out.parquet", batch_size=8).notes
+
+    in_flops, in_ms = of("flops"), of("ms")
+    late = x[torch.from_numpy(in_flops(x.numpy()).exits == 1)]
+    assert run_over(in_flops, x) == ()  # as planned, and in units that are no time
+    (note,) = run_over(in_flops, late)
+    assert note.startswith("the mean cost is 33% over the budget: these inputs take later exits than the calibration")
+    assert "Calibrate on data like these" in note
+    assert run_over(in_flops, late[:10]) == ()  # so few may be chance
+    (note,) = [one for one in run_over(in_ms, torch.randn(64, 20, 4)) if "planned cost" in one]
+    assert "these inputs are of length 20 (time) on average, the costs of 5: measure and plan again with" in note
+    assert f"eenet profile {tmp_path / 'ms'} --update --length 20" in note
+    (note,) = run_over(in_ms, x)
+    assert "an item took" in note
+    assert "of length" not in note
+    np.save(tmp_path / "late.npy", late.numpy())
+    words = ("predict", tmp_path / "flops", tmp_path / "late.npy", "--out", tmp_path / "late.parquet")
+    assert "warning: the mean cost is 33% over the budget" in run(*words).stderr
+    assert [note[:20] for note in json.loads(run(*words, "--json").stdout)["notes"]] == ["the mean cost is 33%"]

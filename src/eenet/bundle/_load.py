@@ -98,18 +98,19 @@ class LoadedBundle:
 
     @property
     def costs_from(self) -> str:
-        """Where the costs were measured, in words."""
+        """Where the costs were measured, and at which length of inputs where they may have several, in words."""
         costs, device = self.costs, self.costs.device
         size = "" if costs.batch_size is None else f", batches of {costs.batch_size}"
+        inputs = "" if costs.of_inputs is None else f", {costs.of_inputs}"
         if "runtime" in device:
             threads = device.get("threads")
             return (
                 f"measured in {device['runtime']}{size}, {threads} thread{'' if threads == 1 else 's'}, "
-                f"{device.get('processor')}"
+                f"{device.get('processor')}{inputs}"
             )
         name = _RUNTIMES[self.manifest.backend][0]
         fitted = f"measured in PyTorch {device['torch']}{size}" if "torch" in device else f"given{size}"
-        return f"as the scheduler was fitted with ({fitted}), not of {name}: {self._measure_again}"
+        return f"as the scheduler was fitted with ({fitted}{inputs}), not of {name}: {self._measure_again}"
 
     @property
     def measured_elsewhere(self) -> str | None:

@@ -23,7 +23,7 @@ from eenet._timing import Clock, fingerprint, in_turns, timed
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.runtime import StageBackend, TensorSpec
-from eenet.runtime._backend import Array, Ints, Live
+from eenet.runtime._backend import Array, Ints, Live, dynamic_sizes
 from eenet.runtime._loop import Arrays, run
 from eenet.scheduler import DecisionState, ExitHistory, Score, ThresholdPolicy
 from eenet.scheduler._policy import Ensemble
@@ -86,9 +86,12 @@ def measured(
     }
 
 
-def device_of(runtime: str, threads: int | None) -> dict[str, Any]:
+def device_of(
+    runtime: str, threads: int | None, specs: Sequence[TensorSpec], described: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """What a measurement in a runtime depends on; by default a runtime has a thread for each core it may use."""
-    return fingerprint() | {"runtime": runtime, "threads": threads or _cores()}
+    sizes = dynamic_sizes(specs, [one["shape"] for one in described])
+    return fingerprint() | {"runtime": runtime, "threads": threads or _cores()} | ({"sizes": sizes} if sizes else {})
 
 
 def costs_at(data: Mapping[str, Any], unit: str, size: int) -> ExitCosts:
@@ -150,6 +153,21 @@ def described(arrays: Sequence[Array]) -> list[dict[str, Any]]:
             one["value"] = int(array.max(initial=0))
         known.append(one)
     return known
+
+
+def of_length(specs: Sequence[TensorSpec], described: Sequence[Mapping[str, Any]], length: int) -> list[dict[str, Any]]:
+    """The same with this size in all dimensions that may change; raises `InvalidInputError` where none may."""
+    shapes = [
+        [length if isinstance(of, str) and dim != spec.batch_dim else size for dim, (of, size) in enumerate(pairs)]
+        for spec, known in zip(specs, described, strict=True)
+        for pairs in [list(zip(spec.shape, known["shape"], strict=True))]
+    ]
+    if not dynamic_sizes(specs, shapes):
+        raise InvalidInputError(
+            f"length is {length}, and the network takes inputs of one size only: leave it out, or cut the network with "
+            "dynamic={1: 'sequence'}"
+        )
+    return [{**known, "shape": shape} for known, shape in zip(described, shapes, strict=True)]
 
 
 def undescribed(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:

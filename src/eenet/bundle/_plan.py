@@ -17,7 +17,17 @@ from numpy.typing import NDArray
 from eenet._files import write_json
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import MANIFEST, read_manifest, sealed
-from eenet.bundle._measure import BATCH_SIZES, UNITS, costs_at, device_of, measured, remaining, stand_ins, undescribed
+from eenet.bundle._measure import (
+    BATCH_SIZES,
+    UNITS,
+    costs_at,
+    device_of,
+    measured,
+    of_length,
+    remaining,
+    stand_ins,
+    undescribed,
+)
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
@@ -40,6 +50,7 @@ def measure(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     batch_size: int | None = None,
     seconds: float = 1.0,
+    length: int | None = None,
     threads: int | None = None,
     budget: Budget | None = None,
     records: ExitRecords | None = None,
@@ -62,6 +73,9 @@ def measure(
         The one to plan at; by default that of the bundle's costs, or 1.
     seconds
         About how long to measure each batch size.
+    length
+        Of a network that takes inputs of any length: the one to measure at, such as the mean length of your texts. By
+        default that of the example, or what was measured last.
     threads
         As for `load`.
     budget
@@ -101,6 +115,9 @@ def measure(
         require_fitting(records, bundle.scheduler, bundle.manifest.data.get("network"))
         warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
     manifest = bundle.manifest
+    if length is not None:
+        manifest = replace(manifest, data={**manifest.data, "example": _example_of(bundle, length)})
+        bundle = LoadedBundle(manifest, bundle.backend, bundle.scheduler, threads=threads)
     plain = manifest.data.get("plain")
     scheduler, profile = plan_here(
         bundle,
@@ -117,6 +134,16 @@ def measure(
     if update:
         data = _written(manifest.root, data, scheduler, records)
     return LoadedBundle(replace(manifest, data=data), bundle.backend, scheduler, threads=threads)
+
+
+def _example_of(bundle: LoadedBundle, length: int) -> list[dict[str, Any]]:
+    """The description of inputs of another length."""
+    most = getattr(bundle.preprocessing, "max_length", None)
+    if not isinstance(length, int) or length < 1 or (most is not None and length > most):
+        to = "" if most is None else f" to {most}, the tokens that texts are cut at"
+        raise InvalidInputError(f"length is {length!r}, expected a whole number from 1{to}")
+    known = bundle.manifest.data.get("example") or undescribed(bundle.inputs)
+    return of_length(bundle.inputs, known, length)
 
 
 def _written(root: Path, data: dict[str, Any], scheduler: Scheduler, records: ExitRecords | None) -> dict[str, Any]:
@@ -189,7 +216,7 @@ def plan_here(
             progress=progress,
         ) | {
             "exits": list(bundle.exit_names),
-            "device": device_of(bundle.runtime, bundle.threads),
+            "device": device_of(bundle.runtime, bundle.threads, specs, known),
             "plain_is": "its stages without exits" if plain is None else "one graph",
         }
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import if_stopped, new_table, note_threads, output, print_json, progress, short
+from eenet.cli._console import if_stopped, new_table, note_threads, output, print_json, progress, short, show_warning
 from eenet.cli._inputs import current_folder_importable
 from eenet.cli._trained import bundle_of
 
@@ -102,6 +102,7 @@ def predict(
         "costs_from": loaded.costs_from,
         "measured_ms": summary.measured_ms,
         "runtime": loaded.runtime,
+        "notes": list(summary.notes),
     }
     if json_output:
         print_json(result)
@@ -119,6 +120,8 @@ def predict(
         console.print(f"costs {loaded.costs_from}", soft_wrap=True)
     if summary.measured_ms is not None:
         console.print(f"measured {short(summary.measured_ms)} ms per item in {loaded.runtime}, batches of {batch_size}")
+    for note in summary.notes:
+        show_warning(note)
     resumed = f", {summary.resumed} of them from before" if summary.resumed else ""
     console.print(
         f"{summary.items} rows{resumed}, {summary.failed} of them could not be read; written to {out}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from eenet._extras import require_extra
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, progress, short, steps
 from eenet.cli._inputs import current_folder_importable, load_target, read_predictions, sizes_of
 from eenet.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from eenet.models import MultiExitModel
 
 
 def profile(
@@ -53,6 +56,10 @@ def profile(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Of a bundle: the one to plan at.")
     ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of inputs of any length: the one to measure at, such as the mean of your texts."),
+    ] = None,
     records: Annotated[
         Path | None, typer.Option(help="Of a bundle: other calibration records to plan with, what eenet fit took.")
     ] = None,
@@ -73,6 +80,9 @@ def profile(
     Runtime, and its budget is planned in these milliseconds, at the same share of the plain network. The command shows
     what that gives, and with --update writes it to the bundle.
 
+    Costs are of inputs of one length. Where the network takes any, --length chooses it, such as the mean length of your
+    texts in tokens; otherwise it is that of the example.
+
     Examples:
 
         eenet profile digits
@@ -80,6 +90,8 @@ def profile(
         eenet profile mypackage.networks:resnet_with_exits --batch-sizes 1,32 --json > costs.json
 
         eenet profile bundle --threads 2 --update
+
+        eenet profile bundle --length 128 --update
     """
     if (Path(target) / "manifest.json").is_file():
         if scheduler is not None:
@@ -90,6 +102,7 @@ def profile(
             batch_size=batch_size,
             seconds=1.0 if seconds is None else seconds,
             threads=threads or None,
+            length=length,
             budget=budget,
             records=None if records is None else read_predictions(records, prefix)[0],
             update=update,
@@ -113,6 +126,7 @@ def profile(
 
     fitted = None if scheduler is None else load_scheduler(scheduler)
     model, example = load_target(target, allow=allow or (), backbone=backbone)
+    example = example if length is None else _of_length(model, example, length)
     if_stopped("there are no results yet; give the same command again")
     with progress() as bars:
         show = bars.task("measuring batch sizes", total=len(sizes))
@@ -140,6 +154,34 @@ def _give(data: dict[str, Any], out: Path | None, json_output: bool, show: Calla
         print_json(data)
     else:
         show(data)
+
+
+def _of_length(model: MultiExitModel, example: Any, length: int) -> Any:
+    """The example, repeated or cut to this length in all dimensions that may change."""
+    import torch
+
+    from eenet.stages import arguments_of
+    from eenet.stages._example import MODEL_ERRORS
+
+    args, kwargs = arguments_of(example)
+    live, free = list(model.staged.flatten_inputs(*args, **kwargs)), False
+    for n, spec in enumerate(model.staged.inference_stages[0].inputs):
+        for dim, size in enumerate(spec.shape):
+            if isinstance(size, str) and dim != spec.batch_dim:
+                rows = torch.arange(length, device=live[n].device) % live[n].shape[dim]
+                live[n], free = live[n].index_select(dim, rows), True
+    if not free:
+        raise InvalidInputError(
+            f"--length {length}: the network takes inputs of one size only; leave it out, or cut the network with "
+            "dynamic={1: 'sequence'}"
+        )
+    args, kwargs = model.staged.call_of(tuple(live))
+    try:
+        with torch.no_grad():
+            model.plain(*args, **kwargs)
+    except MODEL_ERRORS as error:
+        raise InvalidInputError(f"--length {length}: the network takes no inputs of this length: {error}") from error
+    return args or kwargs
 
 
 def _measured_bundle(folder: str, **options: Any) -> dict[str, Any]:
@@ -213,6 +255,8 @@ def _table(data: dict[str, Any], title: str, more: dict[str, Callable[[int, int]
 
 
 def _show(data: dict[str, Any]) -> None:
+    from eenet.costs import ExitCosts
+
     flops = [[*costs, plain] for costs, plain in zip(data["costs"]["flops"], data["plain"]["flops"], strict=True)]
     columns = {"MFLOPs": lambda row, k: flops[row][k] / 1e6}
     console = output()
@@ -225,3 +269,6 @@ def _show(data: dict[str, Any]) -> None:
         f"{', '.join(data['includes'])}; the plain network {plain}. p95 and p99 are of wall ms; a budget is about "
         "the mean"
     )
+    of_inputs = ExitCosts(data["costs"]["ms"][0], device=device).of_inputs
+    if of_inputs is not None:
+        console.print(f"costs are {of_inputs}", soft_wrap=True)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from eenet._files import atomic_path, write_json
 from eenet.bundle import LoadedBundle
 from eenet.errors import InvalidInputError
 from eenet.predict._inputs import Items
+from eenet.runtime._backend import dynamic_sizes
 from eenet.tasks import softmax
 
 _log = logging.getLogger("eenet.predict")
@@ -32,6 +33,18 @@ RunPieces = Callable[[Sequence[int], Path, Callable[[int], None]], None]
 """Makes the pieces with these numbers in a folder, and reports each time how many more items are done."""
 
 _STATE = "state.json"
+
+# What is noted of a run: a mean cost above the budget by this factor and by this many standard errors, of at least this
+# many items, and a measured time above the planned one by this factor.
+_ENOUGH, _OVER, _ERRORS, _SLOWER = 20, 1.02, 2.0, 2.0
+
+
+class Call(NamedTuple):
+    """A call of the network: its items, its seconds, and the sizes of its inputs that may change."""
+
+    items: int
+    seconds: float
+    sizes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,9 @@ class Summary:
         Wall time of the network per item, as measured in this run; None where other processes ran it, or nothing ran.
     first_error : str or None
         Why the first of the items that could not be read could not.
+    notes : tuple of str
+        Where the mean cost is above the budget, or the measured time far above the planned cost: what that may come
+        from, and what to do.
 
     Examples
     --------
@@ -65,6 +81,7 @@ class Summary:
     mean_cost: float | None
     measured_ms: float | None = None
     first_error: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def predict(
@@ -131,7 +148,7 @@ def predict(
     40
     """
 
-    took: list[tuple[int, float]] = []
+    took: list[Call] = []
 
     def here(missing: Sequence[int], work: Path, report: Callable[[int], None]) -> None:
         for first, run_of in _consecutive(missing):
@@ -141,14 +158,48 @@ def predict(
     summary = predict_pieces(
         bundle, items, out, here, batch_size=batch_size, piece=piece, restart=restart, progress=progress
     )
-    return replace(summary, measured_ms=_per_item(took))
+    counted = took[1:] or took  # in the first a runtime warms up
+    count = sum(call.items for call in counted)
+    if not count:
+        return summary
+    summary = replace(summary, measured_ms=sum(call.seconds for call in counted) / count * 1e3)
+    sizes = {name: sum(call.items * call.sizes[name] for call in counted) / count for name in counted[0].sizes}
+    slower = _slower(bundle, summary, sizes, batch_size)
+    return summary if slower is None else replace(summary, notes=(*summary.notes, slower))
 
 
-def _per_item(took: Sequence[tuple[int, float]]) -> float | None:
-    """Milliseconds per item of calls that took so long; the first is left out, in which a runtime warms up."""
-    counted = took[1:] or took
-    items = sum(count for count, _ in counted)
-    return sum(seconds for _, seconds in counted) / items * 1e3 if items else None
+def _over_budget(bundle: LoadedBundle, counts: NDArray[np.int64], mean: float) -> str | None:
+    """That the items cost more than the budget, where it is no matter of chance."""
+    costs, budget, items = bundle.costs.values, bundle.scheduler.budget, int(counts.sum())
+    variance = float(np.dot(counts, (costs - mean) ** 2)) / items
+    if items < _ENOUGH or mean < _OVER * budget or mean - budget < _ERRORS * (variance / items) ** 0.5:
+        return None
+    return (
+        f"the mean cost is {mean / budget - 1:.0%} over the budget: these inputs take later exits than the calibration "
+        "data. Calibrate on data like these, or give a smaller budget; eenet serve and eenet.BudgetController adapt to "
+        "what was spent"
+    )
+
+
+def _slower(bundle: LoadedBundle, summary: Summary, sizes: dict[str, float], batch_size: int) -> str | None:
+    """That the items took far longer than planned, and what may be the reason."""
+    planned, took, costs = summary.mean_cost, summary.measured_ms, bundle.costs
+    if planned is None or took is None or costs.unit != "ms" or took <= _SLOWER * planned:
+        return None
+    measured_at = costs.device.get("sizes", {})
+    again = f"eenet profile {bundle.manifest.root} --update"
+    reasons = [
+        f"these inputs are of length {size:.0f} ({name}) on average, the costs of {measured_at[name]}: measure and "
+        f"plan again with {again} --length {size:.0f}"
+        for name, size in sizes.items()
+        if size > measured_at.get(name, size)
+    ]
+    if costs.batch_size not in (None, batch_size):
+        reasons.append(f"the costs are of batches of {costs.batch_size}, these are of {batch_size}")
+    if bundle.measured_elsewhere is not None:
+        reasons.append(bundle.measured_elsewhere)
+    why = "; ".join(reasons) or "the machine may be busy, or the costs may be of another one"
+    return f"an item took {took / planned:.1f} times its planned cost ({took:.4g} ms, planned {planned:.4g}): {why}"
 
 
 def predict_pieces(
@@ -246,9 +297,9 @@ def columns_of(
     inputs: Sequence[Any],
     batch_size: int,
     report: Callable[[int], None],
-    took: list[tuple[int, float]] | None = None,
+    took: list[Call] | None = None,
 ) -> Columns:
-    """The rows of a piece; into `took` go the items and seconds of each call of the network."""
+    """The rows of a piece; into `took` go the calls of the network."""
     columns: Columns = {}
     for first in range(0, len(inputs), batch_size):
         rows = _rows_of(bundle, names[first : first + batch_size], inputs[first : first + batch_size], took)
@@ -300,12 +351,11 @@ def _joined(bundle: LoadedBundle, work: Path, pieces: int, target: Path, resumed
     answered = int(counts.sum())
     shares = tuple((counts / max(answered, 1)).tolist())
     cost = float(np.dot(counts, bundle.costs.values) / answered) if answered else None
-    return Summary(items, resumed, failed, shares, cost, first_error=error)
+    over = None if cost is None else _over_budget(bundle, counts, cost)
+    return Summary(items, resumed, failed, shares, cost, first_error=error, notes=() if over is None else (over,))
 
 
-def _rows_of(
-    bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], took: list[tuple[int, float]] | None
-) -> Columns:
+def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], took: list[Call] | None) -> Columns:
     """The answers to some raw inputs as columns, in their order; see `predict`."""
     dense = bundle.task.name == "segmentation"
     named = not dense and bundle.class_names is not None
@@ -318,7 +368,8 @@ def _rows_of(
         began = time.perf_counter()
         answers = bundle(inputs)
         if took is not None:
-            took.append((len(rows), time.perf_counter() - began))
+            seconds, specs = time.perf_counter() - began, bundle.inputs
+            took.append(Call(len(rows), seconds, dynamic_sizes(specs, [inputs[spec.name].shape for spec in specs])))
         predictions = answers.logits.argmax(axis=1)
         likely = softmax(np.moveaxis(answers.logits, 1, -1)).max(axis=-1).reshape(len(rows), -1).mean(axis=1)
         for n, row in enumerate(rows):

@@ -103,6 +103,26 @@ class TensorSpec:
         return spec
 
 
+class _Described(Protocol):
+    """A tensor at a boundary, as numpy or PyTorch describes it."""
+
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+    @property
+    def batch_dim(self) -> int | None: ...
+
+
+def dynamic_sizes(specs: Sequence[_Described], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+    """The sizes in these shapes that may change, beside the batch, by their names: what a measurement was made at."""
+    return {
+        name: int(size)
+        for spec, shape in zip(specs, shapes, strict=True)
+        for dim, (name, size) in enumerate(zip(spec.shape, shape, strict=True))
+        if isinstance(name, str) and dim != spec.batch_dim
+    }
+
+
 class Boundaries:
     """The tensors before each of K stages; everything of a `StageBackend` but running the stages."""
 
