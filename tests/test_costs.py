@@ -149,5 +149,6 @@ def test_costs_say_of_which_length_of_inputs_they_are() -> None:
     assert ExitCosts.from_dict(json.loads(json.dumps(costs.to_dict()))).of_inputs == costs.of_inputs
     images = ExitCosts([1.0, 2.0], device={"sizes": {"height": 64, "width": 96}})
     assert images.of_inputs == "of inputs of size 64 (height) and 96 (width); larger ones cost more"
-    for device in ({}, {"processor": "one"}, {"sizes": {}}):  # of one size only, or written before this was recorded
+    without: list[dict[str, Any]] = [{}, {"processor": "one"}, {"sizes": {}}]
+    for device in without:  # of one size only, or written before this was recorded
         assert ExitCosts([1.0, 2.0], device=device).of_inputs is None

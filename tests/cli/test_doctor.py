@@ -10,7 +10,7 @@ import pytest
 from commands import run
 
 import eenet
-from eenet._timing import Timing  # private: what the timer measures, here with a noise that is known
+from eenet._timing import Timing, processor  # private: what the timer measures, here with a noise that is known
 from eenet.cli import _doctor as made
 from eenet.errors import MissingExtraError
 
@@ -72,7 +72,7 @@ def test_missing_extras_are_no_fault_and_the_line_is_given(works: None, monkeypa
 def test_a_processor_is_its_name_and_what_makes_networks_fast(tmp_path: Path, info: str, name: str) -> None:
     """Clouds give one name to processors of several generations."""
     (tmp_path / "cpuinfo").write_text(info)
-    assert made.processor(tmp_path / "cpuinfo").endswith(name)
+    assert processor(tmp_path / "cpuinfo").endswith(name)
 
 
 def test_a_processor_without_vnni_is_told_what_int8_is_worth(works: None, monkeypatch: pytest.MonkeyPatch) -> None:
