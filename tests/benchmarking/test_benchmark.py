@@ -456,3 +456,44 @@ X = np.zeros((40, 3), np.float32)
 def test_bad_input_is_refused_by_name(systems: Any, data: Any, options: Any, message: str) -> None:
     with pytest.raises(eenet.EENetError, match=message):
         run(systems, data, **options)
+
+
+@pytest.mark.parametrize(("early_ms", "told"), [(0.67, True), (0.65, False)])
+def test_more_time_than_planned_is_told_with_both_shares(
+    data: Any, early: Any, monkeypatch: pytest.MonkeyPatch, early_ms: float, told: bool
+) -> None:
+    model, _ = early
+    costs = eenet.ExitCosts([1, 2, 3], "ms", batch_size=1, plain=3.0)
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [data]), costs, "60%")
+
+    def clock(call: Callable[[], Any], **_options: Any) -> tuple[float, float]:
+        Clocked.last = early_ms / 1000  # the plain network sets its own
+        call()
+        return Clocked.last, Clocked.last
+
+    monkeypatch.setattr("eenet.benchmarking._measure.timed", clock)
+    x = np.concatenate([NUMBERED, np.random.default_rng(0).normal(size=(160, 3 * CLASSES - 1))], axis=1)
+    result = run({"plain": Clocked(steady(1.0)), "early": (model, scheduler, ["60%"])}, x.astype(np.float32))
+    said = "Batch 8: early 60% takes 67% of the time of plain, planned was 60% of the plain network"
+    assert any(note.startswith(said) for note in result.notes) == told
+    assert any("planned was" in note for note in result.notes) == told
+
+
+def test_what_is_not_compared_in_one_runtime_or_as_one_graph_is_told(tmp_path: Path) -> None:
+    import_or_skip("onnxruntime")
+    import_or_skip("onnx")
+    case = small_convolutions()
+    graph = case.export(tmp_path / "onnx").manifest.path("plain.onnx")
+    eager = run({"plain": graph, "early": (case.model, case.scheduler)}, case.arrays["x"])
+    assert any(note.startswith("Some systems run in PyTorch and some in ONNX Runtime") for note in eager.notes)
+    bundle = run({"plain": graph, "early": tmp_path / "onnx"}, case.arrays["x"])
+    assert not any("Some systems run in PyTorch" in note or "carries no plain" in note for note in bundle.notes)
+    data = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
+    del data["manifest_sha256"], data["files"][data["plain"]]
+    data["plain"] = None
+    (tmp_path / "onnx" / "manifest.json").write_text(json.dumps(eenet.bundle.sealed(data)))
+    without = run({"mine": tmp_path / "onnx"}, case.arrays["x"])
+    assert [row.system for row in without.rows] == ["mine, exits off", "mine"]
+    (note,) = [note for note in without.notes if "carries no plain network" in note]
+    assert note.startswith("mine carries no plain network (eenet.export keeps it up to 16 MiB)")
+    assert "looks better here than it is. Give it as the first system" in note

@@ -15,8 +15,9 @@ from eenet._timing import machine
 from eenet.benchmarking._measure import WARM_UP, Answers, Times, answers_of, mean_and_error, times_of
 from eenet.benchmarking._results import Benchmark, BenchmarkRow
 from eenet.benchmarking._samples import Array, samples_of
-from eenet.benchmarking._systems import Progress, System, systems_of
+from eenet.benchmarking._systems import OnnxFile, Progress, System, systems_of
 from eenet.benchmarking._verdict import verdict
+from eenet.costs import is_time
 from eenet.errors import InvalidInputError
 
 Floats = NDArray[np.float64]
@@ -132,7 +133,7 @@ def benchmark(
                     unsure=unsure,
                 )
             )
-            notes += noise + _unlike_the_plan(made)
+            notes += noise + _unlike_the_plan(made) + _above_the_plan(made, by_cpu, unsure)
             if timing.stopped:
                 stopped = True
                 notes.append(f"Stopped by hand after {len(timing.batches)} turns at batch size {size}.")
@@ -258,6 +259,7 @@ def _with_costs(row: BenchmarkRow, system: System, exits: Array | None) -> Bench
 
 _USELESS = 0.5  # a larger spread of CPU times leaves nothing to judge by
 _OTHER = 1.5  # how far a measured time may be from the planned one, as a factor
+_ABOVE = 1.1  # a larger share of the first system's time than planned, as a factor, is told
 _NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread is told, and a larger relative error of a speed
 
 
@@ -311,6 +313,45 @@ def _unlike_the_plan(rows: list[BenchmarkRow]) -> list[str]:
     ]
 
 
+def _above_the_plan(rows: list[BenchmarkRow], by_cpu: bool, unsure: Mapping[int, str]) -> list[str]:
+    """Where a system takes a larger share of the first system's time than the share of the plain network planned."""
+    first, said = rows[0], []
+    for n, row in enumerate(rows):
+        if first.early_exit or {0, n} & set(unsure) or row.planned_cost is None or row.plain_cost is None:
+            continue
+        speed, error = (row.cpu_speed, row.cpu_speed_error) if by_cpu else (row.speed, row.speed_error)
+        planned, took = row.planned_cost / row.plain_cost, 1 / speed
+        if is_time(row.unit or "") and took > _ABOVE * planned and took - planned > 2 * error / speed**2:
+            said.append(f"{row.title} takes {took:.0%} of the time of {first.title}, planned was {planned:.0%}")
+    if not said:
+        return []
+    return [
+        f"Batch {first.batch_size}: {'; '.join(said)} of the plain network: the costs may be of another batch "
+        "size, runtime or load. Measure them again as it will run, or give a lower budget."
+    ]
+
+
+def _of_other_runtimes(entries: list[System]) -> list[str]:
+    """Where a part of a difference may be that between one graph and stages, or between two runtimes."""
+    stages_only = dict.fromkeys(
+        one.name
+        for one in entries
+        if one.exits is not None and one.module is None and one.origin and not one.origin.manifest.data.get("plain")
+    )
+    notes = [
+        f"{name} carries no plain network (eenet.export keeps it up to 16 MiB), so {name}, exits off, stands in for "
+        "it: its stages one after another. The network as one graph may be faster than that, and early exit then looks "
+        "better here than it is. Give it as the first system, an .onnx file: plain=network.onnx."
+        for name in stages_only
+    ]
+    if any(one.module is not None for one in entries) and any(isinstance(one.call, OnnxFile) for one in entries):
+        notes.append(
+            "Some systems run in PyTorch and some in ONNX Runtime, so a part of the difference is that of the runtimes."
+            " The bundle of a model (eenet.export) runs its exits in ONNX Runtime, and makes the comparison fair."
+        )
+    return notes
+
+
 def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: float, threads: int | None) -> list[str]:
     notes = [
         f"Latencies are of calls with one batch. Each turn runs all systems on one batch in a random order, about "
@@ -332,6 +373,7 @@ def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: f
             f"The costs were measured at batch size {other[0].batch_size}: measured time against planned is shown at "
             "that batch size alone."
         )
+    notes += _of_other_runtimes(entries)
     untrained = [one.title for one in entries if one.untrained]
     if untrained:
         notes.append(f"Random weights, so only times count: {', '.join(untrained)}.")

@@ -122,7 +122,7 @@ def _loaded(name: str, value: Any, threads: int | None) -> Any:
         return value
     path = Path(value)
     if path.suffix == ".onnx" and path.is_file():
-        return _OnnxFile(path, threads)
+        return OnnxFile(path, threads)
     if path.is_dir() and (path / "manifest.json").is_file():
         from eenet.bundle import load
 
@@ -139,7 +139,7 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
     from eenet.bundle import LoadedBundle
 
     one, rest = (value[0], value[1:]) if isinstance(value, tuple) and value else (value, ())
-    if isinstance(one, _OnnxFile):
+    if isinstance(one, OnnxFile):
         _require(not rest, name, value)
         return [System(name, one, weight_bytes=one.size)]
     if isinstance(one, LoadedBundle):
@@ -354,7 +354,7 @@ def logits_of(output: Any) -> tuple[Array, Array | None, Array | None]:
     return output, *(None if one is None else np.asarray(one) for one in (exits, handed))  # type: ignore[return-value]
 
 
-class _OnnxFile:
+class OnnxFile:
     """A network as one ONNX graph, in ONNX Runtime on the CPU; its first output are the logits."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
