@@ -96,7 +96,7 @@ def test_arrays_as_json_or_npy_one_or_many(arrays: httpx.Client) -> None:
     assert [p["name"] for p in answer["predictions"][:2]] == ["even", "odd"]
     assert [p["cost"] for p in answer["predictions"]] == [3.0, 1.0, 2.0, 1.0, 3.0]
     assert all(p["probability"] > 0.99 for p in answer["predictions"])
-    assert (answer["full_cost"], answer["cost_unit"]) == (3.0, "ms")
+    assert (answer["full_cost"], answer["plain_cost"], answer["cost_unit"]) == (3.0, None, "ms")
     assert answer["milliseconds"] > 0
     assert exits(arrays.post("/predict", json={"inputs": x[1].tolist()})) == [0]
     assert exits(arrays.post("/predict", json={"inputs": {"x": x.tolist()}})) == LEAVE_AT
@@ -105,6 +105,16 @@ def test_arrays_as_json_or_npy_one_or_many(arrays: httpx.Client) -> None:
     assert exits(post_npy(arrays, np.asfortranarray(x))) == LEAVE_AT
     assert exits(post_npy(arrays, x.astype(">f4"))) == LEAVE_AT
     assert exits(arrays.post("/predict", files={"x": ("x.npy", npy(x))})) == LEAVE_AT
+
+
+def test_an_answer_has_the_cost_of_the_plain_network_beside_that_of_the_last_exit() -> None:
+    model = ToyModel()
+    model.costs = eenet.ExitCosts(model.costs.values, "ms", plain=2.5)
+    with serving(model) as url, connect(url) as client:
+        answer = client.post("/predict", json={"inputs": scripted_logits([0], 3).tolist()}).json()
+        assert (answer["full_cost"], answer["plain_cost"]) == (3.0, 2.5)
+        schema = client.get("/openapi.json").json()["components"]["schemas"]["Answer"]["properties"]
+        assert "without exits; null where not known" in schema["plain_cost"]["description"]
 
 
 def test_logits_come_back_as_npy_when_asked_for(arrays: httpx.Client) -> None:

@@ -91,7 +91,7 @@ def test_a_person_sees_what_each_exit_says_and_what_a_deeper_one_would_have_said
         page.click("#array button")
         page.wait_for_selector("#exits:not([hidden])")
         rows = [row.split("\t") for row in page.locator("#exits tbody tr").all_inner_texts()]
-        assert [row[0] for row in rows] == ["0", "1 · left", "2"]
+        assert [row[0] for row in rows] == ["0 (first)", "1 (second) · left", "2"]
         assert [row[1].split(" · ")[0] for row in rows] == ["even", "even", "odd"]
         assert [row[2:] for row in rows] == [["0.500", "0.993"], ["1.000", "0.993"], ["none", "all"]]
         assert "Exit 2 would have said: odd." in page.locator("#deeper").inner_text()

@@ -177,6 +177,7 @@ class _Handlers:
         self._model, self._service, self._controller = model, service, controller
         self._token, self._show_samples = token, show_samples
         self._costs: list[float] = model.costs.values.tolist()
+        self._plain_cost = model.costs.plain
         self._names, self._unit = model.class_names, model.costs.unit
         self._receiver = Receiver(limits)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="eenet-decode")
@@ -288,6 +289,7 @@ class _Handlers:
             "predictions": self._predictions(request.logits, request.exits.tolist(), request.abstained.tolist()),
             "cost_unit": self._unit,
             "full_cost": self._costs[-1],
+            "plain_cost": self._plain_cost,
         }
 
     def _predictions(

@@ -54,7 +54,8 @@ class Answer(_Object):
 
     predictions: list[Prediction] = Field(min_length=1)
     cost_unit: str
-    full_cost: float = Field(description="What the last exit costs.")
+    full_cost: float = Field(description="What the last exit costs, with the heads and decisions on the way.")
+    plain_cost: float | None = Field(description="What the plain network costs, without exits; null where not known.")
     milliseconds: float = Field(ge=0)
     exits: list[ExitAnswer] | None = Field(None, description="With exits=true: each exit, the last included.")
 
