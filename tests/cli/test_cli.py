@@ -338,6 +338,23 @@ class TestEvaluate:
         for word in ("Held-out cost", "the budget", "exits %", "exit 2 (last)", "mixture", "oracle", "±"):
             assert word in shown
 
+    def test_what_it_was_fitted_to_is_not_held_out(self, predictions: Path, tmp_path: Path) -> None:
+        out = tmp_path / "scheduler.safetensors"
+        words = ("fit", predictions, "--prefix", "val_", "--method", "max_prob", "--budget", "60%", "--out", out)
+        said = " ".join(run(*words).stdout.split())
+        step = f"For fresh ones: eenet evaluate HELD_OUT --scheduler {out}"
+        assert f"met on the samples that it was fitted on only. {step}; or fit with --guarantee 0.95." in said
+        judged = ("evaluate", predictions, "--prefix", "val_", "--scheduler", out)
+        shown = run(*judged).stdout
+        assert "samples that it was fitted on" in shown
+        assert "this says nothing about fresh data" in shown
+        assert "eld-out" not in shown
+        assert json.loads(run(*judged, "--json").stdout)["held_out"] is False
+        fresh = ("evaluate", predictions, "--prefix", "test_", "--scheduler", out, "--json")
+        assert json.loads(run(*fresh).stdout)["held_out"] is True
+        said = " ".join(run(*words, "--guarantee", "0.95").stdout.split())
+        assert f"The table is of the samples that it was fitted on. {step}." in said
+
     def test_overspending_is_said(self, predictions: Path, tmp_path: Path) -> None:
         out = tmp_path / "scheduler.safetensors"
         records = toy_records(samples=100, sharpness=4.0)

@@ -152,6 +152,29 @@ def test_what_is_known_of_the_calibration_is_saved(tmp_path: object) -> None:
     assert evaluate(loaded, FRESH) == evaluate(FITTED, FRESH)
 
 
+@pytest.mark.parametrize("budget", ["60%", None])
+def test_records_that_it_was_fitted_to_are_not_called_held_out(tmp_path: object, budget: str | None) -> None:
+    fitted = MaxProbability().fit(CALIBRATION, COSTS, budget)
+    fitted.save(f"{tmp_path}/scheduler.safetensors")
+    loaded = eenet.load_scheduler(f"{tmp_path}/scheduler.safetensors")
+    loaded.save(f"{tmp_path}/again.safetensors")
+    shuffled = CALIBRATION.subset(np.random.default_rng(0).permutation(len(CALIBRATION)))
+    for scheduler in (fitted, loaded, loaded.at("80%"), eenet.load_scheduler(f"{tmp_path}/again.safetensors")):
+        for records in (CALIBRATION, shuffled):
+            table = evaluate(scheduler, records)
+            text = str(table)
+            assert not table.held_out
+            assert f"on the {len(CALIBRATION)} samples that it was fitted on\n" in text
+            assert text.count("this says nothing about fresh data") == 1
+            assert not re.search("held.out", text, re.IGNORECASE)
+        for records in (FRESH, CALIBRATION.subset(np.arange(len(CALIBRATION) - 1))):
+            table = evaluate(scheduler, records)
+            assert table.held_out
+            assert "fitted on" not in str(table)
+    if budget is not None:
+        assert "Cost on the samples that it was fitted on: 0." in str(evaluate(loaded, CALIBRATION))
+
+
 def test_records_of_other_exits_or_none_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=r"there are no records; give held_out=..., or calibration="):
         evaluate(FITTED)

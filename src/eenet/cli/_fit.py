@@ -225,6 +225,15 @@ def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None, *, in_
         readable = policy.score.readable
         shown = ", ".join(f"{readable(threshold):.4f}" if enabled else "off" for threshold, enabled in pairs)
         console.print(f"Thresholds ({policy.score.name} score): {shown}; the last exit takes the rest.", soft_wrap=True)
+    if evaluation.budget is not None:
+        what = "The budget is met" if in_budget else "What was asked for is kept"
+        guaranteed = scheduler.guarantee is not None
+        console.print(
+            f"{'The table is of' if guaranteed else f'{what} on'} the samples that it was fitted on"
+            f"{'' if guaranteed else ' only'}. For fresh ones: eenet evaluate HELD_OUT --scheduler {out or 'SAVED'}"
+            f"{'' if guaranteed else '; or fit with --guarantee 0.95'}.",
+            soft_wrap=True,
+        )
     if out is None:
         console.print("Not saved: give --out scheduler.safetensors to keep it.")
         return
@@ -284,6 +293,7 @@ def _judged(scheduler: Scheduler, evaluation: Evaluation) -> dict[str, Any]:
         "changes_predictions": scheduler.changes_predictions,
         "unit": scheduler.costs.unit,
         "samples": evaluation.samples,
+        "held_out": evaluation.held_out,
         "budget": evaluation.budget,
         "table": evaluation.to_dict()["rows"],
         "notes": list(evaluation.notes),

@@ -30,6 +30,12 @@ _PLAIN_NOTE = (
 )
 
 
+_SEEN_NOTE = (
+    "The scheduler was fitted on these very samples: this says nothing about fresh data, on which accuracy is often "
+    "lower and the cost above the budget. Give samples that it has not seen."
+)
+
+
 @dataclass(frozen=True)
 class EvaluationRow:
     """One line of an `Evaluation`.
@@ -43,7 +49,8 @@ class EvaluationRow:
         "frontier".
         That is: the plain network; an exit that all samples take; the best single exit, the best mixture of exits
         and the oracle within the budget; the policy as planned, on the calibration records, on those of them that it
-        was not fitted to (where a simple rule was taken, which was compared so) and on held-out ones; the smallest
+        was not fitted to (where a simple rule was taken, which was compared so) and on those given as held out; the
+        smallest
         budget that is as accurate within its error; or the policy for one of many budgets.
     cost : float
         Mean cost per sample, in the unit of the costs.
@@ -93,7 +100,7 @@ class Evaluation:
     samples : int
         Of the records that the exits and bounds are about.
     held_out : bool
-        Whether nothing was fitted to these records.
+        Whether nothing was fitted to these records, as far as the scheduler knows what it was fitted to.
     budget : float or None
         In the unit of the costs; None for a scheduler for all budgets.
     notes : tuple of str
@@ -140,9 +147,10 @@ class Evaluation:
     @property
     def title(self) -> str:
         """What the table is about."""
-        what = "held-out" if self.held_out else "calibration"
+        n = self.samples
+        what = f"{n} held-out samples" if self.held_out else f"the {n} samples that it was fitted on"
         budget = "all budgets" if self.budget is None else f"a budget of {self.costs.in_words(self.budget)}"
-        return f"{self.scheduler} for {budget}, on {self.samples} {what} samples"
+        return f"{self.scheduler} for {budget}, on {what}"
 
     def _lines(self) -> Iterator[list[str]]:
         unit = self.costs.unit
@@ -185,7 +193,8 @@ def evaluate(
     scheduler : Scheduler
         Fitted for a budget, or for all: then there is a row for each of several budgets.
     held_out : ExitRecords, optional
-        Records that the scheduler has not seen. Without labels only costs and exit shares are known.
+        Records that the scheduler has not seen. Without labels only costs and exit shares are known. Where they are
+        those that it was fitted to, the table and a note say so.
     calibration : ExitRecords, optional
         The records that it was fitted to. They are shown where there are no held-out ones, and give the row of the
         calibration its standard errors.
@@ -215,7 +224,7 @@ def evaluate(
         raise InvalidInputError("there are no records; give held_out=..., or calibration=... as eenet fit does")
     costs = scheduler.costs
     costs.require_exits(records.num_exits)
-    fresh = held_out is not None
+    fresh = held_out is not None and not scheduler.was_fitted_to(held_out)
     utility = None if records.utility is None else records.utility.astype(np.float64)
     accuracies = [_mean(values) for values in utility] if utility is not None else [(None, None)] * len(costs)
     rows = []
@@ -240,6 +249,8 @@ def evaluate(
             "The plain network's cost is not known, so shares are of the last exit, which passes all heads: profile "
             "with eenet profile, or give --plain or ExitCosts(..., plain=...)."
         )
+    if held_out is not None and not fresh:
+        notes.insert(0, _SEEN_NOTE)
     budget = _budget_of(scheduler)
     if budget is None:
         taken_at: dict[str, list[str]] = {}
@@ -290,8 +301,9 @@ def evaluate(
         notes.insert(0, f"{str(cheaper)[0].upper()}{str(cheaper)[1:]}.")
     if held_out is not None:
         decisions = scheduler.replay(held_out)
-        add("policy, held out", "held_out", **_of(decisions))
-        notes.insert(0, _spent(decisions, budget, scheduler.planned_cost))
+        add("policy, held out" if fresh else "policy, fitted on these", "held_out", **_of(decisions))
+        what = "Held-out cost" if fresh else "Cost on the samples that it was fitted on"
+        notes.insert(0, f"{what}: {_spent(decisions, budget, scheduler.planned_cost)}")
     back = [(row.kind.replace("_", "-"), row.handed_back) for row in rows if row.handed_back]
     if back and scheduler.policy.abstains_below is not None:
         shown = ", ".join(f"{share:.2%} of the {kind} samples" for kind, share in back)
@@ -330,7 +342,7 @@ def _spent(decisions: Decisions, budget: float, planned: float) -> str:
     times = f", {abs(decisions.mean_cost - aim) / error:.1f} standard errors" if error > 0 else ""
     if aim < budget:
         times += f"{' from the plan' if times else ''}: {1 - aim / budget:.1%} under it was planned"
-    return f"Held-out cost: {abs(over):.1%} {'over' if over > 0 else 'under'} the budget{times}."
+    return f"{abs(over):.1%} {'over' if over > 0 else 'under'} the budget{times}."
 
 
 def _budget_of(scheduler: Scheduler) -> float | None:

@@ -389,6 +389,10 @@ class ExitRecords:
                 digest.update(row)
         return np.array([digest.digest() for digest in digests], dtype="V16")
 
+    def digest(self) -> str:
+        """The same for records with the same outputs of the same samples, in whatever order the samples are."""
+        return hashlib.blake2b(np.sort(self.digests()).tobytes(), digest_size=16).hexdigest()
+
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically."""
         arrays: dict[str, NDArray[Any]] = {"probabilities": self.probabilities, "predictions": self.predictions}

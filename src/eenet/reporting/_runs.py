@@ -155,6 +155,7 @@ def make_run(
         named, said = fit_usual(calibration, costs, methods or DEFAULT_METHODS, progress=progress)
         notes += said
     fresh = calibration is None or calibration != records
+    fresh = fresh and not any(scheduler.was_fitted_to(records) for scheduler in named.values())
     return Run(name, records, costs, named, calibration=calibration, fresh=fresh, notes=notes, **more)
 
 

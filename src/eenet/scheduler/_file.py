@@ -46,6 +46,8 @@ def write_scheduler(
         header["fallback"] = to_dict(state.fallback)
     if state.as_it_is:
         header["as_it_is"] = True
+    if state.fitted_to is not None:
+        header["fitted_to"] = state.fitted_to
     if state.left_out:
         header["left_out"] = [to_dict(dead) for dead in state.left_out]
     if isinstance(score, Score) and table.score_name != score.name:  # no policy has it
@@ -93,6 +95,7 @@ def read_scheduler(path: str | Path) -> tuple[dict[str, Any], Score | None, Stat
         fallback = fallback_from(header.get("fallback"))
         left_out = tuple(map(dead_exit_from, header.get("left_out", ())))
         promises, as_it_is = dict(header.get("promises", {})), bool(header.get("as_it_is", False))
+        fitted_to = header.get("fitted_to")
     except KeyError as error:
         raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
     except TypeError as error:
@@ -105,7 +108,7 @@ def read_scheduler(path: str | Path) -> tuple[dict[str, Any], Score | None, Stat
         table = PolicyTable(budgets, spent, np.array([np.nan]), (policy,), costs)
     else:
         raise FileFormatError(f"{str(path)!r} holds neither a policy nor a table of them; save the scheduler again")
-    state = State(table, policy, numbers, promises, fallback, left_out, as_it_is)
+    state = State(table, policy, numbers, promises, fallback, left_out, as_it_is, fitted_to)
     if "parameters" not in header:
         return header, None, state
     if "given_score" in header:

@@ -395,6 +395,8 @@ class State:
     left_out: tuple[DeadExit, ...] = ()
     as_it_is: bool = False
     """Whether it was fitted with `fallback=False`."""
+    fitted_to: str | None = None
+    """Of what was read from a file: the digest of the records that it was fitted to, where the file says it."""
 
     @property
     def compared(self) -> tuple[Any, ...]:

@@ -365,13 +365,26 @@ class Scheduler(Estimator):
         """The records it was fitted to, None where it was loaded from a file."""
         return self._records
 
+    def was_fitted_to(self, records: ExitRecords) -> bool:
+        """Whether it was fitted to these samples, in whatever order they are.
+
+        False too for one that an eenet before 0.2 saved: its file does not say what it was fitted to.
+        """
+        known = self._fitted_state().fitted_to
+        if self._records is not None:
+            known = None if len(records) != len(self._records) else self._records.digest()
+        return known is not None and records.digest() == known
+
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, atomically; read it back with `load_scheduler`.
 
         The policy is kept exactly, and with it the parameters and a table of policies for other budgets.
         """
         described = {"name": self.name, "class": type(self).__name__}
-        write_scheduler(path, described, self.get_params(), self._fitted_state(), self.score)
+        state = self._fitted_state()
+        if self._records is not None:
+            state = replace(state, fitted_to=self._records.digest())
+        write_scheduler(path, described, self.get_params(), state, self.score)
 
 
 def _left_out(dead: tuple[DeadExit, ...]) -> str:
