@@ -215,7 +215,13 @@ def test_a_smaller_budget_that_is_as_accurate_is_named(tmp_path: Path) -> None:
     table = evaluate(scheduler, calibration=records)
     row = table.row("cheaper")
     assert (row.budget, row.cost, row.accuracy) == (smaller.budget, smaller.cost, smaller.accuracy)
-    assert table.notes[0].startswith(f"A budget of {smaller.budget:.4g} ms has the same accuracy within its error: ")
+    assert table.notes[0].startswith(f"A budget of {smaller.budget:.4g} ms loses no accuracy that can be seen: ")
+    assert smaller.samples == 1000
+    assert smaller.unseen == max(2 * smaller.standard_error, 0.003)
+    said = f"; differences below about {100 * smaller.unseen:.2g} points cannot be seen with 1000 samples)"
+    assert said in table.notes[0]
+    few = dataclasses.replace(smaller, standard_error=0.0, samples=300)  # none of the samples differs
+    assert "differences below about 1 points cannot be seen with 300 samples" in str(few)
     assert there.cheaper is None or there.cheaper.budget < smaller.budget
     scheduler.save(tmp_path / "s.safetensors")
     assert eenet.load_scheduler(tmp_path / "s.safetensors").cheaper is None

@@ -290,7 +290,9 @@ class NeverWorse(Fitted):
             error = standard_error(lost)
             if lost.mean() <= error:
                 smallest = max(knot, rules.smallest)
-                return Cheaper(smallest, there.cost, there.accuracy, here.cost, here.accuracy, error, self.costs.unit)
+                return Cheaper(
+                    smallest, there.cost, there.accuracy, here.cost, here.accuracy, error, self.costs.unit, len(lost)
+                )
         return None
 
     def _brings(self, rules: Rules, budget: float) -> Outcome | None:

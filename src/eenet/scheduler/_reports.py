@@ -89,6 +89,8 @@ class Cheaper:
         Of the difference of the accuracies, on the same samples.
     unit : str
         Of the costs.
+    samples : int
+        On how many calibration samples.
     """
 
     budget: float
@@ -98,14 +100,24 @@ class Cheaper:
     given_accuracy: float
     standard_error: float
     unit: str
+    samples: int
+
+    @property
+    def unseen(self) -> float:
+        """About the largest loss of accuracy that these samples could not show: two standard errors, or three samples.
+
+        Where none of n samples differs, up to 3 in n may, with 95 %.
+        """
+        return max(2 * self.standard_error, 3 / self.samples)
 
     def __str__(self) -> str:
         gained = 100 * (self.accuracy - self.given_accuracy) + 0.0  # no -0.00
         return (
-            f"a budget of {self.budget:.4g} {self.unit} has the same accuracy within its error: "
+            f"a budget of {self.budget:.4g} {self.unit} loses no accuracy that can be seen: "
             f"{100 * self.accuracy:.2f} % at {self.cost:.4g} {self.unit}, where this budget has "
             f"{100 * self.given_accuracy:.2f} % at {self.given_cost:.4g} {self.unit} ({gained:+.2f} points, standard "
-            f"error {100 * self.standard_error:.2f}, out of fold)"
+            f"error {100 * self.standard_error:.2f}, out of fold; differences below about {100 * self.unseen:.2g} "
+            f"points cannot be seen with {self.samples} samples)"
         )
 
 
