@@ -331,6 +331,10 @@ def test_other_settings_are_refused_and_from_makes_steps_again(finished: Path) -
     weights = (finished / "work" / "model" / "model.safetensors").stat().st_mtime_ns
     budget = ("--set", "evaluation.budgets=['90%']")
     assert "evaluation.budgets" in error(*smoke, *budget)
+    # The costs that schedulers are fitted to are made with the profile.
+    unit = error(*smoke, "--set", "evaluation.unit=cpu_ms", "--from", "fit")
+    assert "the step 'profile'" in unit
+    assert "evaluation.unit: 'cpu_ms' instead of 'flops'" in unit
     result = run(*smoke, *budget, "--from", "fit")
     assert result.stderr.count("complete, skipped") == 4
     assert {path.name for path in (finished / "schedulers").iterdir()} >= {"eenet-90.safetensors"}

@@ -58,6 +58,7 @@ CLASSES, SAMPLES, LABELED, PREPROCESSING = "classes.txt", "samples.npz", "calibr
 _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
 _MACHINES = "training-machines.json"
 _SCHEMA = 1
+_COSTS_ARE = ("unit", "batch_size", "partial_batch")  # the settings of the evaluation that the costs are made by
 _SAMPLES_BYTES = 5_000_000
 _KEPT_BYTES, _RECORDS_BYTES, _INPUTS_BYTES = 5_000_000, 2_000_000, 400_000
 """Of a model that is kept with the results, of the records beside it, and of its test inputs."""
@@ -228,8 +229,9 @@ class _Run:
             sections["train"] = recipe.train.model_dump() | config
         if step in ("profile", "fit", "evaluate"):
             sections["profile"] = recipe.profile.model_dump()
-        if step in ("fit", "evaluate"):
             sections["evaluation"] = recipe.evaluation.model_dump()
+        if step == "profile":  # what the costs are made by
+            sections["evaluation"] = {name: sections["evaluation"][name] for name in _COSTS_ARE}
         settings: dict[str, Any] = {"recipe": recipe.name, "seed": recipe.seed, **sections}
         if step == "evaluate":
             settings["published"] = None if recipe.published is None else recipe.published.model_dump()
