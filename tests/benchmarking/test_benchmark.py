@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -214,9 +215,18 @@ print(result)
         )
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
         onnx.save(model, tmp_path / "net.onnx")
+        beside = {"save_as_external_data": True, "location": "net.weights", "size_threshold": 0}
+        (tmp_path / "apart").mkdir()
+        onnx.save(model, tmp_path / "apart" / "net.onnx", **beside)
         x = np.random.default_rng(0).normal(size=(16, 3))
         systems = {"numpy": lambda x: x @ weights, "onnx": tmp_path / "net.onnx"}
-        assert run(systems, x).rows[1].agreement == 1
+        systems["apart"] = tmp_path / "apart" / "net.onnx"
+        result = run(systems, x)
+        assert [row.agreement for row in result.rows] == [1, 1, 1]
+        files = [tmp_path / "net.onnx"], [*(tmp_path / "apart").iterdir()]
+        assert len(files[1]) == 2
+        sizes = [sum(file.stat().st_size for file in some) for some in files]
+        assert [row.weight_bytes for row in result.rows[1:]] == sizes
         with pytest.raises(eenet.EENetError, match=r"system 'onnx' cannot answer .*\(8, 5\)"):
             run({"onnx": tmp_path / "net.onnx"}, np.zeros((16, 5)))
 
@@ -334,7 +344,7 @@ class TestPairs:
 
     def test_a_noisy_third_system_leaves_the_other_pair_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said = self.verdict(monkeypatch, steady(1.0), steady(0.5), noisy(0.1))
-        assert said.startswith("Worth it at batch 8: early is 2.00 ± 0.00 times as fast as plain, accuracy the same.")
+        assert said.startswith("Worth it at batch 8: early is 2.00 times as fast as plain, accuracy the same.")
         assert "Of small it cannot be said: wall times of the same work vary by" in said
         assert said.count("cannot be said") == 1
 
@@ -345,7 +355,7 @@ class TestPairs:
         assert said.startswith(
             "Of early exit it cannot be said at batch 8 whether it is worth it. Without exits, small"
         )
-        assert "small is 4.00 ± 0.00 times as fast as plain" in said
+        assert "small is 4.00 times as fast as plain" in said
         assert "Of early it cannot be said: wall times" in said
 
     def test_where_the_first_is_noisy_no_pair_is_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,9 +369,8 @@ class TestPairs:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said = self.verdict(monkeypatch, steady(1.0), uneven(0.1, 1.75), steady(0.1))
-        assert said.startswith(
-            "Not worth it at batch 8: small is 10.00 ± 0.00 times as fast as plain, accuracy the same"
-        )
+        assert said.startswith("Not worth it at batch 8: small is 10.00 ")
+        assert "times as fast as plain, accuracy the same, and has no exits" in said
         assert "no early exit here is as fast. Against plain it cannot be said: early is 1.0" in said
         said = self.verdict(monkeypatch, steady(1.0), uneven(0.1, 1.75), steady(2.0))
         assert said.startswith("It cannot be said at batch 8: early is 1.0")
@@ -370,7 +379,7 @@ class TestPairs:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         said = self.verdict(monkeypatch, steady(1.0), steady(0.5), uneven(0.1, 0.85))
-        assert said.startswith("Worth it at batch 8: early is 2.00 ± 0.00 times as fast as plain, accuracy the same.")
+        assert said.startswith("Worth it at batch 8: early is 2.00 times as fast as plain, accuracy the same.")
         assert "small is 2.1" in said
         assert "whether early exit is faster than that cannot be said" in said
 
@@ -398,6 +407,18 @@ class TestResults:
         assert all(row.accuracy is None for row in result.rows)
         assert "accuracy" not in str(result)
         assert 0 < (result.rows[1].agreement or 0) < 1
+
+    def test_few_calls_are_said_and_no_error_is_shown_as_zero(self, data: Any) -> None:
+        systems = {"plain": lambda x: x[:, 8:], "same": lambda x: x[:, 8:], "other": lambda x: x[:, :4]}
+        result = run(systems, data[0].numpy(), data[1].numpy())
+        assert result.rows[0].calls == 5
+        said = (
+            "Batch 8: 5 calls of each are too few for percentiles and errors to be trusted; measure longer: --seconds"
+        )
+        assert any(note.startswith(said) for note in result.notes)
+        assert not re.search(r"± 0\.0+(?!\d)", str(result))
+        assert "+0.0\n" in re.sub(" +", "\n", str(result)), "the same answers have no error"
+        assert not any("too few" in note for note in run(systems, data[0].numpy(), seconds=0.3).notes)
 
     def test_stopping_keeps_what_was_measured(self) -> None:
         class Stops(Work):

@@ -133,7 +133,7 @@ def benchmark(
                     unsure=unsure,
                 )
             )
-            notes += noise + _unlike_the_plan(made) + _above_the_plan(made, by_cpu, unsure)
+            notes += noise + _unlike_the_plan(made) + _above_the_plan(made, by_cpu, unsure) + _few(made)
             if timing.stopped:
                 stopped = True
                 notes.append(f"Stopped by hand after {len(timing.batches)} turns at batch size {size}.")
@@ -260,6 +260,7 @@ def _with_costs(row: BenchmarkRow, system: System, exits: Array | None) -> Bench
 _USELESS = 0.5  # a larger spread of CPU times leaves nothing to judge by
 _OTHER = 1.5  # how far a measured time may be from the planned one, as a factor
 _ABOVE = 1.1  # a larger share of the first system's time than planned, as a factor, is told
+_FEW = 10  # calls
 _NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread is told, and a larger relative error of a speed
 
 
@@ -350,6 +351,17 @@ def _of_other_runtimes(entries: list[System]) -> list[str]:
             " The bundle of a model (eenet.export) runs its exits in ONNX Runtime, and makes the comparison fair."
         )
     return notes
+
+
+def _few(rows: list[BenchmarkRow]) -> list[str]:
+    """What is to be said where there were too few calls for percentiles and errors."""
+    calls = rows[0].calls
+    if calls >= _FEW:
+        return []
+    return [
+        f"Batch {rows[0].batch_size}: {calls} calls of each are too few for percentiles and errors to be trusted; "
+        "measure longer: --seconds, or seconds=."
+    ]
 
 
 def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: float, threads: int | None) -> list[str]:

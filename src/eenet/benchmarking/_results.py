@@ -56,7 +56,8 @@ class BenchmarkRow:
     measured_over_planned : float or None
         The measured time over the planned one, where the costs are a time at this batch size.
     weight_bytes : int or None
-        Of parameters and buffers, or of a bundle's graphs. Peak memory is not shown: all systems share one process.
+        Of parameters and buffers, of a bundle's graphs, or of an ONNX graph and the files of weights that it names.
+        Peak memory is not shown: all systems share one process.
     """
 
     system: str
@@ -280,8 +281,17 @@ def _filled(table: Any, rows: Sequence[BenchmarkRow], columns: Mapping[str, Sequ
     return table
 
 
+def with_error(value: float, error: float, places: int, sign: str = "") -> str:
+    """A number with its standard error, which is never shown as zero: without one where it is exactly that."""
+    shown, least = f"{error:.{places}f}", 10.0**-places
+    words = f"{value:{sign}.{places}f}"
+    if error == 0:
+        return words
+    return f"{words} ± {shown if float(shown) else f'<{least:.{places}f}'}"
+
+
 def _pair(value: float | None, error: float | None, sign: str = "+") -> str:
-    return "" if value is None else f"{100 * value:{sign}.1f} ± {100 * (error or 0):.1f}"
+    return "" if value is None else with_error(100 * value, 100 * (error or 0), 1, sign)
 
 
 def _budget(row: BenchmarkRow) -> str:
@@ -290,7 +300,7 @@ def _budget(row: BenchmarkRow) -> str:
 
 
 def _speed(value: float, error: float) -> str:
-    return f"{value:.2f} ± {error:.2f}"
+    return with_error(value, error, 2)
 
 
 def _number(value: float | None) -> str:

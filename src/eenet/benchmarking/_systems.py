@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -354,6 +355,25 @@ def logits_of(output: Any) -> tuple[Array, Array | None, Array | None]:
     return output, *(None if one is None else np.asarray(one) for one in (exits, handed))  # type: ignore[return-value]
 
 
+def _external_files(graph: Path) -> list[Path]:
+    """The files beside an ONNX graph that hold weights of it.
+
+    They are read from the protobuf as it is written, since the package onnx may be missing: a tensor's external data
+    are entries of a key and a value, the value of "location" is a path from the folder of the graph.
+    """
+    content, found = graph.read_bytes(), []
+    for start in (match.end() for match in re.finditer(rb"\x0a\x08location\x12", content)):
+        size, shift, at = 0, 0, start
+        while at < len(content):  # the length, 7 bits in a byte
+            size, shift, at = size | (content[at] & 127) << shift, shift + 7, at + 1
+            if content[at - 1] < 128 or shift > 28:
+                break
+        name = content[at : at + size].decode("utf-8", "replace")
+        if name and "\0" not in name and (graph.parent / name).is_file():
+            found.append(graph.parent / name)
+    return found
+
+
 class OnnxFile:
     """A network as one ONNX graph, in ONNX Runtime on the CPU; its first output are the logits."""
 
@@ -374,7 +394,7 @@ class OnnxFile:
         self._errors = _errors_of(runtime)
         self._names = [one.name for one in self._session.get_inputs()]
         self._doubles = {one.name for one in self._session.get_inputs() if one.type == "tensor(double)"}
-        self.size = path.stat().st_size
+        self.size = sum(file.stat().st_size for file in {path, *_external_files(path)})
 
     def __call__(self, *args: Array, **named: Array) -> Any:
         if len(args) == len(self._names):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import hypot
 
-from eenet.benchmarking._results import BenchmarkRow
+from eenet.benchmarking._results import BenchmarkRow, with_error
 
 Difference = Callable[[int, int], "tuple[float, float] | None"]
 """The accuracy of one row minus that of another on the same samples, and its standard error; None where unknown."""
@@ -199,7 +199,7 @@ def _said(row: BenchmarkRow, first: BenchmarkRow) -> str:
 
 
 def _times(row: BenchmarkRow, first: BenchmarkRow) -> str:
-    return f"{row.speed:.2f} ± {row.speed_error:.2f} times as fast as {first.title}"
+    return f"{with_error(row.speed, row.speed_error, 2)} times as fast as {first.title}"
 
 
 def _amount(share: float) -> str:
@@ -210,4 +210,4 @@ def _points(mean: float, error: float) -> str:
     if mean == 0 and error == 0:
         return "the same"
     chance = "beyond chance" if abs(mean) > _ERRORS * error else "not beyond chance"
-    return f"{100 * mean:+.1f} ± {100 * error:.1f} points ({chance})"
+    return f"{with_error(100 * mean, 100 * error, 1, '+')} points ({chance})"
