@@ -57,7 +57,7 @@ def test_bad_probabilities_are_refused(probs: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1, 3, 1], r"labels\[2\] is 3, expected 0 to 2"),
+        ([0, 1, 3, 1], r"labels\[2\] is 3, expected 0 to 2: classes count from 0"),
         ([0, -1, 2, 1], r"labels\[1\] is -1, expected 0 to 2"),
         ([0.0, 1.0, 2.0, 1.0], r"labels have dtype float64, expected integers: class numbers from 0"),
         ([True, False, True, True], r"labels have dtype bool, expected integers"),

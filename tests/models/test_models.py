@@ -595,6 +595,20 @@ class TestLabels:
         with pytest.raises(InvalidInputError, match="1 positional and keywords"):
             model(X, x=X)
 
+    def test_keys_that_are_no_inputs_are_named_first_with_what_drops_them(self) -> None:
+        model = conv_model(0)
+        labels = torch.zeros(len(X), dtype=torch.long)
+        batch = {"x": X, "labels": labels, "idx": torch.arange(len(X)), "text": ["a"] * len(X)}
+        message = (
+            r"^'idx', 'text' are no inputs of the network: take them out, as with batch.pop\('idx'\) and batch.pop"
+            r"\('text'\), or of a data set of Hugging Face with remove_columns\(\['idx', 'text'\]\); got "
+        )
+        for call in (lambda: model(**batch), lambda: eenet.collect(model, [batch])):
+            with pytest.raises(InvalidInputError, match=message):
+                call()
+        del batch["idx"], batch["text"]
+        assert len(eenet.collect(model, [batch])) == len(X)
+
     def test_an_input_called_labels_is_an_input(self) -> None:
         class Prompted(nn.Module):
             def __init__(self) -> None:

@@ -113,7 +113,8 @@ def _utility(task: Any, said: Array, labels: Array, shape: tuple[int, ...]) -> A
     if labels.min() < 0 or labels.max() >= shape[0]:
         bad = labels[(labels < 0) | (labels >= shape[0])][0]
         raise InvalidInputError(
-            f"a label is {bad}, but the systems have {shape[0]} classes: expected 0 to {shape[0] - 1}"
+            f"a label is {bad}, but the systems have {shape[0]} classes: expected 0 to {shape[0] - 1}, as "
+            "classes count from 0"
         )
     return np.asarray(said == labels, dtype=np.float64)
 

@@ -154,11 +154,11 @@ def check_labels(task: Task, logits: Tensor, labels: Tensor) -> None:
     if isinstance(task, Segmentation):
         raise InvalidInputError(
             f"a pixel has the label {int(labels[bad][0])}, expected 0 to {classes - 1}, or {task.ignore_index} for a "
-            "pixel that does not count"
+            "pixel that does not count; classes count from 0"
         )
     raise InvalidInputError(
         f"a batch holds the label {int(labels[bad][0])}, expected 0 to {classes - 1}: the model has {classes} "
-        "classes; correct the data, or attach the exits with another num_classes"
+        "classes, which count from 0; correct the data, or attach the exits with another num_classes"
     )
 
 

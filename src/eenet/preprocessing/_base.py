@@ -72,6 +72,18 @@ def require_names(made: Sequence[str], inputs: Sequence[Input]) -> None:
         )
 
 
+def no_inputs(extra: Sequence[str]) -> str:
+    """What to say of keys that a network has no inputs for, and how to drop them; nothing where there are none."""
+    if not extra:
+        return ""
+    one, names = len(extra) == 1, ", ".join(map(repr, extra))
+    drop = " and ".join(f"batch.pop({name!r})" for name in extra[:2])
+    return (
+        f"{names} {'is no input' if one else 'are no inputs'} of the network: take {'it' if one else 'them'} out, as "
+        f"with {drop}, or of a data set of Hugging Face with remove_columns({list(extra)}); "
+    )
+
+
 def how_to_fit(shape: Sequence[int], expected: Sequence[int | str | None], *, floating: bool) -> str:
     """The way out where an input has another shape than a network takes: make it fit, or cut for sizes that change.
 

@@ -117,7 +117,7 @@ def class_labels(
     bad = (y < 0) | (y >= classes)
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
-        raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}")
+        raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}: classes count from 0")
     return y.astype(np.intp)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.errors import InvalidInputError
-from eenet.preprocessing._base import how_to_fit
+from eenet.preprocessing._base import how_to_fit, no_inputs
 
 Array = NDArray[Any]
 Ints = NDArray[np.intp]
@@ -151,9 +151,11 @@ class Boundaries:
             inputs = {specs[0].name: inputs}
         names = [spec.name for spec in specs]
         if set(inputs) != set(names):
-            problems = [f"{name!r} is missing" for name in names if name not in inputs]
-            problems += [f"{name!r} is not known" for name in inputs if name not in names]
-            raise InvalidInputError(f"the network takes the inputs {names}: {', '.join(problems)}")
+            missing = ", ".join(f"{name!r} is missing" for name in names if name not in inputs)
+            extra = [str(name) for name in inputs if name not in names]
+            raise InvalidInputError(
+                f"{no_inputs(extra)}the network takes the inputs {names}{f': {missing}' if missing else ''}"
+            )
         sizes: dict[str, tuple[int, str]] = {}
         return tuple(_checked(inputs[spec.name], spec, sizes) for spec in specs)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eenet._compat import pytree
 from eenet.errors import InvalidInputError
-from eenet.preprocessing._base import how_to_fit
+from eenet.preprocessing._base import how_to_fit, no_inputs
 
 Tensors = tuple[Tensor, ...]
 
@@ -152,9 +152,10 @@ class InputForm:
         def shown(count: int, keys: Sequence[str]) -> str:
             return f"{count} positional and keywords [{', '.join(keys)}]"
 
+        extra = [key for key in kwargs if key not in self.arguments]
         return InvalidInputError(
-            f"got {shown(len(args), list(kwargs))} arguments, but the model was cut with an example of "
-            f"{shown(len(self.args), self._keys)}; pass the arguments the way the example does"
+            f"{no_inputs(extra)}got {shown(len(args), list(kwargs))} arguments, but the model was cut with an example "
+            f"of {shown(len(self.args), self._keys)}; pass the arguments the way the example does"
         )
 
     @staticmethod

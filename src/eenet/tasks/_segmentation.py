@@ -109,6 +109,7 @@ class Segmentation:
         if bad.any():
             raise InvalidInputError(
                 f"a pixel is labeled {labels[bad][0]}, expected 0 to {classes - 1} or ignore_index={self.ignore_index}"
+                "; classes count from 0"
             )
         image = np.broadcast_to(np.arange(len(labels))[:, None, None], labels.shape)[counted]
         truth, said = labels[counted].astype(np.intp), predictions[counted].astype(np.intp)
