@@ -33,7 +33,7 @@ FIGURES = (
         "91.25 % (He et al. 2016), 91.73 % (these weights)",
         "[table](https://github.com/akamaster/pytorch_resnet_cifar10)",
         "cifar10-resnet20-shared",
-        "JPEG copies; the backbone is frozen, only heads are trained; 1,667 pictures of the test file judge",
+        "JPEG copies; 1,667 pictures of the test file judge, 3,333 calibrate",
     ),
     (
         "BERT-base, SST-2, patience (PABEE, 2020)",
