@@ -134,6 +134,6 @@ def test_what_does_not_fit_is_named(files: tuple[Path, Path], tmp_path: Path) ->
     assert "no costs of file 1" in refused(*words, small, big)
     assert "file 1 has 2 exits and 1 costs" in refused(*words, small, big, "--costs", "1", "--costs", "6")
     other = tmp_path / "other.npz"
-    np.savez(other, val_logits=np.zeros((399, 5)), val_labels=np.zeros(399, int))
+    np.savez(other, val_logits=np.zeros((399, 5)), val_labels=np.arange(399) % 5)
     message = refused(*words, small, other, "--costs", "1,2,6")
     assert f"{str(other)!r} has records of 399 samples, {str(small)!r} of 400" in message

@@ -71,6 +71,7 @@ def test_engine_and_torch_backend_give_the_answers_of_the_adaptive_model(max_bat
     np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:the head at .* reads padding")
 def test_inputs_of_several_lengths_and_constants_that_cross_boundaries() -> None:
     model = masked_model()
     generator = np.random.default_rng(0)
@@ -88,6 +89,7 @@ def test_inputs_of_several_lengths_and_constants_that_cross_boundaries() -> None
         np.testing.assert_allclose(logits, expected.logits.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:the head at .* reads padding")
 def test_inputs_that_do_not_fit_are_refused_by_name() -> None:
     backend = TorchBackend(masked_model())
     ids, mask = np.zeros((2, 5), np.int64), np.ones((2, 5), np.int64)

@@ -103,6 +103,7 @@ def test_exits_training_profiling_and_running() -> None:
     assert "low" in str(eenet.describe(model))
 
 
+@pytest.mark.filterwarnings("ignore:the head at .* reads padding")
 def test_several_tensors_constants_keywords_and_structured_outputs() -> None:
     class First(nn.Module):
         def __init__(self) -> None:
