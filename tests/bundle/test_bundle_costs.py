@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, Case
+from bundles import CASES, Case, MeanOfSteps
 from commands import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 import eenet
 from eenet.bundle import LoadedBundle, sealed
@@ -409,18 +408,6 @@ def test_a_bundle_is_measured_again_where_torch_cannot_be_imported(folder: Path)
     assert isinstance(bundle, LoadedBundle)
     assert result["plan"]["budget"] == bundle.scheduler.budget
     assert bundle.costs.device["threads"] == 1
-
-
-class MeanOfSteps(nn.Module):
-    """Classifies sequences of any length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.classes = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classes(self.second(self.first(x).relu()).mean(1))
-        return logits
 
 
 def test_a_bundle_says_of_which_length_of_inputs_its_costs_are_and_is_measured_at_another(

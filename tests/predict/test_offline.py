@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES
+from bundles import CASES, MeanOfSteps
 from commands import refused, run
 from pages import demo_folder
-from torch import nn
 
 import eenet
 import eenet.bundle.onnx
@@ -401,18 +400,6 @@ def test_parts_of_a_table_are_read_without_what_is_before(tmp_path: Path) -> Non
         next(items.batches(4, 30))
 
 
-class MeanOfSteps(nn.Module):
-    """Classifies sequences of any length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.classes = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classes(self.second(self.first(x).relu()).mean(1))
-        return logits
-
-
 def test_a_run_that_costs_more_than_planned_says_by_how_much_and_why(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(400, 5, 4)
@@ -436,9 +423,10 @@ def test_a_run_that_costs_more_than_planned_says_by_how_much_and_why(tmp_path: P
     assert note.startswith("the mean cost is 33% over the budget: these inputs take later exits than the calibration")
     assert "Calibrate on data like these" in note
     assert run_over(in_flops, late[:10]) == ()  # so few may be chance
-    (note,) = [one for one in run_over(in_ms, torch.randn(64, 20, 4)) if "planned cost" in one]
-    assert "these inputs are of length 20 (time) on average, the costs of 5: measure and plan again with" in note
-    assert f"eenet profile {tmp_path / 'ms'} --update --length 20" in note
+    for bundle in (in_ms, of("cpu_ms")):
+        (note,) = [one for one in run_over(bundle, torch.randn(64, 20, 4)) if "planned cost" in one]
+        assert "these inputs are of length 20 (time) on average, the costs of 5: measure and plan again with" in note
+        assert f"eenet profile {bundle.manifest.root} --update --length 20" in note
     (note,) = run_over(in_ms, x)
     assert "an item took" in note
     assert "of length" not in note

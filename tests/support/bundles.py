@@ -22,6 +22,18 @@ from networks import conv_model
 Inputs = dict[str, Tensor]
 
 
+class MeanOfSteps(nn.Module):
+    """Classifies sequences of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.classes = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.classes(self.second(self.first(x).relu()).mean(1))
+        return logits
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, a scheduler fitted on one half of its samples, and the other half for tests."""

@@ -184,7 +184,7 @@ def _over_budget(bundle: LoadedBundle, counts: NDArray[np.int64], mean: float) -
 def _slower(bundle: LoadedBundle, summary: Summary, sizes: dict[str, float], batch_size: int) -> str | None:
     """That the items took far longer than planned, and what may be the reason."""
     planned, took, costs = summary.mean_cost, summary.measured_ms, bundle.costs
-    if planned is None or took is None or costs.unit != "ms" or took <= _SLOWER * planned:
+    if planned is None or took is None or costs.unit not in ("ms", "cpu_ms") or took <= _SLOWER * planned:
         return None
     measured_at = costs.device.get("sizes", {})
     again = f"eenet profile {bundle.manifest.root} --update"
@@ -199,7 +199,8 @@ def _slower(bundle: LoadedBundle, summary: Summary, sizes: dict[str, float], bat
     if bundle.measured_elsewhere is not None:
         reasons.append(bundle.measured_elsewhere)
     why = "; ".join(reasons) or "the machine may be busy, or the costs may be of another one"
-    return f"an item took {took / planned:.1f} times its planned cost ({took:.4g} ms, planned {planned:.4g}): {why}"
+    cost = f"{took:.4g} ms, planned {planned:.4g} {costs.unit}"
+    return f"an item took {took / planned:.1f} times its planned cost ({cost}): {why}"
 
 
 def predict_pieces(
