@@ -30,14 +30,12 @@ from numpy.typing import NDArray
 import eenet
 import eenet.bundle.onnx
 from _cascade_systems import Candidate, Graph, answers, measure, runner
+from _recipe_networks import Inputs, Network, exported, read
 from eenet._extras import require
 from eenet._timing import describe_machine, in_turns, machine, timed
 from eenet.bundle._graphs import onnx_graphs, plain_graph
 from eenet.bundle._quantize import quantized
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
-from eenet.experiments.data import ThreeWaySplit
-from eenet.experiments.recipes import load_recipe
-from eenet.experiments.recipes._data import RecipeData, checkpoint_folder
 from eenet.models._io import logits_in
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +45,7 @@ _LOW = (10, 15, 20, 25, 30, 35, 40, 50, 65)
 SHARES = {FP32: (30, 40, 50, 65, 80), AUTO: _LOW, INT8: _LOW}
 EIGHT = "plain int8, weights of 8 bits"  # what ONNX Runtime's tools make by default
 MOST = "all"  # the budget of the most expensive exit
-_OPSET, _RANGES, _ALL = 20, 128, 1e12
+_OPSET, _RANGES = 20, 128
 _GOAL, _GOAL_BATCH = 1.5, "8"
 
 Array = NDArray[Any]
@@ -85,46 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class Inputs:
-    """Samples as the graphs take them; a batch of texts ends where its longest text does."""
-
-    def __init__(self, arrays: Mapping[str, Array]) -> None:
-        self.arrays = arrays
-
-    def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-    def __getitem__(self, some: slice) -> dict[str, Array]:
-        found = {name: np.ascontiguousarray(one[some]) for name, one in self.arrays.items()}
-        mask = found.get("attention_mask")
-        if mask is not None:
-            longest = int(np.flatnonzero(mask.any(axis=0))[-1]) + 1
-            found = {name: np.ascontiguousarray(one[:, :longest]) for name, one in found.items()}
-        return found
-
-
 def compared(name: str, folder: Path | None, root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All systems of one network: their accuracies and times, and what was chosen."""
-    model = eenet.MultiExitModel.from_pretrained(name if folder is None else folder / "work" / "model").eval()
-    recipe = load_recipe(name)
-    data = RecipeData(recipe, root, tokenizer=checkpoint_folder(recipe, None, download=False))
-    data.use(data.make_split() if folder is None else ThreeWaySplit.load(folder / "split.json"))
-    names = [one.name for one in model.staged.inference_stages[0].inputs]
-    samples: dict[str, Inputs] = {}
-    labels: dict[str, Array] = {}
-    for part in ("calibration", "test"):
-        tensors, truth = data.samples(part, _ALL)
-        rows = np.sort(np.random.default_rng(0).permutation(len(truth))[: options.most])
-        if part == "test":
-            rows = np.random.default_rng(1).permutation(rows)  # the first are timed: of all kinds
-        samples[part] = Inputs({key: one.numpy()[rows] for key, one in zip(names, tensors, strict=True)})
-        labels[part] = truth.numpy()[rows]
+    network = read(name, folder, root, options.most)
+    samples, labels = network.samples, network.labels
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", ReliabilityWarning)  # fallbacks, and wall times of a busy machine
-        candidates, bundle = _candidates(model, samples["calibration"], labels["calibration"], Path(temporary))
+        candidates, bundle = _candidates(network, Path(temporary))
         return {
             "machine": machine(),
-            "title": recipe.title,
+            "title": network.recipe.title,
             "command": f"python benchmarks/int8.py {name}{'' if folder is None else '=FOLDER'}"
             + (" --data-root FOLDER" if options.data_root else "")
             + f" --seconds {options.seconds:g}",
@@ -136,8 +104,9 @@ def compared(name: str, folder: Path | None, root: Path, options: argparse.Names
         }
 
 
-def _candidates(model: eenet.MultiExitModel, x: Inputs, y: Array, folder: Path) -> tuple[list[Candidate], Any]:
+def _candidates(network: Network, folder: Path) -> tuple[list[Candidate], Any]:
     """The plain network in fp32 and int8, exits in fp32 and exits with int8; and the bundle of the last."""
+    model, x = network.model, network.samples["calibration"]
     content = plain_graph(model, onnx_graphs(model, _OPSET), _OPSET)
     assert content is not None, "all networks of the recipes are one graph too"
     plain, copy = folder / "plain.onnx", folder / "plain-int8.onnx"
@@ -156,21 +125,7 @@ def _candidates(model: eenet.MultiExitModel, x: Inputs, y: Array, folder: Path) 
     assert made.content is not None, made.reason
     of_8_bits.write_bytes(made.content)
 
-    def call(some: slice) -> Any:
-        args, kwargs = model.staged.call_of(tuple(torch.from_numpy(one) for one in x[some].values()))
-        return kwargs if kwargs and not args else args if len(args) > 1 else args[0]
-
-    loader = [(call(slice(n, n + 32)), torch.from_numpy(y[n : n + 32])) for n in range(0, len(y), 32)]
-    records = eenet.collect(model, loader)
-    any_costs = eenet.ExitCosts(np.arange(1.0, model.num_exits + 1))
-    scheduler = eenet.MaxProbability().fit(records, any_costs, "100%")
-    bundles = {
-        precision: eenet.export(
-            model, scheduler, folder / precision, example=loader[0][0], records=records, precision=precision,
-            calibration=loader, measure=False, threads=1,
-        )
-        for precision in ("fp32", "auto", "int8")
-    }  # fmt: skip
+    bundles = exported(network, {precision: folder / precision for precision in ("fp32", "auto", "int8")})
     candidates = [
         Candidate("plain fp32", fp32),
         Candidate("plain int8", int8, int8=True),
