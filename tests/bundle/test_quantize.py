@@ -54,8 +54,8 @@ def test_answers_stay_near_and_the_weights_are_signed_the_activations_unsigned(t
 
     plain, made = graph(tmp_path / "plain.onnx", batch=batch), tmp_path / "made.onnx"
     x = np.random.default_rng(1).normal(size=(100, 6)).astype(np.float32)
-    assert eenet.bundle.onnx.quantize(plain, made, x) == ()
-    assert eenet.bundle.onnx.quantize(plain, tmp_path / "again.onnx", {"x": x}) == ()
+    assert eenet.bundle.onnx.quantize(plain, made, x) == ("Relu", "Softmax")
+    assert eenet.bundle.onnx.quantize(plain, tmp_path / "again.onnx", {"x": x}) == ("Relu", "Softmax")
     assert made.read_bytes() == (tmp_path / "again.onnx").read_bytes()
     np.testing.assert_allclose(answers(made, x[:8]), answers(plain, x[:8]), atol=0.05)
     graph_made = onnx.load(made).graph
@@ -83,6 +83,63 @@ def test_no_sum_overflows_on_any_processor(tmp_path: Path) -> None:
     for one in onnx.load(made).graph.initializer:
         if one.data_type == onnx.TensorProto.INT8:
             assert 2 * 255 * np.abs(numpy_helper.to_array(one).astype(int)).max(initial=0) < 2**15
+
+
+def tokens(path: Path, *, opset: int = 20, **asked: float) -> Path:
+    """Two products and a Gemm of one input of 5 tokens of 24 numbers, and a product of their results, as in attention.
+
+    `asked` are attributes of the Gemm, whose weights are transposed.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    tensors = [
+        numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name)
+        for name, shape in (("q", (24, 8)), ("k", (24, 8)), ("g", (8, 40)), ("b", (8,)))
+    ]
+    nodes = [
+        helper.make_node("MatMul", ["x", "q"], ["xq"]),
+        helper.make_node("MatMul", ["x", "k"], ["xk"]),
+        helper.make_node("Transpose", ["xk"], ["kx"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["xq", "kx"], ["scores"]),
+        helper.make_node("MatMul", ["scores", "xq"], ["mixed"]),
+        helper.make_node("Flatten", ["mixed"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "g", "b"], ["y"], transB=1, **asked),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 24])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])]
+    made = helper.make_graph(nodes, "tokens", inputs, outputs, tensors)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("opset", [9, 13, 20])
+def test_a_matrix_product_takes_the_range_of_each_row(tmp_path: Path, opset: int) -> None:
+    plain, made = tokens(tmp_path / "plain.onnx", opset=opset), tmp_path / "made.onnx"
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(64, 5, 24)).astype(np.float32)
+    # One range for all would leave samples that are a million times smaller nothing but zeros.
+    x *= (10.0 ** rng.integers(-3, 4, size=(64, 1, 1))).astype(np.float32)
+    assert "Gemm" not in eenet.bundle.onnx.quantize(plain, made, x)
+    right, got = answers(plain, x), answers(made, x)
+    sizes = np.abs(right).max(axis=1, keepdims=True)
+    assert np.median(np.abs(got - right) / sizes) < 0.02
+    assert np.max(np.abs(got - right) / sizes) < 0.2
+    for rows in ([3], [0, 5, 60], list(range(32))):  # whatever else is in the batch
+        np.testing.assert_array_equal(answers(made, x[rows]), got[rows])
+    assert np.isfinite(answers(made, np.zeros((1, 5, 24), np.float32))).all()
+
+
+def test_products_of_activations_and_scaled_ones_stay_fp32(tmp_path: Path) -> None:
+    import onnx
+
+    x = np.random.default_rng(1).normal(size=(64, 5, 24)).astype(np.float32)
+    made = tmp_path / "made.onnx"
+    assert eenet.bundle.onnx.quantize(tokens(tmp_path / "plain.onnx", alpha=0.5), made, x) == ("Gemm", "MatMul")
+    kinds = [node.op_type for node in onnx.load(made).graph.node]
+    assert (kinds.count("MatMulInteger"), kinds.count("MatMul"), kinds.count("Gemm")) == (2, 2, 1)
+    assert kinds.count("QuantizeLinear") == 1, "two products of one input need its rows rounded once"
 
 
 @pytest.mark.parametrize(

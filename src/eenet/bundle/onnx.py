@@ -67,8 +67,9 @@ def load(folder: str | Path, *, threads: int | None = None, providers: Sequence[
 def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] | Array) -> tuple[str, ...]:
     """Write a plain network's ONNX graph in int8, as `eenet.export(..., precision=...)` quantizes stages.
 
-    It is what exits compete with: static, weights per channel in int8, activations in uint8, whose ranges are those of
-    the samples. Returns the kinds of operators that stay fp32, such as `("Softmax",)`. Needs `eenet[export]`.
+    It is what exits compete with: weights per channel in int8, activations in uint8. Around convolutions their ranges
+    are those of the samples; a matrix product with weights takes that of each row of its input while it runs. Returns
+    the kinds of operators that stay fp32, such as `("Softmax",)`. Needs `eenet[export]`.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
     >>> scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0]), budget=1.5)
     >>> _ = eenet.export(model, scheduler, "bundle", example=x, measure=False)
     >>> eenet.bundle.onnx.quantize("bundle/plain.onnx", "plain-int8.onnx", x.numpy())  # or a file of torch.onnx.export
-    ()
+    ('Relu',)
     """
     content, runtime = existing_file(network).read_bytes(), require("onnxruntime", "onnx")
     before = Session(runtime, content, str(network), None)
