@@ -70,8 +70,11 @@ def read(name: str, folder: Path | None, root: Path, most: int | None = None) ->
     return network
 
 
-def exported(network: Network, folders: Mapping[str, Path]) -> dict[str, Any]:
-    """Bundles of a network by their precision, each in a folder; the calibration part chooses what is int8."""
+def exported(network: Network, folders: Mapping[str, Path], **options: Any) -> dict[str, Any]:
+    """Bundles of a network by their precision, each in a folder; the calibration part chooses what is int8.
+
+    `options` are others of `eenet.export`.
+    """
     model, x, y = network.model, network.samples["calibration"], network.labels["calibration"]
 
     def call(some: slice) -> Any:
@@ -85,7 +88,7 @@ def exported(network: Network, folders: Mapping[str, Path]) -> dict[str, Any]:
     return {
         precision: eenet.export(
             model, scheduler, folder, example=loader[0][0], records=records, precision=precision,
-            calibration=loader, measure=False, threads=1,
+            calibration=loader, measure=False, threads=1, **options,
         )
         for precision, folder in folders.items()
     }  # fmt: skip

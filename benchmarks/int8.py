@@ -41,8 +41,9 @@ from eenet.models._io import logits_in
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (1, 8, 32)
 FP32, AUTO, INT8 = "exits fp32", "exits auto", "exits int8"
+LOOSER = "exits auto, looser"  # with the `max_exit_drop` that `auto` names
 _LOW = (10, 15, 20, 25, 30, 35, 40, 50, 65)
-SHARES = {FP32: (30, 40, 50, 65, 80), AUTO: _LOW, INT8: _LOW}
+SHARES = {FP32: (30, 40, 50, 65, 80), AUTO: _LOW, LOOSER: _LOW, INT8: _LOW}
 EIGHT = "plain int8, weights of 8 bits"  # what ONNX Runtime's tools make by default
 MOST = "all"  # the budget of the most expensive exit
 _OPSET, _RANGES = 20, 128
@@ -99,7 +100,6 @@ def compared(name: str, folder: Path | None, root: Path, options: argparse.Names
             "samples": {part: len(one) for part, one in labels.items()},
             "precision": bundle.precision,
             "quantization": bundle.info["quantization"],
-            "weight_bits": 7,
             "rows": _rows(candidates, samples, labels, options.seconds),
         }
 
@@ -126,13 +126,18 @@ def _candidates(network: Network, folder: Path) -> tuple[list[Candidate], Any]:
     of_8_bits.write_bytes(made.content)
 
     bundles = exported(network, {precision: folder / precision for precision in ("fp32", "auto", "int8")})
+    int8_exits = {AUTO: bundles["auto"], INT8: bundles["int8"]}
+    looser = bundles["auto"].info["quantization"]["looser"]
+    if looser is not None:
+        limit = looser["max_exit_drop"]
+        int8_exits[LOOSER] = exported(network, {"auto": folder / "looser"}, max_exit_drop=limit)["auto"]
     candidates = [
         Candidate("plain fp32", fp32),
         Candidate("plain int8", int8, int8=True),
         Candidate(EIGHT, Graph(of_8_bits, named), int8=True),
         *(_dynamic(model, plain, named) if "attention_mask" in x.arrays else ()),
         Candidate(FP32, bundles["fp32"], plain=fp32),
-        *(Candidate(f"exits {one}", bundles[one], int8=True, plain=fp32) for one in ("auto", "int8")),
+        *(Candidate(name, one, int8=True, plain=fp32) for name, one in int8_exits.items()),
     ]
     return candidates, bundles["auto"]
 
@@ -296,12 +301,13 @@ def _said(row: Mapping[str, Any]) -> str:
 def table(name: str, data: Mapping[str, Any]) -> str:
     """A network's systems by batch size, as Markdown, and which goals it reaches."""
     parts = [part for part, precision in data["precision"].items() if precision == "int8"]
+    looser = data["quantization"]["looser"]
     kept = [f"{row['part']}: {row['why']}" for row in data["quantization"]["parts"] if "why" in row]
     lines = [
         f"## {name}", "", f"{data['title']}. {data['samples']['test']} samples judge, {data['samples']['calibration']} "
         f"calibrate. `auto` took in int8: {', '.join(parts) or 'nothing'}."
         + (f" It kept {'; '.join(kept)}." if kept else "")
-        + ("" if "weight_bits" in data else " Weights have 8 bits, as an earlier version made them."),
+        + (f" It said: {looser['text']}" if looser else ""),
         "", f"`{data['command']}`; {describe_machine(data['machine']).replace(chr(10), '; ')}",
     ]  # fmt: skip
     for size in SIZES:
@@ -324,11 +330,13 @@ def readme(networks: Mapping[str, Any], out: str) -> str:
         "# Exits and int8 together", "",
         "The plain network in fp32 and in int8 (`eenet.bundle.onnx.quantize`), exits in fp32, exits with the "
         "stages and heads in int8 that [`precision=\"auto\"`](../../docs/howto/quantize.md) takes, and exits with "
-        "all in int8. Budgets are per cent of the plain network in fp32; `all` has no limit. Schedulers are "
+        f"all in int8; where `auto` names a looser limit, also with that one (`{LOOSER}`). Budgets are per cent of "
+        "the plain network in fp32; `all` has no limit. Schedulers are "
         "`OptimalStopping`, fitted to CPU milliseconds per sample of each system and batch size. One thread of "
         "ONNX Runtime, in turns, other samples in each round, other programs meanwhile. ± is one standard error. "
         "Weights in int8 have 7 bits, so that their sums overflow on no processor; "
-        f"`{EIGHT}` is what ONNX Runtime's tools make by default. In the last column stand the "
+        f"`{EIGHT}` is with all 8. `dynamic int8` is what ONNX Runtime's and PyTorch's own tools make of texts: an "
+        "answer depends on which others are in its batch, so that no exits run with it. In the last column stand the "
         "quickest exits with int8 whose accuracy on the test part is at least that of the row.", "",
         "```", f"python benchmarks/int8.py digits --out results/{out}",
         f"python benchmarks/int8.py RECIPE=FOLDER --out results/{out}  # FOLDER of eenet reproduce RECIPE --out FOLDER",
