@@ -199,6 +199,38 @@ def test_files_of_texts_and_requests_with_texts(bundle: LoadedBundle, tmp_path: 
         assert client.post("/predict", json={"texts": some[:2]}).json()["predictions"] == answer["predictions"][:2]
 
 
+def test_texts_that_are_cut_or_empty_are_marked_by_predict_and_the_server(bundle: LoadedBundle, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    special = words_only()  # one that gives an empty text a token, as [CLS]
+    special.post_processor = tokenizers.processors.TemplateProcessing(single="[UNK] $A", special_tokens=[("[UNK]", 1)])
+    again = load(bundle.manifest.root)
+    again.preprocessing = CascadePreprocessing(
+        {"small": TextPreprocessing(special, max_length=5), "big": TextPreprocessing(special, max_length=7)}
+    )
+    some = ["a film", "", "a good film a good", "a good film a", "   ", "good " * 30]
+    cut, empty = [len(one.split()) > 4 for one in some], [not one.split() for one in some]
+    (tmp_path / "texts.txt").write_text("\n".join(some))
+    for batch_size in (1, 6):
+        items = open_items(tmp_path / "texts.txt", "text")
+        done = predict(again, items, tmp_path / "out.parquet", batch_size=batch_size)
+        rows = parquet.read_table(tmp_path / "out.parquet").to_pydict()
+        assert (rows["truncated"], rows["empty"]) == (cut, empty)
+        assert "2 of 6 texts have more than 5 and 7 tokens and were cut there" in done.notes[0]
+        assert "2 of 6 texts are empty" in done.notes[1]
+    with serving(again) as url, connect(url) as client:
+        answers = client.post("/predict", json={"texts": some}).json()["predictions"]
+        assert [one["truncated"] for one in answers] == cut
+        assert [one["empty"] for one in answers] == empty
+        headers = {"Accept": "application/x-npy"}
+        said = client.post("/predict", json={"texts": some}, headers=headers).headers
+        assert (said["x-truncated"], said["x-empty"]) == ("0,0,1,0,0,1", "0,1,0,0,1,0")
+        said = client.post("/predict", json={"texts": some[:1]}, headers=headers).headers
+        assert not {"x-truncated", "x-empty"} & set(said)
+        inputs = {name: array.tolist() for name, array in again.preprocessing(some).items()}
+        (answer, *_) = client.post("/predict", json={"inputs": inputs}).json()["predictions"]
+        assert not {"truncated", "empty"} & set(answer)  # of tokens nobody knows
+
+
 def test_tokenizers_with_prefixes_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: LoadedBundle
 ) -> None:

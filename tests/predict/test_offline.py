@@ -340,8 +340,23 @@ class TestCommands:
         assert (done["failed"], done["first_error"]) == (0, None)
         assert table(Path("c.parquet")) == rows
         np.savez("two.npz", samples=np.load("samples.npy"), more=np.zeros(20))
-        shown = run("predict", "bundle", "two.npz", "--out", "d.parquet").stdout
-        assert "The first that could not be read: item 0 has the inputs ['more', 'samples'], expected" in shown
+        for words in ((), ("--json",), ("--quiet",)):
+            none = run("predict", "bundle", "two.npz", "--out", "d.parquet", *words, code=1)
+            (line,) = none.stderr.splitlines()
+            assert line.startswith(
+                "error: none of the 20 inputs could be read; the first: item 0 has the inputs ['more'"
+            )
+        assert len(table(Path("d.parquet"))["error"]) == 20
+
+    def test_inputs_that_cannot_be_read_are_one_line_and_no_failure(
+        self, bundle: LoadedBundle, photos: Path, tmp_path: Path
+    ) -> None:
+        for words in ((), ("--json",), ("--quiet",)):
+            some = run("predict", bundle.manifest.root, photos, "--out", tmp_path / "a.parquet", *words)
+            (line,) = [line for line in some.stderr.splitlines() if "could not be read" in line]
+            assert line.startswith("warning: 1 of 30 inputs could not be read, and have an error in")
+            (why,) = filter(None, table(tmp_path / "a.parquet")["error"])
+            assert line.endswith(why)
 
     def test_what_does_not_fit_is_one_line(self, made: Path) -> None:
         np.save("wrong.npy", np.zeros((2, 3, 9, 9), np.float32))

@@ -173,9 +173,16 @@ BAD_JSON: list[tuple[bytes, int, str]] = [
     (b'{"inputs": [1, 2, 3, 4, 5, Infinity]}', 400, "not JSON"),
     (b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, "not JSON"),
     (b'{"inputs": ' + b"[" * 200 + b"1" + b"]" * 200 + b"}", 422, "nested too deeply"),
-    (b"[]", 422, "'inputs' and nothing else"),
-    (b'{"inputs": [1, 2], "more": 1}', 422, "nothing else"),
-    (b'{"texts": ["a"]}', 422, "'inputs' and nothing else"),
+    (b"[]", 422, "the body is no JSON object; expected a JSON object with 'inputs' and nothing else"),
+    (b"{}", 422, "the body has no key; expected"),
+    (b'{"inputs": [1, 2], "more": 1}', 422, "the body has 'inputs', 'more'; expected"),
+    (b'{"texts": ["a"]}', 422, "the body has 'texts'; expected a JSON object with 'inputs' and nothing else"),
+    (
+        b'{"x": [1, 2, 3, 4, 5, 6]}',
+        422,
+        """the body has 'x'; expected a JSON object with 'inputs' and nothing else, as {"inputs": {"x": ...}}""",
+    ),
+    (json.dumps({"k" * 1000: 1, **{str(n): n for n in range(50)}}).encode(), 422, f"has '{'k' * 60}...', '0', '1'"),
     (b'{"inputs": [[1, 2], [3]]}', 422, "ragged"),
     (b'{"inputs": [1, 2, 3, 4, 5, "6"]}', 422, "strings or objects"),
     (b'{"inputs": [1, 2, 3, 4, 5, null]}', 422, "does not hold numbers"),
@@ -187,8 +194,9 @@ BAD_JSON: list[tuple[bytes, int, str]] = [
     (b'{"inputs": []}', 422, "float32"),
     (b'{"inputs": [[]]}', 422, "float32"),
     (b'{"inputs": 1}', 422, "single number"),
-    (b'{"inputs": {"y": [1, 2, 3, 4, 5, 6]}}', 422, "name that the network does not"),
-    (b'{"inputs": {}}', 422, "expected ['x']"),
+    (b'{"inputs": {"y": [1, 2, 3, 4, 5, 6]}}', 422, "the network has no input 'y'; expected ['x'] and nothing else"),
+    (b'{"inputs": {"x": [1, 2, 3, 4, 5, 6], "y": 1}}', 422, "the network has no input 'y'; expected ['x']"),
+    (b'{"inputs": {}}', 422, "the inputs lack 'x'; expected ['x']"),
     (b'{"inputs": ' + json.dumps([[0.5] * 6] * 257).encode() + b"}", 413, "257 samples"),
     (b'{"inputs": "' + b"a" * 5_000_000 + b'"}', 413, "more than the 4194304 bytes"),
 ]
@@ -644,7 +652,8 @@ def test_several_inputs_go_by_name() -> None:
         assert exits(client.post("/predict", files=files)) == [0, 2]
         for inputs, message in (
             (x, "has the inputs ['shift', 'x']"),
-            ({"x": x}, "expected ['shift', 'x']"),
+            ({"x": x}, "the inputs lack 'shift'; expected ['shift', 'x']"),
+            ({"x": x, "shift": [[3], [4]], "scale": [1]}, "the network has no input 'scale'; expected ['shift', 'x']"),
             ({"x": x, "shift": [[0.5], [1]]}, "does not hold whole numbers"),
             ({"x": x, "shift": [[2**63], [1]]}, "which is no int64|does not hold whole numbers"),
         ):

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from eenet._extras import require_extra
-from eenet.cli._console import if_stopped, new_table, note_threads, output, print_json, progress, short, show_warning
+from eenet.cli._console import (
+    if_stopped,
+    new_table,
+    note_threads,
+    output,
+    print_json,
+    progress,
+    short,
+    show_error,
+    show_warning,
+)  # fmt: skip
 from eenet.cli._inputs import current_folder_importable
 from eenet.cli._trained import bundle_of
+
+if TYPE_CHECKING:
+    from eenet.bundle import LoadedBundle
+    from eenet.predict import Summary
+
+NONE_ANSWERED = 1
 
 
 def predict(
@@ -39,8 +55,9 @@ def predict(
     """Run a bundle over a folder or a file, results as parquet.
 
     A row for each input, in order: id, exit, prediction, class name, confidence; what cannot be read has an error
-    instead of an answer. A run that was stopped goes on where it was when the same command is given again. Of a trained
-    model, such as `digits`, a bundle is made first, and kept: see eenet serve.
+    instead of an answer, and the exit code is 1 where that is all of them. A run that was stopped goes on where it was
+    when the same command is given again. Of a trained model, such as `digits`, a bundle is made first, and kept: see
+    eenet serve.
 
     Examples:
 
@@ -106,20 +123,32 @@ def predict(
     }
     if json_output:
         print_json(result)
-        return
-    console, costs = output(), loaded.costs
+    else:
+        _show(summary, loaded, out, batch_size)
+    if summary.failed == summary.items:
+        show_error(f"none of the {summary.items} inputs could be read; the first: {summary.first_error}")
+        raise typer.Exit(NONE_ANSWERED)
+    if summary.failed:
+        show_warning(
+            f"{summary.failed} of {summary.items} inputs could not be read, and have an error in {out} instead of an "
+            f"answer; the first: {summary.first_error}"
+        )
+
+
+def _show(summary: Summary, bundle: LoadedBundle, out: Path, batch_size: int) -> None:
+    console, costs = output(), bundle.costs
     table = new_table(left=("exit", ""), right=("share", f"cost ({costs.unit})"))
-    for k, name in enumerate(loaded.exit_names):
+    for k, name in enumerate(bundle.exit_names):
         table.add_row(str(k), name, f"{summary.exit_shares[k]:.1%}", short(costs[k]))
     if summary.mean_cost is not None:
         table.add_section()
         table.add_row("mean", "", "", short(summary.mean_cost))
-        table.add_row("budget", "", "", short(loaded.scheduler.budget))
+        table.add_row("budget", "", "", short(bundle.scheduler.budget))
     console.print(table)
     if summary.mean_cost is not None:
-        console.print(f"costs {loaded.costs_from}", soft_wrap=True)
+        console.print(f"costs {bundle.costs_from}", soft_wrap=True)
     if summary.measured_ms is not None:
-        console.print(f"measured {short(summary.measured_ms)} ms per item in {loaded.runtime}, batches of {batch_size}")
+        console.print(f"measured {short(summary.measured_ms)} ms per item in {bundle.runtime}, batches of {batch_size}")
     for note in summary.notes:
         show_warning(note)
     resumed = f", {summary.resumed} of them from before" if summary.resumed else ""
@@ -127,5 +156,3 @@ def predict(
         f"{summary.items} rows{resumed}, {summary.failed} of them could not be read; written to {out}",
         soft_wrap=True,
     )
-    if summary.first_error is not None:
-        console.print(f"The first that could not be read: {summary.first_error}", soft_wrap=True)

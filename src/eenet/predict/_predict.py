@@ -25,6 +25,7 @@ from eenet.tasks import softmax
 _log = logging.getLogger("eenet.predict")
 
 Columns = dict[str, list[Any]]
+Arrays = dict[str, NDArray[Any]]
 
 PIECE = 1024
 """Items whose results are written together: what a run that is killed repeats at most."""
@@ -33,6 +34,9 @@ RunPieces = Callable[[Sequence[int], Path, Callable[[int], None]], None]
 """Makes the pieces with these numbers in a folder, and reports each time how many more items are done."""
 
 _STATE = "state.json"
+
+_FLAGS = ("truncated", "empty")
+"""The columns of texts that say of each what `Preprocessing.with_flags` does."""
 
 # What is noted of a run: a mean cost above the budget by this factor and by this many standard errors, of at least this
 # many items, and a measured time above the planned one by this factor.
@@ -65,7 +69,7 @@ class Summary:
         Why the first of the items that could not be read could not.
     notes : tuple of str
         Where the mean cost is above the budget, or the measured time far above the planned cost: what that may come
-        from, and what to do.
+        from, and what to do. How many texts were cut, and how many are empty.
 
     Examples
     --------
@@ -99,7 +103,8 @@ def predict(
     The columns are `id`, `exit` (from 0), `prediction` (the class), `class_name` where the bundle has names,
     `abstained` (whether the item is handed back, since no exit is sure of it: then `prediction` is -1), `confidence`
     (the probability of the most probable class) and `error`: why an item could not be read, which then has no answer.
-    Where each pixel has a class, `label_map` (height x width) is in place of `prediction`.
+    Where each pixel has a class, `label_map` (height x width) is in place of `prediction`. Texts also have `truncated`
+    (whether the text had more tokens than the bundle takes, so that its end was not read) and `empty`.
 
     Results are kept in pieces in the folder OUT.partial until all are there. A run that was stopped continues after its
     last piece when it is called again.
@@ -181,6 +186,26 @@ def _over_budget(bundle: LoadedBundle, counts: NDArray[np.int64], mean: float) -
     )
 
 
+def _cut(bundle: LoadedBundle, count: int, answered: int) -> str | None:
+    """That texts were cut to what the bundle takes."""
+    if not count:
+        return None
+    description = bundle.preprocessing.describe()
+    members = description.get("members", {"": description})
+    limits = " and ".join(str(limit) for limit in dict.fromkeys(one["max_length"] for one in members.values()))
+    return (
+        f"{count} of {answered} texts have more than {limits} tokens and were cut there (the column truncated): the "
+        "rest of them was not read. Export a bundle with a larger max_length, or split them"
+    )
+
+
+def _empty(count: int, answered: int) -> str | None:
+    """That texts without a word were answered."""
+    if not count:
+        return None
+    return f"{count} of {answered} texts are empty (the column empty): their answers say nothing"
+
+
 def _slower(bundle: LoadedBundle, summary: Summary, sizes: dict[str, float], batch_size: int) -> str | None:
     """That the items took far longer than planned, and what may be the reason."""
     planned, took, costs = summary.mean_cost, summary.measured_ms, bundle.costs
@@ -253,7 +278,7 @@ def predict_pieces(
 
 def _state(bundle: LoadedBundle, items: Items, piece: int) -> dict[str, Any]:
     return {
-        "schema": 2,
+        "schema": 3,
         "bundle": bundle.manifest.data["files"],
         "budget": bundle.scheduler.budget,
         "items": len(items),
@@ -321,6 +346,7 @@ def write_piece(work: Path, number: int, columns: Columns) -> None:
         "label_map": arrow.list_(arrow.list_(arrow.int16())),
         "abstained": arrow.bool_(),
         "confidence": arrow.float32(),
+        **dict.fromkeys(_FLAGS, arrow.bool_()),
         "error": arrow.string(),
     }
     table = arrow.table({name: arrow.array(values, type=types[name]) for name, values in columns.items()})
@@ -334,6 +360,7 @@ def _joined(bundle: LoadedBundle, work: Path, pieces: int, target: Path, resumed
     counts = np.zeros(bundle.backend.num_exits, dtype=np.int64)
     items = failed = 0
     error: str | None = None
+    flagged = dict.fromkeys(_FLAGS, 0)
     with atomic_path(target) as temporary:
         writer = None
         try:
@@ -346,14 +373,18 @@ def _joined(bundle: LoadedBundle, work: Path, pieces: int, target: Path, resumed
                 items, failed = items + table.num_rows, failed + table.num_rows - len(exits)
                 said = table.column("error").drop_null()
                 error = said[0].as_py() if error is None and len(said) else error
+                for name in set(_FLAGS) & set(table.column_names):
+                    flagged[name] += int(np.sum(table.column(name).drop_null().to_numpy()))
         finally:
             if writer is not None:
                 writer.close()
     answered = int(counts.sum())
     shares = tuple((counts / max(answered, 1)).tolist())
     cost = float(np.dot(counts, bundle.costs.values) / answered) if answered else None
-    over = None if cost is None else _over_budget(bundle, counts, cost)
-    return Summary(items, resumed, failed, shares, cost, first_error=error, notes=() if over is None else (over,))
+    notes = [] if cost is None else [_over_budget(bundle, counts, cost)]
+    notes += [_cut(bundle, flagged["truncated"], answered), _empty(flagged["empty"], answered)]
+    said_notes = tuple(note for note in notes if note is not None)
+    return Summary(items, resumed, failed, shares, cost, first_error=error, notes=said_notes)
 
 
 def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], took: list[Call] | None) -> Columns:
@@ -364,8 +395,12 @@ def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], t
     columns["label_map" if dense else "prediction"] = [None] * len(items)
     if named:
         columns["class_name"] = [None] * len(items)
-    columns |= {"abstained": [None] * len(items), "confidence": [None] * len(items), "error": [None] * len(items)}
-    for rows, inputs in _groups(bundle, items, columns["error"]):
+    flagged = _FLAGS if bundle.preprocessing.kind == "text" else ()
+    columns |= {name: [None] * len(items) for name in ("abstained", "confidence", *flagged, "error")}
+    for rows, inputs, flags in _groups(bundle, items, columns["error"]):
+        for name, values in flags.items():
+            for row, value in zip(rows, values.tolist(), strict=True):
+                columns[name][row] = value
         began = time.perf_counter()
         answers = bundle(inputs)
         if took is not None:
@@ -392,28 +427,28 @@ def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], t
 
 def _groups(
     bundle: LoadedBundle, items: Sequence[Any], errors: list[str | None]
-) -> Iterator[tuple[list[int], dict[str, NDArray[Any]]]]:
+) -> Iterator[tuple[list[int], Arrays, Arrays]]:
     """The items that can be read, as batches: all in one where that is possible, else each alone.
 
     What is wrong with the others goes into `errors`.
     """
     together = _prepared(bundle, items)
     if not isinstance(together, str):
-        yield list(range(len(items))), together
+        yield list(range(len(items))), *together
         return
     for row, item in enumerate(items):
-        inputs = _prepared(bundle, [item])
-        if isinstance(inputs, str):
-            errors[row] = inputs
+        made = _prepared(bundle, [item])
+        if isinstance(made, str):
+            errors[row] = made
         else:
-            yield [row], inputs
+            yield [row], *made
 
 
-def _prepared(bundle: LoadedBundle, items: Sequence[Any]) -> dict[str, NDArray[Any]] | str:
-    """The network's inputs for some items, or what is wrong with one of them."""
+def _prepared(bundle: LoadedBundle, items: Sequence[Any]) -> tuple[Arrays, Arrays] | str:
+    """The network's inputs for some items and what to know of them, or what is wrong with one of them."""
     try:
-        inputs = bundle.preprocessing(items)
+        inputs, flags = bundle.preprocessing.with_flags(items)
         bundle.backend.enter(inputs)
     except InvalidInputError as error:
         return str(error)
-    return inputs
+    return inputs, flags

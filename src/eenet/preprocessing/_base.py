@@ -16,6 +16,9 @@ Array = NDArray[Any]
 Inputs = dict[str, Array]
 """A network's inputs by name, each with the samples along dimension 0."""
 
+Flags = dict[str, NDArray[np.bool_]]
+"""What to know of raw inputs, by name: one value for each."""
+
 EXTRA = "predict"
 """The extra that brings Pillow and tokenizers."""
 
@@ -50,6 +53,10 @@ class Preprocessing(ABC):
     @abstractmethod
     def __call__(self, items: Sequence[Any]) -> Inputs:
         """The network's inputs for some raw inputs, in their order; raises `InvalidInputError` naming the item."""
+
+    def with_flags(self, items: Sequence[Any]) -> tuple[Inputs, Flags]:
+        """As a call, and what to know of each item: of texts "truncated" and "empty", nothing of others."""
+        return self(items), {}
 
     @abstractmethod
     def fitted(self, inputs: Sequence[Input]) -> Preprocessing:

@@ -8,7 +8,7 @@ from typing import Any
 
 from eenet._values import array_value
 from eenet.errors import InvalidInputError
-from eenet.preprocessing._base import ArrayPreprocessing, Input, Inputs, Preprocessing
+from eenet.preprocessing._base import ArrayPreprocessing, Flags, Input, Inputs, Preprocessing
 from eenet.preprocessing._images import ImagePreprocessing
 from eenet.preprocessing._texts import TextPreprocessing
 
@@ -69,7 +69,17 @@ class CascadePreprocessing(Preprocessing):
 
     def __call__(self, items: Sequence[Any]) -> Inputs:
         """The inputs of all members, each name after its prefix; raises as the members do."""
-        return {f"{prefix}_{name}": array for prefix, one in self.members.items() for name, array in one(items).items()}
+        return self.with_flags(items)[0]
+
+    def with_flags(self, items: Sequence[Any]) -> tuple[Inputs, Flags]:
+        """As a call, and what any member says of an item."""
+        made: Inputs = {}
+        flags: Flags = {}
+        for prefix, member in self.members.items():
+            inputs, said = member.with_flags(items)
+            made |= {f"{prefix}_{name}": array for name, array in inputs.items()}
+            flags |= {name: flags[name] | flag if name in flags else flag for name, flag in said.items()}
+        return made, flags
 
     def fitted(self, inputs: Sequence[Input]) -> CascadePreprocessing:
         """Each member's for its inputs; raises `InvalidInputError` for an input of no member, or another shape."""

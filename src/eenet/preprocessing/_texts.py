@@ -15,7 +15,7 @@ import numpy as np
 from eenet._extras import require
 from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.preprocessing._base import EXTRA, Input, Inputs, Preprocessing, require_names
+from eenet.preprocessing._base import EXTRA, Flags, Input, Inputs, Preprocessing, require_names
 
 TOKENIZER_FILE = "preprocessing/tokenizer.json"
 
@@ -154,6 +154,10 @@ class TextPreprocessing(Preprocessing):
 
     def __call__(self, items: Sequence[Any]) -> Inputs:
         """The tokens of some strings; raises `InvalidInputError` naming the item that is none."""
+        return self.with_flags(items)[0]
+
+    def with_flags(self, items: Sequence[Any]) -> tuple[Inputs, Flags]:
+        """As a call, and which of the texts were "truncated", and which were "empty": no token but special ones."""
         for n, item in enumerate(items):
             if not isinstance(item, str):
                 raise InvalidInputError(f"item {n} is a {type(item).__name__}, expected a string")
@@ -161,10 +165,15 @@ class TextPreprocessing(Preprocessing):
         empty = next((n for n, one in enumerate(encoded) if not any(one.attention_mask)), None)
         if empty is not None:
             raise InvalidInputError(f"item {empty} ({items[empty][:40]!r}) has no token; give a text that is not empty")
-        return {
+        made = {
             name: np.array([getattr(one, _TOKEN_ARRAYS[name]) for one in encoded], np.int64).reshape(len(items), -1)
             for name in self._names
         }
+        flags = {
+            "truncated": np.array([bool(one.overflowing) for one in encoded], dtype=np.bool_),
+            "empty": np.array([all(one.special_tokens_mask) for one in encoded], dtype=np.bool_),
+        }
+        return made, flags
 
     def describe(self) -> dict[str, Any]:
         """A JSON-ready description; the tokenizer is a file beside it."""

@@ -208,9 +208,9 @@ class _Handlers:
                 began = time.perf_counter()
                 decode = functools.partial(self.decoder, content_type)
             if content_type == "application/json" and len(body) <= _INLINE:
-                inputs = decode(body)
+                inputs, flags = decode(body)
             else:
-                inputs = await asyncio.get_running_loop().run_in_executor(self._threads, decode, body)
+                inputs, flags = await asyncio.get_running_loop().run_in_executor(self._threads, decode, body)
             samples = len(next(iter(inputs.values())))
             if exits and samples != 1:
                 raise RefusedError(422, f"exits=true is for one sample, the request has {samples}; send one")
@@ -234,11 +234,12 @@ class _Handlers:
             return _refusal(500, "the network failed on this request; the server's log says why")
         if request.headers.get("accept", "") in models.NPY:
             headers = {"X-Exits": ",".join(map(str, answered.exits))}
-            if answered.abstained.any():
-                headers["X-Abstained"] = ",".join(map(str, answered.abstained.astype(int)))
+            for name, values in {"abstained": answered.abstained, **flags}.items():
+                if values.any():
+                    headers[f"X-{name.capitalize()}"] = ",".join(map(str, values.astype(int)))
             return Response(_npy(answered), headers=headers, media_type=models.NPY[0])
         shown = {} if views is None else {"exits": views}
-        return _json({**self._answers(answered), "milliseconds": milliseconds, **shown})
+        return _json({**self._answers(answered, flags), "milliseconds": milliseconds, **shown})
 
     async def _views(self, inputs: Any, answered: Request, timeout: float) -> list[dict[str, Any]] | None:
         """What each exit says of the sample of a request, in one thread: it must not hold up the requests of others."""
@@ -282,11 +283,14 @@ class _Handlers:
                 if not task.done():
                     task.cancel()
 
-    def _answers(self, request: Request) -> dict[str, Any]:
+    def _answers(self, request: Request, flags: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
         """Class, probability, exit and cost of each sample; for a class per pixel, the share of the most frequent."""
         assert request.logits is not None, "an answered request has logits"
+        predictions = self._predictions(request.logits, request.exits.tolist(), request.abstained.tolist())
+        for n, one in enumerate(predictions):
+            one |= {name: bool(values[n]) for name, values in flags.items()}
         return {
-            "predictions": self._predictions(request.logits, request.exits.tolist(), request.abstained.tolist()),
+            "predictions": predictions,
             "cost_unit": self._unit,
             "full_cost": self._costs[-1],
             "plain_cost": self._plain_cost,

@@ -10,7 +10,7 @@ import struct
 import threading
 import tokenize
 import zlib
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +26,8 @@ from eenet.serving.engine._request import Limits, RefusedError
 from eenet.serving.http._models import NPY
 
 Array = NDArray[Any]
+Decoded = tuple[dict[str, Array], dict[str, Array]]
+"""A network's inputs by name, and what `Preprocessing.with_flags` says of the samples."""
 T = TypeVar("T")
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -38,6 +40,7 @@ _BAD_HEAD = (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, to
 # numpy reads a head with `ast.literal_eval`, and Python 3.11's parser counts its depth for all threads together: two
 # threads at once can end in "AST constructor recursion depth mismatch".
 _one_header_at_a_time = threading.Lock()
+_MOST_NAMES, _LONGEST_NAME = 10, 60  # of a request, in an error
 _MAX_NPY_HEAD = 1000  # bytes; numpy.save writes 118 for an array of numbers with few dimensions
 
 
@@ -211,18 +214,19 @@ class Decoder:
     def __init__(self, model: Model, limits: Limits) -> None:
         self.kind = model.preprocessing.kind
         self._preprocess = model.preprocessing
+        self._with_flags = getattr(model.preprocessing, "with_flags", None)
         self._specs = {spec.name: spec for spec in model.inputs}
         self._limits = limits
         self._json = require("orjson", "serve")
         if self.kind == "image":
             self._images = require("PIL.Image", "serve")
 
-    def __call__(self, content_type: str, body: bytes) -> dict[str, Array]:
+    def __call__(self, content_type: str, body: bytes) -> Decoded:
         """The inputs of a body that holds one thing: JSON, an array, an image or a text."""
         if content_type == "application/json":
             return self._from_json(body)
         if content_type in NPY or (content_type == "application/octet-stream" and self.kind == "array"):
-            return self._checked({self._only_input(): npy_array(body)})
+            return self._checked({self._only_input(): npy_array(body)}), {}
         if self.kind == "image" and (content_type.startswith("image/") or content_type == "application/octet-stream"):
             return self.from_images([body])
         if self.kind == "text" and content_type == "text/plain":
@@ -235,7 +239,7 @@ class Decoder:
         own = {"image": ["image/*", "multipart/form-data"], "text": ["text/plain"], "array": ["multipart/form-data"]}
         return ["application/json", NPY[0], *own[self.kind]]
 
-    def from_parts(self, parts: Sequence[tuple[str, bytes]]) -> dict[str, Array]:
+    def from_parts(self, parts: Sequence[tuple[str, bytes]]) -> Decoded:
         """The inputs of a multipart body: image files, or npy files by the names of the inputs."""
         if not parts:
             raise RefusedError(422, "the form holds no file; send at least one")
@@ -247,17 +251,17 @@ class Decoder:
                 )
             return self.from_images([content for _, content in parts])
         if self.kind == "array":
-            return self._checked({name: npy_array(content) for name, content in parts})
+            return self._checked({name: npy_array(content) for name, content in parts}), {}
         raise RefusedError(415, f"a form is not taken; send {', '.join(self.content_types)}")
 
-    def from_images(self, files: Sequence[bytes]) -> dict[str, Array]:
+    def from_images(self, files: Sequence[bytes]) -> Decoded:
         """The inputs of image files."""
         self._require_count(len(files))
         for n, content in enumerate(files):
             self._check_image(content, n)
-        return dict(self._preprocess(files))
+        return self._from_raw(files)
 
-    def from_texts(self, texts: Sequence[str]) -> dict[str, Array]:
+    def from_texts(self, texts: Sequence[str]) -> Decoded:
         """The inputs of texts."""
         self._require_count(len(texts))
         for n, text in enumerate(texts):
@@ -265,16 +269,25 @@ class Decoder:
                 raise RefusedError(
                     413, f"text {n} has {len(text)} characters, at most {self._limits.max_text} are taken"
                 )
-        return dict(self._preprocess(texts))
+        return self._from_raw(texts)
 
-    def _from_json(self, body: bytes) -> dict[str, Array]:
+    def _from_raw(self, items: Sequence[Any]) -> Decoded:
+        made: Decoded = (dict(self._preprocess(items)), {}) if self._with_flags is None else self._with_flags(items)
+        return made
+
+    def _from_json(self, body: bytes) -> Decoded:
         try:
             document = self._json.loads(body)
         except self._json.JSONDecodeError as error:
             raise RefusedError(400, f"the body is not JSON: {error}") from error
         keys = ["inputs"] + (["text", "texts"] if self.kind == "text" else [])
         if not isinstance(document, dict) or len(document) != 1 or next(iter(document)) not in keys:
-            raise RefusedError(422, f"expected a JSON object with {' or '.join(map(repr, keys))} and nothing else")
+            expected = f"expected a JSON object with {' or '.join(map(repr, keys))} and nothing else"
+            if not isinstance(document, dict):
+                raise RefusedError(422, f"the body is no JSON object; {expected}")
+            within = '{"inputs": {' + ", ".join(f'"{name}": ...' for name in self._specs) + "}}"
+            way = f", as {within}" if set(document) & set(self._specs) else ""
+            raise RefusedError(422, f"the body has {_names(document) or 'no key'}; {expected}{way}")
         key, value = next(iter(document.items()))
         if key == "inputs":
             values = value if isinstance(value, dict) else {self._only_input(): value}
@@ -283,14 +296,20 @@ class Decoder:
                 raise RefusedError(422, "the inputs hold strings or objects, expected nested lists of numbers")
             words = any(word in body for word in (b"true", b"false"))
             if not set(values) <= set(self._specs):
-                takes = ", ".join(map(repr, self._specs))
-                raise RefusedError(422, f"the inputs have a name that the network does not; it takes {takes}")
+                raise self._other_names(values)
             arrays = {name: _array(v, self._specs[name], words) for name, v in values.items()}
-            return self._checked(arrays)
+            return self._checked(arrays), {}
         texts = [value] if key == "text" else value
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise RefusedError(422, f"{key!r} is no {'string' if key == 'text' else 'list of strings'}")
         return self.from_texts(texts)
+
+    def _other_names(self, given: Collection[str]) -> RefusedError:
+        """What to say of inputs with other names than the network's."""
+        unknown = [name for name in given if name not in self._specs]
+        lacking = [name for name in self._specs if name not in given]
+        wrong = f"the network has no input {_names(unknown)}" if unknown else f"the inputs lack {_names(lacking)}"
+        return RefusedError(422, f"{wrong}; expected {sorted(self._specs)} and nothing else")
 
     def _only_input(self) -> str:
         if len(self._specs) > 1:
@@ -302,7 +321,7 @@ class Decoder:
     def _checked(self, arrays: dict[str, Array]) -> dict[str, Array]:
         """Add the batch dimension where one sample was sent without it; refuse what is not finite."""
         if sorted(arrays) != sorted(self._specs):
-            raise RefusedError(422, f"the inputs are {sorted(arrays)[:20]}, expected {sorted(self._specs)}")
+            raise self._other_names(arrays)
         if all(array.ndim == len(self._specs[name].shape) - 1 for name, array in arrays.items()):
             arrays = {name: array[None] for name, array in arrays.items()}
         for name, array in arrays.items():
@@ -395,3 +414,14 @@ def _text(body: bytes) -> str:
         return body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise RefusedError(400, f"the text is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _names(names: Collection[str]) -> str:
+    """Some names that a client sent, quoted and cut, so that no error is as long as a body."""
+    first = [_name(name) for name in list(names)[:_MOST_NAMES]]
+    more = [f"{len(names) - len(first)} more"] if len(names) > len(first) else []
+    return ", ".join([*first, *more])
+
+
+def _name(name: str) -> str:
+    return repr(name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}...")

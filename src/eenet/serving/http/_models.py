@@ -39,6 +39,10 @@ class Prediction(_Object):
     share: float | None = Field(None, ge=0, le=1, description="Of the pixels that have the class.")
     exit: int = Field(ge=0, description="Where the sample left, from 0.")
     cost: float = Field(description="What the exit costs.")
+    truncated: bool | None = Field(
+        None, description="Of a text: whether it has more tokens than are taken, so that its end was not read."
+    )
+    empty: bool | None = Field(None, description="Of a text: whether it holds no token.")
 
 
 class ExitAnswer(Prediction):
