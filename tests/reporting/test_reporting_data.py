@@ -63,6 +63,12 @@ def test_every_number_is_that_of_the_replay(
         decisions = bought.replay(records)
         now = standing[at]
         assert now["accuracy"] == pytest.approx(decisions.accuracy)
+        answered = ~decisions.abstained
+        assert decisions.utility is not None
+        assert records.utility is not None
+        lost = decisions.utility[answered].astype(float) - records.utility[-1][answered]
+        assert now["difference"] == pytest.approx(lost.mean())
+        assert now["difference_error"] == pytest.approx(lost.std() / np.sqrt(len(lost)))
         assert now["cost"] == pytest.approx(decisions.mean_cost)
         assert now["shares"] == pytest.approx(decisions.exit_shares.tolist())
         assert now["handed_back"] == pytest.approx(decisions.handed_back)
@@ -131,6 +137,7 @@ def test_records_without_labels_have_costs_and_shares() -> None:
     report = made(bare, costs=toy_costs(), schedulers=[eenet.MaxProbability().fit(labeled, toy_costs())])
     (title,) = report.data["runs"][0]["standing"]
     assert report.data["runs"][0]["standing"][title][2]["accuracy"] is None
+    assert report.data["runs"][0]["standing"][title][2]["difference"] is None
     names = set(dict(report.charts))
     assert {"exit-shares", "difficulty", "scores-exit-0"} <= names
     assert not {"frontier", "exits-by-class"} & names

@@ -129,6 +129,12 @@ def test_the_numbers_are_those_of_the_replay(page: Any, schedulers: dict[str, An
             assert numbers(page.locator("#speed-up").inner_text())[0] == pytest.approx(
                 2.8 / decisions.mean_cost, abs=0.01
             )
+            answered = ~decisions.abstained
+            lost = (decisions.utility[answered] - RECORDS.utility[-1][answered]).mean()  # said beside the speed
+            for place in ("#speed-up", "#sentence", "#said"):
+                said = re.search(r"([+-]\S+) ± \S+ points of accuracy", page.locator(place).inner_text())
+                assert said is not None, place
+                assert float(said[1]) == pytest.approx(100 * lost, abs=0.01)
             shares = numbers(page.locator("#shares").inner_text())[1::2]
             assert shares == pytest.approx((100 * decisions.exit_shares).tolist(), abs=0.06)
             planned = numbers(page.locator("#planned").inner_text())[0]

@@ -10,6 +10,7 @@ import numpy as np
 
 from eenet.evaluation import oracle, random_mixture
 from eenet.evaluation._style import MIXTURE, ORACLE, PLAIN, REFERENCE, exit_styles, styles, title_of
+from eenet.records import ExitRecords
 from eenet.reporting._charts import Chart, axis, chart, series
 from eenet.reporting._replays import Replay, Replays
 from eenet.scheduler import SCORES, Decisions, ThresholdPolicy
@@ -21,7 +22,8 @@ def standing(replays: Replays) -> dict[str, list[dict[str, Any] | None]]:
     """For each scheduler the figures at each budget; None where the budget is too small for it.
 
     Costs are in the unit of the run's costs. `thresholds` are on the scale of the method's paper, None where an exit is
-    off, and `limits` are the same on the scale of the score.
+    off, and `limits` are the same on the scale of the score. `difference` is the accuracy minus the last exit's on the
+    same samples.
     """
     return {
         title: [None if one is None else _standing(one, float(budget), replays) for one, budget in pairs]
@@ -32,12 +34,15 @@ def standing(replays: Replays) -> dict[str, list[dict[str, Any] | None]]:
 def _standing(replay: Replay, budget: float, replays: Replays) -> dict[str, Any]:
     scheduler, decisions, policy = replay.scheduler, replay.decisions, replay.policy
     accuracy, error = accuracy_of(decisions)
+    difference, difference_error = _difference(decisions, replays.records)
     spent = decisions.sample_costs
     taken = scheduler.fallback
     return {
         "budget": budget,
         "accuracy": accuracy,
         "accuracy_error": error,
+        "difference": difference,
+        "difference_error": difference_error,
         "planned_cost": scheduler.planned_cost,
         "calibration_cost": scheduler.calibration_cost,
         "cost": decisions.mean_cost,
@@ -58,6 +63,15 @@ def accuracy_of(decisions: Decisions) -> tuple[float | None, float | None]:
         return None, None
     answered = decisions.utility[~decisions.abstained].astype(np.float64)
     return float(answered.mean()), float(answered.std() / math.sqrt(len(answered)))
+
+
+def _difference(decisions: Decisions, records: ExitRecords) -> tuple[float | None, float | None]:
+    """The accuracy minus the last exit's on the answered samples, and its standard error; None where not known."""
+    if decisions.utility is None or records.utility is None or decisions.abstained.all():
+        return None, None
+    answered = ~decisions.abstained
+    pairs = decisions.utility[answered].astype(np.float64) - records.utility[-1][answered]
+    return float(pairs.mean()), float(pairs.std() / math.sqrt(len(pairs)))
 
 
 def limits_of(policy: ThresholdPolicy) -> list[float | None]:

@@ -72,6 +72,8 @@
   function lineTraces(chart) {
     const traces = [];
     const many = chart.series.filter(one => one.low).length > 3; // then only the chosen one has its band
+    const values = which => chart.series.flatMap(one => one[which]).filter(value => value !== null);
+    const [across, up] = [middle(values("x"), chart.x.log), middle(values("y"), chart.y.log)]; // labels point to the middle, so that none is cut off
     const sparse = chart.series.length > 5; // then a few markers on each line tell the lines apart
     for (const one of chart.series) {
       const look = ink(one.style), chosen = one.name === state.scheduler;
@@ -89,8 +91,8 @@
         line: { color: look, dash: dashed(one.style), width: chosen ? 3 : 1.5 },
         marker: { color: look, symbol: one.style.symbol, size: one.style.symbol === "star" ? 12 : 8, maxdisplayed: one.points ? 0 : 7 },
         error_x: bar(one.x_error), error_y: bar(one.y_error),
-        text: one.text ? one.text.map(plain) : undefined, textposition: one.text ? one.x.map(x => x > middle(one.x, chart.x.log) ? "bottom left" : "bottom right") : undefined, textfont: { color: look, size: 11 },
-        hovertemplate: `%{x:.4~g}, %{y${chart.y.percent ? ":.2%" : ":.4~g"}}<extra>${plain(one.name)}</extra>`,
+        text: one.text ? one.text.map(plain) : undefined, textposition: one.text ? one.x.map((x, n) => `${one.y[n] < up ? "top" : "bottom"} ${x > across ? "left" : "right"}`) : undefined, cliponaxis: !one.text, textfont: { color: look, size: 11 },
+        hovertemplate: `${one.text ? "%{text}: " : ""}%{x:.4~g}, %{y${chart.y.percent ? ":.2%" : ":.4~g"}}<extra>${plain(one.name)}</extra>`,
       });
     }
     return traces;
@@ -427,6 +429,9 @@
   // Fewer milliseconds are faster; fewer FLOPs, bytes or cents are cheaper.
   const gain = (now, as = "") => `${now.speed_up.toFixed(2)} times as ${run().timed ? "fast" : "cheap"}${as && ` as ${as}`}`;
 
+  // What it costs in accuracy, in points, on the same samples.
+  const against = now => now.difference === null ? "" : `${now.difference < 0 ? "" : "+"}${(100 * now.difference).toFixed(2)} ± ${(100 * now.difference_error).toFixed(2)} points of accuracy against the last exit`;
+
   function fact(id, name, value, small) {
     return element("div", {}, element("dt", {}, name), element("dd", { id }, value, small ? element("small", {}, small) : null));
   }
@@ -437,7 +442,7 @@
     slider.value = state.at;
     slider.setAttribute("aria-valuetext", budgetText(state.at));
     $("typed").value = `${number(run().budgets[state.at])} ${unit}`;
-    $("said").textContent = `${state.scheduler}, budget ${budgetText(state.at)}${now ? `: ${now.accuracy === null ? "" : `${percent(now.accuracy)} right, `}${gain(now)}` : ""}`;
+    $("said").textContent = `${state.scheduler}, budget ${budgetText(state.at)}${now ? `: ${now.accuracy === null ? "" : `${percent(now.accuracy)} right, `}${gain(now)}${now.difference === null ? "" : `, ${against(now)}`}` : ""}`;
     $("instead").hidden = !now?.instead;
     if (!now) {
       $("sentence").textContent = `${state.scheduler} cannot keep a budget of ${budgetText(state.at)}. Choose a larger one.`;
@@ -447,14 +452,14 @@
     const as = costs.plain === null ? "one pass to the last exit" : "the plain network";
     const error = now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error)}`;
     const right = now.accuracy === null ? "The records have no labels, so how many are right is not known." : run().pooled ? `on average ${percent(now.accuracy)}${error} of a sample is right.` : `${percent(now.accuracy)}${error} of the ${now.handed_back ? "answered " : ""}samples are right.`;
-    $("sentence").textContent = `With ${state.scheduler} and a budget of ${budgetText(state.at)}: ${right} A sample costs ${number(now.cost)} ${unit} on average, ${gain(now, as)}.${now.speed_up < 1 ? ` That is ${run().timed ? "slower" : "more expensive"}: at this budget early exit does not pay.` : ""}`;
+    $("sentence").textContent = `With ${state.scheduler} and a budget of ${budgetText(state.at)}: ${right} A sample costs ${number(now.cost)} ${unit} on average, ${gain(now, as)}${now.difference === null ? "" : `, at ${against(now)}`}.${now.speed_up < 1 ? ` That is ${run().timed ? "slower" : "more expensive"}: at this budget early exit does not pay.` : ""}`;
     const same = now.thresholds.every((value, k) => number(value) === number(now.limits[k]));
     const where = run().fresh ? "samples that nothing was fitted on" : "the samples that it was fitted on";
     $("figures").replaceChildren(
       fact("accuracy", "Accuracy", now.accuracy === null ? "not known" : `${percent(now.accuracy, 2)}${now.accuracy_error === null ? "" : ` ± ${percent(now.accuracy_error, 2)}`}`, "one standard error"),
       fact("realized", `Mean cost on ${where}`, `${number(now.cost)} ± ${Number(now.cost_error.toPrecision(2))} ${unit}`, `${percent(Math.abs(now.cost / now.budget - 1))} ${now.cost > now.budget ? "over" : "under"} the budget`),
       fact("planned", "Planned cost", `${number(now.planned_cost)} ${unit}`, `${number(now.calibration_cost)} ${unit} on the calibration samples`),
-      fact("speed-up", run().timed ? `Times as fast as ${as}` : `Times as cheap as ${as}`, now.speed_up.toFixed(2), run().timed ? "expected from the costs, not timed" : ""),
+      fact("speed-up", run().timed ? `Times as fast as ${as}` : `Times as cheap as ${as}`, now.speed_up.toFixed(2), [against(now), run().timed ? "expected from the costs, not timed" : ""].filter(Boolean).join("; ")),
       fact("shares", "Leave at", exits.map((name, k) => `${name}: ${percent(now.shares[k])}`).join(", ")),
       fact("thresholds", "Thresholds", now.thresholds.map((value, k) => `${exits[k]}: ${value === null ? "off" : number(value)}`).join(", "), `${same ? "" : `on the scale of the score: ${now.limits.map(value => value === null ? "off" : number(value)).join(", ")}; `}the score is the ${run().score_labels[now.score]}`),
       ...(now.handed_back ? [fact("handed-back", "Handed back, with no answer", percent(now.handed_back, 2), "accuracy is of the others")] : []));
