@@ -160,6 +160,13 @@ def processor(info: Path = Path("/proc/cpuinfo")) -> str:
 
     Cloud machines give one name to processors of several generations. Only Linux says the instructions.
     """
+    name, flags = name_and_flags(info)
+    has = [word for word, any_of in _INSTRUCTIONS.items() if flags & set(any_of)]
+    return f"{name} ({', '.join(has)})" if has else name
+
+
+def name_and_flags(info: Path = Path("/proc/cpuinfo")) -> tuple[str, frozenset[str]]:
+    """The processor's name and all instructions that it says it has, by the first core; none but on Linux."""
     try:
         lines = info.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -167,8 +174,6 @@ def processor(info: Path = Path("/proc/cpuinfo")) -> str:
     found: dict[str, str] = {}
     for line in lines:
         key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())  # that of the first core
-    name = found.get("model name") or platform.processor() or "unknown"
-    flags = set(f"{found.get('flags', '')} {found.get('Features', '')}".split())
-    has = [word for word, any_of in _INSTRUCTIONS.items() if flags & set(any_of)]
-    return f"{name} ({', '.join(has)})" if has else name
+        found.setdefault(key.strip(), value.strip())
+    flags = f"{found.get('flags', '')} {found.get('Features', '')}".split()
+    return found.get("model name") or platform.processor() or "unknown", frozenset(flags)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import run
+from hypothesis import given
+from hypothesis import strategies as st
 
 import eenet
 from eenet._timing import Timing, processor  # private: what the timer measures, here with a noise that is known
@@ -118,4 +120,16 @@ def test_more_noise_hides_larger_differences() -> None:
     ],
 )
 def test_the_verdict_in_words(wall: float, cpu: float, spread: float, words: str) -> None:
-    assert words in made.verdict(wall, cpu, spread)
+    for load in (None, 0.0, 0.5):
+        assert words in made.verdict(wall, cpu, spread, load)
+
+
+@given(st.floats(0.001, 0.5), st.floats(0.001, 0.5), st.floats(0.001, 0.5), st.floats(0, 64), st.integers(1, 64))
+def test_a_machine_that_runs_other_programs_is_not_called_stable(
+    wall: float, cpu: float, spread: float, load: float, cores: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: cores)
+        words = made.verdict(wall, cpu, spread, load)
+    assert (f"a load of {load:.1f} on {cores} cores" in words) == (load > cores / 2)
+    assert words.startswith("stable") == (load <= cores / 2 and wall <= 0.02 and spread <= 0.05)

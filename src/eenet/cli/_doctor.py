@@ -30,6 +30,7 @@ _LIBRARIES = (
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 _LEAST_FREE = 2e9  # bytes: a training with its caches, or an export, may need this much
 _GOOD, _POOR = 0.02, 0.05  # differences that can be seen on a quiet machine, and on one that is of little use
+_CROWDED = 0.5  # programs that run for each core: from here on what is measured has to share
 _ROUNDS, _BLOCKS = 30, 20
 _SIDE = 160  # of the matrices whose product is timed: a call takes about as long as a small network
 # An ONNX graph of one node, y = x + x for two numbers: what runs it runs ONNX.
@@ -176,13 +177,13 @@ def _timing(seconds: float) -> dict[str, Any]:
 
     rng = np.random.default_rng(0)
     left, right = rng.random((2, _SIDE, _SIDE))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # of the last minute, before this work
     before = _stolen()
     with threadpool_limits(limits=1):
         work = partial(timed, _work, left, right)
         timing = in_turns([work, work], seconds=seconds, least=_ROUNDS, warm_up=5, seed=0)
     after = _stolen()
     wall, cpu = smallest_difference(timing, "wall"), smallest_difference(timing, "cpu")
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     stolen = None
     if before is not None and after is not None and after[1] > before[1]:
         stolen = (after[0] - before[0]) / (after[1] - before[1])
@@ -197,7 +198,7 @@ def _timing(seconds: float) -> dict[str, Any]:
         "load": load,
         "stolen": stolen,
         "governor": _line_of("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "verdict": verdict(wall, cpu, _spread(timing.wall)),
+        "verdict": verdict(wall, cpu, _spread(timing.wall), load),
     }
 
 
@@ -225,9 +226,16 @@ def smallest_difference(timing: Timing, clock: str) -> float:
     return float(np.quantile(np.abs(medians[:, 0] / medians[:, 1] - 1), 0.95))
 
 
-def verdict(wall: float, cpu: float, spread: float) -> str:
-    """Whether times are stable enough here, in words."""
+def verdict(wall: float, cpu: float, spread: float, load: float | None = None) -> str:
+    """Whether times are stable enough here, in words: by the load, the noise of medians and the spread of the times."""
     seen = f"differences of wall time under {_percent(wall)} cannot be seen here"
+    cores = os.cpu_count() or 1
+    if load is not None and load > _CROWDED * cores:
+        return (
+            f"not stable: a load of {load:.1f} on {cores} cores: others take turns with what is measured; {seen} now, "
+            f"and single times vary by {_percent(spread)}: measure when they have ended, or go by CPU time "
+            f"({_percent(cpu)})"
+        )
     if wall <= _GOOD and spread <= _POOR:
         return f"stable: {seen}"
     if wall <= _GOOD:

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from eenet._compat import aoti_compile_and_package, aoti_load_package
 from eenet._files import cache_folder
+from eenet._timing import name_and_flags
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.optimize._frozen import eager, traced_heads
@@ -141,7 +142,8 @@ def _package(module: nn.Module, live: tuple[Tensor, ...], described: tuple[LiveT
 def _key(module: nn.Module, described: tuple[LiveTensor, ...]) -> str:
     """Everything that the package depends on."""
     digest = hashlib.sha256()
-    machine = (platform.machine(), _processor(), torch.backends.cpu.get_cpu_capability(), torch.__version__)
+    name, flags = name_and_flags()  # all of them: the compiler writes for the processor that it runs on
+    machine = (platform.machine(), name, sorted(flags), torch.backends.cpu.get_cpu_capability(), torch.__version__)
     digest.update(repr((machine, [(one.shape, one.dtype) for one in described])).encode())
     if isinstance(module, fx.GraphModule):
         digest.update(module.code.encode())
@@ -169,12 +171,3 @@ def _attribute(module: nn.Module, path: str) -> Any:
     for part in path.split("."):
         value = getattr(value, part)
     return value
-
-
-def _processor() -> str:
-    """The model and the abilities of the processor, as the compiler writes for the one it runs on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(("model name", "flags", "Features"))))
