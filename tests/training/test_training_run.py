@@ -391,6 +391,7 @@ def test_progress_shows_every_exit_and_is_silent_when_not_wanted(
     (line,) = [line for line in lines if line.startswith("epoch 2/2  loss")]
     for word in ("first", "second", "output", "% ", "at 3 budgets", "mean", "samples/s"):
         assert word in line
+    assert sum("in the mean of several budgets, in counted FLOPs: costs=... gives" in line for line in lines) == 1
     config = replace(QUICK, progress=True, freeze_backbone=True)
     train(corner_model(), *loaders(64), config=config, out=tmp_path / "frozen")
     assert "caching features of 64 samples at 2 exits: " in capsys.readouterr().err

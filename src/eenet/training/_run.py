@@ -142,6 +142,8 @@ class Run:
             )
         self.costs = costs if costs is not None else self._counted(validation_loader)
         self.costs.require_exits(self.model.num_exits)
+        counted = "counted FLOPs: costs=... gives measured ones" if costs is None else self.costs.unit
+        self.display.say(f"the best epoch is the most accurate in the mean of several budgets, in {counted}")
         if not isinstance(self.config.loss_weights, str):
             exit_weights(self.config.loss_weights, self._moment(0, 1))
         self.module, self.wrapped = self.fabric.setup(self.program.module, self.optimizer)
