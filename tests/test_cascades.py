@@ -61,9 +61,12 @@ def test_exits_count_one_by_one_and_labels_in_one_member_are_enough(sizes: list[
 
 def test_a_cascade_of_two_plain_networks_is_fitted_like_any_network() -> None:
     logits, labels = toy_logits(samples=800, exits=2)
-    records = ExitRecords.cascade([ExitRecords.from_logits(logits[0], labels), ExitRecords.from_logits(logits[1])])
+    members = [ExitRecords.from_logits(logits[0], labels), ExitRecords.from_logits(logits[1])]
+    records = ExitRecords.cascade(members)
     assert records == ExitRecords.from_logits(logits, labels)
+    assert ExitRecords.cascade(dict(zip(("small", "big"), members, strict=True))) == records
     costs = ExitCosts.cascade([1.0, 4.0])
+    assert ExitCosts.cascade({"small": 1.0, "big": 4.0}) == costs
     fitted = eenet.MaxProbability().fit(records, costs, "60%")
     assert fitted.budget == pytest.approx(2.4), "of the last network by itself, not of both"
     assert fitted.calibration_cost <= 2.4

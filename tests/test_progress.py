@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import io
+import sys
+from collections.abc import Callable
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 
-from eenet._progress import EVERY, Bars, amount, duration  # private: commands alone show it
+import eenet
+from eenet._progress import EVERY, Bars, amount, by_itself, duration  # private: what shows it is tested elsewhere
+from eenet.evaluation import compare
+from eenet.profiling import measure
+from eenet.testing import toy_costs, toy_records
 
 
 class Clock:
@@ -90,8 +98,71 @@ def test_a_terminal_gets_a_bar_with_the_amount_and_the_time_left() -> None:
 
 def test_amounts_and_durations_in_words() -> None:
     assert amount(3, None, 7) == "3 after 7 s"
+    assert amount(0, None, 7) == "7 s"
     assert amount(0, 10, 5) == "0 of 10 (0%)"
     assert amount(10, 10, 5) == "10 of 10 (100%)"
     assert amount(12, 10, 5) == "12 of 10 (100%)"
     words = [duration(seconds) for seconds in (0, 8.4, 99, 100, 5000, 8000)]
     assert words == ["0 s", "8 s", "99 s", "2 min", "83 min", "2 h 13 min"]
+
+
+class Screen(io.StringIO):
+    """Standard error that is a terminal, or is none."""
+
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def long_calls() -> dict[str, Callable[..., object]]:
+    """Calls that take long in earnest, by what they say; each takes the `progress` of its own kind or none."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 4)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model = eenet.attach(network, ["1"], example=x[:2]).eval()
+    records, costs = toy_records(), toy_costs()
+    return {
+        "cutting the network": lambda: eenet.attach(network, ["1"], example=x[:2]),
+        "collecting": lambda: eenet.collect(model, [x]),
+        "measuring batch sizes": lambda **given: measure(model, x[:2], batch_sizes=[1], seconds=0.0, **given),
+        "fitting and judging": lambda **given: compare(records, costs, ["max_prob"], [2.0], resplits=1, **given),
+        "trying systems": lambda **given: eenet.search({"one": records}, {"one": costs}, **given),
+        "running": lambda **given: eenet.benchmark({"plain": network}, x, batch_sizes=[8], seconds=0.0, **given),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+def test_long_calls_show_a_bar_on_a_terminal_and_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for what, call in long_calls().items():
+        for terminal in (True, False):
+            screen = Screen(terminal=terminal)
+            monkeypatch.setattr(sys, "stderr", screen)
+            call()
+            assert (what in screen.getvalue()) == terminal, what
+            assert terminal or not screen.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+def test_a_call_that_is_given_a_function_shows_nothing_and_no_bar_is_within_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    said: list[object] = []
+    screen, calls = Screen(terminal=True), long_calls()
+    for what, call in calls.items():
+        if what not in ("cutting the network", "collecting"):
+            monkeypatch.setattr(sys, "stderr", screen)
+            call(progress=lambda *done: said.append(done))
+            assert screen.getvalue() == ""
+    assert said
+    console, file = piped()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Bars(console), by_itself("within"):
+        calls["collecting"]()
+    assert screen.getvalue() == file.getvalue() == ""
+    calls["collecting"]()
+    assert "collecting" in screen.getvalue()

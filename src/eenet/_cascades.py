@@ -28,12 +28,26 @@ class Records(Protocol):
     def __len__(self) -> int: ...
 
 
-def require_several(members: Any) -> Sequence[Any]:
-    """The members, if they are a list of at least two; raises `InvalidInputError` otherwise."""
-    if isinstance(members, (list, tuple)) and len(members) >= 2:
-        return members
-    what = f"a list of {len(members)}" if isinstance(members, (list, tuple)) else f"a {type(members).__name__}"
-    raise InvalidInputError(f"members are {what}, expected a list of at least two: the models of a cascade, in order")
+def require_several(members: Any) -> tuple[Sequence[Any], tuple[str, ...] | None]:
+    """The members, and their names where a mapping gives them.
+
+    Raises `InvalidInputError` unless there are at least two, and for names that are no identifiers.
+    """
+    names = tuple(members) if isinstance(members, Mapping) else None
+    for name in names or ():
+        if not isinstance(name, str) or not name.isidentifier() or name == "output":
+            raise InvalidInputError(
+                f"{name!r} is no name for a member of a cascade; expected letters, digits and _, not first a digit, "
+                "such as 'small', and not 'output'"
+            )
+    given = members if names is None else list(members.values())
+    if isinstance(given, (list, tuple)) and len(given) >= 2:
+        return given, names
+    what = f"a {type(members).__name__}" + (f" of {len(given)}" if isinstance(given, (list, tuple)) else "")
+    raise InvalidInputError(
+        f"members are {what}, expected a list of at least two, or a mapping of names to them: the models of a cascade, "
+        "in order"
+    )
 
 
 def require_same_task(first: Records, member: Records, number: int) -> None:

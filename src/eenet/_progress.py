@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -13,6 +15,8 @@ from rich.text import Text
 
 EVERY = 30.0
 """Seconds between the lines where there is no terminal."""
+
+_REFRESHES = 2.0  # a second: what is measured meanwhile is disturbed by each
 
 _AT_ONCE = 1.0  # seconds: what is done by then was done before, by a run that was stopped
 
@@ -47,14 +51,18 @@ class Bars:
         self._console, self._shown, self._clock = console, shown, clock
         self._said = clock()
         self._live: Any = None
+        self._hidden = nothing_by_itself()
         if shown and console.is_terminal:
             columns = (
                 TextColumn("{task.description}", markup=False), BarColumn(), _Amount(),
                 TextColumn("{task.fields[note]}", markup=False),
             )  # fmt: skip
-            self._live = Progress(*columns, console=console, transient=True, get_time=clock)
+            self._live = Progress(
+                *columns, console=console, transient=True, get_time=clock, refresh_per_second=_REFRESHES
+            )
 
     def __enter__(self) -> Bars:
+        self._hidden.__enter__()
         if self._live is not None:
             self._live.start()
         return self
@@ -62,6 +70,7 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hidden.__exit__(kind, error, trace)
         if self._live is not None:
             self._live.stop()
 
@@ -111,10 +120,43 @@ class Bars:
         return update
 
 
+_hiding = 0
+
+
+@contextmanager
+def nothing_by_itself() -> Iterator[None]:
+    """Within the block no call shows its progress by itself: something else does, or nothing is to be shown."""
+    global _hiding
+    _hiding += 1
+    try:
+        yield
+    finally:
+        _hiding -= 1
+
+
+@contextmanager
+def by_itself(what: str, total: float | None = None, *, given: Any = None) -> Iterator[Update]:
+    """The progress of a long call in Python: a bar where standard error is a terminal, and nothing elsewhere.
+
+    Nothing either where the caller was `given` another way to report, within a bar of something else, and in commands,
+    which show their own.
+    """
+    shown = given is None and not _hiding and sys.stderr is not None and sys.stderr.isatty()
+    if not shown:
+        yield _unseen
+        return
+    with Bars(Console(stderr=True)) as bars:
+        yield bars.task(what, total)
+
+
+def _unseen(done: float, total: float | None = None, *, what: str | None = None, note: str | None = None) -> None:
+    """An `Update` that shows nothing."""
+
+
 def amount(done: float, total: float | None, seconds: float, first: float = 0) -> str:
     """What is done, of how much, and the time left; all but the `first` took these seconds."""
     if not total:
-        return f"{done:,.0f} after {duration(seconds)}"
+        return f"{done:,.0f} after {duration(seconds)}" if done else duration(seconds)
     share = min(done / total, 1.0)
     words = f"{share:.0%}" if total == 1 else f"{done:,.0f} of {total:,.0f} ({share:.0%})"
     if not first < done < total:

@@ -144,7 +144,9 @@ class ExitCosts:
         object.__setattr__(self, "percentiles", _percentiles(percentiles or {}, len(array), plain is not None))
 
     @classmethod
-    def cascade(cls, members: Sequence[ExitCosts | float], unit: str | None = None) -> ExitCosts:
+    def cascade(
+        cls, members: Sequence[ExitCosts | float] | Mapping[str, ExitCosts | float], unit: str | None = None
+    ) -> ExitCosts:
         """The costs of a cascade: several models, asked one after another until one answers.
 
         A sample that goes on has paid for the whole of the members before: an exit costs what they cost at their last
@@ -153,9 +155,9 @@ class ExitCosts:
 
         Parameters
         ----------
-        members : sequence of ExitCosts or float
+        members : sequence of ExitCosts or float, or mapping of str to them
             What each costs by itself, in the order in which they are asked: a number for a plain network or a call.
-            All in one unit: milliseconds, bytes, cents.
+            All in one unit: milliseconds, bytes, cents. Costs have no names of exits: those of a mapping are not kept.
         unit : str, optional
             Of the costs, where all members are numbers; by default "ms".
 
@@ -176,7 +178,8 @@ class ExitCosts:
         >>> ExitCosts.cascade([ExitCosts([1.0, 1.5, 2.0], "cents"), 9.0])
         ExitCosts([1, 1.5, 2, 11], unit='cents', plain=9)
         """
-        for number, member in enumerate(require_several(members)):
+        members, _ = require_several(members)
+        for number, member in enumerate(members):
             if not isinstance(member, ExitCosts) and not _is_cost(member):
                 raise InvalidInputError(
                     f"member {number} costs {member!r}, expected ExitCosts, or one positive, finite number for a "

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eenet._compat import flop_counter
+from eenet._progress import by_itself
 from eenet._timing import fingerprint as fingerprint
 from eenet._timing import in_turns, timed, waiting_for
 from eenet._values import array_value
@@ -236,10 +237,15 @@ def measure(
     whole: dict[str, list[float]] = {unit: [] for unit in UNITS}
     percentiles: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
     network = model.plain if plain is None else plain
-    with inferring(model), inferring(network):
+    with (
+        inferring(model),
+        inferring(network),
+        by_itself("measuring batch sizes", len(batch_sizes), given=progress) as show,
+    ):
         flops = _count_flops(_steps(model, inputs, 1, scheduler))
         flops_of_plain = _plain_flops(model, inputs, None if network is model.backbone else network)
-        for size in batch_sizes:
+        for done, size in enumerate(batch_sizes):
+            show(done)
             steps = _steps(model, inputs, size, scheduler)
             wall, cpu, of_plain = _time_rounds(steps, _call(network, model, inputs, size), device, seconds)
             for unit, rounds, alone in (("ms", wall, of_plain[0]), ("cpu_ms", cpu, of_plain[1])):

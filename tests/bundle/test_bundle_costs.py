@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, Case, MeanOfSteps
-from commands import run
+from bundles import CASES, Case, MeanOfSteps, up_to_nine
+from commands import refused, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eenet
 from eenet.bundle import LoadedBundle, sealed
-from eenet.bundle._measure import remaining  # private, here and below: `load` does it all, a test one step
+from eenet.bundle._measure import (
+    not_of_length,
+    remaining,
+)  # private, here and below: `load` does it all, a test one step
 from eenet.bundle._plan import compact, planned_again
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_costs, toy_records
@@ -279,6 +282,9 @@ class TestOldBundles:
     ) -> None:
         records = labeled(made[0])
         bundle = eenet.bundle.measure(old, records=records, update=True, **QUICK)
+        rows = eenet.bundle.load(old).info["budgets"]
+        accuracies = [bundle.scheduler.at(row["budget"]).replay(records).accuracy for row in rows]
+        assert [row["calibration_accuracy"] for row in rows] == pytest.approx(accuracies)
         assert eenet.bundle.load(old).records == records
         assert bundle.scheduler.budget == pytest.approx(max(0.6 * bundle.costs[-1], bundle.costs[0]))
 
@@ -437,3 +443,38 @@ def test_a_bundle_says_of_which_length_of_inputs_its_costs_are_and_is_measured_a
     assert "of inputs of" not in eenet.bundle.load(fixed).costs_from
     with pytest.raises(InvalidInputError, match="length is 9, and the network takes inputs of one size only"):
         eenet.bundle.measure(fixed, length=9)
+
+
+def test_a_length_that_the_network_does_not_take_is_refused_with_the_longest_that_it_takes(tmp_path: Path) -> None:
+    model, _ = up_to_nine()
+    x = torch.randn(24, 5, 4)
+    records = eenet.collect(model, [(x, torch.randint(0, 3, (24,)))])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), "80%")
+    eenet.export(model, scheduler, tmp_path / "bundle", example=x, measure=False)
+    expected = "length is 20, expected one up to 9, which is the longest that the network takes: give --length 9, or "
+    with pytest.raises(InvalidInputError, match=expected):
+        eenet.bundle.measure(tmp_path / "bundle", length=20, seconds=0.0, batch_sizes=(1,))
+    assert expected in refused("profile", tmp_path / "bundle", "--length", 20, "--batch-sizes", 1, "--seconds", 0)
+    here = eenet.bundle.measure(tmp_path / "bundle", length=9, seconds=0.0, batch_sizes=(1,))
+    assert here.costs.device["sizes"] == {"time": 9}
+
+
+def test_a_model_is_profiled_at_another_length_and_one_that_it_does_not_take_is_refused() -> None:
+    words = ("profile", "bundles:up_to_nine", "--batch-sizes", 1, "--seconds", 0)
+    found = json.loads(run(*words, "--length", 9, "--json").stdout)
+    assert found["device"]["sizes"] == {"time": 9}
+    assert found["costs"]["flops"][0][-1] > json.loads(run(*words, "--json").stdout)["costs"]["flops"][0][-1]
+    message = refused(*words, "--length", 1000)
+    assert (
+        "length is 1000, expected one up to 9, which is the longest that the network takes: give --length 9" in message
+    )
+
+
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(1, 10**6))
+def test_the_nearest_length_that_a_network_takes_is_found(one: int, other: int, limit: int) -> None:
+    usual, length = sorted((one, other))
+    usual, length = min(usual, limit), max(length, limit + 1)
+    message = not_of_length(length, usual, lambda n: n <= limit, "no")
+    assert f"length is {length}, expected one up to {limit}, which is the longest" in message
+    message = not_of_length(usual, length, lambda n: n > limit, "no")
+    assert f"expected one from {limit + 1}, which is the shortest" in message

@@ -160,13 +160,20 @@ def test_a_comparison_of_many_budgets_is_shown_in_parts_on_a_narrow_terminal() -
     assert sorted(numbers.findall(whole)) == sorted(numbers.findall(parts))
 
 
-def test_a_benchmark_leaves_columns_out_on_a_narrow_terminal() -> None:
+def test_a_benchmark_shows_all_columns_on_every_terminal_and_in_a_file() -> None:
     row = BenchmarkRow("plain", None, False, 8, 9, 1.0, 2.0, 3.0, 0.1, 0.05, 0.05, 900.0, 0.1, 1.0, 0.0, 1.0, 0.0)
     machine = {"processor": "p", "machine": "m", "cores": 2, "python": "3", "system": "s"}
     result = Benchmark((row, row), "Not worth it.", ("A note.",), 100, False, machine)
-    for width, shown in ((120, True), (80, False)):
-        console = Console(width=width, record=True, file=io.StringIO())
+    texts = {80: str(result)}
+    for width in (60, 80, 120, 200):
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
         console.print(result)
-        text = console.export_text()
-        assert ("p95" in text) == shown
+        texts[width] = console.file.getvalue()  # type: ignore[attr-defined]
+    for width, text in texts.items():
         assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+        for word in ("p50 ms", "p95 ms", "p99 ms", "spread", "samples", "as fast", "A note."):
+            assert word in text, (width, word)
+        assert all(line.startswith(("plain", " ")) for line in text.splitlines() if " 0.1 " in line), (
+            "no name is folded"
+        )
+    assert len(texts[60].splitlines()) > len(texts[200].splitlines())

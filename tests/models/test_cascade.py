@@ -307,6 +307,49 @@ class TestEverythingFollows:
         torch.testing.assert_close(model(X)[1], BIG(X))
 
 
+class TestNames:
+    """Members that are given by name: exits are called by them, modules and weights as those of a list."""
+
+    def test_exits_and_what_shows_them_have_the_members_names(self, pair: MultiExitModel, tmp_path: Path) -> None:
+        small, big = (eenet.build_network("test_cascade:network", width=width).eval() for width in (4, 16))
+        model = eenet.cascade({"small": small, "big": big}, X[:2])
+        assert model.exit_names == ("small", "big")
+        assert [row.name for row in eenet.describe(model).rows] == ["small", "big"]
+        assert model.state_dict().keys() == pair.state_dict().keys()
+        for got, expected in zip(model(X), (small(X), big(X)), strict=True):
+            torch.testing.assert_close(got, expected)
+        model.save_pretrained(tmp_path / "model")
+        again = MultiExitModel.from_pretrained(tmp_path / "model", allow=["test_cascade:network"])
+        assert again.exit_names == ("small", "big")
+
+    def test_exits_inside_a_member_are_called_by_it_and_its_module(self) -> None:
+        exits = eenet.attach(network(4), ["2"], example=X[:2]).eval()
+        inner = eenet.cascade({"one": exits, "two": SMALL}, X[:2])
+        model = eenet.cascade({"first": inner, "last": BIG}, X[:2])
+        assert inner.exit_names == ("one.2", "one", "two")
+        assert model.exit_names == ("first.one.2", "first.one", "first", "last")
+        assert model.keep_exits([1, 3]).exit_names[-1] == "last"
+        assert inner.keep_exits([0, 2]).exit_names == ("one", "two")
+        three = eenet.cascade({"a": SMALL, "b": exits, "c": BIG}, X[:2])
+        assert three.keep_exits([1, 2, 3]).exit_names == ("b.2", "b", "c")
+        assert three.keep_exits([0, 3]).exit_names == ("a", "c")
+
+    @pytest.mark.parametrize("name", ["", "a.b", "a b", "1st", "output", "small,big", 3])
+    def test_bad_names_are_refused_by_all_cascades(self, name: Any) -> None:
+        records = eenet.ExitRecords.from_logits(np.eye(4), np.arange(4))
+        cascades: list[tuple[Any, Any]] = [
+            (lambda members: eenet.cascade(members, X[:2]), SMALL),
+            (eenet.ExitRecords.cascade, records),
+            (eenet.ExitCosts.cascade, 1.0),
+            (lambda members: eenet.CallCascade(members, fitted(eenet.cascade([SMALL, BIG], X[:2]))[0]), len),
+        ]
+        for make, member in cascades:
+            with pytest.raises(
+                InvalidInputError, match=rf"{name!r} is no name for a member of a cascade; expected lett"
+            ):
+                make({name: member, "big": member})
+
+
 def test_members_by_name() -> None:
     model = eenet.cascade(["resnet20", "eenet:resnet20"], X[:2], 4)
     assert [tuple(logits.shape) for logits in model(X[:3])] == [(3, 4), (3, 4)]

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from stages_toys import Chain
 from torch import nn
 
 import eenet
+from eenet.models import Description, StageRow
 from networks import SmallConvNet
 
 X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -38,7 +43,7 @@ def test_it_prints_as_a_table_and_writes_as_json() -> None:
     found = eenet.describe(eenet.attach(SmallConvNet(), ["first"], 5, X))
     lines = str(found).splitlines()
     assert lines[0].split() == [
-        "stage", "live", "tensors", "parameters", "FLOPs", "head", "parameters", "FLOPs", "share",
+        "stage", "live", "tensors", "params", "FLOPs", "head", "params", "FLOPs", "share",
     ]  # fmt: skip
     assert lines[2].startswith("first ")
     assert "GridHead" in lines[2]
@@ -63,6 +68,18 @@ def test_shared_and_unused_parameters_are_counted_once() -> None:
     assert found.unused_parameters == 12
     assert found.parameters == sum(p.numel() for p in net.parameters())
     assert "12 of them not used" in found.to_text()
+
+
+@given(st.integers(70, 200))
+def test_the_table_is_as_wide_as_the_terminal_and_says_all(width: int) -> None:
+    live = tuple(f"a_rather_long_name_{n} 3x128x14x14" for n in range(4))
+    row = StageRow("members.1.network.bert.encoder.layer.11", live, 10**8, 10**9, "TokenHead", 10**5, 10**6, 0.5)
+    found = Description("Network", (row, replace(row, name="output", head=None)), 0, "placed by measured time " * 9)
+    lines = found.to_text(width=width).splitlines()
+    assert max(map(len, lines)) <= width
+    said = Counter("".join(cell for one in found.rows for cell in one.cells()) + found.placement)
+    del said[" "]
+    assert said <= Counter("".join(lines)), "nothing is cut off"
 
 
 def test_the_model_is_left_in_its_mode() -> None:

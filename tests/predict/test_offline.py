@@ -340,8 +340,8 @@ class TestCommands:
         assert (done["failed"], done["first_error"]) == (0, None)
         assert table(Path("c.parquet")) == rows
         np.savez("two.npz", samples=np.load("samples.npy"), more=np.zeros(20))
-        for words in ((), ("--json",), ("--quiet",)):
-            none = run("predict", "bundle", "two.npz", "--out", "d.parquet", *words, code=1)
+        for options in ((), ("--json",), ("--quiet",)):
+            none = run("predict", "bundle", "two.npz", "--out", "d.parquet", *options, code=1)
             (line,) = none.stderr.splitlines()
             assert line.startswith(
                 "error: none of the 20 inputs could be read; the first: item 0 has the inputs ['more'"

@@ -115,6 +115,17 @@ def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]\d+)?", text)]
 
 
+def test_the_label_of_a_smaller_network_is_shown_whole(page: Any) -> None:
+    drawn(page)
+    whole = page.locator("#figure-frontier .plot").evaluate(
+        """plot => { const frame = plot.getBoundingClientRect(), texts = [...plot.querySelectorAll(".textpoint text")];
+            const box = texts.find(text => text.textContent === "tiny </script>").getBoundingClientRect();
+            return box.width > 0 && box.left >= frame.left && box.right <= frame.right && box.top >= frame.top
+                && box.bottom <= frame.bottom; }"""
+    )
+    assert whole
+
+
 def test_the_numbers_are_those_of_the_replay(page: Any, schedulers: dict[str, Any]) -> None:
     costs = eenet.ExitCosts([1.0, 2.0, 3.0], plain=2.8)
     for title, scheduler in schedulers.items():
@@ -130,6 +141,7 @@ def test_the_numbers_are_those_of_the_replay(page: Any, schedulers: dict[str, An
                 2.8 / decisions.mean_cost, abs=0.01
             )
             answered = ~decisions.abstained
+            assert RECORDS.utility is not None
             lost = (decisions.utility[answered] - RECORDS.utility[-1][answered]).mean()  # said beside the speed
             for place in ("#speed-up", "#sentence", "#said"):
                 said = re.search(r"([+-]\S+) ± \S+ points of accuracy", page.locator(place).inner_text())

@@ -264,6 +264,15 @@ class TestFailures:
             CallCascade(members, scheduler, outputs="logits")(np.arange(N))
         assert caught.value.member == 2
 
+    def test_members_that_are_named_are_called_by_their_names(self) -> None:
+        members = dict(zip(("cheap", "better", "best"), (table(k, "probabilities") for k in range(3)), strict=True))
+        cascade = CallCascade(members, fitted())
+        assert repr(cascade).startswith("CallCascade([cheap, better, best], ")
+        assert (cascade(np.arange(N)).exits == CallCascade(list(members.values()), fitted())(np.arange(N)).exits).all()
+        members["best"] = lambda samples: np.zeros((len(samples), 1))
+        with pytest.raises(MemberError, match=r"member 2 of the cascade, best, returns"):
+            CallCascade(members, fitted())(np.arange(N))
+
     def test_what_is_no_cascade_is_refused(self) -> None:
         member = table(0, "probabilities")
         with pytest.raises(InvalidInputError, match=r"members are a list of 1"):

@@ -34,6 +34,24 @@ class MeanOfSteps(nn.Module):
         return logits
 
 
+class UpToNineSteps(MeanOfSteps):
+    """Takes sequences of up to nine steps: each step has a vector of its own, as the positions of a text have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.places(torch.arange(x.shape[1], device=x.device)))
+
+
+def up_to_nine() -> tuple[eenet.MultiExitModel, Tensor]:
+    """A model of sequences of up to nine steps, and its example of five; what `eenet profile` takes."""
+    torch.manual_seed(0)
+    x = torch.randn(24, 5, 4)
+    return eenet.attach(UpToNineSteps().eval(), ["first"], 3, x[:2], dynamic={1: "time"}).eval(), x[:2]
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, a scheduler fitted on one half of its samples, and the other half for tests."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._progress import by_itself
 from eenet._timing import machine
 from eenet.benchmarking._measure import WARM_UP, Answers, Times, answers_of, mean_and_error, times_of
 from eenet.benchmarking._results import Benchmark, BenchmarkRow
@@ -96,8 +97,9 @@ def benchmark(
     """
     samples = samples_of(data, labels)
     sizes = _sizes(batch_sizes, len(samples))
-    report = progress or (lambda _what, _done: None)
     with contextlib.ExitStack() as stack:
+        show = stack.enter_context(by_itself("running", 1, given=progress))
+        report: Progress = progress or (lambda what, done: show(done, what=what))
         if "torch" in sys.modules:
             stack.enter_context(_torch_settings(threads))
         entries = systems_of(systems, tensors=samples.tensors, threads=threads, untrained=untrained)

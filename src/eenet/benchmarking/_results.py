@@ -13,8 +13,9 @@ from eenet._files import atomic_path, write_json
 from eenet._timing import describe_machine
 from eenet.evaluation import Curve, Point, write_panels
 
-_WIDTH = 120  # of the whole tables; on a narrower terminal some columns are left out or in a table of their own
-_ANSWERS = ("accuracy %", "difference\nin points", "same answer\n%", "exits\n%", "handed\nback %")
+_WIDTH = 80  # where there is no terminal; a table that is wider is written in parts
+_NAME = 24  # characters of a system's name that are not folded
+_GAP = 2  # characters between columns
 
 
 @dataclass(frozen=True)
@@ -156,28 +157,22 @@ class Benchmark:
 
     def __rich_console__(self, console: Any, options: Any) -> Any:
         """Two kinds of tables: answers, and times for each batch size; then the notes, the verdict last."""
+        from rich.console import Group
+        from rich.constrain import Constrain
         from rich.text import Text
 
-        yield Text(describe_machine(self.machine) + "\n")
-        narrow = options.max_width < _WIDTH
-        for number, table in enumerate(self._answers(narrow=narrow)):
-            if number:
-                yield Text("")
-            yield table
-        for size in self.batch_sizes:
-            yield Text("")
-            yield self._times(size, narrow=narrow)
-        yield Text("")
-        for note in self.notes:
-            yield Text(f"- {note}")
-        yield Text("")
-        yield Text(self.verdict)
+        width = options.max_width if options.is_terminal else min(options.max_width, _WIDTH)
+        parts: list[Any] = [Text(describe_machine(self.machine))]
+        for table in (self._answers(width), *(self._times(size, width) for size in self.batch_sizes)):
+            for part in table:
+                parts += [Text(""), part]
+        parts += [Text(""), *(Text(f"- {note}") for note in self.notes), Text(""), Text(self.verdict)]
+        yield Constrain(Group(*parts), width)
 
-    def _answers(self, *, narrow: bool) -> Iterator[Any]:
-        """What does not depend on the batch size: in two tables where one would be too wide."""
+    def _answers(self, width: int) -> Iterator[Any]:
+        """What does not depend on the batch size."""
         rows = [row for row in self.rows if row.batch_size == self.rows[0].batch_size]
         unit = next((row.unit for row in rows if row.unit is not None), "")
-        table = _table(f"answers to {self.samples:,} samples")
         columns = {
             "accuracy %": [_pair(row.accuracy, row.accuracy_error, sign="") for row in rows],
             "difference\nin points": ["", *(_pair(r.difference, r.difference_error) for r in rows[1:])],
@@ -189,17 +184,10 @@ class Benchmark:
             "realized": [_number(row.realized_cost) for row in rows],
             "weights\nMB": [f"{row.weight_bytes / 1e6:.2f}" if row.weight_bytes is not None else "" for row in rows],
         }
-        if not narrow:
-            yield _filled(table, rows, columns)
-            return
-        answers = {name: cells for name, cells in columns.items() if name in _ANSWERS}
-        yield _filled(table, rows, answers)
-        table = _table("budget, planned and realized cost, size")
-        yield _filled(table, rows, {name: cells for name, cells in columns.items() if name not in answers})
+        return _tables(f"answers to {self.samples:,} samples", rows, columns, width)
 
-    def _times(self, size: int, *, narrow: bool) -> Any:
+    def _times(self, size: int, width: int) -> Iterator[Any]:
         rows = [row for row in self.rows if row.batch_size == size]
-        table = _table(f"batch {size}: times of {rows[0].calls} calls of each")
         columns = {
             "p50 ms\na call": [f"{row.p50_ms:.3g}" for row in rows],
             "p95 ms": [f"{row.p95_ms:.3g}" for row in rows],
@@ -211,9 +199,7 @@ class Benchmark:
             "in CPU\ntime": [_speed(row.cpu_speed, row.cpu_speed_error) if n else "1" for n, row in enumerate(rows)],
             "measured /\nplanned": [_number(row.measured_over_planned) for row in rows],
         }
-        if narrow:
-            del columns["p95 ms"], columns["spread"]
-        return _filled(table, rows, columns)
+        return _tables(f"batch {size}: times of {rows[0].calls} calls of each", rows, columns, width)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""
@@ -260,25 +246,35 @@ class Benchmark:
         write_panels(path, panels, cost_label="measured time (ms per sample)", y_label=what)
 
 
-def _table(title: str) -> Any:
+def _tables(
+    title: str, rows: Sequence[BenchmarkRow], columns: Mapping[str, Sequence[str]], width: int
+) -> Iterator[Any]:
+    """The columns in which anything is said, in as many tables below each other as they need."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(
-        title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    table.add_column("system", overflow="fold")
-    return table
-
-
-def _filled(table: Any, rows: Sequence[BenchmarkRow], columns: Mapping[str, Sequence[str]]) -> Any:
-    """The table with the columns in which anything is said."""
     shown = {heading: cells for heading, cells in columns.items() if any(cells)}
+    widths = {
+        heading: _GAP + max(len(line) for text in (heading, *cells) for line in text.split("\n"))
+        for heading, cells in shown.items()
+    }
+    names = min(max(len("system"), *(len(row.title) for row in rows)), _NAME)
+    parts: list[list[str]] = [[]]
     for heading in shown:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for n, row in enumerate(rows):
-        table.add_row(row.title, *(cells[n] for cells in shown.values()))
-    return table
+        if parts[-1] and names + sum(widths[one] for one in parts[-1]) + widths[heading] > width:
+            parts.append([])
+        parts[-1].append(heading)
+    for number, part in enumerate(parts):
+        table = Table(
+            title=None if number else title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )  # fmt: skip
+        table.add_column("system", overflow="fold")
+        for heading in part:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for n, row in enumerate(rows):
+            table.add_row(row.title, *(shown[heading][n] for heading in part))
+        yield table
 
 
 def with_error(value: float, error: float, places: int, sign: str = "") -> str:

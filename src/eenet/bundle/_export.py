@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
+from eenet._progress import by_itself
 from eenet._version import __version__
 from eenet.bundle._calibration import Samples
 from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, Graphs, onnx_graphs, plain_graph
@@ -185,7 +186,6 @@ def export(
     scheduler = scheduler if budget is None else _started(scheduler, budget, measure)
     scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
     records = scheduler.calibration_records if records is None else records
-    report = progress or (lambda _: None)
     _require_cpu_float(model)
     network = digest_of(model)
     if records is not None:
@@ -202,7 +202,11 @@ def export(
     names_of_inputs = tuple(spec.name for spec in inputs)
     preprocessing = ArrayPreprocessing(names_of_inputs) if preprocessing is None else preprocessing.fitted(inputs)
     target = Path(folder)
-    with atomic_folder(target, marker=MANIFEST, what="bundle") as temporary:
+    with (
+        by_itself("exporting", given=progress) as show,
+        atomic_folder(target, marker=MANIFEST, what="bundle") as temporary,
+    ):
+        report = progress or (lambda step: show(0, what=f"exporting: {step}"))
         choice: Choice | None = None
         if backend == "onnx":
             samples = None
@@ -272,7 +276,7 @@ def export(
                 batch_size=None,
                 batch_sizes=batch_sizes,
                 seconds=seconds,
-                progress=progress,
+                progress=report,
             )
         _complete(manifest, scheduler, temporary)
         bundle = LoadedBundle(read_manifest(temporary), bundle.backend, threads=threads)

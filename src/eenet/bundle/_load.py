@@ -157,9 +157,11 @@ class LoadedBundle:
     def info(self) -> dict[str, Any]:
         """What the bundle is, for people and for a server's description of itself."""
         data = self.manifest.data
-        kept = ("backend", "eenet", "exits", "num_classes", "class_names", "task", "budgets", "verified", "made_with")
+        kept = ("backend", "eenet", "exits", "num_classes", "class_names", "task", "verified", "made_with")
         return {
             **{key: data[key] for key in kept},
+            # "accuracy" is what it was called before; it says nothing of other data than those of the calibration.
+            "budgets": [{**row, "calibration_accuracy": row.get("accuracy")} for row in data["budgets"]],
             "inputs": [spec.to_dict() for spec in self.inputs],
             "scheduler": self.scheduler.name,
             "budget": self.scheduler.budget,

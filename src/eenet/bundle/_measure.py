@@ -170,6 +170,19 @@ def of_length(specs: Sequence[TensorSpec], described: Sequence[Mapping[str, Any]
     return [{**known, "shape": shape} for known, shape in zip(described, shapes, strict=True)]
 
 
+def not_of_length(length: int, usual: int, takes: Callable[[int], bool], why: str) -> str:
+    """What to say where a network that takes inputs of the `usual` length fails on this one: the nearest it takes."""
+    good, bad = usual, length
+    while abs(bad - good) > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if takes(middle) else (good, middle)
+    allowed = f"up to {good}, which is the longest" if length > usual else f"from {good}, which is the shortest"
+    return (
+        f"length is {length}, expected one {allowed} that the network takes: give --length {good}, or length={good} in "
+        f"Python (at {length} it says: {' '.join(why.split())[:200]})"
+    )
+
+
 def undescribed(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
     """The same for a bundle that was written before bundles said it; raises `InvalidInputError` for texts."""
     for spec in specs:

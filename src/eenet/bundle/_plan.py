@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._extras import require
 from eenet._files import write_json
+from eenet._progress import by_itself
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import MANIFEST, read_manifest, sealed
 from eenet.bundle._measure import (
@@ -23,6 +25,7 @@ from eenet.bundle._measure import (
     costs_at,
     device_of,
     measured,
+    not_of_length,
     of_length,
     remaining,
     stand_ins,
@@ -31,7 +34,7 @@ from eenet.bundle._measure import (
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
-from eenet.runtime._backend import Live
+from eenet.runtime._backend import Live, dynamic_sizes
 from eenet.scheduler import Fallback, Scheduler
 from eenet.scheduler._fitted import PolicyTable
 
@@ -116,20 +119,23 @@ def measure(
         warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
     manifest = bundle.manifest
     if length is not None:
-        manifest = replace(manifest, data={**manifest.data, "example": _example_of(bundle, length)})
+        example = _example_of(bundle, length)
+        _require_taken(bundle, length)
+        manifest = replace(manifest, data={**manifest.data, "example": example})
         bundle = LoadedBundle(manifest, bundle.backend, bundle.scheduler, threads=threads)
     plain = manifest.data.get("plain")
-    scheduler, profile = plan_here(
-        bundle,
-        bundle.scheduler,
-        bundle.records if records is None else records,
-        plain=None if plain is None else manifest.read(plain),
-        budget=budget,
-        batch_size=batch_size,
-        batch_sizes=batch_sizes,
-        seconds=seconds,
-        progress=progress,
-    )
+    with by_itself("measuring", given=progress) as show:
+        scheduler, profile = plan_here(
+            bundle,
+            bundle.scheduler,
+            bundle.records if records is None else records,
+            plain=None if plain is None else manifest.read(plain),
+            budget=budget,
+            batch_size=batch_size,
+            batch_sizes=batch_sizes,
+            seconds=seconds,
+            progress=progress or (lambda step: show(0, what=step)),
+        )
     data = {**manifest.data, "profile": profile, "costs": scheduler.costs.to_dict(), "budgets": budgets_of(scheduler)}
     if update:
         data = _written(manifest.root, data, scheduler, records)
@@ -144,6 +150,33 @@ def _example_of(bundle: LoadedBundle, length: int) -> list[dict[str, Any]]:
         raise InvalidInputError(f"length is {length!r}, expected a whole number from 1{to}")
     known = bundle.manifest.data.get("example") or undescribed(bundle.inputs)
     return of_length(bundle.inputs, known, length)
+
+
+def _require_taken(bundle: LoadedBundle, length: int) -> None:
+    """Raise `InvalidInputError`, which names the longest that it takes, where the network fails on this length."""
+    specs, backend = bundle.inputs, bundle.backend
+    known = bundle.manifest.data.get("example") or undescribed(specs)
+    errors: Any = ()
+    if bundle.manifest.backend == "onnx":
+        from eenet.bundle._onnx import _errors_of
+
+        errors = _errors_of(require("onnxruntime", "onnx"))
+    else:
+        from eenet.stages._example import MODEL_ERRORS as errors  # noqa: N811 - with PyTorch alone
+
+    def failure(length: int) -> str | None:
+        live = backend.enter(stand_ins(specs, of_length(specs, known, length), 1))
+        try:
+            for k in range(backend.num_exits):
+                live, _ = backend.run(k, live, observe=True)
+        except errors as error:
+            return str(error)
+        return None
+
+    why = failure(length)
+    if why is not None:
+        usual = max(dynamic_sizes(specs, [one["shape"] for one in known]).values())
+        raise InvalidInputError(not_of_length(length, usual, lambda n: failure(n) is None, why))
 
 
 def _written(root: Path, data: dict[str, Any], scheduler: Scheduler, records: ExitRecords | None) -> dict[str, Any]:

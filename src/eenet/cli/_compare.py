@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eenet.cli._console import as_share, if_stopped, output, print_json, progress, show_warning
+from eenet.cli._console import as_share, if_stopped, output, part_width, print_json, progress, show_warning
 from eenet.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def compare(
         print_json(comparison.to_dict(against))
         return
     console = output()
-    console.print(comparison.to_text(against, width=console.width), soft_wrap=True)
+    console.print(comparison.to_text(against, width=part_width(console)), soft_wrap=True)
     if written is not None:
         console.print(f"{written} are in {out}", soft_wrap=True)
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eenet._progress import EVERY, Bars, duration
+from eenet._progress import EVERY, Bars, duration, nothing_by_itself
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _PATIENCE = 2.0  # seconds before a command says what it is waiting for
 
-_FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown
+_FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown: names are not folded there
+_PART_WIDTH = 80  # of tables that are written in parts, there
 
 
 @dataclass
@@ -49,7 +50,8 @@ def settings(*, quiet: bool) -> Iterator[Settings]:
     chosen = Settings(quiet=quiet)
     token = _settings.set(chosen)
     try:
-        yield chosen
+        with nothing_by_itself():
+            yield chosen
     finally:
         _settings.reset(token)
 
@@ -64,6 +66,11 @@ def output() -> Console:
     quiet = _settings.get(_usual).quiet
     console = Console(highlight=False, markup=False, quiet=quiet)
     return console if console.is_terminal else Console(highlight=False, markup=False, width=_FILE_WIDTH, quiet=quiet)
+
+
+def part_width(console: Console) -> int:
+    """How wide a table may be that is written in parts where it is wider."""
+    return console.width if console.is_terminal else _PART_WIDTH
 
 
 def side() -> Console:

@@ -160,27 +160,45 @@ def _of_length(model: MultiExitModel, example: Any, length: int) -> Any:
     """The example, repeated or cut to this length in all dimensions that may change."""
     import torch
 
+    from eenet.bundle._measure import not_of_length
     from eenet.stages import arguments_of
     from eenet.stages._example import MODEL_ERRORS
 
     args, kwargs = arguments_of(example)
-    live, free = list(model.staged.flatten_inputs(*args, **kwargs)), False
-    for n, spec in enumerate(model.staged.inference_stages[0].inputs):
-        for dim, size in enumerate(spec.shape):
-            if isinstance(size, str) and dim != spec.batch_dim:
-                rows = torch.arange(length, device=live[n].device) % live[n].shape[dim]
-                live[n], free = live[n].index_select(dim, rows), True
+    given = model.staged.flatten_inputs(*args, **kwargs)
+    free = [
+        (n, dim)
+        for n, spec in enumerate(model.staged.inference_stages[0].inputs)
+        for dim, size in enumerate(spec.shape)
+        if isinstance(size, str) and dim != spec.batch_dim
+    ]
     if not free:
         raise InvalidInputError(
             f"--length {length}: the network takes inputs of one size only; leave it out, or cut the network with "
             "dynamic={1: 'sequence'}"
         )
-    args, kwargs = model.staged.call_of(tuple(live))
-    try:
-        with torch.no_grad():
-            model.plain(*args, **kwargs)
-    except MODEL_ERRORS as error:
-        raise InvalidInputError(f"--length {length}: the network takes no inputs of this length: {error}") from error
+
+    def call_of(length: int) -> tuple[Any, Any]:
+        live = list(given)
+        for n, dim in free:
+            rows = torch.arange(length, device=live[n].device) % live[n].shape[dim]
+            live[n] = live[n].index_select(dim, rows)
+        return model.staged.call_of(tuple(live))
+
+    def failure(length: int) -> str | None:
+        args, kwargs = call_of(length)
+        try:
+            with torch.no_grad():
+                model.plain(*args, **kwargs)
+        except MODEL_ERRORS as error:
+            return str(error)
+        return None
+
+    why = failure(length)
+    if why is not None:
+        usual = max(given[n].shape[dim] for n, dim in free)
+        raise InvalidInputError(not_of_length(length, usual, lambda n: failure(n) is None, why))
+    args, kwargs = call_of(length)
     return args or kwargs
 
 

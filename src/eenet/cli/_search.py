@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from eenet.cli._console import if_stopped, output, print_json, progress
+from eenet.cli._console import if_stopped, output, part_width, print_json, progress
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def search(
         print_json(found.to_dict())
         return
     console = output()
-    console.print(found.to_text(width=console.width), soft_wrap=True)
+    console.print(found.to_text(width=part_width(console)), soft_wrap=True)
     if out is not None:
         console.print(
             _saved(found, found.frontier[0], dict(zip(candidates, predictions, strict=True)), out), soft_wrap=True

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eenet._progress import by_itself
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation._cells import Cell, CellFolder, Setting
@@ -119,7 +120,8 @@ def compare(
     held = [setting.rows_of(resplit)[1] for resplit in range(resplits)]  # refuses a fraction that leaves nothing
     _warn_of_doubles(records, held_out)
     keys = [(name, resplit) for resplit in range(resplits) for name in makers]
-    cells = _filled(setting, keys, jobs or _cores(), out, progress, restart=restart)
+    with by_itself("fitting and judging", len(keys) * len(amounts), given=progress) as show:
+        cells = _filled(setting, keys, jobs or _cores(), out, progress or show, restart=restart)
     ordered = tuple(cells[key] for key in keys)
     return Comparison(
         rows=tuple(row for cell in ordered for row in cell.rows),

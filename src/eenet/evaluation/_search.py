@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from eenet._progress import by_itself
 from eenet.costs import Budget, ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.evaluation._search_result import SearchResult, budget_of
@@ -104,16 +105,17 @@ def search(
             raise InvalidInputError(f"budgets are {budgets!r}, expected a list such as ['40%', '60%']")
         asked = [budget_of(budget, scale, list(members.values())) for budget in budgets]
     asked = sorted(set(asked))
-    judge = Judge(
-        members,
-        scheduler if scheduler is not None else OptimalStopping(seed=seed),
-        sorted({*asked, *grid}),
-        max_members=max_members,
-        folds=_FOLDS,
-        seed=seed,
-        progress=progress,
-    )
-    return SearchResult.of(judge, asked, scale, whole)
+    with by_itself("trying systems", given=progress) as show:
+        judge = Judge(
+            members,
+            scheduler if scheduler is not None else OptimalStopping(seed=seed),
+            sorted({*asked, *grid}),
+            max_members=max_members,
+            folds=_FOLDS,
+            seed=seed,
+            progress=progress or show,
+        )
+        return SearchResult.of(judge, asked, scale, whole)
 
 
 def _members(

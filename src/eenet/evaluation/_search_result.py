@@ -26,7 +26,7 @@ from eenet.scheduler._fallback import standard_error
 from eenet.scheduler._reports import CERTAIN
 
 _SCHEMA = 1
-_WIDTH = 100  # of a printed result, in characters
+_WIDTH = 80  # of a printed result, in characters
 _TABLE = 1  # its place among the parts of the text
 _OTHERS = ("runner_up", "static", "plain")
 

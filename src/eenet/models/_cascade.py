@@ -24,7 +24,7 @@ from eenet.stages import Example, arguments_of
 
 
 def cascade(
-    members: Sequence[nn.Module | str],
+    members: Sequence[nn.Module | str] | Mapping[str, nn.Module | str],
     example: Example,
     num_classes: int | None = None,
     *,
@@ -41,7 +41,8 @@ def cascade(
     ----------
     members
         At least two, the cheapest first: modules, multi-exit models, or names that `build_network` takes, whose weights
-        are random. The same module or multi-exit model may come twice, with other inputs.
+        are random. The same module or multi-exit model may come twice, with other inputs. A mapping gives them names:
+        `{"small": small, "big": big}`.
     example
         The cascade's inputs, as for `attach`: a tensor, a tuple of arguments or a mapping of keyword arguments. Each
         member is called with them, but for `inputs`.
@@ -57,12 +58,14 @@ def cascade(
     Returns
     -------
     MultiExitModel
-        Its exits are named "members.0", "members.1" and so on, those of multi-exit members by their modules.
+        Its exits have the members' names, such as "small" and "big", and "small.layer1" inside a multi-exit member.
+        Without names they are "members.0" and so on, those of multi-exit members by their modules, and "output".
 
     Raises
     ------
     InvalidInputError
         If members have other classes, outputs, dtypes, devices or tasks, or fail on the example; it names the member.
+        For names that are no identifiers.
     CutError
         Where a member cannot be traced, or mixes samples.
 
@@ -81,8 +84,11 @@ def cascade(
     >>> x = torch.randn(5, 8)
     >>> model.exit_names, torch.equal(model(x)[0], small(x)), torch.equal(model(x)[1], big(x))
     (('members.0', 'output'), True, True)
+    >>> eenet.cascade({"small": small, "big": big}, example=torch.randn(2, 8)).exit_names
+    ('small', 'big')
     """
-    given = [_built(member, num_classes) for member in require_several(members)]
+    several, names = require_several(members)
+    given = [_built(member, num_classes) for member in several]
     for number, member in enumerate(given):
         if not isinstance(member, nn.Module):
             raise InvalidInputError(
@@ -110,7 +116,7 @@ def cascade(
         if number < len(given) - 1:
             exits.append(f"members.{number}")
             heads.append(AnswerHead())
-    network = CascadeNetwork(parts, _arguments(networks, maps, args, kwargs))
+    network = CascadeNetwork(parts, _arguments(networks, maps, args, kwargs), names)
     for module in (network, network.members, *parts):
         module.training = any(one.training for one in networks)
     if dynamic is None:

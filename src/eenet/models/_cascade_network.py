@@ -189,13 +189,27 @@ class _Bound:
 class CascadeNetwork(nn.Module):
     """Asks all members about all samples; gives the logits of the last, and the others' beside them.
 
-    Cut at the ends of its members, a sample that has an answer asks no further member.
+    Cut at the ends of its members, a sample that has an answer asks no further member. `names` are those of the
+    members, where they have any: exits are called by them, modules and weights by the members' numbers.
     """
 
-    def __init__(self, members: Sequence[Member], arguments: Sequence[str]) -> None:
+    def __init__(self, members: Sequence[Member], arguments: Sequence[str], names: Sequence[str] | None = None) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.arguments = tuple(arguments)
+        self.names = None if names is None else tuple(names)
+
+    def exit_name(self, at: str) -> str:
+        """What the exit at a module, or the last at "output", is called."""
+        if self.names is None:
+            return at
+        if at == "output":
+            return self.names[-1]
+        number, _, inside = at.removeprefix("members.").partition(".")
+        network: Any = self.members[int(number)].network
+        inside = inside.removeprefix("network.")
+        inside = network.exit_name(inside) if inside and isinstance(network, CascadeNetwork) else inside
+        return f"{self.names[int(number)]}.{inside}" if inside else self.names[int(number)]
 
     @signed
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -221,7 +235,8 @@ class CascadeNetwork(nn.Module):
             members.append(
                 {"network": next(i for i, n in enumerate(networks) if n is member.network), "inputs": options}
             )
-        return {"networks": list(sources), "members": members, "arguments": list(self.arguments)}
+        names = {} if self.names is None else {"names": list(self.names)}
+        return {"networks": list(sources), "members": members, "arguments": list(self.arguments), **names}
 
     def networks(self) -> list[nn.Module]:
         """The distinct networks: one at two resolutions is there once."""
@@ -239,7 +254,10 @@ class CascadeNetwork(nn.Module):
                 Member(networks[one["network"]], None if one["inputs"] is None else _input_map(one["inputs"]), None)
                 for one in options["members"]
             ]
-            return cls(members, [str(name) for name in options["arguments"]])
+            names = options.get("names")  # older models have none
+            if names is not None and len(names) != len(members):
+                raise InvalidInputError(f"the source of a cascade has {len(names)} names for {len(members)} members")
+            return cls(members, [str(name) for name in options["arguments"]], names)
         except (KeyError, TypeError, IndexError) as error:
             raise InvalidInputError(f"the source of a cascade describes no members ({error!r})") from error
 

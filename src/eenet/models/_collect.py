@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eenet._progress import by_itself
 from eenet.errors import InvalidInputError
 from eenet.models._io import inferring, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
@@ -59,8 +61,9 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     gathered = Gathering(model.task)
     require_batches(loader, model.staged.example)
     model.staged.check_current()
-    with inferring(model):
-        for batch in loader:
+    with inferring(model), by_itself("collecting", length_hint(loader) or None) as show:
+        for done, batch in enumerate(loader):
+            show(done)
             args, kwargs, y = unpack(batch)
             args, kwargs = moved((args, kwargs), device)
             if model.staged.batch_size_of(model.staged.flatten_inputs(*args, **kwargs)) == 0:

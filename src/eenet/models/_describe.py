@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import shutil
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from eenet._compat import flop_counter
@@ -67,27 +73,25 @@ class Description:
             "flops": self.flops,
         }
 
-    def to_text(self) -> str:
-        """A table for the terminal."""
-        header = ("stage", "live tensors", "parameters", "FLOPs", "head", "parameters", "FLOPs", "share")
-        table = [header, *(row.cells() for row in self.rows)]
-        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-        left = (0, 1, 4)
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column in left else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in table
-        ]
-        lines.insert(1, "-" * max(map(len, lines)))
+    def to_text(self, *, width: int | None = None) -> str:
+        """A table that is at most `width` characters wide, by default as the terminal, or 80 where there is none."""
+        width = shutil.get_terminal_size().columns if width is None else width
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for heading in ("stage", "live tensors", "params", "FLOPs", "head", "params", "FLOPs", "share"):
+            folds = heading in ("stage", "live tensors", "head")
+            table.add_column(heading, justify="left" if folds else "right", no_wrap=not folds, overflow="fold")
+        for row in self.rows:
+            table.add_row(*row.cells())
+        text = io.StringIO()
+        Console(file=text, width=width, color_system=None, markup=False, emoji=False, highlight=False).print(table)
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
         unused = f", {_short(self.unused_parameters)} of them not used" if self.unused_parameters else ""
-        lines.append(
+        lines += textwrap.wrap(
             f"{self.network}: {len(self.rows)} stages, {_short(self.parameters)} parameters{unused}, "
-            f"{_short(self.flops)} FLOPs per sample"
+            f"{_short(self.flops)} FLOPs per sample",
+            width,
         )
-        if self.placement:
-            lines.append(self.placement)
+        lines += [part for line in self.placement.splitlines() for part in textwrap.wrap(line, width)]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -119,6 +123,7 @@ def describe(model: MultiExitModel | StagedModel) -> Description:
     staged = model.staged if isinstance(model, MultiExitModel) else model
     heads: list[nn.Module | None] = [*model.heads, None] if isinstance(model, MultiExitModel) else []
     heads = heads or [None] * (len(staged.at) + 1)
+    names = model.exit_names if isinstance(model, MultiExitModel) else [one.name for one in staged.inference_stages]
     args, kwargs = staged.example
     seen: set[int] = set()
     measured = []
@@ -134,7 +139,7 @@ def describe(model: MultiExitModel | StagedModel) -> Description:
     total = max(sum(flops + head_flops for _, _, _, flops, _, head_flops in measured), 1)
     rows = tuple(
         StageRow(
-            stage.name,
+            name,
             tuple(_live(one) for one in stage.inputs),
             own,
             flops,
@@ -143,7 +148,7 @@ def describe(model: MultiExitModel | StagedModel) -> Description:
             head_flops,
             (flops + head_flops) / total,
         )
-        for stage, head, own, flops, of_head, head_flops in measured
+        for name, (stage, head, own, flops, of_head, head_flops) in zip(names, measured, strict=True)
     )
     unused = _new_parameters(staged.backbone, seen)
     placement = model.placement if isinstance(model, MultiExitModel) else None

@@ -88,6 +88,7 @@ def kept(network: nn.Module, exits: Exits, chosen: Sequence[int], arguments: Seq
         return Parts(whole, [prefix + exits.names[k] for k in early], [exits.heads[k] for k in early])
     found = Parts(network, [], [])
     members: list[Member] = []
+    numbers: list[int] = []
     for number, member in enumerate(network.members):
         assert isinstance(member, Member)
         own = [k for k in chosen if _member(exits.names[k], len(network.members)) == number]
@@ -105,7 +106,9 @@ def kept(network: nn.Module, exits: Exits, chosen: Sequence[int], arguments: Seq
             found.exits.append(at)
             found.heads.append(AnswerHead())
         members.append(Member(until, member.inputs, member.num_classes))
-    made = CascadeNetwork(members, network.arguments)
+        numbers.append(number)
+    names = None if network.names is None else [network.names[number] for number in numbers]
+    made = CascadeNetwork(members, network.arguments, names)
     for module in (made, made.members, *members):
         module.training = network.training
     return found._replace(network=made)

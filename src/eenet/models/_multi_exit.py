@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eenet._progress import by_itself
 from eenet.errors import CutError, FileFormatError, InvalidInputError
 from eenet.models._backbones import Backbone
 from eenet.models._cascade_network import CascadeNetwork
@@ -100,8 +101,9 @@ class MultiExitModel(nn.Module):
 
     @property
     def exit_names(self) -> tuple[str, ...]:
-        """The modules at whose ends the exits are; the last is "output"."""
-        return (*self.staged.at, "output")
+        """The modules at whose ends the exits are; the last is "output". Of a cascade with names, its members'."""
+        at = (*self.staged.at, "output")
+        return tuple(map(self.backbone.exit_name, at)) if isinstance(self.backbone, CascadeNetwork) else at
 
     accepts_loss_kwargs = False  # the Trainer of transformers asks whether forward takes num_items_in_batch
 
@@ -169,7 +171,9 @@ class MultiExitModel(nn.Module):
             )
         stages = self.staged.inference_stages
         dims = [stage.outputs[stage.feature_index or 0].batch_dim or 0 for stage in stages]
-        parts = kept(self.backbone, Exits(self.exit_names, list(self.heads), dims), chosen, self.staged.arguments)
+        parts = kept(
+            self.backbone, Exits((*self.staged.at, "output"), list(self.heads), dims), chosen, self.staged.arguments
+        )
         args, kwargs = self.staged.example
         return attach(
             parts.network,
@@ -344,8 +348,9 @@ def attach(
             f"the network is a MultiExitModel: it has exits already, at {list(backbone.staged.at)}; to place others, "
             "attach them to the network it was made from, `model.backbone`"
         )
-    places = _places(backbone, exits, example, dynamic)
-    staged = _staged(backbone, exits if places is None else [place.name for place in places], example, dynamic)
+    with by_itself("cutting the network at its exits and checking the cuts"):
+        places = _places(backbone, exits, example, dynamic)
+        staged = _staged(backbone, exits if places is None else [place.name for place in places], example, dynamic)
     with inferring(staged):
         features, outputs = staged.take_run()
         logits = logits_in(staged.unflatten_output(outputs), num_classes)

@@ -209,7 +209,7 @@ class ExitRecords:
         return cls(probabilities, joined("predictions"), None, utility, pooled=pooled, pixel_counts=pixel_counts)
 
     @classmethod
-    def cascade(cls, members: Sequence[ExitRecords]) -> ExitRecords:
+    def cascade(cls, members: Sequence[ExitRecords] | Mapping[str, ExitRecords]) -> ExitRecords:
         """Records of a cascade: several models on the same samples, asked one after another.
 
         The exits of each member count one by one, so that a multi-exit network of three exits before a plain network
@@ -217,8 +217,9 @@ class ExitRecords:
 
         Parameters
         ----------
-        members : sequence of ExitRecords
+        members : sequence of ExitRecords, or mapping of str to them
             At least two, in the order in which the models are asked, the cheapest first. Labels are needed in one.
+            Records have no names of exits: those of a mapping are not kept.
 
         Raises
         ------
@@ -234,7 +235,8 @@ class ExitRecords:
         >>> both, both.accuracies
         (ExitRecords(2 exits, 2 labeled samples, 2 classes), array([0.5, 1. ]))
         """
-        for number, member in enumerate(require_several(members)):
+        members, _ = require_several(members)
+        for number, member in enumerate(members):
             if not isinstance(member, ExitRecords):
                 raise InvalidInputError(
                     f"member {number} is a {type(member).__name__}, expected ExitRecords: make them with "

@@ -35,10 +35,10 @@ class CallCascade:
 
     Parameters
     ----------
-    members : sequence of callables and bundles
+    members : sequence of callables and bundles, or mapping of str to them
         In the order in which they are asked, the cheapest first. With `call_async` some may be coroutine functions. A
         bundle takes its inputs by their names where samples are a mapping, and a list by its preprocessing; its own
-        scheduler is not asked.
+        scheduler is not asked. The names of a mapping are those of errors and of the printed cascade.
     scheduler : Scheduler or BudgetController
         Fitted to records with one exit for each callable, and the exits of each bundle: see `ExitRecords.cascade` and
         `ExitCosts.cascade`.
@@ -78,12 +78,13 @@ class CallCascade:
 
     def __init__(
         self,
-        members: Sequence[Callable[[Any], Any]],
+        members: Sequence[Callable[[Any], Any]] | Mapping[str, Callable[[Any], Any]],
         scheduler: Scheduler | BudgetController,
         *,
         outputs: str = "probabilities",
     ) -> None:
-        for number, member in enumerate(require_several(members)):
+        several, names = require_several(members)
+        for number, member in enumerate(several):
             if not callable(member) and _backend(member) is None:
                 hint = "; give its method, such as model.predict_proba" if hasattr(member, "predict_proba") else ""
                 raise InvalidInputError(
@@ -91,14 +92,14 @@ class CallCascade:
                 )
         if outputs not in _OUTPUTS:
             raise InvalidInputError(f"outputs is {outputs!r}, expected one of {list(_OUTPUTS)}")
-        self.members = tuple(members)
+        self.members = tuple(several)
+        self._names = names or tuple(_name(member) for member in several)
         self.outputs = outputs
         self.scheduler: Scheduler | BudgetController = require_scheduler(scheduler, BudgetController)
         self._current_policy()
 
     def __repr__(self) -> str:
-        names = ", ".join(_name(member) for member in self.members)
-        return f"CallCascade([{names}], {self.scheduler!r}, outputs={self.outputs!r})"
+        return f"CallCascade([{', '.join(self._names)}], {self.scheduler!r}, outputs={self.outputs!r})"
 
     def __call__(self, samples: Any) -> AdaptiveOutput[NDArray[Any]]:
         """Answers and exits of samples, in their order.
@@ -173,7 +174,7 @@ class CallCascade:
             return AdaptiveOutput(empty, np.empty(0, dtype=np.int64), np.empty(0, dtype=np.bool_))
         of_probabilities = self.outputs == "probabilities"
         state = DecisionState(policy, count)
-        calls = _Calls(self.members, samples, policy.num_classes, of_probabilities, wait, stopped)
+        calls = _Calls(self.members, self._names, samples, policy.num_classes, of_probabilities, wait, stopped)
         task: Task = _Probabilities() if of_probabilities else Classification()
         arrays = _PROBABILITIES if of_probabilities else NUMPY
         parts: list[tuple[Ints, Any]] = []
@@ -205,13 +206,14 @@ class _Calls:
     def __init__(
         self,
         members: Sequence[Callable[[Any], Any]],
+        names: Sequence[str],
         samples: Any,
         num_classes: int,
         of_probabilities: bool,
         wait: Callable[[Awaitable[Any]], Any] | None,
         stopped: Event | None,
     ) -> None:
-        self._members = members
+        self._members, self._names = members, names
         self._steps = _steps(members)
         self.num_exits = len(self._steps)
         self._samples = samples
@@ -269,7 +271,7 @@ class _Calls:
 
     def _error(self, k: int, rows: Ints, returned: Any, what: str) -> MemberError:
         error = MemberError(
-            f"member {k} of the cascade, {_name(self._members[k])}, {what}; the error's output has what the members "
+            f"member {k} of the cascade, {self._names[k]}, {what}; the error's output has what the members "
             "before answered, and its rows are open",
             member=k,
             rows=rows,
