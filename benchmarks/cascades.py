@@ -4,7 +4,7 @@
     python benchmarks/cascades.py imagenet --models weights
     python benchmarks/cascades.py summary
 
-Half of the samples chooses and fits, the other half judges. All candidates of a set run on this machine, in one
+One part of the samples chooses and fits, the other judges. All candidates of a set run on this machine, in one
 runtime, on one thread; costs are CPU milliseconds per sample, measured in turns. The systems that are chosen then run
 for real, in turns, batch by batch. Data sets are read in ../shared, or in the folder that EENET_SHARED names.
 """
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         setting = SETS[options.set](shared, options.models, work, report)
-    except sets.MissingError as error:
+    except sets.SetError as error:
         print(error, file=sys.stderr)
         return 2
     found = machine() | {"onnxruntime": require("onnxruntime", "export").__version__}
