@@ -49,14 +49,17 @@ class Network:
     labels: dict[str, Array]
 
 
-def read(name: str, folder: Path | None, root: Path, most: int | None = None) -> Network:
+def read(
+    name: str, folder: Path | None, root: Path, most: int | None = None, checkpoint: Path | None = None
+) -> Network:
     """The network of a recipe: of a folder of `eenet reproduce`, or the one that comes with the library.
 
-    At most `most` samples of either part; those that judge are in a random order, so that the first are of all kinds.
+    `checkpoint` has the tokenizer of texts, where it is not where the recipe says. At most `most` samples of either
+    part; those that judge are in a random order, so that the first are of all kinds.
     """
     model = eenet.MultiExitModel.from_pretrained(name if folder is None else folder / "work" / "model").eval()
     recipe = load_recipe(name)
-    data = RecipeData(recipe, root, tokenizer=checkpoint_folder(recipe, None, download=False))
+    data = RecipeData(recipe, root, tokenizer=checkpoint_folder(recipe, checkpoint, download=False))
     data.use(data.make_split() if folder is None else ThreeWaySplit.load(folder / "split.json"))
     names = [one.name for one in model.staged.inference_stages[0].inputs]
     network = Network(recipe, model, {}, {})

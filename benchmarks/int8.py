@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long to measure each batch size")
     parser.add_argument("--most", type=int, default=2000, help="use at most so many samples of either part")
     parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="(default: ../shared/datasets)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="of texts: as for eenet reproduce")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="write results.json and README.md; others there stay"
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compared(name: str, folder: Path | None, root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All systems of one network: their accuracies and times, and what was chosen."""
-    network = read(name, folder, root, options.most)
+    network = read(name, folder, root, options.most, options.checkpoint)
     samples, labels = network.samples, network.labels
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore", ReliabilityWarning)  # fallbacks, and wall times of a busy machine
@@ -95,7 +96,9 @@ def compared(name: str, folder: Path | None, root: Path, options: argparse.Names
             "machine": machine(),
             "title": network.recipe.title,
             "command": f"python benchmarks/int8.py {name}{'' if folder is None else '=FOLDER'}"
-            + (" --data-root FOLDER" if options.data_root else "")
+            + "".join(
+                f" --{one} FOLDER" for one in ("data-root", "checkpoint") if getattr(options, one.replace("-", "_"))
+            )
             + f" --seconds {options.seconds:g}",
             "samples": {part: len(one) for part, one in labels.items()},
             "precision": bundle.precision,
