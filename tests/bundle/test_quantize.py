@@ -85,10 +85,10 @@ def test_no_sum_overflows_on_any_processor(tmp_path: Path) -> None:
             assert 2 * 255 * np.abs(numpy_helper.to_array(one).astype(int)).max(initial=0) < 2**15
 
 
-def tokens(path: Path, *, opset: int = 20, **asked: float) -> Path:
+def tokens(path: Path, *, opset: int = 20, alpha: float = 1.0) -> Path:
     """Two products and a Gemm of one input of 5 tokens of 24 numbers, and a product of their results, as in attention.
 
-    `asked` are attributes of the Gemm, whose weights are transposed.
+    The weights of the Gemm are transposed, and its result times `alpha`.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
@@ -105,7 +105,7 @@ def tokens(path: Path, *, opset: int = 20, **asked: float) -> Path:
         helper.make_node("MatMul", ["xq", "kx"], ["scores"]),
         helper.make_node("MatMul", ["scores", "xq"], ["mixed"]),
         helper.make_node("Flatten", ["mixed"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "g", "b"], ["y"], transB=1, **asked),
+        helper.make_node("Gemm", ["flat", "g", "b"], ["y"], transB=1, alpha=alpha),
     ]
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 24])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])]
