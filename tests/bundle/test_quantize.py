@@ -142,6 +142,102 @@ def test_products_of_activations_and_scaled_ones_stay_fp32(tmp_path: Path) -> No
     assert kinds.count("QuantizeLinear") == 1, "two products of one input need its rows rounded once"
 
 
+def written(path: Path, nodes: list[Any], weights: dict[str, Any], inputs: dict[str, list[Any]], **more: Any) -> Path:
+    """A graph of float32 inputs with one output "y"; `more` inputs are by their type."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    given += [helper.make_tensor_value_info(name, kind, []) for name, kind in more.items()]
+    tensors = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    made = helper.make_graph(nodes, "made", given, [output], tensors)
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+    return path
+
+
+def kinds_in(path: Path) -> list[str]:
+    import onnx
+
+    return [node.op_type for node in onnx.load(path).graph.node]
+
+
+def test_convolutions_have_fixed_ranges_and_the_product_behind_them_one_of_each_row(tmp_path: Path) -> None:
+    from onnx import helper
+
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    weights = {"k": rng.normal(size=(4, 3, 3, 3)), "w": rng.normal(size=(4, 5))}
+    plain, made = written(tmp_path / "plain.onnx", nodes, weights, {"x": ["n", 3, 8, 8]}), tmp_path / "made.onnx"
+    x = rng.normal(size=(64, 3, 8, 8)).astype(np.float32)
+    eenet.bundle.onnx.quantize(plain, made, x)
+    kinds = kinds_in(made)
+    assert {"Conv", "QuantizeLinear", "DequantizeLinear", "MatMulInteger"} <= set(kinds)
+    assert "MatMul" not in kinds
+    np.testing.assert_allclose(answers(made, x), answers(plain, x), atol=0.2)
+
+
+def test_weights_that_a_branch_reads_too_are_kept_for_it(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = helper.make_tensor_value_info("t", TensorProto.FLOAT, None)
+    branches = {
+        f"{name}_branch": helper.make_graph([helper.make_node(kind, ["m", "w"], ["t"])], name, [], [out])
+        for name, kind in (("then", "Add"), ("else", "MatMul"))
+    }
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("If", ["c"], ["y"], **branches)]
+    weights = {"w": np.random.default_rng(0).normal(size=(6, 6))}
+    plain = written(tmp_path / "plain.onnx", nodes, weights, {"x": [6, 6]}, c=TensorProto.BOOL)
+    from eenet.bundle._quantize import quantized
+
+    feed = {"x": np.random.default_rng(1).normal(size=(6, 6)).astype(np.float32), "c": np.array(True)}
+    content = quantized(plain.read_bytes(), [feed]).content
+    assert content is not None
+    for c in (True, False):
+        feed["c"] = np.array(c)
+        got, right = (onnxruntime.InferenceSession(g).run(None, feed)[0] for g in (content, plain.read_bytes()))
+        np.testing.assert_allclose(got, right, atol=0.5)
+
+
+def test_weights_that_a_caller_can_give_stay_as_they_are(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("MatMul", ["m", "v"], ["y"])]
+    weights = {"w": np.eye(6), "v": np.eye(6)}
+    plain = written(tmp_path / "plain.onnx", nodes, weights, {"x": ["n", 6], "w": [6, 6]})
+    from eenet.bundle._quantize import quantized
+
+    made = quantized(plain.read_bytes(), [{"x": np.ones((4, 6), np.float32)}])
+    assert made.kept == ("MatMul",)
+    assert made.content is not None
+    session = pytest.importorskip("onnxruntime").InferenceSession(made.content)
+    feed = {"x": np.ones((2, 6), np.float32), "w": np.full((6, 6), 2, np.float32)}
+    np.testing.assert_allclose(session.run(None, feed)[0], np.full((2, 6), 12), rtol=0.01)
+
+
+def test_names_that_are_taken_and_a_bias_that_is_left_out_do_no_harm(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [
+        helper.make_node("Relu", ["x"], ["by_row/0/0"], name="by_row/0/1"),
+        helper.make_node("Gemm", ["by_row/0/0", "by_row/0/constant/0", ""], ["y"], name="_by_row"),
+    ]
+    weights = {"by_row/0/constant/0": np.random.default_rng(0).normal(size=(6, 4))}
+    plain, made = written(tmp_path / "plain.onnx", nodes, weights, {"x": ["n", 6]}), tmp_path / "made.onnx"
+    x = np.random.default_rng(1).normal(size=(64, 6)).astype(np.float32)
+    assert eenet.bundle.onnx.quantize(plain, made, x) == ("Relu",)
+    np.testing.assert_allclose(answers(made, x), answers(plain, x), atol=0.1)
+    with pytest.raises(InvalidInputError, match="no convolution or matrix product with weights"):
+        eenet.bundle.onnx.quantize(made, tmp_path / "again.onnx", x)
+
+
 @pytest.mark.parametrize(
     ("samples", "message"),
     [

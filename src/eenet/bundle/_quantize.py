@@ -29,7 +29,6 @@ _MOVE = frozenset({
 """Operators that compute nothing: they move numbers."""
 
 _PRODUCTS = ("MatMul", "Gemm")
-_BY_ROW = "by_row/"  # how the names of the nodes begin that make a product by rows
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,8 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]], *, weight_bi
     overflow with 8, so that a graph would answer otherwise there than where it was made and judged.
     """
     onnx, tools = require("onnx", "export"), require("onnxruntime.quantization", "export")
+    # Outside of what catches the errors of the tools: a name that is not there is no matter of the graph.
+    registry = require("onnxruntime.quantization.registry", "export").QDQRegistry
     with tempfile.TemporaryDirectory() as folder, errors_alone():  # the tools log through the root logger
         given, ready, made = (Path(folder) / name for name in ("given.onnx", "ready.onnx", "made.onnx"))
         given.write_bytes(content)
@@ -68,7 +69,7 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]], *, weight_bi
                     made,
                     _Reader(feeds),
                     quant_format=tools.QuantFormat.QDQ,
-                    op_types_to_quantize=[one for one in tools.QDQRegistry if one not in _PRODUCTS],
+                    op_types_to_quantize=[one for one in registry if one not in _PRODUCTS],
                     per_channel=True,
                     activation_type=tools.QuantType.QUInt8,
                     weight_type=tools.QuantType.QInt8,
@@ -79,19 +80,17 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]], *, weight_bi
             graph = onnx.load(made)
             known = (*onnx.load(ready).graph.value_info, *graph.graph.output)
             opset = next(one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
-            _products_by_row(onnx, graph.graph, opset, 64 if weight_bits == 7 else 127)
+            by_row = _products_by_row(onnx, graph.graph, opset, 64 if weight_bits == 7 else 127)
         except _failures(onnx) as error:
             return Quantized(None, reason=" ".join(str(error).split())[:200] or type(error).__name__)
     nodes = graph.graph.node
     from_int8 = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     convolutions = [node for node in nodes if node.op_type in ("Conv", "ConvTranspose")]
-    by_row = any(node.op_type == "MatMulInteger" for node in nodes)
     if not by_row and not any(set(node.input) & from_int8 for node in convolutions):
         return Quantized(None, reason="it has no convolution or matrix product with weights")
     floats = {value.name for value in known if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
-    in_fp32 = floats - {
-        name for node in nodes if set(node.input) & from_int8 or node.name.startswith(_BY_ROW) for name in node.output
-    }
+    quantized_by_tools = (node for node in nodes if node.op_type not in _PRODUCTS and set(node.input) & from_int8)
+    in_fp32 = floats - by_row - {name for node in quantized_by_tools for name in node.output}
     kept = {node.op_type for node in nodes if node.op_type not in _MOVE and in_fp32 & set(node.output)}
     del graph.graph.value_info[:]
     for part in (graph, graph.graph, *nodes, *graph.graph.initializer):
@@ -100,20 +99,25 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]], *, weight_bi
     return Quantized(graph.SerializeToString(deterministic=True), tuple(sorted(kept)))
 
 
-def _products_by_row(onnx: Any, graph: Any, opset: int, most: int) -> None:
+def _products_by_row(onnx: Any, graph: Any, opset: int, most: int) -> set[str]:
     """Put in place of each product with constant weights one in int8, whose activations have a range per row.
 
-    The rows of the input are divided by their largest magnitude, and rounded to 1 to 255 with 128 for zero, which all
-    processors have quick kernels for; weights go from `-most` to `most` by output channel.
+    Gives the names of all that the new nodes make. The rows of the input are divided by their largest magnitude, and
+    rounded to 1 to 255 with 128 for zero, which all processors have quick kernels for; weights go from `-most` to
+    `most` by output channel.
     """
-    constants = {one.name: one for one in graph.initializer}
-    nodes, scaled = [], {}
+    given = {one.name for one in graph.input}  # which may take the place of an initializer of that name
+    constants = {one.name: one for one in graph.initializer if one.name not in given}
+    prefix = "by_row"
+    while any(name.startswith(prefix) for name in _names_in(graph)):
+        prefix = f"_{prefix}"
+    nodes, made, scaled = [], set(), {}
     for node in graph.node:
         weights = _weights_of(onnx, node, constants)
         if weights is None:
             nodes.append(node)
             continue
-        new = _Nodes(onnx, graph, f"{_BY_ROW}{len(nodes)}")
+        new = _Nodes(onnx, graph, f"{prefix}/{len(nodes)}")
         source = node.input[0]
         if source not in scaled:  # query, key and value are made of the same rows
             absolute = new("Abs", source)
@@ -129,16 +133,28 @@ def _products_by_row(onnx: Any, graph: Any, opset: int, most: int) -> None:
         product = new("MatMulInteger", rows, new.constant(np.rint(weights / steps).astype(np.int8)), zero)
         by_column = new("Mul", new("Cast", product, to=onnx.TensorProto.FLOAT), new.constant(np.float32(steps / 127)))
         product = new("Mul", by_column, magnitude)
-        if len(node.input) == 3:
+        if len(node.input) == 3 and node.input[2]:
             product = new("Add", product, node.input[2])
         new.made[-1].output[0] = node.output[0]
         nodes.extend(new.made)
+        made.update(name for one in new.made for name in one.output)
     del graph.node[:]
     graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input} | {one.name for one in graph.output}
+    used = set(_names_in(graph))
     for one in list(graph.initializer):
         if one.name not in used:
             graph.initializer.remove(one)
+    return made
+
+
+def _names_in(graph: Any) -> Iterator[str]:
+    """All names of nodes and of what they take and make, those of a branch or a loop too, and of the outputs."""
+    for node in graph.node:
+        yield from (node.name, *node.input, *node.output)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _names_in(inner)
+    yield from (one.name for one in graph.output)
 
 
 def _weights_of(onnx: Any, node: Any, constants: Mapping[str, Any]) -> Array | None:
