@@ -111,7 +111,7 @@ def _products_by_row(onnx: Any, graph: Any, opset: int, most: int) -> set[str]:
     prefix = "by_row"
     while any(name.startswith(prefix) for name in _names_in(graph)):
         prefix = f"_{prefix}"
-    nodes, made, scaled = [], set(), {}
+    nodes, scaled, made = [], {}, set[str]()
     for node in graph.node:
         weights = _weights_of(onnx, node, constants)
         if weights is None:
