@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -166,3 +166,42 @@ def test_a_call_that_is_given_a_function_shows_nothing_and_no_bar_is_within_anot
     assert screen.getvalue() == file.getvalue() == ""
     calls["collecting"]()
     assert "collecting" in screen.getvalue()
+
+
+class Written:
+    """What a program puts in the place of standard error, to write it to its log."""
+
+    def write(self, text: str) -> int:
+        raise AssertionError(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_calls_do_their_work_whatever_standard_error_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, closed = long_calls(), io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    for screen in (Written(), None, closed):
+        monkeypatch.setattr(sys, "stderr", screen)
+        calls["collecting"]()
+
+
+def test_what_has_no_length_yet_is_gone_through_all_the_same() -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            yield from torch.randn(3, 5, 4)
+
+        def __len__(self) -> int:
+            raise NotImplementedError("not before it is iterated")
+
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    assert len(eenet.collect(eenet.attach(network, ["1"], example=torch.randn(2, 4)), Loader())) == 15
+
+
+def test_nothing_is_shown_by_what_a_call_that_is_given_a_function_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    screen = Screen(terminal=True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with by_itself("searching", given=print):
+        long_calls()["collecting"]()
+    assert screen.getvalue() == ""

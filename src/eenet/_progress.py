@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from operator import length_hint
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -141,12 +142,29 @@ def by_itself(what: str, total: float | None = None, *, given: Any = None) -> It
     Nothing either where the caller was `given` another way to report, within a bar of something else, and in commands,
     which show their own.
     """
-    shown = given is None and not _hiding and sys.stderr is not None and sys.stderr.isatty()
-    if not shown:
-        yield _unseen
+    if given is not None or _hiding or not _on_terminal():
+        with nothing_by_itself() if given is not None else nullcontext():
+            yield _unseen
         return
     with Bars(Console(stderr=True)) as bars:
         yield bars.task(what, total)
+
+
+def _on_terminal() -> bool:
+    """Whether standard error is a terminal; what a program puts in its place need not say so, and may be closed."""
+    isatty = getattr(sys.stderr, "isatty", None)
+    try:
+        return isatty is not None and bool(isatty())
+    except ValueError:
+        return False
+
+
+def count_of(items: Iterable[Any]) -> float | None:
+    """How many there are to go through; None where that is not known, as of a loader that has no length yet."""
+    try:
+        return length_hint(items) or None
+    except RuntimeError:
+        return None
 
 
 def _unseen(done: float, total: float | None = None, *, what: str | None = None, note: str | None = None) -> None:

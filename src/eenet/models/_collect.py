@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eenet._progress import by_itself
+from eenet._progress import by_itself, count_of
 from eenet.errors import InvalidInputError
 from eenet.models._io import inferring, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
@@ -61,7 +60,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     gathered = Gathering(model.task)
     require_batches(loader, model.staged.example)
     model.staged.check_current()
-    with inferring(model), by_itself("collecting", length_hint(loader) or None) as show:
+    with inferring(model), by_itself("collecting", count_of(loader)) as show:
         for done, batch in enumerate(loader):
             show(done)
             args, kwargs, y = unpack(batch)
