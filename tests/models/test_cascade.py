@@ -334,6 +334,25 @@ class TestNames:
         assert three.keep_exits([1, 2, 3]).exit_names == ("b.2", "b", "c")
         assert three.keep_exits([0, 3]).exit_names == ("a", "c")
 
+    def test_inputs_may_have_the_same_names(self) -> None:
+        members = {"small": BIG, "big": BIG}
+        by_number = eenet.cascade(members, X[:2], inputs=[{"size": (16, 16)}, None])
+        for inputs in ({"small": {"size": (16, 16)}}, {"big": None, "small": InputMap(size=(16, 16))}):
+            model = eenet.cascade(members, X[:2], inputs=inputs)
+            for got, expected in zip(model(X), by_number(X), strict=True):
+                torch.testing.assert_close(got, expected)
+        wrong: list[tuple[Any, Any, str]] = [
+            (members, {"smal": None}, r"inputs has the name 'smal', which no member has; expected \['small', 'big'\]"),
+            (members, {0: None}, r"inputs has the name 0, which no member has"),
+            (members, {"size": (16, 16)}, r"inputs has the name 'size', which no member has"),
+            ([SMALL, BIG], {"small": None}, r"inputs is a mapping, and the members are a list, which has no names"),
+            (members, {"big": {"hight": 3}}, r"inputs\['big'\] has the option 'hight'; an InputMap has"),
+            (members, {"big": 3}, r"inputs\['big'\] is a int, expected an InputMap"),
+        ]
+        for given, inputs, message in wrong:
+            with pytest.raises(InvalidInputError, match=message):
+                eenet.cascade(given, X[:2], inputs=inputs)
+
     @pytest.mark.parametrize("name", ["", "a.b", "a b", "1st", "output", "small,big", 3])
     def test_bad_names_are_refused_by_all_cascades(self, name: Any) -> None:
         records = eenet.ExitRecords.from_logits(np.eye(4), np.arange(4))

@@ -28,7 +28,9 @@ def cascade(
     example: Example,
     num_classes: int | None = None,
     *,
-    inputs: Sequence[nn.Module | Mapping[str, Any] | None] | None = None,
+    inputs: Sequence[nn.Module | Mapping[str, Any] | None]
+    | Mapping[str, nn.Module | Mapping[str, Any] | None]
+    | None = None,
     dynamic: Mapping[int, str] | None = None,
 ) -> MultiExitModel:
     """Several networks, asked one after another, as one model with exits; their weights are shared, not copied.
@@ -51,7 +53,8 @@ def cascade(
     inputs
         For each member None, or what makes its inputs of the cascade's: an `eenet.models.InputMap` or the options of
         one (another size, normalization, or tensors by name), or a module of your own that is called as the cascade is
-        and gives a tensor, a tuple of arguments or a mapping.
+        and gives a tensor, a tuple of arguments or a mapping. Of members with names also a mapping by these, of those
+        that need something made.
     dynamic
         Further dimensions of the inputs whose size may change, by name; by default those of the multi-exit members.
 
@@ -65,7 +68,7 @@ def cascade(
     ------
     InvalidInputError
         If members have other classes, outputs, dtypes, devices or tasks, or fail on the example; it names the member.
-        For names that are no identifiers.
+        For names that are no identifiers, and names in `inputs` that no member has.
     CutError
         Where a member cannot be traced, or mixes samples.
 
@@ -100,7 +103,7 @@ def cascade(
                 f"member {number} has stages written by hand, which cannot be joined to others; write the stages of "
                 "the cascade by hand as well: StagedModel.from_stages"
             )
-    maps = _maps(inputs, len(given))
+    maps = _maps(inputs, len(given), names)
     networks = _apart([member.backbone if isinstance(member, MultiExitModel) else member for member in given], given)
     parts = [Member(network, one, num_classes) for network, one in zip(networks, maps, strict=True)]
     args, kwargs = arguments_of(example)
@@ -156,23 +159,34 @@ def _built(member: Any, num_classes: int | None) -> Any:
     return build_network(member, **options)
 
 
-def _maps(inputs: Any, count: int) -> list[nn.Module | None]:
+def _maps(inputs: Any, count: int, names: Sequence[str] | None) -> list[nn.Module | None]:
     if inputs is None:
         return [None] * count
+    if isinstance(inputs, Mapping):
+        if names is None:
+            raise InvalidInputError(
+                f"inputs is a mapping, and the members are a list, which has no names; expected a list with one for "
+                f"each of {count} members, or a mapping of members by the same names"
+            )
+        unknown = [name for name in inputs if name not in names]
+        if unknown:
+            raise InvalidInputError(f"inputs has the name {unknown[0]!r}, which no member has; expected {list(names)}")
+        inputs = [inputs.get(name) for name in names]
     if not isinstance(inputs, (list, tuple)) or len(inputs) != count:
         what = f"a list of {len(inputs)}" if isinstance(inputs, (list, tuple)) else f"a {type(inputs).__name__}"
         raise InvalidInputError(f"inputs is {what}, expected a list with one for each of {count} members, or None")
     made: list[nn.Module | None] = []
     for number, one in enumerate(inputs):
+        which = f"inputs[{number if names is None else names[number]!r}]"
         if isinstance(one, Mapping):
             options = list(inspect.signature(InputMap).parameters)
             unknown = [name for name in one if name not in options]
             if unknown:
-                raise InvalidInputError(f"inputs[{number}] has the option {unknown[0]!r}; an InputMap has {options}")
+                raise InvalidInputError(f"{which} has the option {unknown[0]!r}; an InputMap has {options}")
             one = InputMap(**one)
         if one is not None and not isinstance(one, nn.Module):
             raise InvalidInputError(
-                f"inputs[{number}] is a {type(one).__name__}, expected an InputMap, its options, a module or None"
+                f"{which} is a {type(one).__name__}, expected an InputMap, its options, a module or None"
             )
         made.append(one)
     return made
