@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, Case, MeanOfSteps, up_to_nine
+from bundles import CASES, Case, MeanOfSteps, bundle_up_to_nine
 from commands import refused, run
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eenet
@@ -446,17 +447,37 @@ def test_a_bundle_says_of_which_length_of_inputs_its_costs_are_and_is_measured_a
 
 
 def test_a_length_that_the_network_does_not_take_is_refused_with_the_longest_that_it_takes(tmp_path: Path) -> None:
-    model, _ = up_to_nine()
-    x = torch.randn(24, 5, 4)
-    records = eenet.collect(model, [(x, torch.randint(0, 3, (24,)))])
-    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), "80%")
-    eenet.export(model, scheduler, tmp_path / "bundle", example=x, measure=False)
+    bundle_up_to_nine(tmp_path / "bundle")
     expected = "length is 20, expected one up to 9, which is the longest that the network takes: give --length 9, or "
     with pytest.raises(InvalidInputError, match=expected):
         eenet.bundle.measure(tmp_path / "bundle", length=20, seconds=0.0, batch_sizes=(1,))
     assert expected in refused("profile", tmp_path / "bundle", "--length", 20, "--batch-sizes", 1, "--seconds", 0)
     here = eenet.bundle.measure(tmp_path / "bundle", length=9, seconds=0.0, batch_sizes=(1,))
     assert here.costs.device["sizes"] == {"time": 9}
+
+
+def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_longest(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = bundle_up_to_nine(tmp_path / "bundle")
+    for length in (20, 10, 5000):
+        expected = rf"length {length} \(time\), expected one up to 9, which is the longest that the network takes: cut"
+        with pytest.raises(InvalidInputError, match=expected):
+            bundle(np.zeros((3, length, 4), np.float32))
+    assert "onnxruntime" not in capfd.readouterr().err
+    assert len(bundle(np.zeros((3, 9, 4), np.float32)).exits) == 3
+
+
+@given(st.integers(1, 40), st.integers(1, 400), st.integers(2, 9))
+def test_of_lengths_that_must_be_multiples_two_that_are_taken_are_named(usual: int, more: int, step: int) -> None:
+    length = step * usual + more
+    assume(length % step)
+    message = not_of_length(length, step * usual, lambda n: n % step == 0, "no")
+    found = re.search(r"expected one such as (\d+) or (\d+), which the network takes: give --length", message)
+    assert found is not None, message
+    less, more = map(int, found.groups())
+    assert less < length < more
+    assert less % step == more % step == 0
 
 
 def test_a_model_is_profiled_at_another_length_and_one_that_it_does_not_take_is_refused() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, MeanOfSteps
+from bundles import CASES, MeanOfSteps, bundle_up_to_nine
 from commands import refused, run
 from pages import demo_folder
 
@@ -183,6 +183,41 @@ def test_one_bad_array_does_not_spoil_the_others(tmp_path: Path) -> None:
     assert [error is None for error in rows["error"]] == [True, False, True, False, True]
     assert "shape (1, 2, 8, 8), expected (batch, 3, 8, 8)" in rows["error"][1]
     assert done.first_error == rows["error"][1]
+
+
+def test_inputs_that_are_too_long_have_an_error_of_their_own_and_the_others_an_answer(tmp_path: Path) -> None:
+    loaded = bundle_up_to_nine(tmp_path / "bundle")
+    rng = np.random.default_rng(0)
+    lengths = [9, 20, 9, 10, 5]
+    items = [rng.normal(size=(length, 4)).astype(np.float32) for length in lengths]
+    done = predict(loaded, Listed(items), tmp_path / "a.parquet")
+    rows = table(tmp_path / "a.parquet")
+    assert (done.items, done.failed) == (5, 2)
+    for n, length in enumerate(lengths):
+        if length <= 9:
+            assert rows["error"][n] is None
+            assert rows["prediction"][n] == int(loaded(items[n][None]).logits.argmax())
+        else:
+            assert f"inputs have length {length} (time), expected one up to 9, which is the longest" in rows["error"][n]
+            assert rows["exit"][n] is None
+    np.save(tmp_path / "x.npy", np.zeros((4, 20, 4), np.float32))
+    said = run("predict", tmp_path / "bundle", tmp_path / "x.npy", "--out", tmp_path / "b.parquet", code=1).stderr
+    assert "none of the 4 inputs could be read; the first: the inputs have length 20 (time), expected one up to" in said
+    assert parquet.read_table(tmp_path / "b.parquet").num_rows == 4
+
+
+def test_a_sample_that_the_network_fails_on_does_not_spoil_the_others(tmp_path: Path) -> None:
+    case = CASES["bert"]()
+    loaded = case.export(tmp_path / "bundle")
+    tokens = {name: array[:3].copy() for name, array in case.arrays.items()}
+    right = loaded(tokens).logits.argmax(axis=1)
+    tokens["input_ids"][1, 2] = 10**6  # no word of its
+    items = [{name: array[n] for name, array in tokens.items()} for n in range(3)]
+    done = predict(loaded, Listed(items), tmp_path / "a.parquet")
+    rows = table(tmp_path / "a.parquet")
+    assert done.failed == 1
+    assert "the network fails on it: " in rows["error"][1]
+    assert [rows["prediction"][n] for n in (0, 2)] == [right[0], right[2]]
 
 
 class TestPreprocessing:

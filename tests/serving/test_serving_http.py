@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from bundles import bundle_up_to_nine
 from commands import TOKEN
+from optional import import_or_skip
 from PIL import Image
 from serving_toys import (
     PATIENCE,
@@ -550,6 +553,18 @@ def test_a_network_that_fails_ends_its_request_and_no_other(caplog: pytest.LogCa
         assert client.get("/health").status_code == 200
         assert 'eenet_failed_batches_total{stage="0"} 2.0' in client.get("/metrics").text
     assert "a poisonous sample" in caplog.text
+
+
+def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_longest(tmp_path: Path) -> None:
+    import_or_skip("onnxscript")
+    with serving(bundle_up_to_nine(tmp_path / "bundle")) as url, connect(url) as client:
+        with ThreadPoolExecutor(4) as pool:
+            sent = [pool.submit(post_npy, client, np.zeros((2, n, 4), np.float32)) for n in (9, 20, 10, 5)]
+            answers = [one.result() for one in sent]
+        assert [one.status_code for one in answers] == [200, 422, 422, 200]
+        for length, answer in ((20, answers[1]), (10, answers[2])):
+            expected = f"the inputs have length {length} (time), expected one up to 9, which is the longest that the"
+            assert expected in answer.json()["detail"]
 
 
 class Budgets:

@@ -52,6 +52,15 @@ def up_to_nine() -> tuple[eenet.MultiExitModel, Tensor]:
     return eenet.attach(UpToNineSteps().eval(), ["first"], 3, x[:2], dynamic={1: "time"}).eval(), x[:2]
 
 
+def bundle_up_to_nine(folder: Path) -> LoadedBundle:
+    """Its bundle."""
+    model, _ = up_to_nine()
+    x = torch.randn(24, 5, 4)
+    records = eenet.collect(model, [(x, torch.randint(0, 3, (24,)))])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), "80%")
+    return eenet.export(model, scheduler, folder, example=x, measure=False)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, a scheduler fitted on one half of its samples, and the other half for tests."""

@@ -6,6 +6,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 
 from eenet._timing import processor
 from eenet.bundle._manifest import Manifest, read_manifest
+from eenet.bundle._measure import Sizes, failures_of, undescribed
 from eenet.costs import Budget, ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.preprocessing import Preprocessing, preprocessing_from
 from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveOutput, StageBackend, TensorSpec, run_arrays
-from eenet.runtime._backend import Array, NoStages
+from eenet.runtime._backend import Array, NoStages, dynamic_sizes
 from eenet.scheduler import Scheduler, load_scheduler
 from eenet.tasks import Task, task_from
 
@@ -67,13 +69,35 @@ class LoadedBundle:
         """Logits and exits of a batch, in its order; an empty batch gives empty answers.
 
         `inputs` is an array, or a mapping of the network's inputs by name. Raises `InvalidInputError`, which names the
-        input, for another name, dtype or shape.
+        input, for another name, dtype or shape, and which names the longest that the network takes for longer inputs.
         """
-        answers = run_arrays(self.backend, self.scheduler.policy, self.task, inputs)
+        try:
+            answers = run_arrays(self.backend, self.scheduler.policy, self.task, inputs)
+        except InvalidInputError:
+            raise
+        except failures_of(self.manifest.backend) as error:
+            why = self._not_taken(inputs)
+            if why is None:
+                raise
+            raise InvalidInputError(why) from error
         if answers is not None:
             return answers
         shape = tuple(size if isinstance(size, int) else 0 for size in self._logits.shape)
         return AdaptiveOutput(np.empty(shape, dtype=self._logits.dtype), np.empty(0, dtype=np.int64), np.empty(0, bool))
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        """Which sizes the network takes; raises `InvalidInputError` where it is not known which are usual."""
+        described = self.manifest.data.get("example") or undescribed(self.inputs)
+        return Sizes(self.backend, self.inputs, described, failures_of(self.manifest.backend))
+
+    def _not_taken(self, inputs: Mapping[str, Array] | Array) -> str | None:
+        """What to say of inputs that fit and on which the network failed; None where their sizes are not the reason."""
+        arrays = [inputs[spec.name] for spec in self.inputs] if isinstance(inputs, Mapping) else [inputs]
+        try:
+            return self._sizes.refusal(dynamic_sizes(self.inputs, [array.shape for array in arrays]))
+        except InvalidInputError:  # not all stages are here, or it is not known how large its inputs usually are
+            return None
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

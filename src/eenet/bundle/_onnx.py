@@ -149,6 +149,8 @@ class Session:
             ) from error
         self.inputs = [one.name for one in self._session.get_inputs()]
         self._outputs = [one.name for one in self._session.get_outputs()]
+        self._quiet = runtime.RunOptions()
+        self._quiet.log_severity_level = 4  # errors are raised: they need not be logged too
         self._shapes = _Shapes(self._session) if set(providers) == {"CPUExecutionProvider"} else None
 
     def require(self, inputs: int, outputs: int) -> None:
@@ -162,7 +164,9 @@ class Session:
     def __call__(self, arrays: Sequence[Array]) -> list[Any]:
         made = None if self._shapes is None else self._shapes.room_for(arrays)
         if made is None:
-            found: list[Any] = self._session.run(self._outputs, dict(zip(self.inputs, arrays, strict=True)))
+            found: list[Any] = self._session.run(
+                self._outputs, dict(zip(self.inputs, arrays, strict=True)), self._quiet
+            )
             return found
         # Into arrays of ours: `run` would copy what is in the session's memory, which for live tensors takes its time.
         binding = self._session.io_binding()
@@ -170,7 +174,7 @@ class Session:
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
         for name, array in zip(self._outputs, made, strict=True):
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(binding, self._quiet)
         return made
 
 

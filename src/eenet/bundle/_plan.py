@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._extras import require
 from eenet._files import write_json
 from eenet._progress import by_itself
 from eenet.bundle._load import LoadedBundle, load
@@ -34,7 +33,7 @@ from eenet.bundle._measure import (
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
-from eenet.runtime._backend import Live, dynamic_sizes
+from eenet.runtime._backend import Live
 from eenet.scheduler import Fallback, Scheduler
 from eenet.scheduler._fitted import PolicyTable
 
@@ -154,29 +153,14 @@ def _example_of(bundle: LoadedBundle, length: int) -> list[dict[str, Any]]:
 
 def _require_taken(bundle: LoadedBundle, length: int) -> None:
     """Raise `InvalidInputError`, which names the longest that it takes, where the network fails on this length."""
-    specs, backend = bundle.inputs, bundle.backend
-    known = bundle.manifest.data.get("example") or undescribed(specs)
-    errors: Any = ()
-    if bundle.manifest.backend == "onnx":
-        from eenet.bundle._onnx import _errors_of
-
-        errors = _errors_of(require("onnxruntime", "onnx"))
-    else:
-        from eenet.stages._example import MODEL_ERRORS as errors  # noqa: N811 - with PyTorch alone
+    sizes = bundle._sizes
 
     def failure(length: int) -> str | None:
-        live = backend.enter(stand_ins(specs, of_length(specs, known, length), 1))
-        try:
-            for k in range(backend.num_exits):
-                live, _ = backend.run(k, live, observe=True)
-        except errors as error:
-            return str(error)
-        return None
+        return sizes.failure(dict.fromkeys(sizes.usual, length))
 
     why = failure(length)
     if why is not None:
-        usual = max(dynamic_sizes(specs, [one["shape"] for one in known]).values())
-        raise InvalidInputError(not_of_length(length, usual, lambda n: failure(n) is None, why))
+        raise InvalidInputError(not_of_length(length, max(sizes.usual.values()), lambda n: failure(n) is None, why))
 
 
 def _written(root: Path, data: dict[str, Any], scheduler: Scheduler, records: ExitRecords | None) -> dict[str, Any]:

@@ -17,15 +17,18 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet._files import atomic_path, write_json
 from eenet.bundle import LoadedBundle
+from eenet.bundle._measure import failures_of
 from eenet.errors import InvalidInputError
 from eenet.predict._inputs import Items
+from eenet.runtime import AdaptiveOutput
 from eenet.runtime._backend import dynamic_sizes
 from eenet.tasks import softmax
 
 _log = logging.getLogger("eenet.predict")
 
 Columns = dict[str, list[Any]]
-Arrays = dict[str, NDArray[Any]]
+Answers = AdaptiveOutput[NDArray[Any]]
+Flags = dict[str, NDArray[np.bool_]]
 
 PIECE = 1024
 """Items whose results are written together: what a run that is killed repeats at most."""
@@ -397,15 +400,10 @@ def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], t
         columns["class_name"] = [None] * len(items)
     flagged = _FLAGS if bundle.preprocessing.kind == "text" else ()
     columns |= {name: [None] * len(items) for name in ("abstained", "confidence", *flagged, "error")}
-    for rows, inputs, flags in _groups(bundle, items, columns["error"]):
+    for rows, answers, flags in _groups(bundle, items, columns["error"], took):
         for name, values in flags.items():
             for row, value in zip(rows, values.tolist(), strict=True):
                 columns[name][row] = value
-        began = time.perf_counter()
-        answers = bundle(inputs)
-        if took is not None:
-            seconds, specs = time.perf_counter() - began, bundle.inputs
-            took.append(Call(len(rows), seconds, dynamic_sizes(specs, [inputs[spec.name].shape for spec in specs])))
         predictions = answers.logits.argmax(axis=1)
         likely = softmax(np.moveaxis(answers.logits, 1, -1)).max(axis=-1).reshape(len(rows), -1).mean(axis=1)
         for n, row in enumerate(rows):
@@ -426,29 +424,35 @@ def _rows_of(bundle: LoadedBundle, names: Sequence[str], items: Sequence[Any], t
 
 
 def _groups(
-    bundle: LoadedBundle, items: Sequence[Any], errors: list[str | None]
-) -> Iterator[tuple[list[int], Arrays, Arrays]]:
-    """The items that can be read, as batches: all in one where that is possible, else each alone.
+    bundle: LoadedBundle, items: Sequence[Any], errors: list[str | None], took: list[Call] | None
+) -> Iterator[tuple[list[int], Answers, Flags]]:
+    """The answers to items and what to know of them, in batches: all in one where that is possible, else each alone.
 
     What is wrong with the others goes into `errors`.
     """
-    together = _prepared(bundle, items)
+    together = _answered(bundle, items, took)
     if not isinstance(together, str):
         yield list(range(len(items))), *together
         return
     for row, item in enumerate(items):
-        made = _prepared(bundle, [item])
+        made = together if len(items) == 1 else _answered(bundle, [item], took)
         if isinstance(made, str):
             errors[row] = made
         else:
             yield [row], *made
 
 
-def _prepared(bundle: LoadedBundle, items: Sequence[Any]) -> tuple[Arrays, Arrays] | str:
-    """The network's inputs for some items and what to know of them, or what is wrong with one of them."""
+def _answered(bundle: LoadedBundle, items: Sequence[Any], took: list[Call] | None) -> tuple[Answers, Flags] | str:
+    """The answers to some items and what to know of them, or what is wrong with one of them."""
     try:
         inputs, flags = bundle.preprocessing.with_flags(items)
-        bundle.backend.enter(inputs)
+        began = time.perf_counter()
+        answers = bundle(inputs)
     except InvalidInputError as error:
         return str(error)
-    return inputs, flags
+    except failures_of(bundle.manifest.backend) as error:
+        return f"the network fails on it: {' '.join(str(error).split())}"
+    if took is not None:
+        seconds, specs = time.perf_counter() - began, bundle.inputs
+        took.append(Call(len(items), seconds, dynamic_sizes(specs, [inputs[spec.name].shape for spec in specs])))
+    return answers, flags

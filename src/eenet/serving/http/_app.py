@@ -179,6 +179,7 @@ class _Handlers:
         self._costs: list[float] = model.costs.values.tolist()
         self._plain_cost = model.costs.plain
         self._names, self._unit = model.class_names, model.costs.unit
+        self._not_taken: Callable[[Any], str | None] = getattr(model, "_not_taken", lambda _inputs: None)
         self._receiver = Receiver(limits)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="eenet-decode")
         self._viewer = ThreadPoolExecutor(1, thread_name_prefix="eenet-view")
@@ -231,7 +232,13 @@ class _Handlers:
         if answered.outcome is Outcome.LATE:
             return _refusal(504, f"no answer within {timeout:g} s; allow more time with timeout_ms")
         if answered.outcome is not Outcome.ANSWERED:
-            return _refusal(500, "the network failed on this request; the server's log says why")
+            # In one thread: it may run the network, which must not hold up the requests of others.
+            why = await asyncio.get_running_loop().run_in_executor(self._viewer, self._not_taken, inputs)
+            return (
+                _refusal(422, why)
+                if why is not None
+                else _refusal(500, "the network failed on this request; the server's log says why")
+            )
         if request.headers.get("accept", "") in models.NPY:
             headers = {"X-Exits": ",".join(map(str, answered.exits))}
             for name, values in {"abstained": answered.abstained, **flags}.items():
