@@ -231,6 +231,23 @@ def test_texts_that_are_cut_or_empty_are_marked_by_predict_and_the_server(bundle
         assert not {"truncated", "empty"} & set(answer)  # of tokens nobody knows
 
 
+def test_a_length_without_room_for_the_special_tokens_is_refused() -> None:
+    special = words_only()
+    special.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[UNK] $A [UNK]", special_tokens=[("[UNK]", 1)]
+    )
+    assert TextPreprocessing(special, max_length=3)(["a good film"])["input_ids"].shape == (1, 3)
+    with pytest.raises(InvalidInputError, match="max_length is 1, and the tokenizer adds 2 special tokens to each"):
+        TextPreprocessing(special, max_length=1)(["a good film"])
+
+
+def test_no_texts_give_empty_answers(bundle: LoadedBundle) -> None:
+    inputs, flags = bundle.preprocessing.with_flags([])
+    assert {array.shape[0] for array in (*inputs.values(), *flags.values())} == {0}
+    assert bundle(inputs).exits.shape == (0,)
+    assert TextPreprocessing(words_only(), max_length=4, pad_to=6)([])["input_ids"].shape == (0, 6)
+
+
 def test_tokenizers_with_prefixes_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: LoadedBundle
 ) -> None:

@@ -107,7 +107,7 @@ def predict(
     `abstained` (whether the item is handed back, since no exit is sure of it: then `prediction` is -1), `confidence`
     (the probability of the most probable class) and `error`: why an item could not be read, which then has no answer.
     Where each pixel has a class, `label_map` (height x width) is in place of `prediction`. Texts also have `truncated`
-    (whether the text had more tokens than the bundle takes, so that its end was not read) and `empty`.
+    (whether the text had more tokens than the bundle takes, so that not all of it was read) and `empty`.
 
     Results are kept in pieces in the folder OUT.partial until all are there. A run that was stopped continues after its
     last piece when it is called again.

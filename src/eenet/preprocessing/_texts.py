@@ -148,6 +148,12 @@ class TextPreprocessing(Preprocessing):
             if token is None:
                 raise InvalidInputError("the tokenizer has no padding token; enable padding in it before exporting")
             pad = {"pad_id": tokenizer.token_to_id(token), "pad_token": token}
+        special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if self.max_length < special:  # then the tokenizer would cut nothing, unsaid
+            raise InvalidInputError(
+                f"max_length is {self.max_length}, and the tokenizer adds {special} special tokens to each text; expected "
+                "room for them and for words"
+            )
         tokenizer.enable_truncation(self.max_length, direction=truncation.get("direction", "right"))
         tokenizer.enable_padding(**pad, length=self.pad_to, direction=padding.get("direction", "right"))
         return tokenizer
@@ -165,8 +171,9 @@ class TextPreprocessing(Preprocessing):
         empty = next((n for n, one in enumerate(encoded) if not any(one.attention_mask)), None)
         if empty is not None:
             raise InvalidInputError(f"item {empty} ({items[empty][:40]!r}) has no token; give a text that is not empty")
+        shape = len(encoded), len(encoded[0]) if encoded else self.pad_to or 0
         made = {
-            name: np.array([getattr(one, _TOKEN_ARRAYS[name]) for one in encoded], np.int64).reshape(len(items), -1)
+            name: np.array([getattr(one, _TOKEN_ARRAYS[name]) for one in encoded], np.int64).reshape(shape)
             for name in self._names
         }
         flags = {

@@ -40,7 +40,7 @@ class Prediction(_Object):
     exit: int = Field(ge=0, description="Where the sample left, from 0.")
     cost: float = Field(description="What the exit costs.")
     truncated: bool | None = Field(
-        None, description="Of a text: whether it has more tokens than are taken, so that its end was not read."
+        None, description="Of a text: whether it has more tokens than are taken, so that not all of it was read."
     )
     empty: bool | None = Field(None, description="Of a text: whether it holds no token.")
 
