@@ -151,8 +151,8 @@ class TextPreprocessing(Preprocessing):
         special = tokenizer.num_special_tokens_to_add(is_pair=False)
         if self.max_length < special:  # then the tokenizer would cut nothing, unsaid
             raise InvalidInputError(
-                f"max_length is {self.max_length}, and the tokenizer adds {special} special tokens to each text; expected "
-                "room for them and for words"
+                f"max_length is {self.max_length}, and the tokenizer adds {special} special tokens to each text; "
+                "expected room for them and for words"
             )
         tokenizer.enable_truncation(self.max_length, direction=truncation.get("direction", "right"))
         tokenizer.enable_padding(**pad, length=self.pad_to, direction=padding.get("direction", "right"))
