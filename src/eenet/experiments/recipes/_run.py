@@ -60,7 +60,7 @@ _MACHINES = "training-machines.json"
 _SCHEMA = 1
 _COSTS_ARE = ("unit", "batch_size", "partial_batch")  # the settings of the evaluation that the costs are made by
 _SAMPLES_BYTES = 5_000_000
-_KEPT_BYTES, _RECORDS_BYTES, _INPUTS_BYTES = 5_000_000, 2_000_000, 400_000
+_KEPT_BYTES, _RECORDS_BYTES, _INPUTS_BYTES = 8_000_000, 2_000_000, 400_000
 """Of a model that is kept with the results, of the records beside it, and of its test inputs."""
 
 _BEST_COMPRESSION = 20
@@ -128,7 +128,7 @@ def reproduce(recipe: Recipe, options: RunOptions, *, console: Console, steps: S
         What `load_recipe` gives.
     options
         `options.out` receives what is small enough to keep: metrics, predictions, the split, costs, schedulers, a
-        README, and a network of at most 5 MB; `work/` in it holds checkpoints and markers of complete steps. A run that
+        README, and a network of at most 8 MB; `work/` in it holds checkpoints and markers of complete steps. A run that
         was stopped, even killed, goes on with `resume` where it was.
     console
         Where progress is shown.
