@@ -26,7 +26,7 @@ FIGURES = (
         "93.03 % (He et al. 2016), 93.39 % (the weights that our recipe starts from)",
         "[table](https://github.com/akamaster/pytorch_resnet_cifar10)",
         "cifar10-resnet56-shared",
-        "JPEG copies; 3,500 pictures of the test file judge, 1,500 calibrate",
+        "JPEG copies; 1,667 pictures of the test file judge, 3,333 calibrate",
     ),
     (
         "ResNet-20, CIFAR-10, no exits",
