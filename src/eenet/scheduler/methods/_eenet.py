@@ -269,7 +269,8 @@ class _Scores:
         q: list[Floats] = []
         for k, probabilities in enumerate(self._data.probabilities):
             problem = _Logistic(
-                probabilities,
+                # In float32 rounding, which differs between processors, would decide where the solver ends.
+                probabilities.astype(np.float64),
                 np.column_stack([self._data.confidences[k], *q]),
                 self._data.offsets[k],
                 self._targets[k],
@@ -302,10 +303,10 @@ class _Scores:
 class _Logistic:
     """The convex problem of one exit's score: weighted cross-entropy plus weight decay.
 
-    `probabilities` (N, C) float32, `scalars` (N, 4 + k), `offset`, `targets` and `weights` (N,); the weights sum to 1.
+    `probabilities` (N, C), `scalars` (N, 4 + k), `offset`, `targets` and `weights` (N,); the weights sum to 1.
     """
 
-    probabilities: NDArray[np.float32]
+    probabilities: Floats
     scalars: Floats
     offset: Floats
     targets: Floats
@@ -315,7 +316,7 @@ class _Logistic:
     def scores(self, vector: Floats) -> Floats:
         """The arguments of the sigmoids, (N,)."""
         classes = self.probabilities.shape[1]
-        z: Floats = (self.probabilities @ vector[:classes].astype(np.float32)).astype(np.float64)
+        z: Floats = self.probabilities @ vector[:classes]
         z += self.scalars @ vector[classes:-1]
         z += self.offset + vector[-1]
         return z
@@ -329,7 +330,7 @@ class _Logistic:
         value = self.weights @ (np.maximum(z, 0) + np.log1p(e) - self.targets * z)
         g = self.weights * (q - self.targets)
         shrunk = vector[:-1]
-        gradient = np.concatenate([g.astype(np.float32) @ self.probabilities, g @ self.scalars, [g.sum()]])
+        gradient = np.concatenate([g @ self.probabilities, g @ self.scalars, [g.sum()]])
         gradient[:-1] += 2 * self.decay * shrunk
         return float(value + self.decay * (shrunk @ shrunk)), gradient
 
