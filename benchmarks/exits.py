@@ -128,6 +128,13 @@ class Study:
             )
         self.config = replace(
             recipe.config,
+            # As the recipe was when the results were made; it trains heads first, gently and averaged since.
+            learning_rate=0.004,
+            head_learning_rate=0.004,
+            weight_decay=0.05,
+            head_epochs=0,
+            cache_crops=1,
+            ema_decay=None,
             loss_weights="uniform",
             distillation_weight=0.0,
             precision=options.precision,
