@@ -342,27 +342,36 @@ def texts(name: str, shared: Path, models: Path, work: Path, report: Report) -> 
     bag.fit(sentences[fresh].tolist(), labels[fresh])
     candidates = {"bag of words": Candidate("bag of words", lambda some: bag.predict_proba(list(some)))}
     plains: dict[str, Candidate] = {}
+    chosen: list[str] = []
     for title, folder in folders.items():
-        report(f"exporting {title}")
-        bundle = _text_bundle(folder, work / title, known["calibration"][0])
+        for precision, suffix in (("fp32", ""), ("auto", " int8")):
+            report(f"exporting {title}{suffix}")
+            bundle = _text_bundle(folder, work / f"{title}-{precision}", *known["calibration"], precision)
+            parts = [part for part, found in bundle.precision.items() if found == "int8"]
+            if suffix:
+                chosen.append(f"of {title} {', '.join(parts) or 'none, so that it is left out'}")
+                if not parts:
+                    continue
 
-        def prepare(some: Any, bundle: Any = bundle) -> Any:
-            return bundle.preprocessing(list(some))
+            def prepare(some: Any, bundle: Any = bundle) -> Any:
+                return bundle.preprocessing(list(some))
 
-        alone = _exits_off(bundle, prepare)
-        candidates[title] = Candidate(title, bundle, plain=alone, prepare=prepare)
-        plains[f"{title} plain"] = Candidate(f"{title} plain", lambda some, run=alone: softmax(run(some)))
-    order = list(candidates)
-    for title in order[1:-1]:  # a smaller network is a cheaper member without its exits
-        candidates[f"{title} plain"] = plains[f"{title} plain"]
+            alone = _exits_off(bundle, prepare)
+            named, plain = f"{title}{suffix}", f"{title} plain{suffix}"
+            candidates[named] = Candidate(named, bundle, int8=bool(suffix), plain=alone, prepare=prepare)
+            plains[plain] = Candidate(plain, lambda some, run=alone: softmax(run(some)), int8=bool(suffix))
+    *smaller, last = folders
+    candidates |= {name: one for name, one in plains.items() if name.startswith(tuple(smaller))}  # cheaper members
     return Setting(
-        f"{name}: a bag of words, MiniLM and BERT with exits",
+        f"{name}: a bag of words, MiniLM and BERT with exits and in int8",
         f"Members: {', '.join(candidates)}. The bag of words is scikit-learn's TF-IDF of words and pairs with a "
         f"logistic regression, fitted to {fresh.sum():,} texts; its vectorizer and the tokenizers are counted. "
-        + (f"Missing here: {absent}." if absent else ""),
+        "Networks in int8 are made by `eenet.export(..., precision=\"auto\")`, which took in int8: "
+        f"{'; '.join(chosen)}; as plain networks they run with their exits off."
+        + (f" Missing here: {absent}." if absent else ""),
         {part: columns[0] for part, columns in known.items()},
         {part: columns[1] for part, columns in known.items()},
-        candidates, order[-1], "probabilities", timed=450,
+        candidates, last, "probabilities", timed=450,
     )  # fmt: skip
 
 
@@ -377,8 +386,8 @@ def _table(datasets: Path, pattern: str) -> tuple[Array, Array]:
     return np.array(sentences), np.array([one for table in tables for one in table["label"]])
 
 
-def _text_bundle(folder: Path, out: Path, sentences: Array) -> Any:
-    """A trained network of texts as a bundle, with its tokenizer."""
+def _text_bundle(folder: Path, out: Path, sentences: Array, labels: Array, precision: str) -> Any:
+    """A trained network of texts as a bundle, with its tokenizer; the samples choose what is int8."""
     import torch
 
     from eenet.preprocessing import preprocessing_from
@@ -388,12 +397,19 @@ def _text_bundle(folder: Path, out: Path, sentences: Array) -> Any:
     described = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))
     preprocessing = preprocessing_from(described, read=lambda name: (folder / name).read_bytes())
     model = eenet.MultiExitModel.from_pretrained(folder / "model").eval()
-    example = {name: torch.from_numpy(one) for name, one in preprocessing(sentences[:16].tolist()).items()}
-    records = eenet.collect(model, [example])
+    loader = [
+        (
+            {name: torch.from_numpy(one) for name, one in preprocessing(sentences[n : n + 32].tolist()).items()},
+            torch.from_numpy(labels[n : n + 32]),
+        )
+        for n in range(0, len(labels), 32)
+    ]
+    records = eenet.collect(model, loader)
     fit = eenet.MaxProbability().fit(records, eenet.ExitCosts(np.arange(1.0, model.num_exits + 1)), "100%")
     return eenet.export(
-        model, fit, out, example=example, preprocessing=preprocessing, records=records, measure=False, threads=1
-    )
+        model, fit, out, example=loader[0][0], preprocessing=preprocessing, records=records, precision=precision,
+        calibration=loader, measure=False, threads=1,
+    )  # fmt: skip
 
 
 def _exits_off(bundle: Any, prepare: Callable[[Any], Any] = lambda samples: samples) -> Callable[[Any], Array]:
