@@ -347,10 +347,10 @@ def texts(name: str, shared: Path, models: Path, work: Path, report: Report) -> 
         for precision, suffix in (("fp32", ""), ("auto", " int8")):
             report(f"exporting {title}{suffix}")
             bundle = _text_bundle(folder, work / f"{title}-{precision}", *known["calibration"], precision)
-            parts = [part for part, found in bundle.precision.items() if found == "int8"]
+            quantized = [part for part, found in bundle.precision.items() if found == "int8"]
             if suffix:
-                chosen.append(f"of {title} {', '.join(parts) or 'none, so that it is left out'}")
-                if not parts:
+                chosen.append(f"of {title} {', '.join(quantized) or 'none, so that it is left out'}")
+                if not quantized:
                     continue
 
             def prepare(some: Any, bundle: Any = bundle) -> Any:
