@@ -52,7 +52,7 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]], *, weight_bi
     overflow with 8, so that a graph would answer otherwise there than where it was made and judged.
     """
     onnx, tools = require("onnx", "export"), require("onnxruntime.quantization", "export")
-    # Outside of what catches the errors of the tools: a name that is not there is no matter of the graph.
+    # Outside of what catches the errors of the tools, as all that is our own: its faults are no matter of the graph.
     registry = require("onnxruntime.quantization.registry", "export").QDQRegistry
     with tempfile.TemporaryDirectory() as folder, errors_alone():  # the tools log through the root logger
         given, ready, made = (Path(folder) / name for name in ("given.onnx", "ready.onnx", "made.onnx"))
@@ -77,12 +77,12 @@ def quantized(content: bytes, feeds: Sequence[Mapping[str, Array]], *, weight_bi
                 )
             else:
                 made = ready
-            graph = onnx.load(made)
-            known = (*onnx.load(ready).graph.value_info, *graph.graph.output)
-            opset = next(one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
-            by_row = _products_by_row(onnx, graph.graph, opset, 64 if weight_bits == 7 else 127)
         except _failures(onnx) as error:
             return Quantized(None, reason=" ".join(str(error).split())[:200] or type(error).__name__)
+        graph = onnx.load(made)
+        known = (*onnx.load(ready).graph.value_info, *graph.graph.output)
+    opset = next(one.version for one in graph.opset_import if one.domain in ("", "ai.onnx"))
+    by_row = _products_by_row(onnx, graph.graph, opset, 64 if weight_bits == 7 else 127)
     nodes = graph.graph.node
     from_int8 = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
     convolutions = [node for node in nodes if node.op_type in ("Conv", "ConvTranspose")]
