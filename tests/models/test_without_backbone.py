@@ -82,6 +82,46 @@ def test_what_was_fine_tuned_is_stored_beside_the_heads(tmp_path: Path) -> None:
         eenet.from_pretrained(tmp_path / "model", backbone=network(7))
 
 
+def test_a_network_that_is_given_stays_as_it_is_where_it_was_fine_tuned(tmp_path: Path) -> None:
+    original = network()
+    tuned = []
+    for number in (1, 2):
+        model = with_exits(copy.deepcopy(original))
+        with torch.no_grad():
+            model.backbone.get_parameter("second.0.weight").add_(0.3 * number)
+        model.save_pretrained(tmp_path / str(number), backbone=original)
+        tuned.append(model)
+    loaded = [eenet.from_pretrained(tmp_path / str(number), backbone=original) for number in (1, 2)]
+    for model, again in zip(tuned, loaded, strict=True):
+        assert_same(model, again)
+    with torch.no_grad():
+        assert torch.equal(original(X), network()(X))
+    with_exits(original).save_pretrained(tmp_path / "heads", backbone=False)
+    shared = eenet.from_pretrained(tmp_path / "heads", backbone=original)
+    assert shared.backbone is original  # nothing of it is stored, so there is nothing to keep apart
+
+    half = eenet.attach(network().half(), ["first"], example=X.half())
+    half.save_pretrained(tmp_path / "half", backbone=False)
+    assert eenet.from_pretrained(tmp_path / "half", backbone=original).backbone is not original
+    assert next(original.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_network_with_the_weights_but_another_activation_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    def layers(activation: nn.Module) -> nn.Module:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation, nn.Conv2d(8, 8, 3), nn.ReLU())
+        return nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval().to(dtype)
+
+    model = eenet.attach(layers(nn.ReLU()), ["0.2"], example=X.to(dtype)).eval()
+    model.save_pretrained(tmp_path / "heads", backbone=False)
+    eenet.from_pretrained(tmp_path / "heads", backbone=layers(nn.ReLU()))
+    with pytest.raises(
+        InvalidInputError, match=r"gives other logits for its example, by up to .* such as an activation"
+    ):
+        eenet.from_pretrained(tmp_path / "heads", backbone=layers(nn.Tanh()))
+
+
 def test_a_network_without_a_name_is_given_as_a_module(tmp_path: Path) -> None:
     model = with_exits(network(), source=None)
     with pytest.raises(InvalidInputError, match="not known how this SmallConvNet is built"):

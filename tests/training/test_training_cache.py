@@ -104,25 +104,52 @@ def test_the_cache_is_used_again_for_the_same_weights_and_data_only(tmp_path: Pa
     data, plain = Augmented(24, 0), [images(8, 1)]
     model = corner_model()
 
-    def fill() -> int:
+    def fill() -> bool:
+        """Whether features of the training data were written."""
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002 - the augmentation uses it
         random.seed(0)
-        before = data.read
+        before = written()
         cache(model, DataLoader(data, 8), tmp_path, validation=plain)
-        return data.read - before
+        return written() != before
 
-    assert fill() == 24
-    assert fill() == 8, "the first batch is what the data are known by"
+    def written() -> dict[str, int]:
+        return {path.parent.name: path.stat().st_mtime_ns for path in tmp_path.glob("*/complete.json")}
+
+    assert fill()
+    assert not fill()
     with torch.no_grad():
         next(model.heads.parameters()).add_(1)
-    assert fill() == 8, "heads do not matter"
+    assert not fill(), "heads do not matter"
     with torch.no_grad():
         next(model.backbone.parameters()).add_(1)
-    assert fill() == 24
+    assert fill()
     data.x[0] += 1
-    assert fill() == 24
+    assert fill()
     assert len(list(tmp_path.iterdir())) == 3 + 2, "of the training data, and of the validation data"
+    data.x[-1] += 1
+    assert fill(), "the last batch matters as the first does"
+    assert not fill()
+    assert len(list(tmp_path.iterdir())) == 3 + 2, "in place of those with the same first batch"
+
+
+def test_features_are_not_taken_for_those_of_other_labels(tmp_path: Path) -> None:
+    x, y = images(24, 0)
+    for labels in (3 - y, y):
+        found = cache(corner_model(), DataLoader(TensorDataset(x, labels), 8), tmp_path)
+        assert found.targets.tolist() == labels.tolist()
+
+
+def test_features_that_are_made_again_are_those_of_a_folder_of_their_own(tmp_path: Path) -> None:
+    data = Augmented(24, 0)
+    cache(corner_model(), DataLoader(data, 8), tmp_path / "shared", validation=[images(8, 1)])
+    data.x[-1] += 1
+    found = []
+    for folder in (tmp_path / "shared", tmp_path / "own"):
+        cache(corner_model(), DataLoader(data, 8), folder, validation=[images(8, 1)])
+        (features,) = (one for one in map(np.load, folder.glob("*/exit0.npy")) if len(one) == 24)
+        found.append(features)
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("damage", ["no marker", "short file", "missing file"])

@@ -19,14 +19,19 @@ WEIGHTS, EXAMPLE = "model.safetensors", "example.safetensors"
 FORMAT, SCHEMA = "eenet.multi_exit_model", 2
 _WITHOUT_BACKBONE = 2  # the schema of models whose network is not in the folder; others are written as 1
 _EXAMPLE_ROWS = 2
+_ANSWERS = "logits"
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """What a folder says: `found` is the description, as it was written; `example` the inputs (args, kwargs)."""
+    """What a folder says: `found` is the description, as it was written; `example` the inputs (args, kwargs).
+
+    `answers` (K, n, classes) are the logits of the exits for the example; None in folders that do not have them.
+    """
 
     found: dict[str, Any]
     example: tuple[tuple[Any, ...], dict[str, Any]]
+    answers: Tensor | None
 
 
 def write_folder(
@@ -34,8 +39,12 @@ def write_folder(
     description: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     example: tuple[tuple[Any, ...], dict[str, Any]],
+    answers: Tensor | None = None,
 ) -> None:
-    """Write a model's description, its tensors and two samples of its example; the folder appears whole or not."""
+    """Write a model's description, its tensors and two samples of its example; the folder appears whole or not.
+
+    `answers` (K, n, classes) are the logits of the exits for the example, where they are to be kept.
+    """
     from safetensors.torch import save_file
 
     args, kwargs = example
@@ -47,6 +56,8 @@ def write_folder(
     # Copies: weights that are tied share memory, which safetensors refuses.
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     sample = {f"example.{number}": tensor.cpu().contiguous().clone() for number, tensor in enumerate(examples)}
+    if answers is not None:
+        sample[_ANSWERS] = answers[:, :_EXAMPLE_ROWS].clone()
     with atomic_folder(folder, marker=DESCRIPTION, what="saved model") as temporary:
         schema = _WITHOUT_BACKBONE if "backbone" in description else 1
         metadata = {"format": FORMAT, "schema": str(schema)}
@@ -79,9 +90,10 @@ def read_folder(root: Path) -> SavedModel:
         with safe_open(str(root / EXAMPLE), framework="pt") as handle:
             args = tuple(_value(value, handle) for value in description["inputs"]["args"])
             kwargs = {name: _value(value, handle) for name, value in description["inputs"]["kwargs"].items()}
+            answers = handle.get_tensor(_ANSWERS) if _ANSWERS in handle.keys() else None  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError) as error:
         raise FileFormatError(f"the example in {str(root)!r} cannot be read ({error}); get the folder again") from error
-    return SavedModel(description, (args, kwargs))
+    return SavedModel(description, (args, kwargs), answers)
 
 
 def _described(value: Any, tensors: list[Tensor]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from eenet.models._folder import WEIGHTS
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
 from eenet.models._networks import Source, remember
 from eenet.models._placement import Placement, by_time, paying, place_exits
-from eenet.models._saving import read_model, write_model
+from eenet.models._saving import read_model, require_same_answers, write_model
 from eenet.models._ties import share_buffers, shared_buffers
 from eenet.networks._weights import load_weights
 from eenet.records import kept_numbers
@@ -232,7 +232,7 @@ class MultiExitModel(nn.Module):
             New heads of the same kind, where those of the model were the caller's own; their weights are loaded.
         backbone
             The network with its weights, for a model that was saved without it: as for `save_pretrained`. A module
-            becomes part of the model, with what was fine-tuned loaded into it.
+            becomes part of the model; a copy of it, where the file has tensors that were fine-tuned, or another dtype.
 
         Returns
         -------
@@ -267,6 +267,7 @@ class MultiExitModel(nn.Module):
                 "that it was saved with"
             ) from error
         load_weights(model, saved.root / WEIGHTS, rename=_name_in_model, optional=saved.given)
+        require_same_answers(model, saved.answers)
         return model.eval()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eenet._pretrained import find_model
 from eenet._version import __version__
@@ -18,7 +19,7 @@ from eenet.models._cascade_network import CascadeNetwork, InputMap, Member
 from eenet.models._first_exits import FirstExits
 from eenet.models._folder import read_folder, tensor_names, write_folder
 from eenet.models._heads import HEADS, describe_head
-from eenet.models._io import inferring, logits_in
+from eenet.models._io import inferring, logits_in, moved
 from eenet.models._networks import CASCADE, FIRST_EXITS, Source, known, make_heads
 from eenet.models._ties import tie, ties
 from eenet.stages import StagedModel
@@ -39,10 +40,17 @@ class Model(Protocol):
         """The network the exits were attached to."""
         ...
 
+    def __call__(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        """The logits of every exit."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """What a saved model is made of again, without its weights; `given` are those that its file does not have."""
+    """What a saved model is made of again, without its weights; `given` are those that its file does not have.
+
+    `answers` (K, n, classes) are the logits that it gave for the example, where its network is not in the file.
+    """
 
     root: Path
     network: nn.Module
@@ -54,6 +62,7 @@ class Loaded:
     source: Source
     task: Task
     given: list[str]
+    answers: Tensor | None
 
 
 def write_model(folder: str | Path, model: Model, backbone: bool | Backbone) -> None:
@@ -70,7 +79,7 @@ def write_model(folder: str | Path, model: Model, backbone: bool | Backbone) -> 
         stored = difference(model.backbone, None if isinstance(backbone, bool) else pretrained(source, backbone))
     tensors = {f"backbone.{name}": tensor for name, tensor in stored.items()}
     tensors |= {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
-    dtype = next((p.dtype for p in model.backbone.parameters() if p.is_floating_point()), torch.float32)
+    dtype = _dtype_of(model.backbone)
     description = {
         "eenet": __version__,
         "source": source.to_dict(),
@@ -86,7 +95,7 @@ def write_model(folder: str | Path, model: Model, backbone: bool | Backbone) -> 
         description["ties"] = shared
     if not whole:
         description["backbone"] = describe_backbone(model.backbone, stored, backbone, dtype)
-    write_folder(folder, description, tensors, model.staged.example)
+    write_folder(folder, description, tensors, model.staged.example, None if whole else _answers(model))
 
 
 def read_model(
@@ -104,11 +113,13 @@ def read_model(
         raise missing(root, source, described)
     with torch.random.fork_rng(devices=[]):
         made_of = source.build(allow=allow) if backbone is None else pretrained(source, backbone, allow=allow)
+        stored = [name.removeprefix("backbone.") for name in tensor_names(root) if name.startswith("backbone.")]
+        if isinstance(backbone, nn.Module) and (stored or _dtype_of(backbone) != dtype):
+            made_of = copy.deepcopy(made_of)  # it is the caller's, and stays as it is
         network = made_of.to(dtype).eval()
         made = heads if heads is not None else _described_heads(description, source, network)
     given: list[str] = []
     if described is not None:
-        stored = [name.removeprefix("backbone.") for name in tensor_names(root) if name.startswith("backbone.")]
         require_same(network, stored, described, dtype)
         given = [f"staged.backbone.{name}" for name in network.state_dict() if name not in set(stored)]
     made = [head.to(dtype) if isinstance(head, nn.Module) else head for head in made]
@@ -128,7 +139,38 @@ def read_model(
         source,
         task,
         given,
+        saved.answers,
     )
+
+
+def require_same_answers(model: Model, expected: Tensor | None) -> None:
+    """Raise `InvalidInputError` where a model that was put together again gives other logits for its example."""
+    if expected is None:
+        return
+    got = _answers(model)[:, : expected.shape[1]]
+    coarse = _dtype_of(model.backbone).itemsize < 4
+    allowed = (0.05 if coarse else 1e-3) * float(expected.abs().nan_to_num(0.0).max())
+    if not torch.allclose(expected, got, rtol=0.0, atol=allowed + 1e-5, equal_nan=True):
+        apart = float((expected - got).abs().max())
+        raise InvalidInputError(
+            f"the backbone, a {type(model.backbone).__name__}, has the weights of the network that this model was "
+            f"saved of, but gives other logits for its example, by up to {apart:.2g}: something that is no weight "
+            "differs, such as an activation or the epsilon of a norm; give the network that it was trained with"
+        )
+
+
+def _answers(model: Model) -> Tensor:
+    """The logits of every exit for the example, (K, n, classes) float32; of maps the means over their positions."""
+    assert isinstance(model, nn.Module)
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    args, kwargs = moved(model.staged.example, device)
+    with inferring(model):
+        found = [one.float().flatten(2).mean(2) if one.ndim > 2 else one.float() for one in model(*args, **kwargs)]
+    return torch.stack(found).cpu()
+
+
+def _dtype_of(network: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _proved_source(model: Model) -> Source:

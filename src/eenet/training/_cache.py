@@ -34,7 +34,7 @@ from eenet.training._checkpoint import OutOfSpaceError
 from eenet.training._loss import targets_of
 
 _MARKER = "complete.json"
-_SCHEMA = 1
+_SCHEMA = 2
 _SPARE = 64 * 2**20
 """Bytes to be left free on the disk."""
 
@@ -75,25 +75,37 @@ def cached_features(
     *,
     dtype: str = "float32",
     reading: int = 0,
+    start: Callable[[], None],
     announce: Callable[[str], None],
     advance: Callable[[int, int], None],
 ) -> CachedFeatures:
     """The features of a loader's data, from `folder` where it has them, else computed and kept there.
 
     Each sample is read once, in the order of the data set, with the loader's own transform: augmentation is frozen
-    as well, as in epoch `reading`. `announce` is called with the size before anything is written, `advance` the samples
-    done and their number. Raises `OutOfSpaceError`, leaving nothing behind, where the disk is too small or fills up.
+    as well, as in epoch `reading`; `start` is called before each time that the data are read, and seeds it. What is in
+    `folder` is taken where the hash of all inputs and targets is the same. `announce` is called with the size before
+    anything is written, `advance` with the samples done and their number. Raises `OutOfSpaceError`, leaving nothing
+    behind, where the disk is too small or fills up.
     """
-    batches, samples = _each_once(loader, reading)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    source = _Source(model, batches, device)
+
+    def read() -> tuple[_Source, int]:
+        start()
+        batches, samples = _each_once(loader, reading)
+        return _Source(model, batches, device), samples
+
+    source, samples = read()
     first = source.peek()
     reducers = [_reducer(head, feature) for head, feature in zip(model.heads, first.features, strict=True)]
     parts = _parts(first, reducers, dtype)
     path = folder / _key(model, samples, parts, reducers, first.inputs)
-    if _is_complete(path):
+    kept = _digest_of_complete(path)
+    if kept is not None and source.digest_of_all(samples, advance) == kept:
         _log.info("features of %d samples are read from %s", samples, path)
     else:
+        if kept is not None:
+            _log.warning("the features in %s are of other data with the same first batch; they are made again", path)
+            source, _ = read()
         needed = sum(samples * math.prod(shape) * kind.itemsize for shape, kind in parts.values())
         _check_room(path, needed)
         announce(f"caching features of {samples} samples at {len(reducers)} exits: {_size(needed)} in {str(path)!r}")
@@ -125,11 +137,12 @@ class _Outputs:
 
 
 class _Source:
-    """The features of one batch after the other; the first can be looked at before."""
+    """The features of one batch after the other; the first can be looked at before. `data` hashes what was read."""
 
     def __init__(self, model: MultiExitModel, batches: Iterable[Any], device: torch.device) -> None:
         self.model = model
         self.device = device
+        self.data = hashlib.sha256()
         self._batches = iter(batches)
         self._first: _Outputs | None = None
 
@@ -146,16 +159,32 @@ class _Source:
         for batch in self._batches:
             yield self._run(batch)
 
-    def _run(self, batch: Any) -> _Outputs:
+    def digest_of_all(self, samples: int, advance: Callable[[int, int], None]) -> str:
+        """The hash of all inputs and targets; the network does not run on them."""
+        done = 0 if self._first is None else len(self._first.targets)
+        for batch in self._batches:
+            done += len(self._read(batch)[1])
+            advance(min(done, samples), samples)
+        return self.data.hexdigest()
+
+    def _read(self, batch: Any) -> tuple[list[Tensor], Tensor]:
+        """The inputs of a batch, on the model's device, and its targets."""
         args, kwargs, labels = unpack(batch)
         args, kwargs = moved((args, kwargs), self.device)
+        inputs = list(self.model.staged.flatten_inputs(*args, **kwargs))
+        targets = targets_of(labels, torch.device("cpu"))
+        for tensor in (*inputs, targets):
+            self.data.update(_bytes(tensor))
+        return inputs, targets
+
+    def _run(self, batch: Any) -> _Outputs:
+        inputs, targets = self._read(batch)
         model = self.model
         with inferring(model):
-            inputs = model.staged.flatten_inputs(*args, **kwargs)
             *early, last = model.staged.walk(inputs)
             features = [step.feature for step in early]
             logits = model.final_logits(last.outputs)
-        return _Outputs(list(inputs), features, logits, targets_of(labels, torch.device("cpu")))
+        return _Outputs(inputs, features, logits, targets)
 
 
 def _each_once(loader: Any, reading: int) -> tuple[Iterable[Any], int]:
@@ -245,7 +274,10 @@ def _key(
     reducers: Sequence[Callable[[Tensor], Tensor]],
     inputs: Sequence[Tensor],
 ) -> str:
-    """A hash of all that the files depend on, of the data its length and first batch; heads do not matter."""
+    """A hash of all that the files depend on, of the data its length and first batch; heads do not matter.
+
+    The rest of the data is compared by the digest that is kept beside the files.
+    """
     kinds = {name: [list(shape), str(kind)] for name, (shape, kind) in parts.items()}
     # Heads that reduce a feature to the same shape may do so in other ways.
     reduced = [
@@ -318,7 +350,8 @@ def _write(
         if done != samples:
             raise InvalidInputError(f"the loader gave {done} samples, expected {samples}; its length is not right")
     sizes = {f"{name}.npy": (path / f"{name}.npy").stat().st_size for name in parts}
-    write_json(path / _MARKER, {"schema": _SCHEMA, "samples": samples, "files": sizes})
+    marker = {"schema": _SCHEMA, "samples": samples, "files": sizes, "data": source.data.hexdigest()}
+    write_json(path / _MARKER, marker)
 
 
 def _append(file: BinaryIO, name: str, tensor: Tensor, shape: tuple[int, ...], kind: np.dtype[Any]) -> None:
@@ -335,12 +368,14 @@ def _append(file: BinaryIO, name: str, tensor: Tensor, shape: tuple[int, ...], k
     file.write(array.data)
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether all files are there in full: the marker is written after them."""
+def _digest_of_complete(path: Path) -> str | None:
+    """The digest of the data whose features are there in full, which the marker says, written last; else None."""
     if not (path / _MARKER).is_file():
-        return False
-    files: dict[str, int] = json.loads((path / _MARKER).read_text(encoding="utf-8"))["files"]
-    return all((path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items())
+        return None
+    marker = json.loads((path / _MARKER).read_text(encoding="utf-8"))
+    files: dict[str, int] = marker["files"]
+    complete = all((path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items())
+    return str(marker["data"]) if complete else None
 
 
 def _open(path: Path, exits: int) -> CachedFeatures:

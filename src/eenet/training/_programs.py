@@ -141,13 +141,13 @@ class FrozenProgram:
         self._batch_size = batch_size_of(train_loader)
 
         def cached(loader: Any, what: str, reading: int = 0) -> CachedFeatures:
-            seeds.start(_CACHING + reading)
             return cached_features(
                 model,
                 loader,
                 folder,
                 dtype=config.cache_dtype,
                 reading=reading,
+                start=lambda: seeds.start(_CACHING + reading),
                 announce=display.say,
                 advance=display.task(f"features of the {what} data"),
             )
