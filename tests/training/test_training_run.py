@@ -68,6 +68,9 @@ def test_an_exit_that_is_dead_after_training_is_named_with_its_figures(tmp_path:
     (about,) = (str(one.message) for one in said if "after training" in str(one.message))
     assert f"right on {100 * result.best.accuracies[0]:.1f} %" in about
     assert "exit 2" not in about
+    with pytest.warns(ReliabilityWarning) as again:
+        train(model, loaders(256)[0], validation, config=replace(QUICK, epochs=3), out=tmp_path, resume=True)
+    assert about in [str(one.message) for one in again], "a run that was over says it too"
 
 
 def test_costs_of_the_users_own_are_used(tmp_path: Path) -> None:

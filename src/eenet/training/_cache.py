@@ -130,7 +130,7 @@ def cached_features(
 @array_value
 @dataclass(frozen=True)
 class _Outputs:
-    inputs: list[Tensor]
+    inputs: tuple[Tensor, ...]
     features: list[Tensor]
     logits: Tensor
     targets: Tensor
@@ -167,11 +167,11 @@ class _Source:
             advance(min(done, samples), samples)
         return self.data.hexdigest()
 
-    def _read(self, batch: Any) -> tuple[list[Tensor], Tensor]:
+    def _read(self, batch: Any) -> tuple[tuple[Tensor, ...], Tensor]:
         """The inputs of a batch, on the model's device, and its targets."""
         args, kwargs, labels = unpack(batch)
         args, kwargs = moved((args, kwargs), self.device)
-        inputs = list(self.model.staged.flatten_inputs(*args, **kwargs))
+        inputs = self.model.staged.flatten_inputs(*args, **kwargs)
         targets = targets_of(labels, torch.device("cpu"))
         for tensor in (*inputs, targets):
             self.data.update(_bytes(tensor))

@@ -11,7 +11,7 @@ import csv
 import io
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,8 @@ class EpochReport:
 
     `exit_losses`, `train_accuracies`, `accuracies` (validation) have one number for each of the K exits; `mean` is the
     mean of `accuracies`. `frontier` has the accuracy at each of `budgets`, `frontier_costs` the realized cost there,
-    in the unit of the costs; `score` is the mean of `frontier`.
+    in the unit of the costs; `score` is the mean of `frontier`. `dead` says why
+    of each exit that schedulers would leave out.
     """
 
     epoch: int
@@ -147,6 +148,7 @@ class EpochReport:
     score: float
     seconds: float
     images_per_second: float
+    dead: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping, read back by `from_dict`."""
@@ -159,9 +161,9 @@ class EpochReport:
         return cls(**options)
 
     def row(self) -> dict[str, float]:
-        """One number per column; exits and budgets count from 0."""
+        """One number per column; exits and budgets count from 0, and `dead` is left out."""
         cells: dict[str, float] = {}
-        for key, value in asdict(self).items():
+        for key, value in asdict(replace(self, dead=())).items():
             if not isinstance(value, tuple):
                 cells[key] = value
                 continue

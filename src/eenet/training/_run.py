@@ -19,7 +19,7 @@ from eenet.errors import EENetError, InvalidInputError, MissingExtraError, Relia
 from eenet.models import MultiExitModel
 from eenet.models._io import logits_in, unpack
 from eenet.profiling import profile
-from eenet.scheduler import DeadExit, dead_exits
+from eenet.scheduler import dead_exits
 from eenet.training._averaging import Average
 from eenet.training._cache import NotCacheableError
 from eenet.training._checkpoint import (
@@ -105,7 +105,6 @@ class Run:
         self.average: Average | None = None
         self.mixer = mixer_of(config, task, model.num_classes)
         self.loss = JointLoss(task, config.temperature, config.teacher_weight)
-        self._dead: dict[int, tuple[DeadExit, ...]] = {}
         self.state = _State()
         self.logger: Any = None
 
@@ -206,10 +205,9 @@ class Run:
         """Load the best weights and give the result."""
         self.load_best()
         best = self.state.best
-        dead = self._dead.get(best.epoch, ())
-        if dead:
+        if best.dead:
             warnings.warn(
-                f"after training {'; '.join(map(str, dead))}. Schedulers let no sample exit there: train longer or "
+                f"after training {'; '.join(best.dead)}. Schedulers let no sample exit there: train longer or "
                 "with more weight on these exits, choose another head, or attach it further on",
                 ReliabilityWarning,
                 stacklevel=3,
@@ -327,7 +325,6 @@ class Run:
         if self.fabric.is_global_zero:
             records = self.program.evaluate(self.task)
             judged = two_fold_frontier(records, self.costs, self.config.budgets, seed=self.config.seed)
-            self._dead[epoch] = dead_exits(records, self.costs)
             accuracies = tuple(float(a) for a in records.accuracies)
             report = EpochReport(
                 epoch=epoch,
@@ -344,6 +341,7 @@ class Run:
                 score=judged.mean,
                 seconds=trained.seconds,
                 images_per_second=trained.samples / max(trained.seconds, 1e-9),
+                dead=tuple(map(str, dead_exits(records, self.costs))),
             )
         shared: EpochReport = self.fabric.broadcast(report)
         return shared
