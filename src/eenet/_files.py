@@ -200,6 +200,11 @@ def _words(form: str | None) -> str:
     return f"{_FORMATS.get(form, 'data')} ({form!r})" if form else "no eenet data"
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a file's text as editors count them: `str.splitlines` also ends one at U+2028 or a form feed."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def existing_file(path: str | Path) -> Path:
     """Return `path` as a `Path`, or raise `InvalidInputError` when there is no such file."""
     source = Path(path)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,49 @@ def test_a_run_does_not_go_on_over_other_items_or_with_another_bundle(
     with pytest.raises(InvalidInputError, match=r"another run \(it differs in items, fingerprint\); start again"):
         predict(bundle, changed, out, batch_size=4, piece=8)
     assert predict(bundle, changed, out, batch_size=4, piece=8, restart=True).items == 29
+
+
+def test_a_run_does_not_go_on_over_images_that_were_replaced_by_others_of_the_same_size(
+    bundle: LoadedBundle, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / "answers.parquet"
+    folder.mkdir()
+    for n in range(12):
+        pillow.new("RGB", (8, 8), (255, 0, 0)).save(folder / f"{n:02d}.bmp")
+    with pytest.raises(Stopped):
+        predict(bundle, open_items(folder, "image"), out, batch_size=4, piece=4, progress=stop_after(7))
+    size = (folder / "03.bmp").stat().st_size
+    pillow.new("RGB", (8, 8), (0, 0, 255)).save(folder / "03.bmp")
+    assert (folder / "03.bmp").stat().st_size == size
+    with pytest.raises(InvalidInputError, match=r"another run \(it differs in fingerprint\); start again"):
+        predict(bundle, open_items(folder, "image"), out, batch_size=4, piece=4)
+
+
+def test_the_fingerprint_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    def fingerprint(name: str, kind: str, write: Callable[[Path], Any]) -> str:
+        write(tmp_path / name)
+        return open_items(tmp_path / name, kind).fingerprint
+
+    # Rows whose footers are equal: the same size, the same smallest and largest value.
+    rows = np.random.default_rng(0).normal(size=(6000, 8)).astype(np.float32)
+    options = {"use_dictionary": False, "compression": "none"}
+
+    def written(order: Any) -> Callable[[Path], Any]:
+        return lambda path: parquet.write_table(arrow.table({"array": list(rows[order])}), path, **options)
+
+    usual = np.arange(6000)
+    swapped = np.r_[1, 0, usual[2:]]
+    assert fingerprint("x.parquet", "array", written(usual)) != fingerprint("x.parquet", "array", written(swapped))
+    square = np.arange(36, dtype=np.float32).reshape(3, 4, 3)
+    arrays = [square, square.reshape(3, 3, 4), square.view(np.int32)]
+    assert len({fingerprint("x.npy", "array", partial(np.save, arr=array)) for array in arrays}) == 3
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_lines_end_at_line_feeds_alone_so_that_their_numbers_are_those_of_an_editor(tmp_path: Path, end: str) -> None:
+    texts = ["first\u2028still first", "second\x0cstill\x85second", "", "fourth"]
+    (tmp_path / "texts.txt").write_bytes(((end or "\n").join(texts) + end).encode())
+    assert list(open_items(tmp_path / "texts.txt", "text").batches(9, 0)) == [(["0", "1", "2", "3"], texts)]
 
 
 def test_texts_and_arrays_are_read_from_lines_tables_and_arrays(tmp_path: Path) -> None:

@@ -328,7 +328,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run("report", "test.safetensors", "--scheduler", "scheduler.safetensors", "--budgets", 3, "--draws", 0)
     assert Path("report.html").is_file()
     Path("costs.json").write_text(json.dumps(profile() | {"exits": ["members.0", "members.1", "output"]}))
-    words = ("--costs", "costs.json", "--batch-size", 8, "--methods", "max_prob", "--budgets", 3, "--draws", 0)
+    Path("texts.txt").write_text("".join(f"text\u2028{n}\n" for n in range(120)), encoding="utf-8")  # 120 lines
+    words: tuple[Any, ...] = ("--costs", "costs.json", "--batch-size", 8, "--methods", "max_prob", "--budgets", 3)
+    words += ("--draws", 0, "--texts", "texts.txt")
     run("report", "test.safetensors", *words, "--json", "report.json")
     assert json.loads(Path("report.json").read_text())["runs"][0]["exits"][0] == "exit 0 (members.0)"
     sections = json.loads(Path("report.json").read_text())["runs"][0]["sections"]

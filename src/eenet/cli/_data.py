@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet._files import existing_file
+from eenet._files import existing_file, lines_of
 from eenet.cli._console import side
 from eenet.errors import InvalidInputError
 
@@ -25,7 +25,8 @@ _SHOWN = 12  # names of classes in a message
 
 
 def names_in(path: Path) -> list[str]:
-    return [line.strip() for line in existing_file(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = lines_of(existing_file(path).read_text(encoding="utf-8"))
+    return [line.strip() for line in lines if line.strip()]
 
 
 def preprocessing_as(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet._files import require_safetensors
+from eenet._files import lines_of, require_safetensors
 from eenet.errors import FileFormatError, InvalidInputError
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -111,8 +111,9 @@ class _Folder:
 
     @property
     def fingerprint(self) -> str:
-        listed = [(path.relative_to(self.root).as_posix(), path.stat().st_size) for path in self.paths]
-        return _hash(json.dumps(listed).encode())
+        # Not the contents: reading all files takes about as long as the network does.
+        about = [(path.relative_to(self.root).as_posix(), path.stat()) for path in self.paths]
+        return _hash(json.dumps([(name, one.st_size, one.st_mtime_ns) for name, one in about]).encode())
 
     def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
         for first in range(start, len(self.paths), size):
@@ -127,7 +128,7 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = lines_of(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             raise FileFormatError(f"{str(path)!r} is not UTF-8 text ({error.reason}); convert it") from error
         if not lines:
@@ -163,8 +164,9 @@ class _Arrays:
 
     @property
     def fingerprint(self) -> str:
-        parts = [name.encode() + np.ascontiguousarray(array).tobytes() for name, array in self._arrays.items()]
-        return _hash(*parts)
+        about = [(name, array.dtype.str, array.shape) for name, array in self._arrays.items()]
+        contents = [np.ascontiguousarray(array).tobytes() for array in self._arrays.values()]
+        return _hash(json.dumps(about).encode(), *contents)
 
     def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
         for first in range(start, self._samples, size):
@@ -203,11 +205,11 @@ class _Parquet:
 
     @property
     def fingerprint(self) -> str:
-        # The footer has the offsets, sizes and statistics of every column: it changes when the data do.
-        size = self._path.stat().st_size
+        # The footer has the offsets, sizes and statistics of every column, which other rows may have too.
+        about = self._path.stat()
         with self._path.open("rb") as handle:
-            handle.seek(max(0, size - 65536))
-            return _hash(str((size, self._column)).encode(), handle.read())
+            handle.seek(max(0, about.st_size - 65536))
+            return _hash(str((about.st_size, about.st_mtime_ns, self._column)).encode(), handle.read())
 
     def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
         names: list[str] = []

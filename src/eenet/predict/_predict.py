@@ -281,7 +281,7 @@ def predict_pieces(
 
 def _state(bundle: LoadedBundle, items: Items, piece: int) -> dict[str, Any]:
     return {
-        "schema": 3,
+        "schema": 4,
         "bundle": bundle.manifest.data["files"],
         "budget": bundle.scheduler.budget,
         "items": len(items),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet._files import existing_file
+from eenet._files import existing_file, lines_of
 from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records import ExitRecords
@@ -200,7 +200,7 @@ def read_texts(path: str | Path) -> Samples:
     source = existing_file(path)
     text = _read(source)
     if source.suffix not in (".csv", ".tsv"):
-        return Samples(texts=text.splitlines())
+        return Samples(texts=lines_of(text))
     rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if source.suffix == ".tsv" else ","))
     columns = list(rows[0]) if rows else []
     column = next((name for name in _TEXT_COLUMNS if name in columns), columns[0] if len(columns) == 1 else None)
@@ -214,7 +214,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     source = existing_file(path)
     text = _read(source)
     if source.suffix != ".json":
-        return tuple(line for line in text.splitlines() if line.strip())
+        return tuple(line for line in lines_of(text) if line.strip())
     try:
         names = json.loads(text)
     except json.JSONDecodeError as error:

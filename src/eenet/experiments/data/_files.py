@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
+from eenet._files import lines_of
 from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def class_names(given: str | Path | Iterable[str], root: Path, *, field: str = "
             names = (
                 _names_in(json.loads(text))
                 if path.suffix == ".json"
-                else [line.split()[0] for line in text.splitlines() if line.strip()]
+                else [line.split()[0] for line in lines_of(text) if line.strip()]
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise FileFormatError(
