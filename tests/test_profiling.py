@@ -46,7 +46,7 @@ def test_costs_are_cumulative_and_say_where_they_come_from() -> None:
         assert len(costs) == 3
         assert costs.unit == unit
         assert costs.batch_size == 2
-        assert costs.includes == ("stages", "heads")
+        assert costs.includes == (("stages", "heads") if unit == "flops" else ("stages", "heads", "scheduler"))
         assert costs.device["threads"] == torch.get_num_threads()
         assert costs.device["torch"] == torch.__version__
         assert costs.spread is not None
@@ -202,10 +202,40 @@ def test_a_spread_too_large_to_trust_warns() -> None:
         dict.fromkeys(("ms", "cpu_ms"), np.array([[0.9, 0.02]])),
         np.zeros((1, 2, 2)),
     )
-    with pytest.warns(ReliabilityWarning, match="vary by 90%.*quieter machine, or use unit='cpu_ms'"):
+    with pytest.warns(ReliabilityWarning, match="vary by 90%.*quieter machine, or take unit cpu_ms"):
         noisy.costs("ms", 1)
     with pytest.warns(ReliabilityWarning, match="quieter machine, or for longer"):
         noisy.costs("cpu_ms", 1)
+
+
+def test_a_plain_network_that_waited_for_other_programs_warns() -> None:
+    # A stranger's figures: by wall time early exit looked 14 times as fast, by CPU time 3 times.
+    wall, cpu = np.array([[1.4, 4.9]]), np.array([[1.3, 4.8]])
+
+    def found(plain_wall: float, device: str = "cpu") -> profiling.StageProfile:
+        return profiling.StageProfile(
+            (1,),
+            {"ms": wall, "cpu_ms": cpu},
+            dict.fromkeys(("ms", "cpu_ms"), np.zeros((1, 2))),
+            np.zeros((1, 2, 3)),
+            device={} if device == "cpu" else {"accelerator": device},
+            plain={"ms": np.array([plain_wall]), "cpu_ms": np.array([4.2])},
+        )
+
+    with pytest.warns(ReliabilityWarning, match=r"4.07 times the last exit's in wall time and 0.875 times in CPU"):
+        found(19.93).costs("ms", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found(19.93).costs("cpu_ms", 1)
+        found(4.5).costs("ms", 1)
+        found(19.93, "NVIDIA H200").costs("ms", 1)
+
+
+def test_decisions_are_counted_without_a_scheduler_too() -> None:
+    # Case of a stranger: 60 % took 78 % at batch 1, since decisions had not been counted.
+    found = profiling.measure(conv_model(0), X, batch_sizes=(1,), seconds=0.05)
+    assert found.includes == ("stages", "heads", "scheduler")
+    assert (found.parts_ms[0, :, 2] > 0.001).all(), "at the last exit evidence is looked at as well"
 
 
 def test_an_example_on_another_device_than_the_model_is_moved_there() -> None:

@@ -30,6 +30,11 @@ _INSTRUCTIONS = {
 _BUSY = 0.5  # the load of a machine that is idle but for this process is below this
 
 
+TRUSTED_SPREAD = 0.25
+"""Above this relative spread (the middle half of the rounds over their median) a measurement carries a warning."""
+_TRUSTED_WAITS = 1.33
+
+
 @dataclass(frozen=True, eq=False)
 class Timing:
     """Seconds of each step in each round: `wall` and `cpu` are (rounds, steps)."""
@@ -53,6 +58,43 @@ def timed(function: Callable[..., Any], *args: Any, wait: Callable[[], Any] | No
     if wait is not None:
         wait()
     return (time.perf_counter_ns() - wall) / 1e9, (time.process_time_ns() - cpu) / 1e9
+
+
+def doubt(
+    costs: Mapping[str, Any],
+    spreads: Mapping[str, Any],
+    plain: Mapping[str, Any],
+    unit: str,
+    row: int,
+    device: Mapping[str, Any] | None,
+) -> str:
+    """Why measured costs of exits are not to be trusted, the end of a sentence that begins with them; "" if they are.
+
+    Parameters
+    ----------
+    costs, spreads
+        By unit, (batch sizes, K): cumulative, and how far rounds lie apart, relative.
+    plain
+        By unit, (batch sizes,): those of the plain network.
+    unit, row
+        Which of them.
+    device
+        What was measured on; the two clocks of a GPU's work say different things.
+    """
+    way_out = "on a quieter machine, or for longer" if unit == "cpu_ms" else "on a quieter machine, or take unit cpu_ms"
+    widest = float(max(spreads[unit][row], default=0.0))
+    if widest > TRUSTED_SPREAD:
+        return f"vary by {widest:.0%} between rounds; measure again {way_out}"
+    if unit != "ms" or not all("cpu_ms" in table for table in (costs, plain)) or "accelerator" in (device or {}):
+        return ""
+    wall, cpu = (float(plain[clock][row]) / float(costs[clock][row][-1]) for clock in ("ms", "cpu_ms"))
+    if 1 / _TRUSTED_WAITS < wall / cpu < _TRUSTED_WAITS:
+        return ""
+    return (
+        f"do not compare with that of the plain network, which is {wall:.3g} times the last exit's in wall time and "
+        f"{cpu:.3g} times in CPU time: a long call waits for other programs more often than the short ones of its "
+        f"parts. Percentages of the plain network would be wrong; measure again {way_out}"
+    )
 
 
 def in_turns(

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from eenet._compat import flop_counter
 from eenet._progress import by_itself
+from eenet._timing import doubt, in_turns, timed, waiting_for
 from eenet._timing import fingerprint as fingerprint
-from eenet._timing import in_turns, timed, waiting_for
 from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
@@ -31,16 +31,14 @@ from eenet.optimize import batch_of
 from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._backend import dynamic_sizes
 from eenet.runtime._loop import decide
-from eenet.scheduler import DecisionState, ExitHistory, Scheduler
+from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
+from eenet.scheduler._policy import score_class
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
 
 __all__ = ["measure", "profile"]
 
 UNITS = ("ms", "cpu_ms", "flops")
-TRUSTED_SPREAD = 0.25
-"""Above this relative spread (the middle half of the rounds over their median) a measurement carries a warning."""
-
 PERCENTILES = (50, 95, 99)
 
 _NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
@@ -70,20 +68,15 @@ class StageProfile:
     percentiles: Mapping[str, Floats] = field(default_factory=dict)
 
     def costs(self, unit: str = "ms", batch_size: int = 1) -> ExitCosts:
-        """The costs of one unit at one of the measured batch sizes; warns where the spread is too large to trust."""
+        """The costs of one unit at one of the measured batch sizes; warns where they are not to be trusted."""
         _require_unit(unit)
         if batch_size not in self.batch_sizes:
             raise InvalidInputError(f"batch size {batch_size} was not measured; there are {list(self.batch_sizes)}")
         row = self.batch_sizes.index(batch_size)
         spread = self.spreads[unit][row]
-        if spread.max() > TRUSTED_SPREAD:
-            way = "use unit='cpu_ms'" if unit == "ms" else "for longer (seconds)"
-            warnings.warn(
-                f"the costs at batch size {batch_size} vary by {spread.max():.0%} between rounds; measure again on a "
-                f"quieter machine, or {way}",
-                ReliabilityWarning,
-                stacklevel=2,
-            )
+        why = doubt(self.tables, self.spreads, self.plain, unit, row, self.device)
+        if why:
+            warnings.warn(f"the costs at batch size {batch_size} {why}", ReliabilityWarning, stacklevel=2)
         return ExitCosts(
             self.tables[unit][row],
             unit,
@@ -125,9 +118,10 @@ def profile(
 ) -> ExitCosts:
     """Measure the cost per sample of each exit, cumulative, and of the plain network, in the same rounds.
 
-    Exit heads on the way are included. With `scheduler` only those that it observes are, since the others do not run,
-    and so are its decisions. The plain network is what you would run without exits: the network that the exits were
-    attached to, called as a whole; where its stages were written by hand, all stages without the early heads.
+    Exit heads on the way are included, and the decisions of a scheduler: those of max probability, or of `scheduler`,
+    with which only the heads are included that it observes, since the others do not run. The plain network is what you
+    would run without exits: the network that the exits were attached to, called as a whole; where its stages were
+    written by hand, all stages without the early heads.
 
     Parameters
     ----------
@@ -142,7 +136,7 @@ def profile(
     batch_size
         The batch size to measure at; the costs are those of one sample in such a batch.
     scheduler
-        A fitted scheduler, to measure what it costs too.
+        A fitted scheduler, to measure its own decisions in place of those of max probability.
     seconds
         About how long to measure.
     plain
@@ -200,7 +194,7 @@ def measure(
     batch_sizes : sequence of int
         What to measure.
     scheduler : Scheduler, optional
-        A fitted scheduler, to measure what it costs too.
+        A fitted scheduler, to measure its own decisions in place of those of max probability.
     seconds : float
         About how long each batch size is measured.
     progress : callable, optional
@@ -222,6 +216,7 @@ def measure(
         raise InvalidInputError(f"batch sizes {list(batch_sizes)}: expected at least one, each a whole number from 1")
     if scheduler is not None:
         scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
+    policy = _max_probability(model) if scheduler is None else scheduler.policy
     args, kwargs = arguments_of(example)
     inputs = model.staged.flatten_inputs(*args, **kwargs)
     if model.staged.batch_size_of(inputs) == 0:
@@ -242,11 +237,11 @@ def measure(
         inferring(network),
         by_itself("measuring batch sizes", len(batch_sizes), given=progress) as show,
     ):
-        flops = _count_flops(_steps(model, inputs, 1, scheduler))
+        flops = _count_flops(_steps(model, inputs, 1, policy))
         flops_of_plain = _plain_flops(model, inputs, None if network is model.backbone else network)
         for done, size in enumerate(batch_sizes):
             show(done)
-            steps = _steps(model, inputs, size, scheduler)
+            steps = _steps(model, inputs, size, policy)
             wall, cpu, of_plain = _time_rounds(steps, _call(network, model, inputs, size), device, seconds)
             for unit, rounds, alone in (("ms", wall, of_plain[0]), ("cpu_ms", cpu, of_plain[1])):
                 cumulative = rounds.sum(axis=2).cumsum(axis=1) / size
@@ -264,14 +259,13 @@ def measure(
             parts.append(np.median(wall, axis=0) / size)
             if progress is not None:
                 progress(size)
-    includes = ("stages", "heads", "scheduler") if scheduler is not None else ("stages", "heads")
     return StageProfile(
         tuple(batch_sizes),
         {unit: np.stack(rows) for unit, rows in tables.items()},
         {unit: np.stack(rows) for unit, rows in spreads.items()},
         np.stack(parts),
         fingerprint(device) | ({"sizes": sizes} if sizes else {}),
-        includes,
+        ("stages", "heads", "scheduler"),
         {unit: np.array(values) for unit, values in whole.items()},
         {unit: np.stack(rows) for unit, rows in percentiles.items()},
     )
@@ -280,37 +274,41 @@ def measure(
 Step = Callable[[], Any]
 
 
+def _max_probability(model: MultiExitModel) -> ThresholdPolicy:
+    """The policy whose decisions are measured where no scheduler is given: it looks at every exit."""
+    early = model.num_exits - 1
+    score = score_class("max_prob")()
+    return ThresholdPolicy(score, np.full(early, np.inf), np.ones(early, dtype=np.bool_), model.num_classes)
+
+
 def _steps(
-    model: MultiExitModel, inputs: tuple[Tensor, ...], size: int, scheduler: Scheduler | None
+    model: MultiExitModel, inputs: tuple[Tensor, ...], size: int, policy: ThresholdPolicy
 ) -> list[tuple[Step, ...]]:
-    """For each exit what is timed separately: the stage, its head, and where given the scheduler's step."""
+    """For each exit what is timed separately: the stage, its head, and the policy's decision."""
     live = batch_of(model, inputs, size)
     steps: list[tuple[Step, ...]] = []
     history, task = ExitHistory(), model.task
     for k, step in enumerate(walk(model.staged.inference_stages, live)):
         run_stage = partial(step.stage, *live)
         last = k == model.num_exits - 1
-        on = last or scheduler is None or scheduler.policy.observes(k)  # the head of an exit that is off does not run
+        on = last or policy.observes(k)  # the head of an exit that is off does not run
         logits = model.final_logits(step.outputs) if last else model.heads[k](step.feature) if on else step.feature
         run_head = partial(model.heads[k], step.feature) if on and not last else _nothing
-        if scheduler is None:
-            steps.append((run_stage, run_head))
-        else:
-            before = ExitHistory(history.evidence, history.scores)
-            decision = _decision(scheduler, task, size, logits, before) if on else _nothing
-            steps.append((run_stage, run_head, decision))
-            if not on:
-                history.skip(size, model.num_classes)
-            elif not last:
-                history.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), history.evidence))
-                scheduler.policy.leaves(history)
+        before = ExitHistory(history.evidence, history.scores)
+        steps.append((run_stage, run_head, _decision(policy, task, size, logits, before) if on else _nothing))
+        if not on:
+            history.skip(size, model.num_classes)
+        elif not last and logits.device.type != "meta":
+            history.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), history.evidence))
+            policy.leaves(history)
         live = step.live
     return steps
 
 
-def _decision(scheduler: Scheduler, task: Task, size: int, logits: Tensor, before: ExitHistory) -> Step:
+def _decision(policy: ThresholdPolicy, task: Task, size: int, logits: Tensor, before: ExitHistory) -> Step:
     """What the decision loop does at an exit, between the head and the compaction."""
-    policy = scheduler.policy
+    if logits.device.type == "meta":
+        return _nothing
 
     def step() -> None:
         state = DecisionState.onward(policy, size, ExitHistory(before.evidence, before.scores))
@@ -366,7 +364,7 @@ def _plain_flops(model: MultiExitModel, inputs: tuple[Tensor, ...], plain: nn.Mo
     """
     if plain is not None:
         return float(_count_flops([(_call(plain, model, inputs, 1),)])[0])
-    return float(_count_flops([tuple(stage for stage, *_ in _steps(model, inputs, 1, None))])[0])
+    return float(_count_flops([tuple(stage for stage, *_ in _steps(model, inputs, 1, _max_probability(model)))])[0])
 
 
 def _require_unit(unit: str) -> None:

@@ -181,6 +181,21 @@ class TestFit:
         assert "[1, 32]" in refused(*common)
         assert "'flops'" in refused(*common, "--batch-size", 1, "--unit", "cpu_ms")
 
+    def test_costs_of_a_noisy_profile_are_said_to_be(self, predictions: Path, tmp_path: Path) -> None:
+        tables = {unit: [[1, 2, 4]] for unit in ("ms", "cpu_ms")}
+        plain = {"ms": [16], "cpu_ms": [3.5]}
+        path = tmp_path / "profile.json"
+        words = ("fit", predictions, "--prefix", "val_", "--budget", "60%", "--method", "max_prob", "--costs", path)
+        for spread, plain_ms, said in (
+            (0.9, 3.5, "vary by 90% between rounds"),
+            (0.0, 16, "is 4 times the last exit's in wall time and 0.875 times in CPU time"),
+        ):
+            spreads = {"ms": [[spread] * 3], "cpu_ms": [[0.0] * 3]}
+            profile = {"batch_sizes": [1], "costs": tables, "spreads": spreads, "plain": plain | {"ms": [plain_ms]}}
+            path.write_text(json.dumps(profile))
+            assert said in " ".join(run(*words).stderr.split())
+            assert "batch size 1" not in run(*words, "--unit", "cpu_ms").stderr
+
 
 class TestFitRefuses:
     def test_file_that_is_not_there(self, tmp_path: Path) -> None:

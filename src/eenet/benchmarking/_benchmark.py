@@ -330,7 +330,8 @@ def _above_the_plan(rows: list[BenchmarkRow], by_cpu: bool, unsure: Mapping[int,
         return []
     return [
         f"Batch {first.batch_size}: {'; '.join(said)} of the plain network: the costs may be of another batch "
-        "size, runtime or load. Measure them again as it will run, or give a lower budget."
+        "size, runtime or load, or be without what decisions take. Measure them again as it will run, or give a lower "
+        "budget."
     ]
 
 

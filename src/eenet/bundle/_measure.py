@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet._timing import Clock, fingerprint, in_turns, timed
+from eenet._timing import Clock, doubt, fingerprint, in_turns, timed
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.runtime import StageBackend, TensorSpec
@@ -37,7 +37,6 @@ INCLUDES = ("inputs", "stages", "heads", "scheduler", "selection", "outputs")
 _PERCENTILES = (50, 95, 99)
 _LEAST, _MOST = 5, 200
 _SMALLEST = 1e-9  # above 0, since a clock of the processor that ticks coarsely may not see a small stage at all
-_TRUSTED_SPREAD = 0.25
 
 Floats = NDArray[np.float64]
 Inputs = dict[str, Array]
@@ -96,16 +95,12 @@ def device_of(
 
 
 def costs_at(data: Mapping[str, Any], unit: str, size: int) -> ExitCosts:
-    """The costs at one of the measured batch sizes; warns where the spread is too large to trust."""
+    """The costs at one of the measured batch sizes; warns where they are not to be trusted."""
     row = data["batch_sizes"].index(size)
     spread = data["spreads"][unit][row]
-    if max(spread) > _TRUSTED_SPREAD:
-        warnings.warn(
-            f"the costs at batch size {size} vary by {max(spread):.0%} between rounds; measure again on a quieter "
-            "machine, or for longer",
-            ReliabilityWarning,
-            stacklevel=4,
-        )
+    why = doubt(data["costs"], data["spreads"], data["plain"], unit, row, data["device"])
+    if why:
+        warnings.warn(f"the costs at batch size {size} {why}", ReliabilityWarning, stacklevel=4)
     return ExitCosts(
         data["costs"][unit][row],
         unit,

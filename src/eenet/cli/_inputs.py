@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from eenet._files import existing_file, read_header, read_tensors, require_safetensors, sha256_of
 from eenet._pretrained import DESCRIPTION, find_model, model_names
+from eenet._timing import doubt
 from eenet.cli._console import waiting
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 
 if TYPE_CHECKING:
     from eenet.costs import ExitCosts
@@ -305,6 +307,9 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
                 f"{str(source)!r} has costs at batch sizes {sizes}, {chosen} was given; choose one of them"
             )
         row = sizes.index(size)
+        why = doubt(tables, spreads, data.get("plain", {}), unit, row, device)
+        if why:
+            warnings.warn(f"the costs in {str(source)!r} at batch size {size} {why}", ReliabilityWarning, stacklevel=2)
         plain, percentiles = data.get("plain", {}).get(unit), data.get("percentiles", {}).get(unit, {})
         return ExitCosts(
             tables[unit][row],

@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eenet._timing import in_turns, timed, waiting_for
+from eenet._timing import TRUSTED_SPREAD, in_turns, timed, waiting_for
 from eenet.costs import ExitCosts
 from eenet.models import MultiExitModel, logits_in, unpack
-from eenet.profiling import TRUSTED_SPREAD, StageProfile
+from eenet.profiling import StageProfile
 from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveModel
 from eenet.scheduler import Scheduler
