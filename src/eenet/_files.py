@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from eenet.errors import FileFormatError, InvalidInputError
 
+_ASIDE, _EARLIER = ".old", "earlier"
 _PICKLE = "a pickle or an archive"
 _ZIP = b"PK\x03\x04"
 _STARTS = {
@@ -64,6 +66,9 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
 
     A folder that holds an earlier one, which has the file `marker`, is replaced; any other that is not empty is
     refused. `what` is the word for such a folder in the message: "saved model".
+
+    No rename replaces a folder, so the earlier one is renamed first. A process that is killed before the second rename
+    leaves it in a hidden folder beside `path`: `left_aside` finds it.
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file())):
@@ -77,11 +82,16 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         if target.exists():
-            # A rename replaces an empty folder only, so the earlier one is renamed first.
-            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            target.rename(aside / "earlier")
-            temporary.rename(target)
-            shutil.rmtree(aside)
+            _flush(temporary)  # before the earlier one is deleted
+            aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_ASIDE, dir=target.parent))
+            earlier = aside / _EARLIER
+            try:
+                target.rename(earlier)
+                temporary.rename(target)
+            finally:
+                if earlier.exists() and not target.exists():
+                    earlier.rename(target)
+                shutil.rmtree(aside)
         else:
             temporary.rename(target)
     except OSError as error:
@@ -91,6 +101,23 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary)
+
+
+def left_aside(path: str | Path) -> str:
+    """For a message that a folder is not there: the earlier one, if a process was killed while it replaced it."""
+    target = Path(path)
+    found = sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}/{_EARLIER}"))
+    if not found or target.exists():
+        return ""
+    return f"; a process that replaced it was killed, and the earlier one is {str(found[-1])!r}: rename that folder"
+
+
+def _flush(folder: Path) -> None:
+    """Wait until the files in a folder are on the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def give_usual_mode(path: Path) -> None:

@@ -306,6 +306,9 @@ class TestDamage:
             eenet.bundle.load(tmp_path)
         with pytest.raises(InvalidInputError, match="there is no such folder"):
             eenet.bundle.load(tmp_path / "nothing")
+        (tmp_path / ".nothing.x.old" / "earlier").mkdir(parents=True)
+        with pytest.raises(InvalidInputError, match=r"the earlier one is '.*\.nothing\.x\.old/earlier': rename"):
+            eenet.bundle.load(tmp_path / "nothing")
 
     @settings(max_examples=150, deadline=None)
     @given(data=st.data())

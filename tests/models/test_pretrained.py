@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,43 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     second.save_pretrained(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert_same(second, eenet.MultiExitModel.from_pretrained(folder, allow=ALLOW), X[:, :, :8, :8])
+
+
+class Killed(BaseException):
+    """Stands for a kill, after which nothing runs any more."""
+
+
+@pytest.mark.parametrize(("failing", "left"), [(0, ["model"]), (1, ["model"]), ("killed", [])])
+def test_the_earlier_folder_is_not_lost_where_it_cannot_be_replaced(
+    failing: int | str, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    first = small()
+    first.save_pretrained(folder)
+    rename, renamed = Path.rename, list[Path]()
+
+    def patched(path: Path, target: Path) -> Path:
+        renamed.append(path)
+        if failing == "killed" and len(renamed) > 1:
+            raise Killed
+        if len(renamed) - 1 == failing:
+            raise PermissionError(13, "Permission denied")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", patched)
+        with pytest.raises(Killed if failing == "killed" else InvalidInputError):
+            moved(small()).save_pretrained(folder)
+    assert [path.name for path in tmp_path.glob("[!.]*")] == left
+    if failing == "killed":
+        said = r"\(no such folder; a process that replaced it was killed, and the earlier one is '(.*)': rename"
+        with pytest.raises(InvalidInputError, match=said) as error:
+            eenet.MultiExitModel.from_pretrained(folder)
+        (named,) = re.findall(said, str(error.value))
+        Path(named).rename(folder)
+    else:
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert_same(first, eenet.MultiExitModel.from_pretrained(folder, allow=ALLOW), X[:, :, :8, :8])
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

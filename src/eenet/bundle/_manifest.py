@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eenet._files import left_aside
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.runtime import TensorSpec
 
@@ -165,7 +166,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     root = Path(folder)
     path = root / MANIFEST
     if not path.is_file() or path.is_symlink():
-        what = "it is a link" if path.is_symlink() else "there is no such folder"
+        what = "it is a link" if path.is_symlink() else f"there is no such folder{left_aside(root)}"
         if root.is_dir() and not path.is_symlink():
             what = f"it holds {', '.join(sorted(file.name for file in root.iterdir())[:8]) or 'nothing'}"
         raise InvalidInputError(

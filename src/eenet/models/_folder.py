@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eenet._files import atomic_folder, existing_file, give_usual_mode, read_header, sha256_of, write_json
+from eenet._files import atomic_folder, existing_file, give_usual_mode, left_aside, read_header, sha256_of, write_json
 from eenet._pretrained import DESCRIPTION
 from eenet.errors import FileFormatError, InvalidInputError
 
@@ -128,7 +128,9 @@ def _value(described: Mapping[str, Any], handle: Any) -> Any:
 def _description(root: Path) -> dict[str, Any]:
     path = root / DESCRIPTION
     if not path.is_file():
-        holds = ", ".join(sorted(file.name for file in root.iterdir())[:8]) if root.is_dir() else "no such folder"
+        holds = f"no such folder{left_aside(root)}"
+        if root.is_dir():
+            holds = ", ".join(sorted(file.name for file in root.iterdir())[:8])
         raise InvalidInputError(
             f"{str(root)!r} holds no {DESCRIPTION} ({holds or 'it is empty'}); expected a folder that save_pretrained "
             "wrote"
