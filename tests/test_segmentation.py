@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import eenet
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.scheduler import SCHEDULERS
 from eenet.tasks import Segmentation, mean_iou
 
 CLASSES = 4
@@ -126,6 +127,80 @@ def test_adaptive_model_takes_the_exits_that_replay_does(seed: int, batch_size: 
     torch.testing.assert_close(torch.cat([o.logits for o in outputs]), expected, rtol=1e-4, atol=1e-4)
 
 
+@lru_cache(maxsize=1)
+def four_exits() -> eenet.MultiExitModel:
+    torch.manual_seed(1)
+    net = DenseNet()
+    with torch.no_grad():
+        net.classify.weight.mul_(30)
+    return eenet.attach(net.eval(), ["first.0", "first", "second"], CLASSES, torch.randn(2, 3, 16, 24)).eval()
+
+
+COUNT_AGREEMENT = ["patience", "voting", "stopping", "eenet"]
+
+
+@pytest.mark.filterwarnings("ignore:.*of the budget of:eenet.errors.ReliabilityWarning")  # of random records
+@pytest.mark.filterwarnings("ignore:.*is used instead:eenet.errors.FallbackWarning")
+@pytest.mark.parametrize(
+    ("exits", "refused"),
+    [
+        ([1, 2, 3], COUNT_AGREEMENT),
+        ([0, 2, 3], COUNT_AGREEMENT),
+        ([0, 1, 2], []),  # the first exits: those before are all there
+        ([1, 3], ["eenet"]),  # of two exits the last decides nothing, but EENet learns from it
+        ("four, plain", ["eenet"]),
+        ("plain, four", COUNT_AGREEMENT),
+    ],
+)
+def test_records_that_are_cut_or_joined_decide_as_the_model_does_or_are_refused(
+    exits: str | list[int], refused: list[str]
+) -> None:
+    x, y = scenes(60)
+    whole = four_exits()
+    records = eenet.collect(whole, [(x, y)])
+    if isinstance(exits, list):
+        model, records = whole.keep_exits(exits), records.keep_exits(exits)
+    else:
+        plain = eenet.build_network("test_segmentation:DenseNet").eval()
+        alone = eenet.collect(eenet.attach(plain, ["first"], CLASSES, x[:2]), [(x, y)]).keep_exits([1])
+        given = [(whole, records), (plain, alone)][:: 1 if exits.startswith("four") else -1]
+        model = eenet.cascade([member for member, _ in given], x[:2]).eval()
+        records = eenet.ExitRecords.cascade([of_member for _, of_member in given])
+    collected = eenet.collect(model, [(x, y)])
+    costs = eenet.ExitCosts(np.arange(1.0, model.num_exits + 1))
+    for name in ("max_prob", "entropy", "searched", *COUNT_AGREEMENT):
+        maker = SCHEDULERS[name]()
+        if name in refused:
+            with pytest.raises(
+                InvalidInputError, match=r"the exits agree is not known .* by eenet\.collect, or choose"
+            ):
+                maker.fit(records, costs, "60% of last", fallback=False)
+            fitted = maker.fit(collected, costs, "60% of last", fallback=False)
+            try:
+                replayed = fitted.replay(records).exits
+            except InvalidInputError as error:
+                assert "the exits agree is not known" in str(error)  # noqa: PT017 - a policy may not read all exits
+            else:
+                np.testing.assert_array_equal(replayed, fitted.replay(collected).exits)
+            continue
+        fitted = maker.fit(records, costs, "60% of last", fallback=False)
+        replayed = fitted.replay(records).exits
+        np.testing.assert_array_equal(fitted.replay(collected).exits, replayed)
+        np.testing.assert_array_equal(eenet.AdaptiveModel(model, fitted)(x).exits, replayed)
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")  # of random records
+def test_a_search_joins_networks_by_what_their_records_can_say() -> None:
+    first, second = records_of(), records_of().keep_exits([2])
+    candidates = {"first": first, "second": second, "third": first.keep_exits([1, 2])}
+    costs = {"first": eenet.ExitCosts([1.0, 2.0, 3.0]), "second": 4.0, "third": eenet.ExitCosts([1.5, 2.5])}
+    found = eenet.search(candidates, costs)
+    own = [one.scheduler.policy.score.name for one in found.frontier if one.scheduler is not None]
+    assert set(own) <= {"max_prob", "constant"}
+    with pytest.raises(InvalidInputError, match="choose a scheduler that does not count agreement"):
+        eenet.search(candidates, costs, scheduler=eenet.Patience())
+
+
 def test_an_empty_batch_gives_empty_maps() -> None:
     scheduler = eenet.MaxProbability().fit(records_of(), eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)
     out = eenet.AdaptiveModel(dense_model(), scheduler)(torch.randn(0, 3, 16, 24))
@@ -160,6 +235,25 @@ def test_an_image_can_be_worth_its_mean_iou() -> None:
     assert counts[0, :2].tolist() == [[1, 2, 1], [1, 1, 2]]
     assert task.utility_of(counts).tolist() == pytest.approx([0.5])
     assert mean_iou(counts) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("utility", ["pixel_accuracy", "mean_iou"])
+def test_images_without_labels_are_left_out_and_told(utility: str) -> None:
+    x, whole = scenes(20)
+    y = whole.clone()
+    y[[3, 11]] = 255
+    model = eenet.attach(DenseNet().eval(), ["first"], CLASSES, x[:2], task=Segmentation(utility=utility))
+    with pytest.warns(ReliabilityWarning, match="2 of 20 images have no labeled pixel"):
+        records = eenet.collect(model, [(x[:7], y[:7]), (x[7:], y[7:])])
+    labeled = np.delete(np.arange(20), [3, 11])
+    assert records == eenet.collect(model, [(x[:7], whole[:7]), (x[7:], whole[7:])]).subset(labeled)
+    with pytest.raises(InvalidInputError, match=r"none of the 2 images has a labeled pixel: all are ignore_index=255"):
+        eenet.collect(model, [(x[[3, 11]], y[[3, 11]])])
+
+
+def test_counts_are_of_classes_alone() -> None:
+    with pytest.raises(InvalidInputError, match="a pixel is predicted as -1, expected 0 to 3"):
+        Segmentation().pixel_counts(np.full((1, 2, 2), -1), np.zeros((1, 2, 2), dtype=int), CLASSES)
 
 
 def test_records_of_images_round_trip_and_split(tmp_path: Path) -> None:

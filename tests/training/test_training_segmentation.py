@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import eenet
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.tasks import Segmentation, mean_iou
 from eenet.training import SegmentationTask, TrainConfig, train
 
@@ -71,7 +71,36 @@ def test_pixels_without_a_label_do_not_count() -> None:
     torch.testing.assert_close(TASK.utility(logits, y), expected.float())
     nothing = torch.full((2, 4, 5), 255)
     assert TASK.loss(logits, nothing) == 0
-    assert TASK.utility(logits, nothing).tolist() == [0, 0]
+    assert TASK.utility(logits, nothing).isnan().all(), "nothing is known of an image without labels"
+
+
+@pytest.mark.parametrize("utility", ["pixel_accuracy", "mean_iou"])
+def test_an_image_is_worth_the_same_in_training_and_in_records(utility: str) -> None:
+    task = Segmentation(utility=utility)
+    logits, y = torch.randn(6, CLASSES, 4, 5), torch.randint(CLASSES, (6, 4, 5))
+    y[torch.rand(y.shape) < 0.2] = 255
+    y[4] = 255
+    expected = task.utility_of(task.pixel_counts(logits.argmax(1).numpy(), y.numpy(), CLASSES))
+    np.testing.assert_array_equal(SegmentationTask(task).utility(logits, y).numpy(), expected)
+    with pytest.warns(ReliabilityWarning, match="1 of 6 images have no labeled pixel"):
+        records = SegmentationTask(task).records([([logits, logits], y)])
+    np.testing.assert_array_equal(records.require_utility(), np.tile(np.delete(expected, 4), (2, 1)))
+
+
+@pytest.mark.filterwarnings("ignore:.*images have no labeled pixel:eenet.errors.ReliabilityWarning")
+def test_images_without_labels_do_not_count_in_the_accuracies_of_an_epoch(tmp_path: Path) -> None:
+    x, y = torch.randn(24, 3, 8, 12), torch.ones(24, 8, 12, dtype=torch.long)
+    y[::3] = 255
+    y[8:16] = 255  # a whole batch
+    network = PixelNet()
+    with torch.no_grad():
+        network.classify.weight.zero_()
+        network.classify.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))  # always right
+    model = eenet.attach(network, ["first"], CLASSES, x[:2])
+    loader = [(x[n : n + 8], y[n : n + 8]) for n in (0, 8, 16)]
+    config = TrainConfig(epochs=1, learning_rate=1e-6, accelerator="cpu", tensorboard=False, progress=False)
+    result = train(model, loader, loader, config=config, out=tmp_path)
+    assert result.best.train_accuracies[-1] == result.best.accuracies[-1] == 1
 
 
 def test_the_divergence_is_a_mean_over_pixels() -> None:

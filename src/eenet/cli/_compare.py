@@ -15,6 +15,7 @@ from eenet.errors import InvalidInputError, MissingExtraError
 if TYPE_CHECKING:
     from eenet.costs import ExitCosts
     from eenet.evaluation import Comparison
+    from eenet.records import ExitRecords
 
 _ALL = "all"
 
@@ -86,7 +87,7 @@ def compare(
     from eenet.evaluation import compare as run
 
     records, in_files, counts = read_members(predictions, prefix)
-    names = _methods(methods, pooled=bool(records.pooled))
+    names = _methods(methods, records)
     against = _known(reference, names, "--reference") if reference else names[0]
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     fresh = read_members(held_out, held_out_prefix)[0] if held_out else None
@@ -112,14 +113,26 @@ def compare(
         console.print(f"{written} are in {out}", soft_wrap=True)
 
 
-def _methods(text: str, *, pooled: bool) -> list[str]:
+def _methods(text: str, records: ExitRecords) -> list[str]:
+    import numpy as np
+
     from eenet.scheduler import SCHEDULERS
+    from eenet.tasks import VOTES
 
     if text == _ALL:
-        left_out = [name for name in SCHEDULERS if pooled and SCHEDULERS[name]().whole_samples]
-        if left_out:
-            show_warning(f"left out, since they cannot read evidence pooled over pixels: {', '.join(left_out)}")
-        return [name for name in SCHEDULERS if name not in left_out]
+        pooled = bool(records.pooled)
+        unknown = [np.isnan(records.pooled[name][:-1]).any() for name in VOTES if name in records.pooled]
+        made = {name: make() for name, make in SCHEDULERS.items()}
+        parts = [name for name in made if pooled and made[name].whole_samples]
+        votes = [name for name in made if any(unknown) and name not in parts and made[name]._score_class.uses_history]
+        if parts:
+            show_warning(f"left out, since they cannot read evidence pooled over pixels: {', '.join(parts)}")
+        if votes:
+            show_warning(
+                f"left out, since on how many pixels exits agree is not known for records that were joined or cut: "
+                f"{', '.join(votes)}; give one file of eenet collect, of the cascade or the model with these exits"
+            )
+        return [name for name in made if name not in (*parts, *votes)]
     names = [_known(word.strip(), list(SCHEDULERS), "--methods") for word in text.split(",")]
     if len(set(names)) < len(names):
         raise InvalidInputError(f"--methods {text} names a method twice; give each once")

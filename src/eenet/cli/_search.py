@@ -37,7 +37,13 @@ def search(
         int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
     ] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
-    method: Annotated[str, typer.Option(help="Of all systems that have a choice, as for eenet fit.")] = "stopping",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Of all systems that have a choice, as for eenet fit.",
+            show_default="stopping; max_prob for cascades where each pixel has a class",
+        ),
+    ] = None,
     max_members: Annotated[
         int, typer.Option("--max-members", min=1, help="The most networks of a cascade; 1 for no cascades.")
     ] = 3,
@@ -78,7 +84,7 @@ def search(
         raise InvalidInputError("--budget and --budgets were given; give one of them")
     if out is not None and budget is None:
         raise InvalidInputError("--out saves the scheduler of one budget; give --budget too, such as --budget 60%")
-    scheduler = scheduler_of(method, seed)
+    scheduler = None if method is None else scheduler_of(method, seed)
     candidates, in_files = read_candidates(predictions, prefix)
     of_each = each_costs(costs, unit, batch_size, in_files, [records.num_exits for records in candidates.values()])
     named = dict(zip(candidates, of_each, strict=True))

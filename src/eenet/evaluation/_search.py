@@ -12,7 +12,7 @@ from eenet.errors import InvalidInputError
 from eenet.evaluation._search_result import SearchResult, budget_of
 from eenet.evaluation._systems import Judge, Member, PlainCosts, labeled
 from eenet.records import ExitRecords
-from eenet.scheduler import OptimalStopping, Scheduler
+from eenet.scheduler import MaxProbability, OptimalStopping, Scheduler
 
 _GRID, _SHOWN = 9, 8
 _FOLDS, _FEWEST = 3, 30
@@ -50,7 +50,9 @@ def search(
         Mean costs per sample; "60%" is of the most accurate candidate by itself. By default eight, from the cheapest
         exit to the most expensive candidate.
     scheduler : Scheduler, optional
-        The method of all systems that have a choice; by default `OptimalStopping()`.
+        The method of all systems that have a choice; by default `OptimalStopping()`. For cascades where each pixel has
+        a class it must not count on how many pixels exits agree, which their records do not say: by default
+        `MaxProbability()`.
     max_members : int
         The most members of a cascade; 1 for none.
     unit : str, optional
@@ -105,10 +107,13 @@ def search(
             raise InvalidInputError(f"budgets are {budgets!r}, expected a list such as ['40%', '60%']")
         asked = [budget_of(budget, scale, list(members.values())) for budget in budgets]
     asked = sorted(set(asked))
+    if scheduler is None:
+        joined = max_members > 1 and len(members) > 1
+        scheduler = MaxProbability() if joined and whole.records.pooled else OptimalStopping(seed=seed)
     with by_itself("trying systems", given=progress) as show:
         judge = Judge(
             members,
-            scheduler if scheduler is not None else OptimalStopping(seed=seed),
+            scheduler,
             sorted({*asked, *grid}),
             max_members=max_members,
             folds=_FOLDS,

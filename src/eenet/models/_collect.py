@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet._progress import by_itself, count_of
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
 from eenet.records import ExitRecords, warn_of_missing_classes
@@ -37,7 +38,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     -------
     ExitRecords
         What the K exits said of the N samples of all batches, and the labels where the batches have them. Where the
-        labels lack classes of the network that are not missing by chance, there is a `ReliabilityWarning`.
+        labels lack classes of the network that are not missing by chance, there is a `ReliabilityWarning`. Images
+        without any labeled pixel are left out, with a `ReliabilityWarning` that counts them.
 
     Raises
     ------
@@ -149,7 +151,22 @@ class ImageRecords:
             return ExitRecords.from_evidence(self._batches)
         counts = np.concatenate(self._counts, axis=1)
         utility = np.stack([self._task.utility_of(of_exit) for of_exit in counts])
-        return ExitRecords.from_evidence(self._batches, utility=utility, pixel_counts=counts)
+        labeled = ~np.isnan(utility[0])
+        if not labeled.any():
+            raise InvalidInputError(
+                f"none of the {len(labeled)} images has a labeled pixel: all are ignore_index={self._task.ignore_index}"
+                "; give label maps of classes, or no labels"
+            )
+        records = ExitRecords.from_evidence(self._batches, utility=np.nan_to_num(utility), pixel_counts=counts)
+        if labeled.all():
+            return records
+        warnings.warn(
+            f"{(~labeled).sum()} of {len(labeled)} images have no labeled pixel, so nothing is known of their answers: "
+            "they are left out",
+            ReliabilityWarning,
+            stacklevel=4,
+        )
+        return records.subset(labeled)
 
 
 def _require_batches(batches: int, labeled: int) -> None:

@@ -24,7 +24,7 @@ from eenet.records._checks import (
     require_distributions,
     require_most_probable,
 )
-from eenet.tasks import POOLED, Evidence, softmax
+from eenet.tasks import POOLED, VOTES, Evidence, softmax
 
 _SCHEMA = 1
 _POOLED = "pooled."
@@ -48,7 +48,7 @@ class ExitRecords:
         What stopping at each exit is worth, in [0, 1]. By default, where there are labels, 1 for a right prediction.
     pooled : mapping of str to array_like of shape (K, N), optional
         For samples with many predictions each, such as images with a class per pixel: means over the parts of a sample,
-        by the names in `eenet.tasks.POOLED`.
+        by the names in `eenet.tasks.POOLED`; NaN for those in `eenet.tasks.VOTES` at exits where they are not known.
     pixel_counts : array_like of shape (K, N, C, 3), optional
         The pixels of each class that are right, predicted and labeled.
 
@@ -215,6 +215,9 @@ class ExitRecords:
         The exits of each member count one by one, so that a multi-exit network of three exits before a plain network
         makes four. No model is run: predictions of any framework will do. `ExitCosts.cascade` has the costs.
 
+        Where each pixel has a class, on how many pixels a member agrees with those before it is not known: schedulers
+        that count agreement need `eenet.collect` of the cascade.
+
         Parameters
         ----------
         members : sequence of ExitRecords, or mapping of str to them
@@ -253,7 +256,8 @@ class ExitRecords:
         records.predictions = joined([member.predictions for member in members])
         records.labels = labels
         records.utility = None if utility is None else joined(utility)
-        records.pooled = {name: joined([member.pooled[name] for member in members]) for name in members[0].pooled}
+        pooled = {name: joined([member.pooled[name] for member in members]) for name in members[0].pooled}
+        records.pooled = _with_votes(pooled, members[0].num_exits)
         counts = [member.pixel_counts for member in members]
         records.pixel_counts = None if counts[0] is None else joined(counts)
         return records
@@ -361,9 +365,14 @@ class ExitRecords:
         return self._each(lambda values: values[:exits], self.labels)
 
     def keep_exits(self, exits: Sequence[int]) -> ExitRecords:
-        """The records of these exits only, by their numbers from 0, of all samples; for `MultiExitModel.keep_exits`."""
+        """The records of these exits only, by their numbers from 0, of all samples; for `MultiExitModel.keep_exits`.
+
+        Where each pixel has a class, on how many pixels an exit agrees with those before it is not known once one of
+        them is left out: schedulers that count agreement need `eenet.collect` of the model with these exits.
+        """
         chosen = kept_numbers(exits, self.num_exits, fewest=1)
         records = self._each(lambda values: values[chosen], self.labels)
+        records.pooled = _with_votes(records.pooled, sum(k == own for k, own in enumerate(chosen)))
         records.network = None  # the digest is of the network with all exits
         return records
 
@@ -428,6 +437,18 @@ class ExitRecords:
             raise FileFormatError(f"{str(path)!r} holds no valid records: {error}; save them again") from error
         records.network = str(header["network"]) if "network" in header else None
         return records
+
+
+def _with_votes(pooled: dict[str, NDArray[np.float64]], known: int) -> dict[str, NDArray[np.float64]]:
+    """Pooled quantities (K, N) in which agreement with the exits before is known of the first `known` exits alone."""
+    pooled = dict(pooled)
+    for name in pooled.keys() & set(VOTES):
+        values = pooled[name].copy()
+        values[known:] = np.nan
+        if not known:
+            values[0] = 1.0  # whatever was before it is left out: it agrees with itself
+        pooled[name] = values
+    return pooled
 
 
 def require_records(records: ExitRecords) -> None:

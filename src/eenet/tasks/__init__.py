@@ -13,8 +13,10 @@ from typing import Any
 from eenet.errors import InvalidInputError
 from eenet.tasks._evidence import LOG_ODDS_LIMIT as LOG_ODDS_LIMIT
 from eenet.tasks._evidence import POOLED as POOLED
+from eenet.tasks._evidence import VOTES as VOTES
 from eenet.tasks._evidence import Classification, Evidence, Task
 from eenet.tasks._evidence import softmax as softmax
+from eenet.tasks._segmentation import UTILITIES as UTILITIES
 from eenet.tasks._segmentation import Segmentation, mean_iou
 
 __all__ = ["Classification", "Evidence", "Segmentation", "Task", "mean_iou"]

@@ -16,9 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._values import equal, hash_of
+from eenet.errors import InvalidInputError
 
 POOLED = ("max_probability", "log_odds", "entropy", "vote_share", "streak")
 """The quantities that are means over the parts of a sample, where it has parts, such as the pixels of an image."""
+
+VOTES = ("vote_share", "streak")
+"""Those that depend on the exits before: NaN where exits were joined or left out, since then they are not known."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -160,16 +164,17 @@ class Evidence:
         """Evidence of samples that hold many predictions, such as images: all quantities are means over those.
 
         `probabilities` (n, C) and each of `quantities`, by the name it has here, (n, ...). They are kept in place of
-        what would be computed from the probabilities.
+        what would be computed from the probabilities. Of `VOTES`, what is not given, or is NaN, cannot be read.
         """
         evidence = cls(probabilities, probabilities.argmax(axis=-1))
         evidence.is_pooled = True
         for name, values in quantities.items():
             if not evidence.finite.all() and values.dtype.kind == "f":
                 values = np.where(evidence.finite, values, 0.0)
-            evidence.__dict__[name] = values
+            if name not in VOTES or not np.isnan(values).any():
+                evidence.__dict__[name] = values
         # Of parts, the share of exits that vote as this one does is what is pooled as the vote share.
-        if "vote_share" in quantities:
+        if "vote_share" in evidence.__dict__:
             evidence.__dict__["agreement"] = evidence.__dict__["vote_share"]
         return evidence
 
@@ -283,9 +288,19 @@ class Evidence:
         nats /= -math.log(self.probabilities.shape[1])
         return np.minimum(np.maximum(nats, 0.0, out=nats), 1.0, out=nats)
 
+    def _require_votes(self) -> None:
+        if self.is_pooled:
+            raise InvalidInputError(
+                "on how many parts of a sample, such as pixels, the exits agree is not known for records that "
+                "ExitRecords.cascade joined or keep_exits cut; collect those of the cascade, or of the model with the "
+                "exits that are kept, by eenet.collect, or choose a scheduler that does not count agreement: "
+                "MaxProbability, Entropy or SearchedThresholds (max_prob, entropy, searched)"
+            )
+
     @_Once
     def vote_share(self) -> Floats:
         """The largest share of the exits so far that predict one class, (n,)."""
+        self._require_votes()
         if len(self.finite) == 1:
             of_one = [evidence.predictions.item() for evidence in (*self._earlier, self)]
             return np.array([max(map(of_one.count, of_one)) / len(of_one)])
@@ -302,6 +317,7 @@ class Evidence:
     @_Once
     def agreement(self) -> Floats:
         """The share of the exits so far, this one included, that predict what this one predicts, (n,)."""
+        self._require_votes()
         agreeing = np.ones(len(self))
         for earlier in self._earlier:
             agreeing += earlier.predictions == self.predictions
@@ -311,6 +327,7 @@ class Evidence:
     @_Once
     def streak(self) -> Ints | Floats:
         """For how many exits in a row, this one included, the prediction has been the same, (n,)."""
+        self._require_votes()
         if len(self.finite) == 1:
             predicted, of_one = self.predictions.item(), 1
             for evidence in reversed(self._earlier):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from eenet.errors import InvalidInputError
 from eenet.tasks._evidence import LOG_ODDS_LIMIT, Array, Evidence, softmax
 
+UTILITIES = ("pixel_accuracy", "mean_iou")
 _TINY = float(np.exp(-LOG_ODDS_LIMIT))
 
 
@@ -53,7 +54,7 @@ class Segmentation:
     def __post_init__(self) -> None:
         if self.stride < 1:
             raise InvalidInputError(f"stride is {self.stride}, expected 1 or more")
-        if self.utility not in ("pixel_accuracy", "mean_iou"):
+        if self.utility not in UTILITIES:
             raise InvalidInputError(f"utility is {self.utility!r}, expected 'pixel_accuracy' or 'mean_iou'")
 
     def shown(self, logits: Array) -> Array:
@@ -97,8 +98,8 @@ class Segmentation:
     def pixel_counts(self, predictions: NDArray[Any], labels: NDArray[Any], classes: int) -> NDArray[np.int64]:
         """For each image and class the pixels that are right, predicted and labeled: (N, C, 3).
 
-        `predictions` and `labels` are (N, H, W) class numbers. Raises `InvalidInputError` for a label outside the
-        classes that is not `ignore_index`.
+        `predictions` and `labels` are (N, H, W) class numbers. Raises `InvalidInputError` for a prediction outside the
+        classes, and for a label there that is not `ignore_index`.
         """
         if predictions.shape != labels.shape:
             raise InvalidInputError(
@@ -110,6 +111,12 @@ class Segmentation:
             raise InvalidInputError(
                 f"a pixel is labeled {labels[bad][0]}, expected 0 to {classes - 1} or ignore_index={self.ignore_index}"
                 "; classes count from 0"
+            )
+        wrong = (predictions < 0) | (predictions >= classes)
+        if wrong.any():
+            raise InvalidInputError(
+                f"a pixel is predicted as {predictions[wrong][0]}, expected 0 to {classes - 1}; of an image that is "
+                "handed back give the classes that were predicted, and set its counts to 0"
             )
         image = np.broadcast_to(np.arange(len(labels))[:, None, None], labels.shape)[counted]
         truth, said = labels[counted].astype(np.intp), predictions[counted].astype(np.intp)
@@ -124,15 +131,19 @@ class Segmentation:
         )
 
     def utility_of(self, pixel_counts: NDArray[np.int64]) -> NDArray[np.float32]:
-        """What each image's answer is worth, (N,) in [0, 1], from its pixel counts (N, C, 3)."""
+        """What each image's answer is worth, (N,) in [0, 1], from its pixel counts (N, C, 3).
+
+        NaN where no pixel is labeled: nothing is known of that image.
+        """
         right, said, truth = np.moveaxis(pixel_counts, 2, 0)
-        if self.utility == "pixel_accuracy":
-            accuracy: NDArray[np.float64] = right.sum(axis=1) / np.maximum(truth.sum(axis=1), 1)
-            return accuracy.astype(np.float32)
-        present = truth > 0
-        iou = right / np.maximum(said + truth - right, 1)
-        mean: NDArray[np.float64] = (iou * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
-        return mean.astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            if self.utility == "pixel_accuracy":
+                worth: NDArray[np.float64] = right.sum(axis=1) / truth.sum(axis=1)
+            else:
+                present = truth > 0
+                iou = right / np.maximum(said + truth - right, 1)
+                worth = (iou * present).sum(axis=1) / present.sum(axis=1)
+        return worth.astype(np.float32)
 
 
 def mean_iou(pixel_counts: NDArray[np.int64]) -> float:

@@ -66,7 +66,7 @@ class TrainingTask(Protocol):
         ...
 
     def utility(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """What each sample's output is worth, (N,) in [0, 1]."""
+        """What each sample's output is worth, (N,) in [0, 1]; NaN where its labels do not tell."""
         ...
 
     def divergence(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -173,10 +173,18 @@ class SegmentationTask:
         return exit_loss(self.task, logits, targets, self.label_smoothing)
 
     def utility(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The share of each image's labeled pixels that are right."""
-        counted = (targets != self.task.ignore_index).flatten(1)
-        right = (logits.argmax(dim=1) == targets).flatten(1) & counted
-        return right.sum(1).float() / counted.sum(1).clamp(min=1).float()
+        """What each image's answer is worth to the task; NaN where no pixel is labeled."""
+        n, classes = logits.shape[:2]
+        counted = targets != self.task.ignore_index
+        image = torch.arange(n, device=targets.device)[:, None, None].expand_as(targets)[counted]
+        said, truth = logits.argmax(dim=1)[counted], targets[counted].long()
+        right = said == truth
+        # As `Segmentation.pixel_counts`, but on the device: label maps of every step would be too much to bring here.
+        counts = [
+            torch.bincount(where * classes + of, minlength=n * classes).reshape(n, classes)
+            for where, of in ((image[right], truth[right]), (image, said), (image, truth))
+        ]
+        return torch.from_numpy(self.task.utility_of(torch.stack(counts, dim=2).cpu().numpy())).to(logits.device)
 
     def divergence(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
         """KL at a temperature, the mean over all pixels, times the square of the temperature."""

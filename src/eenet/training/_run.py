@@ -267,7 +267,7 @@ class Run:
                 if self.average is not None:
                     self.average.update()
             with torch.no_grad():
-                utilities = torch.stack([self.task.utility(z, targets).mean() for z in logits])
+                utilities = torch.stack([self.task.utility(z, targets).nanmean() for z in logits])
             advance(trained.add(loss, losses, utilities, len(targets) * self.fabric.world_size))
         trained.seconds = time.perf_counter() - start
         if trained.batches != program.batches:
@@ -332,7 +332,7 @@ class Run:
                 learning_rate=trained.rate,
                 loss=float(trained.loss / trained.batches),
                 exit_losses=tuple((trained.losses / trained.batches).tolist()),
-                train_accuracies=tuple((trained.utilities / trained.batches).tolist()),
+                train_accuracies=tuple((trained.utilities / trained.judged).tolist()),
                 accuracies=accuracies,
                 mean=sum(accuracies) / len(accuracies),
                 budgets=judged.budgets,
@@ -407,16 +407,18 @@ class _Trained:
         self.loss = torch.zeros((), dtype=torch.float64)
         self.losses = torch.zeros(exits, dtype=torch.float64)
         self.utilities = torch.zeros(exits, dtype=torch.float64)
+        self.judged = torch.zeros(exits, dtype=torch.float64)
         self.batches = 0
         self.samples = 0
         self.rate = 0.0
         self.seconds = 0.0
 
     def add(self, loss: Tensor, losses: Tensor, utilities: Tensor, samples: int) -> list[float]:
-        """Count one batch; gives its utilities."""
+        """Count one batch; gives its utilities, NaN where no label tells any."""
         self.loss += loss.detach().cpu().double()
         self.losses += losses.cpu().double()
-        self.utilities += utilities.cpu().double()
+        self.utilities += utilities.cpu().double().nan_to_num()
+        self.judged += ~utilities.cpu().isnan()
         self.batches += 1
         self.samples += samples
         values: list[float] = utilities.tolist()

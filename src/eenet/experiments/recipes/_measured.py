@@ -20,7 +20,7 @@ from eenet.profiling import StageProfile
 from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveModel
 from eenet.scheduler import Scheduler
-from eenet.tasks import Segmentation
+from eenet.tasks import Segmentation, Task
 
 Floats = NDArray[np.float64]
 
@@ -122,23 +122,27 @@ def measure_policies(
     samples = {size: len(torch.cat([_logits(output) for output in outputs[size][0]])) for size in inputs}
     rows = []
     for n, key in enumerate(keys):
+        worth = _utility(model.task, outputs[batch_size][n], [labels for _, _, labels in inputs[batch_size]])
+        labeled = ~np.isnan(worth)
         row: dict[str, Any] = {
             "method": "plain" if key is None else key[0],
             "budget": None if key is None else key[1],
-            "accuracy": _accuracy(model, outputs[batch_size][n], [labels for _, _, labels in inputs[batch_size]]),
+            "accuracy": float(worth[labeled].mean()),
             "time": {str(size): _times(times[size][n], times[size][0], samples[size]) for size in inputs},
         }
         if key is not None:
             scheduler = policies[key]
             exits = {size: torch.cat([output.exits for output in outputs[size][n]]).numpy() for size in inputs}
-            replayed = scheduler.replay(test).exits
+            # The records are of the labeled samples alone.
+            replayed = np.full(len(labeled), -1)
+            replayed[labeled] = scheduler.replay(test).exits
             at = exits[batch_size]
             row |= {
                 "planned_cost": scheduler.planned_cost,
                 "calibration_cost": scheduler.calibration_cost,
                 "test_cost": float(scheduler.costs.values[at].mean()),
                 "exit_shares": (np.bincount(at, minlength=model.num_exits) / len(at)).tolist(),
-                "replay_differs": int(sum((taken != replayed[: len(taken)]).sum() for taken in exits.values())),
+                "replay_differs": sum(_differing(taken, replayed) for taken in exits.values()),
             }
             if key[0] != "exit":
                 row["limit"] = scheduler.budget
@@ -207,13 +211,20 @@ def _logits(output: Any) -> Tensor:
     return tensor
 
 
-def _accuracy(model: MultiExitModel, outputs: list[Any], labels: list[Any]) -> float:
-    """Of all samples, or of the pixels of each image that count, averaged over the images."""
-    scores = []
+def _differing(exits: NDArray[np.intp], replayed: NDArray[np.intp]) -> int:
+    """How many of the first samples exited elsewhere than replayed, where that is known: -1 is not."""
+    known = replayed[: len(exits)]
+    return int(((exits != known) & (known >= 0)).sum())
+
+
+def _utility(task: Task, outputs: list[Any], labels: list[Any]) -> Floats:
+    """What the answer for each sample is worth, (N,); NaN for an image without any labeled pixel."""
+    worth: list[NDArray[Any]] = []
     for output, target in zip(outputs, labels, strict=True):
-        right = (_logits(output).argmax(dim=1).cpu() == target).float().reshape(len(target), -1)
-        counted = torch.ones_like(right)
-        if isinstance(model.task, Segmentation):
-            counted = (target != model.task.ignore_index).float().flatten(1)
-        scores.append((right * counted).sum(dim=1) / counted.sum(dim=1).clamp(min=1))
-    return float(torch.cat(scores).mean())
+        logits = _logits(output)
+        said = logits.argmax(dim=1).cpu().numpy()
+        if isinstance(task, Segmentation):
+            worth.append(task.utility_of(task.pixel_counts(said, target.numpy(), logits.shape[1])))
+        else:
+            worth.append(said == target.numpy())
+    return np.concatenate(worth).astype(np.float64)
