@@ -71,6 +71,19 @@ def wrong(count: int) -> Array:
     return np.where(np.arange(160) < count, (LABELS + 1) % CLASSES, LABELS)
 
 
+def pixels() -> tuple[eenet.MultiExitModel, torch.Tensor, torch.Tensor]:
+    """A network with a class per pixel, inputs, and labels of which it has about 80 % right."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1)).eval()
+        x = torch.randn(40, 3, 6, 6)
+        task = eenet.tasks.Segmentation(stride=1, utility="mean_iou")
+        model = eenet.attach(network, ["1"], example=x[:2], task=task).eval()
+        with torch.inference_mode():
+            labels = torch.where(torch.rand(40, 6, 6) < 0.8, network(x).argmax(dim=1), 0)
+    return model, x, labels.clone()
+
+
 class TestFigures:
     def test_accuracies_exits_and_costs_are_those_of_a_replay(self, data: Any, early: Any) -> None:
         model, scheduler = early
@@ -155,6 +168,29 @@ class TestFigures:
         assert (result.rows[1].accuracy, result.rows[1].handed_back) == (0.5, 0.5)
         assert any("handed back" in note for note in result.notes)
 
+    def test_images_that_are_handed_back_count_as_in_a_replay(self) -> None:
+        model, x, labels = pixels()
+        records = eenet.collect(model, [(x, labels)])
+        scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2]), 1.5, abstain=0.3, fallback=False)
+        decisions = scheduler.replay(records)
+        assert decisions.utility is not None
+        assert 0 < decisions.handed_back < 0.5
+        first = np.argsort(~decisions.abstained, kind="stable")  # an image that is handed back is the first of a batch
+        for rows in (first, first[::-1].copy()):
+            result = run({"plain": model.backbone, "early": (model, scheduler)}, x[rows], labels[rows])
+            assert result.rows[1].handed_back == decisions.handed_back
+            assert result.rows[1].accuracy == pytest.approx(decisions.utility.mean())
+
+    def test_images_without_labels_do_not_count(self) -> None:
+        model, x, labels = pixels()
+        expected = run({"plain": model.backbone}, x[4:], labels[4:]).rows[0].accuracy
+        labels[:4] = 255
+        result = run({"plain": model.backbone}, x, labels)
+        assert result.rows[0].accuracy == pytest.approx(expected)
+        assert any(note.startswith("4 images have no labeled pixel") for note in result.notes)
+        with pytest.raises(eenet.EENetError, match="no image has a labeled pixel"):
+            run({"plain": model.backbone}, x[:8], np.full((8, 6, 6), 255))
+
 
 class TestSystems:
     def test_the_network_without_exits_is_added_before_a_system_with_exits(self, data: Any, early: Any) -> None:
@@ -202,7 +238,20 @@ print(result)
         assert [row.title for row in result.rows] == titles
         loaded = {f"on {n}": eenet.bundle.load(tmp_path / "a", threads=n) for n in (1, 2)}
         titles = [f"on {n}{row}" for n in (1, 2) for row in (", plain fp32", ", exits off", "")]
-        assert [row.title for row in run(loaded, case.arrays["x"]).rows] == titles
+        result = run(loaded, case.arrays["x"])
+        assert [row.title for row in result.rows] == titles
+        assert any("differ" in note and "on 1: 1; " in note and "on 2: 2)" in note for note in result.notes)
+
+    def test_what_does_not_take_the_threads_is_told(self, tmp_path: Path) -> None:
+        import_or_skip("onnxruntime")
+        import_or_skip("onnx")
+        case = small_convolutions()
+        case.export(tmp_path / "a")
+        both = {"net": case.model.backbone, "a": eenet.bundle.load(tmp_path / "a")}
+        told = [note for note in run(both, case.arrays["x"], threads=1).notes if note.startswith("Numbers of threads")]
+        assert [note.partition("(")[2].startswith("net: 1; a, plain fp32: its own choice") for note in told] == [True]
+        for alike in ({**both, "a": str(tmp_path / "a")}, {**both, "a": eenet.bundle.load(tmp_path / "a", threads=1)}):
+            assert not any("threads" in note for note in run(alike, case.arrays["x"], threads=1).notes)
 
     def test_an_onnx_file(self, tmp_path: Path) -> None:
         import_or_skip("onnxruntime")
@@ -292,7 +341,12 @@ class TestVerdict:
         assert "no early exit is faster than plain" in said
 
     def test_without_labels_agreement_decides(self) -> None:
-        assert self.verdict(Work(10, LABELS, exits=True), labels=None).startswith("Worth it at batch 8")
+        said = self.verdict(Work(10, LABELS, exits=True), labels=None)
+        assert said.startswith("Worth it at batch 8")
+        assert "160 samples cannot rule out a larger loss than 1 point: give more to be certain." in said
+        systems = {"plain": Work(100, LABELS), "early": Work(10, LABELS, exits=True)}
+        many = run(systems, np.tile(NUMBERED, (2, 1)), seconds=0.1)
+        assert "cannot rule out" not in many.verdict
         said = self.verdict(Work(10, wrong(40), exits=True), labels=None)
         assert said.startswith("Without labels it cannot be said")
         assert "another answer on 25.0% of the samples" in said

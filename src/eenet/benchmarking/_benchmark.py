@@ -64,7 +64,8 @@ def benchmark(
     seconds
         About how long each batch size is timed.
     threads
-        How many threads PyTorch, and what is loaded from a path, may use; by default their own choice.
+        How many threads PyTorch, and what is loaded from a path, may use; by default their own choice. A bundle that is
+        loaded already keeps its number, and a note says where numbers differ.
     max_accuracy_drop
         The loss of accuracy, against the first system, at which a faster system is still called worth it.
     untrained
@@ -129,7 +130,7 @@ def benchmark(
                     made,
                     answers.difference,
                     max_accuracy_drop,
-                    len(samples),
+                    len(samples) if answers.utility is None else answers.utility.shape[1],
                     trained=answers.trained,
                     by_cpu=by_cpu,
                     unsure=unsure,
@@ -356,6 +357,26 @@ def _of_other_runtimes(entries: list[System]) -> list[str]:
     return notes
 
 
+def _of_threads(entries: list[System], threads: int | None) -> list[str]:
+    """Where systems run with different numbers of threads, as far as that is known."""
+    numbers: dict[str, int | None] = {}
+    for one in entries:
+        backend: Any = getattr(one.origin, "backend", None)
+        if hasattr(backend, "threads"):  # what was loaded keeps its number; PyTorch has one for the whole process
+            numbers[one.title] = backend.threads
+        elif one.module is not None or isinstance(one.call, OnnxFile):
+            numbers[one.title] = threads
+    if len(set(numbers.values())) > 1:
+        each = "; ".join(f"{title}: {number or 'its own choice'}" for title, number in numbers.items())
+        return [
+            f"Numbers of threads differ, and a part of the difference of times may be theirs ({each}). Give threads=1, "
+            "and bundles by their folders, or loaded with threads=1."
+        ]
+    if threads is None and len({one.module is None for one in entries}) > 1:
+        return ["Each system chose its own number of threads; threads=1 makes them comparable."]
+    return []
+
+
 def _few(rows: list[BenchmarkRow]) -> list[str]:
     """What is to be said where there were too few calls for percentiles and errors."""
     calls = rows[0].calls
@@ -373,8 +394,7 @@ def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: f
         f"{seconds:g} s for each batch size after {WARM_UP} calls of warm-up; the spread is the middle half of the "
         "times of one batch over their median. Times per sample are of medians for each batch; ± is one standard error."
     ]
-    if threads is None and len({one.module is None for one in entries}) > 1:
-        notes.append("Each system chose its own number of threads; threads=1 makes them comparable.")
+    notes += _of_threads(entries, threads)
     for system in entries:
         fallback = getattr(system.scheduler, "fallback", None)
         if fallback is not None:
@@ -392,6 +412,9 @@ def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: f
     untrained = [one.title for one in entries if one.untrained]
     if untrained:
         notes.append(f"Random weights, so only times count: {', '.join(untrained)}.")
+    if answers.utility is not None and answers.utility.shape[1] < answers.agreement.shape[1]:
+        missing = answers.agreement.shape[1] - answers.utility.shape[1]
+        notes.append(f"{missing} images have no labeled pixel and do not count in the accuracy.")
     if answers.handed.any():
         notes.append("A sample that is handed back (abstention) counts as not right in the accuracy.")
     return notes

@@ -28,8 +28,9 @@ _ENOUGH = 60  # turns
 class Answers:
     """What each of S systems said of N samples.
 
-    `utility` (S, N) is what an answer is worth, 1 for right; None without labels. `agreement` (S, N) with the first
-    system. `exits[s]` (N,) where the system has exits; `handed` (S,) the share that was handed back.
+    `utility` (S, L) is what an answer is worth, 1 for right, of the L samples with labels: of images those with a
+    labeled pixel; None without labels. `agreement` (S, N) with the first system. `exits[s]` (N,) where the system has
+    exits; `handed` (S,) the share that was handed back.
     """
 
     utility: Floats | None
@@ -73,15 +74,22 @@ def answers_of(entries: list[System], samples: Samples, size: int, report: Progr
                     f"{shape}; compare systems of the same classes"
                 )
             said.append(logits.argmax(axis=1))
+            if utility is not None and samples.labels is not None:
+                utility[n, rows] = _utility(task, said[n], samples.labels[rows], shape)
             if back is not None:
-                said[-1][back.astype(np.bool_)] = -1
-                handed[n] += back.sum()
+                none = back.astype(np.bool_)
+                said[n][none] = -1
+                handed[n] += none.sum()
+                if utility is not None:
+                    utility[n, rows] *= ~none  # NaN, where no pixel is labeled, stays
             if left is not None:
                 exits[n].append(left)
             agreement[n, rows] = (said[n] == said[0]).reshape(len(logits), -1).mean(axis=1)
-            if utility is not None and samples.labels is not None:
-                utility[n, rows] = _utility(task, said[n], samples.labels[rows], shape)
         report("answering all samples", rows.stop / count)
+    if utility is not None:
+        utility = utility[:, ~np.isnan(utility[0])]
+        if not utility.size:
+            raise InvalidInputError("no image has a labeled pixel; give label maps of classes, or no labels")
     joined = [np.concatenate(parts) if parts else None for parts in exits]
     return Answers(utility, agreement, joined, handed / count, [not one.untrained for one in entries])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import hypot
+from math import hypot, sqrt
 
 from eenet.benchmarking._results import BenchmarkRow, with_error
 
@@ -78,7 +78,7 @@ def _judged(
         times = "; ".join(f"{rows[n].title} is {_times(rows[n], first)}" for n in early)
         return f"Nothing can be said of accuracies {at}: {who} random weights (untrained=). Of times: {times}."
     if first.accuracy is None:
-        return _by_agreement(rows, early, others, max_drop, at)
+        return _by_agreement(rows, early, others, max_drop, samples, at)
 
     def lost(n: int) -> float:
         return -(rows[n].difference or 0.0)
@@ -108,8 +108,7 @@ def _judged(
             f"and {_points(*gain)} better than that."
         )
     text = f"Worth it {at}: {told}."
-    if max(_ERRORS * (rows[best].difference_error or 0.0), _RULE_OF_THREE / samples) > max_drop:
-        text += f" {samples} samples cannot rule out a larger loss than {_amount(max_drop)}: give more to be certain."
+    text += _unless_few(_ERRORS * (rows[best].difference_error or 0.0), samples, max_drop)
     return text + "".join(_alternative(rows, n, early, difference) for n in others if rows[n].speed >= _FASTER)
 
 
@@ -165,7 +164,7 @@ def _alternative(rows: Sequence[BenchmarkRow], n: int, early: Sequence[int], dif
 
 
 def _by_agreement(
-    rows: Sequence[BenchmarkRow], early: Sequence[int], others: Sequence[int], max_drop: float, at: str
+    rows: Sequence[BenchmarkRow], early: Sequence[int], others: Sequence[int], max_drop: float, samples: int, at: str
 ) -> str:
     """Without labels: an answer that agrees with the reference's is as right as that."""
     first = rows[0]
@@ -181,8 +180,17 @@ def _by_agreement(
     if row.speed < _FASTER or row.speed - _ERRORS * row.speed_error <= 1:
         return f"Not worth it {at}: {said}.{instead}"
     if differs <= max_drop:
-        return f"Worth it {at}: {said}, so it cannot lose more than that.{instead}"
+        text = f"Worth it {at}: {said}, so it loses no more than that on them."
+        most = differs + _ERRORS * sqrt(differs * (1 - differs) / samples)
+        return text + _unless_few(most, samples, max_drop) + instead
     return f"Without labels it cannot be said whether early exit is worth it {at}: {said}.{instead}"
+
+
+def _unless_few(loss: float, samples: int, max_drop: float) -> str:
+    """What to add where so many samples do not exclude a larger loss; `loss` is what chance may hide."""
+    if max(loss, _RULE_OF_THREE / samples) <= max_drop:
+        return ""
+    return f" {samples} samples cannot rule out a larger loss than {_amount(max_drop)}: give more to be certain."
 
 
 def _beats(row: BenchmarkRow, other: BenchmarkRow) -> bool:
