@@ -24,9 +24,9 @@ def plain(seed: int, samples: int = 60, labeled: bool = True, classes: int = 4) 
     return ExitRecords.from_logits(rng.normal(size=(samples, classes)), labels if labeled else None)
 
 
-def maps(labels: Any, seed: int = 0) -> ExitRecords:
+def maps(labels: Any, seed: int = 0, utility: str = "pixel_accuracy") -> ExitRecords:
     """Records of one exit of a network with a class per pixel."""
-    task = Segmentation(stride=1)
+    task = Segmentation(stride=1, utility=utility)
     logits = np.random.default_rng(seed).normal(size=(len(labels), 3, 4, 4)).astype(np.float32)
     counts = task.pixel_counts(logits.argmax(axis=1), labels, 3)
     evidence = task.evidence(logits, [])
@@ -113,11 +113,45 @@ def test_images_with_a_class_per_pixel_are_a_cascade_too(tmp_path: Any) -> None:
     assert ExitRecords.load(tmp_path / "records.safetensors") == records
 
 
-def test_a_member_that_knows_what_its_answers_are_worth_needs_company() -> None:
-    worth = ExitRecords(plain(0).probabilities, plain(0).predictions, utility=np.full((1, 60), 0.5))
+def worth(seed: int, right: float, **labels: Any) -> ExitRecords:
+    """Records whose right answers are worth less than 1."""
+    one = plain(seed)
+    utility = np.where(one.predictions == one.labels, right, 0.0)
+    return ExitRecords(one.probabilities, one.predictions, utility=utility, **labels)
+
+
+def test_utilities_of_other_meanings_are_not_joined() -> None:
     with pytest.raises(InvalidInputError, match=r"member 1 has no labels, others have"):
-        ExitRecords.cascade([worth, plain(1, labeled=False)])
-    assert ExitRecords.cascade([worth, plain(1)]).accuracies[0] == 0.5
+        ExitRecords.cascade([worth(0, 0.5), plain(1, labeled=False)])
+    labels = plain(0).labels
+    message = r"member 1 has answers that are worth 1 where they are the label and 0 elsewhere, member 0 has a utility"
+    for member in (worth(0, 0.5, labels=labels), worth(0, 0.5)):
+        with pytest.raises(InvalidInputError, match=message):
+            ExitRecords.cascade([member, plain(0)])
+    with pytest.raises(InvalidInputError, match=message):
+        ExitRecords.cascade([worth(0, 0.5, labels=labels), plain(1, labeled=False)])
+    with pytest.raises(InvalidInputError, match=r"candidate 'b' has answers .* candidate 'a' has a utility of its own"):
+        eenet.search({"a": worth(0, 0.5, labels=labels), "b": plain(1, labeled=False)}, {"a": 1.0, "b": 2.0})
+
+
+def test_utilities_of_one_meaning_are_joined_and_kept() -> None:
+    labels = plain(0).labels
+    members = [worth(seed, 0.5, labels=labels) for seed in (0, 1)]
+    joined = ExitRecords.cascade(members)
+    assert joined.accuracies.tolist() == [member.accuracies[0] for member in members]
+    for row in range(60):  # of one sample a utility may be either by chance
+        rows = np.array([row])
+        part = ExitRecords.cascade([member.subset(rows) for member in members])
+        np.testing.assert_array_equal(part.require_utility(), joined.subset(rows).require_utility())
+
+
+def test_images_that_are_worth_other_things_are_not_joined() -> None:
+    labels = np.arange(96).reshape(6, 4, 4) % 3
+    message = r"member 1 has images that are worth mean_iou, member 0 pixel_accuracy; collect all with one task"
+    with pytest.raises(InvalidInputError, match=message):
+        ExitRecords.cascade([maps(labels), maps(labels, 1, "mean_iou")])
+    joined = ExitRecords.cascade([maps(labels, 0, "mean_iou"), maps(labels, 1, "mean_iou")])
+    assert joined.accuracies.tolist() == [maps(labels, seed, "mean_iou").accuracies[0] for seed in (0, 1)]
 
 
 class TestCosts:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.errors import InvalidInputError
+from eenet.tasks import UTILITIES, Segmentation
 
 
 class Records(Protocol):
@@ -100,9 +101,10 @@ def _task_of(records: Records) -> str:
 def labels_and_utility(
     members: Sequence[Records],
 ) -> tuple[NDArray[np.intp] | None, list[NDArray[np.float32]] | None]:
-    """The labels of a cascade, and what each member's answers are worth; raises where labels differ or some lack them.
+    """The labels of a cascade, and what each member's answers are worth.
 
-    Labels in one member are enough: the others' predictions are compared with them.
+    Labels in one member are enough: the others' predictions are compared with them. Raises `InvalidInputError` where
+    labels differ or some members lack them, and where utilities do not mean the same.
     """
     labels: NDArray[np.intp] | None = None
     for number, member in enumerate(members):
@@ -110,6 +112,10 @@ def labels_and_utility(
             labels, labeled = member.labels, number
         elif member.labels is not None:
             _require_same_labels(labels, member.labels, labeled, number)
+    if labels is not None:
+        _require_same_meaning(members, labels)
+    elif all(member.pixel_counts is not None and member.utility is not None for member in members):
+        _require_same_utility_of_pixels(members)
     known = []
     for member in members:
         if member.utility is not None:
@@ -123,3 +129,52 @@ def labels_and_utility(
             "give its records labels, or make all without"
         )
     return labels, known or None
+
+
+def _require_same_meaning(members: Sequence[Records], labels: NDArray[np.intp]) -> None:
+    """Raise where one member's utility is 1 for the label and 0 for others, and that of another is not.
+
+    A utility that is there may be either by chance: then one answer to one sample must not be worth two things.
+    """
+    right = [member.predictions == labels for member in members]
+    given = [member.utility for member in members]
+    own = [number for number, utility in enumerate(given) if utility is not None and (utility != right[number]).any()]
+    for number, utility in enumerate(given):
+        if not own or number in own:
+            continue
+        other = own[0]
+        pairs = [(k, j) for k in range(len(right[number])) for j in range(len(right[other]))]
+        mine, theirs = members[number].predictions, members[other].predictions
+        worth = given[other]
+        assert worth is not None
+        if utility is None or any(((mine[k] == theirs[j]) & (utility[k] != worth[j])).any() for k, j in pairs):
+            raise InvalidInputError(
+                f"member {number} has answers that are worth 1 where they are the label and 0 elsewhere, member "
+                f"{other} has a utility of its own; give utility= of one meaning when making the records of all"
+            )
+
+
+def _require_same_utility_of_pixels(members: Sequence[Records]) -> None:
+    """Raise where images are worth their pixel accuracy to one member, and to another their mean IoU, or neither."""
+    common = _utilities_of(members[0])
+    for number, member in enumerate(members):
+        names = _utilities_of(member)
+        if names != common and not names & common:
+            one, other = (" or ".join(sorted(n)) or "a utility of their own" for n in (names, common))
+            raise InvalidInputError(
+                f"member {number} has images that are worth {one}, member 0 {other}; collect all with one task, such "
+                "as Segmentation(utility='mean_iou')"
+            )
+        common = names & common
+
+
+def _utilities_of(member: Records) -> set[str]:
+    """The utilities of `Segmentation` that a member's may be, by its pixel counts."""
+    assert member.utility is not None
+    assert member.pixel_counts is not None
+    worth = {name: Segmentation(utility=name).utility_of for name in UTILITIES}
+    return {
+        name
+        for name, of in worth.items()
+        if np.allclose(np.nan_to_num([of(counts) for counts in member.pixel_counts]), member.utility, atol=1e-6)
+    }

@@ -23,9 +23,10 @@ BEGIN, END = "<!-- written by tests/support/structure.py -->", "<!-- end -->"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
-    ("_extras", "_files", "_pretrained", "_values", "_cascades"),
+    ("_extras", "_files", "_pretrained", "_values"),
     ("_needs_torch", "_compat", "_timing", "_progress"),
     ("tasks", "preprocessing"),
+    ("_cascades",),
     ("records", "costs"),
     ("scheduler",),
     ("control", "testing"),
