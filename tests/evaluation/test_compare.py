@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from eenet.cli import app
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation import Comparison, compare
 from eenet.records import ExitRecords
-from eenet.scheduler import SCHEDULERS, Scheduler
+from eenet.scheduler import SCHEDULERS, Scheduler, TemperatureScaled
 from eenet.tasks import Evidence, Segmentation
 from eenet.testing import toy_costs, toy_records
 
@@ -118,6 +119,24 @@ def test_a_changed_input_is_refused_by_name_or_begins_again(tmp_path: Path) -> N
     fresh = toy_records(50, seed=2)
     with pytest.raises(InvalidInputError, match="of other held_out and fraction;"):
         compare(toy_records(100), COSTS, ["max_prob"], BUDGETS, out=tmp_path, held_out=fresh, fraction=0.5)
+
+
+def test_another_scheduler_of_the_same_name_is_computed_again(tmp_path: Path) -> None:
+    def run(made: Callable[[], Scheduler], out: Path | None = tmp_path) -> Comparison:
+        return compare(toy_records(200), COSTS, {"mine": made}, BUDGETS, resplits=2, out=out)
+
+    run(MaxProbability)
+    scores = [
+        TemperatureScaled().fit(toy_records(300, seed=n), COSTS, 2.0, fallback=False).policy.score for n in (0, 1)
+    ]
+    for made in (partial(Static, 0), partial(Static, 1), *(partial(Scheduler, score) for score in scores)):
+        with pytest.warns(
+            ReliabilityWarning, match=r"results of 'mine' that are not used: it was .*, now it is "
+        ) as said:
+            found = run(made)
+        assert len(said) == 1
+        assert timeless(found) == timeless(run(made, None))
+        assert run(made).to_dict() == found.to_dict()  # kept, and not said again
 
 
 def test_restarting_discards_what_was_kept(tmp_path: Path) -> None:
@@ -294,13 +313,14 @@ def test_a_comparison_that_is_stopped_leaves_whole_files(predictions: Path, tmp_
 def test_all_methods_on_pooled_evidence_are_those_that_can_read_it_and_the_rest_are_named(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=(40, 8, 8))
-    logits = rng.normal(size=(3, 40, 3, 8, 8)) + 2 * np.eye(3)[labels].transpose(0, 3, 1, 2)
     task = Segmentation(stride=2)
-    history: list[Evidence] = []
-    for of_exit in logits.astype(np.float32):
-        history.append(task.evidence(task.shown(of_exit), history))
-    utility = rng.random((3, 40), dtype=np.float32)
-    ExitRecords.from_evidence([history], utility=utility).save(tmp_path / "pooled.safetensors")
+    for name in ("pooled", "other"):
+        logits = rng.normal(size=(3, 40, 3, 8, 8)) + 2 * np.eye(3)[labels].transpose(0, 3, 1, 2)
+        history: list[Evidence] = []
+        for of_exit in logits.astype(np.float32):
+            history.append(task.evidence(task.shown(of_exit), history))
+        utility = rng.random((3, 40), dtype=np.float32)
+        ExitRecords.from_evidence([history], utility=utility).save(tmp_path / f"{name}.safetensors")
     words = ["compare", str(tmp_path / "pooled.safetensors"), "--costs", "1,2,3", "--budgets", "60%", "--resplits", "1"]
     result = CliRunner().invoke(app, [*words, "--jobs", "1", "--json"])
     assert result.exit_code == 0, result.stderr
@@ -309,3 +329,15 @@ def test_all_methods_on_pooled_evidence_are_those_that_can_read_it_and_the_rest_
     )
     names = {row["scheduler"] for row in json.loads(result.stdout)["rows"]}
     assert names == {name for name, make in SCHEDULERS.items() if not make().whole_samples}
+    joined = [words[1], str(tmp_path / "other.safetensors"), "--costs", "1,2,3,1,2,4", "--json"]
+    result = CliRunner().invoke(app, ["compare", *joined, "--budgets", "60%", "--resplits", "1", "--jobs", "1"])
+    assert result.exit_code == 0, result.stderr
+    said = " ".join(result.stderr.split())
+    assert "left out, since on how many pixels exits agree is not known for records that were joined or cut: " in said
+    readable = {"max_prob", "entropy", "eero", "searched"}
+    assert {row["scheduler"] for row in json.loads(result.stdout)["rows"]} == readable
+    assert CliRunner().invoke(app, ["search", *joined]).exit_code == 0
+    for command in (["fit", "--method", "voting"], ["search", "--method", "patience"]):
+        result = CliRunner().invoke(app, [*command, *joined])
+        assert result.exit_code == 2, result.stderr
+        assert "choose a scheduler that does not count agreement: MaxProbability" in " ".join(result.stderr.split())

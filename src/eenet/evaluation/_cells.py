@@ -25,7 +25,7 @@ from eenet._version import __version__
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
-from eenet.scheduler import Decisions, Scheduler
+from eenet.scheduler import Decisions, Scheduler, Score
 from eenet.scheduler._replay import as_answered
 
 _SCHEMA = 1
@@ -103,7 +103,7 @@ class Setting:
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """What the cells depend on, but for the schedulers, which are known by their names."""
+        """What the cells depend on, but for the schedulers: each cell says of which it is."""
         return {
             "schema": _SCHEMA,
             "eenet": __version__,
@@ -114,6 +114,13 @@ class Setting:
             "fraction": self.fraction,
             "seed": self.seed,
         }
+
+    def made(self, name: str) -> str:
+        """What identifies the scheduler of a name: its class and parameters, and the arrays of a score."""
+        scheduler = self.makers[name]()
+        said = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(scheduler))
+        arrays = scheduler.score.to_arrays() if isinstance(scheduler.score, Score) else {}
+        return f"{said} {_digest_of(arrays)}" if arrays else said
 
     def fill(self, name: str, resplit: int, fitted_one: Callable[[], None] = lambda: None) -> Cell:
         """Fit one scheduler on one resplit and try it on the held-out samples at every budget.
@@ -175,7 +182,6 @@ def _row(name: str, resplit: int, budget: float, fitted: Scheduler, decisions: D
 
 def _digest(records: ExitRecords) -> str:
     """SHA-256 of everything in records that a result can depend on."""
-    digest = hashlib.sha256()
     arrays: dict[str, NDArray[Any] | None] = {
         "probabilities": records.probabilities,
         "predictions": records.predictions,
@@ -183,6 +189,11 @@ def _digest(records: ExitRecords) -> str:
         "utility": records.utility,
         **{f"pooled.{name}": values for name, values in sorted(records.pooled.items())},
     }
+    return _digest_of(arrays)
+
+
+def _digest_of(arrays: Mapping[str, NDArray[Any] | None]) -> str:
+    digest = hashlib.sha256()
     for name, array in arrays.items():
         if array is not None:
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
@@ -199,6 +210,7 @@ class CellFolder:
         Raises `InvalidInputError` where it holds cells of other inputs; with `restart` they are removed instead.
         """
         self._cells, self._setting = folder / _FOLDER, setting
+        self._told: set[str] = set()
         inputs = setting.inputs
         if restart:
             for path in self._cells.glob("*.safetensors"):
@@ -220,7 +232,7 @@ class CellFolder:
         return self._cells / f"{slug}-{unique}-{resplit}.safetensors"
 
     def load(self, scheduler: str, resplit: int) -> Cell | None:
-        """A finished cell; None where it is not there, or its file is damaged."""
+        """A finished cell; None where it is not there, is damaged, or, with a warning, is of another scheduler."""
         path = self.path(scheduler, resplit)
         if not path.is_file():
             return None
@@ -229,6 +241,18 @@ class CellFolder:
             rows = tuple(Row(**row) for row in header["rows"])
             cell = Cell(rows, arrays["exits"], arrays["utility"], arrays["ends"], bool(header["changes_predictions"]))
         except (FileFormatError, KeyError, TypeError):
+            return None
+        before, now = header.get("made"), self._setting.made(scheduler)
+        if before != now:
+            if scheduler not in self._told:
+                self._told.add(scheduler)
+                was = f"was {before}, now it is {now}" if before else "is not said to be the same"
+                warnings.warn(
+                    f"{str(self._cells)!r} holds results of {scheduler!r} that are not used: it {was}; they are "
+                    "computed again",
+                    ReliabilityWarning,
+                    stacklevel=4,
+                )
             return None
         shape = len(self._setting.budgets), len(self._setting.rows_of(resplit)[1])
         whole = cell.exits.shape == cell.utility.shape == shape and cell.ends.shape == (2, shape[1])
@@ -239,7 +263,11 @@ class CellFolder:
 
     def save(self, cell: Cell) -> None:
         """Keep a finished cell; its file appears whole or not at all."""
-        header = {"rows": [asdict(row) for row in cell.rows], "changes_predictions": cell.changes_predictions}
+        header = {
+            "rows": [asdict(row) for row in cell.rows],
+            "changes_predictions": cell.changes_predictions,
+            "made": self._setting.made(cell.scheduler),
+        }
         arrays: dict[str, NDArray[Any]] = {"exits": cell.exits, "utility": cell.utility, "ends": cell.ends}
         write_arrays(self.path(cell.scheduler, cell.resplit), arrays, kind="cell", schema=_SCHEMA, header=header)
 

@@ -69,7 +69,8 @@ def compare(
         Processes that share the work, each with one thread; None is one for each core. The rows do not depend on it.
     out : path, optional
         A folder that keeps what one scheduler did on one resplit as soon as it is finished. The same call again does
-        not repeat it, and more schedulers or resplits add to it. A scheduler is known there by its name alone.
+        not repeat it, and more schedulers or resplits add to it. What is there of the same name, but of another class
+        or other parameters, is computed again, with a warning.
     restart : bool
         Whether to discard what `out` holds. Otherwise a folder of other records, costs or budgets is refused.
     progress : callable, optional
@@ -89,7 +90,8 @@ def compare(
     Warns
     -----
     ReliabilityWarning
-        If samples that are judged have doubles among those that schedulers are fitted on.
+        If samples that are judged have doubles among those that schedulers are fitted on, or `out` holds results of
+        another scheduler by the same name.
 
     Examples
     --------
