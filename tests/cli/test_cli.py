@@ -89,7 +89,7 @@ class TestFit:
     def test_table_for_people_shows_costs_shares_and_thresholds(self, predictions: Path) -> None:
         shown = run("fit", predictions, "--prefix", "val_", "--budget", "60%", "--method", "max_prob").stdout
         for word in (
-            "a budget of 1.8 ms (60% of the last exit)", "exit 2 (last)", "best exit in budget", "best mixture",
+            "a budget of 1.8 ms (60% of the last exit)", "exit 2 (last)", "best in budget", "best mixture",
             "oracle", "policy, planned", "policy, calibration", "of last", "Thresholds", "takes the rest",
         ):  # fmt: skip
             assert word in shown

@@ -78,7 +78,9 @@ def test_what_is_in_the_budget_costs_at_most_the_budget_and_bounds_are_in_order(
         assert row.cost <= budget * (1 + 1e-9)
     low, middle, high = (row.accuracy or 0.0 for row in (single, mixture, best))
     assert low <= middle + 1e-9
-    assert middle <= high + 1 / 40, "a mixture may divide a sample, the oracle does not"
+    best_of_exits = random_mixture(records, ExitCosts(costs.values), budget).accuracy
+    assert best_of_exits <= high + 1 / 40, "a mixture may divide a sample, the oracle does not"
+    assert best_of_exits <= middle + 1e-9
     assert (table.row("calibration").accuracy or 0.0) <= high + 1e-9
     assert table.held_out is False
 
@@ -113,7 +115,15 @@ def test_printed_it_says_what_percentages_are_of() -> None:
     assert text.startswith(
         "MaxProbability for a budget of 1.68 ms (60% of the plain network), on 600 held-out samples\n"
     )
-    for word in ("of plain", "plain network", "exit 2 (last)", "best exit in budget: 0", "107.1%", "±"):
+    for word in (
+        "of plain",
+        "plain network",
+        "exit 2 (last)",
+        "best in budget: exit 0",
+        "best mixture: exit 0, exit 1",
+        "107.1%",
+        "±",
+    ):
         assert word in text
     assert re.search(r"Held-out cost: \d+\.\d% (over|under) the budget, \d+\.\d standard errors\.", text)
     assert "Trained without exits it may have another" in text
@@ -205,3 +215,17 @@ def test_a_simple_rule_in_the_place_of_the_method_is_shown() -> None:
     assert fitted.fallback is not None
     assert table.row("out_of_fold").accuracy == fitted.fallback.accuracy
     assert "Static(1)" in table.notes[0]
+
+
+def test_the_plain_network_is_the_best_where_the_budget_allows_it() -> None:
+    # It has the last exit's answers at less cost, so whoever may spend that needs no policy to have them.
+    fitted = MaxProbability().fit(CALIBRATION, COSTS, "100%", fallback=False)
+    table = evaluate(fitted, FRESH)
+    single, plain = table.row("single"), table.row("plain")
+    assert single.name == "best in budget: plain"
+    assert (single.cost, single.accuracy, single.accuracy_error) == (2.8, plain.accuracy, plain.accuracy_error)
+    assert table.row("mixture").name == "best mixture: plain"
+    assert table.row("mixture").accuracy == pytest.approx(FRESH.accuracies[-1])
+    below = evaluate(fitted.at(2.5), FRESH).row("mixture")
+    assert below.name == "best mixture: exit 1, plain"
+    assert below.accuracy == pytest.approx((0.3 * FRESH.accuracies[1] + 0.5 * FRESH.accuracies[2]) / 0.8)

@@ -349,3 +349,31 @@ def test_the_error_on_held_out_records_does_not_vanish_with_more_resplits() -> N
 def test_held_out_records_of_another_network_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="costs are for 3 exits"):
         compare(_records(60), COSTS, {"max": MaxProbability}, [2.0], held_out=_records(60, exits=4))
+
+
+def test_the_plain_network_is_one_of_what_is_the_same_for_all_samples() -> None:
+    # The last exit of a network costs more than the plain network, which has its answers without any early head.
+    records = _with_utility(np.array([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 0]]))
+    costs = ExitCosts([1.5, 2.3, 4.9], plain=4.5)
+    whole = random_mixture(records, costs, "100%")
+    assert (whole.accuracy, whole.cost, whole.of) == (pytest.approx(0.8), 4.5, ("plain",))
+    alone = random_mixture(records, ExitCosts(costs.values), 4.5)
+    assert alone.accuracy == pytest.approx(0.4 + 0.4 * 2.2 / 2.6), "exits 1 and 2"
+    half = random_mixture(records, costs, 3.4)
+    assert half.accuracy == pytest.approx(0.6), "half of the samples by exit 1, half by the plain network"
+    assert (half.cost, half.of) == (3.4, ("exit 1", "plain"))
+    # A plain network that is more expensive than the last exit is of no use: the last exit has its answers.
+    assert random_mixture(records, ExitCosts(costs.values, plain=5.5), 4.9).of == ("exit 2",)
+
+
+def test_compare_mixes_the_plain_network_too() -> None:
+    records = _records(300)
+    costs = ExitCosts(COSTS.values, plain=3.4)
+    found = compare(records, costs, ["max_prob"], [2.0, 3.4], resplits=2)
+    for resplit in range(2):
+        last = found.ends("max_prob", resplit)[1]
+        assert [b.random_mixture for b in found.bounds if (b.budget, b.resplit) == (3.4, resplit)] == [
+            pytest.approx(last)
+        ]
+    assert "best random mixture, with plain" in found.to_text()
+    assert "with plain" not in compare(records, COSTS, ["max_prob"], [2.0], resplits=1).to_text()

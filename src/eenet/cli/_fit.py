@@ -84,8 +84,8 @@ def fit(
     network's file holds an array (samples, classes). 60% is then of the last network by itself.
 
     One table shows what there is without a scheduler, and what its policy does: the plain network, each exit, the best
-    exit and the best mixture of exits in the budget, and the oracle, which knows the labels. Without a budget it shows
-    what the policies for several budgets do, from the cheapest to the most expensive.
+    of these and the best mixture of them in the budget, and the oracle, which knows the labels. Without a budget it
+    shows what the policies for several budgets do, from the cheapest to the most expensive.
 
     Examples:
 
@@ -258,9 +258,9 @@ def evaluate(
     """Show what a fitted scheduler does with fresh predictions.
 
     One table: accuracy and cost on data the scheduler has not seen, next to the plain network, each exit, and what the
-    budget allows without a scheduler: the best exit, the best mixture of exits, and the oracle, which knows the labels.
-    PREDICTIONS is as for eenet fit, several files in the same order; without labels only costs and exit shares are
-    shown.
+    budget allows without a scheduler: the best of these, the best mixture of them, and the oracle, which knows the
+    labels. PREDICTIONS is as for eenet fit, several files in the same order; without labels only costs and exit shares
+    are shown.
 
     Examples:
 

@@ -29,7 +29,10 @@ _CHANGES = " *"
 
 @dataclass(frozen=True)
 class BoundRow:
-    """Accuracy of the oracle and of the best random mixture on the held-out samples of one resplit, at one budget."""
+    """Accuracy of the oracle and of the best random mixture on the held-out samples of one resplit, at one budget.
+
+    The mixture is that of `random_mixture`: of the exits, and of the plain network where its cost is known.
+    """
 
     budget: float
     resplit: int
@@ -62,7 +65,8 @@ class Comparison:
     rows : tuple of Row
         One for each scheduler, budget and resplit.
     bounds : tuple of BoundRow
-        For each budget and resplit the oracle and the best random mixture of exits.
+        For each budget and resplit the oracle and the best random mixture of exits and, where its cost is known, the
+        plain network.
     costs : ExitCosts
         The costs of the exits.
     fraction : float
@@ -268,6 +272,8 @@ class Comparison:
                 budget: [getattr(bound, attribute) for bound in self.bounds if bound.budget == budget]
                 for budget in self.budgets
             }
+            if attribute == "random_mixture" and self.costs.plain is not None:
+                title += ", with plain"
             accuracies.append([title, *(_percent(values[budget]) for budget in self.budgets), "", ""])
         signed = [["", *share.values(), "all"]]
         by_key = {(d.scheduler, d.budget): d for d in self.differences(reference)}

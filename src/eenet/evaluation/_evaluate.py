@@ -14,7 +14,7 @@ import numpy as np
 from eenet.costs import LAST, ExitCosts, is_time
 from eenet.errors import FallbackWarning, InvalidInputError, NotFittedError
 from eenet.evaluation._comparison import text_table
-from eenet.evaluation._oracle import oracle, random_mixture
+from eenet.evaluation._oracle import best_static, oracle, random_mixture
 from eenet.records import ExitRecords
 from eenet.scheduler import Decisions, Scheduler
 
@@ -47,8 +47,8 @@ class EvaluationRow:
     kind : str
         "plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "out_of_fold", "cheaper", "held_out",
         "frontier".
-        That is: the plain network; an exit that all samples take; the best single exit, the best mixture of exits
-        and the oracle within the budget; the policy as planned, on the calibration records, on those of them that it
+        That is: the plain network; an exit that all samples take; the best of these, the best mixture of them and the
+        oracle within the budget; the policy as planned, on the calibration records, on those of them that it
         was not fitted to (where a simple rule was taken, which was compared so) and on those given as held out; the
         smallest
         budget that is as accurate within its error; or the policy for one of many budgets.
@@ -185,7 +185,8 @@ def evaluate(
 ) -> Evaluation:
     """One table: the plain network, each exit, what the budget allows without a scheduler, and the scheduler's policy.
 
-    The best single exit, the best mixture of exits and the oracle, which knows the labels, are taken at the budget.
+    At the budget are taken: the best of the exits and the plain network, the best mixture of these, and the oracle,
+    which knows the labels and chooses each sample's exit.
     What stands without a standard error is planned, or known from the fit.
 
     Parameters
@@ -270,20 +271,13 @@ def evaluate(
         return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, None, tuple(notes))
     if utility is not None:
         limit = min(budget, costs[-1])
-        fits = [k for k in range(len(costs)) if costs[k] <= limit * (1 + 1e-12)]
-        best = max(fits, key=lambda k: (accuracies[k][0] or 0.0, -k))
-        add(
-            f"best exit in budget: {best}",
-            "single",
-            costs[best],
-            accuracy=accuracies[best][0],
-            accuracy_error=accuracies[best][1],
-        )
-        for name, kind, bound in (
-            ("best mixture in budget", "mixture", random_mixture(records, costs, limit)),
-            ("oracle (knows labels)", "oracle", oracle(records, costs, limit)),
-        ):
-            add(name, kind, bound.cost, accuracy=bound.accuracy)
+        best = best_static(records, costs, limit)
+        accuracy, error = {f"exit {k}": pair for k, pair in enumerate(accuracies)}.get(best.of[0], accuracies[-1])
+        add(f"best in budget: {best.of[0]}", "single", best.cost, accuracy=accuracy, accuracy_error=error)
+        mixture = random_mixture(records, costs, limit)
+        add(f"best mixture: {', '.join(mixture.of)}", "mixture", mixture.cost, accuracy=mixture.accuracy)
+        knowing = oracle(records, costs, limit)
+        add("oracle (knows labels)", "oracle", knowing.cost, accuracy=knowing.accuracy)
     add("policy, planned", "planned", scheduler.planned_cost)
     if calibration is not None:
         add("policy, calibration", "calibration", **_of(scheduler.replay(calibration)))

@@ -11,6 +11,7 @@ from typing import Any
 from eenet._extras import require
 from eenet._files import atomic_path
 from eenet.errors import InvalidInputError
+from eenet.evaluation._oracle import Bound, upper_hull
 from eenet.evaluation._style import GRAY, REFERENCE, Style, styles
 
 _ROW_HEIGHT = 0.27  # inches for each scheduler in the panel of differences
@@ -89,13 +90,15 @@ def write_cost_figure(
     if samples:
         _draw_band(axes, plain, samples)
     axes.plot(
-        *_coordinates(exits),
+        *_coordinates(exits), color=GRAY, linestyle="none", marker="s", markersize=6, label="one exit for all", zorder=2
+    )
+    mixtures = upper_hull(Bound(point.accuracy, point.cost) for point in (*exits, plain))
+    axes.plot(
+        *_coordinates([Point(one.cost, one.accuracy) for one in mixtures]),
         color=GRAY,
         linestyle=":",
-        marker="s",
-        markersize=6,
         linewidth=1,
-        label="one exit for all (dotted: mixed at random)",
+        label="exits and plain network mixed at random",
         zorder=2,
     )
     _annotate(axes, exits, GRAY, offset=(9, -4), ha="left", va="top")

@@ -1,10 +1,11 @@
-"""Bounds that know the labels: the oracle, which no scheduler can beat, and the best random mixture of exits.
+"""Bounds that know the labels: the oracle, which no scheduler can beat, and the best without a scheduler.
 
 Both look at the labels of the very records they are asked about: schedulers are compared with them, they are none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,8 @@ class Bound:
         What can be reached.
     cost : float
         The mean cost that it takes.
+    of : tuple of str
+        What it is made of: "exit 0" and so on, and "plain", the plain network. Empty for the oracle.
 
     Examples
     --------
@@ -39,6 +42,7 @@ class Bound:
 
     accuracy: float
     cost: float
+    of: tuple[str, ...] = ()
 
 
 def oracle(records: ExitRecords, costs: ExitCosts, budget: float | str) -> Bound:
@@ -109,11 +113,45 @@ def _moves(utility: Floats, costs: Floats) -> tuple[Floats, Floats]:
     return np.concatenate([np.zeros(0), *gains]), np.concatenate([np.zeros(0), *prices])
 
 
-def random_mixture(records: ExitRecords, costs: ExitCosts, budget: float | str) -> Bound:
-    """The best accuracy within a budget where each sample's exit is drawn at random.
+def static_bounds(records: ExitRecords, costs: ExitCosts) -> list[Bound]:
+    """What can be computed for all samples alike: each exit, and the plain network where its cost is known.
 
-    It is the upper concave hull of (cost, accuracy) of the single exits, at the budget: one exit, or two of them in the
-    proportion that spends it.
+    The plain network has the last exit's answers. It comes last.
+    """
+    costs.require_exits(records.num_exits)
+    accuracies = records.accuracies.tolist()
+    found = [Bound(accuracies[k], costs[k], (f"exit {k}",)) for k in range(len(costs))]
+    return found if costs.plain is None else [*found, Bound(accuracies[-1], costs.plain, ("plain",))]
+
+
+def best_static(records: ExitRecords, costs: ExitCosts, limit: float) -> Bound:
+    """The most accurate of `static_bounds` that costs at most `limit`; of equal ones the cheapest."""
+    affordable = [one for one in static_bounds(records, costs) if one.cost <= limit * (1 + _SLACK)]
+    return max(affordable, key=lambda one: (one.accuracy, -one.cost))
+
+
+def upper_hull(points: Iterable[Bound]) -> list[Bound]:
+    """The points of the upper concave hull, of rising cost and accuracy: between two of them lie their mixtures."""
+    hull: list[Bound] = []
+    for point in sorted(points, key=lambda one: (one.cost, -one.accuracy)):
+        if hull and point.accuracy <= hull[-1].accuracy:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) <= _slope(hull[-2], point):
+            hull.pop()
+        hull.append(point)
+    return hull
+
+
+def _slope(low: Bound, high: Bound) -> float:
+    return (high.accuracy - low.accuracy) / (high.cost - low.cost)
+
+
+def random_mixture(records: ExitRecords, costs: ExitCosts, budget: float | str) -> Bound:
+    """The best accuracy within a budget where it is drawn at random what each sample is answered by.
+
+    That is one of the exits or, where the costs have its cost, the plain network, which has the last exit's accuracy.
+    The best is on the upper concave hull of their (cost, accuracy): one of them, or two in the proportion that spends
+    the budget.
 
     Parameters
     ----------
@@ -127,7 +165,7 @@ def random_mixture(records: ExitRecords, costs: ExitCosts, budget: float | str) 
     Returns
     -------
     Bound
-        The accuracy, and the cost that it takes.
+        The accuracy, the cost that it takes, and what is mixed.
 
     Raises
     ------
@@ -136,18 +174,20 @@ def random_mixture(records: ExitRecords, costs: ExitCosts, budget: float | str) 
 
     Examples
     --------
+    >>> from eenet.costs import ExitCosts
     >>> from eenet.testing import toy_costs, toy_records
     >>> records, costs = toy_records(), toy_costs()
-    >>> random_mixture(records, costs, "100%") == Bound(accuracy=records.accuracies[2], cost=3.0)
-    True
+    >>> random_mixture(records, costs, "100%").of
+    ('exit 2',)
+    >>> random_mixture(records, ExitCosts([1.0, 2.0, 3.0], plain=2.7), "100%").of
+    ('plain',)
     """
-    costs.require_exits(records.num_exits)
     limit = parse_budget(budget, costs)
-    accuracy = records.accuracies
-    affordable = [k for k in range(len(costs)) if costs[k] <= limit * (1 + _SLACK)]
-    choices = [Bound(float(accuracy[k]), costs[k]) for k in affordable]
-    for low in affordable:
-        for high in range(len(affordable), len(costs)):
-            share = (limit - costs[low]) / (costs[high] - costs[low])
-            choices.append(Bound(float((1 - share) * accuracy[low] + share * accuracy[high]), limit))
-    return max(choices, key=lambda bound: (bound.accuracy, -bound.cost))
+    hull = upper_hull(static_bounds(records, costs))
+    affordable = [one for one in hull if one.cost <= limit * (1 + _SLACK)]
+    low = affordable[-1]
+    if len(affordable) == len(hull) or low.cost >= limit * (1 - _SLACK):
+        return low
+    high = hull[len(affordable)]
+    share = (limit - low.cost) / (high.cost - low.cost)
+    return Bound((1 - share) * low.accuracy + share * high.accuracy, limit, (*low.of, *high.of))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from eenet.evaluation import oracle, random_mixture
+from eenet.evaluation import oracle
+from eenet.evaluation._oracle import static_bounds, upper_hull
 from eenet.evaluation._style import MIXTURE, ORACLE, PLAIN, REFERENCE, exit_styles, styles, title_of
 from eenet.records import ExitRecords
 from eenet.reporting._charts import Chart, axis, chart, series
@@ -107,12 +108,11 @@ def frontier(replays: Replays) -> Chart:
             )
         )
     exits = series("one exit for all", REFERENCE, costs.values, records.accuracies, line=False, text=list(run.exits))
-    mixtures = [random_mixture(records, costs, float(budget)) for budget in replays.budgets]
+    mixtures = upper_hull(static_bounds(records, costs))
+    mixed = "exits mixed at random" if costs.plain is None else "exits and plain network mixed at random"
     oracles = [oracle(records, costs, float(budget)) for budget in replays.budgets]
     bounds = [
-        series(
-            "exits mixed at random", MIXTURE, [b.cost for b in mixtures], [b.accuracy for b in mixtures], points=False
-        ),
+        series(mixed, MIXTURE, [b.cost for b in mixtures], [b.accuracy for b in mixtures], points=False),
         series(
             "oracle (knows the labels)", ORACLE, [b.cost for b in oracles], [b.accuracy for b in oracles], points=False
         ),
@@ -135,7 +135,7 @@ def frontier(replays: Replays) -> Chart:
         "Accuracy against mean cost",
         "Each curve is one scheduler at all budgets: what it really spends on these samples, and how many of them it "
         "gets right. Higher and further left is better. A scheduler is worth its while where it lies above the dotted "
-        "line, which draws exits by lot. No scheduler can lie above the oracle. The band is the 95 % interval of the "
+        f"line: {mixed}. No scheduler can lie above the oracle. The band is the 95 % interval of the "
         f"chosen scheduler's accuracy, for other samples of the same kind.{plain}",
         axis(f"mean cost per sample ({costs.unit})"),
         axis("accuracy", percent=True),

@@ -220,6 +220,7 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
                 continue
             scheduler = load_scheduler(path)
             decisions = scheduler.replay(test)
+            mixture = random_mixture(test, costs, max(decisions.mean_cost, costs[0]))
             row: dict[str, Any] = {
                 "method": method,
                 "budget": budget,
@@ -228,7 +229,8 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
                 "test_cost": decisions.mean_cost,
                 "test_accuracy": decisions.accuracy,
                 "exit_shares": decisions.exit_shares.tolist(),
-                "random_mixture": random_mixture(test, costs, max(decisions.mean_cost, costs[0])).accuracy,
+                "random_mixture": mixture.accuracy,
+                "mixture_of": list(mixture.of),
                 "oracle": oracle(test, costs, max(decisions.mean_cost, costs[0])).accuracy,
             }
             if test.pixel_counts is not None:
@@ -292,10 +294,13 @@ def readme(metrics: Mapping[str, Any]) -> str:
         cells += [_percent(row["random_mixture"]), _percent(row["oracle"])]
         rows.append([*cells, " ".join(f"{share:.0%}".removesuffix("%") for share in row["exit_shares"])])
     lines += _table(head, rows)
+    # Early versions mixed exits alone, without the plain network.
+    whole = any("mixture_of" in row for row in metrics["schedulers"]) and costs.plain is not None
+    mixed = "exits and the plain network" if whole else "exits"
     lines += [
         "",
         f"A budget is a share of the cost of {costs.reference_name}, {costs.reference:.4g} {unit}. `random mixture` is "
-        "the best that exits drawn by lot give at the cost that was really spent, `oracle` what knowing the labels "
+        f"the best that {mixed} drawn by lot give at the cost that was really spent, `oracle` what knowing the labels "
         "would.",
     ]
     if metrics.get("measured") is not None:
