@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from serving_toys import PATIENCE, TableBackend, ToyModel, fitted, flat, scripte
 
 import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
+from eenet.runtime import run_arrays
 from eenet.scheduler import BEEM, MaxProbability, Patience, Voting
 from eenet.serving.engine import EngineOptions, FixedBudget, LocalService, Outcome, RefusedError
 
@@ -227,6 +229,36 @@ def test_early_exits_can_be_switched_off_and_inputs_are_limited() -> None:
     assert first.exits.tolist() == [0, 0, 0]
     assert isinstance(second, OverloadedError)
     assert isinstance(third, InvalidInputError)
+
+
+@pytest.mark.parametrize("maker", [MaxProbability, Patience, BEEM])
+def test_with_the_exits_off_samples_are_answered_and_handed_back_as_at_the_last_exit(maker: Any) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (3, 200, 3)).astype(np.float32)
+    labels, fresh = logits[2].argmax(axis=1), rng.normal(0, 2, (3, 50, 3)).astype(np.float32)
+    costs = eenet.ExitCosts([1.0, 2.0, 3.0])
+    records = eenet.ExitRecords.from_logits(logits, labels)
+    scheduler = maker().fit(records, costs, 3.0, abstain=0.3, fallback=False)
+    model = Table(scheduler, 3, 3)
+    off = replace(scheduler.policy, enabled=np.zeros(2, dtype=np.bool_))
+    expected = run_arrays(model.backend, off, model.task, flat(fresh))
+    assert expected is not None
+    assert 0 < expected.abstained.sum() < 50
+
+    async def locally() -> Any:
+        service = LocalService(model, FixedBudget(scheduler), EngineOptions(max_wait=0.0))
+        service.start()
+        found = await service.answer(flat(fresh), timeout=PATIENCE, full=True)
+        await service.drain()
+        return found
+
+    (remote,) = asyncio.run(through_stages(model, [flat(fresh)], full=True))
+    for found in (asyncio.run(locally()), remote):
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        assert found.abstained.tolist() == expected.abstained.tolist()
+        assert set(found.exits.tolist()) == {2}
+    if scheduler.policy.ensemble is None:
+        np.testing.assert_array_equal(expected.logits, fresh[2])
 
 
 def test_requests_that_switch_exits_off_have_one_policy_whatever_the_budget() -> None:

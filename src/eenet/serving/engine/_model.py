@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -166,7 +166,7 @@ class Service(Protocol):
         ...
 
     async def answer(self, inputs: Any, *, timeout: float, full: bool = False) -> Request:
-        """Answer some samples; `full` switches the exits off.
+        """Answer some samples; `full` switches the early exits off: all are answered, or handed back, at the last.
 
         Raises `InvalidInputError` for inputs that do not fit, `OverloadedError` or `DrainingError` where no
         more are accepted, `RefusedError` where it cannot be done now.
@@ -293,21 +293,24 @@ _NO_SCORE = _NoScore()
 
 
 class WholeNetwork:
-    """The policy without early exits, whatever policy is in force.
+    """The policies without early exits of one network, which answer and hand back as others do at the last exit.
 
-    It is one object, since only requests of one policy object are decided together: a controller changes its policy
-    with every few batches, and thresholds of exits that are off are not read.
+    There is one object for all policies that do so alike, since only requests of one policy object are decided
+    together: a controller changes its policy with every few batches, and thresholds of exits that are off are not read.
     """
 
     def __init__(self) -> None:
-        self._policy: ThresholdPolicy | None = None
+        self._policies: dict[tuple[int, float | None], ThresholdPolicy] = {}
 
     def of(self, policy: ThresholdPolicy) -> ThresholdPolicy:
-        """The policy without early exits for the exits and classes of `policy`."""
-        found = self._policy
-        if found is None or (found.num_exits, found.num_classes) != (policy.num_exits, policy.num_classes):
-            off = np.zeros_like(policy.enabled)
-            found = self._policy = ThresholdPolicy(_NO_SCORE, np.zeros(len(off)), off, policy.num_classes)
+        """The policy without early exits that answers and hands back as `policy` does at the last exit."""
+        score: Score = policy.ensemble or _NO_SCORE
+        key = id(score), policy.abstains_below
+        found = self._policies.get(key)
+        if found is None:
+            found = self._policies[key] = replace(
+                policy, score=score, thresholds=np.zeros_like(policy.thresholds), enabled=np.zeros_like(policy.enabled)
+            )
         return found
 
 

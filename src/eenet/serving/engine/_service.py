@@ -378,8 +378,9 @@ class LocalService:
             return limit
 
     async def answer(self, inputs: Any, *, timeout: float, full: bool = False) -> Request:
-        """Take in the inputs of some samples and wait until the request has ended; `full` switches the exits off.
+        """Take in the inputs of some samples and wait until the request has ended.
 
+        `full` switches the early exits off: all samples are answered, or handed back, as the policy does at the last.
         Raises as `StageBackend.enter` and `Engine.submit`. Cancelling the caller cancels the request.
         """
         live = self._backend.enter(inputs)

@@ -38,6 +38,7 @@ from eenet.tasks import softmax
 
 _INLINE = 16 * 1024  # bodies up to this size are decoded in the event loop; handing them to a thread would take longer
 _MOST_VIEWS = 8  # requests that ask for every exit, waiting or running
+_FULL = "Switch the early exits off for this request: all samples are answered, or handed back, at the last."
 _GONE = 499  # the client closed the connection: only the metrics show this status
 _MAX_TIMEOUT_MS = 600_000
 _BEARER = HTTPBearer(scheme_name="token", auto_error=False)
@@ -99,7 +100,7 @@ def make_app(
     )
     async def predict(
         request: HTTPRequest,
-        full: Annotated[bool, Query(description="Switch the early exits off for this request.")] = False,
+        full: Annotated[bool, Query(description=_FULL)] = False,
         timeout_ms: Annotated[
             int | None, Query(ge=1, le=_MAX_TIMEOUT_MS, description="How long to wait for the answer.")
         ] = None,
