@@ -265,3 +265,22 @@ def test_what_is_no_network_or_has_nothing_to_quantize_is_refused(tmp_path: Path
     with pytest.raises(InvalidInputError, match="takes 64 at a time"):
         eenet.bundle.onnx.quantize(graph(tmp_path / "fixed.onnx", batch=64), tmp_path / "made.onnx", x)
     assert not (tmp_path / "made.onnx").exists()
+
+
+def test_weights_that_lie_beside_the_graph_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As torch.onnx.export writes a network by default.
+    import onnx
+
+    x = np.random.default_rng(1).normal(size=(40, 6)).astype(np.float32)
+    whole, apart = graph(tmp_path / "whole.onnx"), tmp_path / "apart" / "net.onnx"
+    apart.parent.mkdir()
+    onnx.save(onnx.load(whole), apart, save_as_external_data=True, location="net.onnx.data", size_threshold=0)
+    eenet.bundle.onnx.quantize(whole, tmp_path / "whole-int8.onnx", x)
+    for folder, path in ((tmp_path, apart), (apart.parent, Path("net.onnx"))):
+        monkeypatch.chdir(folder)
+        eenet.bundle.onnx.quantize(path, tmp_path / "apart-int8.onnx", x)
+        assert (tmp_path / "apart-int8.onnx").read_bytes() == (tmp_path / "whole-int8.onnx").read_bytes()
+    (apart.parent / "net.onnx.data").unlink()
+    with pytest.raises(FileFormatError, match=r"the weights of .*net\.onnx.* cannot be read .*external_data=False"):
+        eenet.bundle.onnx.quantize(apart, tmp_path / "lost.onnx", x)
+    assert not (tmp_path / "lost.onnx").exists()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from eenet.bundle._manifest import read_manifest
 from eenet.bundle._onnx import OnnxBackend as OnnxBackend
 from eenet.bundle._onnx import Session, _errors_of
 from eenet.bundle._quantize import quantized
-from eenet.errors import InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError
 from eenet.runtime._backend import Array
 
 __all__ = ["load", "quantize"]
@@ -74,7 +75,7 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
     Parameters
     ----------
     network : path
-        The `.onnx` file.
+        The `.onnx` file, with its weights in it or in a file beside it.
     out : path
         The file to write.
     samples : array or dict of str to array
@@ -86,7 +87,7 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
     InvalidInputError
         Where the samples do not fit the network, or nothing in it can be quantized.
     FileFormatError
-        Where the file is no network that ONNX Runtime runs.
+        Where the file is no network that ONNX Runtime runs, or weights that belong beside it are missing.
 
     Examples
     --------
@@ -100,7 +101,8 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
     >>> eenet.bundle.onnx.quantize("bundle/plain.onnx", "plain-int8.onnx", x.numpy())  # or a file of torch.onnx.export
     ('Relu',)
     """
-    content, runtime = existing_file(network).read_bytes(), require("onnxruntime", "onnx")
+    runtime, onnx = require("onnxruntime", "onnx"), require("onnx", "export")
+    content = _with_weights(onnx, existing_file(network))
     before = Session(runtime, content, str(network), None)
     names = before.inputs
     if not isinstance(samples, Mapping) and len(names) == 1:
@@ -114,7 +116,7 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
         raise InvalidInputError(
             f"samples have {sizes} rows, expected the same for each input and at least {_FEWEST}: about 128 are good"
         )
-    fixed = require("onnx", "export").load_from_string(content).graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    fixed = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim[0].dim_value
     step = fixed or _CHUNK
     feeds = [[one[n : n + step] for one in arrays] for n in range(0, sizes[0], step)]
     feeds = [feed for feed in feeds if not fixed or len(feed[0]) == fixed]
@@ -130,3 +132,23 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
     with atomic_path(out) as path:
         path.write_bytes(made.content)
     return made.kept
+
+
+def _with_weights(onnx: Any, path: Path) -> bytes:
+    """A graph with the weights that lie in files beside it, as torch.onnx.export writes them by default."""
+    beside, protobuf = require("onnx.external_data_helper", "export"), require("google.protobuf.message", "export")
+    content = path.read_bytes()
+    try:
+        graph = onnx.load_from_string(content)
+        if not any(beside.uses_external_data(tensor) for tensor in graph.graph.initializer):
+            return content
+        beside.load_external_data_for_model(graph, str(path.parent))
+        whole: bytes = graph.SerializeToString(deterministic=True)
+    except protobuf.DecodeError:
+        return content  # ONNX Runtime says what is wrong with it
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise FileFormatError(
+            f"the weights of {str(path)!r} cannot be read ({error}); keep the files together that torch.onnx.export "
+            "wrote, or give external_data=False there"
+        ) from error
+    return whole
