@@ -499,3 +499,23 @@ def test_the_nearest_length_that_a_network_takes_is_found(one: int, other: int, 
     assert f"length is {length}, expected one up to {limit}, which is the longest" in message
     message = not_of_length(usual, length, lambda n: n > limit, "no")
     assert f"expected one from {limit + 1}, which is the shortest" in message
+
+
+def test_a_budget_that_buys_less_in_the_runtime_of_the_bundle_is_said_to(tmp_path: Path) -> None:
+    case = CASES["convolutions"]()
+    classes = case.model.num_classes
+    labels = np.arange(200) % classes
+    right = np.eye(classes)[labels] * 0.8 + 0.2 / classes
+    sure = np.linspace(0.3, 0.9, 200)[:, None]
+    wrong = np.eye(classes)[(labels + 1) % classes] * sure + (1 - sure) / classes
+    records = eenet.ExitRecords.from_probabilities(np.stack([wrong, wrong, right]), labels)
+    costs = eenet.ExitCosts([0.0001, 0.0002, 1.0], "ms", plain=1.0)
+    scheduler = eenet.MaxProbability().fit(records, costs, "95%", fallback=False)
+    example = case.call(case.inputs)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        eenet.export(case.model, scheduler, tmp_path / "bundle", example=example, records=records, **QUICK)
+    # Where early exits cost nothing, 5 % had to leave there; here they cost something, so that more have to.
+    (message,) = (str(one.message) for one in said if "at the same budget" in str(one.message))
+    assert re.match(r"the exits cost \d+%/\d+%/\d+% of the plain network here, where .* fitted at 0%/0%/100%", message)
+    assert re.search(r"the accuracy on the calibration records goes from 9\d\.\d% to \d+\.\d%\. Give a higher", message)

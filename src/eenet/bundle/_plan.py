@@ -41,6 +41,7 @@ MOST_RECORD_BYTES = 32 * 1024 * 1024
 RECORDS = "records.safetensors"
 
 _SMALLEST = 1e-100
+_LOST, _MOVED = 0.01, 0.25  # of the accuracy, and of the samples: what is worth a warning
 _AS_FITTED = " where it was fitted"
 
 Progress = Callable[[str], None]
@@ -257,7 +258,30 @@ def plan_here(
                 values[row] = again["percentiles"][of][name][0]
         data["shares"] = again["shares"]
         made = fitted(data, made)
+    if budget is None and scheduler._fitted_state().policy is not None:
+        _warn_of_other_exits(scheduler, made, records)
     return made, data | {"unit": unit, "batch_size": size}
+
+
+def _warn_of_other_exits(before: Scheduler, made: Scheduler, records: ExitRecords | None) -> None:
+    """Say where the same budget, in the costs of this runtime, leaves much less accuracy, or quite other exits."""
+    shares = [np.asarray(shares_of(one, records)) for one in (before, made)]
+    moved = float(np.abs(shares[1] - shares[0]).sum()) / 2
+    lost, accuracies = 0.0, ""
+    if records is not None and records.utility is not None:
+        earlier, now = (one.replay(records).accuracy for one in (before, made))
+        lost = earlier - now
+        accuracies = f", and the accuracy on the calibration records goes from {earlier:.1%} to {now:.1%}"
+    if lost > _LOST or (not accuracies and moved > _MOVED):
+        costs, exits = (
+            ["/".join(f"{value:.0%}" for value in values) for values in both]
+            for both in ((one.costs.values / one.costs.reference for one in (before, made)), shares)
+        )
+        _warn(
+            f"the exits cost {costs[1]} of {made.costs.reference_name} here, where the scheduler was fitted at "
+            f"{costs[0]}: at the same budget {exits[1]} of the samples leave at the exits, before {exits[0]}"
+            f"{accuracies}. Give a higher budget, or make deep exits cheaper: fewer of them (keep_exits), smaller heads"
+        )
 
 
 def budgets_of(scheduler: Scheduler) -> list[dict[str, Any]]:
