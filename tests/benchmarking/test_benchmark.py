@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from bundles import small_convolutions
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from optional import import_or_skip
 from torch import nn
@@ -360,14 +362,24 @@ class Clocked(Work):
 
     last = 0.0
 
-    def __init__(self, ms: Callable[[int, int], float], *, exits: bool = False) -> None:
-        super().__init__(1, LABELS, exits=exits)
+    def __init__(self, ms: Callable[[int, int], float], *, exits: bool = False, answers: Array = LABELS) -> None:
+        super().__init__(1, answers, exits=exits)
         self.ms, self.calls = ms, 0
 
     def __call__(self, x: Array) -> Any:
         self.calls += 1
         Clocked.last = self.ms(self.calls, int(x[0, 0]) // 8) / 1000
         return super().__call__(x)
+
+
+def stub_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls take the times that systems of `Clocked` say."""
+
+    def clock(call: Callable[[], Any], **_options: Any) -> tuple[float, float]:
+        call()
+        return Clocked.last, Clocked.last
+
+    monkeypatch.setattr("eenet.benchmarking._measure.timed", clock)
 
 
 def steady(ms: float) -> Callable[[int, int], float]:
@@ -388,12 +400,9 @@ class TestPairs:
     """What can be said of two systems is said, whatever disturbs a third one."""
 
     def verdict(self, monkeypatch: pytest.MonkeyPatch, plain: Any, early: Any, small: Any) -> str:
-        def clock(call: Callable[[], Any], **_options: Any) -> tuple[float, float]:
-            call()
-            return Clocked.last, Clocked.last
-
-        monkeypatch.setattr("eenet.benchmarking._measure.timed", clock)
-        systems = {"plain": Clocked(plain), "early": Clocked(early, exits=True), "small": Clocked(small)}
+        stub_clock(monkeypatch)
+        early = early if isinstance(early, Clocked) else Clocked(early, exits=True)
+        systems = {"plain": Clocked(plain), "early": early, "small": Clocked(small)}
         return run(systems, NUMBERED, LABELS, seconds=0.3).verdict
 
     def test_a_noisy_third_system_leaves_the_other_pair_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -411,6 +420,48 @@ class TestPairs:
         )
         assert "small is 4.00 times as fast as plain" in said
         assert "Of early it cannot be said: wall times" in said
+
+    def test_the_reason_that_decides_is_said(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Faster by far, as it seems, with a large error; what decides is that it loses accuracy.
+        losing = Clocked(uneven(0.05, 0.4), exits=True, answers=wrong(6))
+        said = self.verdict(monkeypatch, steady(1.0), losing, steady(2.0))
+        assert said.startswith("Not worth it at batch 8 if at most 1 point of accuracy may be lost: of the faster")
+        assert re.search(r"early is 4\.\d+ ± \d\.\d+ times as fast as plain, accuracy -3\.8", said)
+        barely = self.verdict(monkeypatch, steady(1.0), steady(0.98), steady(2.0))
+        assert "no early exit is faster than plain by 3% or more; early is 1.02" in barely
+        # Without labels: as it answers otherwise, only labels can tell.
+        plain, slow = Clocked(steady(1.0)), Clocked(steady(1.2), exits=True)
+        said = run({"plain": plain, "slow": slow, "early": losing}, NUMBERED, seconds=0.3).verdict
+        assert said.startswith(
+            "Without labels it cannot be said whether early exit is worth it at batch 8: early is 4."
+        )
+        same = Clocked(uneven(0.1, 1.75), exits=True)
+        said = run({"plain": plain, "early": same}, NUMBERED, seconds=0.3).verdict
+        assert said.startswith("It cannot be said at batch 8: early is 1.0")
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def test_no_sentence_says_that_none_is_faster_beside_a_factor_above_one(
+        self, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
+    ) -> None:
+        stub_clock(monkeypatch)
+        ms = st.sampled_from([0.2, 0.5, 0.9, 0.98, 1.0, 1.1, 2.0])
+        systems: dict[str, Any] = {"plain": Clocked(steady(1.0))}
+        for n in range(data.draw(st.integers(1, 3))):
+            times = uneven(data.draw(ms), data.draw(ms))
+            answers = wrong(data.draw(st.sampled_from([0, 1, 6, 40])))
+            systems[f"system {n}"] = Clocked(times, exits=not n or data.draw(st.booleans()), answers=answers)
+        found = run(systems, NUMBERED, data.draw(st.sampled_from([LABELS, None])), seconds=0.0)
+        speeds = {row.title: row.speed for row in found.rows if row.early_exit}
+        if "no early exit is faster than plain;" in found.verdict:
+            assert max(speeds.values()) <= 1
+        if "no early exit is faster than plain by 3% or more;" in found.verdict:
+            assert 1 < max(speeds.values()) < 1.03
+        if found.verdict.startswith("Not worth it") and "no early exit" not in found.verdict:
+            assert "may be lost" in found.verdict or "has no exits" in found.verdict, "the reason is said"
+        if "of the faster early exits" in found.verdict:
+            assert max(speeds.values()) >= 1.03
+        assert found.verdict.startswith(("Worth it", "Not worth it", "It ", "Without labels it cannot be said"))
 
     def test_where_the_first_is_noisy_no_pair_is_decided(self, monkeypatch: pytest.MonkeyPatch) -> None:
         said = self.verdict(monkeypatch, noisy(1.0), steady(0.5), steady(0.25))

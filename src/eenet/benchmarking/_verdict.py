@@ -38,10 +38,11 @@ def verdict(
     if 0 in unsure:
         return f"It cannot be said {at}, since all are compared with {rows[0].title}: {unsure[0]}."
     text = _judged(rows, difference, max_drop, samples, at, trained, unsure)
+    judged = trained[0] and any(trained[n] for n, row in enumerate(rows) if row.early_exit and n not in unsure)
     untrained = [
         row
         for n, row in enumerate(rows)
-        if n and not row.early_exit and not trained[n] and row.speed > _FASTER and n not in unsure
+        if n and (judged or not row.early_exit) and not trained[n] and row.speed > _FASTER and n not in unsure
     ]
     text += "".join(
         f" {row.title} is {_times(row, rows[0])}, with random weights: train it to know its accuracy."
@@ -86,15 +87,12 @@ def _judged(
     def known(n: int) -> bool:
         return rows[n].difference is not None
 
-    def faster(n: int) -> bool:
-        return rows[n].speed >= _FASTER and rows[n].speed - _ERRORS * rows[n].speed_error > 1
-
-    keeping = [n for n in early if known(n) and faster(n) and lost(n) <= max_drop]
-    rivals = [n for n in others if known(n) and faster(n) and lost(n) <= max_drop]
+    keeping = [n for n in early if known(n) and _faster(rows[n]) and lost(n) <= max_drop]
+    rivals = [n for n in others if known(n) and _faster(rows[n]) and lost(n) <= max_drop]
     best = max(keeping, key=lambda n: rows[n].speed, default=None)
     rival = max(rivals, key=lambda n: rows[n].speed, default=None)
     if best is None:
-        return _no_gain(rows, early, others, rival, max_drop, at, faster)
+        return _no_gain(rows, early, others, rival, max_drop, at)
     told = _said(rows[best], first)
     if rival is not None and _beats(rows[rival], rows[best]):
         gain = difference(best, rival) or (0.0, 0.0)
@@ -119,15 +117,14 @@ def _no_gain(
     rival: int | None,
     max_drop: float,
     at: str,
-    faster: Callable[[int], bool],
 ) -> str:
     """Where no early exit is faster for sure without losing accuracy."""
     first = rows[0]
-    instead = "".join(f" Without exits, {_said(rows[n], first)}." for n in others if faster(n))
-    kept = [n for n in early if -(rows[n].difference or 0.0) <= max_drop]
-    quick = [n for n in early if faster(n)]
-    fastest = max(kept or early, key=lambda n: rows[n].speed)
-    if kept and rows[fastest].speed >= _FASTER:
+    instead = "".join(f" Without exits, {_said(rows[n], first)}." for n in others if _faster(rows[n]))
+    maybe = [n for n in early if rows[n].speed >= _FASTER and rows[n].difference is not None]
+    kept = [n for n in maybe if -(rows[n].difference or 0.0) <= max_drop]
+    if kept:
+        fastest = max(kept, key=lambda n: rows[n].speed)
         said = f"{_said(rows[fastest], first)}; measure longer, or more samples"
         if rival is not None and all(_beats(rows[rival], rows[n]) for n in early):
             return (
@@ -135,14 +132,21 @@ def _no_gain(
                 f"Against {first.title} it cannot be said: {said}."
             )
         return f"It cannot be said {at}: {said}.{instead}"
-    if quick:
-        least = max(quick, key=lambda n: rows[n].difference or 0.0)
+    if maybe:
+        least = max([n for n in maybe if _faster(rows[n])] or maybe, key=lambda n: rows[n].difference or 0.0)
         return (
             f"Not worth it {at} if at most {_amount(max_drop)} of accuracy may be lost: of the faster early exits, "
             f"{_said(rows[least], first)} loses least.{instead}"
         )
-    fastest = max(early, key=lambda n: rows[n].speed)
-    return f"Not worth it {at}: no early exit is faster than {first.title}; {_said(rows[fastest], first)}.{instead}"
+    known = [n for n in early if rows[n].difference is not None]
+    fastest = max(known, key=lambda n: rows[n].speed)
+    return f"Not worth it {at}: {_none_faster(rows[fastest], first)}; {_said(rows[fastest], first)}.{instead}"
+
+
+def _none_faster(fastest: BenchmarkRow, first: BenchmarkRow) -> str:
+    """What is true of all early exits where this is the fastest."""
+    by = "" if fastest.speed <= 1 else f" by {_FASTER - 1:.0%} or more"
+    return f"no early exit is faster than {first.title}{by}"
 
 
 def _alternative(rows: Sequence[BenchmarkRow], n: int, early: Sequence[int], difference: Difference) -> str:
@@ -168,18 +172,21 @@ def _by_agreement(
 ) -> str:
     """Without labels: an answer that agrees with the reference's is as right as that."""
     first = rows[0]
-    known = [n for n in early if rows[n].agreement is not None]
-    best = max(known, key=lambda n: rows[n].speed if 1 - (rows[n].agreement or 0) <= max_drop else -1)
-    row = rows[best]
+    known = [rows[n] for n in early if rows[n].agreement is not None]
+    maybe = [row for row in known if row.speed >= _FASTER]
+    alike = [row for row in maybe if 1 - (row.agreement or 0) <= max_drop]
+    row = max(alike or maybe or known, key=lambda row: (_faster(row), row.speed))
     differs = 1 - (row.agreement or 0)
     said = f"{row.title} is {_times(row, first)} and gives another answer on {differs:.1%} of the samples"
     instead = "".join(
         f" Without exits, {other.title} is {_times(other, first)} and differs on {1 - (other.agreement or 0):.1%}."
         for other in (rows[n] for n in others)
     )
-    if row.speed < _FASTER or row.speed - _ERRORS * row.speed_error <= 1:
-        return f"Not worth it {at}: {said}.{instead}"
-    if differs <= max_drop:
+    if not maybe:
+        return f"Not worth it {at}: {_none_faster(row, first)}; {said}.{instead}"
+    if alike and not _faster(row):
+        return f"It cannot be said {at}: {said}; measure longer, or more samples.{instead}"
+    if alike:
         text = f"Worth it {at}: {said}, so it loses no more than that on them."
         most = differs + _ERRORS * sqrt(differs * (1 - differs) / samples)
         return text + _unless_few(most, samples, max_drop) + instead
@@ -191,6 +198,11 @@ def _unless_few(loss: float, samples: int, max_drop: float) -> str:
     if max(loss, _RULE_OF_THREE / samples) <= max_drop:
         return ""
     return f" {samples} samples cannot rule out a larger loss than {_amount(max_drop)}: give more to be certain."
+
+
+def _faster(row: BenchmarkRow) -> bool:
+    """Whether it is faster than the reference, beyond its error and by what is worth the trouble."""
+    return row.speed >= _FASTER and row.speed - _ERRORS * row.speed_error > 1
 
 
 def _beats(row: BenchmarkRow, other: BenchmarkRow) -> bool:
