@@ -17,19 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, Case, MeanOfSteps, bundle_up_to_nine
+from bundles import CASES, Case, MeanOfSteps, bundle_up_to_nine, up_to_nine
 from commands import refused, run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eenet
 from eenet.bundle import LoadedBundle, sealed
-from eenet.bundle._measure import (
-    not_of_length,
-    remaining,
-)  # private, here and below: `load` does it all, a test one step
+from eenet.bundle._measure import remaining  # private, here and below: `load` does it all, a test one step
 from eenet.bundle._plan import compact, planned_again
-from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, MemberError, ReliabilityWarning
+from eenet.runtime._sizes import not_of_length
 from eenet.testing import toy_costs, toy_records
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
@@ -466,6 +464,27 @@ def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_long
             bundle(np.zeros((3, length, 4), np.float32))
     assert "onnxruntime" not in capfd.readouterr().err
     assert len(bundle(np.zeros((3, 9, 4), np.float32)).exits) == 3
+
+
+def test_so_they_are_by_a_cascade_that_is_called_and_by_a_benchmark(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle, (model, _) = bundle_up_to_nine(tmp_path / "bundle"), up_to_nine()
+    expected = r"length 20 \(time\), expected one up to 9, which is the longest that the network takes: cut"
+    long, labels = np.zeros((8, 20, 4), np.float32), np.zeros(8, np.int64)
+    assert bundle.records is not None
+    records = eenet.ExitRecords.cascade({"first": bundle.records, "second": bundle.records})
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0, 3.0, 4.0]), 3.0, fallback=False)
+    cascade = eenet.CallCascade({"first": bundle, "second": bundle}, scheduler)
+    assert len(cascade(long[:, :9]).exits) == 8
+    with pytest.raises(MemberError, match=f"first, raises InvalidInputError on 8 samples, .*{expected}"):
+        cascade(long)
+    for system, name in ((bundle, "a, plain fp32"), ((model, bundle.scheduler), "plain network")):
+        with pytest.raises(InvalidInputError, match=rf"'{name}' .*, inputs of shape \(8, 20, 4\): .*{expected}"):
+            eenet.benchmark({"a": system}, (long, labels), batch_sizes=[8], seconds=0.0)
+    with pytest.raises(InvalidInputError, match=r"'a' .*: the graph does not run on them: .*; give data of its shape$"):
+        eenet.benchmark({"a": tmp_path / "bundle" / "plain.onnx"}, (long, labels), batch_sizes=[8], seconds=0.0)
+    assert "onnxruntime" not in capfd.readouterr().err
 
 
 @given(st.integers(1, 40), st.integers(1, 400), st.integers(2, 9))

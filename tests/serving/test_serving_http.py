@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from bundles import bundle_up_to_nine
+from bundles import bundle_up_to_nine, up_to_nine
 from commands import TOKEN
 from optional import import_or_skip
 from PIL import Image
@@ -555,9 +555,14 @@ def test_a_network_that_fails_ends_its_request_and_no_other(caplog: pytest.LogCa
     assert "a poisonous sample" in caplog.text
 
 
-def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_longest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("served", ["a bundle", "a model in PyTorch"])
+def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_longest(
+    served: str, tmp_path: Path
+) -> None:
     import_or_skip("onnxscript")
-    with serving(bundle_up_to_nine(tmp_path / "bundle")) as url, connect(url) as client:
+    bundle = bundle_up_to_nine(tmp_path / "bundle")
+    model = bundle if served == "a bundle" else ServedModel(up_to_nine()[0], bundle.scheduler)
+    with serving(model) as url, connect(url) as client:
         with ThreadPoolExecutor(4) as pool:
             sent = [pool.submit(post_npy, client, np.zeros((2, n, 4), np.float32)) for n in (9, 20, 10, 5)]
             answers = [one.result() for one in sent]

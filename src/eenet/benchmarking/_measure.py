@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eenet._timing import Clock, in_turns, timed
 from eenet.benchmarking._samples import Array, Samples
-from eenet.benchmarking._systems import FAILURES, Progress, System, logits_of
+from eenet.benchmarking._systems import Progress, System, logits_of
 from eenet.errors import InvalidInputError
 from eenet.tasks import Segmentation
 
@@ -95,10 +95,13 @@ def answers_of(entries: list[System], samples: Samples, size: int, report: Progr
 
 
 def _answer(system: System, inputs: Any, size: int) -> tuple[Array, Array | None, Array | None]:
+    prepared = None
     try:
-        logits, exits, handed = logits_of(system.answer(system.prepare(inputs)))
-    except FAILURES as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        prepared = system.prepare(inputs)
+        logits, exits, handed = logits_of(system.answer(prepared))
+    except system.failures as error:
+        why = None if prepared is None or isinstance(error, InvalidInputError) else system.not_taken(prepared)
+        reason = why or (str(error) or type(error).__name__).splitlines()[0]
         shapes = [tuple(array.shape) for array in (*inputs[0], *inputs[1].values())]
         raise InvalidInputError(
             f"system {system.title!r} cannot answer a batch of the data, inputs of shape "

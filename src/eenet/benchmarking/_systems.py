@@ -33,11 +33,15 @@ _KINDS = (
     "the folder of a bundle, an .onnx file, or a function from inputs to logits"
 )
 # What a network raises for inputs that do not fit is not one family; the caller's code runs in it.
-FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def _unchanged(inputs: Inputs) -> Inputs:
     return inputs
+
+
+def _unknown(inputs: Inputs) -> str | None:
+    """Of a network of which no more is known than how it is called."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class System:
 
     `prepare` brings a batch into the form that `call` takes, before the clock runs: on the device, in the dtype.
     `exits` is K, or None for a system without exits; `module` the torch module that has to be in inference mode;
-    `content` says what the plain graph of a bundle is and how it runs: equal ones are one row.
+    `content` says what the plain graph of a bundle is and how it runs: equal ones are one row. `failures` are what a
+    call raises for inputs that do not fit, and `not_taken` says of prepared ones whether their sizes are the reason.
     """
 
     name: str
@@ -62,6 +67,8 @@ class System:
     untrained: bool = False
     origin: Any = None
     content: tuple[Any, ...] | None = None
+    failures: tuple[type[Exception], ...] = _FAILURES
+    not_taken: Callable[[Inputs], str | None] = _unknown
 
     @property
     def title(self) -> str:
@@ -204,6 +211,8 @@ def _text(budget: Budget) -> str:
 
 
 def _of_bundle(name: str, bundle: LoadedBundle, budget: str | None) -> System:
+    from eenet.bundle._measure import failures_of
+
     data = bundle.manifest.data
     others = {data.get(key) for key in ("scheduler", "records", "plain", "plain_int8")}
     graphs = (
@@ -223,11 +232,14 @@ def _of_bundle(name: str, bundle: LoadedBundle, budget: str | None) -> System:
 
     return System(
         name, bundle, prepare, budget, bundle.backend.num_exits, bundle.scheduler, bundle.task,
-        weight_bytes=sum(graphs), origin=bundle,
+        weight_bytes=sum(graphs), origin=bundle, failures=(*_FAILURES, *failures_of(bundle.manifest.backend)),
+        not_taken=lambda inputs: bundle._not_taken(inputs[0][0]),
     )  # fmt: skip
 
 
 def _of_adaptive(name: str, adaptive: Any, budget: str | None) -> System:
+    from eenet.runtime._adaptive import sizes_of
+
     model, scheduler = adaptive.model, adaptive.scheduler
     device, moved = _onto(model)
     names = [one.name for one in model.staged.inference_stages[0].inputs]
@@ -238,9 +250,13 @@ def _of_adaptive(name: str, adaptive: Any, budget: str | None) -> System:
             args, named = model.staged.call_of(tuple(named[name] for name in names))
         return args, named
 
+    def not_taken(inputs: Inputs) -> str | None:
+        live = model.staged.flatten_inputs(*inputs[0], **inputs[1])
+        return sizes_of(model).refusal(dict(zip(names, live, strict=True)))
+
     return System(
         name, adaptive, prepare, budget, model.num_exits, scheduler if isinstance(scheduler, Scheduler) else None,
-        model.task, model, device, _bytes_of(model), origin=model,
+        model.task, model, device, _bytes_of(model), origin=model, not_taken=not_taken if device == "cpu" else _unknown,
     )  # fmt: skip
 
 
@@ -392,6 +408,8 @@ class OnnxFile:
         except _errors_of(runtime) as error:
             raise InvalidInputError(f"onnxruntime cannot load {str(path)!r}: {error}; export it again") from error
         self._errors = _errors_of(runtime)
+        self._quiet = runtime.RunOptions()
+        self._quiet.log_severity_level = 4  # errors are raised: they need not be logged too
         self._names = [one.name for one in self._session.get_inputs()]
         self._doubles = {one.name for one in self._session.get_inputs() if one.type == "tensor(double)"}
         self.size = sum(file.stat().st_size for file in {path, *_external_files(path)})
@@ -406,6 +424,7 @@ class OnnxFile:
             for key, array in named.items()
         }
         try:
-            return self._session.run(None, fed)[0]
+            return self._session.run(None, fed, self._quiet)[0]
         except self._errors as error:
-            raise InvalidInputError(f"the graph does not run on them: {error}; give data of its shape") from error
+            reason = " ".join(str(error).split())
+            raise InvalidInputError(f"the graph does not run on them: {reason}; give data of its shape") from error

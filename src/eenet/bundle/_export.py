@@ -21,7 +21,7 @@ from eenet.bundle._calibration import Samples
 from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, Graphs, onnx_graphs, plain_graph
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec, read_manifest, sealed
-from eenet.bundle._measure import BATCH_SIZES, described, remaining
+from eenet.bundle._measure import BATCH_SIZES, remaining
 from eenet.bundle._plan import (
     RECORDS,
     budgets_of,
@@ -45,6 +45,7 @@ from eenet.records import ExitRecords
 from eenet.runtime import TensorSpec
 from eenet.runtime._adaptive import tensor_spec
 from eenet.runtime._loop import require_scheduler
+from eenet.runtime._sizes import described
 from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task

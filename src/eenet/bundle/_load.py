@@ -14,13 +14,14 @@ import numpy as np
 
 from eenet._timing import processor
 from eenet.bundle._manifest import Manifest, read_manifest
-from eenet.bundle._measure import Sizes, failures_of, undescribed
+from eenet.bundle._measure import failures_of
 from eenet.costs import Budget, ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.preprocessing import Preprocessing, preprocessing_from
 from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveOutput, StageBackend, TensorSpec, run_arrays
-from eenet.runtime._backend import Array, NoStages, dynamic_sizes
+from eenet.runtime._backend import Array, NoStages
+from eenet.runtime._sizes import Sizes, undescribed
 from eenet.scheduler import Scheduler, load_scheduler
 from eenet.tasks import Task, task_from
 
@@ -93,9 +94,8 @@ class LoadedBundle:
 
     def _not_taken(self, inputs: Mapping[str, Array] | Array) -> str | None:
         """What to say of inputs that fit and on which the network failed; None where their sizes are not the reason."""
-        arrays = [inputs[spec.name] for spec in self.inputs] if isinstance(inputs, Mapping) else [inputs]
         try:
-            return self._sizes.refusal(dynamic_sizes(self.inputs, [array.shape for array in arrays]))
+            return self._sizes.refusal(inputs)
         except InvalidInputError:  # not all stages are here, or it is not known how large its inputs usually are
             return None
 

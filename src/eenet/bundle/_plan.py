@@ -24,16 +24,13 @@ from eenet.bundle._measure import (
     costs_at,
     device_of,
     measured,
-    not_of_length,
-    of_length,
     remaining,
-    stand_ins,
-    undescribed,
 )
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
 from eenet.runtime._backend import Live
+from eenet.runtime._sizes import not_of_length, of_length, stand_ins, undescribed
 from eenet.scheduler import Fallback, Scheduler
 from eenet.scheduler._fitted import PolicyTable
 

@@ -18,8 +18,10 @@ from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
 from eenet.runtime._backend import Array, Boundaries, Ints, Live, TensorSpec
 from eenet.runtime._loop import AdaptiveOutput, Arrays, require_scheduler, run
+from eenet.runtime._sizes import Sizes, described
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
 from eenet.stages import LiveTensor
+from eenet.stages._example import MODEL_ERRORS
 
 
 class Tensors(Arrays):
@@ -343,6 +345,14 @@ class TorchBackend:
     def join(self, k: int, parts: Sequence[Live]) -> Live:
         """The live tensors before stage k of several requests as those of one."""
         return tuple([tensor.numpy() for tensor in self._variant.join(k, [_tensors(part) for part in parts])])
+
+
+def sizes_of(model: MultiExitModel) -> Sizes:
+    """Which sizes of its inputs a model takes, of which its example says the usual; for a model on the CPU."""
+    args, kwargs = model.staged.example
+    live = [tensor.cpu().numpy() for tensor in model.staged.flatten_inputs(*args, **kwargs)]
+    backend = TorchBackend(model)
+    return Sizes(backend, [tensor_spec(one) for one in backend.inputs], described(live), MODEL_ERRORS)
 
 
 def tensor_spec(live: LiveTensor) -> TensorSpec:

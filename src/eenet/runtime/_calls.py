@@ -240,8 +240,10 @@ class _Calls:
                 returned = self._wait(returned)
         except Exception as error:
             asked = f"on {len(rows)} samples, {_listed(rows)}"
-            reason = f": {error}" if str(error) else ""
-            raise self._error(number, rows, None, f"raises {type(error).__name__} {asked}{reason}") from error
+            why = None if stage is None else self._not_taken(number, rows, error)
+            reason = f": {why or error}" if why or str(error) else ""
+            raised = type(error) if why is None else InvalidInputError
+            raise self._error(number, rows, None, f"raises {raised.__name__} {asked}{reason}") from error
         if has_to_wait and self._wait is None:
             _refuse_awaitable(returned)
         return live, self._checked(number, rows, returned)
@@ -268,6 +270,14 @@ class _Calls:
             tensors, logits = backend.run(k, tensors, observe=k == stage)
         shown = softmax(logits) if self._of_probabilities and logits is not None else logits
         return _Open(live.rows, number, stage + 1, tensors), shown
+
+    def _not_taken(self, number: int, rows: Ints, error: Exception) -> str | None:
+        """What a bundle says of inputs whose sizes its network fails on, as where it is called by itself."""
+        bundle: Any = self._members[number]
+        if isinstance(error, InvalidInputError) or not hasattr(bundle, "_not_taken"):
+            return None
+        why: str | None = bundle._not_taken(_inputs(self._part(rows), bundle))
+        return why
 
     def _error(self, k: int, rows: Ints, returned: Any, what: str) -> MemberError:
         error = MemberError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from eenet.tasks import Task
 if TYPE_CHECKING:
     from eenet.models import MultiExitModel
     from eenet.runtime import ExitView, StageBackend
+    from eenet.runtime._sizes import Sizes
 
 
 class InputSpec(Protocol):
@@ -244,6 +246,17 @@ class ServedModel:
         self.preprocessing: Preprocessing = preprocessing or _ArraysOnly()
         self.class_names = None if class_names is None else list(class_names)
         self.info: dict[str, Any] = {"backend": "torch", "exits": list(model.exit_names)}
+        self._model = model
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        from eenet.runtime._adaptive import sizes_of
+
+        return sizes_of(self._model)
+
+    def _not_taken(self, inputs: Mapping[str, Any]) -> str | None:
+        """What to say of inputs that fit and on which the network failed; None where their sizes are not the reason."""
+        return self._sizes.refusal(inputs)
 
 
 class FixedBudget:

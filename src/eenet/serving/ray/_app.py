@@ -19,7 +19,7 @@ from eenet.errors import InvalidInputError
 from eenet.serving.engine._model import Controller, FixedBudget
 from eenet.serving.http._server import is_loopback
 from eenet.serving.ray._options import RayOptions
-from eenet.serving.ray._service import RemoteService
+from eenet.serving.ray._service import RemoteService, RemoteStages
 from eenet.serving.ray._stage import StageReplica
 
 if TYPE_CHECKING:
@@ -109,9 +109,20 @@ class Ingress:
 
     def __init__(self, bundle: str, options: RayOptions, *stages: Any) -> None:
         exceptions, refusals = require("ray.exceptions", "ray"), require("ray.serve.exceptions", "ray")
+        lost = (exceptions.RayActorError, exceptions.ObjectLostError)
+        refused = (refusals.BackPressureError, refusals.DeploymentUnavailableError)
         loaded = load(bundle, stages=())
         if options.budget is not None:
             loaded = loaded.at(options.budget)
+        views = [by_reference(stage).view for stage in stages]
+        # What inputs the network takes is found by running its stages where they are.
+        loaded.backend = RemoteStages(
+            [stage.inputs for stage in loaded.manifest.stages],
+            loaded.manifest.num_classes,
+            views,
+            failed=exceptions.RayTaskError,
+            gone=(*lost, *refused, TimeoutError),
+        )
         self._model = loaded
         self._controller: Controller = (
             BudgetController(loaded.scheduler) if options.adapt else FixedBudget(loaded.scheduler)
@@ -123,9 +134,9 @@ class Ingress:
             [by_reference(stage).remote for stage in stages],
             options.engine,
             retries=options.retries,
-            lost=(exceptions.RayActorError, exceptions.ObjectLostError),
-            refused=(refusals.BackPressureError, refusals.DeploymentUnavailableError),
-            views=[by_reference(stage).view.remote for stage in stages],
+            lost=lost,
+            refused=refused,
+            views=[view.remote for view in views],
         )
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -9,9 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet.costs import Budget
-from eenet.runtime import ExitView, exit_views
+from eenet.errors import InvalidInputError
+from eenet.runtime import ExitView, Live, TensorSpec, exit_views
+from eenet.runtime._backend import NoStages
 from eenet.scheduler import ExitHistory
 from eenet.serving.engine._engine import require_capacity, shape_of
 from eenet.serving.engine._metrics import Metrics
@@ -21,6 +24,7 @@ from eenet.serving.engine._service import account, change_budget
 from eenet.serving.ray._stage import StageCall, StageReply
 
 _log = logging.getLogger("eenet.serving")
+_VIEW = 10.0  # seconds that one sample may take in a stage
 _POLL = 0.02  # seconds between checks whether all requests inside have been answered, while draining
 
 
@@ -217,6 +221,36 @@ class RemoteService:
         finally:
             self._waiting[k] -= call.samples
         raise RefusedError(503, f"{1 + self._retries} replicas of stage {k} died under the request; try again later")
+
+
+class RemoteStages(NoStages):
+    """A backend whose stages run where they are: one sample after another, beside the batches, and from a thread alone.
+
+    `views` (K,) are methods of the handles. What a call raises for the network is in `failed`, and for want of a
+    replica in `gone`.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[Sequence[TensorSpec]],
+        num_classes: int,
+        views: Sequence[Any],
+        *,
+        failed: type[Exception],
+        gone: tuple[type[Exception], ...],
+    ) -> None:
+        super().__init__(inputs, num_classes)
+        self._views, self._failed, self._gone = views, failed, gone
+
+    def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:  # noqa: ARG002
+        """Raises RuntimeError for what the network raises, and `InvalidInputError` where no replica answers."""
+        try:
+            found: tuple[Live, NDArray[np.float32] | None] = self._views[k].remote(live).result(timeout_s=_VIEW)
+        except self._gone as error:
+            raise InvalidInputError(f"no replica of stage {k} shows its exit; try again later") from error
+        except self._failed as error:
+            raise RuntimeError(str(error)) from error
+        return found
 
 
 async def _all(paths: Sequence[Awaitable[None]]) -> None:
