@@ -18,6 +18,7 @@ from safetensors.torch import save_file as torch_save_file
 
 import eenet
 from eenet import ExitRecords
+from eenet._files import atomic_folder  # private: what writes folders whole is tested by itself
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.testing import toy_costs, toy_records
 
@@ -218,6 +219,34 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         toy_records(samples=20).save(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_written_to_where_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    for text in ("first", "second"):
+        with atomic_folder(tmp_path / "link", marker="marker", what="bundle") as folder:
+            (folder / "marker").write_text(text)
+        assert (tmp_path / "there" / "marker").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "there"}
+    monkeypatch.chdir(tmp_path / "there")
+    with (
+        pytest.raises(InvalidInputError, match=r"cannot write '\.': this program runs in it"),
+        atomic_folder(".", marker="marker", what="bundle"),
+    ):
+        pass
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["marker"]
+
+
+def test_an_error_within_the_block_is_one_of_writing_where_it_is_about_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError), atomic_folder(tmp_path / "made", marker="marker", what="bundle"):
+        tmp_path.read_bytes()
+    with (
+        pytest.raises(InvalidInputError, match="choose a folder that is writable and has space"),
+        atomic_folder(tmp_path / "made", marker="marker", what="bundle") as folder,
+    ):
+        (folder / "not" / "there").write_text("")
+    assert not list(tmp_path.iterdir())
 
 
 def test_new_files_have_the_usual_mode(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from eenet.errors import FileFormatError, InvalidInputError
 
 _ASIDE, _EARLIER = ".old", "earlier"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _PICKLE = "a pickle or an archive"
 _ZIP = b"PK\x03\x04"
 _STARTS = {
@@ -70,10 +72,14 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
     No rename replaces a folder, so the earlier one is renamed first. A process that is killed before the second rename
     leaves it in a hidden folder beside `path`: `left_aside` finds it.
     """
-    target = Path(path)
+    target = Path(path).resolve()  # what a link leads to, and not the link, is replaced
+    if Path.cwd().is_relative_to(target):
+        raise InvalidInputError(
+            f"cannot write {str(path)!r}: this program runs in it, and it would be replaced; choose another folder"
+        )
     if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not (target / marker).is_file())):
         raise InvalidInputError(
-            f"cannot write {str(target)!r}: it is there already and holds no {what}; choose a new folder"
+            f"cannot write {str(path)!r}: it is there already and holds no {what}; choose a new folder"
         )
     temporary: Path | None = None
     try:
@@ -95,8 +101,10 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
         else:
             temporary.rename(target)
     except OSError as error:
+        if temporary is not None and error.errno not in _FULL and not _is_about(error, (temporary, target)):
+            raise  # of what was read meanwhile, such as the images of a data set
         raise InvalidInputError(
-            f"cannot write {str(target)!r}: {error.strerror or error}; choose a folder that is writable and has space"
+            f"cannot write {str(path)!r}: {error.strerror or error}; choose a folder that is writable and has space"
         ) from error
     finally:
         if temporary is not None and temporary.exists():
@@ -105,7 +113,7 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
 
 def left_aside(path: str | Path) -> str:
     """For a message that a folder is not there: the earlier one, if a process was killed while it replaced it."""
-    target = Path(path)
+    target = Path(path).resolve()
     found = sorted(target.parent.glob(f".{glob.escape(target.name)}.*{_ASIDE}/{_EARLIER}"))
     if not found or target.exists():
         return ""
@@ -118,6 +126,11 @@ def _flush(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def _is_about(error: OSError, folders: Iterable[Path]) -> bool:
+    """Whether the file of an error is one of these folders or in one."""
+    return isinstance(error.filename, str) and any(Path(error.filename).is_relative_to(one) for one in folders)
 
 
 def give_usual_mode(path: Path) -> None:

@@ -206,8 +206,12 @@ def test_a_stage_that_collapses_is_warned_of_by_hand_and_never_chosen(tmp_path: 
         ({"precision": "int8", "calibration": [(torch.randn(64, 12), torch.zeros(63))]}, "64 samples has labels of"),
         (
             {"precision": "int8", "calibration": [(torch.randn(64, 12), torch.zeros(64))]},
-            "torch.float32.*whole numbers",
+            "labels have dtype float32, expected integers",
         ),
+        ({"precision": "int8", "calibration": [(torch.randn(64, 12), ["a"] * 64)]}, "dtype <U1, expected integers"),
+        ({"precision": "int8", "calibration": [(torch.randn(64, 12), [[0], [0, 1]] * 32)]}, "no array of integers"),
+        ({"precision": "int8", "calibration": iter([])}, "0 samples; .* A generator gives its batches once"),
+        ({"precision": "int8", "calibration": 3}, "calibration is a int, expected a DataLoader"),
         (
             {"precision": "int8", "calibration": [(torch.randn(64, 12), torch.full((64,), 4))]},
             "the label 4, expected 0",
@@ -225,6 +229,29 @@ def test_what_cannot_be_is_refused(tmp_path: Path, options: dict[str, Any], mess
     with pytest.raises(InvalidInputError, match=message):
         eenet.export(model, scheduler, tmp_path / "bundle", **given_options)
     assert not (tmp_path / "bundle").exists()
+
+
+def test_calibration_data_of_one_class_are_warned_of_and_numpy_s_numbers_taken(tmp_path: Path) -> None:
+    model, loader, scheduler = made()
+    options: dict[str, Any] = {"example": loader[0][0], "precision": "auto", "seconds": 0.0, "measure": False}
+    one_class = [(x, torch.zeros_like(y).numpy().astype(np.uint16)) for x, y in loader]
+    with pytest.warns(ReliabilityWarning, match="all 300 samples are of class 0"):
+        bundle = eenet.export(
+            model, scheduler, tmp_path / "bundle", calibration=one_class, max_exit_drop=np.float32(0.01), **options
+        )
+    assert bundle.info["quantization"]["max_exit_drop"] == pytest.approx(0.01)
+
+
+def test_an_error_of_the_calibration_data_is_not_taken_for_one_of_writing(tmp_path: Path) -> None:
+    model, loader, scheduler = made()
+
+    def torn() -> Any:
+        yield loader[0]
+        raise FileNotFoundError(2, "No such file or directory", "images/7.png")
+
+    with pytest.raises(FileNotFoundError, match=r"images/7\.png"):
+        eenet.export(model, scheduler, tmp_path / "b", example=loader[0][0], precision="int8", calibration=torn())
+    assert not list(tmp_path.iterdir())
 
 
 PARTS = ("stages.0", "stages.1", "stages.2")

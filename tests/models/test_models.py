@@ -648,3 +648,9 @@ def test_collect_takes_batches_only() -> None:
     wrong: Any = 3
     with pytest.raises(InvalidInputError, match="loader is a int, expected a DataLoader or a list of batches"):
         eenet.collect(model, wrong)
+    arrays: Any = [(np.zeros((5, 4), np.float32), np.zeros(5, int))]
+    with pytest.raises(InvalidInputError, match=r"inputs of a batch are of type ndarray; .* torch\.from_numpy"):
+        eenet.collect(model, arrays)
+    ragged = [(torch.zeros(2, 4), [[0], [0, 1]])]
+    with pytest.raises(InvalidInputError, match="the labels of a batch are no array of integers"):
+        eenet.collect(model, ragged)

@@ -11,7 +11,8 @@ import torch
 
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel
-from eenet.models._io import check_labels, require_batches, unpack
+from eenet.models._io import check_labels, labels_of, require_batches, unpack
+from eenet.records import missing_classes
 from eenet.runtime._adaptive import tensor_spec
 from eenet.runtime._backend import Boundaries, Live
 from eenet.tasks import Segmentation
@@ -27,9 +28,10 @@ class Samples:
     """The calibration samples as live tensors, in two parts where there are enough: for ranges and for judging."""
 
     def __init__(self, model: MultiExitModel, calibration: Iterable[Any]) -> None:
-        require_batches(calibration, model.staged.example)
+        require_batches(calibration, model.staged.example, "calibration")
         self._boundaries = boundaries_of(model)
         dense = isinstance(model.task, Segmentation)
+        self._classes = None if dense else model.num_classes
         whole: list[tuple[Live, Any]] = []
         for batch in calibration:
             args, kwargs, labels = unpack(batch)
@@ -40,11 +42,9 @@ class Samples:
                     "the calibration data have no labels, by which the accuracy of int8 exits is judged; give batches "
                     "of (inputs, labels)"
                 )
-            labels = np.asarray(labels.cpu() if isinstance(labels, torch.Tensor) else labels)
-            if size and labels.shape[:1] != (size,):
-                raise InvalidInputError(f"a calibration batch of {size} samples has labels of shape {labels.shape}")
             if size:
-                given = torch.as_tensor(labels)
+                labels = labels_of(labels, size)
+                given = torch.from_numpy(labels.astype(np.int64))
                 unlike = torch.empty(size, model.num_classes, *given.shape[1:] if dense else (), device="meta")
                 check_labels(model.task, unlike, given)
             if not all(np.isfinite(one).all() for one in live if one.dtype.kind == "f"):
@@ -59,6 +59,7 @@ class Samples:
             raise InvalidInputError(
                 f"the calibration data hold {self.total} samples; expected at least {_FEWEST} for ranges and "
                 "accuracies, and some hundred are good; give more, or precision='fp32'"
+                + ("" if self.total else ". A generator gives its batches once")
             )
         most = min(_RANGES, self.total // 4)
         self.apart = most >= _FEWEST
@@ -78,8 +79,12 @@ class Samples:
                     self.judged.append((self._boundaries.take(0, live, rest), labels[rest]))
 
     def note(self, max_exit_drop: float) -> None:
-        """Warn where the samples are few."""
-        judged = sum(len(labels) for _, labels in self.judged)
+        """Warn where the samples are few, or lack classes."""
+        labels = np.concatenate([labels for _, labels in self.judged])
+        lacking = None if self._classes is None else missing_classes(labels, self._classes)
+        if lacking is not None:
+            warned(lacking)
+        judged = len(labels)
         if not self.apart:
             warned(
                 f"the {self.total} calibration samples give the quantizer its ranges and judge it too, which flatters "

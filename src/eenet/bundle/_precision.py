@@ -469,8 +469,8 @@ def _report(
         rows.append(row)
     return {
         "asked": asked if isinstance(asked, str) else dict(asked),
-        "max_exit_drop": options.max_exit_drop,
-        "guarantee": options.guarantee,
+        "max_exit_drop": float(options.max_exit_drop),
+        "guarantee": None if options.guarantee is None else float(options.guarantee),
         "samples": {
             "ranges": sum(_rows(live) for live in samples.ranges),
             "judged": sum(len(labels) for _, labels in samples.judged),

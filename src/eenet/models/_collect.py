@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eenet._progress import by_itself, count_of
 from eenet.errors import InvalidInputError, ReliabilityWarning
-from eenet.models._io import inferring, moved, require_batches, unpack
+from eenet.models._io import inferring, labels_of, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
 from eenet.records import ExitRecords, warn_of_missing_classes
 from eenet.tasks import Evidence, Segmentation, Task
@@ -69,7 +69,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
             args, kwargs = moved((args, kwargs), device)
             if model.staged.batch_size_of(model.staged.flatten_inputs(*args, **kwargs)) == 0:
                 if y is not None:
-                    _labels_of(y, 0)
+                    labels_of(y, 0)
                 continue
             gathered.add(model(*args, **kwargs), y)
     records = gathered.records()
@@ -89,16 +89,6 @@ def digest_of(model: MultiExitModel) -> str:
     return digest.hexdigest()
 
 
-def _labels_of(y: Any, samples: int) -> NDArray[Any]:
-    labels = np.asarray(y.cpu() if isinstance(y, Tensor) else y)
-    # Batch by batch: one label too many here and one too few there would shift all of those between.
-    if labels.shape[:1] != (samples,):
-        raise InvalidInputError(
-            f"a batch of {samples} samples has labels of shape {labels.shape}; expected one label for each sample"
-        )
-    return labels
-
-
 class Gathering:
     """Gathers records batch by batch from what the exits gave, whatever the task."""
 
@@ -114,7 +104,7 @@ class Gathering:
             return
         self._logits.append(torch.stack(list(outputs)).float().cpu().numpy())
         if labels is not None:
-            self._labels.append(_labels_of(labels, len(outputs[0])))
+            self._labels.append(labels_of(labels, len(outputs[0])))
 
     def records(self) -> ExitRecords:
         """The records of all batches; raises `InvalidInputError` without any, or where only some had labels."""
@@ -140,7 +130,7 @@ class ImageRecords:
             history.append(self._task.evidence(self._task.shown(logits).float().cpu().numpy(), history))
         self._batches.append(history)
         if labels is not None:
-            y = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+            y = labels_of(labels, len(outputs[0]))
             maps = [logits.argmax(dim=1).cpu().numpy() for logits in outputs]
             self._counts.append(np.stack([self._task.pixel_counts(m, y, outputs[0].shape[1]) for m in maps]))
 
@@ -171,6 +161,8 @@ class ImageRecords:
 
 def _require_batches(batches: int, labeled: int) -> None:
     if not batches:
-        raise InvalidInputError("the loader gave no batch with a sample; expected at least one")
+        raise InvalidInputError(
+            "the loader gave no batch with a sample; expected at least one, and a generator gives its batches once"
+        )
     if labeled not in (0, batches):
         raise InvalidInputError(f"{labeled} of {batches} batches have labels; give all of them labels, or none")

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset
@@ -51,16 +53,36 @@ def unpack(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         return (inputs,), {}, labels
     if isinstance(inputs, (tuple, list)):
         return tuple(inputs), {}, labels
+    tensors = "; make tensors of arrays with torch.from_numpy" if isinstance(inputs, np.ndarray) else ""
     raise InvalidInputError(
-        f"a batch holds {type(batch).__name__}; expected (inputs, labels), a mapping with 'labels', or inputs alone"
+        f"the inputs of a batch are of type {type(inputs).__name__}; expected (inputs, labels), a mapping with "
+        f"'labels', or inputs alone, where inputs are a tensor, a tuple of arguments or a mapping of them{tensors}"
     )
 
 
-def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
-    """Raise `InvalidInputError` for single samples, or one batch, in place of a loader of batches."""
+def labels_of(given: Any, samples: int) -> NDArray[Any]:
+    """The labels of a batch as an array, one for each sample; raises `InvalidInputError` unless they are integers.
+
+    Batch by batch: one label too many here and one too few there would shift all of those between.
+    """
+    try:
+        labels = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"the labels of a batch are no array of integers: {error}") from error
+    if labels.shape[:1] != (samples,):
+        raise InvalidInputError(
+            f"a batch of {samples} samples has labels of shape {labels.shape}; expected one label for each sample"
+        )
+    if samples and labels.dtype.kind not in "iu":
+        raise InvalidInputError(f"labels have dtype {labels.dtype}, expected integers: class numbers from 0")
+    return labels
+
+
+def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]], name: str = "loader") -> None:
+    """Raise `InvalidInputError` for single samples, or one batch, in place of a loader of batches, called `name`."""
     if not isinstance(loader, Dataset) and not hasattr(type(loader), "__iter__"):
-        raise InvalidInputError(f"loader is a {type(loader).__name__}, expected a DataLoader or a list of batches")
-    _refuse_one_batch(loader, example)
+        raise InvalidInputError(f"{name} is a {type(loader).__name__}, expected a DataLoader or a list of batches")
+    _refuse_one_batch(loader, example, name)
     if not isinstance(loader, Dataset) or isinstance(loader, IterableDataset):
         return
     args, kwargs, _ = unpack(loader[0])
@@ -72,19 +94,19 @@ def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]
         )
 
 
-def _refuse_one_batch(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+def _refuse_one_batch(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]], name: str) -> None:
     """Raise `InvalidInputError` for inputs, or inputs and labels, that were not put into a list."""
     expected = [tensor for tensor in pytree.tree_leaves(example) if isinstance(tensor, Tensor)]
     if isinstance(loader, Tensor) and expected and loader.ndim == expected[0].ndim:
         raise InvalidInputError(
-            f"loader is a tensor of shape {tuple(loader.shape)}, whose items are single samples; expected batches: "
+            f"{name} is a tensor of shape {tuple(loader.shape)}, whose items are single samples; expected batches: "
             "give [inputs], or [(inputs, labels)]"
         )
     if isinstance(loader, (tuple, list)) and len(loader) == 2 and all(isinstance(one, Tensor) for one in loader):
         inputs, labels = loader
         if inputs.ndim > labels.ndim and len(inputs) == len(labels) and not labels.is_floating_point():
             raise InvalidInputError(
-                f"loader is the pair (inputs, labels) of one batch, of shapes {tuple(inputs.shape)} and "
+                f"{name} is the pair (inputs, labels) of one batch, of shapes {tuple(inputs.shape)} and "
                 f"{tuple(labels.shape)}; expected batches: give [(inputs, labels)]"
             )
 
