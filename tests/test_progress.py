@@ -147,6 +147,19 @@ def test_long_calls_show_a_bar_on_a_terminal_and_nothing_elsewhere(monkeypatch: 
 
 
 @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+@pytest.mark.parametrize("value", ["0", "False"])
+def test_the_environment_hides_all_bars(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = long_calls()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("EENET_PROGRESS", value)
+    for call in calls.values():
+        screen = Screen(terminal=True)
+        monkeypatch.setattr(sys, "stderr", screen)
+        call()
+        assert not screen.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
 def test_a_call_that_is_given_a_function_shows_nothing_and_no_bar_is_within_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

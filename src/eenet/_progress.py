@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,9 @@ _REFRESHES = 2.0  # a second: what is measured meanwhile is disturbed by each
 _AT_ONCE = 1.0  # seconds: what is done by then was done before, by a run that was stopped
 
 
+_OFF = ("0", "false", "no", "off")  # what hides all bars, as a value of EENET_PROGRESS
+
+
 class Update(Protocol):
     """Shows how much of a task is done."""
 
@@ -36,7 +40,7 @@ class Update(Protocol):
 
 
 class Bars:
-    """A context in which tasks show their progress.
+    """A context in which tasks show their progress; none do where the environment variable EENET_PROGRESS is 0.
 
     Parameters
     ----------
@@ -49,6 +53,7 @@ class Bars:
     """
 
     def __init__(self, console: Console, *, shown: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        shown = shown and os.environ.get("EENET_PROGRESS", "").lower() not in _OFF
         self._console, self._shown, self._clock = console, shown, clock
         self._said = clock()
         self._live: Any = None
