@@ -205,6 +205,20 @@ def test_a_file_that_is_no_benchmark_is_refused(tmp_path: Path) -> None:
     assert "is a file, expected a folder of results" in refused("ui", tmp_path / "records.safetensors")
 
 
+def test_a_bundle_is_refused_with_what_shows_it(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "manifest.json").write_text("{}")
+    expected = f"'{folder}' is a bundle, expected the results of eenet reproduce, train or demo; "
+    for command in ("ui", "report"):
+        assert f"{expected}it carries no records" in refused(command, folder)
+    for name in ("records-1234.safetensors", "scheduler.safetensors"):
+        (folder / name).write_bytes(b"")
+    way = f"eenet report {folder}/records-1234.safetensors --scheduler {folder}/scheduler.safetensors"
+    for command in ("ui", "report"):
+        assert f"{expected}the page of its calibration records: {way}" in refused(command, folder)
+
+
 def test_the_command_prints_its_address_and_ends_by_ctrl_c(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "eenet", "ui", str(tmp_path), "--json"],

@@ -11,13 +11,17 @@ from typing import Annotated
 import typer
 
 from eenet._extras import require
+from eenet._pretrained import model_names
 from eenet.cli._console import print_json, side
 from eenet.errors import InvalidInputError
 
 
 def ui(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Folders of eenet reproduce, train or demo, also empty.")
+        list[Path],
+        typer.Argument(
+            metavar="RESULTS...", help="Folders of eenet reproduce, train or demo, also empty; trained models by name."
+        ),
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
@@ -40,6 +44,7 @@ def ui(
     """
     require("plotly.offline", "report", "eenet ui")
     from eenet.reporting._live import HOST, follow, make_server
+    from eenet.reporting._runs import require_no_bundle
     from eenet.reporting._watch import Watched
 
     wrong = next((path for path in results if path.is_file() and path.suffix != ".json"), None)
@@ -48,6 +53,9 @@ def ui(
             f"{str(wrong)!r} is a file, expected a folder of results, or the JSON of eenet benchmark; for predictions "
             "and records write the page with eenet report"
         )
+    results = [path if path.exists() else model_names().get(str(path), path) for path in results]
+    for path in results:
+        require_no_bundle(path)
     watched = Watched(results, budgets=budgets)
     server = make_server(watched, port)
     url = f"http://{HOST}:{server.server_port}/"

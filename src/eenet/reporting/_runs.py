@@ -203,6 +203,21 @@ FOLDER_FILES = (_TEST, _CALIBRATION, _METRICS)
 """What a folder of finished results has."""
 
 
+def require_no_bundle(folder: Path) -> None:
+    """Raise `InvalidInputError`, which says how to report what is in it, for a folder that `eenet.export` wrote."""
+    if not (folder / "manifest.json").is_file():
+        return
+    records = next(folder.glob("records*.safetensors"), None)
+    scheduler = next(folder.glob("scheduler*.safetensors"), None)
+    way = "it carries no records: give records of eenet collect"
+    if records is not None:
+        way = f"the page of its calibration records: eenet report {records}"
+    raise InvalidInputError(
+        f"{str(folder)!r} is a bundle, expected the results of eenet reproduce, train or demo; {way} --scheduler "
+        f"{scheduler}"
+    )
+
+
 def read_folder(
     path: str | Path, *, methods: Sequence[str] = (), progress: Progress = lambda _: None, **more: Any
 ) -> Run:
@@ -215,6 +230,7 @@ def read_folder(
         raise InvalidInputError(f"{str(path)!r} is no folder; give the results of eenet reproduce, or records")
     missing = [name for name in FOLDER_FILES if not (folder / name).is_file()]
     if missing:
+        require_no_bundle(folder)
         raise InvalidInputError(
             f"{str(path)!r} lacks {', '.join(missing)}, so it holds no finished results of eenet reproduce; give such "
             f"a folder, or records with --costs{hidden_model(path)}"
