@@ -82,10 +82,13 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
             f"cannot write {str(path)!r}: it is there already and holds no {what}; choose a new folder"
         )
     temporary: Path | None = None
+    within = False
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+        within = True
         yield temporary
+        within = False
         temporary.chmod(0o777 & ~_umask())
         if target.exists():
             _flush(temporary)  # before the earlier one is deleted
@@ -101,7 +104,7 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
         else:
             temporary.rename(target)
     except OSError as error:
-        if temporary is not None and error.errno not in _FULL and not _is_about(error, (temporary, target)):
+        if within and error.errno not in _FULL and not _is_about(error, (temporary or target, target)):
             raise  # of what was read meanwhile, such as the images of a data set
         raise InvalidInputError(
             f"cannot write {str(path)!r}: {error.strerror or error}; choose a folder that is writable and has space"
