@@ -6,6 +6,7 @@ Importing this needs no Ray; using it does: `pip install 'eenet[ray]'`.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,11 +70,14 @@ def _application(bundle: str | Path, options: RayOptions | None = None) -> Any:
     if options.budget is not None:
         loaded.at(options.budget)
     _token(options)
+    # Ray Serve would draw it from `random`: with the seed of an earlier start it would take this one for the same.
+    version = secrets.token_hex(8)
     stages = []
     for k, scaling in enumerate(options.scaling(len(loaded.exit_names))):
         stage = serve.deployment(
             StageReplica,
             name=_stage_name(k),
+            version=version,
             graceful_shutdown_timeout_s=_GRACE,
             health_check_period_s=2.0,
             **scaling.deployment(options.engine.max_batch),
@@ -92,6 +96,7 @@ def _application(bundle: str | Path, options: RayOptions | None = None) -> Any:
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name=INGRESS,
+        version=version,
         num_replicas=1,
         graceful_shutdown_timeout_s=_GRACE,
         **_ingress_deployment(options),
