@@ -109,6 +109,38 @@ def test_a_bundle_in_int8_takes_the_exits_of_a_replay_of_its_own_answers(chosen:
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize(
+    "precision", ["int8", {"stages.0": "int8"}, {"stages.1": "int8"}, {"heads.0": "int8"}, {"stages.2": "int8"}]
+)
+def test_inputs_that_are_not_finite_are_handed_back_as_in_fp32(precision: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    second = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network, x = nn.Sequential(first, second, nn.Linear(8, 4)).eval(), torch.randn(200, 3, 8, 8)
+    model = eenet.attach(network, ["0", "1"], example=x[:2]).eval()
+    labels = model(x)[-1].argmax(dim=1)
+    loader = [(x[start : start + 50], labels[start : start + 50]) for start in range(0, 200, 50)]
+    scheduler = eenet.MaxProbability().fit(
+        eenet.collect(model, loader), eenet.ExitCosts([1, 2, 3]), 2.0, abstain=0.05, fallback=False
+    )
+    bad = np.random.default_rng(5).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    good = bad.copy()
+    bad[1, 0, 3, 3], bad[3], bad[4, 2, 0, 0], bad[6, 1, 7, 7] = np.nan, np.nan, np.inf, -np.inf
+    rows = np.array([1, 3, 4, 6])
+    for number, one in enumerate(("fp32", precision)):
+        bundle = eenet.export(
+            model, scheduler, tmp_path / str(number), example=x[:16], precision=one, calibration=loader, measure=False
+        )
+        out, usual = bundle(bad), bundle(good)
+        assert np.isfinite(usual.logits).all()
+        assert (out.exits[rows] == 2).all()
+        assert not np.isfinite(out.logits[rows]).all(axis=1).any()
+        assert (out.predictions[rows] == -1).all()
+        others = np.setdiff1d(np.arange(8), rows)
+        np.testing.assert_array_equal(out.logits[others], usual.logits[others])
+        assert out.exits[others].tolist() == usual.exits[others].tolist()
+
+
 def test_its_records_are_of_its_own_stages_and_its_scheduler_is_fitted_to_them(chosen: LoadedBundle) -> None:
     records, made_with = chosen.records, chosen.info["quantization"]
     assert records is not None

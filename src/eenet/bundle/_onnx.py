@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,23 +48,31 @@ class OnnxBackend:
         numbered = [(k, stage) for k, stage in enumerate(manifest.stages) if stages is None or k in stages]
         self._runtime, self.threads, self.providers = runtime, threads, tuple(chosen)
 
-        def graph_of(name: str | None) -> Session:
-            assert name is not None, "the manifest of an ONNX bundle names a graph for each stage"
-            return self._graph(manifest.read(name), str(manifest.root / name))
+        precision = manifest.precision
 
-        self._graphs = {k: graph_of(stage.graph) for k, stage in numbered}
+        def graph_of(name: str | None, part: str, marks: Marks) -> Session:
+            assert name is not None, "the manifest of an ONNX bundle names a graph for each stage"
+            content, file = manifest.read(name), str(manifest.root / name)
+            return self._graph(content, file, marks if precision[part] == "int8" else None)
+
+        dims = [[spec.batch_dim for spec in stage.inputs] for stage in manifest.stages]
+        made = [*dims[1:], []]  # and after these a feature or, of the last stage, the logits
+        self._graphs = {
+            k: graph_of(stage.graph, f"stages.{k}", Marks(dims[k], [*made[k], 0], entering=k == 0))
+            for k, stage in numbered
+        }
         self._features = [stage.passed_feature for stage in manifest.stages]
         self._passed = [len(stage.inputs) for stage in manifest.stages[1:]]
         last = len(self._passed)
-        self._heads = {k: graph_of(stage.head) for k, stage in numbered if k < last}
+        self._heads = {k: graph_of(stage.head, f"heads.{k}", Marks([0], [0])) for k, stage in numbered if k < last}
         for k, graph in self._graphs.items():
-            made = 1 if k == last else self._passed[k] + (self._features[k] is None)
-            graph.require(len(manifest.stages[k].inputs), made)
+            outputs = 1 if k == last else self._passed[k] + (self._features[k] is None)
+            graph.require(len(manifest.stages[k].inputs), outputs)
         for head in self._heads.values():
             head.require(1, 1)
 
-    def _graph(self, content: bytes, file: str) -> Session:
-        return Session(self._runtime, content, file, self.threads, self.providers)
+    def _graph(self, content: bytes, file: str, marks: Marks | None = None) -> Session:
+        return Session(self._runtime, content, file, self.threads, self.providers, marks=marks)
 
     def whole(self, content: bytes) -> Callable[[Live], Any]:
         """Runs a network that is one graph, with the settings of the stages, on what `enter` gives."""
@@ -121,8 +130,53 @@ _DTYPES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Makes what a graph in int8 gives for inputs that are not finite NaN, as in fp32; int8 makes numbers of them.
+
+    `inputs` and `outputs` are the dimensions along which samples lie, None for a constant; `entering` where the inputs
+    are those of the network.
+    """
+
+    inputs: Sequence[int | None]
+    outputs: Sequence[int | None]
+    entering: bool = False
+
+    def lost(self, arrays: Sequence[Array]) -> NDArray[np.bool_] | None:
+        """Which samples (n,) have NaN or infinity in the inputs; None where none has.
+
+        Between stages -inf does not count: masks of attention are made of it.
+        """
+        found: NDArray[np.bool_] | None = None
+        for array, batch_dim in zip(arrays, self.inputs, strict=True):
+            if batch_dim is None or array.dtype.kind != "f" or not array.size:
+                continue
+            # The maximum of NaN is NaN. Of all samples first, which takes less time.
+            if array.max() < np.inf and not (self.entering and array.min() == -np.inf):
+                continue
+            others = tuple(dim for dim in range(array.ndim) if dim != batch_dim)
+            lost = ~(array.max(axis=others) < np.inf)
+            if self.entering:
+                lost |= array.min(axis=others) == -np.inf
+            found = lost if found is None else found | lost
+        return found
+
+    def marked(self, arrays: Sequence[Array], lost: NDArray[np.bool_]) -> list[Array]:
+        """The outputs with NaN in those of these samples."""
+        found = []
+        for array, batch_dim in zip(arrays, self.outputs, strict=False):  # where a feature is passed on there is none
+            if batch_dim is not None and array.dtype.kind == "f":
+                array = array.copy()
+                np.moveaxis(array, batch_dim, 0)[lost] = np.nan
+            found.append(array)
+        return found
+
+
 class Session:
-    """One ONNX graph, of a file whose checksum was verified; called with arrays in the order of its inputs."""
+    """One ONNX graph, of a file whose checksum was verified; called with arrays in the order of its inputs.
+
+    A graph in int8 has `marks`.
+    """
 
     def __init__(
         self,
@@ -131,8 +185,10 @@ class Session:
         file: str,
         threads: int | None,
         providers: Sequence[str] = ("CPUExecutionProvider",),
+        *,
+        marks: Marks | None = None,
     ) -> None:
-        self._file = file
+        self._file, self._marks = file, marks
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # warnings are about how a graph could be written better
         if threads is not None:
@@ -162,6 +218,11 @@ class Session:
             )
 
     def __call__(self, arrays: Sequence[Array]) -> list[Any]:
+        lost = None if self._marks is None else self._marks.lost(arrays)
+        found = self._run(arrays)
+        return found if self._marks is None or lost is None else self._marks.marked(found, lost)
+
+    def _run(self, arrays: Sequence[Array]) -> list[Any]:
         made = None if self._shapes is None else self._shapes.room_for(arrays)
         if made is None:
             found: list[Any] = self._session.run(

@@ -70,7 +70,8 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
 
     It is what exits compete with: weights per channel in int8, activations in uint8. Around convolutions their ranges
     are those of the samples; a matrix product with weights takes that of each row of its input while it runs. Returns
-    the kinds of operators that stay fp32, such as `("Softmax",)`. Needs `eenet[export]`.
+    the kinds of operators that stay fp32, such as `("Softmax",)`. NaN and infinity in an input become numbers, unlike
+    in a bundle: look for them before. Needs `eenet[export]`.
 
     Parameters
     ----------
