@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,21 @@ def test_files_of_texts_and_requests_with_texts(bundle: LoadedBundle, tmp_path: 
     expected = bundle(bundle.preprocessing(some))
     assert rows["prediction"] == expected.logits.argmax(1).tolist()
     assert rows["exit"] == expected.exits.tolist()
+    with (tmp_path / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "review"], *enumerate(some)])
+    lines = [json.dumps({"review": text}) for text in some]
+    (tmp_path / "texts.jsonl").write_text("\n".join([*lines[:3], '{"review": null}', "{}", *lines[3:]]))
+    command = ("predict", bundle.manifest.root, "--column", "review", "--out", tmp_path / "again.parquet", "--json")
+    run(*command, tmp_path / "texts.csv")
+    again = parquet.read_table(tmp_path / "again.parquet").to_pydict()
+    assert [again[name] for name in ("id", "exit", "prediction")] == [
+        rows[name] for name in ("id", "exit", "prediction")
+    ]
+    done = json.loads(run(*command, tmp_path / "texts.jsonl").stdout)
+    assert (done["items"], done["failed"]) == (32, 2)
+    again = parquet.read_table(tmp_path / "again.parquet").to_pydict()
+    assert again["prediction"][:3] + again["prediction"][5:] == rows["prediction"]
+    assert again["error"][3] == again["error"][4] == "item 0 is a NoneType, expected a string"
     with serving(bundle) as url, connect(url) as client:
         answer = client.post("/predict", json={"texts": some}).json()
         assert [one["exit"] for one in answer["predictions"]] == expected.exits.tolist()
@@ -267,6 +283,16 @@ def test_tokenizers_with_prefixes_on_the_command_line(
     model, _ = make()
     expected = eenet.collect(model, [(tensors(bundle.preprocessing(some)), torch.arange(12) % 3)])
     np.testing.assert_allclose(records.probabilities, expected.probabilities, atol=1e-5)
+    Path("classes.txt").write_text("bad\nfair\ngood\n")
+    for file, labels in (("texts.csv", ["0", "1", "2"]), ("texts.tsv", ["bad", "fair", "good"])):
+        with Path(file).open("w", newline="") as handle:
+            writer = csv.writer(handle, delimiter="," if file == "texts.csv" else "\t")
+            writer.writerows([["label", "text"], *([labels[n % 3], text] for n, text in enumerate(some))])
+        table = ("collect", target, "--data", file, "--max-length", 20, "--classes", "classes.txt", *given)
+        run(*table, "--out", "again.npz")
+        with np.load("again.npz") as found:
+            np.testing.assert_array_equal(found["labels"], records.labels)
+            np.testing.assert_allclose(found["probabilities"], records.probabilities, atol=1e-6)
     out = ("--out", "records.npz")
     assert "'letters' is one of 2 and has no prefix; give each as PREFIX=FOLDER" in refused(
         *words, "--tokenizer", "small=words", "--tokenizer", "letters", *out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -171,6 +172,72 @@ def test_texts_and_arrays_are_read_from_lines_tables_and_arrays(tmp_path: Path) 
     ((_, rows),) = open_items(tmp_path / "x.npz", "array").batches(5, 2)
     assert rows[0]["a"] == 2
     assert rows[0]["b"].tolist() == [4, 5]
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows as .csv, .tsv or .jsonl."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row) + "\n\n" for row in rows)
+            return
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+def test_tables_of_texts_are_read_from_any_row_on(tmp_path: Path, name: str) -> None:
+    texts = [f'{n}, "so"\tand\u2028so\nin two lines' for n in range(2500)]
+    write_table(tmp_path / name, [{"id": n, "sentence": text, "other": "x"} for n, text in enumerate(texts)])
+    items = open_items(tmp_path / name, "text")
+    assert len(items) == 2500
+    for start in (0, 1, 1023, 1024, 1025, 2047, 2499):
+        rows = range(start, min(start + 3, 2500))
+        assert next(items.batches(3, start)) == ([str(n) for n in rows], [texts[n] for n in rows])
+    assert list(items.batches(3, 2500)) == []
+    assert [text for _, some in items.batches(700, 0) for text in some] == texts
+    ids = open_items(tmp_path / name, "text", column="other")
+    assert next(ids.batches(2, 0)) == (["0", "1"], ["x", "x"])
+    assert ids.fingerprint != items.fingerprint == open_items(tmp_path / name, "text").fingerprint
+    write_table(tmp_path / name, [{"id": n, "sentence": text, "other": "y"} for n, text in enumerate(texts)])
+    assert open_items(tmp_path / name, "text").fingerprint != items.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "t.csv",
+            b"id,text\n1,a\n2,b,c\n",
+            "line 3 has 3 fields, and the header 2; put texts that hold a separator in",
+        ),
+        ("t.csv", b'id,text\n1,a\n2,"b\n', "line 3: unexpected end of data; write it with a library"),
+        ("t.csv", b"id,text\n1,\xff\n", "line 2 is not UTF-8 text"),
+        ("t.csv", b"id,text\n", "has no rows"),
+        (
+            "t.csv",
+            b"id,review\n1,a\n",
+            r"has the columns \['id', 'review'\], expected 'text' or 'sentence'; .*--column",
+        ),
+        ("t.jsonl", b'{"text": "a"}\n\n{"text"\n', r"line 3 is not JSON \(Expecting ':'"),
+        ("t.jsonl", b'{"text": "a"}\n["b"]\n', "line 2 holds .*, expected an object such as"),
+        ("t.jsonl", b"", "has no rows"),
+    ],
+)
+def test_tables_of_texts_that_are_not_whole_are_refused_before_anything_runs(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((InvalidInputError, FileFormatError), match=message):
+        open_items(tmp_path / name, "text")
+
+
+def test_a_column_of_a_file_without_columns_says_which_files_have_some(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("a\n")
+    with pytest.raises(
+        InvalidInputError, match=r"has no columns, which texts in \.parquet, \.csv, \.tsv, \.jsonl have"
+    ):
+        open_items(tmp_path / "t.txt", "text", column="text")
 
 
 @pytest.mark.parametrize(

@@ -333,6 +333,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words += ("--draws", 0, "--texts", "texts.txt")
     run("report", "test.safetensors", *words, "--json", "report.json")
     assert json.loads(Path("report.json").read_text())["runs"][0]["exits"][0] == "exit 0 (members.0)"
+    Path("texts.jsonl").write_text("".join(json.dumps({"review": f"review {n}"}) + "\n" for n in range(120)))
+    table = (*words[:-1], "texts.jsonl", "--column", "review")
+    run("report", "test.safetensors", *table, "--json", "table.json")
+    (shown,) = json.loads(Path("table.json").read_text())["runs"]
+    assert {
+        sample["text"][:7] for part in shown["sections"] for sample in part.get("gallery", {}).get("samples", [])
+    } == {"review "}
     sections = json.loads(Path("report.json").read_text())["runs"][0]["sections"]
     assert "exit-times" in [chart["name"] for section in sections for chart in section["charts"]]  # of the same file
 

@@ -14,7 +14,7 @@ from eenet._extras import require, require_extra
 from eenet._files import existing_file
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, side, waiting
-from eenet.cli._data import LABELS, class_names, class_numbers, labels_in, names_in, parquet_labels
+from eenet.cli._data import LABELS, TABLES, class_names, class_numbers, labels_in, names_in, table_labels
 from eenet.cli._inputs import ModelFiles, _function, current_folder_importable, load_saved, model_files
 from eenet.cli._trained import fit_beside, records_beside
 from eenet.errors import InvalidInputError
@@ -35,7 +35,12 @@ def benchmark(
     systems: Annotated[list[str], typer.Argument(metavar="SYSTEM...", help="[NAME=]WHAT[+FILE][@BUDGETS], see below.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Inputs: .npz or .npy; or, for a bundle that takes them, images, .parquet or .txt."),
+        typer.Option(
+            help="Inputs: .npz or .npy; or, for a bundle that takes them, images, .parquet, .txt, .csv, .tsv or .jsonl."
+        ),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column of the inputs in a table.", show_default="a usual name, such as text")
     ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")
@@ -108,7 +113,7 @@ def benchmark(
             made[key] = value
     classes = next((count for count in map(_classes, made.values()) if count is not None), None)
     made = {name: value(classes) if isinstance(value, _Untrained) else value for name, value in made.items()}
-    samples = _samples(data, labels, limit, systems, made)
+    samples = _samples(data, column, labels, limit, systems, made)
     if_stopped("nothing was measured yet; give the same command again")
     with progress() as bars:
         update = bars.task("running", total=1)
@@ -282,7 +287,14 @@ def _named_network(name: str, what: str, file: str | None, untrained: list[str])
 # Data
 
 
-def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence[str], made: dict[str, Any]) -> Samples:
+def _samples(
+    data: Path | None,
+    column: str | None,
+    labels: Path | None,
+    limit: int,
+    words: Sequence[str],
+    made: dict[str, Any],
+) -> Samples:
     """The samples of --data, or those that a run folder brings."""
     import numpy as np
 
@@ -306,7 +318,7 @@ def _samples(data: Path | None, labels: Path | None, limit: int, words: Sequence
         if truth is None and held is not None:
             truth = class_numbers(held, known, f"'labels' of {str(data)!r}", _NUMBERS)
     else:
-        arrays, held = _prepared(data, limit, _preprocessing(data, made, files), known, labeled=truth is None)
+        arrays, held = _prepared(data, column, limit, _preprocessing(data, made, files), known, labeled=truth is None)
         truth, limit = truth if truth is not None else held, 0
     sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
     if len(sizes) != 1 or sizes == {0}:
@@ -355,17 +367,23 @@ def _preprocessing(data: Path, made: dict[str, Any], files: ModelFiles | None) -
 
 
 def _prepared(
-    data: Path, limit: int, preprocessing: Preprocessing, names: Sequence[str] | None, *, labeled: bool
+    data: Path,
+    column: str | None,
+    limit: int,
+    preprocessing: Preprocessing,
+    names: Sequence[str] | None,
+    *,
+    labeled: bool,
 ) -> tuple[dict[str, Any], Any]:
     """The inputs that a bundle's preprocessing makes of files, and, where asked for, labels that the files have."""
     import numpy as np
 
     from eenet.predict import open_items
 
-    items = open_items(data, preprocessing.kind)
+    items = open_items(data, preprocessing.kind, column=column)
     count = min(limit or len(items), len(items))
     rows = np.arange(count) * len(items) // count
-    truth = parquet_labels(data, names, way_out=_NUMBERS) if labeled and data.suffix == ".parquet" else None
+    truth = table_labels(data, names, way_out=_NUMBERS) if labeled and data.suffix in TABLES else None
     chosen = set(rows.tolist())
     parts: list[dict[str, Any]] = []
     ids: list[str] = []

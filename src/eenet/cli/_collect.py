@@ -27,7 +27,9 @@ def collect(
         str,
         typer.Argument(metavar="TARGET", help="A folder of eenet demo, a saved model, or package.module:function."),
     ],
-    data: Annotated[Path, typer.Option(help="A folder of images, .parquet, .npz, .npy or .txt.")],
+    data: Annotated[
+        Path, typer.Option(help="A folder of images, .parquet, .npz, .npy, or of texts .txt, .csv, .tsv or .jsonl.")
+    ],
     out: Annotated[Path, typer.Option(help="The records: .safetensors, or .npz with probabilities and labels.")],
     labels: Annotated[
         Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")
@@ -36,7 +38,10 @@ def collect(
         bool, typer.Option("--unlabeled", help="Without labels, even where the data have them.")
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples that go through the network together.")] = 32,
-    column: Annotated[str | None, typer.Option(help="The column of a parquet file with the inputs.")] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="The column of a table with the inputs.", show_default="a usual name, such as text"),
+    ] = None,
     label_column: Annotated[str | None, typer.Option(help="The one with the labels.", show_default="label")] = None,
     classes: Annotated[
         Path | None,
@@ -75,7 +80,7 @@ def collect(
     """Run a network over data and write what its exits said: the records that `eenet fit` and `evaluate` read.
 
     Arrays are given by the names of the network's inputs, labels as "labels" beside them. A folder of images has a
-    folder for each class. A parquet file has a column "label". Labels are class numbers, or names of the network's
+    folder for each class. A table has a column "label". Labels are class numbers, or names of the network's
     classes: those kept with the model, or in the order of --classes. A folder of eenet demo, train or reproduce says
     itself how its inputs are made of files.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from eenet.preprocessing import Preprocessing
 
 LABELS = ("labels", "label")
+TABLES = (".parquet", ".csv", ".tsv", ".jsonl")
 _CLASSES = "give --classes FILE with the names of the network's classes in order, one on each line"
 _SHOWN = 12  # names of classes in a message
 
@@ -120,8 +121,8 @@ def opened(
 
     def known(classes: list[str] | None, label_column: str | None) -> tuple[Any, list[str] | None]:
         listed = class_names(model) if classes is None else classes
-        if data.suffix == ".parquet":
-            return parquet_labels(data, listed, label_column), listed
+        if data.suffix in TABLES:
+            return table_labels(data, listed, label_column), listed
         ids = [name for some, _ in items.batches(1024, 0) for name in some]
         return _folder_labels(data, ids, listed, model.num_classes)
 
@@ -231,18 +232,26 @@ def labels_in(path: Path, names: Sequence[str] | None, way_out: str = _CLASSES) 
         return class_numbers(names_in(path), names, repr(str(path)), way_out)
 
 
-def parquet_labels(
+def table_labels(
     data: Path, names: Sequence[str] | None, column: str | None = None, way_out: str = _CLASSES
 ) -> NDArray[Any] | None:
-    """The labels of a parquet file: class numbers, or names of classes; None where there is no such column."""
-    parquet = require("pyarrow.parquet", "predict")
-    columns = parquet.read_schema(data).names
+    """The labels in a table: class numbers, or names of classes; None where there is no such column."""
+    from eenet.predict._tables import TextTable
+
+    table = None if data.suffix == ".parquet" else TextTable(data)
+    parquet = None if table is not None else require("pyarrow.parquet", "predict")
+    columns = parquet.read_schema(data).names if table is None else table.columns
     found = next((name for name in ([column] if column else LABELS) if name in columns), None)
     if found is None and column is not None:
         raise InvalidInputError(f"{str(data)!r} has the columns {columns}, and no {column!r}")
     if found is None:
         return None
-    values = parquet.read_table(data, columns=[found]).column(found).to_pylist()
+    if table is None:
+        values = parquet.read_table(data, columns=[found]).column(found).to_pylist()
+    else:
+        values = list(table.values(found))
+        if all(isinstance(value, str) and value.strip().isdecimal() for value in values):  # .csv has no numbers
+            values = [int(value) for value in values]
     return class_numbers(values, names, f"the column {found!r} of {str(data)!r}", way_out)
 
 

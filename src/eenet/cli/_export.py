@@ -84,7 +84,10 @@ def export(
     ] = "fp32",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="For int8: labeled data not trained on; .npz, .npy, a folder of images or .parquet."),
+        typer.Option(
+            help="For int8: labeled data not trained on; .npz, .npy, a folder of images, .parquet, or texts in "
+            ".csv, .tsv or .jsonl."
+        ),
     ] = None,
     max_exit_drop: Annotated[
         float, typer.Option(min=0.0, help="How much accuracy an exit may lose to int8: 0.005 is half a point.")
@@ -157,7 +160,7 @@ def export(
         if calibration is None:
             raise InvalidInputError(
                 f"--precision {precision!r} needs samples with labels to take ranges from and to judge accuracy on, "
-                "that the network was not trained on: give --calibration, a folder of images, a .parquet or an .npz"
+                "that the network was not trained on: give --calibration, a folder of images, a table or an .npz"
             )
         loader = _loader(model, calibration, preprocessing, names)
     records = records or (None if files is None else files.calibration())

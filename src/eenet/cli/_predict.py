@@ -34,11 +34,18 @@ def predict(
     bundle: Annotated[
         Path, typer.Argument(metavar="BUNDLE", help="A folder that eenet export wrote, or a trained model by its name.")
     ],
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A folder of images, .parquet, .txt, .npy or .npz.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="A folder of images, .parquet, .npy, .npz, or texts in .txt, .csv, .tsv or .jsonl."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The parquet file of the results.")],
     budget: Annotated[str | None, typer.Option(help="Another of the bundle's budgets, such as 50%.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples that enter the network together.")] = 32,
-    column: Annotated[str | None, typer.Option(help="The column of a parquet file to read.")] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column of a table to read.", show_default="a usual name, such as text")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it the choice.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Do not go on with a run that was stopped.")] = False,
     allow: Annotated[
@@ -65,7 +72,7 @@ def predict(
 
         eenet predict digits photos --out answers.parquet --budget 50%
 
-        eenet predict bundle reviews.parquet --column text --out answers.parquet --batch-size 64
+        eenet predict bundle reviews.csv --column text --out answers.parquet --batch-size 64
 
         eenet predict bundle photos --out answers.parquet --ray --address auto
     """

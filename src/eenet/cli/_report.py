@@ -71,7 +71,11 @@ def report(
         Path | None, typer.Option(help="For segmentation: .npy of the classes at each exit, shown over the images.")
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="The samples: a line each in .txt, a row each in .csv or .tsv.")
+        Path | None,
+        typer.Option(help="The samples: a line each in .txt, a row each in .csv, .tsv, .jsonl or .parquet."),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="The column of the texts in a table.", show_default="text or sentence")
     ] = None,
     classes: Annotated[Path | None, typer.Option(help="Names of the classes: a line each, or a JSON list.")] = None,
     exits: Annotated[
@@ -124,7 +128,7 @@ def report(
     _require_used(results, given | {"cascade": cascade})
     more: dict[str, Any] = {"ordered": ordered, "smaller": [_smaller(text) for text in smaller or ()]}
     if images is not None or texts is not None or masks is not None:
-        more["data"] = _samples(images, texts, masks)
+        more["data"] = _samples(images, texts, masks, column)
     if classes is not None:
         from eenet.reporting import read_classes
 
@@ -250,15 +254,16 @@ def _methods(text: str) -> tuple[str, ...]:
     return names
 
 
-def _samples(images: Path | None, texts: Path | None, masks: Path | None) -> Any:
-    from eenet.reporting import read_array, read_images, read_texts
+def _samples(images: Path | None, texts: Path | None, masks: Path | None, column: str | None) -> Any:
+    from eenet.predict import open_items
+    from eenet.reporting import read_array, read_images
 
     if images is not None and texts is not None:
         raise InvalidInputError("--images and --texts are both given; a report shows one of them")
     if masks is not None and images is None:
         raise InvalidInputError("--masks are shown over images: give --images too")
     if texts is not None:
-        return read_texts(texts)
+        return [text or "" for _, some in open_items(texts, "text", column=column).batches(1024, 0) for text in some]
     assert images is not None
     samples = read_images(images)
     return samples if masks is None else samples.with_masks(read_array(masks, "masks"))

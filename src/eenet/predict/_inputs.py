@@ -1,4 +1,4 @@
-"""Items to predict: image files in a folder, lines of text, rows of a parquet file, or arrays."""
+"""Items to predict: image files in a folder, lines of text, rows of a table, or arrays."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet._files import lines_of, require_safetensors
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.predict._tables import TEXT_TABLES, TextTable
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 _COLUMNS = {"image": ("image", "img", "bytes"), "text": ("text", "sentence"), "array": ("array", "x", "input")}
@@ -38,7 +40,9 @@ class Items(Protocol):
 
 
 def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Items:
-    """The items of a folder of images, a parquet file, a text file (a line each), or a .npy or .npz file.
+    """The items of a folder of images, a table, a text file (a line each), or a .npy or .npz file.
+
+    Tables are .parquet files and, of texts, .csv and .tsv with a header and .jsonl with an object on each line.
 
     Parameters
     ----------
@@ -47,7 +51,8 @@ def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Ite
     kind : str
         That of the bundle's preprocessing: "image", "text" or "array".
     column : str
-        The column to read of a parquet file; by default one of the usual names.
+        The column to read of a table; by default "text" or "sentence", "image", "img" or "bytes", or "array", "x" or
+        "input".
 
     Returns
     -------
@@ -81,16 +86,25 @@ def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Ite
         raise InvalidInputError(f"there is no {str(source)!r}; give a folder or a file")
     if source.suffix == ".parquet":
         return _Parquet(source, kind, column)
+    if kind == "text" and source.suffix in TEXT_TABLES:
+        return _TextRows(source, column)
     if column is not None:
-        raise InvalidInputError(f"{str(source)!r} is no parquet file, so it has no column {column!r}; leave it out")
+        tables = ", ".join((".parquet", *(TEXT_TABLES if kind == "text" else ())))
+        raise InvalidInputError(
+            f"{str(source)!r} has no columns, which {kind}s in {tables} have; leave the column {column!r} out"
+        )
     if kind == "array" and source.suffix in (".npy", ".npz"):
         return _Arrays(source)
     if kind == "text" and source.suffix in (".txt", ""):
         return _Lines(source)
     if kind == "image" and source.suffix.lower() in IMAGE_ENDINGS:
         return _Folder(source.parent, only=source)
-    accepted = {"image": "a folder of images, an image", "text": "a .txt file", "array": "a .npy or .npz file"}[kind]
-    raise InvalidInputError(f"{str(source)!r} cannot be read as {kind}s; expected {accepted} or a .parquet file")
+    accepted = {
+        "image": "a folder of images, an image",
+        "text": "a .txt, .csv, .tsv or .jsonl file",
+        "array": "a .npy or .npz file",
+    }
+    raise InvalidInputError(f"{str(source)!r} cannot be read as {kind}s; expected {accepted[kind]} or a .parquet file")
 
 
 @dataclass(frozen=True, init=False)
@@ -178,7 +192,36 @@ class _Arrays:
                 yield [str(n) for n in rows], [{name: a[n] for name, a in self._arrays.items()} for n in rows]
 
 
-class _Parquet:
+class _Rows:
+    """Rows of a table by their numbers."""
+
+    def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
+        values = self._values(start)
+        while items := list(islice(values, size)):
+            yield [str(start + n) for n in range(len(items))], items
+            start += len(items)
+
+    def _values(self, start: int) -> Iterator[Any]:
+        raise NotImplementedError
+
+
+class _TextRows(_Rows):
+    def __init__(self, path: Path, column: str | None) -> None:
+        self._table = TextTable(path)
+        self._column = _column_of(path, self._table.columns, "text", column)
+
+    def __len__(self) -> int:
+        return self._table.rows
+
+    @property
+    def fingerprint(self) -> str:
+        return _hash(self._table.fingerprint.encode(), self._column.encode())
+
+    def _values(self, start: int) -> Iterator[Any]:
+        return self._table.values(self._column, start)
+
+
+class _Parquet(_Rows):
     def __init__(self, path: Path, kind: str, column: str | None) -> None:
         self._path, self._kind = path, kind
         parquet = require("pyarrow.parquet", "predict")
@@ -189,14 +232,7 @@ class _Parquet:
                 names: list[str] = list(file.schema_arrow.names)
         except (self._damaged, OSError) as error:
             raise self._not_whole(error) from error
-        accepted = (column,) if column is not None else _COLUMNS[kind]
-        columns = [name for name in accepted if name in names]
-        if not columns:
-            raise InvalidInputError(
-                f"{str(path)!r} has the columns {names}, expected {' or '.join(map(repr, accepted))}; name it with "
-                "--column"
-            )
-        self._column = columns[0]
+        self._column = _column_of(path, names, kind, column)
         if not self._rows:
             raise InvalidInputError(f"{str(path)!r} has no rows; expected at least one")
 
@@ -211,19 +247,7 @@ class _Parquet:
             handle.seek(max(0, about.st_size - 65536))
             return _hash(str((about.st_size, about.st_mtime_ns, self._column)).encode(), handle.read())
 
-    def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
-        names: list[str] = []
-        items: list[Any] = []
-        for row, value in self._values(start):
-            names.append(str(row))
-            items.append(value)
-            if len(items) == size:
-                yield names, items
-                names, items = [], []
-        if items:
-            yield names, items
-
-    def _values(self, start: int) -> Iterator[tuple[int, Any]]:
+    def _values(self, start: int) -> Iterator[Any]:
         parquet = require("pyarrow.parquet", "predict")
         row = 0
         try:
@@ -234,7 +258,7 @@ class _Parquet:
                 for batch in file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[self._column]):
                     if row + batch.num_rows > start:
                         for offset in range(max(0, start - row), batch.num_rows):
-                            yield row + offset, self._item(batch.column(0)[offset].as_py())
+                            yield self._item(batch.column(0)[offset].as_py())
                     row += batch.num_rows
         except (self._damaged, OSError) as error:
             raise self._not_whole(error) from error
@@ -248,6 +272,18 @@ class _Parquet:
         return FileFormatError(
             f"{str(self._path)!r} is not a whole parquet file ({str(error).splitlines()[0]}); get it again"
         )
+
+
+def _column_of(path: Path, names: Sequence[str], kind: str, column: str | None) -> str:
+    """The column that is asked for, or the one of the usual names that there is."""
+    accepted = (column,) if column is not None else _COLUMNS[kind]
+    found = next((name for name in accepted if name in names), None)
+    if found is None:
+        raise InvalidInputError(
+            f"{str(path)!r} has the columns {list(names)}, expected {' or '.join(map(repr, accepted))}; name it with "
+            "--column"
+        )
+    return found
 
 
 def read_arrays_file(path: Path) -> dict[str, NDArray[Any]]:

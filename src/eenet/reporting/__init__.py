@@ -18,6 +18,5 @@ from eenet.reporting._runs import make_run as make_run
 from eenet.reporting._samples import read_array as read_array
 from eenet.reporting._samples import read_classes as read_classes
 from eenet.reporting._samples import read_images as read_images
-from eenet.reporting._samples import read_texts as read_texts
 
 __all__ = ["Report", "report"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import colorsys
-import csv
 import io
 import json
 import zipfile
@@ -25,7 +24,6 @@ from eenet.records import ExitRecords
 _LARGEST = 160  # pixels of a side of an image in the page
 _TINY = 64
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-_TEXT_COLUMNS = ("text", "sentence", "document", "review", "title", "description")
 
 
 @array_value
@@ -193,20 +191,6 @@ def read_array(path: str | Path, name: str) -> NDArray[Any]:
     if array is None:
         raise InvalidInputError(f"{str(path)!r} holds {names}; call the array {name!r}")
     return array
-
-
-def read_texts(path: str | Path) -> Samples:
-    """Texts, one for each line of a .txt file, or one for each row of a .csv or .tsv file with a header."""
-    source = existing_file(path)
-    text = _read(source)
-    if source.suffix not in (".csv", ".tsv"):
-        return Samples(texts=lines_of(text))
-    rows = list(csv.DictReader(io.StringIO(text), delimiter="\t" if source.suffix == ".tsv" else ","))
-    columns = list(rows[0]) if rows else []
-    column = next((name for name in _TEXT_COLUMNS if name in columns), columns[0] if len(columns) == 1 else None)
-    if column is None:
-        raise InvalidInputError(f"{str(path)!r} has the columns {columns}; name that of the texts 'text'")
-    return Samples(texts=[str(row[column]) for row in rows])
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
