@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eenet._cascades import require_several
 from eenet._values import array_value
+from eenet._warn import warn
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 
 __all__ = ["Budget", "ExitCosts", "parse_budget"]
@@ -191,12 +191,11 @@ class ExitCosts:
         own = [m.values if isinstance(m, ExitCosts) else np.array([float(m)]) for m in members]
         for number, (here, after) in enumerate(pairwise(own)):
             if here[-1] > after[-1]:
-                warnings.warn(
+                warn(
                     f"member {number} costs {here[-1]:.6g} {unit} by itself, more than member {number + 1}, which is "
                     f"asked after it and costs {after[-1]:.6g}; ask the cheaper one first, or leave out the one that "
                     "is no more accurate",
                     ReliabilityWarning,
-                    stacklevel=2,
                 )
         before = np.cumsum([0.0, *(values[-1] for values in own)])
         last = members[-1]
@@ -398,11 +397,10 @@ def parse_budget(budget: Budget, costs: ExitCosts) -> float:
         )
     if value > costs[-1] * (1 + _ROUNDING) and not (whole == PLAIN and value <= costs.reference * (1 + _ROUNDING)):
         is_amount = f"is {amount}," if isinstance(budget, str) else "is"
-        warnings.warn(
+        warn(
             f"budget {budget!r} {is_amount} above the last exit's cost of {costs[-1]:.6g} {costs.unit}: all of it "
             f"cannot be spent{_hint(budget, costs, most=100.0)}",
             ReliabilityWarning,
-            stacklevel=3,
         )
     return max(value, costs[0])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import eenet._needs_torch  # noqa: F401  # isort: skip
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from eenet._progress import by_itself
 from eenet._timing import doubt, in_turns, timed, waiting_for
 from eenet._timing import fingerprint as fingerprint
 from eenet._values import array_value
+from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
@@ -76,7 +76,7 @@ class StageProfile:
         spread = self.spreads[unit][row]
         why = doubt(self.tables, self.spreads, self.plain, unit, row, self.device)
         if why:
-            warnings.warn(f"the costs at batch size {batch_size} {why}", ReliabilityWarning, stacklevel=2)
+            warn(f"the costs at batch size {batch_size} {why}", ReliabilityWarning)
         return ExitCosts(
             self.tables[unit][row],
             unit,

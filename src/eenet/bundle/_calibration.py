@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
+from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.models._io import check_labels, labels_of, require_batches, unpack
@@ -104,4 +104,4 @@ def boundaries_of(model: MultiExitModel) -> Boundaries:
 
 def warned(message: str) -> None:
     """Warn whoever called `export`."""
-    warnings.warn(message, ReliabilityWarning, stacklevel=5)
+    warn(message, ReliabilityWarning)

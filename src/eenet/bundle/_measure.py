@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._timing import Clock, doubt, fingerprint, in_turns, timed
+from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import ReliabilityWarning
 from eenet.runtime import StageBackend, TensorSpec
@@ -100,7 +100,7 @@ def costs_at(data: Mapping[str, Any], unit: str, size: int) -> ExitCosts:
     spread = data["spreads"][unit][row]
     why = doubt(data["costs"], data["spreads"], data["plain"], unit, row, data["device"])
     if why:
-        warnings.warn(f"the costs at batch size {size} {why}", ReliabilityWarning, stacklevel=4)
+        warn(f"the costs at batch size {size} {why}", ReliabilityWarning)
     return ExitCosts(
         data["costs"][unit][row],
         unit,

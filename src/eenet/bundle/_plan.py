@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eenet._files import write_json
 from eenet._progress import by_itself
+from eenet._warn import warn
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import MANIFEST, read_manifest, sealed
 from eenet.bundle._measure import (
@@ -113,7 +114,7 @@ def measure(
     require_readable(bundle.scheduler, budget, [*batch_sizes, *([] if batch_size is None else [batch_size])])
     if records is not None:
         require_fitting(records, bundle.scheduler, bundle.manifest.data.get("network"))
-        warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
+        warn_of_missing_classes(records.labels, records.num_classes)
     manifest = bundle.manifest
     if length is not None:
         example = _example_of(bundle, length)
@@ -401,7 +402,7 @@ def _fitted(
     missing = missing_classes(records.labels, records.num_classes)  # said where the records were first given
     for one in said:
         if str(one.message) != missing and not (known and issubclass(one.category, FallbackWarning)):
-            warnings.warn(one.message, one.category, stacklevel=6)
+            warn(one.message, one.category)
     return fresh
 
 
@@ -495,4 +496,4 @@ def observed_exits(scheduler: Scheduler) -> list[bool]:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, ReliabilityWarning, stacklevel=5)
+    warn(message, ReliabilityWarning)

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import pickle
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from eenet._progress import by_itself
+from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation._cells import Cell, CellFolder, Setting
@@ -148,11 +148,10 @@ def _warn_of_doubles(records: ExitRecords, held_out: ExitRecords | None) -> None
         doubles, pool = int(np.isin(held_out.digests(), digests).sum()), len(held_out)
         where = "held out have a double among those to calibrate on"
     if doubles:
-        warnings.warn(
+        warn(
             f"{doubles} of the {pool} samples {where}: schedulers are judged on samples that they have seen; remove "
             "the doubles, unless equal outputs are chance, as with few classes and rounded probabilities",
             ReliabilityWarning,
-            stacklevel=3,
         )
 
 

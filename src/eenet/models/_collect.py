@@ -74,7 +74,7 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
             gathered.add(model(*args, **kwargs), y)
     records = gathered.records()
     records.network = digest_of(model)
-    warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
+    warn_of_missing_classes(records.labels, records.num_classes)
     return records
 
 

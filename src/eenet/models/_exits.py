@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eenet._compat import buffers_of
+from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._heads import GridHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
 from eenet.models._io import inferring, logits_in
@@ -401,13 +402,12 @@ def warn_of_padding(staged: StagedModel, heads: Sequence[nn.Module], features: S
     for k in _Observation(staged, features).reading_padding(heads, classes):
         pool = getattr(heads[k], "pool", None)
         kind = type(heads[k]).__name__ + ("" if pool is None else f" with pool={pool!r}")
-        warnings.warn(
+        warn(
             f"the head at {staged.at[k]!r}, a {kind}, reads padding: what this exit says of a sample depends on how "
             "far the batch is padded. Pad all inputs to one length, let the network give zeros for padding as "
             "eenet.networks.bert(pooling='mean') does, or pass heads=[...] that read what padding does not reach, such "
             "as TokenHead(pool='first')",
             ReliabilityWarning,
-            stacklevel=3,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from eenet._timing import in_turns, timed, waiting_for
+from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring
 from eenet.stages import Example, SplitPoint, split_points
@@ -138,9 +138,7 @@ def paying(heads: Sequence[nn.Module], features: Sequence[Tensor], places: Seque
     found = Placement(tuple(rest), tuple(dropped))
     _log.info("exits %s", found)
     if dropped:
-        warnings.warn(
-            f"exits were {found}; name the modules to have them all the same", ReliabilityWarning, stacklevel=3
-        )
+        warn(f"exits were {found}; name the modules to have them all the same", ReliabilityWarning)
     return found
 
 

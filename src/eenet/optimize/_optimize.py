@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from eenet._timing import in_turns, timed
 from eenet._values import array_value
+from eenet._warn import warn
 from eenet.errors import ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.optimize._compiled import compiled
@@ -142,7 +142,7 @@ def optimize(
     chosen = [good[int(of_own.argmin())] if of_own.min() <= WORTH else own for of_own in ratios]
     if all(variant is own for variant in chosen):
         others = {one.name: ratios[:, n].tolist() for n, one in enumerate(good) if one is not own}
-        warnings.warn(
+        warn(
             "optimize: nothing that was tried is faster than the model as it is, so that is how it runs ("
             + (
                 "; ".join(f"{name} {r}" for name, r in others.items())
@@ -150,7 +150,6 @@ def optimize(
             )
             + ")",
             ReliabilityWarning,
-            stacklevel=3,
         )
     for size, variant, of_own in zip(inputs, chosen, ratios, strict=True):
         share = float(of_own[good.index(variant)])
@@ -182,10 +181,9 @@ def _recorded_if_possible(model: MultiExitModel, variant: Variant, largest: int)
         return recorded(variant, partial(example_of, model), largest)
     except RuntimeError as error:
         text = " ".join(str(error).split())[:200]
-        warnings.warn(
+        warn(
             f"optimize: the stages cannot be recorded as CUDA graphs ({text}), so that they run without",
             ReliabilityWarning,
-            stacklevel=4,
         )
         return None
 

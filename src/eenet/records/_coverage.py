@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from math import exp, lgamma, log
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._warn import warn
 from eenet.errors import ReliabilityWarning
 
 _RARER, _RARER_IF_SORTED = 0.1, 0.2
@@ -64,11 +64,11 @@ def missing_classes(labels: NDArray[np.intp] | None, classes: int) -> str | None
     )
 
 
-def warn_of_missing_classes(labels: NDArray[np.intp] | None, classes: int, *, stacklevel: int) -> None:
-    """Warn of what `missing_classes` says, at the caller's `stacklevel`."""
+def warn_of_missing_classes(labels: NDArray[np.intp] | None, classes: int) -> None:
+    """Warn of what `missing_classes` says."""
     said = missing_classes(labels, classes)
     if said is not None:
-        warnings.warn(said, ReliabilityWarning, stacklevel=stacklevel + 1)
+        warn(said, ReliabilityWarning)
 
 
 def _log_chance_of_order(counts: NDArray[Any]) -> float:

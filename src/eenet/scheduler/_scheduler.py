@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from eenet._warn import warn
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, require_records, warn_of_missing_classes
@@ -192,7 +192,7 @@ class Scheduler(Estimator):
         costs.require_exits(records.num_exits)
         if self._refused is not None:
             raise InvalidInputError(self._refused)
-        warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
+        warn_of_missing_classes(records.labels, records.num_classes)
         limit = None if budget is None else parse_budget(budget, costs)
         abstention: Abstention | None = None
         if abstain is not None or max_error is not None:
@@ -288,10 +288,10 @@ class Scheduler(Estimator):
         for fitted in made[:1]:
             if fitted.dead:
                 _log.info("%s: %s", self.name, _left_out(fitted.dead))
-                warnings.warn(f"{self.name}: {_left_out(fitted.dead)}", FallbackWarning, stacklevel=3)
+                warn(f"{self.name}: {_left_out(fitted.dead)}", FallbackWarning)
             if fitted.replaced is not None:
                 said = f"{self.name}: {fitted.replaced}: MaxProbability is used instead"
-                warnings.warn(said, FallbackWarning, stacklevel=3)
+                warn(said, FallbackWarning)
         return made[0].dead if made else ()
 
     def _not_fitted(self) -> Score | None:
@@ -319,14 +319,13 @@ class Scheduler(Estimator):
         if taken is not None:
             _log.info("%s at %.6g %s: %s", self.name, limit, costs.unit, taken)
         if taken is not None and taken.reason != "fit" and not isinstance(state.fitted, PolicyTable):
-            warnings.warn(f"{self.name} at {limit:.6g} {costs.unit}: {taken}", FallbackWarning, stacklevel=3)
+            warn(f"{self.name} at {limit:.6g} {costs.unit}: {taken}", FallbackWarning)
         spendable = min(limit, costs[-1])
         if chosen.note is not None and chosen.calibration_cost < spendable * (1 - _UNSPENT):
-            warnings.warn(
+            warn(
                 f"{self.name}: of the budget of {limit:.6g} {costs.unit} only {chosen.calibration_cost:.6g} is "
                 f"spent: {chosen.note}",
                 ReliabilityWarning,
-                stacklevel=3,
             )
 
     def _copy(self) -> Self:

@@ -8,7 +8,6 @@ loader workers take their seeds from these.
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet._compat import set_loader_epoch
+from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.models._io import inferring, unpack
@@ -273,9 +273,8 @@ def warn_of_persistent_workers(loader: Any) -> None:
     Those of `experiments.data.loader` draw nothing from such states: they get the epoch along with the samples.
     """
     if getattr(loader, "persistent_workers", False) and not hasattr(getattr(loader, "sampler", None), "in_order"):
-        warnings.warn(
+        warn(
             "train_loader has persistent_workers=True: their random states live on between epochs, so a resumed run "
             "would augment images otherwise than an uninterrupted one; use persistent_workers=False",
             ReliabilityWarning,
-            stacklevel=3,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import EENetError, InvalidInputError, MissingExtraError, ReliabilityWarning
 from eenet.models import MultiExitModel
@@ -206,11 +206,10 @@ class Run:
         self.load_best()
         best = self.state.best
         if best.dead:
-            warnings.warn(
+            warn(
                 f"after training {'; '.join(best.dead)}. Schedulers let no sample exit there: train longer or "
                 "with more weight on these exits, choose another head, or attach it further on",
                 ReliabilityWarning,
-                stacklevel=3,
             )
         return TrainResult(
             history=tuple(self.state.history),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from torch.optim.swa_utils import update_bn
 
 from eenet._compat import BatchNorm, no_precision_hint
 from eenet._timing import in_turns, timed
+from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, MissingExtraError, ReliabilityWarning
 from eenet.models import MultiExitModel
@@ -355,11 +355,10 @@ def _warn_of_emulation(precision: str) -> None:
     half = whole.to(torch.bfloat16 if precision == "bf16" else torch.float16)
     fp32, mixed = in_turns([partial(timed, torch.mm, one, one) for one in (whole, half)], seconds=0.05).shortest
     if mixed > _SLOWER * fp32:
-        warnings.warn(
+        warn(
             f"a matrix product takes {mixed / fp32:.0f} times as long with precision={precision!r} as in float32: this "
             "processor has no instructions for it; give precision='32' (of a recipe: --set train.precision=32)",
             ReliabilityWarning,
-            stacklevel=3,
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Self
 
 from eenet._extras import require
+from eenet._warn import warn
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data._augment import Augment
 from eenet.experiments.data._dataset import (
@@ -276,12 +276,11 @@ def _of_folders(
     else:
         classes, among = [folder.name for folder in folders], ""
         if split != "train" and len(classes) < 1000:
-            warnings.warn(
+            warn(
                 f"there is no {str(base / 'train')!r}, so the classes are numbered 0 to {len(classes) - 1} by the "
                 f"{len(classes)} folders of {split}/: not as a network numbers them that was trained on more classes. "
                 "Give all its synsets, in its order, as synsets=[...] or synsets=FILE (such as synset_words.txt)",
                 ReliabilityWarning,
-                stacklevel=2,
             )
     index = {synset: k for k, synset in enumerate(classes)}
     paths: list[Path] = []

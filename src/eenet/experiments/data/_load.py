@@ -6,7 +6,6 @@ what the uninterrupted run would have read, with any number of worker processes.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
+from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.experiments.data._dataset import ON_CORRUPT, Dataset, describe_corrupt, require_transform
 from eenet.experiments.data._files import MissingDataError
@@ -197,7 +197,7 @@ def load(
         dataset = attempt()
     if dataset.skipped:
         problems = describe_corrupt(dataset.skipped, len(dataset) + len(dataset.skipped))
-        warnings.warn(f"split {split!r} of {name!r}, skipped: {problems}", ReliabilityWarning, stacklevel=2)
+        warn(f"split {split!r} of {name!r}, skipped: {problems}", ReliabilityWarning)
     return dataset
 
 
