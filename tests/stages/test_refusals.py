@@ -290,3 +290,22 @@ def test_numbers_of_two_precisions_are_named_with_the_way_out() -> None:
     with pytest.raises(CutError, match=r"parameters are torch.bfloat16 and the example is torch.float32: give example"):
         eenet.cut(network.bfloat16(), ["0"], torch.randn(2, 4))
     eenet.cut(network.float().eval(), ["0"], torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (64, 8, 8)])
+def test_an_example_without_the_dimension_of_the_batch(shape: tuple[int, ...]) -> None:
+    network = nn.Sequential(nn.Conv2d(shape[0], 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
+    dense = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    for model, example in ((network, torch.randn(shape)), (dense, torch.randn(8))):
+        with pytest.raises(CutError, match=r"that dimension is missing; give x\[None\] in place of x"):
+            eenet.attach(model, ["0"], example=example)
+        with pytest.raises(CutError, match=r"that dimension is missing; give x\[None\] in place of x"):
+            eenet.attach(model, "auto:2:flops", example=example)
+        whole = eenet.attach(model, ["0"], example=example[None])
+        for call in (whole, lambda x, whole=whole: eenet.profile(whole, x, seconds=0.01)):
+            with pytest.raises(InvalidInputError, match=r"batch is missing: give x\[None\] in place of x"):
+                call(example)
+    with pytest.raises(InvalidInputError, match=r"fails on the example .*; give x\[None\] in place of x"):
+        eenet.cascade([network, network], example=torch.randn(shape))
+    with pytest.raises(CutError, match="the model itself fails on the example"):  # of another reason
+        eenet.attach(network, ["0"], example=torch.randn(2, 5, 8, 8))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 
 from eenet._cascades import require_several
 from eenet._compat import flop_counter
+from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._cascade_network import CascadeNetwork, InputMap, Member
 from eenet.models._heads import AnswerHead
 from eenet.models._io import inferring
 from eenet.models._multi_exit import MultiExitModel, attach
 from eenet.models._networks import Source, build_network
-from eenet.stages import Example, arguments_of
+from eenet.stages import Example, arguments_of, without_batch
 
 
 def cascade(
@@ -206,6 +206,9 @@ def _tried(
             raise InvalidInputError(f"{called} cannot be a member: {error}") from error
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
+            missing = without_batch(part, args, kwargs)
+            if missing is not None:
+                raise InvalidInputError(f"{called} fails on the example ({reason}): {missing}") from error
             raise InvalidInputError(
                 f"{called} fails on the example ({reason}); all members are called with it: give inputs=[...] with an "
                 "InputMap where one takes other names, another size or another normalization, and an example of the "
@@ -214,12 +217,11 @@ def _tried(
         flops.append(counter.get_total_flops())
     for number, (here, after) in enumerate(pairwise(flops)):
         if here > after:
-            warnings.warn(
+            warn(
                 f"member {number} computes {here:.3g} FLOPs on the example, more than member {number + 1} with "
                 f"{after:.3g}, which is asked after it; ask the cheaper one first, or leave out the one that is no "
                 "more accurate",
                 ReliabilityWarning,
-                stacklevel=3,
             )
     return logits
 

@@ -164,9 +164,12 @@ def check_labels(task: Task, logits: Tensor, labels: Tensor) -> None:
     expected = (len(logits), *logits.shape[2:])
     if labels.is_floating_point() or tuple(labels.shape) != expected:
         what, of_what = ("label maps", "pixel") if dense else ("labels", "sample")
+        one_hot = tuple(labels.shape) == tuple(logits.shape)
+        way = "of one-hot labels give labels.argmax(1)" if one_hot else "give labels.long()"
         raise InvalidInputError(
             f"{what} have dtype {labels.dtype} and shape {tuple(labels.shape)}, expected whole numbers of shape "
             f"{expected}: one class number for each {of_what}"
+            + (f"; {way}" if one_hot or tuple(labels.shape) == expected else "")
         )
     bad = (labels < 0) | (labels >= classes)
     if isinstance(task, Segmentation):

@@ -96,6 +96,10 @@ def how_to_fit(shape: Sequence[int], expected: Sequence[int | str | None], *, fl
 
     Sizes that may change are names or None. What looks like images (N, C, H, W) or tokens (N, T) has its own words.
     """
+    if len(shape) == len(expected) - 1 and not isinstance(expected[0], int):
+        sizes = zip(shape, expected[1:], strict=True)
+        if all(not isinstance(size, int) or here == size for here, size in sizes):
+            return "the dimension of the batch is missing: give x[None] in place of x"
     other = [dim for dim, size in enumerate(expected) if isinstance(size, int) and dim]
     unlike = [dim for dim in other if dim < len(shape) and shape[dim] != expected[dim]]
     if len(shape) != len(expected) or not unlike:

@@ -103,9 +103,21 @@ def class_labels(
 ) -> NDArray[np.intp]:
     """The labels of outputs (K, N, C)."""
     y = _array(labels, "labels")
-    if y.dtype.kind not in "iu":
-        raise InvalidInputError(f"labels have dtype {y.dtype}, expected integers: class numbers from 0")
     samples, classes = outputs.shape[1:]
+    if y.shape == (samples, classes) and y.dtype.kind in "buif":
+        raise InvalidInputError(
+            f"labels have shape {y.shape}, expected ({samples},): one class number for each sample; of one-hot labels "
+            "give labels.argmax(1)"
+        )
+    if y.dtype.kind not in "iu":
+        ways = {"f": "give labels.long() of a tensor, labels.astype(int) of an array", "b": "give labels.astype(int)"}
+        names = (
+            "give the number of each name in the order of the classes of the outputs: with scikit-learn "
+            "numpy.searchsorted(model.classes_, labels)"
+        )
+        raise InvalidInputError(
+            f"labels have dtype {y.dtype}, expected integers: class numbers from 0; {ways.get(y.dtype.kind, names)}"
+        )
     if y.shape != (samples,):
         if y.ndim == 1 and len(y) == len(outputs):
             raise InvalidInputError(

@@ -321,7 +321,10 @@ class ExitRecords:
     def require_utility(self) -> NDArray[np.float32]:
         """The utility (K, N); raises `InvalidInputError` for records without labels."""
         if self.utility is None:
-            raise InvalidInputError("these records have no labels: pass labels=... when making them")
+            raise InvalidInputError(
+                "these records have no labels: pass labels=... when making them, or name them 'labels' in the "
+                "file of predictions"
+            )
         return self.utility
 
     def evidence(self, exit_index: int, rows: NDArray[np.intp], earlier: Sequence[Evidence] = ()) -> Evidence:

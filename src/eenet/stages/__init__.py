@@ -5,6 +5,7 @@ from eenet.stages._binding import modes_kept as modes_kept
 from eenet.stages._capture import feature_at as feature_at
 from eenet.stages._example import Example as Example
 from eenet.stages._example import arguments_of as arguments_of
+from eenet.stages._network import without_batch as without_batch
 from eenet.stages._split_points import SplitPoint as SplitPoint
 from eenet.stages._split_points import split_points as split_points
 from eenet.stages._stage import LiveTensor as LiveTensor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eenet._compat import clear_fake_caches, is_fake, pytree
 from eenet.errors import CutError, InvalidInputError
-from eenet.stages._example import BATCH, MODEL_ERRORS
+from eenet.stages._example import BATCH, MODEL_ERRORS, Example, arguments_of
 from eenet.stages._gradients import Watch
 from eenet.stages._samples import Whole, run_whole, sample_inputs, undisturbed
 from eenet.stages._stage import InputForm
@@ -37,6 +37,31 @@ def refuse_wrapped(network: nn.Module) -> None:
             )
 
 
+class ExampleError(CutError):
+    """A network fails on the example by itself."""
+
+
+def require_runs(network: nn.Module, at: Sequence[str], form: InputForm, example: Example) -> None:
+    """Raise `CutError` where a network fails on the example by itself, with the way out where that is known."""
+    try:
+        first_run(network, at, form)
+    except ExampleError as error:
+        raise CutError(without_batch(network, *arguments_of(example)) or str(error)) from error
+
+
+def without_batch(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """What to say of an example that a network takes as a sample of a batch, and not as it is; else None."""
+    args, kwargs = pytree.tree_map_only(Tensor, lambda one: torch.stack([one, one]), (args, kwargs))
+    with undisturbed(network):
+        try:
+            network(*args, **kwargs)
+        except MODEL_ERRORS:
+            return None
+    return (
+        "the network takes the example as one sample of a batch: that dimension is missing; give x[None] in place of x"
+    )
+
+
 def first_run(network: nn.Module, at: Sequence[str], form: InputForm) -> tuple[Watch, Whole | None]:
     """Run the network on the samples of the checks in its present mode: what was seen, and what it gave.
 
@@ -58,7 +83,7 @@ def first_run(network: nn.Module, at: Sequence[str], form: InputForm) -> tuple[W
                 output = network(*args, **kwargs)
             except MODEL_ERRORS as error:
                 size = form.tensors()[0].shape[0]
-                raise CutError(
+                raise ExampleError(
                     f"the model itself fails on the example, at batch size {size}: {type(error).__name__}: {error}"
                     + _precision_hint(network, form, error)
                 ) from error

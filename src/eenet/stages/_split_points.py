@@ -19,7 +19,7 @@ from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import modes_kept, set_evaluation
 from eenet.stages._capture import capture_with_markers, is_marker
 from eenet.stages._example import Example, form_of
-from eenet.stages._network import refuse_wrapped
+from eenet.stages._network import refuse_wrapped, require_runs
 from eenet.stages._plan import SameTensor, Symbols, is_assert, is_size, is_tensor, returned_values, returns_its_input
 from eenet.stages._samples import undisturbed
 from eenet.stages._stage import InputForm
@@ -95,7 +95,11 @@ def split_points(
         with modes_kept(model):
             set_evaluation(model)
             with undisturbed(model):
-                graph_module, calls, _ = capture_with_markers(model, modules, form)
+                try:
+                    graph_module, calls, _ = capture_with_markers(model, modules, form)
+                except CutError:
+                    require_runs(model, (), form, example)  # else that is the reason
+                    raise
                 ends = _Ends(graph_module, list(modules), calls)
                 shares, shapes = _costs(graph_module, form, cost)
     return ends.places(shares, shapes)

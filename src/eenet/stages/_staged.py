@@ -22,9 +22,9 @@ from eenet.stages._check import (
     check_reference,
     check_training,
 )
-from eenet.stages._example import Example, form_of
+from eenet.stages._example import Example, arguments_of, form_of
 from eenet.stages._gradients import GradientError, gradient_error
-from eenet.stages._network import Contents, first_run, refuse_wrapped, run_after_trace
+from eenet.stages._network import Contents, ExampleError, first_run, refuse_wrapped, run_after_trace, without_batch
 from eenet.stages._samples import Whole
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
@@ -89,7 +89,10 @@ def cut_for_heads(
         form = form_of(model, example, dynamic)
     staged = StagedModel(model, tuple(at), form, check=check)
     staged._keeps_run = True
-    _ = staged.inference_stages
+    try:
+        _ = staged.inference_stages
+    except ExampleError as error:
+        raise CutError(without_batch(model, *arguments_of(example)) or str(error)) from error
     staged._keeps_run = False
     return staged
 
