@@ -125,7 +125,9 @@ def test_printed_it_says_what_percentages_are_of() -> None:
         "±",
     ):
         assert word in text
-    assert re.search(r"Held-out cost: \d+\.\d% (over|under) the budget, \d+\.\d standard errors\.", text)
+    spent, planned = evaluate(FITTED, FRESH).row("held_out"), FITTED.planned_cost
+    said = f"{spent.cost:.4g} ± {spent.cost_error:.2g} ms of a budget of 1.68 ms; {planned:.4g} ms was planned."
+    assert f"Held-out cost: {said}" in text
     assert "Trained without exits it may have another" in text
     assert text.replace("<", "&lt;").count("%") > 10
     without = str(evaluate(MaxProbability().fit(CALIBRATION, ExitCosts([1, 2, 3]), "60%"), FRESH))
@@ -215,6 +217,18 @@ def test_a_simple_rule_in_the_place_of_the_method_is_shown() -> None:
     assert fitted.fallback is not None
     assert table.row("out_of_fold").accuracy == fitted.fallback.accuracy
     assert "Static(1)" in table.notes[0]
+    assert str(table).startswith(
+        "Static(1), in place of MaxProbability, for a budget of 3 ms (30% of the last exit), on"
+    )
+    assert (table.instead, table.to_dict()["instead"]) == ("Static(1)", "Static(1)")
+    assert str(table).count("and is used instead") == 1
+
+
+def test_what_is_no_time_says_what_shares_are_in() -> None:
+    for unit, shown in (("flops", "FLOPs"), ("cents", "cents")):
+        fitted = MaxProbability().fit(CALIBRATION, ExitCosts([1, 2, 3], unit, plain=2.8), 1.5)
+        assert f"of plain, in {shown}  cheaper, in {shown}" in str(evaluate(fitted, FRESH))
+    assert "of plain  speed" in str(evaluate(FITTED, FRESH))
 
 
 def test_the_plain_network_is_the_best_where_the_budget_allows_it() -> None:

@@ -43,7 +43,7 @@ def test_it_prints_as_a_table_and_writes_as_json() -> None:
     found = eenet.describe(eenet.attach(SmallConvNet(), ["first"], 5, X))
     lines = str(found).splitlines()
     assert lines[0].split() == [
-        "stage", "live", "tensors", "params", "FLOPs", "head", "params", "FLOPs", "share",
+        "stage", "live", "tensors", "params", "FLOPs", "head", "params", "FLOPs", "of", "FLOPs",
     ]  # fmt: skip
     assert lines[2].startswith("first ")
     assert "GridHead" in lines[2]

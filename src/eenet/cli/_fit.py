@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet.cli._console import if_stopped, output, print_json, waiting, with_unit
-from eenet.errors import InvalidInputError
+from eenet.errors import FallbackWarning, InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.evaluation import Evaluation
@@ -111,7 +112,8 @@ def fit(
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     amount = None if budget is None else with_unit(budget, table)
     if_stopped("there are no results yet; give the same command again")
-    with waiting(f"fitting {method} to {len(records):,} samples"):
+    with waiting(f"fitting {method} to {len(records):,} samples"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)  # the notes below the table say it
         scheduler.fit(
             records,
             table,
@@ -175,6 +177,7 @@ def _result(
     result = {
         "schema": 1,
         "method": method,
+        "instead": evaluation.instead,
         "unit": costs.unit,
         "costs": costs.to_dict(),
         "budget": evaluation.budget,
@@ -290,6 +293,7 @@ def _judged(scheduler: Scheduler, evaluation: Evaluation) -> dict[str, Any]:
     result = {
         "schema": 2,
         "scheduler": scheduler.name,
+        "instead": evaluation.instead,
         "changes_predictions": scheduler.changes_predictions,
         "unit": scheduler.costs.unit,
         "samples": evaluation.samples,

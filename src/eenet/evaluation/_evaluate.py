@@ -16,13 +16,10 @@ from eenet.errors import FallbackWarning, InvalidInputError, NotFittedError
 from eenet.evaluation._comparison import text_table
 from eenet.evaluation._oracle import best_static, oracle, random_mixture
 from eenet.records import ExitRecords
-from eenet.scheduler import Decisions, Scheduler
+from eenet.scheduler import Decisions, Fallback, Scheduler
 
 _FRONTIER = 9
 """How many budgets of a scheduler for all budgets are shown."""
-
-_MUCH_LEFT = 0.98
-"""Of the budget: where less is planned, a held-out cost is compared with the plan."""
 
 _PLAIN_NOTE = (
     "The plain network's accuracy is the last exit's: the same weights without the early heads, or the last network of "
@@ -105,6 +102,8 @@ class Evaluation:
         In the unit of the costs; None for a scheduler for all budgets.
     notes : tuple of str
         What a reader should know beside the numbers.
+    instead : str or None
+        The simple rule whose policy runs at the budget in place of the scheduler's own (`Scheduler.fallback`).
 
     Examples
     --------
@@ -123,6 +122,7 @@ class Evaluation:
     held_out: bool
     budget: float | None
     notes: tuple[str, ...] = ()
+    instead: str | None = None
 
     def row(self, kind: str) -> EvaluationRow:
         """The first row of a kind; raises `InvalidInputError` where there is none."""
@@ -135,6 +135,7 @@ class Evaluation:
         """A JSON-ready description."""
         return {
             "scheduler": self.scheduler,
+            "instead": self.instead,
             "unit": self.costs.unit,
             "shares_of": self.costs.reference_name,
             "samples": self.samples,
@@ -146,16 +147,20 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """What the table is about."""
+        """What the table is about: what runs, for which budget, on which samples."""
         n = self.samples
         what = f"{n} held-out samples" if self.held_out else f"the {n} samples that it was fitted on"
         budget = "all budgets" if self.budget is None else f"a budget of {self.costs.in_words(self.budget)}"
-        return f"{self.scheduler} for {budget}, on {what}"
+        runs = self.scheduler if self.instead is None else f"{self.instead}, in place of {self.scheduler},"
+        return f"{runs} for {budget}, on {what}"
 
     def _lines(self) -> Iterator[list[str]]:
         unit = self.costs.unit
-        of = "of last" if self.costs.plain is None else "of plain"
-        yield ["", f"cost ({unit})", of, "speed" if is_time(unit) else "cheaper", "accuracy %", "exits %"]
+        of, less = "of last" if self.costs.plain is None else "of plain", "speed"
+        if not is_time(unit):
+            named = "FLOPs" if unit == "flops" else unit
+            of, less = f"{of}, in {named}", f"cheaper, in {named}"
+        yield ["", f"cost ({unit})", of, less, "accuracy %", "exits %"]
         for row in self.rows:
             shares = "" if row.exit_shares is None else "/".join(f"{100 * share:.0f}" for share in row.exit_shares)
             yield [
@@ -255,11 +260,14 @@ def evaluate(
     budget = _budget_of(scheduler)
     if budget is None:
         taken_at: dict[str, list[str]] = {}
+        instead: Fallback | None = None
         for limit in _some_budgets(scheduler):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FallbackWarning)  # the table says it
                 there = scheduler.at(limit)
-            if there.fallback is not None and there.fallback.reason != "fit":
+            if there.fallback is not None and there.fallback.reason == "fit":
+                instead = there.fallback
+            elif there.fallback is not None:
                 taken_at.setdefault(there.fallback.taken, []).append(f"{limit:.4g}")
             policy = _of(there.replay(records))
             add(f"policy for {limit:.4g} {costs.unit}", "frontier", policy.pop("cost"), budget=limit, **policy)
@@ -268,7 +276,10 @@ def evaluate(
             f"calibration samples than {scheduler.name}, or cheaper."
             for rule, limits in taken_at.items()
         ]
-        return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, None, tuple(notes))
+        if instead is not None:
+            notes.insert(0, f"{instead}.")
+        rule = None if instead is None else instead.taken
+        return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, None, tuple(notes), rule)
     if utility is not None:
         limit = min(budget, costs[-1])
         best = best_static(records, costs, limit)
@@ -297,14 +308,15 @@ def evaluate(
         decisions = scheduler.replay(held_out)
         add("policy, held out" if fresh else "policy, fitted on these", "held_out", **_of(decisions))
         what = "Held-out cost" if fresh else "Cost on the samples that it was fitted on"
-        notes.insert(0, f"{what}: {_spent(decisions, budget, scheduler.planned_cost)}")
+        notes.insert(0, f"{what}: {_spent(decisions, budget, scheduler.planned_cost, costs.unit)}")
     back = [(row.kind.replace("_", "-"), row.handed_back) for row in rows if row.handed_back]
     if back and scheduler.policy.abstains_below is not None:
         shown = ", ".join(f"{share:.2%} of the {kind} samples" for kind, share in back)
         notes.append(f"Handed back, since no exit is sure of them: {shown}; the policy's accuracy is of the others.")
     if scheduler.changes_predictions:
         notes.append("It changes predictions: samples are answered by the exits so far combined.")
-    return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, budget, tuple(notes))
+    rule = None if taken is None else taken.taken
+    return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, budget, tuple(notes), rule)
 
 
 def _mean(values: Any) -> tuple[float, float]:
@@ -328,15 +340,9 @@ def _of(decisions: Decisions) -> dict[str, Any]:
     }
 
 
-def _spent(decisions: Decisions, budget: float, planned: float) -> str:
-    """How far from the budget the cost is; from the plan, where that leaves much of the budget."""
-    over = decisions.mean_cost / budget - 1
-    _, error = _mean(decisions.sample_costs)
-    aim = planned if planned < _MUCH_LEFT * budget else budget
-    times = f", {abs(decisions.mean_cost - aim) / error:.1f} standard errors" if error > 0 else ""
-    if aim < budget:
-        times += f"{' from the plan' if times else ''}: {1 - aim / budget:.1%} under it was planned"
-    return f"{abs(over):.1%} {'over' if over > 0 else 'under'} the budget{times}."
+def _spent(decisions: Decisions, budget: float, planned: float, unit: str) -> str:
+    cost, error = _mean(decisions.sample_costs)
+    return f"{cost:.4g} ± {error:.2g} {unit} of a budget of {budget:.4g} {unit}; {planned:.4g} {unit} was planned."
 
 
 def _budget_of(scheduler: Scheduler) -> float | None:

@@ -25,7 +25,8 @@ from eenet.stages import LiveTensor, StagedModel
 class StageRow:
     """One stage: `live` are the tensors it is called with, parameters are counted where they are used first.
 
-    FLOPs are those of one sample, two for each multiply-add; `share` is that of the stage and its head in the whole.
+    FLOPs are those of one sample, two for each multiply-add; `share` is that of the stage and its head in all
+    FLOPs.
     """
 
     name: str
@@ -77,7 +78,7 @@ class Description:
         """A table that is at most `width` characters wide, by default as the terminal, or 80 where there is none."""
         width = shutil.get_terminal_size().columns if width is None else width
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-        for heading in ("stage", "live tensors", "params", "FLOPs", "head", "params", "FLOPs", "share"):
+        for heading in ("stage", "live tensors", "params", "FLOPs", "head", "params", "FLOPs", "of FLOPs"):
             folds = heading in ("stage", "live tensors", "head")
             table.add_column(heading, justify="left" if folds else "right", no_wrap=not folds, overflow="fold")
         for row in self.rows:
