@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import sys
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eenet._timing import processor
+from eenet._warn import warn
 from eenet.bundle._manifest import Manifest, read_manifest
 from eenet.bundle._measure import failures_of
 from eenet.costs import Budget, ExitCosts
@@ -184,8 +184,14 @@ class LoadedBundle:
         kept = ("backend", "eenet", "exits", "num_classes", "class_names", "task", "verified", "made_with")
         return {
             **{key: data[key] for key in kept},
-            # "accuracy" is what it was called before; it says nothing of other data than those of the calibration.
-            "budgets": [{**row, "calibration_accuracy": row.get("accuracy")} for row in data["budgets"]],
+            "budgets": [
+                {
+                    "budget": row["budget"],
+                    "planned_cost": row["planned_cost"],
+                    "calibration_accuracy": row.get("accuracy"),  # which says nothing of other data
+                }
+                for row in data["budgets"]
+            ],
             "inputs": [spec.to_dict() for spec in self.inputs],
             "scheduler": self.scheduler.name,
             "budget": self.scheduler.budget,
@@ -317,7 +323,7 @@ def known(bundle: LoadedBundle) -> LoadedBundle:
     """The bundle, with a warning where its costs are of another processor."""
     note = bundle._of_other_processor()
     if note is not None:
-        warnings.warn(note, ReliabilityWarning, stacklevel=3)
+        warn(note, ReliabilityWarning)
     return bundle
 
 

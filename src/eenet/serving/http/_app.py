@@ -363,9 +363,11 @@ class _Handlers:
 
     def info(self) -> dict[str, Any]:
         model, metrics = self._model, self._service.metrics
-        names = model.class_names
+        names, about = model.class_names, dict(model.info)
+        if about.get("budgets"):  # about a hundred: by column they are a quarter as long
+            about["budgets"] = {key: [row[key] for row in about["budgets"]] for key in about["budgets"][0]}
         return {
-            **model.info,
+            **about,
             "kind": self.decoder.kind,
             "num_exits": model.backend.num_exits,
             "num_classes": model.backend.num_classes,

@@ -97,6 +97,14 @@ class Traffic(_Object):
     waiting: list[int] = Field(description="Samples before each stage.")
 
 
+class Budgets(_Object):
+    """The budgets of a bundle from the smallest up, a list for each column."""
+
+    budget: list[float]
+    planned_cost: list[float]
+    calibration_accuracy: list[float | None] = Field(description="None without labels.")
+
+
 class Info(BaseModel):
     """What is served; bundles say more of themselves."""
 
@@ -114,6 +122,7 @@ class Info(BaseModel):
     precision: dict[str, str] = Field(
         default_factory=dict, description="fp32 or int8, of each stage and head: of a bundle."
     )
+    budgets: Budgets | None = Field(default=None, description="Which there are: of a bundle.")
     budget: float
     budget_changes: bool = Field(description="Whether PUT /budget is on.")
     traffic: Traffic
