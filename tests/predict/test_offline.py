@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -561,7 +562,9 @@ def test_parts_of_a_table_are_read_without_what_is_before(tmp_path: Path) -> Non
         next(items.batches(4, 30))
 
 
-def test_a_run_that_costs_more_than_planned_says_by_how_much_and_why(tmp_path: Path) -> None:
+def test_a_run_that_costs_more_than_planned_says_by_how_much_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     x = torch.randn(400, 5, 4)
     model = eenet.attach(MeanOfSteps().eval(), ["first"], 3, x[:2], dynamic={1: "time"})
@@ -591,6 +594,12 @@ def test_a_run_that_costs_more_than_planned_says_by_how_much_and_why(tmp_path: P
     (note,) = run_over(in_ms, x)
     assert "an item took" in note
     assert "of length" not in note
+    with monkeypatch.context() as patch:
+        patch.setattr("time.process_time", lambda: 0.0)  # the time of the clock alone is far above the plan
+        assert not [one for one in run_over(of("cpu_ms"), x) if "planned cost" in one]
+        assert [one for one in run_over(in_ms, x) if "planned cost" in one]
+    (note,) = [one for one in run_over(of("cpu_ms"), x) if "planned cost" in one]
+    assert re.search(r"\([\d.e+-]+ cpu_ms, planned [\d.e+-]+ cpu_ms\)", note)
     np.save(tmp_path / "late.npy", late.numpy())
     words = ("predict", tmp_path / "flops", tmp_path / "late.npy", "--out", tmp_path / "late.parquet")
     assert "warning: the mean cost is 33% over the budget" in run(*words).stderr

@@ -125,6 +125,7 @@ def predict(
         "unit": loaded.costs.unit,
         "costs_from": loaded.costs_from,
         "measured_ms": summary.measured_ms,
+        "measured_cpu_ms": summary.measured_cpu_ms,
         "runtime": loaded.runtime,
         "notes": list(summary.notes),
     }
@@ -155,7 +156,11 @@ def _show(summary: Summary, bundle: LoadedBundle, out: Path, batch_size: int) ->
     if summary.mean_cost is not None:
         console.print(f"costs {bundle.costs_from}", soft_wrap=True)
     if summary.measured_ms is not None:
-        console.print(f"measured {short(summary.measured_ms)} ms per item in {bundle.runtime}, batches of {batch_size}")
+        cpu = "" if summary.measured_cpu_ms is None else f", {short(summary.measured_cpu_ms)} ms of CPU time,"
+        console.print(
+            f"measured {short(summary.measured_ms)} ms{cpu} per item in {bundle.runtime}, batches of {batch_size}",
+            soft_wrap=True,
+        )
     for note in summary.notes:
         show_warning(note)
     resumed = f", {summary.resumed} of them from before" if summary.resumed else ""

@@ -47,10 +47,11 @@ _ENOUGH, _OVER, _ERRORS, _SLOWER = 20, 1.02, 2.0, 2.0
 
 
 class Call(NamedTuple):
-    """A call of the network: its items, its seconds, and the sizes of its inputs that may change."""
+    """A call of the network: its items, its time, and the sizes of its inputs that may change."""
 
     items: int
     seconds: float
+    cpu_seconds: float
     sizes: dict[str, int]
 
 
@@ -68,6 +69,8 @@ class Summary:
         Of the answered items, by the bundle's costs, in their unit.
     measured_ms : float or None
         Wall time of the network per item, as measured in this run; None where other processes ran it, or nothing ran.
+    measured_cpu_ms : float or None
+        The same in CPU time of all threads, which costs in cpu_ms are compared with.
     first_error : str or None
         Why the first of the items that could not be read could not.
     notes : tuple of str
@@ -87,6 +90,7 @@ class Summary:
     exit_shares: tuple[float, ...]
     mean_cost: float | None
     measured_ms: float | None = None
+    measured_cpu_ms: float | None = None
     first_error: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -170,7 +174,11 @@ def predict(
     count = sum(call.items for call in counted)
     if not count:
         return summary
-    summary = replace(summary, measured_ms=sum(call.seconds for call in counted) / count * 1e3)
+    summary = replace(
+        summary,
+        measured_ms=sum(call.seconds for call in counted) / count * 1e3,
+        measured_cpu_ms=sum(call.cpu_seconds for call in counted) / count * 1e3,
+    )
     sizes = {name: sum(call.items * call.sizes[name] for call in counted) / count for name in counted[0].sizes}
     slower = _slower(bundle, summary, sizes, batch_size)
     return summary if slower is None else replace(summary, notes=(*summary.notes, slower))
@@ -211,8 +219,9 @@ def _empty(count: int, answered: int) -> str | None:
 
 def _slower(bundle: LoadedBundle, summary: Summary, sizes: dict[str, float], batch_size: int) -> str | None:
     """That the items took far longer than planned, and what may be the reason."""
-    planned, took, costs = summary.mean_cost, summary.measured_ms, bundle.costs
-    if planned is None or took is None or costs.unit not in ("ms", "cpu_ms") or took <= _SLOWER * planned:
+    planned, costs = summary.mean_cost, bundle.costs
+    took = {"ms": summary.measured_ms, "cpu_ms": summary.measured_cpu_ms}.get(costs.unit)
+    if planned is None or took is None or took <= _SLOWER * planned:
         return None
     measured_at = costs.device.get("sizes", {})
     again = f"eenet profile {bundle.manifest.root} --update"
@@ -222,12 +231,12 @@ def _slower(bundle: LoadedBundle, summary: Summary, sizes: dict[str, float], bat
         for name, size in sizes.items()
         if size > measured_at.get(name, size)
     ]
-    if costs.batch_size not in (None, batch_size):
+    if costs.batch_size is not None and costs.batch_size > batch_size:
         reasons.append(f"the costs are of batches of {costs.batch_size}, these are of {batch_size}")
     if bundle.measured_elsewhere is not None:
         reasons.append(bundle.measured_elsewhere)
     why = "; ".join(reasons) or "the machine may be busy, or the costs may be of another one"
-    cost = f"{took:.4g} ms, planned {planned:.4g} {costs.unit}"
+    cost = f"{took:.4g} {costs.unit}, planned {planned:.4g} {costs.unit}"
     return f"an item took {took / planned:.1f} times its planned cost ({cost}): {why}"
 
 
@@ -446,13 +455,13 @@ def _answered(bundle: LoadedBundle, items: Sequence[Any], took: list[Call] | Non
     """The answers to some items and what to know of them, or what is wrong with one of them."""
     try:
         inputs, flags = bundle.preprocessing.with_flags(items)
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         answers = bundle(inputs)
     except InvalidInputError as error:
         return str(error)
     except failures_of(bundle.manifest.backend) as error:
         return f"the network fails on it: {' '.join(str(error).split())}"
     if took is not None:
-        seconds, specs = time.perf_counter() - began, bundle.inputs
-        took.append(Call(len(items), seconds, dynamic_sizes(specs, [inputs[spec.name].shape for spec in specs])))
+        seconds, cpu, specs = time.perf_counter() - began, time.process_time() - cpu_began, bundle.inputs
+        took.append(Call(len(items), seconds, cpu, dynamic_sizes(specs, [inputs[spec.name].shape for spec in specs])))
     return answers, flags
