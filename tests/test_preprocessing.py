@@ -213,6 +213,10 @@ def test_files_of_texts_and_requests_with_texts(bundle: LoadedBundle, tmp_path: 
         assert [one["exit"] for one in answer["predictions"]] == expected.exits.tolist()
         assert client.post("/predict", content=b"a good film", headers={"Content-Type": "text/plain"}).is_success
         assert client.post("/predict", json={"texts": some[:2]}).json()["predictions"] == answer["predictions"][:2]
+        listed = client.get("/info").json()["budgets"]
+        rows = load(bundle.manifest.root).info["budgets"]
+        assert listed == {key: [row[key] for row in rows] for key in ("budget", "planned_cost", "calibration_accuracy")}
+        assert set(rows[0]) == set(listed)
 
 
 def test_texts_that_are_cut_or_empty_are_marked_by_predict_and_the_server(bundle: LoadedBundle, tmp_path: Path) -> None:
@@ -317,7 +321,8 @@ class TestInputsOfAnotherShape:
             ((2, 3, 16, 12), images),
             ((2, 1, 16, 16), images),
             ((2, 1, 8, 8), "its images have 3 channels: give image files"),
-            ((3, 8, 8), "give it that shape, or cut the network again with an example of yours"),
+            ((3, 8, 8), r"the dimension of the batch is missing: give x\[None\] in place of x"),
+            ((2, 3), "give it that shape, or cut the network again with an example of yours"),
         ],
     )
     def test_images(self, shape: tuple[int, ...], message: str) -> None:

@@ -80,8 +80,19 @@ class TestFit:
         done = run(*words)
         assert "and is used instead" not in done.stderr
         assert re.search(r"At .* ms the policy is that of Static\(1\), which is no less accurate", done.stdout)
-        asked = run(*words, "--budget", "30%").stderr  # one budget, of a method that was chosen
-        assert asked.count("Static(1) is") == asked.count("and is used instead") == 1
+        asked = run(*words, "--budget", "30%")  # one budget, of a method that was chosen
+        assert "Static(1), in place of MaxProbability, for a budget of 3 ms" in asked.stdout
+        said = " ".join((asked.stdout + asked.stderr).split())
+        assert said.count("Static(1) is") == said.count("and is used instead") == 1
+        assert json.loads(run(*words, "--budget", "30%", "--json").stdout)["instead"] == "Static(1)"
+
+    def test_labels_by_another_name_are_pointed_out(self, tmp_path: Path) -> None:
+        records = toy_records(samples=40)
+        np.savez(tmp_path / "p.npz", probs=records.probabilities, y=records.labels, ids=np.arange(40) + 1000)
+        message = " ".join(run("fit", tmp_path / "p.npz", "--costs", COSTS, "--budget", "60%", code=2).stderr.split())
+        assert "has no 'labels', and 'y' with a class number for each sample" in message
+        assert "name them 'labels'" in message
+        assert "ids" not in message
 
     def test_seed_decides(self, predictions: Path) -> None:
         assert fit(predictions, "--seed", 3) == fit(predictions, "--seed", 3)
@@ -374,8 +385,12 @@ class TestEvaluate:
         out = tmp_path / "scheduler.safetensors"
         records = toy_records(samples=100, sharpness=4.0)
         eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2, 3]), budget="60%").save(out)
-        shown = run("evaluate", predictions, "--prefix", "test_", "--scheduler", out).stdout
-        assert re.search(r"\d% over the budget", shown)
+        words = ("evaluate", predictions, "--prefix", "test_", "--scheduler", out)
+        found = json.loads(run(*words, "--json").stdout)
+        assert found["overspend"] > 0
+        spent, error = found["held_out_cost"], found["held_out_cost_error"]
+        plan = f"{found['planned_cost']:.4g} ms was planned."
+        assert f"Held-out cost: {spent:.4g} ± {error:.2g} ms of a budget of 1.8 ms; {plan}" in run(*words).stdout
 
     def test_without_labels_cost_and_shares_are_shown(self, scheduler: Path, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", logits=toy_logits()[0])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import refused
 from report_results import COSTS, profile, write_results
 
 import eenet
@@ -155,7 +156,7 @@ def test_results_at_the_costs_of_the_paper(tmp_path: Path) -> None:
     assert {"oracle", "random mixture"} <= {one["name"] for one in chart["series"]}
 
 
-def test_a_comparison_and_a_profile_may_stand_beside_records(tmp_path: Path) -> None:
+def test_a_comparison_and_a_profile_may_stand_beside_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     comparison = write_results(tmp_path / "toys", samples=100, resplits=2)["comparison"]
     file = tmp_path / "costs.json"
     file.write_text(json.dumps(profile()))
@@ -165,6 +166,15 @@ def test_a_comparison_and_a_profile_may_stand_beside_records(tmp_path: Path) -> 
     charts = dict(eenet.report(records, comparison, file, **options).charts)
     assert {"resplits", "budget-kept", "differences-resplits", "exit-times", "compaction"} <= set(charts)
     assert not {"budget-kept", "exit-times"} & set(dict(eenet.report(records, **options).charts))
+    in_cpu_ms = eenet.ExitCosts(COSTS.values, "cpu_ms")
+    monkeypatch.setattr(eenet.EENet, "fit", lambda *_, **__: pytest.fail("fitted before the costs were compared"))
+    with pytest.raises(InvalidInputError, match=r"the unit differs: a comparison is at the costs .* ms, .* in cpu_ms"):
+        eenet.report(records, comparison, costs=in_cpu_ms, methods=["eenet"])
+    records.save(tmp_path / "test.safetensors")
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison))
+    words = ("--costs", ",".join(map(str, COSTS.values)), "--unit", "cpu_ms", "--methods", "eenet")
+    said = refused("report", tmp_path / "test.safetensors", tmp_path / "comparison.json", *words)
+    assert "the unit differs" in said
     comparison["costs"]["values"] = [1.0, 2.0, 4.0]
     with pytest.raises(InvalidInputError, match=r"at the costs .* which nothing else here has"):
         eenet.report(records, comparison, **options)

@@ -239,14 +239,14 @@ def table_labels(
     from eenet.predict._tables import TextTable
 
     table = None if data.suffix == ".parquet" else TextTable(data)
-    parquet = None if table is not None else require("pyarrow.parquet", "predict")
-    columns = parquet.read_schema(data).names if table is None else table.columns
+    columns = require("pyarrow.parquet", "predict").read_schema(data).names if table is None else table.columns
     found = next((name for name in ([column] if column else LABELS) if name in columns), None)
     if found is None and column is not None:
         raise InvalidInputError(f"{str(data)!r} has the columns {columns}, and no {column!r}")
     if found is None:
         return None
     if table is None:
+        parquet = require("pyarrow.parquet", "predict")
         values = parquet.read_table(data, columns=[found]).column(found).to_pylist()
     else:
         values = list(table.values(found))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from eenet._files import existing_file, read_header, read_tensors, require_safetensors, sha256_of
 from eenet._pretrained import DESCRIPTION, find_model, model_names
 from eenet._timing import doubt
+from eenet._warn import warn
 from eenet.cli._console import waiting
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 
@@ -46,7 +47,7 @@ def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array |
     from eenet.records import warn_of_missing_classes
 
     records, costs = _predictions(path, prefix)
-    warn_of_missing_classes(records.labels, records.num_classes, stacklevel=2)
+    warn_of_missing_classes(records.labels, records.num_classes)
     return records, costs
 
 
@@ -81,9 +82,30 @@ def _predictions(path: Path, prefix: str) -> tuple[ExitRecords, Array | None]:
     if len(outputs) != 1:
         raise InvalidInputError(_wrong_arrays(source, names, prefix, outputs))
     labels = read(prefix + LABELS) if prefix + LABELS in names else None
+    if labels is None:
+        _note_other_labels(source, prefix, {name: read(name) for name in names if name != outputs[0]}, read(outputs[0]))
     make = ExitRecords.from_logits if outputs[0] == prefix + LOGITS else ExitRecords.from_probabilities
     costs = next((read(name) for name in (prefix + COSTS, COSTS) if name in names), None)
     return make(read(outputs[0]), labels), costs
+
+
+def _note_other_labels(source: Path, prefix: str, others: dict[str, Array], outputs: Array) -> None:
+    """Warn of arrays that are labels by their values, where none has the name of the labels."""
+    samples, classes = outputs.shape[-2:] if outputs.ndim > 1 else (0, 0)
+    like = [
+        name
+        for name, array in others.items()
+        if array.shape == (samples,)
+        and array.dtype.kind in "iu"
+        and samples
+        and 0 <= array.min() <= array.max() < classes
+    ]
+    if like:
+        warn(
+            f"{str(source)!r} has no {prefix + LABELS!r}, and {' and '.join(map(repr, like))} with a class number for "
+            f"each sample: if these are the labels, name them {prefix + LABELS!r}",
+            ReliabilityWarning,
+        )
 
 
 def read_members(

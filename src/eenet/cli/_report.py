@@ -126,6 +126,9 @@ def report(
         "unit": unit, "batch_size": batch_size, "prefix": prefix, "calibration_prefix": calibration_prefix,
     }  # fmt: skip
     _require_used(results, given | {"cascade": cascade})
+    one_table = cascade or sum(path.suffix in _RECORDS for path in results) == 1
+    if one_table and all(path.suffix in (*_RECORDS, ".json") for path in results):
+        given["compared"] = [path for path in results if path.suffix == ".json"]
     more: dict[str, Any] = {"ordered": ordered, "smaller": [_smaller(text) for text in smaller or ()]}
     if images is not None or texts is not None or masks is not None:
         more["data"] = _samples(images, texts, masks, column)
@@ -205,7 +208,7 @@ def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Ca
 def _records(paths: list[Path], given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:
     """A run of the predictions in a file, or in those of the members of a cascade."""
     from eenet.cli._inputs import read_member_costs, read_members
-    from eenet.reporting import make_run
+    from eenet.reporting import make_run, require_compared
     from eenet.scheduler import load_scheduler
 
     records, in_files, counts = read_members(paths, given["prefix"], more_with="with --cascade ")
@@ -214,6 +217,8 @@ def _records(paths: list[Path], given: Mapping[str, Any], more: Mapping[str, Any
         table = fitted[0].costs
     else:
         table = read_member_costs(given["costs"], given["unit"], given["batch_size"], in_files, counts, given["plain"])
+    for path in given.get("compared", ()):  # before anything is fitted
+        require_compared(path, [table])
     before = given["calibration"] or ()
     if before and len(before) != len(paths):
         raise InvalidInputError(

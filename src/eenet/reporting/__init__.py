@@ -14,6 +14,7 @@ takes the whole width. Nothing is decided in the browser.
 """
 
 from eenet.reporting._report import Report, report
+from eenet.reporting._report import require_compared as require_compared
 from eenet.reporting._runs import make_run as make_run
 from eenet.reporting._samples import read_array as read_array
 from eenet.reporting._samples import read_classes as read_classes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,10 @@ def report(
         more["classes"] = tuple(classes)
     if exits:
         more["exits"] = tuple(exits)
+    if costs is not None and all(isinstance(one, ExitRecords) or _is_measured(one) for one in results):
+        with _json_as_written(results):
+            for result in filter(_is_measured, results):  # before anything is fitted
+                require_compared(result, [costs])
     for result in results:
         if isinstance(result, Run):
             runs.append(result)
@@ -215,12 +220,23 @@ def report(
         else:
             kind, found = _measured(result)
             measured[kind].append(found)
-    files = [str(result) for result in results if isinstance(result, (str, Path))]
-    try:
+    with _json_as_written(results):
         runs = _attached(runs, measured["comparison"], measured["profile"])
         replayed = [replay_all(run, budgets, draws=draws, progress=progress) for run in _distinct(runs)]
         progress("making the figures")
         data = _data(replayed, measured, title)
+    report = Report(data)
+    if out is not None:
+        report.write(out)
+    return report
+
+
+@contextmanager
+def _json_as_written(results: Sequence[Any]) -> Iterator[None]:
+    """Say where JSON in files is not what its command writes."""
+    files = [str(result) for result in results if isinstance(result, (str, Path))]
+    try:
+        yield
     except EENetError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -230,10 +246,6 @@ def report(
             f"{', '.join(files)}: JSON there holds what its command does not write ({error!r}): changed by hand, or "
             "of another version; run the command again"
         ) from error
-    report = Report(data)
-    if out is not None:
-        report.write(out)
-    return report
 
 
 def _smaller(one: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,6 +278,13 @@ def _measured(result: Any) -> tuple[str, Mapping[str, Any]]:
     )
 
 
+def _is_measured(result: Any) -> bool:
+    """Whether it stands for JSON beside records or results."""
+    if isinstance(result, (str, Path)):
+        return Path(result).is_file()
+    return not isinstance(result, (Run, ExitRecords))
+
+
 def _are_rows(rows: Any) -> bool:
     return isinstance(rows, list) and len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
 
@@ -277,13 +296,8 @@ def _attached(
     made = list(runs)
     for comparison in comparisons:
         costs = ExitCosts.from_dict(comparison["costs"])
-        hits = [n for n, run in enumerate(made) if _same_costs(run.costs, costs)]
-        if not hits:
-            raise InvalidInputError(
-                f"a comparison is at the costs {short(costs.values.tolist())} {costs.unit}, which nothing else here "
-                "has; give the results or the records that it was made from, with the same costs"
-            )
-        for n in hits:
+        require_compared(comparison, [run.costs for run in made])
+        for n in (n for n, run in enumerate(made) if _same_costs(run.costs, costs)):
             made[n] = replace(made[n], comparison=comparison)
     for profile in profiles:
         exits = len(profile["costs"]["ms"][0])
@@ -299,6 +313,27 @@ def _attached(
             named = names if unnamed and len(names) == exits else made[n].exits
             made[n] = replace(made[n], profile=profile, exits=named)
     return made
+
+
+def require_compared(comparison: str | Path | Mapping[str, Any], costs: Sequence[ExitCosts]) -> None:
+    """Raise `InvalidInputError` for a comparison at other costs than all of these; other JSON passes."""
+    kind, found = _measured(comparison)
+    if kind != "comparison":
+        return
+    its = ExitCosts.from_dict(found["costs"])
+    if any(_same_costs(one, its) for one in costs):
+        return
+    shown = short(its.values.tolist())
+    units = [one.unit for one in costs if _same_costs(its, ExitCosts(one.values, its.unit))]
+    if units:
+        raise InvalidInputError(
+            f"the unit differs: a comparison is at the costs {shown} {its.unit}, and the records are at the same "
+            f"numbers in {units[0]}; give both in one unit, such as --unit {its.unit}"
+        )
+    raise InvalidInputError(
+        f"a comparison is at the costs {shown} {its.unit}, which nothing else here has; give the results or the "
+        "records that it was made from, with the same costs"
+    )
 
 
 def _same_costs(one: ExitCosts, other: ExitCosts) -> bool:
