@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -331,7 +330,7 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
         row = sizes.index(size)
         why = doubt(tables, spreads, data.get("plain", {}), unit, row, device)
         if why:
-            warnings.warn(f"the costs in {str(source)!r} at batch size {size} {why}", ReliabilityWarning, stacklevel=2)
+            warn(f"the costs in {str(source)!r} at batch size {size} {why}", ReliabilityWarning)
         plain, percentiles = data.get("plain", {}).get(unit), data.get("percentiles", {}).get(unit, {})
         return ExitCosts(
             tables[unit][row],

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from eenet._files import existing_file, read_arrays, write_arrays, write_json
 from eenet._values import array_value
 from eenet._version import __version__
+from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
@@ -247,11 +248,10 @@ class CellFolder:
             if scheduler not in self._told:
                 self._told.add(scheduler)
                 was = f"was {before}, now it is {now}" if before else "is not said to be the same"
-                warnings.warn(
+                warn(
                     f"{str(self._cells)!r} holds results of {scheduler!r} that are not used: it {was}; they are "
                     "computed again",
                     ReliabilityWarning,
-                    stacklevel=4,
                 )
             return None
         shape = len(self._setting.budgets), len(self._setting.rows_of(resplit)[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet._progress import by_itself, count_of
+from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring, labels_of, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
@@ -150,11 +150,10 @@ class ImageRecords:
         records = ExitRecords.from_evidence(self._batches, utility=np.nan_to_num(utility), pixel_counts=counts)
         if labeled.all():
             return records
-        warnings.warn(
+        warn(
             f"{(~labeled).sum()} of {len(labeled)} images have no labeled pixel, so nothing is known of their answers: "
             "they are left out",
             ReliabilityWarning,
-            stacklevel=4,
         )
         return records.subset(labeled)
 
