@@ -361,7 +361,7 @@ class TestEvaluate:
 
     def test_table_for_people(self, predictions: Path, scheduler: Path) -> None:
         shown = run("evaluate", predictions, "--prefix", "test_", "--scheduler", scheduler).stdout
-        for word in ("Held-out cost", "the budget", "exits %", "exit 2 (last)", "mixture", "oracle", "±"):
+        for word in ("Held-out cost", "of a budget of", "exits %", "exit 2 (last)", "mixture", "oracle", "±"):
             assert word in shown
 
     def test_what_it_was_fitted_to_is_not_held_out(self, predictions: Path, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet.cli._console import if_stopped, output, print_json, waiting, with_unit
-from eenet.errors import FallbackWarning, InvalidInputError
+from eenet.cli._trained import without_rules_taken
+from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.evaluation import Evaluation
@@ -112,8 +112,7 @@ def fit(
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     amount = None if budget is None else with_unit(budget, table)
     if_stopped("there are no results yet; give the same command again")
-    with waiting(f"fitting {method} to {len(records):,} samples"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FallbackWarning)  # the notes below the table say it
+    with waiting(f"fitting {method} to {len(records):,} samples"), without_rules_taken():  # notes say them
         scheduler.fit(
             records,
             table,

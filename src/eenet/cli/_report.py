@@ -261,14 +261,15 @@ def _methods(text: str) -> tuple[str, ...]:
 
 def _samples(images: Path | None, texts: Path | None, masks: Path | None, column: str | None) -> Any:
     from eenet.predict import open_items
-    from eenet.reporting import read_array, read_images
+    from eenet.reporting import read_array, read_images, samples_of
 
     if images is not None and texts is not None:
         raise InvalidInputError("--images and --texts are both given; a report shows one of them")
     if masks is not None and images is None:
         raise InvalidInputError("--masks are shown over images: give --images too")
     if texts is not None:
-        return [text or "" for _, some in open_items(texts, "text", column=column).batches(1024, 0) for text in some]
+        items = open_items(texts, "text", column=column)
+        return samples_of([text or "" for _, some in items.batches(1024, 0) for text in some])
     assert images is not None
     samples = read_images(images)
     return samples if masks is None else samples.with_masks(read_array(masks, "masks"))

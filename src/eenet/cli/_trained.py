@@ -52,7 +52,7 @@ def records_beside(files: ModelFiles, target: str) -> ExitRecords:
 
 @contextmanager
 def without_rules_taken() -> Iterator[None]:
-    """No warning of a simple rule in place of EENet, where a command chose EENet itself: it prints `policy_notes`."""
+    """No warning of a simple rule in place of a method, or of exits left out, where a command says so in its notes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         yield

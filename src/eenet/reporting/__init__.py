@@ -19,5 +19,6 @@ from eenet.reporting._runs import make_run as make_run
 from eenet.reporting._samples import read_array as read_array
 from eenet.reporting._samples import read_classes as read_classes
 from eenet.reporting._samples import read_images as read_images
+from eenet.reporting._samples import samples_of as samples_of
 
 __all__ = ["Report", "report"]
