@@ -396,7 +396,13 @@ def test_recent_traffic_over_time_and_the_last_samples_with_their_scores() -> No
         assert point["mean_cost"] == pytest.approx((3 * 1 + 2 * 2 + 3) / 6)
         assert (point["budget"], point["handed_back"]) == (2.0, 0)
         assert abs(traffic["now"] - point["time"]) < 3600
-        assert traffic["drift"]["samples"] == 6
+        drift = traffic["drift"]
+        assert drift["samples"] == 6
+        shown = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+        assert float(shown["eenet_drift_alarm"]) == drift["alarm"]
+        assert float(shown["eenet_drift_p_value"]) == pytest.approx(drift["p_value"])
+        planned = [float(shown[f'eenet_planned_exit_share{{exit="{k}"}}']) for k in range(3)]
+        assert planned == pytest.approx(drift["planned"])
         samples = traffic["samples"][::-1]
         assert [one["exit"] for one in samples] == [0, 1, 2, 1]  # the first four of a request
         assert [len(one["scores"]) for one in samples] == [1, 2, 2, 2]
@@ -439,6 +445,7 @@ def test_the_last_samples_are_not_for_those_behind_a_proxy_unless_asked(
 
 def test_a_server_that_does_not_adapt_knows_no_drift(arrays: httpx.Client) -> None:
     assert arrays.get("/traffic").json()["drift"] is None
+    assert "eenet_drift_alarm NaN" in arrays.get("/metrics").text
 
 
 def test_unknown_paths_methods_and_parameters(arrays: httpx.Client) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,13 @@ class Metrics:
         self._cost = made(client.Counter, "cost", f"What the samples cost, in {costs.unit}.")
         self._mean = made(client.Gauge, "mean_cost", f"Mean cost of the last {_RECENT} samples, in {costs.unit}.")
         self._budget = made(client.Gauge, "budget", f"The budget per sample, in {costs.unit}.")
+        self._alarm = made(
+            client.Gauge, "drift_alarm", "1 where samples take other exits than planned, by more than chance explains."
+        )
+        self._p_value = made(client.Gauge, "drift_p_value", "Of the test behind eenet_drift_alarm.")
+        self._planned = made(
+            client.Gauge, "planned_exit_share", "Planned for the samples since the start, by exit.", ["exit"]
+        )
         self._queued = made(client.Gauge, "queue_samples", "Samples that wait before a stage.", ["stage"])
         self._batch = made(
             client.Histogram, "batch_samples", "Samples in a run of a stage.", ["stage"], buckets=_SAMPLES
@@ -111,11 +119,16 @@ class Metrics:
         total = int(self._recent_counts.sum())
         return float(self._recent_counts @ self._costs / total) if total else None
 
-    def exposition(self, budget: float) -> bytes:
-        """All of it in the text format of Prometheus."""
+    def exposition(self, budget: float, drift: Mapping[str, Any] | None = None) -> bytes:
+        """All of it in the text format of Prometheus; `drift` has "alarm", "p_value" and "planned", where known."""
         self._budget.set(budget)
-        mean = self.mean_cost
-        self._mean.set(float("nan") if mean is None else mean)
+        mean, drift = self.mean_cost, drift or {}
+        self._mean.set(math.nan if mean is None else mean)
+        self._alarm.set(drift.get("alarm", math.nan))
+        self._p_value.set(drift.get("p_value", math.nan))
+        planned = drift.get("planned") or [math.nan] * len(self._costs)
+        for k, share in enumerate(planned):
+            self._planned.labels(str(k)).set(share)
         text: bytes = self._client.generate_latest(self._registry)
         return text
 

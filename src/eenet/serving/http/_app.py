@@ -154,9 +154,8 @@ def make_app(
 
     @app.get("/metrics", summary="Counters in the text format of Prometheus.", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(
-            service.metrics.exposition(handlers.budget), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        text = service.metrics.exposition(handlers.budget, handlers.drift())
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     for path, name in (("/", "index.html"), ("/docs", "docs.html")):
         app.add_api_route(path, _page_handler(name), methods=["GET"], include_in_schema=False)
@@ -397,9 +396,10 @@ class _Handlers:
         for one in recent["samples"]:
             number = one["class"]
             one["name"] = None if names is None or number is None or number < 0 else names[number]
-        return {**recent, "unit": self._unit, "drift": self._drift()}
+        return {**recent, "unit": self._unit, "drift": self.drift()}
 
-    def _drift(self) -> dict[str, Any] | None:
+    def drift(self) -> dict[str, Any] | None:
+        """What the controller says of drift; None where nothing adapts, or it cannot know."""
         if not isinstance(self._controller, BudgetController):
             return None
         try:

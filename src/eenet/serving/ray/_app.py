@@ -6,8 +6,9 @@ Importing this needs no Ray; using it does: `pip install 'eenet[ray]'`.
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +71,11 @@ def _application(bundle: str | Path, options: RayOptions | None = None) -> Any:
     if options.budget is not None:
         loaded.at(options.budget)
     _token(options)
-    # Ray Serve would draw it from `random`: with the seed of an earlier start it would take this one for the same.
-    version = secrets.token_hex(8)
     stages = []
     for k, scaling in enumerate(options.scaling(len(loaded.exit_names))):
         stage = serve.deployment(
             StageReplica,
             name=_stage_name(k),
-            version=version,
             graceful_shutdown_timeout_s=_GRACE,
             health_check_period_s=2.0,
             **scaling.deployment(options.engine.max_batch),
@@ -96,7 +94,6 @@ def _application(bundle: str | Path, options: RayOptions | None = None) -> Any:
     ingress = serve.deployment(
         serve.ingress()(Ingress),
         name=INGRESS,
-        version=version,
         num_replicas=1,
         graceful_shutdown_timeout_s=_GRACE,
         **_ingress_deployment(options),
@@ -275,8 +272,24 @@ def start(
             ray.init(address=address, log_to_driver=False)
     running = bool(serve.status().proxies)
     serve.start(http_options={"host": host, "port": port})
-    serve.run(application, name=APPLICATION, route_prefix="/")
+    with _fresh_random():
+        serve.run(application, name=APPLICATION, route_prefix="/")
     return None if running else f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+@contextmanager
+def _fresh_random() -> Iterator[None]:
+    """Within the block `random` draws what no seed of the caller says; its state is as before afterwards.
+
+    Ray Serve draws the versions of deployments from it: after the same seed it would take another bundle for one that
+    runs already.
+    """
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def stop(*, everything: bool = True) -> None:
