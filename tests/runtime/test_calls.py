@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -393,3 +394,43 @@ class Toy:
             self.toy.ran.append((k, len(live[0])))
             after = self.toy.step(k, live[0])
             return (after,) if k == 0 else (), self.toy.answer(k, after) if observe or k == 1 else None
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_member_that_was_asked_and_failed_is_paid_for(awaited: bool) -> None:
+    logits = LOGITS[:2]
+    scheduler = eenet.MaxProbability().fit(
+        ExitRecords.from_logits(logits, LABELS), ExitCosts.cascade([1.0, 9.0], "cents"), 5.0, fallback=False
+    )
+    controller = eenet.BudgetController(scheduler, 5.0)
+
+    def fails(samples: Any) -> Any:
+        raise TimeoutError("no answer")
+
+    async def gone(samples: Any) -> Any:
+        asking[0].cancel()
+        await asyncio.sleep(60)
+
+    asking: list[Any] = []
+    first = table(0, "logits")
+    exits = replay(controller.policy, ExitRecords.from_logits(logits, LABELS), controller.costs).exits
+    left = int((exits == 0).sum())
+    assert 0 < left < N
+    if awaited:
+
+        async def ask() -> None:
+            cascade = CallCascade([first, gone], controller, outputs="logits")
+            asking.append(asyncio.ensure_future(cascade.call_async(np.arange(N))))
+            with pytest.raises(asyncio.CancelledError):
+                await asking[0]
+
+        asyncio.run(ask())
+        end = time.monotonic() + 60
+        while not controller.samples:  # the thread of the call hears of it a moment later
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    else:
+        with pytest.raises(MemberError, match="no answer"):
+            CallCascade([first, fails], controller, outputs="logits")(np.arange(N))
+    assert controller.samples == N
+    assert controller.mean_cost == pytest.approx((left * 1.0 + (N - left) * 10.0) / N)

@@ -592,6 +592,9 @@ class Budgets:
         assert policy is self.policy
         self.seen += exits.tolist()
 
+    def observe_costs(self, costs: Any, policy: ThresholdPolicy | None = None) -> None:
+        """Of requests without an answer."""
+
     def set_budget(self, budget: Any) -> None:
         if budget == "40%":
             raise InvalidInputError("the smallest feasible budget is 1.5 ms")

@@ -45,6 +45,16 @@ def test_points_have_all_samples_of_the_last_ten_minutes_of_traffic(steps: list[
     assert all(abs(sum(point["exit_shares"]) - 1) < 1e-9 for point in points)
 
 
+def test_samples_without_an_answer_count_in_the_cost_alone() -> None:
+    recent = Recent(COSTS, clock=lambda: 0.0)
+    recent.add_unanswered(np.array([2, 2]), 2.0)
+    (point,) = recent.to_dict()["points"]
+    assert (point["samples"], point["exit_shares"], point["mean_cost"]) == (0, [0.0, 0.0, 0.0], 4.0)
+    recent.add([answered([0, 1])], 2.0)
+    (point,) = recent.to_dict()["points"]
+    assert (point["samples"], point["exit_shares"], point["mean_cost"]) == (2, [0.5, 0.5, 0.0], (4 + 4 + 1 + 2) / 4)
+
+
 def test_only_so_many_points_and_samples_are_kept() -> None:
     now = 0.0
     recent = Recent(COSTS, clock=lambda: now)

@@ -261,6 +261,81 @@ def test_with_the_exits_off_samples_are_answered_and_handed_back_as_at_the_last_
         np.testing.assert_array_equal(expected.logits, fresh[2])
 
 
+class Spending(FixedBudget):
+    """Keeps what it is told: the exits of answered samples, and the costs of others."""
+
+    def __init__(self, scheduler: eenet.Scheduler) -> None:
+        super().__init__(scheduler)
+        self.exits: list[int] = []
+        self.costs: list[float] = []
+
+    def observe(self, exits: Any, policy: Any = None) -> None:
+        self.exits += exits.tolist()
+
+    def observe_costs(self, costs: Any, policy: Any = None) -> None:
+        self.costs += costs.tolist()
+
+
+class Stuck(TableBackend):
+    """Its last stage waits until it is freed, and fails where it is told to."""
+
+    def __init__(self, *, fails: bool) -> None:
+        super().__init__(3, 2)
+        self.fails, self.begun, self.free = fails, threading.Event(), threading.Event()
+
+    def run(self, k: int, live: Any, *, observe: bool) -> Any:
+        if k == 2:
+            if self.fails:
+                raise RuntimeError("it fails")
+            self.begun.set()
+            assert self.free.wait(PATIENCE)
+        return super().run(k, live, observe=observe)
+
+
+@pytest.mark.parametrize("ends", [Outcome.LATE, Outcome.CANCELLED, Outcome.FAILED])
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_what_was_computed_for_samples_without_an_answer_is_spent(ends: Outcome, where: str) -> None:
+    model = ToyModel(backend=Stuck(fails=ends is Outcome.FAILED))
+    controller, options = Spending(model.scheduler), EngineOptions(max_wait=0.0)
+
+    async def asked() -> Any:
+        servers: list[StageServer] = []
+        service: Any
+        if where == "here":
+            service = LocalService(model, controller, options)
+        else:
+            servers = [StageServer(Process(model), k, options) for k in range(3)]
+            handles: list[Any] = [lambda call, server=server: Sent(server, call) for server in servers]
+            service = RemoteService(model, controller, handles, options)
+        service.start()
+        await service.answer(scripted_logits([0, 1], 3), timeout=PATIENCE)
+        asking = asyncio.ensure_future(
+            service.answer(scripted_logits([0, 2], 3), timeout=2.0 if ends is Outcome.LATE else PATIENCE)
+        )
+        if ends is Outcome.CANCELLED:
+            assert await asyncio.to_thread(model.backend.begun.wait, PATIENCE)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+        else:
+            assert (await asking).outcome is ends
+        if ends is Outcome.FAILED:  # what runs with the exits off is not counted
+            await service.answer(scripted_logits([0, 2], 3), timeout=PATIENCE, full=True)
+        counted = service.metrics.mean_cost, service.metrics.exit_shares, service.metrics.exposition(2.0)
+        model.backend.free.set()
+        for one in [service, *servers]:
+            await one.drain()
+        return counted
+
+    mean, shares, text = asyncio.run(asked())
+    assert controller.exits == [0, 1]
+    assert controller.costs == [1.0, 3.0]
+    assert mean == (1 + 2 + 1 + 3) / 4
+    assert shares == [0.5, 0.5, 0.0]
+    assert b"eenet_cost_total 7.0" in text
+    assert b'eenet_unanswered_samples_total{stage="2"} 1.0' in text
+
+
 def test_requests_that_switch_exits_off_have_one_policy_whatever_the_budget() -> None:
     async def whole() -> list[Any]:
         model = ToyModel()

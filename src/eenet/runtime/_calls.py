@@ -180,7 +180,12 @@ class CallCascade:
         parts: list[tuple[Ints, Any]] = []
         try:
             answers = run(calls, state, task, _Open(np.arange(count)), arrays=arrays, parts=parts)
-        except MemberError as error:
+        except (MemberError, asyncio.CancelledError) as error:
+            if isinstance(self.scheduler, BudgetController):
+                reached = np.where(state.exits < 0, calls.asked, state.exits)
+                self.scheduler.observe_costs(self.scheduler.costs.values[reached[reached >= 0]], policy)
+            if not isinstance(error, MemberError):
+                raise
             done = np.full((count, policy.num_classes), np.nan, dtype=np.float32)
             for rows, logits in parts:
                 done[rows] = logits
@@ -221,6 +226,8 @@ class _Calls:
         self._of_probabilities = of_probabilities
         self._wait = wait
         self._stopped = stopped
+        self.asked = -1
+        """The last exit whose answers were asked for."""
 
     def run(self, k: int, live: _Open, *, observe: bool) -> tuple[_Open, NDArray[np.float32] | None]:
         """Ask for the answers of exit k about the samples in `live`; if nothing depends on them nothing is run."""
@@ -230,6 +237,7 @@ class _Calls:
         if self._stopped is not None and self._stopped.is_set():
             raise asyncio.CancelledError
         rows = live.rows
+        self.asked = k
         try:
             if stage is not None:
                 live, returned = self._run_stages(number, stage, live)

@@ -325,6 +325,9 @@ class Engine:
 
     def _work(self, k: int, parts: list[Batch]) -> Work:
         self.working += 1
+        for part in parts:
+            for request, rows in _by_request(part.owners):
+                request.reached[[part.places[i] for i in rows]] = k
         return Work(k, parts, self.num_exits)
 
 

@@ -33,8 +33,9 @@ class Metrics:
         self._client = client
         self._costs = costs.values
         self._registry: Any = client.CollectorRegistry()
+        # Samples by the exit they left at and, without an answer, by the last stage that was begun on them: (2, K).
         self._recent: deque[NDArray[np.intp]] = deque()
-        self._recent_counts = np.zeros(len(costs), dtype=np.int64)
+        self._recent_counts = np.zeros((2, len(costs)), dtype=np.int64)
         self._waiting = waiting
         self.recent = Recent(costs)
 
@@ -50,8 +51,16 @@ class Metrics:
         )
         self._samples = made(client.Counter, "samples", "Samples by the exit they left at.", ["exit"])
         self._abstained = made(client.Counter, "abstained", "Samples that were handed back: no exit was sure of them.")
-        self._cost = made(client.Counter, "cost", f"What the samples cost, in {costs.unit}.")
-        self._mean = made(client.Gauge, "mean_cost", f"Mean cost of the last {_RECENT} samples, in {costs.unit}.")
+        self._unanswered = made(
+            client.Counter, "unanswered_samples",
+            "Samples that were begun and got no answer (late, cancelled, failed), by the last stage that was begun.",
+            ["stage"],
+        )  # fmt: skip
+        self._cost = made(client.Counter, "cost", f"What the samples cost, answered or not, in {costs.unit}.")
+        self._mean = made(
+            client.Gauge, "mean_cost",
+            f"Mean cost of the last {_RECENT} samples that were begun, answered or not, in {costs.unit}.",
+        )  # fmt: skip
         self._budget = made(client.Gauge, "budget", f"The budget per sample, in {costs.unit}.")
         self._alarm = made(
             client.Gauge, "drift_alarm", "1 where samples take other exits than planned, by more than chance explains."
@@ -101,7 +110,20 @@ class Metrics:
         counts = np.bincount(exits, minlength=len(self._costs))
         for k in np.flatnonzero(counts):
             self._samples_at[k].inc(int(counts[k]))
-        self._cost.inc(float(counts @ self._costs))
+        self._spend(np.stack([counts, np.zeros_like(counts)]))
+
+    def unanswered(self, stages: NDArray[np.intp], budget: float) -> NDArray[np.float64]:
+        """Count samples without an answer by the last stage begun on each, (n,); returns what each has cost."""
+        counts = np.bincount(stages, minlength=len(self._costs))
+        for k in np.flatnonzero(counts):
+            self._unanswered.labels(str(k)).inc(int(counts[k]))
+        self._spend(np.stack([np.zeros_like(counts), counts]))
+        self.recent.add_unanswered(stages, budget)
+        costs: NDArray[np.float64] = self._costs[stages]
+        return costs
+
+    def _spend(self, counts: NDArray[np.intp]) -> None:
+        self._cost.inc(float(counts.sum(axis=0) @ self._costs))
         self._recent.append(counts)
         self._recent_counts += counts
         while len(self._recent) > 1 and self._recent_counts.sum() - self._recent[0].sum() >= _RECENT:
@@ -110,14 +132,14 @@ class Metrics:
     @property
     def exit_shares(self) -> list[float] | None:
         """The share of the recent samples that left at each exit; None before the first."""
-        total = int(self._recent_counts.sum())
-        return (self._recent_counts / total).tolist() if total else None
+        left = self._recent_counts[0]
+        return (left / left.sum()).tolist() if left.any() else None
 
     @property
     def mean_cost(self) -> float | None:
-        """The mean cost of the recent samples; None before the first."""
-        total = int(self._recent_counts.sum())
-        return float(self._recent_counts @ self._costs / total) if total else None
+        """The mean cost of the recent samples that were begun, answered or not; None before the first."""
+        begun = self._recent_counts.sum(axis=0)
+        return float(begun @ self._costs / begun.sum()) if begun.any() else None
 
     def exposition(self, budget: float, drift: Mapping[str, Any] | None = None) -> bytes:
         """All of it in the text format of Prometheus; `drift` has "alarm", "p_value" and "planned", where known."""
@@ -164,15 +186,24 @@ class Recent:
         counts = np.bincount(exits, minlength=len(self._costs))
         back = int(sum(request.abstained.sum() for request in requests))
         with self._lock:
-            start = now - now % WIDTH
-            if not self._points or self._points[-1].start < start:
-                self._points.append(_Point(start, np.zeros(len(self._costs), dtype=np.int64)))
-            point = self._points[-1]
+            point = self._point(now, budget)
             point.counts += counts
+            point.begun += counts
             point.handed_back += back
-            point.budget = budget
             for request in requests[-_SHOWN:]:
                 self._samples.extend(_shown(request, now, self._costs))
+
+    def add_unanswered(self, stages: NDArray[np.intp], budget: float) -> None:
+        """Count samples without an answer by the last stage begun on each, (n,), under this budget."""
+        with self._lock:
+            self._point(self._clock(), budget).begun += np.bincount(stages, minlength=len(self._costs))
+
+    def _point(self, now: float, budget: float) -> _Point:
+        start = now - now % WIDTH
+        if not self._points or self._points[-1].start < start:
+            self._points.append(_Point(start, len(self._costs)))
+        self._points[-1].budget = budget
+        return self._points[-1]
 
     def to_dict(self) -> dict[str, Any]:
         """The points in time in which there was traffic, and the last samples, the newest first; ready for JSON."""
@@ -191,10 +222,11 @@ class Recent:
 class _Point:
     """The traffic of some seconds."""
 
-    __slots__ = ("budget", "counts", "handed_back", "start")
+    __slots__ = ("begun", "budget", "counts", "handed_back", "start")
 
-    def __init__(self, start: float, counts: NDArray[np.int64]) -> None:
-        self.start, self.counts = start, counts
+    def __init__(self, start: float, exits: int) -> None:
+        self.start = start
+        self.counts, self.begun = np.zeros(exits, dtype=np.int64), np.zeros(exits, dtype=np.int64)
         self.handed_back, self.budget = 0, float("nan")
 
     def to_dict(self, costs: NDArray[np.float64]) -> dict[str, Any]:
@@ -202,8 +234,8 @@ class _Point:
         return {
             "time": self.start,
             "samples": total,
-            "exit_shares": (self.counts / total).tolist(),
-            "mean_cost": float(self.counts @ costs / total),
+            "exit_shares": (self.counts / max(total, 1)).tolist(),
+            "mean_cost": float(self.begun @ costs / self.begun.sum()),
             "budget": self.budget,
             "handed_back": self.handed_back,
         }

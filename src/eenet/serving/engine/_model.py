@@ -119,7 +119,7 @@ class _Input:
 
 
 class Controller(Protocol):
-    """Holds the policy in force, learns which exits were taken, and changes the budget."""
+    """Holds the policy in force, learns which exits were taken and what was spent, and changes the budget."""
 
     @property
     def policy(self) -> ThresholdPolicy:
@@ -133,6 +133,10 @@ class Controller(Protocol):
 
     def observe(self, exits: Any, policy: ThresholdPolicy | None = None) -> None:
         """Samples that went by a policy, by default the one in force, have left at these exits (n,)."""
+        ...
+
+    def observe_costs(self, costs: Any, policy: ThresholdPolicy | None = None) -> None:
+        """Samples that went by a policy have cost this much each, (n,), and were not answered."""
         ...
 
     def set_budget(self, budget: Any) -> None:
@@ -288,6 +292,9 @@ class FixedBudget:
 
     def observe(self, exits: Any, policy: ThresholdPolicy | None = None) -> None:
         """Do nothing: this controller learns nothing from traffic."""
+
+    def observe_costs(self, costs: Any, policy: ThresholdPolicy | None = None) -> None:
+        """Do nothing, as `observe`."""
 
     def set_budget(self, budget: Budget) -> None:
         """Take the scheduler's policy for another budget; raises `InfeasibleBudgetError` where there is none."""

@@ -179,6 +179,9 @@ class Request:
         Why the request failed, where `outcome` is `FAILED`.
     context : Any
         The caller's own.
+    reached : array (n,)
+        The last stage that was begun on each sample, from 0; -1 before the first. A sample has cost what the exit of
+        that stage does, answered or not.
     onward : list of Batch
         Where an engine runs some of the stages only: the samples that go on to a stage elsewhere.
 
@@ -194,7 +197,7 @@ class Request:
 
     __slots__ = (
         "abstained", "arrived", "context", "deadline", "error", "exits", "finished", "logits", "number", "onward",
-        "outcome", "policy", "remaining", "samples", "scores",
+        "outcome", "policy", "reached", "remaining", "samples", "scores",
     )  # fmt: skip
 
     def __init__(
@@ -214,6 +217,7 @@ class Request:
         self.context = context
         self.remaining = samples
         self.exits: Ints = np.full(samples, -1, dtype=np.intp)
+        self.reached: Ints = np.full(samples, -1, dtype=np.intp)
         self.abstained: NDArray[np.bool_] = np.zeros(samples, dtype=np.bool_)
         self.logits: NDArray[np.float32] | None = None
         self.scores: dict[int, NDArray[np.float64]] = {}

@@ -123,7 +123,7 @@ class Callback(Protocol):
         ...
 
     def ended(self, requests: Sequence[Request]) -> None:
-        """Requests were answered."""
+        """Requests have ended, answered or not."""
         ...
 
 
@@ -199,7 +199,8 @@ class Workers:
             timer.cancel()
             if request.open:
                 with self.turn:
-                    self.engine.cancel(request, self._clock())
+                    if self.engine.cancel(request, self._clock()):
+                        self._callback.ended([request])
         return request
 
     @staticmethod
@@ -220,7 +221,7 @@ class Workers:
     def _expire(self, deadline: float | None) -> None:
         with self.turn:
             # The timers of an event loop may be early by their resolution, and there is no second one.
-            self._wake(self.engine.expire(max(self._clock(), deadline or 0.0)))
+            self._end(self.engine.expire(max(self._clock(), deadline or 0.0)))
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
@@ -231,7 +232,7 @@ class Workers:
                 self._report(work, error)
                 self._callback.failure(work)
                 with self.turn:
-                    self._wake(self.engine.fail(work, error, self._clock()))
+                    self._end(self.engine.fail(work, error, self._clock()))
                     self.turn.notify()
                 continue
             seconds = time.perf_counter() - began
@@ -239,9 +240,7 @@ class Workers:
             with self.turn:
                 if len(self.engine.stages) > 1:
                     self.engine.max_delay = self._delay.add(work.stage, work.samples, seconds)
-                ended = self.engine.complete(work, self._clock())
-                self._callback.ended(ended)
-                self._wake(ended)
+                self._end(self.engine.complete(work, self._clock()))
                 self.turn.notify()
 
     def _report(self, work: Work, error: Exception) -> None:
@@ -257,7 +256,7 @@ class Workers:
         with self.turn:
             while True:
                 now = self._clock()
-                self._wake(self.engine.expire(now))
+                self._end(self.engine.expire(now))
                 work = self.engine.next_work(now)
                 if work is not None:
                     return work
@@ -267,7 +266,11 @@ class Workers:
                 wake = self.engine.wake_at
                 self.turn.wait(None if wake is None else max(0.0, wake - now))
 
-    def _wake(self, ended: Sequence[Request]) -> None:
+    def _end(self, ended: Sequence[Request]) -> None:
+        """Report requests that have ended, and wake those who wait for them."""
+        if not ended:
+            return
+        self._callback.ended(ended)
         by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         for request in ended:
             by_loop.setdefault(request.context.loop, []).append(request.context.future)
@@ -398,8 +401,7 @@ class LocalService:
 
     def _account(self, ended: Sequence[Request]) -> None:
         # Requests that switched the exits off are not counted.
-        counted = [r for r in ended if r.outcome is Outcome.ANSWERED and Workers.context_of(r)]
-        account(counted, self._controller, self.metrics)
+        account([r for r in ended if Workers.context_of(r)], self._controller, self.metrics)
         self._engine.policy = self._controller.policy
 
 
@@ -420,10 +422,18 @@ class _Counts:
 
 
 def account(requests: Sequence[Request], controller: Controller, metrics: Metrics) -> None:
-    """Report to the metrics and the controller where the samples of answered requests left, policy by policy."""
+    """Report to the metrics and the controller where the samples of answered requests left, policy by policy.
+
+    Of requests that ended without an answer, what was computed for them.
+    """
     by_policy: dict[int, list[Request]] = {}
     for request in requests:
-        by_policy.setdefault(id(request.policy), []).append(request)
+        if request.outcome is Outcome.ANSWERED:
+            by_policy.setdefault(id(request.policy), []).append(request)
+            continue
+        begun = request.reached[request.reached >= 0]
+        if len(begun):
+            controller.observe_costs(metrics.unanswered(begun, controller.budget), request.policy)
     for group in by_policy.values():
         left = np.concatenate([request.exits for request in group])
         metrics.left(left, int(sum(request.abstained.sum() for request in group)))

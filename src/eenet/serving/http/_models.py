@@ -132,9 +132,9 @@ class Point(_Object):
     """The traffic of some seconds."""
 
     time: float = Field(description="When they began, in seconds since 1970.")
-    samples: int = Field(ge=1)
-    exit_shares: list[float]
-    mean_cost: float = Field(description="What a sample cost.")
+    samples: int = Field(ge=0, description="Those that were answered.")
+    exit_shares: list[float] = Field(description="Of the answered; zeros where none was.")
+    mean_cost: float = Field(description="What a sample that was begun cost, answered or not.")
     budget: float = Field(description="What it might cost.")
     handed_back: int = Field(ge=0, description="Samples of which no exit was sure.")
 

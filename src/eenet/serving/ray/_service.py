@@ -155,12 +155,11 @@ class RemoteService:
         self._inside += samples
         try:
             await asyncio.wait_for(_all(paths), timeout)
+            request.outcome = request.outcome or Outcome.ANSWERED
         except asyncio.TimeoutError:
             request.outcome = Outcome.LATE
         finally:
             self._inside -= samples
-        if request.outcome is None:
-            request.outcome = Outcome.ANSWERED
             if not full:
                 account([request], self._controller, self.metrics)
         request.finished = time.monotonic()
@@ -174,6 +173,8 @@ class RemoteService:
         history: ExitHistory | None = None
         k = restarts = 0
         while k < len(self._stages):
+            sent = places[rows]
+            request.reached[sent] = np.maximum(request.reached[sent], k)
             left = request.deadline - time.monotonic()
             reply = await self._run(k, StageCall(live, len(rows), history, name, shape, max(left, 0.0)))
             if reply.outcome is None:
