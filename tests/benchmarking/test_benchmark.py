@@ -23,6 +23,7 @@ from torch import nn
 
 import eenet
 from eenet.benchmarking import Benchmark
+from eenet.errors import CutError, InvalidInputError
 from eenet.runtime import AdaptiveOutput
 from networks import table_model
 
@@ -623,3 +624,115 @@ def test_what_is_not_compared_in_one_runtime_or_as_one_graph_is_told(tmp_path: P
     (note,) = [note for note in without.notes if "carries no plain network" in note]
     assert note.startswith("mine carries no plain network (eenet.export keeps it up to 16 MiB)")
     assert "looks better here than it is. Give it as the first system" in note
+
+
+def convolutions() -> tuple[nn.Module, eenet.MultiExitModel, eenet.ExitRecords, torch.Tensor, torch.Tensor]:
+    """A network with batch norms, its model with an exit, records, inputs and labels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES),
+        ).eval()  # fmt: skip
+        x = torch.randn(64, 3, 8, 8)
+        model = eenet.attach(network, ["2"], example=x[:2]).eval()
+        labels = torch.arange(64) % CLASSES
+    return network, model, eenet.collect(model, [(x, labels)]), x, labels
+
+
+def optimized(model: eenet.MultiExitModel, scheduler: Any, monkeypatch: pytest.MonkeyPatch) -> eenet.AdaptiveModel:
+    """With frozen stages, whatever the clock says of so small a network."""
+    monkeypatch.setattr("eenet.optimize._optimize.WORTH", 1e9)
+    monkeypatch.setattr(
+        "eenet.optimize._optimize._ratios",
+        lambda variants, inputs, _seconds: np.tile(np.linspace(1, 0.5, len(variants)), (len(list(inputs)), 1)),
+    )
+    return eenet.AdaptiveModel(model, scheduler, optimize="auto", batch_sizes=(8,), seconds=0.0)
+
+
+def test_optimized_stages_are_compared_with_the_plain_network_optimized_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, model, records, x, labels = convolutions()
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2]), "100%", fallback=False)
+    fast = optimized(model, scheduler, monkeypatch)
+    assert fast.optimized is not None
+    assert fast.optimized.chosen == ("folded, channels last",)
+    found = run({"plain": network, "fast": fast, "eager": (model, scheduler)}, (x, labels))
+    assert [row.title for row in found.rows] == ["plain, optimized", "plain", "fast", "eager"]
+    assert found.rows[0].speed == 1.0, "it is what the others are compared with"
+    assert found.rows[0].accuracy == found.rows[1].accuracy == pytest.approx(records.accuracies[-1])
+    assert found.rows[1].agreement == 1.0, "it has the plain network's answers"
+    assert not found.rows[0].early_exit
+    assert "plain, optimized" in found.verdict
+    assert any(note.startswith("fast runs stages that were optimized, so the plain network") for note in found.notes)
+    # Where another system is the first, it is a row before the system that is optimized; twice the same is one row.
+    other = run({"other": lambda x: network(x), "fast": fast, "exit 0": (fast, 0)}, (x, labels))
+    assert [row.title for row in other.rows] == ["other", "fast, plain optimized", "fast", "exit 0"]
+    # Where nothing was optimized there is nothing to add.
+    plain = run({"plain": network, "eager": eenet.AdaptiveModel(model, scheduler)}, (x, labels))
+    assert [row.title for row in plain.rows] == ["plain", "eager"]
+
+
+def test_a_plain_network_that_cannot_be_optimized_alike_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, model, records, x, labels = convolutions()
+    fast = optimized(model, eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2]), "100%"), monkeypatch)
+
+    def refused(*_args: Any, **_options: Any) -> Any:
+        raise CutError("it cannot be traced")
+
+    monkeypatch.setattr("eenet.runtime._adaptive.cut", refused)
+    found = run({"plain": network, "fast": fast}, (x, labels))
+    assert [row.title for row in found.rows] == ["plain", "fast"]
+    assert any("could not be optimized as a whole (it cannot be traced)" in note for note in found.notes)
+
+
+def test_one_exit_alone_is_a_system_without_exits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network, model, records, x, labels = convolutions()
+    with pytest.raises(InvalidInputError, match=r"\(model, k\) in eenet.benchmark"):
+        model.keep_exits([0])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1, 2]), "100%")
+    fast = optimized(model, scheduler, monkeypatch)
+    bundle = eenet.export(model, scheduler, tmp_path / "bundle", example=x[:2])
+    systems = {"plain": network, "exit 0": (model, 0), "exit 1": (model, 1), "fast 0": (fast, 0), "b 0": (bundle, 0)}
+    found = {row.title: row for row in run(systems, (x, labels)).rows}
+    for name, k in (("exit 0", 0), ("exit 1", 1), ("fast 0", 0), ("b 0", 0)):
+        assert found[name].accuracy == pytest.approx(records.accuracies[k])
+        assert not found[name].early_exit
+    with pytest.raises(InvalidInputError, match="'early' is exit 2 alone, expected the number of an exit, 0 to 1"):
+        run({"plain": network, "early": (model, 2)}, (x, labels))
+
+
+def test_a_cascade_of_calls_shows_what_was_planned_and_what_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    unsure = np.arange(160) % 8 == 0  # one sample of each batch goes on
+    guess, sure = np.where(unsure, (LABELS + 1) % CLASSES, LABELS), np.where(unsure, 0.4, 0.9)[:, None]
+    spent = [0.0]
+
+    def small(x: Array) -> Array:
+        spent[0] = 1.0
+        at = x[:, 0].astype(int)
+        return np.where(np.eye(CLASSES)[guess[at]] > 0, sure[at], (1 - sure[at]) / 3)
+
+    def big(x: Array) -> Array:
+        spent[0] += 8.0  # however few are asked about
+        return 0.9 * np.eye(CLASSES)[LABELS[x[:, 0].astype(int)]] + 0.025
+
+    records = eenet.ExitRecords.cascade(
+        [eenet.ExitRecords.from_probabilities(member(NUMBERED), LABELS) for member in (small, big)]
+    )
+    costs = eenet.ExitCosts.cascade([1 / 8, 8 / 8], "ms")  # of a sample in a batch of 8
+    scheduler = eenet.SearchedThresholds().fit(records, costs, 1 / 8 + 1 / 8, fallback=False)
+    cascade = eenet.CallCascade([small, big], scheduler)
+
+    def clock(call: Callable[[], Any], **_options: Any) -> tuple[float, float]:
+        call()
+        return spent[0] / 1000, spent[0] / 1000
+
+    monkeypatch.setattr("eenet.benchmarking._measure.timed", clock)
+    found = run({"big": big, "cascade": cascade}, NUMBERED, LABELS)
+    row = found.rows[1]
+    assert (row.early_exit, row.unit, row.planned_cost) == (True, "ms", scheduler.planned_cost)
+    assert len(row.exit_shares) == 2
+    assert row.ms_per_sample == pytest.approx(9 / 8), "the second member takes as long for one sample as for eight"
+    assert row.measured_over_planned == pytest.approx(9 / 8 / scheduler.planned_cost)
+    assert row.measured_over_planned > 3
+    said = next(note for note in found.notes if "times those planned" in note)
+    assert "cascade: a member that takes a fixed time for a call takes it for few open samples too" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from eenet.benchmarking._systems import OnnxFile, Progress, System, systems_of
 from eenet.benchmarking._verdict import verdict
 from eenet.costs import is_time
 from eenet.errors import InvalidInputError
+from eenet.runtime import CallCascade
 
 Floats = NDArray[np.float64]
 _DRAWS = 500  # of the bootstrap of a speed
@@ -50,9 +52,12 @@ def benchmark(
     systems
         What is compared, by name; the first is what the others are compared with. Each is a torch module (a network
         without exits), an `AdaptiveModel`, `(model, scheduler)` or `(model, scheduler, ["40%", "60%"])` for several
-        budgets, a bundle, its folder or `(bundle, budgets)`, an `.onnx` file, or a function from inputs to logits.
+        budgets, a bundle, its folder or `(bundle, budgets)`, a `CallCascade`, an `.onnx` file, or a function from
+        inputs to logits. `(model, 0)`, with a bundle or an `AdaptiveModel` too, is exit 0 alone, for all samples.
         Where the first has exits, its plain network goes before it. A bundle brings the plain network that it
-        carries, in fp32 and where it has that in int8, and is also run with its exits off.
+        carries, in fp32 and where it has that in int8, and is also run with its exits off. Where the stages of an
+        `AdaptiveModel` were optimized, its plain network is optimized in the same way: that is the first where its
+        plain network was, and otherwise goes before the system.
     data
         Arrays or tensors, `(inputs, labels)`, a mapping of inputs by name which may hold "labels", or the batches of a
         loader. All of it is held in memory.
@@ -136,7 +141,12 @@ def benchmark(
                     unsure=unsure,
                 )
             )
-            notes += noise + _unlike_the_plan(made) + _above_the_plan(made, by_cpu, unsure) + _few(made)
+            notes += (
+                noise
+                + _unlike_the_plan(made, entries)
+                + _above_the_plan(made, _references(entries), by_cpu, unsure)
+                + _few(made)
+            )
             if timing.stopped:
                 stopped = True
                 notes.append(f"Stopped by hand after {len(timing.batches)} turns at batch size {size}.")
@@ -304,33 +314,64 @@ def _clock(rows: list[BenchmarkRow]) -> tuple[bool, dict[int, str], list[str]]:
     )
 
 
-def _unlike_the_plan(rows: list[BenchmarkRow]) -> list[str]:
+def _unlike_the_plan(rows: list[BenchmarkRow], entries: list[System]) -> list[str]:
     """What is to be said where the costs that budgets are in are not those of this machine and moment."""
     ratios = [row.measured_over_planned for row in rows if row.measured_over_planned is not None]
     if not ratios or 1 / _OTHER < min(ratios) <= max(ratios) < _OTHER:
         return []
+    calls = [one.name for one in entries if isinstance(one.call, CallCascade)]
+    fixed = (
+        f" {', '.join(calls)}: a member that takes a fixed time for a call takes it for few open samples too. Give as "
+        "its cost what a call takes over the samples that reach it in these batches, and fit again; or larger batches."
+        if calls
+        else ""
+    )
     return [
         f"Batch {rows[0].batch_size}: measured times are {min(ratios):.3g} to {max(ratios):.3g} times those planned. "
         "Either the costs were measured on another machine or runtime, or at another load: measure them again (eenet "
         "profile) and fit again. Or samples of one batch leave at different exits, and a stage takes longer for each "
-        "of the few that go on: fit to a lower budget, until the measured times are those you want."
+        "of the few that go on: fit to a lower budget, until the measured times are those you want." + fixed
     ]
 
 
-def _above_the_plan(rows: list[BenchmarkRow], by_cpu: bool, unsure: Mapping[int, str]) -> list[str]:
-    """Where a system takes a larger share of the first system's time than the share of the plain network planned."""
-    first, said = rows[0], []
+def _references(entries: list[System]) -> list[int]:
+    """For each system the number of the one with which its planned share is compared: mostly the first.
+
+    Where that is an optimized plain network, a system that was not optimized is compared with the network as it is.
+    """
+    found = []
+    for entry in entries:
+        network = getattr(entry.origin, "plain", None) if entry.exits is not None and entry.fast is None else None
+        alike = (
+            n for n, one in enumerate(entries) if one.exits is None and network is not None and one.module is network
+        )
+        found.append(next(alike, 0))
+    return found
+
+
+def _above_the_plan(
+    rows: list[BenchmarkRow], references: list[int], by_cpu: bool, unsure: Mapping[int, str]
+) -> list[str]:
+    """Where a system takes a larger share of the reference's time than the share of the plain network planned."""
+    said = []
+    speeds = [(row.cpu_speed, row.cpu_speed_error) if by_cpu else (row.speed, row.speed_error) for row in rows]
     for n, row in enumerate(rows):
-        if first.early_exit or {0, n} & set(unsure) or row.planned_cost is None or row.plain_cost is None:
+        first = rows[references[n]]
+        if (
+            first.early_exit
+            or {0, references[n], n} & set(unsure)
+            or row.planned_cost is None
+            or row.plain_cost is None
+        ):
             continue
-        speed, error = (row.cpu_speed, row.cpu_speed_error) if by_cpu else (row.speed, row.speed_error)
-        planned, took = row.planned_cost / row.plain_cost, 1 / speed
-        if is_time(row.unit or "") and took > _ABOVE * planned and took - planned > 2 * error / speed**2:
+        planned, took = row.planned_cost / row.plain_cost, speeds[references[n]][0] / speeds[n][0]
+        error = took * math.hypot(*(speeds[k][1] / speeds[k][0] for k in (n, references[n])))
+        if is_time(row.unit or "") and took > _ABOVE * planned and took - planned > 2 * error:
             said.append(f"{row.title} takes {took:.0%} of the time of {first.title}, planned was {planned:.0%}")
     if not said:
         return []
     return [
-        f"Batch {first.batch_size}: {'; '.join(said)} of the plain network: the costs may be of another batch "
+        f"Batch {rows[0].batch_size}: {'; '.join(said)} of the plain network: the costs may be of another batch "
         "size, runtime or load, or be without what decisions take. Measure them again as it will run, or give a lower "
         "budget."
     ]
@@ -409,6 +450,7 @@ def _notes(entries: list[System], answers: Answers, sizes: list[int], seconds: f
             "that batch size alone."
         )
     notes += _of_other_runtimes(entries)
+    notes += [one.note for one in entries if one.note]
     untrained = [one.title for one in entries if one.untrained]
     if untrained:
         notes.append(f"Random weights, so only times count: {', '.join(untrained)}.")

@@ -17,8 +17,8 @@ from eenet._extras import require
 from eenet._timing import waiting_for
 from eenet.benchmarking._samples import Array, Inputs
 from eenet.costs import Budget
-from eenet.errors import FallbackWarning, InvalidInputError
-from eenet.runtime import AdaptiveOutput, run_arrays
+from eenet.errors import CutError, FallbackWarning, InvalidInputError
+from eenet.runtime import AdaptiveOutput, CallCascade, run_arrays
 from eenet.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ Progress = Callable[[str, float], None]
 
 PLAIN = "plain network"
 _KINDS = (
-    "a torch module, an AdaptiveModel, (model, scheduler), (model, scheduler, budgets), a bundle, (bundle, budgets), "
+    "a torch module, an AdaptiveModel, (model, scheduler), (model, scheduler, budgets), (model, 0) for exit 0 alone, a "
+    "CallCascade, a bundle, (bundle, budgets), (bundle, 0), "
     "the folder of a bundle, an .onnx file, or a function from inputs to logits"
 )
 # What a network raises for inputs that do not fit is not one family; the caller's code runs in it.
@@ -52,6 +53,7 @@ class System:
     `exits` is K, or None for a system without exits; `module` the torch module that has to be in inference mode;
     `content` says what the plain graph of a bundle is and how it runs: equal ones are one row. `failures` are what a
     call raises for inputs that do not fit, and `not_taken` says of prepared ones whether their sizes are the reason.
+    `fast` is the AdaptiveModel whose stages were optimized, and `note` what a reader should know.
     """
 
     name: str
@@ -69,6 +71,8 @@ class System:
     content: tuple[Any, ...] | None = None
     failures: tuple[type[Exception], ...] = _FAILURES
     not_taken: Callable[[Inputs], str | None] = _unknown
+    fast: Any = None
+    note: str = ""
 
     @property
     def title(self) -> str:
@@ -91,7 +95,8 @@ def systems_of(
     """The systems of a mapping, one for each budget, the reference first.
 
     Where the first has exits, its plain network is the reference, and is added or put first. A bundle brings the plain
-    network that it carries, in fp32 and where it has that in int8, and is also run with its exits off.
+    network that it carries, in fp32 and where it has that in int8, and is also run with its exits off. Where stages
+    were optimized, the plain network is optimized alike, and is the reference in place of the plain network as it is.
     """
     if not isinstance(given, Mapping) or not given:
         raise InvalidInputError(f"systems are {given!r}, expected a mapping of at least one: {{'plain': network, ...}}")
@@ -115,10 +120,50 @@ def systems_of(
     if first is not None:
         given_too = next((n for n, one in enumerate(found) if one.exits is None and one.module is first.module), None)
         found.insert(0, first if given_too is None or first.module is None else found.pop(given_too))
+    found = _with_plain_optimized(found)
     titles = [system.title for system in found]
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice is not None:
         raise InvalidInputError(f"two systems are called {twice!r}; give each a name and a budget of its own")
+    return found
+
+
+def _with_plain_optimized(systems: list[System]) -> list[System]:
+    """With the plain network as a row, made faster in the same way, for each system whose stages were optimized."""
+    found, done = list(systems), set()
+    for system in systems:
+        if system.fast is None:
+            continue
+        key = (id(system.fast.model), system.fast._optimize)
+        if key in done:
+            continue
+        done.add(key)
+        from eenet.runtime._adaptive import optimized_plain
+
+        place = found.index(system)
+        network = system.fast.model.plain
+        try:
+            call = optimized_plain(system.fast)
+        except (CutError, *_FAILURES) as error:  # the user's network runs in it
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            found[place] = replace(
+                system,
+                note=f"{system.name} runs stages that were optimized. The plain network could not be optimized as a "
+                f"whole ({reason}), so a part of the difference is that of the optimization.",
+            )
+            continue
+        if call is None:
+            continue
+        first = found[0]
+        alike = replace(
+            system, call=call, budget=None, exits=None, scheduler=None, fast=None, origin=None,
+            weight_bytes=_bytes_of(network),
+        )  # fmt: skip
+        if first.exits is None and first.module is network:
+            note = f"{system.name} runs stages that were optimized, so the plain network optimized alike is the first."
+            found.insert(0, replace(alike, name=f"{first.name}, optimized", note=note))
+        else:
+            found.insert(place, replace(alike, name=f"{system.name}, plain optimized"))
     return found
 
 
@@ -150,6 +195,12 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
     if isinstance(one, OnnxFile):
         _require(not rest, name, value)
         return [System(name, one, weight_bytes=one.size)]
+    if isinstance(one, CallCascade):
+        _require(not rest, name, value)
+        scheduler = one.scheduler if isinstance(one.scheduler, Scheduler) else None
+        return [System(name, one, exits=one.scheduler.policy.num_exits, scheduler=scheduler)]
+    if isinstance(one, LoadedBundle) and _is_exit(rest):
+        return [_of_bundle_exit(name, one, _exit_of(rest[0], one.backend.num_exits, name))]
     if isinstance(one, LoadedBundle):
         _require(len(rest) <= 1, name, value)
         budgets = _budgets(name, rest[0]) if rest else None
@@ -161,6 +212,8 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
         from eenet.models import MultiExitModel
         from eenet.runtime import AdaptiveModel
 
+        if isinstance(one, (MultiExitModel, AdaptiveModel)) and _is_exit(rest):
+            return [_of_exit(name, one, rest[0])]
         if isinstance(one, MultiExitModel):
             _require(1 <= len(rest) <= 2 and isinstance(rest[0], Scheduler), name, value, _MODEL)
             policies: dict[str | None, Scheduler] = {None: rest[0]}
@@ -183,7 +236,8 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
 
 
 _MODEL = (
-    "a multi-exit model needs a scheduler: give (model, scheduler), or model.backbone for the network without exits"
+    "a multi-exit model needs a scheduler: give (model, scheduler), (model, 0) for exit 0 alone, or model.backbone for "
+    "the network without exits"
 )
 
 
@@ -208,6 +262,48 @@ def _budgets(name: str, budgets: Any) -> Sequence[Budget]:
 
 def _text(budget: Budget) -> str:
     return budget if isinstance(budget, str) else f"{budget:g}"
+
+
+def _is_exit(rest: tuple[Any, ...]) -> bool:
+    """Whether what follows a model is the number of an exit."""
+    return len(rest) == 1 and isinstance(rest[0], (int, np.integer)) and not isinstance(rest[0], bool)
+
+
+def _exit_of(number: int, count: int, name: str) -> int:
+    if not 0 <= number < count:
+        raise InvalidInputError(
+            f"system {name!r} is exit {number} alone, expected the number of an exit, 0 to {count - 1}"
+        )
+    return int(number)
+
+
+def _of_exit(name: str, given: Any, number: int) -> System:
+    """One exit of a model for all samples: no other head runs, and nothing decides."""
+    from eenet.runtime import AdaptiveModel
+    from eenet.runtime._adaptive import one_exit
+
+    fast = given if isinstance(given, AdaptiveModel) else None
+    model = given if fast is None else fast.model
+    k = _exit_of(number, model.num_exits, name)
+    call = one_exit(model, None if fast is None else fast.optimized, k)
+    device, moved = _onto(model)
+    return System(
+        name, call, _by_position(model, moved), module=model, device=device, task=model.task,
+        not_taken=_refused(model, device), fast=fast if fast is not None and fast.optimized is not None else None,
+    )  # fmt: skip
+
+
+def _of_bundle_exit(name: str, bundle: LoadedBundle, number: int) -> System:
+    """One exit of a bundle for all samples."""
+    backend = bundle.backend
+
+    def call(inputs: Mapping[str, Array]) -> Any:
+        live, logits = backend.enter(inputs), None
+        for k in range(number + 1):
+            live, logits = backend.run(k, live, observe=k == number)
+        return logits
+
+    return replace(_of_bundle(name, bundle, None), call=call, exits=None, scheduler=None, weight_bytes=None)
 
 
 def _of_bundle(name: str, bundle: LoadedBundle, budget: str | None) -> System:
@@ -238,26 +334,41 @@ def _of_bundle(name: str, bundle: LoadedBundle, budget: str | None) -> System:
 
 
 def _of_adaptive(name: str, adaptive: Any, budget: str | None) -> System:
-    from eenet.runtime._adaptive import sizes_of
-
     model, scheduler = adaptive.model, adaptive.scheduler
     device, moved = _onto(model)
+    return System(
+        name, adaptive, _by_position(model, moved), budget, model.num_exits,
+        scheduler if isinstance(scheduler, Scheduler) else None, model.task, model, device, _bytes_of(model),
+        origin=model, not_taken=_refused(model, device), fast=adaptive if adaptive.optimized is not None else None,
+    )  # fmt: skip
+
+
+def _by_position(model: Any, moved: Callable[[Inputs], Inputs]) -> Callable[[Inputs], Inputs]:
+    """What prepares inputs for a model: by name they may be taken by position, as the model was cut."""
     names = [one.name for one in model.staged.inference_stages[0].inputs]
 
     def prepare(inputs: Inputs) -> Inputs:
         args, named = moved(inputs)
-        if set(named) == set(names):  # as the model was cut: perhaps by position
+        if set(named) == set(names):
             args, named = model.staged.call_of(tuple(named[name] for name in names))
         return args, named
+
+    return prepare
+
+
+def _refused(model: Any, device: Any) -> Callable[[Inputs], str | None]:
+    """What says of prepared inputs why a model on the CPU does not take their sizes."""
+    from eenet.runtime._adaptive import sizes_of
+
+    if device != "cpu":
+        return _unknown
+    names = [one.name for one in model.staged.inference_stages[0].inputs]
 
     def not_taken(inputs: Inputs) -> str | None:
         live = model.staged.flatten_inputs(*inputs[0], **inputs[1])
         return sizes_of(model).refusal(dict(zip(names, live, strict=True)))
 
-    return System(
-        name, adaptive, prepare, budget, model.num_exits, scheduler if isinstance(scheduler, Scheduler) else None,
-        model.task, model, device, _bytes_of(model), origin=model, not_taken=not_taken if device == "cpu" else _unknown,
-    )  # fmt: skip
+    return not_taken
 
 
 def _plain(system: System) -> System | None:
@@ -269,7 +380,7 @@ def _plain(system: System) -> System | None:
         network = origin.plain
         return replace(
             system, name=PLAIN, call=network, budget=None, exits=None, scheduler=None, module=network,
-            weight_bytes=_bytes_of(network),
+            weight_bytes=_bytes_of(network), fast=None,
         )  # fmt: skip
     from eenet.scheduler.methods._plain import MaxProbabilityScore
 

@@ -27,6 +27,11 @@ from eenet.records import kept_numbers
 from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
 from eenet.tasks import Classification, Segmentation, Task
 
+_ONE_EXIT = (
+    "one exit alone, for all samples, is AdaptiveModel(model, Static(k).fit(records, costs)), and (model, k) in "
+    "eenet.benchmark"
+)
+
 
 class MultiExitModel(nn.Module):
     """A network with K exits; calling it gives the logits of all of them. Made by `attach` or `from_pretrained`.
@@ -163,7 +168,7 @@ class MultiExitModel(nn.Module):
         >>> model.keep_exits([1, 2]).exit_names, model.keep_exits([0, 1]).exit_names
         (('1', 'output'), ('network.0', 'output'))
         """
-        chosen = kept_numbers(exits, self.num_exits, fewest=2)
+        chosen = kept_numbers(exits, self.num_exits, fewest=2, hint=_ONE_EXIT)
         if not self.staged.traced:
             raise InvalidInputError(
                 "the stages of this model were written by hand, and cannot be joined or left out; give fewer of them "

@@ -153,13 +153,14 @@ def fractions(values: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[n
     return array.astype(np.float32, copy=False)
 
 
-def kept_numbers(exits: Sequence[int], count: int, *, fewest: int) -> list[int]:
-    """The numbers of the exits to keep, of `count`, in order; raises `InvalidInputError` for others."""
+def kept_numbers(exits: Sequence[int], count: int, *, fewest: int, hint: str = "") -> list[int]:
+    """The numbers of the exits to keep, of `count`, in order; raises `InvalidInputError` for others, with the hint."""
     given = np.asarray(exits)
     if given.ndim != 1 or given.dtype.kind not in "iu" or len(set(given.tolist())) < max(fewest, len(given)):
         few = f"{fewest} exit{'s' * (fewest > 1)}"
         raise InvalidInputError(
             f"exits are {exits!r}, expected the numbers of at least {few}, from 0 to {count - 1}, each once"
+            f"{hint and f'; {hint}'}"
         )
     if given.min() < 0 or given.max() >= count:
         raise InvalidInputError(f"exits are {given.tolist()}, expected numbers from 0 to {count - 1}")

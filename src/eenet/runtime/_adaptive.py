@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eenet.control import BudgetController
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, require_exits
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
@@ -20,7 +21,7 @@ from eenet.runtime._backend import Array, Boundaries, Ints, Live, TensorSpec
 from eenet.runtime._loop import AdaptiveOutput, Arrays, require_scheduler, run
 from eenet.runtime._sizes import Sizes, described
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
-from eenet.stages import LiveTensor
+from eenet.stages import LiveTensor, StagedModel, cut
 from eenet.stages._example import MODEL_ERRORS
 
 
@@ -227,6 +228,46 @@ class AdaptiveModel:
         exits = ", ".join(self.model.exit_names)
         network = type(self.model.backbone).__name__
         return f"AdaptiveModel({network}, exits=[{exits}], {self.scheduler!r}, {where}{optimized})"
+
+
+def one_exit(model: MultiExitModel, optimized: Optimization | None, exit_index: int) -> Callable[..., Tensor]:
+    """The network up to one exit, for all samples, with no other head; the stages are those that were chosen."""
+    own = eager(model)
+    return _through(model.staged, lambda n: own if optimized is None else optimized.at(n)[0], exit_index)
+
+
+def optimized_plain(fast: AdaptiveModel) -> Callable[..., Tensor] | None:
+    """The network without exits, made faster in the same way as the stages of `fast`; None where those run as they are.
+
+    Raises `CutError` or `InvalidInputError` for a network that cannot be traced as a whole.
+    """
+    if fast.optimized is None or all(variant.name == fast._own.name for variant in fast.optimized.variants):
+        return None
+    model = fast.model
+    args, kwargs = model.staged.example
+    how, sizes, seconds = fast._optimize
+    with torch.no_grad(), torch.inference_mode(mode=False):
+        staged = cut(model.plain, [], kwargs if kwargs and not args else args, dynamic=model.staged.dynamic)
+    whole = MultiExitModel(staged, [], model.num_classes, task=model.task).eval()
+    with warnings.catch_warnings(), _on(_place(model)[0]):
+        warnings.simplefilter("ignore", ReliabilityWarning)  # that nothing is faster
+        found = measured(whole, sizes, seconds, compile_stages=how == "aoti")
+    return _through(staged, lambda n: found.at(n)[0], 0)
+
+
+def _through(staged: StagedModel, variant_at: Callable[[int], Variant], exit_index: int) -> Callable[..., Tensor]:
+    @torch.inference_mode()
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        live = staged.flatten_inputs(*args, **kwargs)
+        variant, logits = variant_at(staged.batch_size_of(live)), None
+        with _on(live[0].device), variant.lock:
+            live = variant.entered(live)
+            for k in range(exit_index + 1):
+                live, logits = variant.run(k, live, observe=k == exit_index)
+        assert logits is not None
+        return logits
+
+    return call
 
 
 def _index(rows: Ints, like: Tensor) -> Tensor:

@@ -57,6 +57,10 @@ class CallCascade:
     has what was answered until then. A member that is to be passed over instead answers 1/C for each class: then its
     samples go on. A member at whose exit the scheduler lets no sample leave is not asked.
 
+    A budget in time counts on the costs for each sample. Where a call takes a fixed time, few open samples take as long
+    as many: give `ExitCosts.cascade` what a call takes over the samples that reach the member in your batches.
+    `eenet.benchmark` shows measured over planned.
+
     Examples
     --------
     >>> import eenet, numpy as np
