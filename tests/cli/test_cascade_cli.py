@@ -118,7 +118,7 @@ def test_a_profile_says_that_the_plain_network_is_the_last_member(tmp_path: Path
     records = eenet.ExitRecords.from_logits(toy_logits(samples=60, exits=2)[0], toy_logits(samples=60, exits=2)[1])
     data = eenet.report(records, path, costs=costs, methods=["max_prob"], budgets=2, draws=0).data
     charts = {chart["name"]: chart for section in data["runs"][0]["sections"] for chart in section["charts"]}
-    assert [one["name"] for one in charts["overheads"]["series"]] == ["early heads", "the members before"]
+    assert [one["name"] for one in charts["overheads"]["series"]] == ["early heads", "scheduler", "the members before"]
     assert "the last member of the cascade by itself" in charts["overheads"]["about"]
 
 
