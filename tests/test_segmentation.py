@@ -193,7 +193,8 @@ def test_records_that_are_cut_or_joined_decide_as_the_model_does_or_are_refused(
 def test_a_search_joins_networks_by_what_their_records_can_say() -> None:
     first, second = records_of(), records_of().keep_exits([2])
     candidates = {"first": first, "second": second, "third": first.keep_exits([1, 2])}
-    costs = {"first": eenet.ExitCosts([1.0, 2.0, 3.0]), "second": 4.0, "third": eenet.ExitCosts([1.5, 2.5])}
+    costs: dict[str, eenet.ExitCosts | float] = {"first": eenet.ExitCosts([1.0, 2.0, 3.0]), "second": 4.0}
+    costs |= {"third": eenet.ExitCosts([1.5, 2.5])}
     found = eenet.search(candidates, costs)
     own = [one.scheduler.policy.score.name for one in found.frontier if one.scheduler is not None]
     assert set(own) <= {"max_prob", "constant"}

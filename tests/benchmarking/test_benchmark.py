@@ -709,11 +709,13 @@ def test_a_cascade_of_calls_shows_what_was_planned_and_what_it_took(monkeypatch:
     def small(x: Array) -> Array:
         spent[0] = 1.0
         at = x[:, 0].astype(int)
-        return np.where(np.eye(CLASSES)[guess[at]] > 0, sure[at], (1 - sure[at]) / 3)
+        answers: Array = np.where(np.eye(CLASSES)[guess[at]] > 0, sure[at], (1 - sure[at]) / 3)
+        return answers
 
     def big(x: Array) -> Array:
         spent[0] += 8.0  # however few are asked about
-        return 0.9 * np.eye(CLASSES)[LABELS[x[:, 0].astype(int)]] + 0.025
+        answers: Array = 0.9 * np.eye(CLASSES)[LABELS[x[:, 0].astype(int)]] + 0.025
+        return answers
 
     records = eenet.ExitRecords.cascade(
         [eenet.ExitRecords.from_probabilities(member(NUMBERED), LABELS) for member in (small, big)]
@@ -733,6 +735,7 @@ def test_a_cascade_of_calls_shows_what_was_planned_and_what_it_took(monkeypatch:
     assert len(row.exit_shares) == 2
     assert row.ms_per_sample == pytest.approx(9 / 8), "the second member takes as long for one sample as for eight"
     assert row.measured_over_planned == pytest.approx(9 / 8 / scheduler.planned_cost)
+    assert row.measured_over_planned is not None
     assert row.measured_over_planned > 3
     said = next(note for note in found.notes if "times those planned" in note)
     assert "cascade: a member that takes a fixed time for a call takes it for few open samples too" in said

@@ -88,6 +88,7 @@ class TestFit:
 
     def test_labels_by_another_name_are_pointed_out(self, tmp_path: Path) -> None:
         records = toy_records(samples=40)
+        assert records.labels is not None
         np.savez(tmp_path / "p.npz", probs=records.probabilities, y=records.labels, ids=np.arange(40) + 1000)
         message = " ".join(run("fit", tmp_path / "p.npz", "--costs", COSTS, "--budget", "60%", code=2).stderr.split())
         assert "has no 'labels', and 'y' with a class number for each sample" in message

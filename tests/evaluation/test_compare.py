@@ -129,7 +129,9 @@ def test_another_scheduler_of_the_same_name_is_computed_again(tmp_path: Path) ->
     scores = [
         TemperatureScaled().fit(toy_records(300, seed=n), COSTS, 2.0, fallback=False).policy.score for n in (0, 1)
     ]
-    for made in (partial(Static, 0), partial(Static, 1), *(partial(Scheduler, score) for score in scores)):
+    others: list[Callable[[], Scheduler]] = [partial(Static, 0), partial(Static, 1)]
+    others += [partial(Scheduler, score) for score in scores]
+    for made in others:
         with pytest.warns(
             ReliabilityWarning, match=r"results of 'mine' that are not used: it was .*, now it is "
         ) as said:

@@ -95,6 +95,7 @@ def test_images_without_labels_do_not_count_in_the_accuracies_of_an_epoch(tmp_pa
     network = PixelNet()
     with torch.no_grad():
         network.classify.weight.zero_()
+        assert network.classify.bias is not None
         network.classify.bias.copy_(torch.tensor([0.0, 9.0, 0.0]))  # always right
     model = eenet.attach(network, ["first"], CLASSES, x[:2])
     loader = [(x[n : n + 8], y[n : n + 8]) for n in (0, 8, 16)]
