@@ -221,7 +221,8 @@ def test_compare_prints_tables_and_leaves_everything_in_a_folder(
     for word in (*titles, f"tables and figure are in {out}"):
         assert word in shown
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "cells"])
-    assert (out / "table.txt").read_text(encoding="utf-8").strip() in shown
+    table = (out / "table.txt").read_text(encoding="utf-8")
+    assert set(table.split()) <= set(shown.split()), "the same, in parts that fit"
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     data = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     with (out / "rows.csv").open(encoding="utf-8", newline="") as handle:
@@ -343,3 +344,54 @@ def test_all_methods_on_pooled_evidence_are_those_that_can_read_it_and_the_rest_
         result = CliRunner().invoke(app, [*command, *joined])
         assert result.exit_code == 2, result.stderr
         assert "choose a scheduler that does not count agreement: MaxProbability" in " ".join(result.stderr.split())
+
+
+def test_accuracies_have_standard_errors_and_what_is_the_same_for_all_samples_stands_beside_them() -> None:
+    records, costs = toy_records(300), ExitCosts([1.0, 2.0, 3.0], plain=2.8)
+    found = compare(records, costs, ["max_prob", "entropy"], [2.0, 2.9], resplits=3, held_out=toy_records(400, seed=1))
+    assert [one.name for one in found.statics] == ["exit 0", "exit 1", "exit 2", "plain"]
+    fresh = toy_records(400, seed=1)
+    for one, k in zip(found.statics, (0, 1, 2, 2), strict=True):
+        assert one.accuracy == pytest.approx(fresh.accuracies[k])
+        assert one.standard_error == pytest.approx(np.sqrt(one.accuracy * (1 - one.accuracy) / 400))
+    assert found.statics[-1].cost == 2.8
+    for name in found.schedulers:
+        error = found.accuracy_error(name, 2.0)
+        accuracy = np.mean([row.accuracy for row in found.rows if (row.scheduler, row.budget) == (name, 2.0)])
+        assert error == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / 400), rel=0.15)
+    text = found.to_text()
+    assert f"{100 * fresh.accuracies[1]:.2f} ± {100 * found.statics[1].standard_error:.2f}" in text
+    assert "plain, 2.8" in text
+    assert found.to_dict()["statics"][3]["name"] == "plain"
+    # Of resplits the mean over them: samples that were held out more often count more.
+    own = compare(records, costs, ["max_prob"], [2.0], resplits=2)
+    expected = np.mean([records.require_utility()[1, rows].mean() for rows in own.held])
+    assert own.statics[1].accuracy == pytest.approx(expected)
+
+
+def test_the_figure_names_all_and_shows_errors_exits_and_the_plain_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr("eenet.evaluation._figures._save", lambda figure, _path: figures.append(figure))
+    costs = ExitCosts([1.0, 2.0, 3.0], plain=2.8)
+    found = compare(toy_records(200), costs, ["max_prob", "entropy", "margin"], [1.5, 2.5], resplits=2)
+    found.write_figure(tmp_path / "three.png")
+    compare(toy_records(200), costs, ["max_prob"], [1.5, 2.5], resplits=2).write_figure(tmp_path / "one.png")
+    three, one = figures
+    left, right = three.axes
+    named = [text.get_text() for text in left.get_legend().get_texts()]
+    assert {"max_prob", "entropy", "margin", "one exit for all", "plain network"} <= set(named)
+    bars = [drawn for drawn in left.containers if drawn.has_yerr]
+    assert len(bars) == 5, "three schedulers, the exits, the plain network"
+    for axes in (left, right):
+        three.canvas.draw()
+        box = axes.xaxis.label.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= three.bbox.x1, "the label is not cut off"
+    assert len(one.axes) == 1, "there is no difference to show"
+
+
+def test_one_method_alone_has_no_table_of_differences(predictions: Path) -> None:
+    shown = run(predictions, "--prefix", "val_", "--methods", "max_prob", "--budgets", "60%", "--resplits", 1).stdout
+    assert "difference to" not in shown
+    assert "held-out accuracy in % with its standard error" in shown

@@ -16,14 +16,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet._progress import by_itself
 from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation._cells import Cell, CellFolder, Setting
-from eenet.evaluation._comparison import BoundRow, Comparison
-from eenet.evaluation._oracle import oracle, random_mixture
+from eenet.evaluation._comparison import BoundRow, Comparison, StaticRow
+from eenet.evaluation._oracle import oracle, random_mixture, static_bounds
 from eenet.records import ExitRecords
 from eenet.scheduler import SCHEDULERS, Scheduler
 
@@ -135,7 +136,23 @@ def compare(
         pool=len(records if held_out is None else held_out),
         seed=seed,
         separate=held_out is not None,
+        statics=_static_rows(records if held_out is None else held_out, costs, held),
     )
+
+
+def _static_rows(pool: ExitRecords, costs: ExitCosts, held: Sequence[NDArray[np.intp]]) -> tuple[StaticRow, ...]:
+    """Each exit and the plain network: the mean over the resplits, in which a sample counts by how often it is held."""
+    weights = np.zeros(len(pool))
+    for rows in held:
+        weights[rows] += 1 / (len(rows) * len(held))
+    utility = pool.require_utility().astype(np.float64)
+    found = []
+    for one in static_bounds(pool, costs):
+        of_exit = utility[-1 if one.of == ("plain",) else int(one.of[0].removeprefix("exit "))]
+        mean = float(weights @ of_exit)
+        error = float(np.sqrt((weights**2) @ (of_exit - mean) ** 2))
+        found.append(StaticRow(one.of[0], one.cost, mean, error))
+    return tuple(found)
 
 
 def _warn_of_doubles(records: ExitRecords, held_out: ExitRecords | None) -> None:

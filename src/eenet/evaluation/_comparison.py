@@ -41,6 +41,19 @@ class BoundRow:
 
 
 @dataclass(frozen=True)
+class StaticRow:
+    """One exit, or the plain network with the last exit's answers, for all samples: "exit 0" and so on, or "plain".
+
+    `accuracy` is the mean over the resplits, `standard_error` that over the samples of the pool.
+    """
+
+    name: str
+    cost: float
+    accuracy: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
 class Difference:
     """Mean accuracy of a scheduler minus the reference's at the same held-out cost, in [-1, 1].
 
@@ -81,6 +94,8 @@ class Comparison:
         The seed of the resplits and of the bootstrap.
     separate : bool
         Whether the pool is of records that nothing is fitted on.
+    statics : tuple of StaticRow
+        Each exit and, where its cost is known, the plain network, for all samples.
 
     Examples
     --------
@@ -100,6 +115,7 @@ class Comparison:
     pool: int
     seed: int = 0
     separate: bool = False
+    statics: tuple[StaticRow, ...] = ()
 
     def __repr__(self) -> str:
         return (
@@ -225,6 +241,18 @@ class Comparison:
     def _means(self) -> Means:
         return bootstrap_means(self.cells, self.held, self.pool, self.costs, seed=self.seed)
 
+    def accuracy_error(self, scheduler: str, budget: float) -> float | None:
+        """The standard error of a scheduler's mean accuracy at a budget, by the bootstrap over the samples of the pool.
+
+        None where no resplit met the budget.
+        """
+        number = self.budgets.index(budget)
+        met = [r for r in range(self.resplits) if self._cell(scheduler, r).rows[number].accuracy is not None]
+        if not met:
+            return None
+        means = self._means.accuracies[scheduler]
+        return float(np.mean([means[r][:, number] for r in met], axis=0).std(ddof=1))
+
     def to_dict(self, reference: str | None = None) -> dict[str, Any]:
         """A JSON-ready description; the reference of the differences defaults to the first scheduler."""
         reference = reference or self.schedulers[0]
@@ -238,6 +266,10 @@ class Comparison:
             "reference": reference,
             "changing_predictions": [name for name in self.schedulers if name in self.changing],
             "rows": [asdict(row) for row in self.rows],
+            "accuracy_errors": {
+                name: [self.accuracy_error(name, budget) for budget in self.budgets] for name in self.schedulers
+            },
+            "statics": [asdict(one) for one in self.statics],
             "bounds": [asdict(bound) for bound in self.bounds],
             "differences": [asdict(difference) for difference in self.differences(reference)],
         }
@@ -265,7 +297,11 @@ class Comparison:
             seconds = [row.fit_seconds for row in rows if row.fit_seconds is not None]
             spent = f"{statistics.fmean(ratios):.3f} {max(ratios):.3f}" if ratios else "-"
             median = f"{statistics.median(seconds):.2f}" if seconds else "-"
-            means = (_percent(row.accuracy for row in rows if row.budget == budget) for budget in self.budgets)
+            means = []
+            for budget in self.budgets:
+                error = self.accuracy_error(name, budget)
+                mean = _percent(row.accuracy for row in rows if row.budget == budget)
+                means.append(mean if error is None else f"{mean} ± {100 * error:.2f}")
             accuracies.append([self._titles[name], *means, spent, median])
         for title, attribute in _BOUNDS.items():
             values = {
@@ -275,6 +311,10 @@ class Comparison:
             if attribute == "random_mixture" and self.costs.plain is not None:
                 title += ", with plain"
             accuracies.append([title, *(_percent(values[budget]) for budget in self.budgets), "", ""])
+        for one in self.statics:
+            shown = f"{100 * one.accuracy:.2f} ± {100 * one.standard_error:.2f}"
+            fits = (shown if one.cost <= budget * (1 + 1e-9) else "-" for budget in self.budgets)
+            accuracies.append([f"{one.name}, {one.cost:.4g}", *fits, "", ""])
         signed = [["", *share.values(), "all"]]
         by_key = {(d.scheduler, d.budget): d for d in self.differences(reference)}
         signed += [
@@ -283,13 +323,16 @@ class Comparison:
             if name != reference
         ]
         lines = [
-            f"held-out accuracy in %, mean of {self.resplits} resplits; "
+            f"held-out accuracy in % with its standard error, mean of {self.resplits} resplits; "
             f"budget in {self.costs.unit} and in % of {self.costs.reference_name}",
             text_table(accuracies, width),
-            "",
-            f"difference to {reference} at the same held-out cost, in points, with its standard error",
-            text_table(signed, width),
         ]
+        if len(self.schedulers) > 1:
+            lines += [
+                "",
+                f"difference to {reference} at the same held-out cost, in points, with its standard error",
+                text_table(signed, width),
+            ]
         if self.changing:
             lines += ["", "* changes predictions: answers are the exits so far combined"]
         lines += [f"infeasible, {count} of the fits: {reason}" for reason, count in reasons.items()]
@@ -349,7 +392,7 @@ class Comparison:
                 known = [(row.held_out_cost, row.accuracy) for row in rows if row.accuracy is not None]
                 if known:
                     cost, accuracy = (statistics.fmean(values) for values in zip(*known, strict=True))
-                    points.append(Point(cost, accuracy))
+                    points.append(Point(cost, accuracy, error=self.accuracy_error(name, budget) or 0.0))
             curves.append(Curve(title, points))
             theirs = [d for d in differences if d.scheduler == name != reference]
             single = [d.mean for d in theirs if d.budget is not None]
@@ -359,12 +402,14 @@ class Comparison:
             values: dict[float, list[float]] = {}
             for bound in self.bounds:
                 values.setdefault(bound.budget, []).append(getattr(bound, attribute))
-            bounds.append(Curve(title, [Point(budget, statistics.fmean(of)) for budget, of in values.items()]))
+            mixed = ", with plain" if attribute == "random_mixture" and self.costs.plain is not None else ""
+            bounds.append(Curve(title + mixed, [Point(budget, statistics.fmean(of)) for budget, of in values.items()]))
         write_comparison_figure(
             path,
             curves,
             bounds,
             gains,
+            statics=[Point(one.cost, one.accuracy, one.name, error=one.standard_error) for one in self.statics],
             reference=reference,
             title=f"{self.pool:,} samples, {self.resplits} resplits",
             cost_label=f"realized cost per sample ({self.costs.unit})",

@@ -177,11 +177,15 @@ def write_comparison_figure(
     bounds: Sequence[Curve],
     gains: Sequence[Gain],
     *,
+    statics: Sequence[Point] = (),
     reference: str,
     title: str,
     cost_label: str,
 ) -> None:
-    """Write a PNG of two panels, atomically: curves between `bounds` drawn in gray, and gains from best to worst.
+    """Write a PNG, atomically: curves between `bounds` drawn in gray, and beside it gains from best to worst.
+
+    Bars are one standard error of an accuracy. `statics` are what is the same for all samples: the exits and the plain
+    network, by their labels. Without gains there is one panel.
 
     Raises `MissingExtraError` without matplotlib, `InvalidInputError` for numbers that cannot be drawn.
     """
@@ -189,27 +193,50 @@ def write_comparison_figure(
     numbers += [x for gain in gains for x in (gain.mean, gain.error, *gain.single)]
     if not all(math.isfinite(x) for x in numbers):
         raise InvalidInputError("a comparison with numbers that are not finite cannot be drawn; leave those out")
-    figure, (left, right) = _new_figure(11.5, max(4.6, 1.4 + _ROW_HEIGHT * len(gains)), width_ratios=(1.0, 1.15))
+    height = max(4.6, 1.4 + _ROW_HEIGHT * max(len(gains), len(curves) + len(bounds) + 2))
+    if gains:
+        figure, (left, right) = _new_figure(12.5, height, width_ratios=(1.35, 1.0))
+    else:
+        figure, left = _new_figure(7.5, height)
     for curve, dashes in zip(bounds, ((0, (1, 1.5)), (0, (4, 2))), strict=False):
         points = sorted(curve.points, key=lambda p: p.cost)
         left.plot(*_coordinates(points), color=GRAY, linestyle=dashes, linewidth=1.2, label=curve.name)
     looks = styles([curve.name for curve in curves])
-    named = {gain.name for gain in gains}  # in the right panel; the reference is not
     for curve in curves:
         style = looks[curve.name]
         points = sorted(curve.points, key=lambda p: p.cost)
-        left.plot(
+        left.errorbar(
             *_coordinates(points),
+            yerr=[100 * p.error for p in points],
             color=style.color,
             linestyle=_line(style),
             marker=style.marker,
             markersize=4,
             markerfacecolor="none",
             linewidth=1,
-            label=None if curve.name in named else curve.name,
+            elinewidth=0.8,
+            capsize=2,
+            label=curve.name,
         )
-    _finish(left, title, cost_label, "held-out accuracy (%)")
-    left.legend(loc="lower right", fontsize=8)
+    for what, marker, color in (("one exit for all", "s", GRAY), ("plain network", "*", "black")):
+        points = [p for p in statics if (p.label == "plain") == (marker == "*")]
+        if points:
+            left.errorbar(
+                *_coordinates(points),
+                yerr=[100 * p.error for p in points],
+                color=color,
+                linestyle="none",
+                marker=marker,
+                markersize=9 if marker == "*" else 5,
+                elinewidth=0.8,
+                capsize=2,
+                label=what,
+            )
+    _finish(left, title, cost_label, "held-out accuracy (%); bars: one standard error")
+    left.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    if not gains:
+        _save(figure, path)
+        return
     ordered = sorted(gains, key=lambda gain: gain.mean)
     for height, gain in enumerate(ordered):
         style = looks.get(gain.name, REFERENCE)
@@ -228,7 +255,7 @@ def write_comparison_figure(
     right.axvline(0, color="black", linewidth=0.8)
     right.set_yticks(range(len(ordered)), [gain.name for gain in ordered])
     right.set_ylim(-0.7, len(ordered) - 0.3)
-    label = "points: mean over the budgets ± 2 standard errors; strokes: single budgets"
+    label = "points: mean over the budgets ± 2 standard errors;\nstrokes: single budgets"
     _finish(right, f"against {reference} at the same cost", label)
     _save(figure, path)
 
