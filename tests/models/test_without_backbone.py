@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import eenet
 from eenet.errors import InvalidInputError
@@ -120,6 +121,35 @@ def test_a_network_with_the_weights_but_another_activation_is_refused(tmp_path: 
         InvalidInputError, match=r"gives other logits for its example, by up to .* such as an activation"
     ):
         eenet.from_pretrained(tmp_path / "heads", backbone=layers(nn.Tanh()))
+
+
+class Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Rounds what convolutions take to ten bits of the mantissa, as cuDNN does by default (TF32)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.convolution.default, torch.ops.aten.conv2d.default):
+            bits = [one.contiguous().view(torch.int32) + 0x1000 & ~0x1FFF for one in args[:2]]
+            args = (*(one.view(torch.float32) for one in bits), *args[2:])
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_model_saved_where_convolutions_round_is_loaded_where_they_do_not(tmp_path: Path) -> None:
+    trained = eenet.from_pretrained("tiny-imagenet-100-resnet56")
+    rounding = Rounding()  # type: ignore[no-untyped-call]
+    images = torch.randn(200, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = torch.stack(list(trained(images)))
+        with rounding:
+            apart = (torch.stack(list(trained(images))) - exact).abs()
+    worst = max(range(0, 200, 2), key=lambda n: float(apart[:, n : n + 2].max() / exact[:, n : n + 2].abs().max()))
+    exits, network = trained.exit_names[:-1], trained.plain
+    example = images[worst : worst + 2]
+    model = eenet.attach(network, exits, heads=list(trained.heads), num_classes=100, example=example).eval()
+    with rounding:
+        model.save_pretrained(tmp_path / "heads", backbone=False)
+    again = eenet.from_pretrained(tmp_path / "heads", backbone=network)
+    with torch.no_grad():
+        assert torch.equal(again(example)[0], model(example)[0])
 
 
 def test_a_network_without_a_name_is_given_as_a_module(tmp_path: Path) -> None:

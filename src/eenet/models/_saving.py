@@ -149,7 +149,8 @@ def require_same_answers(model: Model, expected: Tensor | None) -> None:
         return
     got = _answers(model)[:, : expected.shape[1]]
     coarse = _dtype_of(model.backbone).itemsize < 4
-    allowed = (0.05 if coarse else 1e-3) * float(expected.abs().nan_to_num(0.0).max())
+    # On a GPU convolutions round to TF32 by default, which moved logits by up to 1.1e-3 of the largest.
+    allowed = (0.05 if coarse else 1e-2) * float(expected.abs().nan_to_num(0.0).max())
     if not torch.allclose(expected, got, rtol=0.0, atol=allowed + 1e-5, equal_nan=True):
         apart = float((expected - got).abs().max())
         raise InvalidInputError(
