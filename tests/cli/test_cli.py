@@ -95,6 +95,26 @@ class TestFit:
         assert "name them 'labels'" in message
         assert "ids" not in message
 
+    def test_an_array_of_objects_beside_predictions_without_labels_is_not_read(
+        self, predictions: Path, tmp_path: Path
+    ) -> None:
+        run(
+            "fit",
+            predictions,
+            "--prefix",
+            "val_",
+            "--costs",
+            COSTS,
+            "--budget",
+            "60%",
+            "--out",
+            tmp_path / "s.safetensors",
+        )
+        probs = toy_records(samples=40).probabilities
+        np.savez(tmp_path / "p.npz", probs=probs, paths=np.array(["a.png"] * 40, dtype=object))
+        done = run("evaluate", tmp_path / "p.npz", "--scheduler", tmp_path / "s.safetensors")
+        assert "The records have no labels" in " ".join(done.stdout.split())
+
     def test_seed_decides(self, predictions: Path) -> None:
         assert fit(predictions, "--seed", 3) == fit(predictions, "--seed", 3)
 

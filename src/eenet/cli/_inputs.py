@@ -82,23 +82,25 @@ def _predictions(path: Path, prefix: str) -> tuple[ExitRecords, Array | None]:
         raise InvalidInputError(_wrong_arrays(source, names, prefix, outputs))
     labels = read(prefix + LABELS) if prefix + LABELS in names else None
     if labels is None:
-        _note_other_labels(source, prefix, {name: read(name) for name in names if name != outputs[0]}, read(outputs[0]))
+        _note_other_labels(source, prefix, [name for name in names if name != outputs[0]], read, read(outputs[0]))
     make = ExitRecords.from_logits if outputs[0] == prefix + LOGITS else ExitRecords.from_probabilities
     costs = next((read(name) for name in (prefix + COSTS, COSTS) if name in names), None)
     return make(read(outputs[0]), labels), costs
 
 
-def _note_other_labels(source: Path, prefix: str, others: dict[str, Array], outputs: Array) -> None:
+def _note_other_labels(
+    source: Path, prefix: str, others: Sequence[str], read: Callable[[str], Array], outputs: Array
+) -> None:
     """Warn of arrays that are labels by their values, where none has the name of the labels."""
     samples, classes = outputs.shape[-2:] if outputs.ndim > 1 else (0, 0)
-    like = [
-        name
-        for name, array in others.items()
-        if array.shape == (samples,)
-        and array.dtype.kind in "iu"
-        and samples
-        and 0 <= array.min() <= array.max() < classes
-    ]
+    like = []
+    for name in others:
+        try:
+            array = read(name)
+        except FileFormatError:  # such as names of files, pickled: it is not asked for
+            continue
+        if array.shape == (samples,) and array.dtype.kind in "iu" and samples:
+            like += [name] if 0 <= array.min() <= array.max() < classes else []
     if like:
         warn(
             f"{str(source)!r} has no {prefix + LABELS!r}, and {' and '.join(map(repr, like))} with a class number for "
