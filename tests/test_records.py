@@ -60,7 +60,7 @@ def test_bad_probabilities_are_refused(probs: Any, message: str) -> None:
         ([0, 1, 3, 1], r"labels\[2\] is 3, expected 0 to 2: classes count from 0"),
         ([0, -1, 2, 1], r"labels\[1\] is -1, expected 0 to 2"),
         ([0.0, 1.0, 2.0, 1.0], r"dtype float64, expected integers: class numbers from 0; give labels\.long\(\) of a"),
-        ([True, False, True, True], r"labels have dtype bool, expected integers: .*; give labels\.astype\(int\)"),
+        ([True, False, True, True], r"labels have dtype bool, expected integers: .*labels\.astype\(int\)"),
         (list("abca"), r"dtype <U1, expected integers: .* numpy\.searchsorted\(model\.classes_, labels\)"),
         (np.eye(3)[[0, 1, 2, 1]], r"shape \(4, 3\), expected \(4,\): .*; of one-hot labels give labels\.argmax\(1\)"),
         (np.eye(3, dtype=int)[[0, 1, 2, 1]], r"of one-hot labels give labels\.argmax\(1\)"),

@@ -654,3 +654,12 @@ def test_collect_takes_batches_only() -> None:
     ragged = [(torch.zeros(2, 4), [[0], [0, 1]])]
     with pytest.raises(InvalidInputError, match="the labels of a batch are no array of integers"):
         eenet.collect(model, ragged)
+    labels: dict[str, Any] = {
+        r"dtype float32, .* give labels\.long\(\) of a tensor": torch.zeros(2),
+        r"dtype float32, .* of one-hot labels give labels\.argmax\(1\)": torch.eye(3)[:2],
+        r"dtype bool, .* give labels\.long\(\) of a tensor": torch.tensor([True, False]),
+        r"dtype <U1, .* numpy\.searchsorted\(model\.classes_, labels\)": ["a", "b"],
+    }
+    for message, given in labels.items():
+        with pytest.raises(InvalidInputError, match=message):
+            eenet.collect(model, [(torch.zeros(2, 4), given)])

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from eenet._compat import pytree
 from eenet.errors import InvalidInputError
+from eenet.records import require_class_numbers
 from eenet.stages import modes_kept
 from eenet.tasks import Segmentation, Task
 
@@ -73,8 +74,8 @@ def labels_of(given: Any, samples: int) -> NDArray[Any]:
         raise InvalidInputError(
             f"a batch of {samples} samples has labels of shape {labels.shape}; expected one label for each sample"
         )
-    if samples and labels.dtype.kind not in "iu":
-        raise InvalidInputError(f"labels have dtype {labels.dtype}, expected integers: class numbers from 0")
+    if samples:
+        require_class_numbers(labels)
     return labels
 
 

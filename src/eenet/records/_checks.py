@@ -109,15 +109,7 @@ def class_labels(
             f"labels have shape {y.shape}, expected ({samples},): one class number for each sample; of one-hot labels "
             "give labels.argmax(1)"
         )
-    if y.dtype.kind not in "iu":
-        ways = {"f": "give labels.long() of a tensor, labels.astype(int) of an array", "b": "give labels.astype(int)"}
-        names = (
-            "give the number of each name in the order of the classes of the outputs: with scikit-learn "
-            "numpy.searchsorted(model.classes_, labels)"
-        )
-        raise InvalidInputError(
-            f"labels have dtype {y.dtype}, expected integers: class numbers from 0; {ways.get(y.dtype.kind, names)}"
-        )
+    require_class_numbers(y)
     if y.shape != (samples,):
         if y.ndim == 1 and len(y) == len(outputs):
             raise InvalidInputError(
@@ -131,6 +123,22 @@ def class_labels(
         first = int(np.flatnonzero(bad)[0])
         raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}: classes count from 0")
     return y.astype(np.intp)
+
+
+def require_class_numbers(labels: NDArray[Any]) -> None:
+    """Raise `InvalidInputError`, with what makes class numbers of them, for labels that are no integers."""
+    kind = labels.dtype.kind
+    if kind in "iu":
+        return
+    way = (
+        "give the number of each name in the order of the classes of the outputs: with scikit-learn "
+        "numpy.searchsorted(model.classes_, labels)"
+    )
+    if kind in "bf":
+        way = "give labels.long() of a tensor, labels.astype(int) of an array"
+        if labels.ndim == 2:
+            way = "of one-hot labels give labels.argmax(1)"
+    raise InvalidInputError(f"labels have dtype {labels.dtype}, expected integers: class numbers from 0; {way}")
 
 
 def checked(values: ArrayLike, name: str, kinds: str, shape: tuple[int, ...]) -> NDArray[Any]:
