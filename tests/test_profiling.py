@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from typing import Any
 
@@ -230,6 +231,17 @@ def test_a_plain_network_that_waited_for_other_programs_warns() -> None:
         found(4.5).costs("ms", 1)
         found(19.93, "NVIDIA H200").costs("ms", 1)
         found(2.2).costs("ms", 1)  # in many threads, where decisions take much of the parts' wall time
+
+
+def test_a_clock_of_the_processor_that_ticks_coarsely_leaves_wall_times_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = time.process_time_ns
+    monkeypatch.setattr(time, "process_time_ns", lambda: ticks() // 15_625_000 * 15_625_000)  # as on Windows
+    monkeypatch.setattr("eenet._timing.TRUSTED_SPREAD", np.inf)  # a busy machine is not the matter here
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        costs = eenet.profile(conv_model(0), X, unit="ms", seconds=0.1)
+    assert costs.plain is not None
+    assert costs.plain > 0
 
 
 def test_decisions_are_counted_without_a_scheduler_too() -> None:

@@ -33,6 +33,7 @@ _BUSY = 0.5  # the load of a machine that is idle but for this process is below 
 TRUSTED_SPREAD = 0.25
 """Above this relative spread (the middle half of the rounds over their median) a measurement carries a warning."""
 _TRUSTED_WAITS = 1.33
+_SEEN = 1e-6  # ms: below, a clock of the processor that ticks coarsely saw nothing of a small network
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,10 @@ def doubt(
         return f"vary by {widest:.0%} between rounds; measure again {way_out}"
     if unit != "ms" or not all("cpu_ms" in table for table in (costs, plain)) or "accelerator" in (device or {}):
         return ""
-    wall, cpu = (float(plain[clock][row]) / float(costs[clock][row][-1]) for clock in ("ms", "cpu_ms"))
+    pairs = [(float(plain[clock][row]), float(costs[clock][row][-1])) for clock in ("ms", "cpu_ms")]
+    if min(map(min, pairs)) < _SEEN:
+        return ""
+    wall, cpu = (of_plain / of_last for of_plain, of_last in pairs)
     if wall / cpu < _TRUSTED_WAITS:  # far below 1 it may be: decisions run in one thread, and a network in many
         return ""
     return (
