@@ -210,7 +210,7 @@ def test_a_spread_too_large_to_trust_warns() -> None:
 
 
 def test_a_plain_network_that_waited_for_other_programs_warns() -> None:
-    # A stranger's figures: by wall time early exit looked 14 times as fast, by CPU time 3 times.
+    # Figures of a busy machine: by wall time early exit looked 14 times as fast, by CPU time 3 times.
     wall, cpu = np.array([[1.4, 4.9]]), np.array([[1.3, 4.8]])
 
     def found(plain_wall: float, device: str = "cpu") -> profiling.StageProfile:
@@ -245,7 +245,7 @@ def test_a_clock_of_the_processor_that_ticks_coarsely_leaves_wall_times_alone(mo
 
 
 def test_decisions_are_counted_without_a_scheduler_too() -> None:
-    # Case of a stranger: 60 % took 78 % at batch 1, since decisions had not been counted.
+    # In PyTorch at batch 1 a budget of 60 % took up to 78 %, since decisions had not been counted.
     found = profiling.measure(conv_model(0), X, batch_sizes=(1,), seconds=0.05)
     assert found.includes == ("stages", "heads", "scheduler")
     assert (found.parts_ms[0, :, 2] > 0.001).all(), "at the last exit evidence is looked at as well"
