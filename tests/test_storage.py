@@ -236,6 +236,12 @@ def test_a_folder_is_written_to_where_a_link_leads(tmp_path: Path, monkeypatch: 
     ):
         pass
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["marker"]
+    (tmp_path / "deleted").mkdir()
+    monkeypatch.chdir(tmp_path / "deleted")
+    (tmp_path / "deleted").rmdir()
+    with atomic_folder(tmp_path / "there", marker="marker", what="bundle") as folder:
+        (folder / "marker").write_text("third")
+    assert (tmp_path / "there" / "marker").read_text() == "third"
 
 
 def test_an_error_within_the_block_is_one_of_writing_where_it_is_about_the_folder(tmp_path: Path) -> None:

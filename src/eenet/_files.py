@@ -62,6 +62,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _working_folder() -> Path:
+    """The folder that the program runs in; where that was deleted meanwhile, the root, which nothing replaces."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path(os.sep)
+
+
 @contextmanager
 def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; it becomes `path` when the block ends well and is removed otherwise.
@@ -73,7 +81,7 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
     leaves it in a hidden folder beside `path`: `left_aside` finds it.
     """
     target = Path(path).resolve()  # what a link leads to, and not the link, is replaced
-    if Path.cwd().is_relative_to(target):
+    if _working_folder().is_relative_to(target):
         raise InvalidInputError(
             f"cannot write {str(path)!r}: this program runs in it, and it would be replaced; choose another folder"
         )
