@@ -357,11 +357,12 @@ def test_accuracies_have_standard_errors_and_what_is_the_same_for_all_samples_st
     assert found.statics[-1].cost == 2.8
     for name in found.schedulers:
         error = found.accuracy_error(name, 2.0)
-        accuracy = np.mean([row.accuracy for row in found.rows if (row.scheduler, row.budget) == (name, 2.0)])
+        of_name = [row for row in found.rows if (row.scheduler, row.budget) == (name, 2.0)]
+        accuracy = float(np.mean([row.accuracy or 0.0 for row in of_name]))
         assert error == pytest.approx(np.sqrt(accuracy * (1 - accuracy) / 400), rel=0.15)
     text = found.to_text()
     assert f"{100 * fresh.accuracies[1]:.2f} ± {100 * found.statics[1].standard_error:.2f}" in text
-    assert "plain, 2.8" in text
+    assert "plain at 2.8 ms" in text
     assert found.to_dict()["statics"][3]["name"] == "plain"
     # Of resplits the mean over them: samples that were held out more often count more.
     own = compare(records, costs, ["max_prob"], [2.0], resplits=2)

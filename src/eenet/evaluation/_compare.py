@@ -101,7 +101,7 @@ def compare(
     >>> comparison
     Comparison(max_prob, patience; 2 budgets, 2 resplits, 300 samples)
     >>> print(comparison.to_text())
-    held-out accuracy in %, mean of 2 resplits; budget in ms and in % of the last exit
+    held-out accuracy in % with its standard error, mean of 2 resplits; budget in ms and in % of the last exit
     ...
     """
     costs.require_exits(records.num_exits)

@@ -314,7 +314,7 @@ class Comparison:
         for one in self.statics:
             shown = f"{100 * one.accuracy:.2f} ± {100 * one.standard_error:.2f}"
             fits = (shown if one.cost <= budget * (1 + 1e-9) else "-" for budget in self.budgets)
-            accuracies.append([f"{one.name}, {one.cost:.4g}", *fits, "", ""])
+            accuracies.append([f"{one.name} at {one.cost:.4g} {self.costs.unit}", *fits, "", ""])
         signed = [["", *share.values(), "all"]]
         by_key = {(d.scheduler, d.budget): d for d in self.differences(reference)}
         signed += [

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eenet._files import atomic_folder, existing_file, give_usual_mode, left_aside, read_header, sha256_of, write_json
 from eenet._pretrained import DESCRIPTION
+from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 
 WEIGHTS, EXAMPLE = "model.safetensors", "example.safetensors"
@@ -22,6 +23,7 @@ _EXAMPLE_ROWS = 2
 _ANSWERS = "logits"
 
 
+@array_value
 @dataclass(frozen=True)
 class SavedModel:
     """What a folder says: `found` is the description, as it was written; `example` the inputs (args, kwargs).
