@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -192,7 +193,7 @@ class _Arrays:
                 yield [str(n) for n in rows], [{name: a[n] for name, a in self._arrays.items()} for n in rows]
 
 
-class _Rows:
+class _Rows(ABC):
     """Rows of a table by their numbers."""
 
     def batches(self, size: int, start: int) -> Iterator[tuple[list[str], list[Any]]]:
@@ -201,8 +202,9 @@ class _Rows:
             yield [str(start + n) for n in range(len(items))], items
             start += len(items)
 
+    @abstractmethod
     def _values(self, start: int) -> Iterator[Any]:
-        raise NotImplementedError
+        """The values from a row on."""
 
 
 class _TextRows(_Rows):
