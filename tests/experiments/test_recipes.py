@@ -53,6 +53,7 @@ VARIANTS = {
     "cifar10-resnet56-gpu",
     "cifar10-resnet56-shared",
     "cifar10-resnet20-shared",
+    "cifar10-lite0",
     "sst2-minilm",
     "agnews-minilm",
     "camvid-hrnet",
@@ -494,6 +495,45 @@ def test_exits_and_weights_that_the_network_does_not_have(tmp_path: Path) -> Non
     )
     assert "model.exits names 'layers.7'" in error(*smoke, "model.exits=[layers.7]")
     assert "give those too" in error(*smoke, "model.weights_classes=12", "--set", "model.weights=null")
+
+
+def test_a_saved_model_teaches_on_images_of_its_own_size(tmp_path: Path) -> None:
+    def trained(out: str, *changes: str) -> dict[str, Any]:
+        quick = ("train.head_epochs=0", "train.batch_norm_batches=0", "train.batch_size=200")  # one step
+        recipe = load_recipe("cifar10-resnet20-shared", smoke=True, changes=[*quick, *changes])
+        place = RunOptions(out=tmp_path / out, smoke=True, threads=1, progress=False)
+        found: dict[str, Any] = reproduce(recipe, place, console=Console(quiet=True), steps=("data", "train"))
+        return found
+
+    def taught(out: str, weight: str) -> float:
+        loss: float = trained(
+            out,
+            "train.teacher='{out}/../alone/work/model'",
+            "train.teacher_size=40",
+            f"train.teacher_weight={weight}",
+        )["history"][0]["loss"]
+        return loss
+
+    alone = trained("alone")["history"][0]["loss"]
+    once, twice = taught("once", "1"), taught("twice", "2")
+    # Of the only step, whose logits are the same: the loss grows by the weight times one divergence.
+    assert once > alone + 0.01
+    assert twice - alone == pytest.approx(2 * (once - alone), rel=1e-4)
+
+
+def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
+    said = refused(minimal(train={"batch_size": 8, "teacher": "a"}))
+    assert said.startswith("train.teacher is 'a' and train.teacher_weight 0; give a folder and a weight above 0")
+    said = refused(minimal(train={"batch_size": 8, "teacher_size": 64}))
+    assert said == "train.teacher_size is 64, and there is no train.teacher; give both"
+    weight = ("--set", "train.teacher_weight=1")
+    smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data")
+    absent = f"train.teacher={tmp_path / 'absent'}"
+    assert "and there is no such folder; run the recipe that trains it" in error(*smoke, *weight, "--set", absent)
+    network = eenet.build_network("resnet20", num_classes=3)
+    eenet.attach(network, ["layers.0"], example=torch.randn(2, 3, 32, 32)).save_pretrained(tmp_path / "three")
+    three = f"train.teacher={tmp_path / 'three'}"
+    assert "and the data has 10; expected a model of the same classes" in error(*smoke, *weight, "--set", three)
 
 
 def test_faults_that_the_network_or_the_data_finds(tmp_path: Path) -> None:

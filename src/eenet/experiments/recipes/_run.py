@@ -286,6 +286,7 @@ class _Run:
                 config=config,
                 out=folder,
                 resume=begun,
+                teacher=self._teacher(data),
             )
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.save_pretrained(self.work / _MODEL)
@@ -299,6 +300,33 @@ class _Run:
             "machines": machines,
             "history": [report.to_dict() for report in result.history],
         }
+
+    def _teacher(self, data: RecipeData) -> torch.nn.Module | None:
+        """The plain network of the saved model that teaches, before it what enlarges images for it."""
+        settings = self.recipe.train
+        if settings.teacher is None:
+            return None
+        folder = settings.teacher.format(out=self.out, data=self._root)
+        if not Path(folder).is_dir():
+            raise InvalidInputError(
+                f"train.teacher is {folder!r}, and there is no such folder; run the recipe that trains it, or name "
+                "another with --set train.teacher=FOLDER"
+            )
+        model = MultiExitModel.from_pretrained(folder)
+        if model.num_classes != len(data.classes):
+            raise InvalidInputError(
+                f"train.teacher, {folder!r}, tells {model.num_classes} classes apart and the data has "
+                f"{len(data.classes)}; expected a model of the same classes"
+            )
+        network: torch.nn.Module = model.backbone
+        if settings.teacher_size is not None:
+            if data.task == "text":
+                raise InvalidInputError("train.teacher_size is for images, and these are texts; leave it out")
+            side = (settings.teacher_size, settings.teacher_size)
+            network = torch.nn.Sequential(torch.nn.Upsample(size=side, mode="bilinear"), network)
+        if settings.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
 
     def _noted_machines(self, device: torch.device, *, begun: bool) -> list[dict[str, Any]]:
         """The machines of the training, this one the last: a training may go on where it was not begun."""
@@ -659,6 +687,8 @@ _NEW: dict[str, dict[str, Any]] = {
     "model": {"exits": [], "weights_classes": None},
     "train": {
         "channels_last": False,
+        "teacher": None,
+        "teacher_size": None,
         # and those of eenet 0.2 before the options of fine-tuning
         "layer_decay": 1.0,
         "ensemble_weight": 0.0,

@@ -162,6 +162,15 @@ class TrainSettings(_Section):
         "images: keep tensors in the channels-last layout while training, which is faster on many CPUs",
         False,  # noqa: FBT003
     )
+    teacher: Text | None = _says(
+        "a folder, or null",
+        "a saved model of the same classes, such as `work/model` of another recipe's results, whose last exit teaches "
+        "all exits with `teacher_weight`; `{out}` stands for the folder of the results, `{data}` for that of the data",
+        None,
+    )
+    teacher_size: Count | None = _says(
+        f"{_COUNT}, or null", "images: the side in pixels that they are enlarged to for the teacher", None
+    )
 
 
 class ProfileSettings(_Section):
@@ -279,6 +288,7 @@ class Recipe(_Section):
         except ValidationError as error:
             raise _refused(cls, error, given) from error
         _require_network(recipe.model)
+        _require_teacher(recipe.train, config)
         for field in ("batch_size", "partial_batch"):
             size, sizes = getattr(recipe.evaluation, field), list(recipe.profile.batch_sizes)
             if size is not None and size not in sizes:
@@ -356,6 +366,16 @@ def _require_network(model: ModelSettings) -> None:
         )
     if colon and model.checkpoint is not None:
         raise InvalidInputError(f"model.checkpoint is for texts, and {model.name!r} reads images; leave it out")
+
+
+def _require_teacher(train: TrainSettings, config: TrainConfig) -> None:
+    if (train.teacher is None) != (config.teacher_weight == 0):
+        raise InvalidInputError(
+            f"train.teacher is {train.teacher!r} and train.teacher_weight {config.teacher_weight:g}; give a folder and "
+            "a weight above 0, or neither"
+        )
+    if train.teacher is None and train.teacher_size is not None:
+        raise InvalidInputError(f"train.teacher_size is {train.teacher_size}, and there is no train.teacher; give both")
 
 
 def _split_train(values: Any, seed: int) -> tuple[dict[str, Any], TrainConfig]:
