@@ -1,8 +1,9 @@
-"""What caching features saves: images per second of joint training and of training the heads alone.
+"""What makes training faster: cached features, the channels-last layout, bfloat16; in images per second.
 
 ResNet-56 for 32 x 32 images with two early exits, on random images in memory, so that reading data costs nothing and
-all that is compared is training. The two take turns: in each round the features are cached again, the heads train on
-them for some epochs, then everything trains jointly for one. Evaluation is not counted. Aim: at least 5 times.
+all that is compared is training. The ways take turns: in each round the features are cached again, the heads train on
+them for some epochs, then everything trains jointly for one epoch in each way. Evaluation is not counted. Aim: heads on
+cached features at least 5 times as fast as joint training.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ from eenet.training import TrainConfig, train
 
 AIM = 5.0
 HEAD_EPOCHS = 3
+HEADS = "heads alone"
+WAYS: dict[str, dict[str, Any]] = {
+    HEADS: {"epochs": HEAD_EPOCHS, "freeze_backbone": True},
+    "joint": {},
+    "joint, channels last": {},
+    "joint, bf16": {"precision": "bf16"},
+    "joint, bf16, channels last": {"precision": "bf16"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,43 +60,47 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(images: int, batch_size: int, rounds: int) -> dict[str, Any]:
-    """Images per second of both, each epoch by itself, and the time that caching takes."""
+    """Images per second of each way, each epoch by itself, and the time that caching takes."""
     torch.manual_seed(0)
     model = eenet.attach(
         CifarResNet([9, 9, 9]), exits=["layers.0", "layers.1"], num_classes=10, example=torch.randn(2, 3, 32, 32)
     )
     loader = DataLoader(_random_images(images), batch_size, shuffle=True)
     validation = DataLoader(_random_images(2 * batch_size), batch_size)
-    rates: dict[str, list[float]] = {"joint": [], "heads": []}
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
     caching: list[float] = []
     with progress() as bars, tempfile.TemporaryDirectory() as folder:
-        update = bars.task("rounds", rounds)
-        for number in range(rounds):
-            for kind, epochs in (("heads", HEAD_EPOCHS), ("joint", 1)):
+        update, runs = bars.task("runs", rounds * len(WAYS)), 0
+        for _ in range(rounds):
+            for way, options in WAYS.items():
+                layout = torch.channels_last if "channels last" in way else torch.contiguous_format
+                model.to(memory_format=layout)  # type: ignore[call-overload]
                 config = TrainConfig(
-                    epochs=epochs,
+                    **({"epochs": 1} | options),
                     learning_rate=0.01,
-                    freeze_backbone=kind == "heads",
                     accelerator="cpu",
                     tensorboard=False,
                     progress=False,
                 )
                 start = time.perf_counter()
-                result = train(model, loader, validation, config=config, out=Path(folder) / f"{kind}{number}")
+                result = train(model, loader, validation, config=config, out=Path(folder) / str(runs))
                 seconds = time.perf_counter() - start
-                rates[kind] += [report.images_per_second for report in result.history]
-                if kind == "heads":
+                rates[way] += [report.images_per_second for report in result.history]
+                if way == HEADS:
                     caching.append(seconds - sum(report.seconds for report in result.history))
-            update(number + 1)
-    ratio = statistics.median(rates["heads"]) / statistics.median(rates["joint"])
+                runs += 1
+                update(runs)
+    ratio = statistics.median(rates[HEADS]) / statistics.median(rates["joint"])
     return {"images_per_second": rates, "overhead_seconds": caching, "ratio": ratio}
 
 
 def show(found: dict[str, Any]) -> None:
-    """Print one row per kind of training."""
-    print(f"{'training':<10}{'images/s':>10}{'lowest':>10}{'highest':>10}")
-    for kind, rates in found["images_per_second"].items():
-        print(f"{kind:<10}{statistics.median(rates):>10.0f}{min(rates):>10.0f}{max(rates):>10.0f}")
+    """Print one row per way to train."""
+    print(f"{'training':<28}{'images/s':>10}{'lowest':>10}{'highest':>10}{'of joint':>10}")
+    joint = statistics.median(found["images_per_second"]["joint"])
+    for way, rates in found["images_per_second"].items():
+        median = statistics.median(rates)
+        print(f"{way:<28}{median:>10.0f}{min(rates):>10.0f}{max(rates):>10.0f}{median / joint:>10.2f}")
     print(f"heads / joint: {found['ratio']:.1f} (aim: at least {AIM:g})")
     overhead = statistics.median(found["overhead_seconds"])
     print(f"caching, evaluation and checkpoints of a run of the heads: {overhead:.1f} s")
