@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 from pathlib import Path
@@ -194,26 +193,6 @@ def test_torchvisions_augmentation_belongs_to_the_sample_too(kind: str, tmp_path
     plain = raw(tmp_path, transform="train", padding=0)
     assert not torch.equal(whole, plain.batch(range(10), (7, 3))[0])
     assert torch.equal(dataset.with_transform("eval").batch([0])[0], raw(tmp_path).batch([0])[0])
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_are_stretched_as_files_of_them_are_when_they_are_served(channels: int) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, channels, 8, 8), dtype=np.uint8)
-    statistics = {"mean": [0.4] * channels, "std": [0.3] * channels}
-    data = ImageArray(pixels, np.zeros(3, int), ["a"], name="mine", split="test", size=20, **statistics)  # type: ignore[arg-type]
-    assert data.sample_shape == (channels, 20, 20)
-    stretched, _ = data.batch([0, 1, 2])
-    served = data.preprocessing()([png(image) for image in pixels])["x"]
-    np.testing.assert_allclose(stretched.numpy(), served, atol=1e-6)
-    with pytest.raises(InvalidInputError, match="size is 0, expected 1 pixel or more"):
-        ImageArray(pixels, np.zeros(3, int), ["a"], name="mine", split="test", size=0, **statistics)  # type: ignore[arg-type]
-
-
-def png(image: files.Pixels) -> bytes:
-    pillow = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-    file = io.BytesIO()
-    pillow.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "png")
-    return file.getvalue()
 
 
 def test_an_unknown_augmentation_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ VARIANTS = {
     "cifar10-resnet56-gpu",
     "cifar10-resnet56-shared",
     "cifar10-resnet20-shared",
-    "cifar10-lite0",
+    "cifar10-resnet56-taught",
     "sst2-minilm",
     "agnews-minilm",
     "camvid-hrnet",
@@ -497,7 +497,7 @@ def test_exits_and_weights_that_the_network_does_not_have(tmp_path: Path) -> Non
     assert "give those too" in error(*smoke, "model.weights_classes=12", "--set", "model.weights=null")
 
 
-def test_a_saved_model_teaches_on_images_of_its_own_size(tmp_path: Path) -> None:
+def test_a_saved_model_teaches(tmp_path: Path) -> None:
     def trained(out: str, *changes: str) -> dict[str, Any]:
         quick = ("train.head_epochs=0", "train.batch_norm_batches=0", "train.batch_size=200")  # one step
         recipe = load_recipe("cifar10-resnet20-shared", smoke=True, changes=[*quick, *changes])
@@ -509,7 +509,6 @@ def test_a_saved_model_teaches_on_images_of_its_own_size(tmp_path: Path) -> None
         loss: float = trained(
             out,
             "train.teacher='{out}/../alone/work/model'",
-            "train.teacher_size=40",
             f"train.teacher_weight={weight}",
         )["history"][0]["loss"]
         return loss
@@ -524,8 +523,6 @@ def test_a_saved_model_teaches_on_images_of_its_own_size(tmp_path: Path) -> None
 def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
     said = refused(minimal(train={"batch_size": 8, "teacher": "a"}))
     assert said.startswith("train.teacher is 'a' and train.teacher_weight 0; give a folder and a weight above 0")
-    said = refused(minimal(train={"batch_size": 8, "teacher_size": 64}))
-    assert said == "train.teacher_size is 64, and there is no train.teacher; give both"
     weight = ("--set", "train.teacher_weight=1")
     smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data")
     absent = f"train.teacher={tmp_path / 'absent'}"

@@ -34,11 +34,10 @@ class _Entry:
     joins: bool = False  # whether several splits can be read as one
 
 
-_CIFAR_OPTIONS = ("mean", "std", "padding", "augment", "size")
 _SEGMENTATION_OPTIONS = ("crop_size", "scale", "mean", "std")
 _ENTRIES = {
-    "cifar10": _Entry(load_cifar, ("train", "test"), _CIFAR_OPTIONS),
-    "cifar100": _Entry(load_cifar, ("train", "test"), _CIFAR_OPTIONS),
+    "cifar10": _Entry(load_cifar, ("train", "test"), ("mean", "std", "padding", "augment")),
+    "cifar100": _Entry(load_cifar, ("train", "test"), ("mean", "std", "padding", "augment")),
     "imagenet": _Entry(load_imagenet, ("train", "val"), ("size", "mean", "std", "augment", "synsets")),
     "cityscapes": _Entry(
         load_cityscapes, ("train", "val", "test"), _SEGMENTATION_OPTIONS, {"folders": ("", "cityscapes")}
@@ -58,7 +57,7 @@ _OPTIONS = {
     "std": "as `mean`",
     "padding": "training: pixels that are added at each side before a crop of the old size is cut, 4, of digits 2",
     "augment": "training: `rand` or `trivial`, torchvision's RandAugment or TrivialAugmentWide; by default neither",
-    "size": "the side of the square that the network sees, in pixels: of ImageNet 224, of CIFAR that of the images",
+    "size": "the side of the square that the network sees, in pixels, 224",
     "synsets": "all classes of a pretrained network in its order, a list or a file; by default the folders of train/",
     "crop_size": "training: height and width of the crop, by default those of the image",
     "scale": "training: the smallest and the largest factor that the image is scaled by, 0.5 and 2.0",
@@ -134,11 +133,11 @@ def load(
     download
         Fetch what is missing through huggingface_hub.
     **options
-        mean, std; padding (CIFAR, digits); size (CIFAR, ImageNet); synsets (ImageNet); crop_size, scale (Cityscapes);
-        augment, "rand" or "trivial" (images with one class), for torchvision's random augmentation. `synsets` numbers
-        the classes: a list of all synsets in the order of a network's classes, or a file with one on each line
-        (synset_words.txt) or in JSON. Without it ImageNet's classes are the folders of `train/`, or of `split` with a
-        warning where there is no `train/`.
+        mean, std; padding (CIFAR, digits); size, synsets (ImageNet); crop_size, scale (Cityscapes); augment, "rand" or
+        "trivial" (images with one class), for torchvision's random augmentation. `synsets` numbers the classes: a list
+        of all synsets in the order of a network's classes, or a file with one on each line (synset_words.txt) or in
+        JSON. Without it ImageNet's classes are the folders of `train/`, or of `split` with a warning where there is no
+        `train/`.
 
     Returns
     -------

@@ -61,8 +61,6 @@ class ImageArray(Dataset):
         Whether the training transform flips left to right half of the time.
     augment
         "rand" or "trivial": the training transform also takes torchvision's `RandAugment` or `TrivialAugmentWide`.
-    size
-        The side in pixels that both transforms stretch images to in the end, as image files are; None keeps theirs.
 
     Raises
     ------
@@ -94,7 +92,6 @@ class ImageArray(Dataset):
         padding: int = 4,
         flip: bool = True,
         augment: str | None = None,
-        size: int | None = None,
         skipped: Sequence[CorruptSample] = (),
     ) -> None:
         if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8:
@@ -104,10 +101,8 @@ class ImageArray(Dataset):
             )
         if padding < 0:
             raise InvalidInputError(f"padding is {padding}, expected 0 pixels or more")
-        if size is not None and size < 1:
-            raise InvalidInputError(f"size is {size}, expected 1 pixel or more, or None for the size of the images")
         super().__init__(len(images), labels, classes, name=name, split=split, transform=transform, skipped=skipped)
-        self.images, self.padding, self.flip, self.size = images, padding, flip, size
+        self.images, self.padding, self.flip = images, padding, flip
         self.normalize = Normalize(mean, std, images.shape[1])
         self.augment = None if augment is None else Augment(augment)
 
@@ -115,7 +110,7 @@ class ImageArray(Dataset):
     def sample_shape(self) -> tuple[int, int, int]:
         """Shape (channels, H, W) of one input."""
         _, channels, height, width = self.images.shape
-        return (channels, height, width) if self.size is None else (channels, self.size, self.size)
+        return channels, height, width
 
     def __len__(self) -> int:
         return len(self.images)
@@ -129,8 +124,6 @@ class ImageArray(Dataset):
             pixels = self._augment(pixels, u)
             if self.augment is not None:
                 pixels = self.augment(pixels, u[:, 3])
-        if self.size is not None:
-            pixels = _stretched(pixels, self.size)
         return self.normalize(pixels), self._labels_of(where)
 
     def _augment(self, pixels: NDArray[np.uint8], u: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -157,19 +150,6 @@ class ImageArray(Dataset):
     def preprocessing(self) -> ImagePreprocessing:
         """Image files stretched to the size of these."""
         return ImagePreprocessing(self.sample_shape[1:], mean=self.normalize.mean, std=self.normalize.std)
-
-
-def _stretched(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """Images (n, channels, H, W) with sides of `side` pixels, by what stretches image files when they are served."""
-    pillow: Any = require("PIL.Image", "train", f"size={side}")
-    gray = pixels.shape[1] == 1
-    images = pixels[:, 0] if gray else np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    whole = [
-        np.asarray(pillow.fromarray(image).resize((side, side), pillow.Resampling.BILINEAR), np.uint8)
-        for image in images
-    ]
-    stretched = np.array(whole, np.uint8).reshape(len(pixels), side, side, -1)
-    return np.ascontiguousarray(stretched.transpose(0, 3, 1, 2))
 
 
 @dataclass(frozen=True)
@@ -239,7 +219,6 @@ def load_cifar(
     std: Sequence[float] | None = None,
     padding: int = 4,
     augment: str | None = None,
-    size: int | None = None,
 ) -> ImageArray:
     """The images of a split: Hugging Face parquet, the binary version, or torchvision's python version.
 
@@ -260,7 +239,6 @@ def load_cifar(
         std=variant.std if std is None else std,
         padding=padding,
         augment=augment,
-        size=size,
         skipped=corrupt,
     )
 

@@ -302,7 +302,7 @@ class _Run:
         }
 
     def _teacher(self, data: RecipeData) -> torch.nn.Module | None:
-        """The plain network of the saved model that teaches, before it what enlarges images for it."""
+        """The plain network of the saved model that teaches."""
         settings = self.recipe.train
         if settings.teacher is None:
             return None
@@ -319,11 +319,6 @@ class _Run:
                 f"{len(data.classes)}; expected a model of the same classes"
             )
         network: torch.nn.Module = model.backbone
-        if settings.teacher_size is not None:
-            if data.task == "text":
-                raise InvalidInputError("train.teacher_size is for images, and these are texts; leave it out")
-            side = (settings.teacher_size, settings.teacher_size)
-            network = torch.nn.Sequential(torch.nn.Upsample(size=side, mode="bilinear"), network)
         if settings.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
@@ -688,7 +683,6 @@ _NEW: dict[str, dict[str, Any]] = {
     "train": {
         "channels_last": False,
         "teacher": None,
-        "teacher_size": None,
         # and those of eenet 0.2 before the options of fine-tuning
         "layer_decay": 1.0,
         "ensemble_weight": 0.0,

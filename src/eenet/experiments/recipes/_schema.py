@@ -168,9 +168,6 @@ class TrainSettings(_Section):
         "all exits with `teacher_weight`; `{out}` stands for the folder of the results, `{data}` for that of the data",
         None,
     )
-    teacher_size: Count | None = _says(
-        f"{_COUNT}, or null", "images: the side in pixels that they are enlarged to for the teacher", None
-    )
 
 
 class ProfileSettings(_Section):
@@ -374,8 +371,6 @@ def _require_teacher(train: TrainSettings, config: TrainConfig) -> None:
             f"train.teacher is {train.teacher!r} and train.teacher_weight {config.teacher_weight:g}; give a folder and "
             "a weight above 0, or neither"
         )
-    if train.teacher is None and train.teacher_size is not None:
-        raise InvalidInputError(f"train.teacher_size is {train.teacher_size}, and there is no train.teacher; give both")
 
 
 def _split_train(values: Any, seed: int) -> tuple[dict[str, Any], TrainConfig]:
