@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
+from eenet.errors import ReliabilityWarning
 from eenet.records import ExitRecords
-from eenet.scheduler import OptimalStopping, Scheduler
+from eenet.scheduler import OptimalStopping
 from eenet.scheduler._fallback import standard_error
+from eenet.scheduler._fitted import Outcome
+from eenet.scheduler._out_of_fold import out_of_fold, pooled
 
 _FOLDS, _BUDGETS, _COMPARED = 3, 9, 5
 _ERRORS = 2.0
@@ -51,47 +53,35 @@ class Frontier:
     """The accuracy of a make at several costs, from its records and what its exits cost."""
 
     def __init__(self, records: ExitRecords, costs: ExitCosts) -> None:
-        points: dict[int, list[tuple[float, Floats]]] = {}
         folds = np.random.default_rng(0).permutation(len(records)) % _FOLDS
+        parts = [np.flatnonzero(folds == fold) for fold in range(_FOLDS)]
         budgets = np.linspace(costs[0], costs[-1], _BUDGETS).tolist()
-        for fold in range(_FOLDS):
-            judging = records.subset(np.flatnonzero(folds == fold))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ReliabilityWarning)  # of the few samples of a fold: the error says it
-                fitted = OptimalStopping().fit(records.subset(np.flatnonzero(folds != fold)), costs, fallback=False)
-                for number, budget in enumerate(budgets):
-                    points.setdefault(number, []).append(_outcome(fitted, budget, judging))
-        back = np.argsort(np.argsort(folds, kind="stable"))
-        sizes = [int((folds == fold).sum()) for fold in range(_FOLDS)]
-        spent = np.array([np.average([cost for cost, _ in of], weights=sizes) for of in points.values()])
-        utility = np.stack([np.concatenate([one for _, one in of])[back] for of in points.values()])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReliabilityWarning)  # of the few samples of a fold: the error says it
+            found = out_of_fold(OptimalStopping(), records, costs, parts, budgets, fallback=False, lift=True)
         # What costs more without being more accurate is no choice: a cheaper point is taken in its place.
-        order = np.argsort(spent, kind="stable").tolist()
-        kept = order[:1]
-        for n in order[1:]:
-            if utility[n].mean() > utility[kept[-1]].mean() and spent[n] > spent[kept[-1]]:
-                kept.append(n)
-        self.costs: Floats = spent[kept]
-        self.utility: Floats = utility[kept]
+        self.points: list[Outcome] = []
+        for point in sorted(pooled(parts, found), key=lambda point: point.cost):
+            last = self.points[-1] if self.points else None
+            if last is None or (point.accuracy > last.accuracy and point.cost > last.cost):
+                self.points.append(point)
+        self.costs = [point.cost for point in self.points]
+        self.accuracies = [point.accuracy for point in self.points]
 
     def at(self, cost: float) -> Floats:
         """The utility of each sample, (N,), where `cost` may be spent: a mixture of the points around it."""
-        place = float(np.interp(cost, self.costs, np.arange(len(self.costs))))
-        low = min(int(place), max(len(self.costs) - 2, 0))
-        high = min(low + 1, len(self.costs) - 1)
-        mixed: Floats = (1 - (place - low)) * self.utility[low] + (place - low) * self.utility[high]
-        return mixed
+        return (Outcome.spending(cost, self.points) or self.points[0]).utility
 
     def cost_of(self, accuracy: float) -> float:
         """The least cost with this accuracy, which must be one between those of its ends."""
-        return float(np.interp(accuracy, self.utility.mean(axis=1), self.costs))
+        return float(np.interp(accuracy, self.accuracies, self.costs))
 
     def ahead_of(self, other: Frontier) -> Ahead:
         """How far this is ahead of another make of the same samples."""
         low, high = max(self.costs[0], other.costs[0]), max(self.costs[-1], other.costs[-1])
         compared = np.linspace(low, high, _COMPARED).tolist()
         gained = np.mean([self.at(cost) - other.at(cost) for cost in compared], axis=0)
-        mine, theirs = self.utility.mean(axis=1), other.utility.mean(axis=1)
+        mine, theirs = self.accuracies, other.accuracies
         least, most = max(mine[0], theirs[0]), min(mine[-1], theirs[-1])
         speed = None
         if least <= most:
@@ -99,14 +89,4 @@ class Frontier:
             ratios = [other.cost_of(accuracy) / self.cost_of(accuracy) for accuracy in wanted]
             speed = float(np.exp(np.mean(np.log(ratios))))
         error = standard_error(gained) if gained.any() else 0.0
-        return Ahead(float(gained.mean()), error, speed, (float(mine[-1]), float(theirs[-1])))
-
-
-def _outcome(fitted: Scheduler, budget: float, judging: ExitRecords) -> tuple[float, Floats]:
-    """The mean cost, and the utility of each sample."""
-    try:
-        decided = fitted.at(budget).replay(judging)
-    except InfeasibleBudgetError as error:
-        decided = fitted.at(error.smallest).replay(judging)
-    assert decided.utility is not None, "all calibration batches have labels"
-    return decided.mean_cost, decided.utility.astype(np.float64)
+        return Ahead(float(gained.mean()), error, speed, (mine[-1], theirs[-1]))

@@ -214,8 +214,8 @@ class SearchResult:
             for name, one in chosen.items():
                 part = None if one is None else one.at(budget, fold)
                 if part is not None:
-                    utility[name].append(part[0])
-                    spent[name] += part[1] * len(rows)
+                    utility[name].append(part.utility)
+                    spent[name] += part.cost * len(rows)
             utility["plain"].append(self._plain.records.require_utility()[-1, rows].astype(np.float64))
             spent["plain"] += self._plain.reference * len(rows)
         mine = np.concatenate(utility["best"])
@@ -381,15 +381,15 @@ def _signed(gain: Gain | None) -> str:
 
 def _curve(one: Judged, judge: Judge) -> dict[str, Any]:
     """Costs and accuracies of a system at the budgets that every fold has in common."""
-    least = max(costs[0] for costs, _ in one.points)
-    most = max(costs[-1] for costs, _ in one.points)
+    least = max(points[0].cost for points in one.points)
+    most = max(points[-1].cost for points in one.points)
     budgets = sorted({least, most, *(budget for budget in judge.budgets if least < budget < most)})
     costs, accuracies = [], []
     for budget in budgets:
         parts = [part for part in (one.at(budget, fold) for fold in judge.all_folds) if part is not None]
-        count = sum(len(utility) for utility, _ in parts)
-        costs.append(sum(cost * len(utility) for utility, cost in parts) / count)
-        accuracies.append(sum(float(utility.sum()) for utility, _ in parts) / count)
+        count = sum(len(part.utility) for part in parts)
+        costs.append(sum(part.cost * len(part.utility) for part in parts) / count)
+        accuracies.append(sum(float(part.utility.sum()) for part in parts) / count)
     recipe = one.recipe
     return {
         "name": recipe.name,

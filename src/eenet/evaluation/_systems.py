@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from eenet._cascades import labels_and_utility, require_same_task
 from eenet._values import array_value
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import Scheduler, Static
 from eenet.scheduler._assignments import fold_numbers
 from eenet.scheduler._fallback import standard_error
+from eenet.scheduler._fitted import Outcome
+from eenet.scheduler._out_of_fold import out_of_fold
 from eenet.scheduler._reports import CERTAIN
 
 Floats = NDArray[np.float64]
@@ -110,26 +112,17 @@ class Recipe:
 @array_value
 @dataclass(frozen=True)
 class Judged:
-    """What a system brings out of fold: for each fold P realized costs, rising, and the utility (P, n) of its samples.
+    """What a system brings out of fold: for each fold outcomes with rising realized costs.
 
     What is in between is interpolated, so that systems are compared at equal realized cost.
     """
 
     recipe: Recipe
-    points: tuple[tuple[Floats, Floats], ...]
+    points: tuple[list[Outcome], ...]
 
-    def at(self, budget: float, fold: int) -> tuple[Floats, float] | None:
-        """Utility (n,) and mean cost in one fold, where at most the budget is spent; None where that cannot be."""
-        costs, utility = self.points[fold]
-        if not len(costs) or costs[0] > budget * (1 + _ROUNDING):
-            return None
-        right = int(np.searchsorted(costs, budget * (1 + _ROUNDING), side="right"))
-        if right == len(costs):
-            return utility[-1], float(costs[-1])
-        share = (budget - costs[right - 1]) / (costs[right] - costs[right - 1])
-        if share <= 0:
-            return utility[right - 1], float(costs[right - 1])
-        return (1 - share) * utility[right - 1] + share * utility[right], budget
+    def at(self, budget: float, fold: int) -> Outcome | None:
+        """The outcome in one fold, where at most the budget is spent; None where that cannot be."""
+        return Outcome.spending(budget, self.points[fold])
 
 
 @dataclass(frozen=True)
@@ -213,8 +206,8 @@ class Judge:
             if any(part is None for part in parts):
                 continue
             known = [parts[fold] for fold in folds]
-            worth = sum(float(part[0].sum()) for part in known if part is not None)
-            cost = sum(part[1] for part in known if part is not None)
+            worth = sum(float(part.utility.sum()) for part in known if part is not None)
+            cost = sum(part.cost for part in known if part is not None)
             found.append((-worth, len(one.recipe.members), not one.recipe.static, cost, len(found), one))
         return [entry[-1] for entry in sorted(found, key=lambda entry: entry[:-1])]
 
@@ -321,42 +314,20 @@ class Judge:
             costs = ExitCosts.cascade(own, unit)
         return ExitRecords.cascade([member.records for member in members]), costs
 
-    def _points(self, recipe: Recipe) -> Iterable[tuple[Floats, Floats]]:
+    def _points(self, recipe: Recipe) -> list[list[Outcome]]:
         """The points of each fold."""
         records, costs = self.records_and_costs(recipe)
         if recipe.static:
             k = -1 if recipe.exit_index is None else recipe.exit_index
             utility = records.require_utility()[k].astype(np.float64)
-            for rows in self.rows:
-                yield np.array([costs.values[k]]), utility[None, rows]
-            return
-        for number, rows in enumerate(self.rows):
-            training = np.concatenate([self.rows[other] for other in self.others(number)])
-            fitted = self._copy().fit(records.subset(training), costs)
-            held_out = records.subset(rows)
-            points = [self._point(fitted, held_out, budget) for budget in self._feasible(fitted)]
-            order = np.argsort([cost for cost, _ in points], kind="stable")
-            spent = np.array([points[i][0] for i in order])
-            keep = np.append(np.diff(spent) > 0, True)  # of equal costs the last, which had the largest budget
-            yield spent[keep], np.stack([points[i][1] for i in order])[keep]
-
-    def _copy(self) -> Scheduler:
-        return self.scheduler._copy()
-
-    def _feasible(self, fitted: Scheduler) -> list[float]:
-        """The smallest budget that can be met, and those above it up to the last exit's cost."""
-        least, most = fitted.costs[0], fitted.costs[-1]
-        try:
-            fitted.at(least)
-        except InfeasibleBudgetError as error:
-            least = error.smallest
-        return [least, *(budget for budget in self.budgets if least < budget < most), most]
-
-    @staticmethod
-    def _point(fitted: Scheduler, held_out: ExitRecords, budget: float) -> tuple[float, Floats]:
-        decisions = fitted.at(budget).replay(held_out)
-        assert decisions.utility is not None
-        return decisions.mean_cost, decisions.utility.astype(np.float64)
+            return [[Outcome(utility[rows], costs[k])] for rows in self.rows]
+        least, most = costs[0], costs[-1]
+        budgets = [least, *(budget for budget in self.budgets if least < budget < most), most]
+        # Of equal costs the last, which had the largest budget.
+        return [
+            list({point.cost: point for point in sorted(points, key=lambda point: point.cost)}.values())
+            for points in out_of_fold(self.scheduler, records, costs, self.rows, budgets, lift=True)
+        ]
 
     def ready(self, recipe: Recipe, budget: float) -> Scheduler | None:
         """The scheduler of a system, fitted to all samples; None of a plain network, which needs none.
@@ -369,7 +340,7 @@ class Judge:
             records, costs = self.records_and_costs(recipe)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ReliabilityWarning)
-                made = self._copy() if recipe.exit_index is None else Static(recipe.exit_index)
+                made = self.scheduler._copy() if recipe.exit_index is None else Static(recipe.exit_index)
                 self._fitted[recipe] = made.fit(records, costs)
         fitted = self._fitted[recipe]
         if recipe.exit_index is not None:

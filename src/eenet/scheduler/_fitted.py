@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -72,6 +73,15 @@ class Outcome:
         """The outcome that is `share` of the way to another."""
         utility = (1 - share) * self.utility + share * other.utility
         return Outcome(utility, (1 - share) * self.cost + share * other.cost)
+
+    @staticmethod
+    def spending(budget: float, points: Sequence[Outcome]) -> Outcome | None:
+        """What may be had for a budget of points with rising costs: a mixture of the two around it, None below all."""
+        above = bisect_right(points, within(budget), key=lambda point: point.cost)
+        if above in (0, len(points)):
+            return points[-1] if above else None
+        low, high = points[above - 1], points[above]
+        return low.between(high, max(0.0, (budget - low.cost) / (high.cost - low.cost)))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
 from eenet.scheduler import SearchedThresholds
+from eenet.scheduler._out_of_fold import out_of_fold, pooled
 
 
 @dataclass(frozen=True)
@@ -41,40 +42,6 @@ class Frontier:
         return float(np.mean(self.accuracies))
 
 
-def frontier(
-    calibration: ExitRecords,
-    test: ExitRecords,
-    costs: ExitCosts,
-    budgets: int | Sequence[float] = 3,
-    *,
-    score: str = "max_prob",
-) -> Frontier:
-    """Accuracy on `test` at budgets evenly between the first and the last exit's cost, or at those given.
-
-    The thresholds on `score` are searched on `calibration` alone. Three budgets lie at 25, 50 and 75 % of the way;
-    models whose heads cost differently are compared at budgets that are given, in the unit of the costs. The realized
-    costs can differ from the budgets, since the test samples are other samples. Raises `InfeasibleBudgetError` for one
-    below the first exit's cost.
-    """
-    costs.require_exits(calibration.num_exits)
-    if isinstance(budgets, int):
-        if budgets < 1:
-            raise InvalidInputError(f"budgets is {budgets}, expected at least 1")
-        limits: list[float] = np.linspace(costs[0], costs[-1], budgets + 2)[1:-1].tolist()
-    else:
-        limits = [float(budget) for budget in budgets]
-    if not limits:
-        raise InvalidInputError("budgets is empty, expected at least one amount")
-    searched = SearchedThresholds(score).fit(calibration, costs, fallback=False)
-    replayed = [searched.at(limit).replay(test) for limit in limits]
-    return Frontier(
-        tuple(limits),
-        tuple(decisions.accuracy for decisions in replayed),
-        tuple(decisions.mean_cost for decisions in replayed),
-        costs.unit,
-    )
-
-
 def two_fold_frontier(
     records: ExitRecords,
     costs: ExitCosts,
@@ -84,6 +51,11 @@ def two_fold_frontier(
     seed: int = 0,
 ) -> Frontier:
     """The frontier of each half of some records under thresholds searched on the other half, averaged.
+
+    Three budgets lie at 25, 50 and 75 % of the way from the first to the last exit's cost; models whose heads cost
+    differently are compared at budgets that are given, in the unit of the costs. The realized costs can differ from the
+    budgets, since the thresholds were searched on other samples. Raises `InfeasibleBudgetError` for a budget below the
+    first exit's cost.
 
     Parameters
     ----------
@@ -110,14 +82,22 @@ def two_fold_frontier(
             f"the validation data has {len(records)} sample, expected at least 2: thresholds are searched on one half "
             "and judged on the other"
         )
-    halves = records.split(0.5, seed=seed)
-    one, other = (frontier(a, b, costs, budgets, score=score) for a, b in (halves, halves[::-1]))
-    shares = [len(halves[1]) / len(records), len(halves[0]) / len(records)]
+    costs.require_exits(records.num_exits)
+    if isinstance(budgets, int):
+        if budgets < 1:
+            raise InvalidInputError(f"budgets is {budgets}, expected at least 1")
+        limits: list[float] = np.linspace(costs[0], costs[-1], budgets + 2)[1:-1].tolist()
+    else:
+        limits = [float(budget) for budget in budgets]
+    if not limits:
+        raise InvalidInputError("budgets is empty, expected at least one amount")
+    halves = records.split_rows(0.5, seed=seed)
+    points = pooled(halves, out_of_fold(SearchedThresholds(score), records, costs, halves, limits, fallback=False))
     return Frontier(
-        one.budgets,
-        tuple(np.average([one.accuracies, other.accuracies], axis=0, weights=shares).tolist()),
-        tuple(np.average([one.costs, other.costs], axis=0, weights=shares).tolist()),
-        one.unit,
+        tuple(limits),
+        tuple(point.accuracy for point in points),
+        tuple(point.cost for point in points),
+        costs.unit,
     )
 
 

@@ -409,17 +409,12 @@ class _StoppingFit(Fitted):
     def outcome(self, budget: float) -> Outcome | None:
         """What the policy for a budget brings, when every decision is made by a model that was fitted without it."""
         utility, costs = self._held_out
-        at = within(budget)
         order = np.flatnonzero(np.minimum.accumulate(costs) == costs)[::-1]  # a higher price never spends more
-        below, above = order[costs[order] <= at], order[costs[order] > at]
         first = self._table(len(self._prices) - 1, 0.0).first
-        low = Outcome(utility[:, below[-1]], float(costs[below[-1]])) if len(below) else None
-        if low is None:  # cheaper than the highest price: some of the samples at the first exit, at random
-            low = Outcome(self.records.require_utility()[first].astype(np.float64), self.costs[first])
-        if not len(above):
-            return low
-        high = Outcome(utility[:, above[0]], float(costs[above[0]]))
-        return low.between(high, float(np.clip((at - low.cost) / (high.cost - low.cost), 0, 1)))
+        # Cheaper than the highest price: some of the samples at the first exit, at random.
+        least = Outcome(self.records.require_utility()[first].astype(np.float64), self.costs[first])
+        points = [least, *(Outcome(utility[:, price], float(costs[price])) for price in order)]
+        return Outcome.spending(budget, points) or least
 
     def _price_of(self, budget: float) -> tuple[int, float]:
         """The price at which about the budget is spent, as a place between two prices of the grid."""
