@@ -53,7 +53,6 @@ VARIANTS = {
     "cifar10-resnet56-gpu",
     "cifar10-resnet56-shared",
     "cifar10-resnet20-shared",
-    "cifar10-resnet56-taught",
     "sst2-minilm",
     "agnews-minilm",
     "camvid-hrnet",
