@@ -14,7 +14,7 @@ from eenet.cli._console import if_stopped, new_table, output, print_json, side
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from eenet.experiments.recipes import RunOptions
+    from eenet.experiments.recipes import Recipe, RunOptions
 
 
 DataRoot = Annotated[Path | None, typer.Option(help="The folder that holds the data set, or its folder.")]
@@ -76,21 +76,20 @@ def reproduce(
     if recipe is None:
         raise InvalidInputError("which recipe? Give a name; eenet reproduce --list shows them")
     loaded = load_recipe(recipe, changes=changes or (), smoke=smoke)
-    folder = out or Path("results") / (f"{loaded.name}-smoke" if smoke else loaded.name)
-    place = run_options(
-        folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
+    place = _run_options(
+        loaded, out, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
-    if_stopped(_to_go_on())
     metrics = run(loaded, place, console=side())
     if json_output:
         print_json(metrics)
     else:
-        output().print((folder / "README.md").read_text(encoding="utf-8"), soft_wrap=True)
+        output().print((place.out / "README.md").read_text(encoding="utf-8"), soft_wrap=True)
 
 
-def run_options(
-    out: Path,
+def _run_options(
+    recipe: Recipe,
+    out: Path | None,
     data_root: Path | None,
     checkpoint: Path | None,
     weights: Path | None,
@@ -102,11 +101,13 @@ def run_options(
     download: bool,
     skip_corrupt: bool,
 ) -> RunOptions:
-    """Where and how a recipe is run, from the options of a command."""
+    """Where and how a recipe is run, from the options of a command; a stop then says how to go on."""
     from eenet.experiments.recipes import RunOptions
 
+    command = _command(sys.argv[1:])
+    if_stopped(f"complete steps and finished epochs are kept; to go on: {command} --resume")
     return RunOptions(
-        out=out,
+        out=out or Path("results") / (f"{recipe.name}-smoke" if smoke else recipe.name),
         data_root=data_root,
         checkpoint=checkpoint,
         weights=weights,
@@ -116,7 +117,7 @@ def run_options(
         download=download,
         on_corrupt="skip" if skip_corrupt else "refuse",
         threads=threads,
-        command=_command(sys.argv[1:]),
+        command=command,
         progress=not side().quiet,
     )
 
@@ -129,10 +130,6 @@ def _command(words: list[str]) -> str:
         if word not in ("--resume", "--from") and not word.startswith("--from=") and not follows:
             kept.append(word)
     return shlex.join(["eenet", *kept])
-
-
-def _to_go_on() -> str:
-    return f"complete steps and finished epochs are kept; to go on: {_command(sys.argv[1:])} --resume"
 
 
 def _show_recipes(*, json_output: bool) -> None:
@@ -200,12 +197,10 @@ def train(
     if freeze_backbone:
         given.append("train.freeze_backbone=true")
     loaded = load_recipe(recipe, changes=[*(changes or ()), *given], smoke=smoke)
-    folder = out or Path("results") / (f"{loaded.name}-smoke" if smoke else loaded.name)
-    place = run_options(
-        folder, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
+    place = _run_options(
+        loaded, out, data_root, checkpoint, weights, resume=resume, start_from=start_from, smoke=smoke, threads=threads,
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
-    if_stopped(_to_go_on())
     result = run(loaded, place, console=side(), steps=("data", "train"))
     if json_output:
         print_json(result)
