@@ -22,6 +22,7 @@ from eenet.cli._console import output, print_json, settings, show_error, show_wa
 from eenet.cli._doctor import doctor
 from eenet.cli._export import export
 from eenet.cli._fit import evaluate, fit
+from eenet.cli._options import Json
 from eenet.cli._plan import plan
 from eenet.cli._predict import predict
 from eenet.cli._profile import profile
@@ -63,7 +64,7 @@ _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "mlxtend")
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-def version(json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def version(json_output: Json = False) -> None:
     """Show the versions of eenet, Python and the libraries it uses.
 
     Example:

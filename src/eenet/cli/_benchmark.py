@@ -16,6 +16,7 @@ from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, side, waiting
 from eenet.cli._data import LABELS, TABLES, class_names, class_numbers, labels_in, names_in, table_labels
 from eenet.cli._inputs import ModelFiles, _function, current_folder_importable, load_saved, model_files
+from eenet.cli._options import Allow, Labels, Seconds
 from eenet.cli._trained import fit_beside, records_beside
 from eenet.errors import InvalidInputError
 
@@ -42,22 +43,18 @@ def benchmark(
     column: Annotated[
         str | None, typer.Option(help="The column of the inputs in a table.", show_default="a usual name, such as text")
     ] = None,
-    labels: Annotated[
-        Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")
-    ] = None,
+    labels: Labels = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="Samples in a call; may be given again.", show_default="1, 32")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 10.0,
+    seconds: Seconds = 10.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each system; 0 leaves them the choice.")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="Use this many of the samples, evenly spaced; 0: all.")] = 0,
     max_accuracy_drop: Annotated[
         float, typer.Option(min=0.0, help="The loss of accuracy at which faster is still called worth it.")
     ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of turns.")] = 0,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
-    ] = None,
+    allow: Allow = None,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="[FILE]", help="Machine-readable; with a FILE, written to it.")
     ] = None,

@@ -14,6 +14,7 @@ from eenet._files import atomic_path
 from eenet.cli._console import if_stopped, new_table, output, print_json, progress
 from eenet.cli._data import call_of, class_names, labels_in, names_in, opened, preprocessing_as, preprocessing_of
 from eenet.cli._inputs import load_target, model_files
+from eenet.cli._options import Allow, Backbone, ImageSize, Json, Labels, MaxLength, Mean, Resize, Std, Tokenizer
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ def collect(
         Path, typer.Option(help="A folder of images, .parquet, .npz, .npy, or of texts .txt, .csv, .tsv or .jsonl.")
     ],
     out: Annotated[Path, typer.Option(help="The records: .safetensors, or .npz with probabilities and labels.")],
-    labels: Annotated[
-        Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")
-    ] = None,
+    labels: Labels = None,
     unlabeled: Annotated[
         bool, typer.Option("--unlabeled", help="Without labels, even where the data have them.")
     ] = False,
@@ -51,31 +50,16 @@ def collect(
             show_default="those kept with the model; else, of folders only, their order by name",
         ),
     ] = None,
-    image_size: Annotated[str | None, typer.Option(help="Read image files: 224, or 512x1024 (height x width).")] = None,
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Bring the shorter side to this, then cut the center; else stretch.")
-    ] = None,
-    mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
-    std: Annotated[str, typer.Option(help="As --mean; one number means gray images.")] = "0.229,0.224,0.225",
-    tokenizer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Read texts: a folder with a tokenizer.json. Of a cascade PREFIX=FOLDER for each tokenizer, such as "
-            "--tokenizer small=FOLDER --tokenizer big=FOLDER; its inputs are small_input_ids and so on."
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens a text is cut at.", show_default="as the tokenizer's folder says")
-    ] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="The network's weights, for a model saved without: timm:NAME, package:NAME, folder or file."),
-    ] = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
+    allow: Allow = None,
+    backbone: Backbone = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for torch; 0 leaves it the choice.")] = 0,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Run a network over data and write what its exits said: the records that `eenet fit` and `evaluate` read.
 

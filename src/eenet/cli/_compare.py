@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eenet.cli._console import as_share, if_stopped, output, part_width, print_json, progress, show_warning
+from eenet.cli._options import Costs, CostsBatchSize, Json, Plain, Prefix, Unit
 from eenet.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -25,22 +26,11 @@ def compare(
         list[Path],
         typer.Argument(metavar="PREDICTIONS...", help=".npz or .safetensors, with labels; several are a cascade"),
     ],
-    costs: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json. Of several "
-            "files: what each network costs by itself, 2.3,9.1, or --costs once for each file."
-        ),
-    ] = None,
-    plain: Annotated[
-        float | None,
-        typer.Option(help="Cost of the plain network, without exits; 60% is of it. A .json file has it."),
-    ] = None,
-    unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
-    ] = None,
-    prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
+    costs: Costs = None,
+    plain: Plain = None,
+    unit: Unit = None,
+    batch_size: CostsBatchSize = None,
+    prefix: Prefix = "",
     held_out: Annotated[
         list[Path] | None,
         typer.Option(
@@ -61,7 +51,7 @@ def compare(
     resume: Annotated[
         bool, typer.Option("--resume/--restart", help="Continue what OUT holds, or discard it and begin again.")
     ] = True,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Compare schedulers on fresh samples, at equal realized cost.
 

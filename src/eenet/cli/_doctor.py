@@ -20,6 +20,7 @@ from eenet._extras import missing_of, require
 from eenet._timing import Timing, in_turns, processor, timed
 from eenet._version import __version__
 from eenet.cli._console import new_table, output, print_json, waiting
+from eenet.cli._options import Json
 from eenet.errors import MissingExtraError
 
 BROKEN = 1
@@ -39,7 +40,7 @@ _GRAPH = "CAcSADo1Cg4KAXgKAXgSAXkiA0FkZBIBZ1oPCgF4EgoKCAgBEgQKAggCYg8KAXkSCgoICA
 
 def doctor(
     seconds: Annotated[float, typer.Option(min=0.0, help="How long to time the same work twice; 0: not at all.")] = 2.0,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Say what is installed and works here, and whether times measured here can be trusted.
 

@@ -13,6 +13,7 @@ from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, short, side, steps
 from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
 from eenet.cli._inputs import OR_FUNCTION, load_target, model_files, read_inputs, read_predictions, sizes_of
+from eenet.cli._options import Allow, Backbone, ImageSize, Json, MaxLength, Mean, Resize, Seconds, Std, Tokenizer
 from eenet.cli._trained import fit_beside, policy_notes, records_beside, without_rules_taken
 from eenet.errors import InvalidInputError
 
@@ -40,32 +41,17 @@ def export(
     ] = None,
     backend: Annotated[str, typer.Option(help="onnx, torch or aoti.")] = "onnx",
     classes: Annotated[Path | None, typer.Option(help="A text file with the name of a class on each line.")] = None,
-    image_size: Annotated[str | None, typer.Option(help="Take image files: 224, or 512x1024 (height x width).")] = None,
-    resize: Annotated[
-        int | None, typer.Option(min=1, help="Bring the shorter side to this, then cut the center; else stretch.")
-    ] = None,
-    mean: Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")] = "0.485,0.456,0.406",
-    std: Annotated[str, typer.Option(help="As --mean; one number means gray images.")] = "0.229,0.224,0.225",
-    tokenizer: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Take texts: a folder with a tokenizer.json. Of a cascade PREFIX=FOLDER for each tokenizer, such as "
-            "--tokenizer small=FOLDER --tokenizer big=FOLDER; its inputs are small_input_ids and so on."
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens a text is cut at.", show_default="as the tokenizer's folder says")
-    ] = None,
+    image_size: ImageSize = None,
+    resize: Resize = None,
+    mean: Mean = "0.485,0.456,0.406",
+    std: Std = "0.229,0.224,0.225",
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
     opset: Annotated[
         int | None, typer.Option(help="Of the ONNX graphs: a lower one for an older ONNX Runtime.", show_default="20")
     ] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="The network's weights, for a model saved without: timm:NAME, package:NAME, folder or file."),
-    ] = None,
+    allow: Allow = None,
+    backbone: Backbone = None,
     records: Annotated[
         Path | None,
         typer.Option(help="Calibration records that the bundle carries, to be planned again: what eenet fit took."),
@@ -96,11 +82,11 @@ def export(
         float | None, typer.Option(help="With this probability it loses no more on fresh samples: 0.95. Under auto.")
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,8,32",
-    seconds: Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")] = 1.0,
+    seconds: Seconds = 1.0,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads for torch and for the bundle; 0 leaves them the choice.")
     ] = 0,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Write a model and its scheduler as a bundle that runs elsewhere.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet.cli._console import if_stopped, output, print_json, waiting, with_unit
+from eenet.cli._options import Costs, CostsBatchSize, Json, Plain, Predictions, Prefix, Unit
 from eenet.cli._trained import without_rules_taken
 from eenet.errors import InvalidInputError
 
@@ -21,28 +22,15 @@ if TYPE_CHECKING:
 
 
 def fit(
-    predictions: Annotated[
-        list[Path], typer.Argument(metavar="PREDICTIONS...", help=".npz or .safetensors; several are a cascade")
-    ],
+    predictions: Predictions,
     budget: Annotated[
         str | None,
         typer.Option(help="Mean cost per sample: 60% of the plain network, or like 3.5ms. Without it: for all."),
     ] = None,
-    costs: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json. Of several "
-            "files: what each network costs by itself, 2.3,9.1, or --costs once for each file."
-        ),
-    ] = None,
-    plain: Annotated[
-        float | None,
-        typer.Option(help="Cost of the plain network, without exits; 60% is of it. A .json file has it."),
-    ] = None,
-    unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
-    ] = None,
+    costs: Costs = None,
+    plain: Plain = None,
+    unit: Unit = None,
+    batch_size: CostsBatchSize = None,
     method: Annotated[
         str,
         typer.Option(
@@ -70,10 +58,10 @@ def fit(
         float | None,
         typer.Option("--max-error", help="The highest error of those that are answered; the others are handed back."),
     ] = None,
-    prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
+    prefix: Prefix = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the methods that learn or search.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to save the scheduler (.safetensors).")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Fit an exit scheduler to a network's predictions, from whatever framework.
 
@@ -249,13 +237,11 @@ def _show(scheduler: Scheduler, evaluation: Evaluation, out: Path | None, *, in_
 
 
 def evaluate(
-    predictions: Annotated[
-        list[Path], typer.Argument(metavar="PREDICTIONS...", help=".npz or .safetensors; several are a cascade")
-    ],
+    predictions: Predictions,
     scheduler: Annotated[Path, typer.Option(help="What eenet fit --out saved.")],
     budget: Annotated[str | None, typer.Option(help="Another budget of the scheduler, such as 60% or 3.5ms.")] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as test_.")] = "",
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Show what a fitted scheduler does with fresh predictions.
 

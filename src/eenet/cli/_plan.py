@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet.cli._console import new_table, output, print_json, waiting
+from eenet.cli._options import Json
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def plan(
     max_wait_ms: Annotated[float, typer.Option(min=0, help="How long a call waits for others.")] = 2.0,
     hop_ms: Annotated[float, typer.Option(min=0, help="How long a call takes to reach a stage.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the simulated traffic.")] = 0,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Plan a fleet: replicas of each stage for given traffic, or the traffic that given replicas can take.
 

@@ -21,6 +21,7 @@ from eenet.cli._console import (
     show_warning,
 )  # fmt: skip
 from eenet.cli._inputs import current_folder_importable
+from eenet.cli._options import Bundle, BundleAllow, Json
 from eenet.cli._trained import bundle_of
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ NONE_ANSWERED = 1
 
 
 def predict(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A folder that eenet export wrote, or a trained model by its name.")
-    ],
+    bundle: Bundle,
     source: Annotated[
         Path,
         typer.Argument(
@@ -48,16 +47,14 @@ def predict(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it the choice.")] = 0,
     restart: Annotated[bool, typer.Option("--restart", help="Do not go on with a run that was stopped.")] = False,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
-    ] = None,
+    allow: BundleAllow = None,
     ray: Annotated[bool, typer.Option("--ray", help="By Ray Data, on all machines of a Ray cluster.")] = False,
     address: Annotated[str | None, typer.Option(help="With --ray: the cluster; without, one is started here.")] = None,
     replicas: Annotated[int, typer.Option(min=0, help="With --ray: processes; 0 is as many as fit.")] = 0,
     piece: Annotated[
         int, typer.Option(min=1, help="Inputs whose results are kept together; what a stop can cost.")
     ] = 1024,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Run a bundle over a folder or a file, results as parquet.
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from eenet._extras import require_extra
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, progress, short, steps
 from eenet.cli._inputs import current_folder_importable, load_target, read_predictions, sizes_of
+from eenet.cli._options import Allow, Backbone
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -37,13 +38,8 @@ def profile(
         float | None,
         typer.Option(min=0.0, help="About how long to measure each batch size.", show_default="2; of a bundle 1"),
     ] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
-    ] = None,
-    backbone: Annotated[
-        str | None,
-        typer.Option(help="The network's weights, for a model saved without: timm:NAME, package:NAME, folder or file."),
-    ] = None,
+    allow: Allow = None,
+    backbone: Backbone = None,
     threads: Annotated[
         int, typer.Option(min=0, help="Threads for torch, or for each stage of a bundle; 0 leaves them the choice.")
     ] = 0,

@@ -9,6 +9,7 @@ import typer
 
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, steps
+from eenet.cli._options import CostsBatchSize, Unit
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -56,10 +57,8 @@ def report(
         ),
     ] = None,
     plain: Annotated[float | None, typer.Option(help="Cost of the plain network, where no .json file has it.")] = None,
-    unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
-    ] = None,
+    unit: Unit = None,
+    batch_size: CostsBatchSize = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names in predictions, such as test_.")] = "",
     calibration_prefix: Annotated[
         str, typer.Option("--calibration-prefix", help="The same in --calibration, such as val_.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eenet.cli._console import if_stopped, output, part_width, print_json, progress
+from eenet.cli._options import CostsBatchSize, Json, Prefix, Unit
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -32,11 +33,9 @@ def search(
             "--costs for each file, with numbers or a .json file of eenet profile --json."
         ),
     ] = None,
-    unit: Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")
-    ] = None,
-    prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")] = "",
+    unit: Unit = None,
+    batch_size: CostsBatchSize = None,
+    prefix: Prefix = "",
     method: Annotated[
         str | None,
         typer.Option(
@@ -51,7 +50,7 @@ def search(
     out: Annotated[
         Path | None, typer.Option(help="Where to save the scheduler of the best system for BUDGET (.safetensors).")
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+    json_output: Json = False,
 ) -> None:
     """Find the best system for each budget, of several networks and their cascades.
 

@@ -15,6 +15,7 @@ import typer
 from eenet._extras import require_extra
 from eenet.cli._console import note_threads, print_json, side
 from eenet.cli._inputs import current_folder_importable
+from eenet.cli._options import Bundle, BundleAllow, ListeningJson
 from eenet.cli._trained import bundle_of
 from eenet.errors import InvalidInputError
 
@@ -25,9 +26,7 @@ TOKEN_VARIABLE = "EENET_TOKEN"
 
 
 def serve(
-    bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A folder that eenet export wrote, or a trained model by its name.")
-    ],
+    bundle: Bundle,
     host: Annotated[str, typer.Option(help="Beyond loopback it needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     token_file: Annotated[
@@ -54,9 +53,7 @@ def serve(
             show_default="to those who have the token; without one, to requests of this machine",
         ),
     ] = None,
-    allow: Annotated[
-        list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
-    ] = None,
+    allow: BundleAllow = None,
     ray: Annotated[bool, typer.Option("--ray", help="Each stage a deployment of its own on a Ray cluster.")] = False,
     address: Annotated[str | None, typer.Option(help="With --ray: the cluster; without, one is started here.")] = None,
     replicas: Annotated[
@@ -67,9 +64,7 @@ def serve(
     write_yaml: Annotated[
         Path | None, typer.Option(help="With --ray: write the file for `serve deploy`, and do not serve.")
     ] = None,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one line when it listens, with the address.")
-    ] = False,
+    json_output: ListeningJson = False,
 ) -> None:
     """Serve a bundle over HTTP: POST /predict, a page at /, metrics, and a budget that can be changed.
 

@@ -13,6 +13,7 @@ import typer
 from eenet._extras import require
 from eenet._pretrained import model_names
 from eenet.cli._console import print_json, side
+from eenet.cli._options import ListeningJson
 from eenet.errors import InvalidInputError
 
 
@@ -26,9 +27,7 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     budgets: Annotated[int, typer.Option(min=2, help="How many budgets the slider has.")] = 41,
-    json_output: Annotated[
-        bool, typer.Option("--json", help="Print one line when it listens, with the address.")
-    ] = False,
+    json_output: ListeningJson = False,
 ) -> None:
     """Show the report of results in the browser, and follow a run that writes them.
 

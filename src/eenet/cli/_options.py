@@ -1,0 +1,58 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Allow = Annotated[
+    list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="The network's weights, for a model saved without: timm:NAME, package:NAME, folder or file."),
+]
+Bundle = Annotated[
+    Path, typer.Argument(metavar="BUNDLE", help="A folder that eenet export wrote, or a trained model by its name.")
+]
+BundleAllow = Annotated[
+    list[str] | None, typer.Option(help="An import path that a bundle of weights may call to build its network.")
+]
+Costs = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Cost of the whole way to each exit, 2.3,4.1,4.9; or a .json file of eenet profile --json. Of several "
+        "files: what each network costs by itself, 2.3,9.1, or --costs once for each file."
+    ),
+]
+CostsBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")]
+ImageSize = Annotated[str | None, typer.Option(help="Read image files: 224, or 512x1024 (height x width).")]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+Labels = Annotated[Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")]
+ListeningJson = Annotated[bool, typer.Option("--json", help="Print one line when it listens, with the address.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Tokens a text is cut at.", show_default="as the tokenizer's folder says")
+]
+Mean = Annotated[str, typer.Option(help="Of each channel, pixels scaled to 0..1.")]
+Plain = Annotated[
+    float | None, typer.Option(help="Cost of the plain network, without exits; 60% is of it. A .json file has it.")
+]
+Predictions = Annotated[
+    list[Path], typer.Argument(metavar="PREDICTIONS...", help=".npz or .safetensors; several are a cascade")
+]
+Prefix = Annotated[str, typer.Option(help="Of the arrays' names, such as val_.")]
+Resize = Annotated[
+    int | None, typer.Option(min=1, help="Bring the shorter side to this, then cut the center; else stretch.")
+]
+Seconds = Annotated[float, typer.Option(min=0.0, help="About how long to measure each batch size.")]
+Std = Annotated[str, typer.Option(help="As --mean; one number means gray images.")]
+Tokenizer = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Read texts: a folder with a tokenizer.json. Of a cascade PREFIX=FOLDER for each tokenizer, such as "
+        "--tokenizer small=FOLDER --tokenizer big=FOLDER; its inputs are small_input_ids and so on."
+    ),
+]
+Unit = Annotated[str | None, typer.Option(help="Of the costs: ms (the default), cpu_ms, flops or a word.")]
