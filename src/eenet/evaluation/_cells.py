@@ -301,9 +301,7 @@ class Means:
     ends: Mapping[str, Mapping[int, Floats]]
 
 
-def bootstrap_means(
-    cells: Sequence[Cell], held: Sequence[Ints], pool: int, costs: ExitCosts, *, seed: int, replicates: int = REPLICATES
-) -> Means:
+def bootstrap_means(cells: Sequence[Cell], held: Sequence[Ints], pool: int, costs: ExitCosts, *, seed: int) -> Means:
     """Draw samples of the pool with replacement, and weigh each resplit's held-out samples by their counts.
 
     `held` are the numbers in the pool of each resplit's held-out samples. One draw is used for all resplits and all
@@ -315,7 +313,7 @@ def bootstrap_means(
         by_resplit.setdefault(cell.resplit, []).append(cell)
     for resplit, of_resplit in by_resplit.items():
         columns = [np.concatenate([costs.values[c.exits], c.utility, c.ends]).astype(np.float64) for c in of_resplit]
-        means = _weighted(np.concatenate(columns), held[resplit], pool, seed, replicates)
+        means = _weighted(np.concatenate(columns), held[resplit], pool, seed)
         start = 0
         for cell in of_resplit:
             count = len(cell.rows)
@@ -326,17 +324,17 @@ def bootstrap_means(
     return result
 
 
-def _weighted(columns: Floats, held: Ints, pool: int, seed: int, replicates: int) -> Floats:
-    """Weighted means (replicates, columns) of columns (columns, n)."""
+def _weighted(columns: Floats, held: Ints, pool: int, seed: int) -> Floats:
+    """Weighted means (REPLICATES, columns) of columns (columns, n)."""
     return np.concatenate(
-        [(w @ columns.T) / np.maximum(w.sum(axis=1, keepdims=True), 1) for w in _weights(held, pool, seed, replicates)]
+        [(w @ columns.T) / np.maximum(w.sum(axis=1, keepdims=True), 1) for w in _weights(held, pool, seed)]
     )
 
 
-def _weights(held: Ints, pool: int, seed: int, replicates: int) -> Iterator[Floats]:
+def _weights(held: Ints, pool: int, seed: int) -> Iterator[Floats]:
     rng = np.random.default_rng(seed)
-    for start in range(0, replicates, _CHUNK):
-        size = min(_CHUNK, replicates - start)
+    for start in range(0, REPLICATES, _CHUNK):
+        size = min(_CHUNK, REPLICATES - start)
         drawn = rng.multinomial(pool, np.full(pool, 1 / pool), size=size)
         yield drawn[:, held].astype(np.float64)
 

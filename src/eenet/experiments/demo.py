@@ -116,9 +116,9 @@ def table(metrics: Mapping[str, Any]) -> Table:
     for heading in ("budget, ms", "held-out", "acc. %", "batch\n1, ms", f"batch\n{size}, ms", "speed", "exits %"):
         made.add_column(heading, justify="right", no_wrap=True)
 
-    def number(row: Mapping[str, Any], key: str) -> Text:
-        over = key == "test_cost" and "limit" in row and row[key] > row["limit"]
-        words = "" if row.get(key) is None else f"{row[key]:.3f}"
+    def held_out(row: Mapping[str, Any]) -> Text:
+        over = "limit" in row and row["test_cost"] > row["limit"]
+        words = "" if row.get("test_cost") is None else f"{row['test_cost']:.3f}"
         return Text(f"{words}!", style="red") if over else Text(words)
 
     for _, rows in groupby(
@@ -129,7 +129,7 @@ def table(metrics: Mapping[str, Any]) -> Table:
             made.add_row(
                 Text(name_of(row), style="bold" if row["method"] == "eenet" else ""),
                 f"{row['budget']} {row['limit']:.3f}" if "limit" in row else "",
-                number(row, "test_cost"),
+                held_out(row),
                 f"{100 * row['accuracy']:.1f}",
                 *(f"{row['time'][n]['ms']:.2f}" for n in ("1", size)),
                 Text(f"{times:.2f}x", style="red" if times < 1 else ""),

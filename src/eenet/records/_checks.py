@@ -152,12 +152,12 @@ def checked(values: ArrayLike, name: str, kinds: str, shape: tuple[int, ...]) ->
     return array
 
 
-def fractions(values: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    array = checked(values, name, "fbiu", shape)
+def utilities(values: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    array = checked(values, "utility", "fbiu", shape)
     outside = ~((array >= 0) & (array <= 1))
     if outside.any():
         k, n = np.argwhere(outside)[0]
-        raise InvalidInputError(f"{name}[{k}, {n}] is {array[k, n]:.6g}, expected a number from 0 to 1")
+        raise InvalidInputError(f"utility[{k}, {n}] is {array[k, n]:.6g}, expected a number from 0 to 1")
     return array.astype(np.float32, copy=False)
 
 

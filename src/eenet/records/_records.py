@@ -19,10 +19,10 @@ from eenet.records._checks import (
     checked,
     class_labels,
     exit_cube,
-    fractions,
     kept_numbers,
     require_distributions,
     require_most_probable,
+    utilities,
 )
 from eenet.tasks import POOLED, VOTES, Evidence, softmax
 
@@ -98,7 +98,7 @@ class ExitRecords:
         self.probabilities, self.predictions = p, predicted
         if utility is None and self.labels is not None:
             utility = predicted == self.labels
-        self.utility = None if utility is None else fractions(utility, "utility", shape)
+        self.utility = None if utility is None else utilities(utility, shape)
         self.pooled = {
             name: checked(values, f"pooled[{name!r}]", "f", shape).astype(np.float64, copy=False)
             for name, values in (pooled or {}).items()

@@ -22,7 +22,7 @@ _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 _NONE = "-"
 
 
-def gallery(replays: Replays, scores: Scores, shown: int = SHOWN) -> dict[str, Any]:
+def gallery(replays: Replays, scores: Scores) -> dict[str, Any]:
     """Samples of every group, with predictions, scores and exits.
 
     `exits` of a scheduler has a text for each sample, with one character for each budget: the exit, 0 to 9 and then a
@@ -34,7 +34,7 @@ def gallery(replays: Replays, scores: Scores, shown: int = SHOWN) -> dict[str, A
     fates = None if found is None else found[0]
     among = np.arange(len(records)) if given is None or given.rows is None else given.rows
     masked = given is not None and given.masks is not None
-    picked = _chosen(len(among), None if fates is None else fates[among], shown // 2 if masked else shown)
+    picked = _chosen(len(among), None if fates is None else fates[among], SHOWN // 2 if masked else SHOWN)
     rows = among[picked]
     tops = np.nan_to_num(records.probabilities[:, rows].max(axis=2))
     finite = np.isfinite(records.probabilities[:, rows].sum(axis=2))

@@ -155,12 +155,12 @@ def scores_and_correctness(replays: Replays) -> list[Chart]:
     return charts
 
 
-def by_rank(score: Any, utility: Any, parts: int = _PARTS) -> tuple[list[float], list[float], list[float]]:
+def by_rank(score: Any, utility: Any) -> tuple[list[float], list[float], list[float]]:
     """Mean rank in [0, 1], mean utility and its standard error of about equal parts by score; ties stay together."""
     _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - counts / 2)[places] / len(score)  # of a sample among ties: their middle
-    part = np.minimum((ranks * parts).astype(np.intp), parts - 1)
-    found = [np.flatnonzero(part == number) for number in range(parts)]
+    part = np.minimum((ranks * _PARTS).astype(np.intp), _PARTS - 1)
+    found = [np.flatnonzero(part == number) for number in range(_PARTS)]
     of = [(float(ranks[rows].mean()), utility[rows]) for rows in found if len(rows)]
     return (
         [rank for rank, _ in of],

@@ -32,17 +32,17 @@ _CHANGES = {
 }
 
 
-def binned(confidence: Floats, utility: Floats, bins: int = BINS) -> dict[str, Any]:
+def binned(confidence: Floats, utility: Floats) -> dict[str, Any]:
     """Bins of equal width over [0, 1]: for each that is not empty its samples, mean confidence and mean utility.
 
     `error` is the standard error of the mean utility; `ece` the expected calibration error, the mean of the distances
     weighted by the samples.
     """
-    number = np.clip((confidence * bins).astype(np.intp), 0, bins - 1)
-    count = np.bincount(number, minlength=bins)
+    number = np.clip((confidence * BINS).astype(np.intp), 0, BINS - 1)
+    count = np.bincount(number, minlength=BINS)
     full = count > 0
     mean, share, square = (
-        np.bincount(number, values, minlength=bins)[full] / count[full] for values in (confidence, utility, utility**2)
+        np.bincount(number, values, minlength=BINS)[full] / count[full] for values in (confidence, utility, utility**2)
     )
     error = np.sqrt(np.maximum(square - share**2, 0.0) / count[full])
     ece = float((np.abs(mean - share) * count[full]).sum() / max(1, len(confidence)))
@@ -257,9 +257,9 @@ def changes(replays: Replays, known: Confidence) -> Chart:
     )
 
 
-def confusion(run: Run, exit_index: int = 0) -> Chart:
-    """How often an exit says one class and the last exit another; of many classes those that are changed most."""
-    first, last = run.records.predictions[exit_index], run.records.predictions[-1]
+def confusion(run: Run) -> Chart:
+    """How often the first exit says one class and the last another; of many classes those that are changed most."""
+    first, last = run.records.predictions[0], run.records.predictions[-1]
     size = run.records.num_classes
     counts = np.bincount(first * size + last, minlength=size * size).reshape(size, size)
     moved = counts - np.diag(np.diag(counts))
@@ -267,10 +267,10 @@ def confusion(run: Run, exit_index: int = 0) -> Chart:
     kept = np.sort(most) if size > _CLASSES else np.arange(size)
     names = [str(run.classes[c]) for c in kept]
     shown = counts[np.ix_(kept, kept)]
-    early = run.exit_titles[exit_index]
+    early = run.exit_titles[0]
     whole = np.maximum(counts.sum(axis=1)[kept], 1)
     return chart(
-        f"confusion-{exit_index}",
+        "confusion-0",
         f"Answers of {early} and of the last exit",
         f"A row: of the samples that {early} calls this class, the share that the last exit calls each."
         + (f" The {len(kept)} of {size} classes whose answers change most." if len(kept) < size else ""),

@@ -41,10 +41,10 @@ class ExampleError(CutError):
     """A network fails on the example by itself."""
 
 
-def require_runs(network: nn.Module, at: Sequence[str], form: InputForm, example: Example) -> None:
+def require_runs(network: nn.Module, form: InputForm, example: Example) -> None:
     """Raise `CutError` where a network fails on the example by itself, with the way out where that is known."""
     try:
-        first_run(network, at, form)
+        first_run(network, (), form)
     except ExampleError as error:
         raise CutError(without_batch(network, *arguments_of(example)) or str(error)) from error
 

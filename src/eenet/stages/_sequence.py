@@ -95,7 +95,7 @@ def sequence_split(sequence: StageSequence, form: InputForm) -> Split:
     names = [name for name, _ in sequence.named_children()]
     with undisturbed(sequence):
         runs = [_Run(sequence, form, sample_inputs(form, batch)) for batch in _BATCHES]
-        shorter = _Run(sequence, form, _shorter(form, _BATCHES[0])) if form.dynamic else None
+        shorter = _Run(sequence, form, _shorter(form)) if form.dynamic else None
     taken = [name for name, is_tensor in zip(form.names, form.is_tensor, strict=True) if is_tensor]
     inputs = _described(taken, [run.inputs for run in runs], None if shorter is None else shorter.inputs, form)
     stages = []
@@ -196,8 +196,8 @@ def _returned(leaves: Sequence[Any]) -> tuple[Tensor, ...]:
     return tuple(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Tensor)))
 
 
-def _shorter(form: InputForm, batch: int) -> tuple[Tensor, ...]:
-    inputs = sample_inputs(form, batch)
+def _shorter(form: InputForm) -> tuple[Tensor, ...]:
+    inputs = sample_inputs(form, _BATCHES[0])
     for dim in form.dynamic:
         inputs = tuple(t.narrow(dim, 0, t.shape[dim] - 1) if dim < t.ndim else t for t in inputs)
     return inputs

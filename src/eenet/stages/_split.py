@@ -191,11 +191,11 @@ class _Builder:
         return value
 
 
-def _argument(node: fx.Node, name: str) -> Any:
-    """An argument of an operator by its name; None where it has none."""
+def _dropped(node: fx.Node) -> Any:
+    """The share that attention drops; None of other operators."""
     for place, argument in enumerate(schema_of(node.target).arguments):
-        if argument.name == name:
-            given = node.args[place] if place < len(node.args) else node.kwargs.get(name)
+        if argument.name == "dropout_p":
+            given = node.args[place] if place < len(node.args) else node.kwargs.get("dropout_p")
             return argument.default_value if given is None else given
     return None
 
@@ -207,7 +207,7 @@ def random_steps(module: nn.Module) -> Iterator[str]:
             continue
         is_random = torch.Tag.nondeterministic_seeded in node.target.tags
         # Dropout has an argument that says whether it is on, attention a share that is dropped.
-        if is_random and not any(value is False for value in node.args) and _argument(node, "dropout_p") != 0.0:
+        if is_random and not any(value is False for value in node.args) and _dropped(node) != 0.0:
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             name = original_name(stack[-1][0]) if stack else ""
             yield f": {schema_of(node.target).name.partition('::')[2]!r}" + (f" in module {name!r}" if name else "")

@@ -98,7 +98,7 @@ def split_points(
                 try:
                     graph_module, calls, _ = capture_with_markers(model, modules, form)
                 except CutError:
-                    require_runs(model, (), form, example)  # else that is the reason
+                    require_runs(model, form, example)  # else that is the reason
                     raise
                 ends = _Ends(graph_module, list(modules), calls)
                 shares, shapes = _costs(graph_module, form, cost)

@@ -147,11 +147,10 @@ class ImageFolder(ImageFiles):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         augment: str | None = None,
-        skipped: Sequence[CorruptSample] = (),
     ) -> None:
         if size < 1:
             raise InvalidInputError(f"size is {size}, expected 1 pixel or more")
-        super().__init__(len(files), labels, classes, name=name, split=split, transform=transform, skipped=skipped)
+        super().__init__(len(files), labels, classes, name=name, split=split, transform=transform)
         self.root, self.files, self.size = root, list(files), size
         self.normalize = Normalize(mean, std)
         self.augment = None if augment is None else Augment(augment)

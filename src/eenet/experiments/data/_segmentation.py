@@ -81,15 +81,12 @@ class SegmentationFolder(ImageFiles):
         scale: tuple[float, float] = (0.5, 2.0),
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        skipped: Sequence[CorruptSample] = (),
     ) -> None:
         if crop_size is not None and (len(crop_size) != 2 or min(crop_size) < 1):
             raise InvalidInputError(f"crop_size is {crop_size!r}, expected (height, width) in pixels, or None")
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] < float("inf"):
             raise InvalidInputError(f"scale is {scale!r}, expected (smallest, largest) factor, both above 0")
-        super().__init__(
-            len(pairs), None, CITYSCAPES_CLASSES, name=name, split=split, transform=transform, skipped=skipped
-        )
+        super().__init__(len(pairs), None, CITYSCAPES_CLASSES, name=name, split=split, transform=transform)
         self.root, self.files = root, [image for image, _ in pairs]
         self.label_maps = [label_map for _, label_map in pairs]
         self.crop_size, self.scale = crop_size, scale
