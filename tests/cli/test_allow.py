@@ -44,6 +44,29 @@ def make():
     return eenet.attach(network, ["first"], example=torch.randn(2, 3, 8, 8)), torch.randn(2, 3, 8, 8)
 """
 
+PAIR = """
+import torch, eenet
+from torch import nn
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, input, scale):
+        return self.last(self.first(input) * scale)
+
+
+def network():
+    return Scaled().eval()
+
+
+def make():
+    example = torch.randn(2, 3), torch.randn(2, 1)
+    return eenet.attach(network(), ["first"], example=example, source="scaled_inputs_of_a_test:network"), example
+"""
+
 SAYS_ITS_CLASSES = """
 
 def with_names():  # as a network of Hugging Face has them
@@ -87,6 +110,24 @@ def test_export_says_the_option_and_takes_it(saved: Path) -> None:
     found = json.loads(run(*words, "--allow", SOURCE, "--json").stdout)
     assert found["backend"] == "torch"
     assert f"--allow {SOURCE}" in refused("serve", "bundle")
+
+
+def test_samples_of_an_export_are_named_as_those_of_collect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the arguments of the network, of which tracing calls "input" otherwise."""
+    monkeypatch.chdir(tmp_path)
+    Path("scaled_inputs_of_a_test.py").write_text(PAIR)
+    rng = np.random.default_rng(0)
+    x, scale = rng.normal(size=(40, 3)).astype("f4"), rng.random((40, 1), dtype="f4")
+    np.savez("data.npz", input=x, scale=scale, labels=rng.integers(0, 3, 40))
+    target = "scaled_inputs_of_a_test:make"
+    run("collect", target, "--data", "data.npz", "--out", "records.npz")
+    run("fit", "records.npz", "--costs", "1,2", "--budget", "1.5ms", "--out", "scheduler.safetensors")
+    words = ("export", target, "--scheduler", "scheduler.safetensors", "--backend", "torch", "--no-measure", "--json")
+    exported = json.loads(run(*words, "--samples", "data.npz", "--out", "bundle").stdout)
+    assert exported["verified"]["samples"] == 40
+    np.savez("other.npz", x=x, scale=scale)
+    said = refused(*words, "--samples", "other.npz", "--out", "bundle")
+    assert "holds ['scale', 'x'], the network takes ['input', 'scale']" in said
 
 
 class TestCollect:

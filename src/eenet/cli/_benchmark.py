@@ -14,8 +14,18 @@ from eenet._extras import require, require_extra
 from eenet._files import existing_file
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, side, waiting
-from eenet.cli._data import LABELS, TABLES, class_names, class_numbers, labels_in, names_in, table_labels
-from eenet.cli._inputs import ModelFiles, _function, current_folder_importable, load_saved, model_files
+from eenet.cli._data import (
+    TABLES,
+    arrays_in,
+    class_names,
+    class_numbers,
+    labels_in,
+    names_in,
+    preprocessing_of,
+    samples_in,
+    table_labels,
+)
+from eenet.cli._models import ModelFiles, current_folder_importable, function_at, load_saved, model_files
 from eenet.cli._options import Allow, Labels, Seconds
 from eenet.cli._trained import fit_beside, records_beside
 from eenet.errors import InvalidInputError
@@ -187,7 +197,7 @@ def _made(
     if prefix in _REGISTRIES and not folder.exists():
         return {name: _named_network(name, what, file, untrained)}
     if ":" in what and not folder.is_dir():
-        made = _function(what)()
+        made = function_at(what)()
         return {name: made if file is None else (made, _scheduler(file), *([budgets] if budgets else []))}
     model = _model(what, allow)
     if file is not None:
@@ -296,7 +306,6 @@ def _samples(
     import numpy as np
 
     from eenet.benchmarking._samples import Samples
-    from eenet.predict._inputs import read_arrays_file
 
     found = [model_files(_read_word(word)[1].removeprefix(_PLAIN)) for word in words]
     files = next((one for one in found if one is not None and one.input("samples.npz") is not None), None)
@@ -310,17 +319,13 @@ def _samples(
         data = files.inputs / "samples.npz"
         truth = truth if truth is not None else _labels_of_run(files.inputs, data)
     if data.suffix in (".npy", ".npz"):
-        arrays = read_arrays_file(existing_file(data))
-        held = next((arrays.pop(key) for key in LABELS if key in arrays and len(arrays) > 1), None)
+        arrays, held = arrays_in(data)
         if truth is None and held is not None:
             truth = class_numbers(held, known, f"'labels' of {str(data)!r}", _NUMBERS)
     else:
         arrays, held = _prepared(data, column, limit, _preprocessing(data, made, files), known, labeled=truth is None)
         truth, limit = truth if truth is not None else held, 0
-    sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(sizes) != 1 or sizes == {0}:
-        raise InvalidInputError(f"{str(data)!r} holds {sorted(sizes) or 'no'} samples; expected as many in each array")
-    count = sizes.pop()
+    count = samples_in(arrays, data)
     if truth is not None and len(truth) != count:
         raise InvalidInputError(f"there are {len(truth)} labels for {count} samples; give one for each sample")
     if 0 < limit < count:
@@ -335,20 +340,17 @@ def _labels_of_run(work: Path, samples: Path) -> Any:
     """Those of the evenly spaced test samples that a run keeps for `eenet export`."""
     import numpy as np
 
-    from eenet.predict._inputs import read_arrays_file
     from eenet.records import ExitRecords
 
     if not (work / "test.safetensors").is_file():
         return None
     labels = ExitRecords.load(work / "test.safetensors").labels
-    count = len(next(iter(read_arrays_file(samples).values())))
+    count = len(next(iter(arrays_in(samples)[0].values())))
     return None if labels is None else labels[np.arange(count) * len(labels) // count]
 
 
 def _preprocessing(data: Path, made: dict[str, Any], files: ModelFiles | None) -> Preprocessing:
     """What makes inputs of files: that of a bundle, or of a run folder."""
-    from eenet.cli._data import preprocessing_of
-
     if not data.exists():
         raise InvalidInputError(f"there is no {str(data)!r}; give a folder or a file")
     bundles = (value[0] if isinstance(value, tuple) else value for value in made.values())

@@ -13,7 +13,7 @@ from eenet._extras import require_extra
 from eenet._files import atomic_path
 from eenet.cli._console import if_stopped, new_table, output, print_json, progress
 from eenet.cli._data import call_of, class_names, labels_in, names_in, opened, preprocessing_as, preprocessing_of
-from eenet.cli._inputs import load_target, model_files
+from eenet.cli._models import load_target, model_files
 from eenet.cli._options import Allow, Backbone, ImageSize, Json, Labels, MaxLength, Mean, Resize, Std, Tokenizer
 from eenet.errors import InvalidInputError
 

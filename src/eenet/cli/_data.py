@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet._files import existing_file, lines_of
 from eenet.cli._console import side
-from eenet.errors import InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.models import MultiExitModel
@@ -130,25 +130,8 @@ def opened(
 
 
 def _arrays(model: MultiExitModel, data: Path, size: int) -> tuple[int, _Batches, _Known]:
-    from eenet.predict._inputs import read_arrays_file
-
-    arrays = read_arrays_file(existing_file(data))
-    held = next((arrays.pop(key) for key in LABELS if key in arrays and len(arrays) > 1), None)
-    names = [one.name for one in model.staged.inference_stages[0].inputs]
-    arguments = model.staged.arguments
-    if set(arrays) == set(arguments) and len(arguments) == len(names):  # tracing renames some, such as "input"
-        arrays = {name: arrays[argument] for name, argument in zip(names, arguments, strict=True)}
-    if len(arrays) == len(names) == 1:
-        arrays = {names[0]: next(iter(arrays.values()))}
-    if set(arrays) != set(names):
-        taken = list(arguments) if len(arguments) == len(names) else names
-        raise InvalidInputError(
-            f"{str(data)!r} holds {sorted(arrays)}, the network takes {taken}; name them so, and the labels 'labels'"
-        )
-    sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if len(sizes) != 1 or sizes == {0}:
-        raise InvalidInputError(f"{str(data)!r} holds {sorted(sizes)} samples; expected as many in each array")
-    count = sizes.pop()
+    arrays, held = _read(model, data)
+    count = samples_in(arrays, data)
 
     def batches() -> Iterator[tuple[dict[str, NDArray[Any]], int]]:
         for first in range(0, count, size):
@@ -162,6 +145,45 @@ def _arrays(model: MultiExitModel, data: Path, size: int) -> tuple[int, _Batches
     return count, batches, known
 
 
+def arrays_in(path: Path, inputs: Sequence[str] = ()) -> tuple[dict[str, NDArray[Any]], Any]:
+    """The arrays of an .npz or .npy file, and the labels beside them, which are none of the inputs; None without."""
+    from eenet.predict._inputs import read_arrays_file
+
+    arrays = read_arrays_file(existing_file(path))
+    beside = (key for key in LABELS if key in arrays and key not in inputs and len(arrays) > 1)
+    return arrays, next((arrays.pop(key) for key in beside), None)
+
+
+def samples_in(arrays: Mapping[str, NDArray[Any]], data: Path) -> int:
+    """How many samples the arrays hold; raises `InvalidInputError` where that is none, or not the same of each."""
+    sizes = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(sizes) != 1 or sizes == {0}:
+        raise InvalidInputError(f"{str(data)!r} holds {sorted(sizes) or 'no'} samples; expected as many in each array")
+    return sizes.pop()
+
+
+def read_inputs(model: MultiExitModel, path: Path) -> Any:
+    """The inputs in an .npz or .npy file, as the arguments of a call of the model."""
+    return call_of(model, _read(model, path)[0], path)
+
+
+def _read(model: MultiExitModel, data: Path) -> tuple[dict[str, NDArray[Any]], Any]:
+    """The arrays of a file by the names of the network's inputs, and the labels beside them."""
+    names = [one.name for one in model.staged.inference_stages[0].inputs]
+    arguments = model.staged.arguments
+    arrays, held = arrays_in(data, (*names, *arguments))
+    if set(arrays) == set(arguments) and len(arguments) == len(names):  # tracing renames some, such as "input"
+        arrays = {name: arrays[argument] for name, argument in zip(names, arguments, strict=True)}
+    if len(arrays) == len(names) == 1:
+        arrays = {names[0]: next(iter(arrays.values()))}
+    if set(arrays) != set(names):
+        taken = list(arguments) if len(arguments) == len(names) else names
+        raise InvalidInputError(
+            f"{str(data)!r} holds {sorted(arrays)}, the network takes {taken}; name them so, and the labels 'labels'"
+        )
+    return arrays, held
+
+
 def call_of(model: MultiExitModel, arrays: dict[str, NDArray[Any]], data: Path) -> Any:
     """The arguments of a call of the model, as a batch of `eenet.collect` gives them."""
     import torch
@@ -169,7 +191,7 @@ def call_of(model: MultiExitModel, arrays: dict[str, NDArray[Any]], data: Path) 
     try:
         tensors = tuple(torch.from_numpy(arrays[one.name]) for one in model.staged.inference_stages[0].inputs)
     except TypeError as error:
-        raise InvalidInputError(f"{str(data)!r} holds what is no numbers ({error}); write plain arrays") from error
+        raise FileFormatError(f"{str(data)!r} holds what is no numbers ({error}); write plain arrays") from error
     args, kwargs = model.staged.call_of(tensors)
     return kwargs if kwargs and not args else args
 

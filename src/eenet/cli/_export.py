@@ -11,8 +11,9 @@ import typer
 from eenet._extras import require_extra
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, short, side, steps
-from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of
-from eenet.cli._inputs import OR_FUNCTION, load_target, model_files, read_inputs, read_predictions, sizes_of
+from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of, read_inputs
+from eenet.cli._inputs import read_predictions, sizes_of
+from eenet.cli._models import OR_FUNCTION, load_target, model_files
 from eenet.cli._options import Allow, Backbone, ImageSize, Json, MaxLength, Mean, Resize, Seconds, Std, Tokenizer
 from eenet.cli._trained import fit_beside, policy_notes, records_beside, without_rules_taken
 from eenet.errors import InvalidInputError

@@ -1,31 +1,24 @@
-"""What a command is about, from its arguments: predictions and costs in files, and models; no file can run code."""
+"""Predictions and costs that a command is about, from its arguments; no file can run code."""
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
-import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._files import existing_file, read_header, read_tensors, require_safetensors, sha256_of
-from eenet._pretrained import DESCRIPTION, find_model, model_names
+from eenet._files import existing_file, read_header, read_tensors, require_safetensors
 from eenet._timing import doubt
 from eenet._warn import warn
-from eenet.cli._console import waiting
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 
 if TYPE_CHECKING:
     from eenet.costs import ExitCosts
-    from eenet.models import MultiExitModel
     from eenet.records import ExitRecords
 
 
@@ -359,172 +352,3 @@ def sizes_of(text: str) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise InvalidInputError(f"--batch-sizes {text!r}: a batch has at least 1 sample")
     return tuple(sorted(set(sizes)))
-
-
-OR_FUNCTION = ", and no package.module:function"
-_MAKING = "tracing the network, cutting it into stages and checking them"
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """Where the model of a folder is, and what there may be beside it.
-
-    `inputs` is the folder of classes.txt, preprocessing.json, samples.npz and calibration.npz, `records` that of
-    calibration.safetensors, test.safetensors and metrics.json.
-    """
-
-    model: Path
-    inputs: Path
-    records: Path
-
-    def input(self, name: str) -> Path | None:
-        """A file of `inputs`, where it is there."""
-        path = self.inputs / name
-        return path if path.is_file() else None
-
-    def digests(self) -> dict[str, str]:
-        """The SHA-256 of each file that a bundle of the model can be made of, by its path."""
-        folders = {"model": self.model.rglob("*"), "inputs": self._described()}
-        found = {f"records/{name}": self.records / name for name in ("calibration.safetensors", "metrics.json")}
-        for kind, files in folders.items():
-            found |= {f"{kind}/{file.relative_to(getattr(self, kind)).as_posix()}": file for file in files}
-        return {name: sha256_of(file) for name, file in sorted(found.items()) if file.is_file()}
-
-    def _described(self) -> Iterator[Path]:
-        """What says how inputs are made: the files, and the tokenizer in its folder."""
-        yield from (self.inputs / name for name in ("classes.txt", "preprocessing.json", "samples.npz"))
-        yield from (self.inputs / "preprocessing").rglob("*")
-
-    def calibration(self) -> Path | None:
-        """The calibration records, where they are there."""
-        path = self.records / "calibration.safetensors"
-        return path if path.is_file() else None
-
-    def batch_size(self) -> int:
-        """The batch size that the costs of the model's results are of; 1 where nothing says so."""
-        path = self.records / "metrics.json"
-        if not path.is_file():
-            return 1
-        try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["costs"]["batch_size"] or 1)
-        except (ValueError, KeyError, TypeError) as error:
-            raise FileFormatError(
-                f"{str(path)!r} is not what eenet reproduce writes ({error!r} is missing or wrong)"
-            ) from error
-
-
-def model_files(target: str | Path) -> ModelFiles | None:
-    """The files of a saved model, a trained one by its name, or a folder of `eenet demo`, `train` or `reproduce`.
-
-    None for what is no such folder, such as a bundle.
-    """
-    folder = Path(target)
-    work = folder / "work"
-    if (work / "model" / DESCRIPTION).is_file():
-        return ModelFiles(work / "model", work, folder)
-    if (folder / "manifest.json").is_file():
-        return None
-    # What is kept of a run when its work is deleted has the same form as a model that ships.
-    known = folder if folder.exists() else model_names().get(str(target), folder)
-    places = (folder, folder / "model", known)
-    model = next((one for one in places if (one / DESCRIPTION).is_file()), None)
-    return None if model is None else ModelFiles(model, model, model)
-
-
-def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None = None) -> tuple[MultiExitModel, Any]:
-    """A model and an example input; raises `InvalidInputError` for a target that gives none.
-
-    `allow` lists the import paths that a saved model may call to build a network of the caller's own; `backbone` says
-    where the weights of its network are, where they are not in it.
-    """
-    from eenet.models import MultiExitModel
-
-    if ":" not in target or Path(target).is_dir():
-        files = model_files(target)
-        folder = files.model if files is not None else find_model(target, expected=OR_FUNCTION)
-        with waiting(_MAKING):
-            model = load_saved(folder, allow, backbone)
-        args, kwargs = model.staged.example
-        return model, args or kwargs
-    if backbone is not None:
-        raise InvalidInputError(f"--backbone is for a saved model, and {target!r} is a function; leave it out")
-    with waiting(_MAKING):
-        made = _function(target)()
-    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], MultiExitModel):
-        return made
-    if isinstance(made, MultiExitModel):
-        return made, _example_of(made, target)
-    raise InvalidInputError(
-        f"{target} returned {type(made).__name__}, expected a MultiExitModel (see eenet.attach) or (model, example)"
-    )
-
-
-def load_saved(folder: Path, allow: Sequence[str], backbone: str | None = None) -> MultiExitModel:
-    """What `save_pretrained` wrote; its network may be a function of the current folder, where it is allowed."""
-    from eenet.models import MultiExitModel
-
-    with current_folder_importable():
-        return MultiExitModel.from_pretrained(folder, allow=allow, backbone=backbone)
-
-
-def read_inputs(model: MultiExitModel, path: Path) -> Any:
-    """The inputs in an .npz or .npy file, as the arguments of a call of the model."""
-    import torch
-
-    from eenet.predict._inputs import read_arrays_file
-
-    names = [one.name for one in model.staged.inference_stages[0].inputs]
-    arrays = read_arrays_file(existing_file(path))
-    if "labels" not in names:
-        arrays.pop("labels", None)  # files for eenet collect and benchmark have them
-    if set(arrays) != set(names) and len(arrays) == len(names) == 1:
-        arrays = {names[0]: next(iter(arrays.values()))}
-    if set(arrays) != set(names):
-        raise InvalidInputError(f"{str(path)!r} holds {sorted(arrays)}, the network takes {names}; name them so")
-    try:
-        tensors = tuple(torch.from_numpy(arrays[name]) for name in names)
-    except TypeError as error:
-        raise FileFormatError(f"{str(path)!r} holds what is no numbers ({error}); write plain arrays") from error
-    args, kwargs = model.staged.call_of(tensors)
-    return kwargs if kwargs and not args else args
-
-
-def _function(target: str) -> Any:
-    module_name, _, name = target.partition(":")
-    try:
-        with current_folder_importable():
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"{target!r}: there is no module {error.name!r} in the current folder or among the installed packages"
-        ) from error
-    except ValueError as error:
-        raise InvalidInputError(f"{target!r} cannot be read ({error}); give package.module:function") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise InvalidInputError(f"{target!r}: module {module_name!r} has no function {name!r}")
-    return function
-
-
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Modules of the current folder can be imported, as with `python -m`."""
-    before = list(sys.path)
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _example_of(model: MultiExitModel, target: str) -> Any:
-    """Noise of the shape the model was cut with, where that leaves no choice."""
-    import torch
-
-    inputs = model.staged.inference_stages[0].inputs
-    shape = inputs[0].shape[1:]
-    if len(inputs) != 1 or not inputs[0].dtype.is_floating_point or not all(isinstance(size, int) for size in shape):
-        raise InvalidInputError(
-            f"{target} returned a model whose input cannot be made up; return (model, example) with an example input"
-        )
-    return torch.randn(4, *(int(size) for size in shape), dtype=inputs[0].dtype)

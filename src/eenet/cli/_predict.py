@@ -20,7 +20,7 @@ from eenet.cli._console import (
     show_error,
     show_warning,
 )  # fmt: skip
-from eenet.cli._inputs import current_folder_importable
+from eenet.cli._models import current_folder_importable
 from eenet.cli._options import Bundle, BundleAllow, Json
 from eenet.cli._trained import bundle_of
 

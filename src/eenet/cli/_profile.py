@@ -11,7 +11,8 @@ from rich.table import Table
 
 from eenet._extras import require_extra
 from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, progress, short, steps
-from eenet.cli._inputs import current_folder_importable, load_target, read_predictions, sizes_of
+from eenet.cli._inputs import read_predictions, sizes_of
+from eenet.cli._models import current_folder_importable, load_target
 from eenet.cli._options import Allow, Backbone
 from eenet.errors import InvalidInputError
 

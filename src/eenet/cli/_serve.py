@@ -14,7 +14,7 @@ import typer
 
 from eenet._extras import require_extra
 from eenet.cli._console import note_threads, print_json, side
-from eenet.cli._inputs import current_folder_importable
+from eenet.cli._models import current_folder_importable
 from eenet.cli._options import Bundle, BundleAllow, ListeningJson
 from eenet.cli._trained import bundle_of
 from eenet.errors import InvalidInputError

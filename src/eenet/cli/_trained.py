@@ -17,15 +17,9 @@ from eenet._pretrained import DESCRIPTION, find_model, hidden_model
 from eenet._timing import processor
 from eenet._version import __version__
 from eenet.cli._console import if_stopped, side, steps
-from eenet.cli._data import names_in, preprocessing_of
-from eenet.cli._inputs import (
-    ModelFiles,
-    current_folder_importable,
-    load_target,
-    model_files,
-    read_inputs,
-    read_predictions,
-)
+from eenet.cli._data import names_in, preprocessing_of, read_inputs
+from eenet.cli._inputs import read_predictions
+from eenet.cli._models import ModelFiles, current_folder_importable, load_target, model_files
 from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning
 
 if TYPE_CHECKING:
