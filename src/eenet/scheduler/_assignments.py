@@ -184,26 +184,22 @@ class Shared(Assignment):
         low, high = 0, len(levels)
         while low < high:
             middle = (low + high) // 2
-            thresholds = _at_level(table, float(levels[middle]))
-            if table.mean_cost(thresholds) <= within(budget):
+            thresholds, cost = _at_level(table, float(levels[middle]))
+            if cost <= within(budget):
                 low, best = middle + 1, thresholds
             else:
                 high = middle
         return Plan(table.spend_rest(best, budget), min(budget, costs[-1]))
 
 
-def _at_level(table: ScoreTable, level: float) -> Thresholds:
+def _at_level(table: ScoreTable, level: float) -> tuple[Thresholds, float]:
     """At every exit the samples that score at least the level exit; a tie that it would split exits as a whole."""
-    values, enabled = np.zeros(table.early), np.zeros(table.early, dtype=np.bool_)
-    alive = np.ones(table.samples, dtype=np.bool_)
-    for k in range(table.early):
-        ranked = table.ranked(k, alive)
+
+    def exiting(k: int, ranked: Ints) -> int:
         cuts = table.cuts(k, ranked)
-        above = int((table.scores[k, ranked] >= level).sum())
-        exiting = int(cuts[np.searchsorted(cuts, above)])
-        values[k], enabled[k] = table.threshold(k, ranked, exiting)
-        alive[ranked[:exiting]] = False
-    return Thresholds(values, enabled)
+        return int(cuts[np.searchsorted(cuts, int((table.scores[k, ranked] >= level).sum()))])
+
+    return table.for_exiting(exiting)
 
 
 @dataclass(frozen=True)

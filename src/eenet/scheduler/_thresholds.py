@@ -116,17 +116,28 @@ class ScoreTable:
             return float(last - _MARGIN), True
         return float((last + self.scores[k, ranked[exiting]]) / 2), True
 
-    def recentered(self, thresholds: Thresholds) -> Thresholds:
-        """The same decisions on these samples, each threshold midway between its two neighbors."""
+    def for_exiting(self, exiting: Callable[[int, Ints], int]) -> tuple[Thresholds, float]:
+        """Thresholds by which the first `exiting(k, ranked)` of the ranked samples exit at exit k, and the mean cost."""
         values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
         alive = np.ones(self.samples, dtype=np.bool_)
+        exited = np.zeros(self.early + 1, dtype=np.intp)
         for k in range(self.early):
             ranked = self.ranked(k, alive)
-            on = bool(thresholds.enabled[k] and self.live[k])
-            leaving = leaves_at(self.scores[k], self.finite[k], thresholds.values[k], on)
-            values[k], enabled[k] = self.threshold(k, ranked, int(leaving[ranked].sum()))
-            alive &= ~leaving
-        return Thresholds(values, enabled)
+            count = exiting(k, ranked)
+            values[k], enabled[k] = self.threshold(k, ranked, count)
+            alive[ranked[:count]] = False
+            exited[k] = count
+        exited[-1] = self.samples - exited.sum()
+        return Thresholds(values, enabled), float(exited @ self.costs / self.samples)
+
+    def recentered(self, thresholds: Thresholds) -> Thresholds:
+        """The same decisions on these samples, each threshold midway between its two neighbors."""
+
+        def exiting(k: int, ranked: Ints) -> int:
+            on = bool(thresholds.enabled[k])
+            return int(leaves_at(self.scores[k, ranked], self.finite[k, ranked], thresholds.values[k], on).sum())
+
+        return self.for_exiting(exiting)[0]
 
     def for_shares(self, shares: Floats) -> Thresholds:
         """Thresholds by which about N p_k samples exit at exit k: the surest of those that are running.
@@ -143,16 +154,7 @@ class ScoreTable:
 
     def _for_counts(self, counts: tuple[int, ...]) -> tuple[Thresholds, float]:
         """Thresholds by which about these numbers of samples exit, and their mean cost."""
-        values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
-        alive = np.ones(self.samples, dtype=np.bool_)
-        exited = np.zeros(self.early + 1, dtype=np.intp)
-        for k in range(self.early):
-            ranked = self.ranked(k, alive)
-            exited[k] = self._nearest_cut(k, ranked, counts[k])
-            values[k], enabled[k] = self.threshold(k, ranked, int(exited[k]))
-            alive[ranked[: exited[k]]] = False
-        exited[-1] = self.samples - exited.sum()
-        return Thresholds(values, enabled), float(exited @ self.costs / self.samples)
+        return self.for_exiting(lambda k, ranked: self._nearest_cut(k, ranked, counts[k]))
 
     def _nearest_cut(self, k: int, ranked: Ints, count: int) -> int:
         """Of `cuts` the one nearest to a number; most numbers are cuts, which takes two scores to see."""
