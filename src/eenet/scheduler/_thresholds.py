@@ -117,7 +117,7 @@ class ScoreTable:
         return float((last + self.scores[k, ranked[exiting]]) / 2), True
 
     def for_exiting(self, exiting: Callable[[int, Ints], int]) -> tuple[Thresholds, float]:
-        """Thresholds by which the first `exiting(k, ranked)` of the ranked samples exit at exit k, and the mean cost."""
+        """Thresholds by which `exiting(k, ranked)` of the ranked samples exit at exit k, and their mean cost."""
         values, enabled = np.zeros(self.early), np.zeros(self.early, dtype=np.bool_)
         alive = np.ones(self.samples, dtype=np.bool_)
         exited = np.zeros(self.early + 1, dtype=np.intp)

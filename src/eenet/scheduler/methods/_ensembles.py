@@ -17,7 +17,7 @@ from eenet.records import ExitRecords
 from eenet.scheduler._policy import Ensemble, ExitHistory, Floats, Ints, probability
 from eenet.scheduler._scheduler import Scheduler
 from eenet.scheduler.methods._plain import TINY
-from eenet.scheduler.methods._temperature import log_probabilities, require_labels
+from eenet.scheduler.methods._temperature import largest_log_odds, log_probabilities, require_labels
 from eenet.tasks import Evidence
 
 _SPREAD = 0.5
@@ -57,11 +57,7 @@ class ZTWScore(Ensemble):
 
     def __call__(self, history: ExitHistory) -> Floats:
         """Scores (n,)."""
-        z = self._product(history)
-        others = np.exp(z)
-        others[np.arange(len(z)), z.argmax(axis=-1)] = 0.0
-        scores: Floats = -np.log(np.maximum(others.sum(axis=-1), TINY))
-        return scores
+        return largest_log_odds(self._product(history))
 
     def readable(self, threshold: float) -> float:
         """The probability of the ensemble's answer."""

@@ -45,13 +45,7 @@ class TemperatureScore(Score):
     def __call__(self, history: ExitHistory) -> Floats:
         """Scores (n,)."""
         k = history.exit_index
-        z = log_probabilities(history.evidence[k]) / self.temperatures[k]
-        rows, largest = np.arange(len(z)), z.argmax(axis=-1)
-        z -= z[rows, largest][:, None]
-        others = np.exp(z)
-        others[rows, largest] = 0.0
-        scores: Floats = -np.log(np.maximum(others.sum(axis=-1), TINY))
-        return scores
+        return largest_log_odds(log_probabilities(history.evidence[k]) / self.temperatures[k])
 
     def readable(self, threshold: float) -> float:
         """The calibrated probability."""
@@ -89,6 +83,16 @@ def log_probabilities(evidence: Evidence) -> Floats:
     """
     logs: Floats = np.log(np.maximum(evidence.probabilities.astype(np.float64), _SMALLEST))
     return logs
+
+
+def largest_log_odds(z: Floats) -> Floats:
+    """The log odds (n,) of the largest class probability, from logits (n, C), which this overwrites."""
+    rows, largest = np.arange(len(z)), z.argmax(axis=-1)
+    z -= z[rows, largest][:, None]
+    others = np.exp(z)
+    others[rows, largest] = 0.0
+    odds: Floats = -np.log(np.maximum(others.sum(axis=-1), TINY))
+    return odds
 
 
 def require_labels(records: ExitRecords, score: type[Score]) -> Ints:
