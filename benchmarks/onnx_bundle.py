@@ -42,7 +42,7 @@ from eenet._extras import require
 from eenet._timing import describe_machine, machine, timed
 from eenet.bundle import LoadedBundle
 from eenet.errors import ReliabilityWarning
-from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, rounds_of, spread
+from resnet50 import PLACEHOLDER, SHARES, cell, fixed, noise, rounds_of, spread, summary, table
 
 POOLS = {1: 10, 8: 40}
 VARIANTS = ("eager", "frozen", "whole", "static", "no_exit", "apart", "inside", "unseen", "mix")
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for size in options.batch_sizes:
             pool = images[: POOLS[size]]
             results.append(_measure(network, model, bundle, inside, whole, pool, size, options.seconds))
-            print(_table(results[-1]), flush=True)
+            print(table(results[-1]), flush=True)
     costs = _costs(options.network, options.exits, options.size, options.threads, options.batch_sizes, options.seconds)
     if options.json:
         data = {"machine": found, "threads": options.threads, "loading_seconds": seconds, "results": results}
@@ -279,44 +279,7 @@ def _measure(
 
     rounds = rounds_of(run, len(batches), seconds, f"batch {size}: rounds", VARIANTS)
     shares = np.bincount(took, minlength=4) / len(took)
-    return _summary(rounds, size, len(images), shares) | {"optimized": str(frozen.optimized)}
-
-
-def _summary(rounds: NDArray[np.float64], size: int, images: int, shares: NDArray[np.float64]) -> dict[str, Any]:
-    """`rounds` is (rounds, variants, wall and CPU) seconds for all images."""
-    clocks = ("wall", "cpu")
-    per_image = rounds / images * 1000
-    found: dict[str, Any] = {"batch_size": size, "images": images, "rounds": len(rounds)}
-    found["exit_shares"] = shares.tolist()
-    found["ms_per_image"] = {
-        variant: {clock: spread(per_image[:, i, c]) for c, clock in enumerate(clocks)}
-        for i, variant in enumerate(VARIANTS)
-    }
-    found["ratios"] = {}
-    for name, over, under, target in RATIOS:
-        a, b = rounds[:, VARIANTS.index(over)], rounds[:, VARIANTS.index(under)]
-        found["ratios"][name] = {clock: spread(a[:, c] / b[:, c]) for c, clock in enumerate(clocks)}
-        minima = {clock: float(a[:, c].min() / b[:, c].min()) for c, clock in enumerate(clocks)}
-        found["ratios"][name] |= {"of_minima": minima, "target": target}
-    return found
-
-
-def _table(result: dict[str, Any]) -> str:
-    shares = "/".join(f"{100 * share:.0f}" for share in result["exit_shares"])
-    lines = [
-        f"batch {result['batch_size']}: {result['images']} images, exits {shares} %, {result['rounds']} rounds; "
-        "median (quartiles)",
-        f"  frozen stages: {result['optimized']}",
-        f"  {'ms per image':<22}{'wall':>24}{'CPU':>24}",
-    ]
-    for variant, clocks in result["ms_per_image"].items():
-        lines.append(f"  {variant:<22}{cell(clocks['wall'], 1):>24}{cell(clocks['cpu'], 1):>24}")
-    lines.append(f"  {'ratio, round by round':<22}{'wall':>24}{'CPU':>24}{'of minima: wall, CPU':>22}  target")
-    for name, ratio in result["ratios"].items():
-        minima = f"{ratio['of_minima']['wall']:.3f}, {ratio['of_minima']['cpu']:.3f}"
-        cells = f"{cell(ratio['wall'], 3):>24}{cell(ratio['cpu'], 3):>24}{minima:>22}"
-        lines.append(f"  {name:<22}{cells}  {ratio['target']}".rstrip())
-    return "\n".join(lines) + "\n"
+    return summary(rounds, size, len(images), shares, VARIANTS, RATIOS) | {"optimized": str(frozen.optimized)}
 
 
 if __name__ == "__main__":

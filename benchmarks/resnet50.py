@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = []
     for size in options.batch_sizes:
         results.append(_measure(network, model, images[: POOLS[size]], size, options.seconds))
-        print(_table(results[-1]), flush=True)
+        print(table(results[-1]), flush=True)
     if options.json:
         text = json.dumps({"machine": found, "network": options.network, "results": results}, indent=1)
         options.json.write_text(text + "\n", encoding="utf-8")
@@ -139,7 +139,7 @@ def _measure(
         return timed(runners[variant], batches[index])
 
     rounds = rounds_of(run, len(batches), seconds, f"batch {size}: rounds")
-    return _summary(rounds, size, len(images), np.bincount(took, minlength=4) / len(took))
+    return summary(rounds, size, len(images), np.bincount(took, minlength=4) / len(took))
 
 
 PLACEHOLDER = eenet.ExitCosts([1, 2, 3, 4], unit="stages")  # the forced policies do not look at costs
@@ -184,26 +184,29 @@ def _parts(model: eenet.MultiExitModel, batch: Tensor, exits: NDArray[np.intp]) 
     return float(total[0]), float(total[1])
 
 
-def _summary(rounds: NDArray[np.float64], size: int, images: int, shares: NDArray[np.float64]) -> dict[str, Any]:
+def summary(
+    rounds: NDArray[np.float64],
+    size: int,
+    images: int,
+    shares: NDArray[np.float64],
+    variants: Sequence[str] = VARIANTS,
+    ratios: Sequence[tuple[str, str, str, str]] = RATIOS,
+) -> dict[str, Any]:
     """`rounds` is (rounds, variants, wall and CPU) seconds for all images."""
+    clocks = ("wall", "cpu")
     per_image = rounds / images * 1000
-    found: dict[str, Any] = {
-        "batch_size": size,
-        "images": images,
-        "rounds": len(rounds),
-        "exit_shares": shares.tolist(),
-        "ms_per_image": {},
-        "ratios": {},
+    found: dict[str, Any] = {"batch_size": size, "images": images, "rounds": len(rounds)}
+    found["exit_shares"] = shares.tolist()
+    found["ms_per_image"] = {
+        variant: {clock: spread(per_image[:, i, c]) for c, clock in enumerate(clocks)}
+        for i, variant in enumerate(variants)
     }
-    for i, variant in enumerate(VARIANTS):
-        found["ms_per_image"][variant] = {clock: spread(per_image[:, i, c]) for c, clock in enumerate(("wall", "cpu"))}
-    for name, over, under, target in RATIOS:
-        a, b = rounds[:, VARIANTS.index(over)], rounds[:, VARIANTS.index(under)]
-        found["ratios"][name] = {clock: spread(a[:, c] / b[:, c]) for c, clock in enumerate(("wall", "cpu"))}
-        found["ratios"][name] |= {
-            "of_minima": {clock: float(a[:, c].min() / b[:, c].min()) for c, clock in enumerate(("wall", "cpu"))},
-            "target": target,
-        }
+    found["ratios"] = {}
+    for name, over, under, target in ratios:
+        a, b = rounds[:, variants.index(over)], rounds[:, variants.index(under)]
+        found["ratios"][name] = {clock: spread(a[:, c] / b[:, c]) for c, clock in enumerate(clocks)}
+        minima = {clock: float(a[:, c].min() / b[:, c].min()) for c, clock in enumerate(clocks)}
+        found["ratios"][name] |= {"of_minima": minima, "target": target}
     return found
 
 
@@ -212,18 +215,20 @@ def spread(values: NDArray[np.float64]) -> dict[str, float]:
     return {"median": float(middle), "lower_quartile": float(low), "upper_quartile": float(high)}
 
 
-def _table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     shares = "/".join(f"{100 * share:.0f}" for share in result["exit_shares"])
     lines = [
         f"batch {result['batch_size']}: {result['images']} images, exits {shares} %, {result['rounds']} rounds; "
         "median (quartiles)",
+        *([f"  frozen stages: {result['optimized']}"] if "optimized" in result else []),
         f"  {'ms per image':<22}{'wall':>24}{'CPU':>24}",
     ]
     for variant, clocks in result["ms_per_image"].items():
         lines.append(f"  {variant:<22}{cell(clocks['wall'], 1):>24}{cell(clocks['cpu'], 1):>24}")
-    lines.append(f"  {'ratio, round by round':<22}{'wall':>24}{'CPU':>24}{'of the minima, CPU':>20}  target")
+    lines.append(f"  {'ratio, round by round':<22}{'wall':>24}{'CPU':>24}{'of minima: wall, CPU':>22}  target")
     for name, ratio in result["ratios"].items():
-        cells = f"{cell(ratio['wall'], 3):>24}{cell(ratio['cpu'], 3):>24}{ratio['of_minima']['cpu']:>20.3f}"
+        minima = f"{ratio['of_minima']['wall']:.3f}, {ratio['of_minima']['cpu']:.3f}"
+        cells = f"{cell(ratio['wall'], 3):>24}{cell(ratio['cpu'], 3):>24}{minima:>22}"
         lines.append(f"  {name:<22}{cells}  {ratio['target']}".rstrip())
     return "\n".join(lines) + "\n"
 
