@@ -36,7 +36,7 @@ from eenet._timing import describe_machine, in_turns, machine, timed
 from eenet.bundle._graphs import onnx_graphs, plain_graph
 from eenet.bundle._quantize import quantized
 from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
-from eenet.models._io import logits_in
+from eenet.models import logits_in
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (1, 8, 32)

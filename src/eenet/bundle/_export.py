@@ -36,9 +36,8 @@ from eenet.bundle._precision import MAX_EXIT_DROP, Choice, Options, Precision, c
 from eenet.bundle._verify import verify
 from eenet.costs import Budget
 from eenet.errors import InvalidInputError
-from eenet.models import MultiExitModel
+from eenet.models import MultiExitModel, require_exits
 from eenet.models._collect import digest_of
-from eenet.models._multi_exit import require_exits
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
 from eenet.records import ExitRecords

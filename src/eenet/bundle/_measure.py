@@ -27,8 +27,7 @@ from eenet.runtime import StageBackend, TensorSpec
 from eenet.runtime._backend import Ints, Live, dynamic_sizes
 from eenet.runtime._loop import Arrays, run
 from eenet.runtime._sizes import Inputs
-from eenet.scheduler import DecisionState, ExitHistory, Score, ThresholdPolicy
-from eenet.scheduler._policy import Ensemble
+from eenet.scheduler import DecisionState, Ensemble, ExitHistory, Score, ThresholdPolicy
 from eenet.tasks import Task
 
 BATCH_SIZES = (1, 8, 32)

@@ -30,10 +30,9 @@ from eenet.bundle._measure import (
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
-from eenet.runtime._backend import Live
+from eenet.runtime import Live
 from eenet.runtime._sizes import not_of_length, of_length, stand_ins, undescribed
-from eenet.scheduler import Fallback, Scheduler
-from eenet.scheduler._fitted import PolicyTable
+from eenet.scheduler import Fallback, PolicyTable, Scheduler
 
 MOST_RECORD_BYTES = 32 * 1024 * 1024
 RECORDS = "records.safetensors"

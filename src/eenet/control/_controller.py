@@ -17,8 +17,7 @@ from eenet._files import existing_file, write_json
 from eenet.control._pacing import Alternation, DriftReport, DriftTest, Pacer, Quotas
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError
-from eenet.scheduler import Scheduler, ThresholdPolicy
-from eenet.scheduler._fitted import PolicyTable
+from eenet.scheduler import PolicyTable, Scheduler, ThresholdPolicy
 from eenet.scheduler._policy import Floats, Ints
 
 _FORMAT, _SCHEMA = "eenet.controller", 1

@@ -1,11 +1,8 @@
 """Comparing schedulers and systems: bounds that know the labels, held-out accuracy at equal realized cost, a search."""
 
-from eenet.evaluation._cells import Row as Row
 from eenet.evaluation._compare import compare
 from eenet.evaluation._comparison import Comparison
-from eenet.evaluation._comparison import Difference as Difference
 from eenet.evaluation._evaluate import Evaluation, evaluate
-from eenet.evaluation._evaluate import EvaluationRow as EvaluationRow
 from eenet.evaluation._figures import Curve as Curve
 from eenet.evaluation._figures import Point as Point
 from eenet.evaluation._figures import write_cost_figure as write_cost_figure

@@ -27,7 +27,6 @@ from eenet.models._multi_exit import MultiExitModel, attach
 from eenet.models._multi_exit import require_exits as require_exits
 from eenet.models._named import from_pretrained, multi_exit
 from eenet.models._networks import MODELS as MODELS
-from eenet.models._networks import ModelSpec as ModelSpec
 from eenet.models._networks import Source, build_network, make_heads
 from eenet.models._networks import known as known
 

@@ -9,7 +9,6 @@ from eenet.scheduler._policy import DecisionState, ExitHistory, Score, Threshold
 from eenet.scheduler._policy import Ensemble as Ensemble
 from eenet.scheduler._replay import Decisions
 from eenet.scheduler._replay import replay as replay
-from eenet.scheduler._reports import DeadExit as DeadExit
 from eenet.scheduler._reports import Fallback as Fallback
 from eenet.scheduler._scheduler import SCHEDULERS, Scheduler
 from eenet.scheduler.methods._eenet import EENet
