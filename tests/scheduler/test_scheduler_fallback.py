@@ -287,6 +287,27 @@ def test_where_no_exit_that_says_anything_fits_the_budget_the_error_says_so(tmp_
     assert Static(1).fit(records, toy_costs()).replay(records).mean_cost == 2.0  # as it was asked for by name
 
 
+def test_the_smallest_budget_counts_samples_that_are_not_finite_at_the_first_exit_that_is_used(tmp_path: Path) -> None:
+    logits, labels = toy_logits(900, seed=1)
+    logits = with_exit(logits, 0, "constant", 0)
+    logits[1, :90] = np.nan
+    records, costs = ExitRecords.from_logits(logits, labels), toy_costs()
+    for make in METHODS.values():
+        fitted = make().fit(records, costs)
+        assert [dead.exit_index for dead in fitted.left_out] == [0]
+        with pytest.raises(
+            InfeasibleBudgetError, match=r"exit 1 is the first .* smallest feasible budget is 2\.1 ms"
+        ) as caught:
+            fitted.at(1.0)
+        assert caught.value.smallest == pytest.approx(2.1)
+        assert fitted.at(caught.value.smallest).replay(records).mean_cost == pytest.approx(2.1)
+    saved = eenet.MaxProbability().fit(records, costs)
+    saved.save(tmp_path / "s.safetensors")
+    assert eenet.load_scheduler(tmp_path / "s.safetensors").at(2.1).calibration_cost == pytest.approx(2.1)
+    found = eenet.search({"net": records}, {"net": costs}, [2.5])
+    assert found.frontier[0].budget == 2.5
+
+
 def test_an_exit_that_two_others_drawn_by_lot_outdo_does_not_pay() -> None:
     logits, labels = toy_logits(3000, seed=2)
     logits[1] = np.random.default_rng(0).normal(size=logits[1].shape)

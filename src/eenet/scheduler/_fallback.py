@@ -222,12 +222,30 @@ class NeverWorse(Fitted):
 
     def plan(self, budget: float) -> PlannedPolicy:
         """The policy for a budget."""
-        with_reasons(self.dead, self.costs, budget)
+        self._require_live(budget)
         taken = None if self.rules is None else self._fallback(self.rules, budget)
         if taken is None or self.rules is None:
             return self.own.plan(budget)
         plan = self.own.plan(budget) if taken.reason == "fit" else self.rules.plan(taken.taken, budget)
         return replace(plan, note=None, fallback=taken)
+
+    def _require_live(self, budget: float) -> None:
+        """Raise `InfeasibleBudgetError` where the budget is below the first exit that is not left out."""
+        costs, out = self.costs, {d.exit_index for d in self.dead}
+        first = next(k for k in range(len(costs)) if k not in out)
+        if costs[first] <= within(budget):
+            return
+        smallest = costs[first]
+        try:
+            self.own.plan(smallest)
+        except InfeasibleBudgetError as error:  # some samples have to go further
+            smallest = error.smallest
+        raise InfeasibleBudgetError(
+            f"budget {budget:.6g} {costs.unit} cannot be met: {'; '.join(map(str, self.dead[:first]))}. Samples that "
+            f"exit there lose, so exit {first} is the first that is used, and the smallest feasible budget is "
+            f"{smallest:.6g} {costs.unit}; train the heads of the others, or attach exits further on",
+            smallest=smallest,
+        )
 
     def _fallback(self, rules: Rules, budget: float) -> Fallback | None:
         if budget < rules.smallest:
@@ -335,16 +353,3 @@ class NeverWorse(Fitted):
             outcomes = rules.outcomes(budget, own if self._is_geometric else None)
             self._at_knots[number] = outcomes if own is None else outcomes | {"": own}
         return self._at_knots[number]
-
-
-def with_reasons(dead: tuple[DeadExit, ...], costs: ExitCosts, budget: float) -> None:
-    """Raise `InfeasibleBudgetError` where the budget is below the first exit that is not left out."""
-    out = {d.exit_index for d in dead}
-    first = next(k for k in range(len(costs)) if k not in out)
-    if budget < costs[first] and costs[first] > within(budget):
-        raise InfeasibleBudgetError(
-            f"budget {budget:.6g} {costs.unit} cannot be met: {'; '.join(map(str, dead[:first]))}. Samples that exit "
-            f"there lose, so exit {first} is the first that is used, and the smallest feasible budget is "
-            f"{costs[first]:.6g} {costs.unit}; train the heads of the others, or attach exits further on",
-            smallest=costs[first],
-        )
