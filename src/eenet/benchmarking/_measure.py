@@ -75,7 +75,7 @@ def answers_of(entries: list[System], samples: Samples, size: int, report: Progr
                 )
             said.append(logits.argmax(axis=1))
             if utility is not None and samples.labels is not None:
-                utility[n, rows] = _utility(task, said[n], samples.labels[rows], shape)
+                utility[n, rows] = utility_of(task, said[n], samples.labels[rows], shape)
             if back is not None:
                 none = back.astype(np.bool_)
                 said[n][none] = -1
@@ -112,11 +112,11 @@ def _answer(system: System, inputs: Any, size: int) -> tuple[Array, Array | None
     return logits, exits, handed
 
 
-def _utility(task: Any, said: Array, labels: Array, shape: tuple[int, ...]) -> Array:
+def utility_of(task: Any, said: Array, labels: Array, shape: tuple[int, ...]) -> Array:
     """What each answer is worth: 1 for right, 0 for wrong; for images what the task says."""
     if len(shape) == 3:
         task = task if isinstance(task, Segmentation) else Segmentation()
-        return np.asarray(task.utility_of(task.pixel_counts(said, labels, shape[0])))
+        return np.asarray(task.utility_of(task.pixel_counts(said, labels, shape[0])), dtype=np.float64)
     if labels.shape != said.shape or labels.dtype.kind not in "iu":
         raise InvalidInputError(
             f"labels are {labels.dtype} of shape {labels.shape} for a batch, expected a class number for each sample"

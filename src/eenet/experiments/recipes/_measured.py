@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eenet._timing import TRUSTED_SPREAD, in_turns, timed, waiting_for
+from eenet.benchmarking._measure import utility_of
+from eenet.benchmarking._systems import logits_of
 from eenet.costs import ExitCosts
-from eenet.models import MultiExitModel, logits_in, unpack
+from eenet.models import MultiExitModel, unpack
 from eenet.profiling import StageProfile
 from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveModel
 from eenet.scheduler import Scheduler
-from eenet.tasks import Segmentation, Task
 
 Floats = NDArray[np.float64]
 
@@ -119,10 +120,16 @@ def measure_policies(
     outputs: dict[int, list[list[Any]]] = {}
     for size, calls in inputs.items():
         times[size], outputs[size] = _in_turns(runs, calls, device, rounds, seed, advance)
-    samples = {size: len(torch.cat([_logits(output) for output in outputs[size][0]])) for size in inputs}
+    samples = {size: sum(len(labels) for *_, labels in calls) for size, calls in inputs.items()}
     rows = []
     for n, key in enumerate(keys):
-        worth = _utility(model.task, outputs[batch_size][n], [labels for _, _, labels in inputs[batch_size]])
+        answers = {size: [logits_of(output) for output in outputs[size][n]] for size in inputs}
+        worth = np.concatenate(
+            [
+                utility_of(model.task, logits.argmax(axis=1), labels.numpy(), logits.shape[1:])
+                for (logits, *_), (*_, labels) in zip(answers[batch_size], inputs[batch_size], strict=True)
+            ]
+        )
         labeled = ~np.isnan(worth)
         row: dict[str, Any] = {
             "method": "plain" if key is None else key[0],
@@ -132,7 +139,7 @@ def measure_policies(
         }
         if key is not None:
             scheduler = policies[key]
-            exits = {size: torch.cat([output.exits for output in outputs[size][n]]).numpy() for size in inputs}
+            exits = {size: np.concatenate([left for _, left, _ in answers[size]]) for size in inputs}
             # The records are of the labeled samples alone.
             replayed = np.full(len(labeled), -1)
             replayed[labeled] = scheduler.replay(test).exits
@@ -206,25 +213,7 @@ def _times(wall: Floats, plain: Floats, samples: int) -> dict[str, Any]:
     }
 
 
-def _logits(output: Any) -> Tensor:
-    tensor: Tensor = output.logits if hasattr(output, "exits") else logits_in(output)
-    return tensor
-
-
 def _differing(exits: NDArray[np.intp], replayed: NDArray[np.intp]) -> int:
     """How many of the first samples exited elsewhere than replayed, where that is known: -1 is not."""
     known = replayed[: len(exits)]
     return int(((exits != known) & (known >= 0)).sum())
-
-
-def _utility(task: Task, outputs: list[Any], labels: list[Any]) -> Floats:
-    """What the answer for each sample is worth, (N,); NaN for an image without any labeled pixel."""
-    worth: list[NDArray[Any]] = []
-    for output, target in zip(outputs, labels, strict=True):
-        logits = _logits(output)
-        said = logits.argmax(dim=1).cpu().numpy()
-        if isinstance(task, Segmentation):
-            worth.append(task.utility_of(task.pixel_counts(said, target.numpy(), logits.shape[1])))
-        else:
-            worth.append(said == target.numpy())
-    return np.concatenate(worth).astype(np.float64)
