@@ -97,6 +97,16 @@ def test_samples_that_waited_too_long_at_a_deep_stage_go_first() -> None:
     assert rare.outcome is Outcome.ANSWERED
 
 
+def test_samples_at_a_deep_stage_wake_an_idle_engine_after_their_delay() -> None:
+    engine, backend = engine_of(max_batch=2, max_wait=8.0, max_delay=1.0)
+    submit(engine, [1, 0], now=0.0)
+    assert step(engine, backend, 0.25) == (0, 2)
+    assert engine.next_work(1.0) is None
+    assert engine.wake_at == 1.25
+    assert step(engine, backend, 1.25) == (1, 1)
+    assert engine.idle
+
+
 def test_without_merging_a_batch_goes_through_its_stages_alone() -> None:
     engine, backend = engine_of(max_batch=4, max_wait=0.0, merge=False)
     submit(engine, [2, 1, 0, 0])

@@ -160,7 +160,7 @@ class _Simulation:
         if deep and not self.options.merge:
             return max(deep)
         waited = min(deep, key=lambda k: (self.queues[k][0][0], -k), default=None)
-        if waited is not None and now - self.queues[waited][0][0] >= self.options.max_delay:
+        if waited is not None and now >= self.queues[waited][0][0] + self.options.max_delay:
             return waited
         full = [k for k in stages if self.count(k) >= self.options.max_batch]
         if full:
@@ -171,10 +171,11 @@ class _Simulation:
         return oldest[1]
 
     def next_event(self, now: float) -> float:
-        """The next arrival, or when a request has waited for `max_wait`."""
+        """The next arrival, or when a request has waited for `max_wait`, or at a deep stage for `max_delay`."""
         times: Sequence[float] = self.arrivals[self.arrived : self.arrived + 1]
         ready = [self.arrivals[self.oldest(k)] + self.options.max_wait for k, q in enumerate(self.queues) if q]
-        return max(now, min([*times, *ready]))
+        delayed = [queue[0][0] + self.options.max_delay for queue in self.queues[1:] if queue]
+        return max(now, min([*times, *ready, *delayed]))
 
     def count(self, stage: int) -> int:
         return sum(len(samples) for _, samples in self.queues[stage])

@@ -185,8 +185,11 @@ class Engine:
 
     @property
     def wake_at(self) -> float | None:
-        """When a request has waited for `max_wait`, or is past its deadline; None when no request waits."""
-        times = []
+        """When a request has waited for `max_wait`, or at a deep stage for `max_delay`, or is past its deadline.
+
+        None when no request waits.
+        """
+        times = [queue.batches[0].queued + self.max_delay for k, queue in self._all_queues() if k > 0]
         if oldest := self._oldest():
             times.append(oldest[0].arrived + self.options.max_wait)
         if self._deadlines:
@@ -298,7 +301,7 @@ class Engine:
         waited = [(queue.batches[0].queued, k, queue) for k, queue in self._all_queues() if k > 0]
         if waited:
             since, k, queue = min(waited, key=lambda item: item[0])
-            if now - since >= self.max_delay:
+            if now >= since + self.max_delay:  # as `wake_at` says, to the bit
                 return k, queue
         for k, queue in self._all_queues():
             if queue.samples >= options.max_batch:
