@@ -16,6 +16,7 @@ import eenet
 from eenet._files import atomic_path, write_json
 from eenet._timing import describe_machine
 from eenet.scheduler import SearchedThresholds
+from eenet.scheduler._out_of_fold import out_of_fold, pooled
 
 REFERENCES = {"heads": "conv", "joint": "uniform"}
 TITLES = {
@@ -46,25 +47,20 @@ def judge(records: eenet.ExitRecords, costs: eenet.ExitCosts, budgets: Sequence[
     thresholds of the other. `right` (N,) counts over folds and budgets: variants are compared image by image.
     """
     images = len(records)
-    right = np.zeros((len(budgets), images))
-    spent = np.zeros((len(budgets), images))
+    right, spent = np.zeros((len(budgets), images)), np.zeros(len(budgets))
     for fold in range(folds):
         order = np.random.default_rng(fold).permutation(images)
         halves = order[: images // 2], order[images // 2 :]
-        for searched, fresh in (halves, halves[::-1]):
-            one, other = records.subset(searched), records.subset(fresh)
-            for number, budget in enumerate(budgets):
-                decisions = SearchedThresholds().fit(one, costs, budget, fallback=False).replay(other)
-                assert decisions.utility is not None
-                right[number, fresh] += decisions.utility
-                spent[number, fresh] += decisions.sample_costs
+        points = pooled(halves, out_of_fold(SearchedThresholds(), records, costs, halves, budgets, fallback=False))
+        right += [point.utility for point in points]
+        spent += [point.cost for point in points]
     accuracies = (right.mean(axis=1) / folds).tolist()
     mean = statistics.fmean(accuracies)
     shown = "  ".join(f"{100 * accuracy:.2f}" for accuracy in accuracies)
     return {
         "accuracies": accuracies,
         "mean": mean,
-        "cost_over_budget": (spent.mean(axis=1) / folds / np.asarray(budgets)).tolist(),
+        "cost_over_budget": (spent / folds / np.asarray(budgets)).tolist(),
         "right": right.sum(axis=0).astype(int).tolist(),
         "judgements": folds * len(budgets),
         "summary": f"{shown} % at the three budgets, mean {100 * mean:.2f} %",
