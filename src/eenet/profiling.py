@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from eenet._compat import flop_counter
 from eenet._progress import by_itself
+from eenet._sizes import dynamic_sizes
 from eenet._timing import doubt, in_turns, timed, waiting_for
 from eenet._timing import fingerprint as fingerprint
 from eenet._values import array_value
@@ -27,9 +28,9 @@ from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
+from eenet.models._sizes import sizes_refused
 from eenet.optimize import batch_of
 from eenet.runtime._adaptive import TENSORS
-from eenet.runtime._backend import dynamic_sizes
 from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
 from eenet.scheduler._policy import score_class
@@ -152,7 +153,8 @@ def profile(
     Raises
     ------
     InvalidInputError
-        For an unknown unit, an empty example, or a scheduler of other exits or classes.
+        For an unknown unit, an empty example, one that is longer than the network takes, or a scheduler of other exits
+        or classes.
 
     Examples
     --------
@@ -237,8 +239,9 @@ def measure(
         inferring(network),
         by_itself("measuring batch sizes", len(batch_sizes), given=progress) as show,
     ):
-        flops = _count_flops(_steps(model, inputs, 1, policy))
-        flops_of_plain = _plain_flops(model, inputs, None if network is model.backbone else network)
+        with sizes_refused(model, inputs):
+            flops = _count_flops(_steps(model, inputs, 1, policy))
+            flops_of_plain = _plain_flops(model, inputs, None if network is model.backbone else network)
         for done, size in enumerate(batch_sizes):
             show(done)
             steps = _steps(model, inputs, size, policy)

@@ -23,11 +23,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import eenet
+from eenet._sizes import not_of_length
 from eenet.bundle import LoadedBundle, sealed
 from eenet.bundle._measure import remaining  # private, here and below: `load` does it all, a test one step
 from eenet.bundle._plan import compact, planned_again
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, MemberError, ReliabilityWarning
-from eenet.runtime._sizes import not_of_length
 from eenet.testing import toy_costs, toy_records
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):

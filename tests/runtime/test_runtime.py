@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bundles import up_to_nine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from policies import MAKERS, awkward_logits
-from torch import Tensor
+from torch import Tensor, nn
 
 import eenet
 from eenet.errors import CutError, InvalidInputError
@@ -336,3 +339,63 @@ class TestNotAModule:
             eenet.AdaptiveModel(model, "eenet")  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match="model is a MaxProbability, expected a MultiExitModel"):
             eenet.AdaptiveModel(fitted(model, torch.randn(40, 3, 8, 8), 1.8), model)  # type: ignore[arg-type]
+
+
+class TestSizesThatANetworkDoesNotTake:
+    EXPECTED = r"^the inputs have length {} \(time\), expected one up to 9, which is the longest that the network takes"
+
+    @pytest.fixture
+    def model(self) -> eenet.MultiExitModel:
+        return up_to_nine()[0]
+
+    def fast(self, model: eenet.MultiExitModel) -> eenet.AdaptiveModel:
+        records = eenet.collect(model, [(torch.randn(40, 5, 4), torch.arange(40) % 3)])
+        return eenet.AdaptiveModel(model, eenet.MaxProbability().fit(records, toy_costs(2), 1.8))
+
+    def test_collecting_refuses_inputs_that_are_too_long_as_a_bundle_does(self, model: eenet.MultiExitModel) -> None:
+        batches = [torch.zeros(3, length, 4) for length in (5, 9, 20)]
+        with pytest.raises(InvalidInputError, match=self.EXPECTED.format(20)):
+            eenet.collect(model.train(), batches)
+        assert model.training
+        assert len(eenet.collect(model, batches[:2])) == 6
+
+    def test_so_does_an_adaptive_model_again_and_again(self, model: eenet.MultiExitModel) -> None:
+        fast = self.fast(model)
+        before = fast(torch.zeros(3, 9, 4))
+        for length in (20, 10, 5000):
+            with pytest.raises(InvalidInputError, match=self.EXPECTED.format(length)):
+                fast(torch.zeros(3, length, 4))
+        assert fast(torch.zeros(3, 9, 4)) == before
+
+    def test_so_does_one_in_a_dtype_that_numpy_does_not_have(self, model: eenet.MultiExitModel) -> None:
+        fast = self.fast(model).to(torch.bfloat16)
+        with pytest.raises(InvalidInputError, match=self.EXPECTED.format(20)):
+            fast(torch.zeros(3, 20, 4, dtype=torch.bfloat16))
+
+    def test_so_does_profiling(self, model: eenet.MultiExitModel) -> None:
+        with pytest.raises(InvalidInputError, match=self.EXPECTED.format(20)):
+            eenet.profile(model, torch.zeros(3, 20, 4), unit="flops")
+
+    @pytest.mark.parametrize("settings", [{}, {"freeze_backbone": True}, {"gradient_scaling": "equilibrium"}])
+    def test_so_does_training(self, model: eenet.MultiExitModel, settings: dict[str, Any], tmp_path: Path) -> None:
+        fits, too_long = ([(torch.zeros(6, n, 4), torch.arange(6) % 3)] for n in (5, 20))
+        config = eenet.training.TrainConfig(epochs=1, **settings)
+        with pytest.raises(InvalidInputError, match=self.EXPECTED.format(20)):
+            eenet.train(model, too_long, fits, config=config, out=tmp_path / "one")
+        with pytest.raises(InvalidInputError, match=self.EXPECTED.format(20)):
+            eenet.train(model, fits, too_long, config=config, out=tmp_path / "two")
+
+    def test_what_fails_for_another_reason_is_raised_as_it_is(self) -> None:
+        class Vocabulary(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.words, self.classes = nn.Embedding(7, 4), nn.Linear(4, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                logits: Tensor = self.classes(self.words(x).mean(1))
+                return logits
+
+        example = torch.arange(10).reshape(2, 5) % 7
+        model = eenet.attach(Vocabulary().eval(), ["words"], 3, example, dynamic={1: "time"})
+        with pytest.raises(IndexError, match="out of range"):
+            eenet.collect(model, [torch.full((2, 20), 7)])

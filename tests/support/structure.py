@@ -23,7 +23,7 @@ BEGIN, END = "<!-- written by tests/support/structure.py -->", "<!-- end -->"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("_version", "errors"),
-    ("_extras", "_files", "_pretrained", "_values", "_warn"),
+    ("_extras", "_files", "_pretrained", "_sizes", "_values", "_warn"),
     ("_needs_torch", "_compat", "_timing", "_progress"),
     ("tasks", "preprocessing"),
     ("_cascades",),

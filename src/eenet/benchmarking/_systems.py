@@ -358,15 +358,13 @@ def _by_position(model: Any, moved: Callable[[Inputs], Inputs]) -> Callable[[Inp
 
 def _refused(model: Any, device: Any) -> Callable[[Inputs], str | None]:
     """What says of prepared inputs why a model on the CPU does not take their sizes."""
-    from eenet.runtime._adaptive import sizes_of
+    from eenet.models._sizes import refusal
 
     if device != "cpu":
         return _unknown
-    names = [one.name for one in model.staged.inference_stages[0].inputs]
 
     def not_taken(inputs: Inputs) -> str | None:
-        live = model.staged.flatten_inputs(*inputs[0], **inputs[1])
-        return sizes_of(model).refusal(dict(zip(names, live, strict=True)))
+        return refusal(model, model.staged.flatten_inputs(*inputs[0], **inputs[1]))
 
     return not_taken
 

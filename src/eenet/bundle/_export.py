@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eenet._files import atomic_folder, write_json
 from eenet._progress import by_itself
+from eenet._sizes import described
 from eenet._version import __version__
 from eenet.bundle._calibration import Samples
 from eenet.bundle._graphs import DEFAULT_OPSET, OPSETS, Graphs, onnx_graphs, plain_graph
@@ -44,7 +45,6 @@ from eenet.records import ExitRecords
 from eenet.runtime import TensorSpec
 from eenet.runtime._adaptive import tensor_spec
 from eenet.runtime._loop import require_scheduler
-from eenet.runtime._sizes import described
 from eenet.scheduler import Scheduler
 from eenet.stages import Example
 from eenet.tasks import describe_task

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from eenet._sizes import Inputs, Sizes, undescribed
 from eenet._timing import processor
 from eenet._warn import warn
 from eenet.bundle._manifest import Manifest, read_manifest
@@ -21,7 +22,6 @@ from eenet.preprocessing import Preprocessing, preprocessing_from
 from eenet.records import ExitRecords
 from eenet.runtime import AdaptiveOutput, StageBackend, TensorSpec, run_arrays
 from eenet.runtime._backend import Array, NoStages
-from eenet.runtime._sizes import Sizes, undescribed
 from eenet.scheduler import Scheduler, load_scheduler
 from eenet.tasks import Task, task_from
 
@@ -90,7 +90,14 @@ class LoadedBundle:
     def _sizes(self) -> Sizes:
         """Which sizes the network takes; raises `InvalidInputError` where it is not known which are usual."""
         described = self.manifest.data.get("example") or undescribed(self.inputs)
-        return Sizes(self.backend, self.inputs, described, failures_of(self.manifest.backend))
+        backend = self.backend
+
+        def run(inputs: Inputs) -> None:
+            live = backend.enter(inputs)
+            for k in range(backend.num_exits):
+                live, _ = backend.run(k, live, observe=True)
+
+        return Sizes(run, self.inputs, described, failures_of(self.manifest.backend))
 
     def _not_taken(self, inputs: Mapping[str, Array] | Array) -> str | None:
         """What to say of inputs that fit and on which the network failed; None where their sizes are not the reason."""

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
+from eenet._sizes import Inputs, dynamic_sizes
 from eenet._timing import Clock, doubt, fingerprint, in_turns, timed
 from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import ReliabilityWarning
 from eenet.runtime import StageBackend, TensorSpec
-from eenet.runtime._backend import Ints, Live, dynamic_sizes
+from eenet.runtime._backend import Ints, Live
 from eenet.runtime._loop import Arrays, run
-from eenet.runtime._sizes import Inputs
 from eenet.scheduler import DecisionState, Ensemble, ExitHistory, Score, ThresholdPolicy
 from eenet.tasks import Task
 

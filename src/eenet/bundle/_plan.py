@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eenet._files import write_json
 from eenet._progress import by_itself
+from eenet._sizes import not_of_length, of_length, stand_ins, undescribed
 from eenet._warn import warn
 from eenet.bundle._load import LoadedBundle, load
 from eenet.bundle._manifest import MANIFEST, read_manifest, sealed
@@ -31,7 +32,6 @@ from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
 from eenet.runtime import Live
-from eenet.runtime._sizes import not_of_length, of_length, stand_ins, undescribed
 from eenet.scheduler import Fallback, PolicyTable, Scheduler
 
 MOST_RECORD_BYTES = 32 * 1024 * 1024

@@ -157,7 +157,7 @@ def _of_length(model: MultiExitModel, example: Any, length: int) -> Any:
     """The example, repeated or cut to this length in all dimensions that may change."""
     import torch
 
-    from eenet.runtime._sizes import not_of_length
+    from eenet._sizes import not_of_length
     from eenet.stages import arguments_of
     from eenet.stages._example import MODEL_ERRORS
 

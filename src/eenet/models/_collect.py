@@ -16,6 +16,7 @@ from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring, labels_of, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
+from eenet.models._sizes import sizes_refused
 from eenet.records import ExitRecords, warn_of_missing_classes
 from eenet.tasks import Evidence, Segmentation, Task
 
@@ -46,7 +47,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     CutError
         Where the network was changed after it was cut, so that the stages are not its own any more.
     InvalidInputError
-        Where there is no sample, a batch does not fit, or only some batches have labels.
+        Where there is no sample, a batch does not fit, or only some batches have labels. Also, for a model on the CPU,
+        where inputs are longer than the network takes; the message names the longest.
 
     Examples
     --------
@@ -67,11 +69,14 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
             show(done)
             args, kwargs, y = unpack(batch)
             args, kwargs = moved((args, kwargs), device)
-            if model.staged.batch_size_of(model.staged.flatten_inputs(*args, **kwargs)) == 0:
+            live = model.staged.flatten_inputs(*args, **kwargs)
+            if model.staged.batch_size_of(live) == 0:
                 if y is not None:
                     labels_of(y, 0)
                 continue
-            gathered.add(model(*args, **kwargs), y)
+            with sizes_refused(model, live):
+                outputs = model(*args, **kwargs)
+            gathered.add(outputs, y)
     records = gathered.records()
     records.network = digest_of(model)
     warn_of_missing_classes(records.labels, records.num_classes)

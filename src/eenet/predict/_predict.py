@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._files import atomic_path, write_json
+from eenet._sizes import dynamic_sizes
 from eenet.bundle import LoadedBundle
 from eenet.bundle._measure import failures_of
 from eenet.errors import InvalidInputError
 from eenet.predict._inputs import Items
 from eenet.runtime import AdaptiveOutput
-from eenet.runtime._backend import dynamic_sizes
 from eenet.tasks import softmax
 
 _log = logging.getLogger("eenet.predict")

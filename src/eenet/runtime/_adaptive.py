@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eenet._sizes import Sizes
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, require_exits
+from eenet.models._sizes import sizes_of, sizes_refused
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
 from eenet.runtime._backend import Array, Boundaries, Ints, Live, TensorSpec
 from eenet.runtime._loop import AdaptiveOutput, Arrays, require_scheduler, run
-from eenet.runtime._sizes import Sizes, described
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
 from eenet.stages import LiveTensor, StagedModel, cut
-from eenet.stages._example import MODEL_ERRORS
 
 
 class Tensors(Arrays):
@@ -134,7 +135,11 @@ class AdaptiveModel:
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # which samples go on is decided in Python
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> AdaptiveOutput[Tensor]:
-        """Logits and exits of a batch, in its order; an empty batch gives empty answers."""
+        """Logits and exits of a batch, in its order; an empty batch gives empty answers.
+
+        Raises `InvalidInputError` for inputs that do not fit, and on the CPU for those that are longer than the network
+        takes, naming the longest.
+        """
         model = self.model
         if model.training:
             model.eval()
@@ -147,11 +152,16 @@ class AdaptiveModel:
             return AdaptiveOutput(
                 variant.no_logits(live[0].device), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
             )
-        if self.optimized is None:
-            return self._run(variant, None, live, samples)
-        variant, times = self.optimized.at(samples)
-        with _on(live[0].device), variant.lock:
-            return self._run(variant, times, live, samples)
+        with sizes_refused(model, live, lambda: self._sizes):
+            if self.optimized is None:
+                return self._run(variant, None, live, samples)
+            variant, times = self.optimized.at(samples)
+            with _on(live[0].device), variant.lock:
+                return self._run(variant, times, live, samples)
+
+    @cached_property
+    def _sizes(self) -> Sizes:
+        return sizes_of(self.model)
 
     def _run(
         self, variant: Variant, times: StageTimes | None, live: tuple[Tensor, ...], samples: int
@@ -386,14 +396,6 @@ class TorchBackend:
     def join(self, k: int, parts: Sequence[Live]) -> Live:
         """The live tensors before stage k of several requests as those of one."""
         return tuple([tensor.numpy() for tensor in self._variant.join(k, [_tensors(part) for part in parts])])
-
-
-def sizes_of(model: MultiExitModel) -> Sizes:
-    """Which sizes of its inputs a model takes, of which its example says the usual; for a model on the CPU."""
-    args, kwargs = model.staged.example
-    live = [tensor.cpu().numpy() for tensor in model.staged.flatten_inputs(*args, **kwargs)]
-    backend = TorchBackend(model)
-    return Sizes(backend, [tensor_spec(one) for one in backend.inputs], described(live), MODEL_ERRORS)
 
 
 def tensor_spec(live: LiveTensor) -> TensorSpec:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._sizes import TensorSpec as TensorSpec
 from eenet.errors import InvalidInputError
 from eenet.preprocessing._base import how_to_fit, no_inputs
 
@@ -70,57 +70,6 @@ class StageBackend(Protocol):
 
 
 _KINDS = {"f": "floating-point", "i": "integer", "u": "integer", "b": "boolean"}
-
-
-_SAVED = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor at a boundary: its name, dtype, shape (symbols by name) and the dimension the samples lie along.
-
-    `batch_dim` is None for a constant: a tensor that is the same whatever the batch.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-    batch_dim: int | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description."""
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "batch_dim": self.batch_dim}
-
-    @classmethod
-    def from_dict(cls, data: Any) -> TensorSpec:
-        """The tensor of what `to_dict` gave; raises ValueError for anything else."""
-        spec = cls(str(data["name"]), data["dtype"], tuple(data["shape"]), data["batch_dim"])
-        sizes = all(isinstance(size, str) or (type(size) is int and size >= 0) for size in spec.shape)
-        if spec.dtype not in _SAVED or not sizes:
-            raise ValueError(f"{dict(data)} describes no tensor")
-        if spec.batch_dim is not None and spec.batch_dim not in range(len(spec.shape)):
-            raise ValueError(f"{spec.name!r} has its samples along dimension {spec.batch_dim!r} of {len(spec.shape)}")
-        return spec
-
-
-class _Described(Protocol):
-    """A tensor at a boundary, as numpy or PyTorch describes it."""
-
-    @property
-    def shape(self) -> tuple[int | str, ...]: ...
-
-    @property
-    def batch_dim(self) -> int | None: ...
-
-
-def dynamic_sizes(specs: Sequence[_Described], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-    """The sizes in these shapes that may change, beside the batch, by their names: what a measurement was made at."""
-    return {
-        name: int(size)
-        for spec, shape in zip(specs, shapes, strict=True)
-        for dim, (name, size) in enumerate(zip(spec.shape, shape, strict=True))
-        if isinstance(name, str) and dim != spec.batch_dim
-    }
 
 
 class Boundaries:

@@ -30,6 +30,7 @@ from eenet._values import array_value
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel
 from eenet.models._io import inferring, moved, unpack
+from eenet.models._sizes import sizes_refused
 from eenet.training._checkpoint import OutOfSpaceError
 from eenet.training._loss import targets_of
 
@@ -180,7 +181,7 @@ class _Source:
     def _run(self, batch: Any) -> _Outputs:
         inputs, targets = self._read(batch)
         model = self.model
-        with inferring(model):
+        with inferring(model), sizes_refused(model, inputs):
             *early, last = model.staged.walk(inputs)
             features = [step.feature for step in early]
             logits = model.final_logits(last.outputs)

@@ -38,6 +38,7 @@ from torch.nn import functional as F
 from eenet.errors import InvalidInputError
 from eenet.models import ImageRecords, MultiExitModel
 from eenet.models._io import check_labels, exit_loss
+from eenet.models._sizes import sizes_refused
 from eenet.records import ExitRecords
 from eenet.tasks import Classification, Segmentation
 
@@ -347,11 +348,14 @@ class ScaledExits(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         """Logits of every exit, as `MultiExitModel` gives them."""
+        model, live = self.model, self.model.staged.flatten_inputs(*args, **kwargs)
+        with sizes_refused(model, live):
+            found: list[Tensor] = model(*args, **kwargs) if self.scaling == "none" else self._scaled(live)
+        return found
+
+    def _scaled(self, live: tuple[Tensor, ...]) -> list[Tensor]:
         model = self.model
-        if self.scaling == "none":
-            found: list[Tensor] = model(*args, **kwargs)
-            return found
-        steps = model.staged.walk(model.staged.flatten_inputs(*args, **kwargs))
+        steps = model.staged.walk(live)
         logits = []
         for k, head in enumerate(model.heads):
             step = next(steps)

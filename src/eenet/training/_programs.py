@@ -23,6 +23,7 @@ from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel
 from eenet.models._io import inferring, unpack
+from eenet.models._sizes import sizes_refused
 from eenet.records import ExitRecords
 from eenet.training._cache import CachedFeatures, batch_size_of, cached_features
 from eenet.training._config import TrainConfig
@@ -90,7 +91,8 @@ class JointProgram:
         for batch in self._validation:
             args, kwargs, labels = unpack(batch)
             args, kwargs = self._fabric.to_device((args, kwargs))
-            with self._fabric.autocast():
+            live = self._model.staged.flatten_inputs(*args, **kwargs)
+            with self._fabric.autocast(), sizes_refused(self._model, live):
                 logits = self._model(*args, **kwargs)
             yield [z.float() for z in logits], targets_of(labels, self._fabric.device)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet._sizes import Sizes
 from eenet.costs import Budget, ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.scheduler import ExitHistory, Scheduler, Score, ThresholdPolicy
@@ -20,7 +21,6 @@ from eenet.tasks import Task
 if TYPE_CHECKING:
     from eenet.models import MultiExitModel
     from eenet.runtime import ExitView, StageBackend
-    from eenet.runtime._sizes import Sizes
 
 
 class InputSpec(Protocol):
@@ -254,7 +254,7 @@ class ServedModel:
 
     @cached_property
     def _sizes(self) -> Sizes:
-        from eenet.runtime._adaptive import sizes_of
+        from eenet.models._sizes import sizes_of
 
         return sizes_of(self._model)
 

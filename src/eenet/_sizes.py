@@ -1,17 +1,69 @@
-"""Which sizes of its inputs a network takes, such as the longest text: found by running it on stand-ins."""
+"""Tensors that a network takes, described; and which of their sizes it takes: found by running it on stand-ins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet.errors import InvalidInputError
-from eenet.runtime._backend import Array, StageBackend, TensorSpec, dynamic_sizes
 
+Array = NDArray[Any]
 Inputs = dict[str, Array]
+
+_SAVED = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor at a boundary: its name, dtype, shape (symbols by name) and the dimension the samples lie along.
+
+    `batch_dim` is None for a constant: a tensor that is the same whatever the batch.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    batch_dim: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), "batch_dim": self.batch_dim}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> TensorSpec:
+        """The tensor of what `to_dict` gave; raises ValueError for anything else."""
+        spec = cls(str(data["name"]), data["dtype"], tuple(data["shape"]), data["batch_dim"])
+        sizes = all(isinstance(size, str) or (type(size) is int and size >= 0) for size in spec.shape)
+        if spec.dtype not in _SAVED or not sizes:
+            raise ValueError(f"{dict(data)} describes no tensor")
+        if spec.batch_dim is not None and spec.batch_dim not in range(len(spec.shape)):
+            raise ValueError(f"{spec.name!r} has its samples along dimension {spec.batch_dim!r} of {len(spec.shape)}")
+        return spec
+
+
+class _Described(Protocol):
+    """A tensor at a boundary, as numpy or PyTorch describes it."""
+
+    @property
+    def shape(self) -> tuple[int | str, ...]: ...
+
+    @property
+    def batch_dim(self) -> int | None: ...
+
+
+def dynamic_sizes(specs: Sequence[_Described], shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+    """The sizes in these shapes that may change, beside the batch, by their names: what a measurement was made at."""
+    return {
+        name: int(size)
+        for spec, shape in zip(specs, shapes, strict=True)
+        for dim, (name, size) in enumerate(zip(spec.shape, shape, strict=True))
+        if isinstance(name, str) and dim != spec.batch_dim
+    }
 
 
 def stand_ins(specs: Sequence[TensorSpec], described: Sequence[Mapping[str, Any]], size: int) -> Inputs:
@@ -104,26 +156,24 @@ def _allowed(length: int, good: int, other: int | None) -> str:
 class Sizes:
     """Which sizes of its inputs a network takes, found by running it on stand-ins where it failed.
 
-    `described` says how inputs usually are, `failures` what the network raises.
+    `run` runs it on one sample, `described` says how inputs usually are, `failures` what the network raises.
     """
 
     def __init__(
         self,
-        backend: StageBackend,
+        run: Callable[[Inputs], object],
         specs: Sequence[TensorSpec],
         described: Sequence[Mapping[str, Any]],
         failures: tuple[type[Exception], ...],
     ) -> None:
-        self._backend, self._specs, self._described, self._failures = backend, specs, described, failures
+        self._run, self._specs, self._described, self._failures = run, specs, described, failures
         self.usual = dynamic_sizes(specs, [one["shape"] for one in described])
         self._nearest: dict[tuple[str, bool], int] = {}
 
     def failure(self, sizes: Mapping[str, int]) -> str | None:
         """What the network says of one sample with these sizes; None where it takes them."""
-        live = self._backend.enter(stand_ins(self._specs, _of_sizes(self._specs, self._described, sizes), 1))
         try:
-            for k in range(self._backend.num_exits):
-                live, _ = self._backend.run(k, live, observe=True)
+            self._run(stand_ins(self._specs, _of_sizes(self._specs, self._described, sizes), 1))
         except self._failures as error:
             return str(error)
         return None
