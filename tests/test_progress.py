@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from bundles import up_to_nine
 from rich.console import Console
 from torch import nn
 
 import eenet
 from eenet._progress import EVERY, Bars, amount, by_itself, duration  # private: what shows it is tested elsewhere
+from eenet.errors import InvalidInputError
 from eenet.evaluation import compare
 from eenet.profiling import measure
 from eenet.testing import toy_costs, toy_records
@@ -132,6 +136,23 @@ def long_calls() -> dict[str, Callable[..., object]]:
         "trying systems": lambda **given: eenet.search({"one": records}, {"one": costs}, **given),
         "running": lambda **given: eenet.benchmark({"plain": network}, x, batch_sizes=[8], seconds=0.0, **given),
     }
+
+
+@pytest.mark.parametrize("given", ["yes", True, False])
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+def test_a_progress_that_cannot_be_called_is_refused_by_all_that_take_one(given: object, tmp_path: Path) -> None:
+    expected = f"progress is {given!r}, expected a function that is called with what is done, or None.*EENET_PROGRESS"
+    calls = {name: call for name, call in long_calls().items() if name not in ("cutting the network", "collecting")}
+    calls["report"] = partial(eenet.report, toy_records(), costs=toy_costs())
+    model, x = up_to_nine()
+    scheduler = eenet.MaxProbability().fit(
+        eenet.collect(model, [(torch.randn(40, 5, 4), torch.arange(40) % 3)]), eenet.ExitCosts([1.0, 2.0]), 1.5
+    )
+    calls["export"] = partial(eenet.export, model, scheduler, tmp_path / "bundle", example=x)
+    for call in calls.values():
+        with pytest.raises(InvalidInputError, match=expected):
+            call(progress=given)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from eenet.errors import InvalidInputError
+
 EVERY = 30.0
 """Seconds between the lines where there is no terminal."""
 
@@ -147,12 +149,22 @@ def by_itself(what: str, total: float | None = None, *, given: Any = None) -> It
     Nothing either where the caller was `given` another way to report, within a bar of something else, and in commands,
     which show their own.
     """
+    require_progress(given)
     if given is not None or _hiding or not _on_terminal():
         with nothing_by_itself() if given is not None else nullcontext():
             yield _unseen
         return
     with Bars(Console(stderr=True)) as bars:
         yield bars.task(what, total)
+
+
+def require_progress(given: Any) -> None:
+    """Raise `InvalidInputError` for a `progress` that cannot be called."""
+    if given is not None and not callable(given):
+        raise InvalidInputError(
+            f"progress is {given!r}, expected a function that is called with what is done, or None: a terminal then "
+            "shows a bar, and none where the environment variable EENET_PROGRESS is 0"
+        )
 
 
 def _on_terminal() -> bool:

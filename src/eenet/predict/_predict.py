@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._files import atomic_path, write_json
+from eenet._progress import require_progress
 from eenet._sizes import dynamic_sizes
 from eenet.bundle import LoadedBundle
 from eenet.bundle._measure import failures_of
@@ -252,6 +253,7 @@ def predict_pieces(
     progress: Callable[[int], None] | None,
 ) -> Summary:
     """What `predict` does, with `run` for the pieces that are not there yet."""
+    require_progress(progress)
     if batch_size < 1 or piece < 1:
         raise InvalidInputError(f"batch_size is {batch_size} and piece {piece}, expected 1 or more")
     target = Path(out)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eenet._files import atomic_path, write_json
+from eenet._progress import require_progress
 from eenet._values import short
 from eenet._version import __version__
 from eenet.costs import ExitCosts, is_time
@@ -120,7 +121,7 @@ def report(
     budgets: int = GRID,
     draws: int = 30,
     out: str | Path | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """What a network's exits and its schedulers do, as one page, as JSON and as figures.
 
@@ -190,10 +191,12 @@ def report(
         raise InvalidInputError(f"budgets is {budgets}, expected at least 2")
     if draws < 0:
         raise InvalidInputError(f"draws is {draws}, expected 0 or more")
+    require_progress(progress)
+    say: Callable[[str], None] = progress or (lambda _: None)
     runs: list[Run] = []
     measured: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in _KINDS}
     more: dict[str, Any] = {"ordered": ordered, "smaller": tuple(_smaller(one) for one in smaller)}
-    fitting: dict[str, Any] = {"methods": tuple(methods), "progress": progress}
+    fitting: dict[str, Any] = {"methods": tuple(methods), "progress": say}
     if data is not None:
         more["samples"] = samples_of(data)
     if masks is not None:
@@ -222,8 +225,8 @@ def report(
             measured[kind].append(found)
     with _json_as_written(results):
         runs = _attached(runs, measured["comparison"], measured["profile"])
-        replayed = [replay_all(run, budgets, draws=draws, progress=progress) for run in _distinct(runs)]
-        progress("making the figures")
+        replayed = [replay_all(run, budgets, draws=draws, progress=say) for run in _distinct(runs)]
+        say("making the figures")
         data = _data(replayed, measured, title)
     report = Report(data)
     if out is not None:
