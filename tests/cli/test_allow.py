@@ -162,6 +162,24 @@ class TestCollect:
         with np.load("open.npz") as file:
             assert file.files == ["probabilities"]
 
+    @pytest.mark.parametrize("option", ["--column", "--label-column"])
+    def test_a_column_of_data_without_columns_is_refused(
+        self, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        np.savez("data.npz", input=np.zeros((4, 3)), labels=np.zeros(4, int))
+        Path("photos").mkdir()
+        words = ("collect", "model", "--out", "records.npz", option, "x")
+        for data, more in (("data.npz", "; arrays are found by their names: those of the network's"), ("photos", "")):
+            message = " ".join(refused(*words, "--data", data).split())
+            assert f"'{data}' has no columns, which .parquet, .csv, .tsv, .jsonl have: leave {option} x out{more}" in (
+                message
+            )
+
+    def test_labels_are_given_once(self) -> None:
+        words = ("collect", "model", "--out", "records.npz", "--data", "rows.csv", "--label-column", "x")
+        assert "--labels y.npy and --label-column x both give labels; leave one" in refused(*words, "--labels", "y.npy")
+
     def test_folders_and_parquet_of_images_with_their_classes(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -112,6 +112,11 @@ def test_labels_of_a_file_and_a_limit(work: Path, tmp_path: Path) -> None:
         (["torchvision:nothing+{work}/scheduler.safetensors", "--data", "{work}/data.npz"], "nothing"),
         (["plain:{work}/model", "--data", "{work}/scheduler.safetensors"], "is neither .npz nor .npy"),
         (["plain:{work}/model", "--data", "{work}/nowhere.npz"], "nowhere.npz"),
+        (["plain:{work}/model", "--data", "{work}/data.npz", "--column", "x"], "has no columns, which .parquet, .csv"),
+        (
+            ["{work}/run", "--column", "x"],
+            "samples.npz' has no columns, which .parquet, .csv, .tsv, .jsonl have: leave",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(work: Path, words: list[str], message: str) -> None:

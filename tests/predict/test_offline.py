@@ -239,6 +239,10 @@ def test_a_column_of_a_file_without_columns_says_which_files_have_some(tmp_path:
         InvalidInputError, match=r"has no columns, which texts in \.parquet, \.csv, \.tsv, \.jsonl have"
     ):
         open_items(tmp_path / "t.txt", "text", column="text")
+    with pytest.raises(
+        InvalidInputError, match=r"has no columns, which images in \.parquet have; leave the column 'a'"
+    ):
+        open_items(tmp_path, "image", column="a")
 
 
 @pytest.mark.parametrize(

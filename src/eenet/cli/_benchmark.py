@@ -22,6 +22,7 @@ from eenet.cli._data import (
     labels_in,
     names_in,
     preprocessing_of,
+    refuse_columns,
     samples_in,
     table_labels,
 )
@@ -318,6 +319,7 @@ def _samples(
             )
         data = files.inputs / "samples.npz"
         truth = truth if truth is not None else _labels_of_run(files.inputs, data)
+    refuse_columns(data, "--column", column)
     if data.suffix in (".npy", ".npz"):
         arrays, held = arrays_in(data)
         if truth is None and held is not None:

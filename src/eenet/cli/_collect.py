@@ -12,7 +12,16 @@ import typer
 from eenet._extras import require_extra
 from eenet._files import atomic_path
 from eenet.cli._console import if_stopped, new_table, output, print_json, progress
-from eenet.cli._data import call_of, class_names, labels_in, names_in, opened, preprocessing_as, preprocessing_of
+from eenet.cli._data import (
+    call_of,
+    class_names,
+    labels_in,
+    names_in,
+    opened,
+    preprocessing_as,
+    preprocessing_of,
+    refuse_columns,
+)
 from eenet.cli._models import load_target, model_files
 from eenet.cli._options import Allow, Backbone, ImageSize, Json, Labels, MaxLength, Mean, Resize, Std, Tokenizer
 from eenet.errors import InvalidInputError
@@ -82,6 +91,10 @@ def collect(
         )
     if unlabeled and (labels is not None or label_column is not None):
         raise InvalidInputError("--unlabeled leaves labels out; leave --labels and --label-column out as well")
+    if labels is not None and label_column is not None:
+        raise InvalidInputError(f"--labels {labels} and --label-column {label_column} both give labels; leave one out")
+    refuse_columns(data, "--column", column)
+    refuse_columns(data, "--label-column", label_column)
     require_extra("torch", "eenet collect")
     if threads:
         import torch

@@ -25,6 +25,17 @@ _CLASSES = "give --classes FILE with the names of the network's classes in order
 _SHOWN = 12  # names of classes in a message
 
 
+def refuse_columns(data: Path, option: str, column: str | None) -> None:
+    """Raise `InvalidInputError` where a column is named of data that have none."""
+    if column is None or data.suffix in TABLES or not data.exists():
+        return
+    arrays = "; arrays are found by their names: those of the network's inputs, and 'labels'"
+    raise InvalidInputError(
+        f"{str(data)!r} has no columns, which {', '.join(TABLES)} have: leave {option} {column} out"
+        f"{arrays if data.suffix in ('.npy', '.npz') else ''}"
+    )
+
+
 def names_in(path: Path) -> list[str]:
     lines = lines_of(existing_file(path).read_text(encoding="utf-8"))
     return [line.strip() for line in lines if line.strip()]

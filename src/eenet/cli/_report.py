@@ -129,6 +129,8 @@ def report(
     if one_table and all(path.suffix in (*_RECORDS, ".json") for path in results):
         given["compared"] = [path for path in results if path.suffix == ".json"]
     more: dict[str, Any] = {"ordered": ordered, "smaller": [_smaller(text) for text in smaller or ()]}
+    if column is not None and texts is None:
+        raise InvalidInputError(f"--column {column} is of the table that --texts names; give --texts, or leave it out")
     if images is not None or texts is not None or masks is not None:
         more["data"] = _samples(images, texts, masks, column)
     if classes is not None:

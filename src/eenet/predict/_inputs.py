@@ -76,6 +76,12 @@ def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Ite
     if kind not in ("image", "text", "array"):
         raise InvalidInputError(f"kind is {kind!r}, expected 'image', 'text' or 'array'")
     source = Path(path)
+    tables = (".parquet", *(TEXT_TABLES if kind == "text" else ()))
+    if column is not None and source.exists() and (source.suffix not in tables or source.is_dir()):
+        raise InvalidInputError(
+            f"{str(source)!r} has no columns, which {kind}s in {', '.join(tables)} have; leave the column {column!r} "
+            "out"
+        )
     if source.is_dir():
         if kind != "image":
             raise InvalidInputError(
@@ -89,11 +95,6 @@ def open_items(path: str | Path, kind: str, *, column: str | None = None) -> Ite
         return _Parquet(source, kind, column)
     if kind == "text" and source.suffix in TEXT_TABLES:
         return _TextRows(source, column)
-    if column is not None:
-        tables = ", ".join((".parquet", *(TEXT_TABLES if kind == "text" else ())))
-        raise InvalidInputError(
-            f"{str(source)!r} has no columns, which {kind}s in {tables} have; leave the column {column!r} out"
-        )
     if kind == "array" and source.suffix in (".npy", ".npz"):
         return _Arrays(source)
     if kind == "text" and source.suffix in (".txt", ""):
