@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, Case
+from bundles import CASES, Case, up_to_nine
 from environments import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -555,3 +558,25 @@ def test_recurrent_networks_of_sequences_of_any_length(tmp_path: Path) -> None:
         got, expected = bundle(longer.numpy()), fast(longer)
         np.testing.assert_array_equal(got.exits, expected.exits.numpy())
         np.testing.assert_allclose(got.logits, expected.logits.numpy(), atol=1e-4)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM that a process could handle")
+def test_sigterm_leaves_nothing_half_written_and_says_how_to_go_on(tmp_path: Path) -> None:
+    model, _ = up_to_nine()
+    records = eenet.collect(model, [(torch.randn(40, 5, 4), torch.arange(40) % 3)])
+    eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), 1.5).save(tmp_path / "scheduler.safetensors")
+    out = tmp_path / "out"
+    words = ("--scheduler", tmp_path / "scheduler.safetensors", "--out", out / "bundle", "--seconds", 60)
+    command = [sys.executable, "-m", "eenet", "export", "bundles:up_to_nine", *map(str, words)]
+    paths = os.pathsep.join([str(SOURCE), str(Path(__file__).parents[1] / "support")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        while not list(out.glob(".bundle.*.partial")) and process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)  # look again, or go on when it ends
+        process.send_signal(signal.SIGTERM)
+        _, message = process.communicate()
+    assert process.returncode == 143, message
+    assert re.search(r"^error: stopped, nothing was half written; .+\n$", message, re.MULTILINE)
+    assert "Traceback" not in message
+    assert not list(out.iterdir())

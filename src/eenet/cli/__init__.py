@@ -18,7 +18,16 @@ from eenet._version import __version__
 from eenet.cli._benchmark import benchmark
 from eenet.cli._collect import collect
 from eenet.cli._compare import compare
-from eenet.cli._console import output, print_json, settings, show_error, show_warning, shown_logs
+from eenet.cli._console import (
+    Terminated,
+    ended_by_sigterm,
+    output,
+    print_json,
+    settings,
+    show_error,
+    show_warning,
+    shown_logs,
+)
 from eenet.cli._doctor import doctor
 from eenet.cli._export import export
 from eenet.cli._fit import evaluate, fit
@@ -35,6 +44,7 @@ from eenet.errors import EENetError, ReliabilityWarning
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 _HELP = """
 Early exits that keep a budget: learned exit schedulers for multi-exit neural networks.
@@ -53,7 +63,8 @@ Examples:
 
 Every command takes `--json` for machines; and anywhere on the line `--quiet`, for no table, progress and notes,
 `--verbose`, to see what the library chooses, and `--debug`, for that in full and the traceback of an error. Errors are
-one line and exit code 2. A command that is stopped by Ctrl-C says how to go on; its exit code is 130.
+one line and exit code 2. A command that is stopped by Ctrl-C says how to go on; its exit code is 130, and
+143 where SIGTERM stopped it.
 """
 
 _EVERYWHERE = "Every command takes --quiet, --verbose and --debug as well: eenet --help."
@@ -105,6 +116,7 @@ class _Group(TyperGroup):
             warnings.catch_warnings(),
             settings(quiet=bool(ctx.params.get("quiet"))) as chosen,
             shown_logs(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING),
+            ended_by_sigterm(),
         ):
             _show_reliability_warnings()
             try:
@@ -125,7 +137,7 @@ class _Group(TyperGroup):
                 if debug:
                     raise
                 show_error(f"stopped, nothing was half written; {chosen.if_stopped}")
-                raise typer.Exit(INTERRUPTED) from error
+                raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from error
 
 
 def _json_without_a_file(args: list[str]) -> list[str]:

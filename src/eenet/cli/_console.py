@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -56,8 +59,36 @@ def settings(*, quiet: bool) -> Iterator[Settings]:
         _settings.reset(token)
 
 
+class Terminated(KeyboardInterrupt):
+    """The command was told to end by SIGTERM; what handles Ctrl-C handles this too."""
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Within the block SIGTERM ends the command as Ctrl-C does, so that nothing half written is left; a second at once.
+
+    Commands that serve have handlers of their own.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
+    command = os.getpid()
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != command:  # a process that was forked, and has nothing to clean up
+            signal.raise_signal(number)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def if_stopped(words: str) -> None:
-    """Say how to go on where this command is stopped from now on by Ctrl-C."""
+    """Say how to go on where this command is stopped from now on by Ctrl-C or SIGTERM."""
     _settings.get(_usual).if_stopped = words
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -58,8 +56,6 @@ def ui(
     watched = Watched(results, budgets=budgets)
     server = make_server(watched, port)
     url = f"http://{HOST}:{server.server_port}/"
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
     if json_output:
         print_json({"schema": 1, "results": [str(path) for path in results], "url": url}, indent=None)
     side().print(f"{', '.join(map(str, results))}: {url} (Ctrl-C ends it)", soft_wrap=True)
