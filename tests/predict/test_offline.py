@@ -22,7 +22,7 @@ from pages import demo_folder
 import eenet
 import eenet.bundle.onnx
 from eenet.bundle import LoadedBundle
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data import load
 from eenet.predict import open_items, predict
 from eenet.preprocessing import ImagePreprocessing, TextPreprocessing, preprocessing_from
@@ -181,14 +181,18 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         if path.suffix == ".jsonl":
             file.writelines(json.dumps(row) + "\n\n" for row in rows)
             return
-        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+        if path.suffix == ".tsv":
+            file.writelines("\t".join(map(str, line)) + "\r\n" for line in (rows[0], *(row.values() for row in rows)))
+            return
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
 def test_tables_of_texts_are_read_from_any_row_on(tmp_path: Path, name: str) -> None:
-    texts = [f'{n}, "so"\tand\u2028so\nin two lines' for n in range(2500)]
+    within = "and" if name == "t.tsv" else "\tand\nin two lines"
+    texts = [f'{n}, "so" {within}\u2028so' for n in range(2500)]
     write_table(tmp_path / name, [{"id": n, "sentence": text, "other": "x"} for n, text in enumerate(texts)])
     items = open_items(tmp_path / name, "text")
     assert len(items) == 2500
@@ -204,9 +208,42 @@ def test_tables_of_texts_are_read_from_any_row_on(tmp_path: Path, name: str) -> 
     assert open_items(tmp_path / name, "text").fingerprint != items.fingerprint
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+def test_a_text_of_a_table_may_be_as_long_as_a_book_and_the_limit_of_the_process_stays(
+    tmp_path: Path, name: str
+) -> None:
+    before = csv.field_size_limit()
+    texts = ["word " * 200_000, "short"]
+    write_table(tmp_path / name, [{"id": n, "text": text} for n, text in enumerate(texts)])
+    items = open_items(tmp_path / name, "text")
+    for _, some in items.batches(1, 0):
+        assert some == [texts.pop(0)]
+        assert csv.field_size_limit() == before
+    assert not texts
+
+
+def test_quotes_are_plain_characters_in_tsv_closed_or_not(tmp_path: Path) -> None:
+    texts = ['" it opens', "3' 4\"", '"all of it"', "none", 'ends "']
+    write_table(tmp_path / "t.tsv", [{"sentence": text, "label": 1} for text in texts])
+    assert [text for _, some in open_items(tmp_path / "t.tsv", "text").batches(2, 0) for text in some] == texts
+
+
+def test_a_tsv_that_is_quoted_as_csv_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text('text\tlabel\nplain\t1\n"say ""so"""\t1\n"and ""so"""\t1\n', encoding="utf-8")
+    with pytest.warns(ReliabilityWarning, match=r"a text in row 2 that is quoted as in \.csv.*write it as") as found:
+        items = open_items(tmp_path / "t.tsv", "text")
+    assert len(found) == 1
+    assert next(items.batches(3, 0))[1] == ["plain", '"say ""so"""', '"and ""so"""']
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        (
+            "t.tsv",
+            b'id\ttext\n1\t"a\tb"\n',
+            "line 2 has 3 fields, and the header 2; write texts that hold a tab",
+        ),
         (
             "t.csv",
             b"id,text\n1,a\n2,b,c\n",

@@ -1,19 +1,27 @@
-"""Tables in text files, .csv, .tsv and .jsonl: checked once, then read a row at a time from any row on."""
+"""Tables in text files, .csv, .tsv and .jsonl: checked once, then read a row at a time from any row on.
+
+In .tsv quotes are characters like others, and no field holds a tab or a line break: so text/tab-separated-values is
+defined, and so GLUE's files are, in which a quote may open and never close.
+"""
 
 from __future__ import annotations
 
 import csv
 import hashlib
 import json
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet._warn import warn
+from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 
 TEXT_TABLES = (".csv", ".tsv", ".jsonl")
 _MARKED = 1024  # rows between two places that reading starts at
+_LONGEST = 2**31 - 1  # characters of a field, the most that every platform lets the csv module take
+_LIMIT = threading.Lock()
 
 
 class TextTable:
@@ -35,7 +43,11 @@ class TextTable:
                 _, self.columns = next(cells, (0, []))
                 rows = self._records(cells)
             start = handle.tell()
+            quoted = False
             for row in rows:
+                if path.suffix == ".tsv" and not quoted and any(map(_is_quoted, row.values())):
+                    quoted = True
+                    self._warn_of_quotes(self.rows + 1)
                 if self.rows % _MARKED == 0:
                     self._marks.append(start)
                 self.columns = self.columns or list(row)
@@ -70,10 +82,15 @@ class TextTable:
 
     def _cells(self, lines: Iterator[tuple[int, str]]) -> Iterator[tuple[int, list[str]]]:
         """The fields of each row, with the number of its last line."""
-        delimiter = "\t" if self.path.suffix == ".tsv" else ","
-        reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
+        if self.path.suffix == ".tsv":
+            whole = ((number, line.rstrip("\r\n")) for number, line in lines)
+            yield from ((number, line.split("\t")) for number, line in whole if line)
+            return
+        reader = csv.reader((line for _, line in lines), strict=True)
         try:
-            yield from ((reader.line_num, cells) for cells in reader if cells)
+            while (cells := _next_row(reader)) is not None:
+                if cells:
+                    yield reader.line_num, cells
         except csv.Error as error:
             raise FileFormatError(
                 f"{str(self.path)!r} line {reader.line_num}: {error}; write it with a library such as pandas, or as "
@@ -83,11 +100,19 @@ class TextTable:
     def _records(self, found: Iterator[tuple[int, list[str]]]) -> Iterator[dict[str, Any]]:
         for number, cells in found:
             if len(cells) != len(self.columns):
+                way = "write texts that hold a tab or a line break as .csv or .jsonl"
                 raise FileFormatError(
                     f"{str(self.path)!r} line {number} has {len(cells)} fields, and the header {len(self.columns)}; "
-                    "put texts that hold a separator in quotes"
+                    f"{way if self.path.suffix == '.tsv' else 'put texts that hold a separator in quotes'}"
                 )
             yield dict(zip(self.columns, cells, strict=True))
+
+    def _warn_of_quotes(self, row: int) -> None:
+        warn(
+            f"{str(self.path)!r} has a text in row {row} that is quoted as in .csv; in .tsv quotes belong to the text: "
+            "write it as .csv or .jsonl if they do not",
+            ReliabilityWarning,
+        )
 
     def _objects(self, lines: Iterator[tuple[int, str]]) -> Iterator[dict[str, Any]]:
         for number, line in lines:
@@ -103,3 +128,24 @@ class TextTable:
                     '{"text": "..."}'
                 )
             yield row
+
+
+def _next_row(reader: Any) -> list[str] | None:
+    """The next row of a csv reader, of fields of any length; None at the end.
+
+    The limit of the csv module, 131,072 characters by default, is one for the whole process: it is raised for one row,
+    by one thread at a time, and put back.
+    """
+    with _LIMIT:
+        usual = csv.field_size_limit(_LONGEST)
+        try:
+            row: list[str] | None = next(reader, None)
+        finally:
+            csv.field_size_limit(usual)
+    return row
+
+
+def _is_quoted(cell: str) -> bool:
+    """Whether a field is quoted for certain: quotes around it, and each within it doubled."""
+    inner = cell[1:-1]
+    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
