@@ -585,12 +585,26 @@ def test_bad_input_is_refused_by_name(systems: Any, data: Any, options: Any, mes
         run(systems, data, **options)
 
 
-@pytest.mark.parametrize(("early_ms", "told"), [(0.67, True), (0.65, False)])
-def test_more_time_than_planned_is_told_with_both_shares(
-    data: Any, early: Any, monkeypatch: pytest.MonkeyPatch, early_ms: float, told: bool
+@pytest.mark.parametrize(
+    ("early_ms", "told", "measured_at", "where"),
+    [
+        (0.67, True, 1, "the costs were measured at batch size 1, and may also be of another runtime or load"),
+        (0.67, True, 8, "the costs were measured at this batch size, and may be of another runtime or load"),
+        (0.67, True, None, "the costs do not say at which batch size they were measured, and may be of another one"),
+        (0.65, False, 1, ""),
+    ],
+)
+def test_more_time_than_planned_is_told_with_both_shares_and_the_batch_size_of_the_costs(
+    data: Any,
+    early: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    early_ms: float,
+    told: bool,
+    measured_at: int | None,
+    where: str,
 ) -> None:
     model, _ = early
-    costs = eenet.ExitCosts([1, 2, 3], "ms", batch_size=1, plain=3.0)
+    costs = eenet.ExitCosts([1, 2, 3], "ms", batch_size=measured_at, plain=3.0)
     scheduler = eenet.MaxProbability().fit(eenet.collect(model, [data]), costs, "60%")
 
     def clock(call: Callable[[], Any], **_options: Any) -> tuple[float, float]:
@@ -601,7 +615,7 @@ def test_more_time_than_planned_is_told_with_both_shares(
     monkeypatch.setattr("eenet.benchmarking._measure.timed", clock)
     x = np.concatenate([NUMBERED, np.random.default_rng(0).normal(size=(160, 3 * CLASSES - 1))], axis=1)
     result = run({"plain": Clocked(steady(1.0)), "early": (model, scheduler, ["60%"])}, x.astype(np.float32))
-    said = "Batch 8: early 60% takes 67% of the time of plain, planned was 60% of the plain network"
+    said = f"Batch 8: early 60% takes 67% of the time of plain, planned was 60% of the plain network: {where}"
     assert any(note.startswith(said) for note in result.notes) == told
     assert any("planned was" in note for note in result.notes) == told
 
@@ -697,6 +711,12 @@ def test_one_exit_alone_is_a_system_without_exits(monkeypatch: pytest.MonkeyPatc
     for name, k in (("exit 0", 0), ("exit 1", 1), ("fast 0", 0), ("b 0", 0)):
         assert found[name].accuracy == pytest.approx(records.accuracies[k])
         assert not found[name].early_exit
+    first = 4 * (8 * 3 * 9 + 8 + 4 * 8)  # a convolution and its batch norm, which counts no batches in inference
+    head = sum(tensor.nbytes for tensor in (*model.heads[0].parameters(), *model.heads[0].buffers()))
+    assert found["exit 0"].weight_bytes == found["fast 0"].weight_bytes == first + head
+    assert found["exit 1"].weight_bytes == first + 4 * (8 * 8 * 9 + 8 + 4 * 8 + 9 * CLASSES)
+    graphs = [bundle.manifest.stages[0].graph, bundle.manifest.stages[0].head]
+    assert found["b 0"].weight_bytes == sum((tmp_path / "bundle" / str(graph)).stat().st_size for graph in graphs)
     with pytest.raises(InvalidInputError, match="'early' is exit 2 alone, expected the number of an exit, 0 to 1"):
         run({"plain": network, "early": (model, 2)}, (x, labels))
 

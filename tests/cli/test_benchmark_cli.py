@@ -92,6 +92,15 @@ def test_a_folder_of_the_demo_brings_its_data_and_schedulers(work: Path) -> None
     assert named["rows"][2]["accuracy"] is None  # random weights
 
 
+def test_one_exit_alone_is_a_word(work: Path) -> None:
+    words = (work / "run", f"exit0:{work / 'run'}", f"one=exit1:{work / 'model'}", "--json")
+    rows = {row["system"]: row for row in json.loads(benchmark(*words).stdout)["rows"]}
+    assert list(rows) == ["plain network", "run", "run, exit 0", "one"]
+    assert rows["one"]["accuracy"] is not None
+    assert not rows["run, exit 0"]["early_exit"]
+    assert 0 < rows["run, exit 0"]["weight_bytes"] < rows["one"]["weight_bytes"] < rows["run"]["weight_bytes"]
+
+
 def test_labels_of_a_file_and_a_limit(work: Path, tmp_path: Path) -> None:
     with np.load(work / "data.npz") as arrays:
         np.save(tmp_path / "x.npy", arrays["x"])
@@ -106,6 +115,16 @@ def test_labels_of_a_file_and_a_limit(work: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["{work}/model"], "is a model without a scheduler; write"),
+        (
+            ["exit0:{work}/model+{work}/scheduler.safetensors"],
+            "is one exit alone, at which all samples leave",
+        ),
+        (["exit0:{work}/model@40%,60%"], "is one exit alone, at which all samples leave; leave out @40%,60%"),
+        (
+            ["exit7:{work}/model", "--data", "{work}/data.npz", "--batch-size", "4"],
+            "is exit 7 alone, expected the number of an exit, 0 to",
+        ),
+        (["exit0:nowhere"], "'nowhere' is neither a folder nor the name of a model"),
         (["nowhere"], "'nowhere' is neither a folder nor the name of a model, nor another system: a bundle"),
         (["plain:{work}/model"], "there are no samples: give --data"),
         (["a=plain:{work}/model", "a=plain:{work}/model", "--data", "{work}/data.npz"], "two systems are called 'a'"),

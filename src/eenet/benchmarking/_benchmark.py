@@ -142,10 +142,7 @@ def benchmark(
                 )
             )
             notes += (
-                noise
-                + _unlike_the_plan(made, entries)
-                + _above_the_plan(made, _references(entries), by_cpu, unsure)
-                + _few(made)
+                noise + _unlike_the_plan(made, entries) + _above_the_plan(made, entries, by_cpu, unsure) + _few(made)
             )
             if timing.stopped:
                 stopped = True
@@ -350,15 +347,19 @@ def _references(entries: list[System]) -> list[int]:
 
 
 def _above_the_plan(
-    rows: list[BenchmarkRow], references: list[int], by_cpu: bool, unsure: Mapping[int, str]
+    rows: list[BenchmarkRow], entries: list[System], by_cpu: bool, unsure: Mapping[int, str]
 ) -> list[str]:
     """Where a system takes a larger share of the reference's time than the share of the plain network planned."""
-    said = []
+    said: list[str] = []
+    sizes: set[int | None] = set()
+    references = _references(entries)
     speeds = [(row.cpu_speed, row.cpu_speed_error) if by_cpu else (row.speed, row.speed_error) for row in rows]
     for n, row in enumerate(rows):
         first = rows[references[n]]
+        scheduler = entries[n].scheduler
         if (
-            first.early_exit
+            scheduler is None
+            or first.early_exit
             or {0, references[n], n} & set(unsure)
             or row.planned_cost is None
             or row.plain_cost is None
@@ -368,12 +369,20 @@ def _above_the_plan(
         error = took * math.hypot(*(speeds[k][1] / speeds[k][0] for k in (n, references[n])))
         if is_time(row.unit or "") and took > _ABOVE * planned and took - planned > 2 * error:
             said.append(f"{row.title} takes {took:.0%} of the time of {first.title}, planned was {planned:.0%}")
+            sizes.add(scheduler.costs.batch_size)
     if not said:
         return []
+    size = rows[0].batch_size
+    known = sorted(one for one in sizes if one is not None)
+    if None in sizes:
+        why = "the costs do not say at which batch size they were measured, and may be of another one, or of another"
+    elif known == [size]:
+        why = "the costs were measured at this batch size, and may be of another"
+    else:
+        why = f"the costs were measured at batch size {' and '.join(map(str, known))}, and may also be of another"
     return [
-        f"Batch {rows[0].batch_size}: {'; '.join(said)} of the plain network: the costs may be of another batch "
-        "size, runtime or load, or be without what decisions take. Measure them again as it will run, or give a lower "
-        "budget."
+        f"Batch {size}: {'; '.join(said)} of the plain network: {why} runtime or load, or be without what decisions "
+        "take. Measure them again as it will run, or give a lower budget."
     ]
 
 

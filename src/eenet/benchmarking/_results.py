@@ -57,7 +57,8 @@ class BenchmarkRow:
     measured_over_planned : float or None
         The measured time over the planned one, where the costs are a time at this batch size.
     weight_bytes : int or None
-        Of parameters and buffers, of a bundle's graphs, or of an ONNX graph and the files of weights that it names.
+        Of parameters and buffers, of a bundle's graphs, or of an ONNX graph and the files of weights that it names; of
+        one exit alone those that it runs.
         Peak memory is not shown: all systems share one process.
     """
 

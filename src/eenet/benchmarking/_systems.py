@@ -289,7 +289,8 @@ def _of_exit(name: str, given: Any, number: int) -> System:
     device, moved = _onto(model)
     return System(
         name, call, _by_position(model, moved), module=model, device=device, task=model.task,
-        not_taken=_refused(model, device), fast=fast if fast is not None and fast.optimized is not None else None,
+        weight_bytes=_bytes_up_to(model, k), not_taken=_refused(model, device),
+        fast=fast if fast is not None and fast.optimized is not None else None,
     )  # fmt: skip
 
 
@@ -303,7 +304,13 @@ def _of_bundle_exit(name: str, bundle: LoadedBundle, number: int) -> System:
             live, logits = backend.run(k, live, observe=k == number)
         return logits
 
-    return replace(_of_bundle(name, bundle, None), call=call, exits=None, scheduler=None, weight_bytes=None)
+    if hasattr(backend, "model"):  # of weights, which are one file
+        size = _bytes_up_to(backend.model, number)
+    else:
+        stages = bundle.manifest.stages[: number + 1]
+        run = {*(stage.graph for stage in stages), stages[-1].head}
+        size = sum(about["bytes"] for file, about in bundle.manifest.data["files"].items() if file in run)
+    return replace(_of_bundle(name, bundle, None), call=call, exits=None, scheduler=None, weight_bytes=size)
 
 
 def _of_bundle(name: str, bundle: LoadedBundle, budget: str | None) -> System:
@@ -453,10 +460,16 @@ def _as_tensors(inputs: Inputs) -> Inputs:
     return made, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
 
 
-def _bytes_of(module: Any) -> int:
+def _bytes_of(*modules: Any) -> int:
     """Of the parameters and buffers, each counted once."""
-    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def _bytes_up_to(model: Any, number: int) -> int:
+    """Of what runs for one exit alone: the stages up to it and its head."""
+    stages = [stage.module for stage in model.staged.inference_stages[: number + 1]]
+    return _bytes_of(*stages, *model.heads[number : number + 1])
 
 
 def _as(array: Array, dtype: np.dtype[Any] | None) -> Array:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _REGISTRIES = ("torchvision", "timm", "eenet")
 _PLAIN = "plain:"
+_EXIT = re.compile(r"exit(\d+):(?=.)")
 _NUMBERS = "give --labels FILE with class numbers, or a bundle that eenet export --classes made"
 _BUDGETS = ("50%", "65%", "80%")
 
@@ -87,6 +88,9 @@ def benchmark(
 
     - `plain:FOLDER`: the network of a saved model, without exits
 
+    - `exit0:WHAT`: one exit alone, for all samples, of a bundle, a saved model, a trained model that ships or a
+    function that gives a model with exits; exits count from 0
+
     - `FILE.onnx`: a network as one ONNX graph
 
     - `torchvision:resnet18+WEIGHTS`: a network by name (timm:, eenet:) with weights as .safetensors; without any, its
@@ -106,6 +110,8 @@ def benchmark(
         --data test.npz --threads 1 --figure worth.png
 
         eenet benchmark bundle --data photos --batch-size 1 --batch-size 8
+
+        eenet benchmark digits exit0:digits exit1:digits
     """
     from eenet.benchmarking import benchmark as run
 
@@ -157,17 +163,23 @@ def _read_word(word: str) -> tuple[str, str, str | None, list[str] | None]:
     what = match[2] if match else word
     what, budgets = _split(what, "@")
     what, file = _split(what, "+")
-    name = match[1] if match else Path(what.removeprefix(_PLAIN)).name or what
-    if what.startswith(_PLAIN) and match is None:
-        name = f"{name}, plain"
+    name = match[1] if match else Path(_source(what)).name or what
+    alone = _EXIT.match(what)
+    if match is None and (alone or what.startswith(_PLAIN)):
+        name = f"{name}, exit {int(alone[1])}" if alone else f"{name}, plain"
     listed = None if budgets is None else [budget.strip() for budget in budgets.split(",")]
     return name, what, file, listed
+
+
+def _source(what: str) -> str:
+    """What a SYSTEM is made of: that after plain: or exit0:."""
+    return _EXIT.sub("", what.removeprefix(_PLAIN), count=1)
 
 
 def _split(text: str, mark: str) -> tuple[str, str | None]:
     """Before and after the last mark, unless there is none or the text is a path that exists."""
     before, found, after = text.rpartition(mark)
-    return (before, after) if found and not Path(text).exists() else (text, None)
+    return (before, after) if found and not Path(_source(text)).exists() else (text, None)
 
 
 def _made(
@@ -180,6 +192,9 @@ def _made(
     untrained: list[str],
 ) -> dict[str, Any]:
     """The systems, by name, of a SYSTEM."""
+    alone = _EXIT.match(what)
+    if alone is not None:
+        return {name: (_with_exits(_source(what), what, file, budgets, allow, threads), int(alone[1]))}
     folder = Path(what)
     prefix = what.partition(":")[0]
     if (folder / "manifest.json").is_file() or folder.suffix == ".onnx":
@@ -208,6 +223,27 @@ def _made(
         return {name: (model, _fitted(model, what, threads), budgets or list(_BUDGETS))}
     shares = sorted(int(path.stem.removeprefix("eenet-")) for path in saved)
     return {name: (model, _scheduler(saved[-1]), budgets or [f"{share}%" for share in shares])}
+
+
+def _with_exits(
+    source: str, what: str, file: str | None, budgets: list[str] | None, allow: Sequence[str], threads: int | None
+) -> Any:
+    """The model or bundle of which one exit is run alone, which takes no scheduler and no budget."""
+    if file is not None or budgets is not None:
+        raise InvalidInputError(
+            f"{what!r} is one exit alone, at which all samples leave; leave out "
+            f"{f'+{file}' if file is not None else '@' + ','.join(budgets or ())}"
+        )
+    if (Path(source) / "manifest.json").is_file():
+        from eenet.bundle import load
+
+        with current_folder_importable():
+            return load(source, threads=threads, allow=allow)
+    require_extra("torch", f"the system {what!r}")
+    if ":" not in source or Path(source).is_dir():
+        return _model(source, allow)
+    made = function_at(source)()
+    return made[0] if isinstance(made, tuple) else made
 
 
 def _fitted(model: MultiExitModel, what: str, threads: int | None) -> Scheduler:
@@ -308,7 +344,7 @@ def _samples(
 
     from eenet.benchmarking._samples import Samples
 
-    found = [model_files(_read_word(word)[1].removeprefix(_PLAIN)) for word in words]
+    found = [model_files(_source(_read_word(word)[1])) for word in words]
     files = next((one for one in found if one is not None and one.input("samples.npz") is not None), None)
     known = _class_names(made, files)
     truth = None if labels is None else labels_in(labels, known, _NUMBERS)
