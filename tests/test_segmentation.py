@@ -198,8 +198,22 @@ def test_a_search_joins_networks_by_what_their_records_can_say() -> None:
     found = eenet.search(candidates, costs)
     own = [one.scheduler.policy.score.name for one in found.frontier if one.scheduler is not None]
     assert set(own) <= {"max_prob", "constant"}
-    with pytest.raises(InvalidInputError, match="choose a scheduler that does not count agreement"):
-        eenet.search(candidates, costs, scheduler=eenet.Patience())
+
+
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")  # of random records
+@pytest.mark.parametrize("scheduler", [eenet.OptimalStopping(), eenet.Patience()])
+def test_a_search_leaves_out_cascades_that_its_scheduler_cannot_judge(scheduler: eenet.Scheduler) -> None:
+    first = records_of(300)  # of fewer the first scheduler learns nothing, and counts nothing
+    costs = {"first": eenet.ExitCosts([1.0, 2.0, 3.0]), "third": eenet.ExitCosts([1.5, 2.5])}
+    found = eenet.search({"first": first, "third": first.keep_exits([1, 2])}, costs, scheduler=scheduler)
+    names = [one["name"] for one in found.to_dict()["systems"]]
+    assert {"first, with exits", "third, with exits"} <= set(names)
+    assert "third + first" not in names
+    assert found.notes == (
+        f"third + first is left out: {scheduler.name} counts on how many pixels exits agree, which is not known for "
+        "records that were joined or cut; MaxProbability (max_prob) does not count it.",
+    )
+    assert all(len(one.members) == 1 for one in found.frontier)
 
 
 def test_an_empty_batch_gives_empty_maps() -> None:

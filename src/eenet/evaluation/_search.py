@@ -50,9 +50,9 @@ def search(
         Mean costs per sample; "60%" is of the most accurate candidate by itself. By default eight, from the cheapest
         exit to the most expensive candidate.
     scheduler : Scheduler, optional
-        The method of all systems that have a choice; by default `OptimalStopping()`. For cascades where each pixel has
-        a class it must not count on how many pixels exits agree, which their records do not say: by default
-        `MaxProbability()`.
+        The method of all systems that have a choice; by default `OptimalStopping()`, and `MaxProbability()` for
+        cascades where each pixel has a class: on how many pixels exits agree their records do not say, and a method
+        that counts it leaves them out, with a note.
     max_members : int
         The most members of a cascade; 1 for none.
     unit : str, optional

@@ -179,6 +179,7 @@ class SearchResult:
             alone = exits if len(plain.costs) > 1 else ", a plain network: there is nothing to choose"
             notes.append(f"There is one candidate{alone}.")
         notes += [f"{one} {scale.unit}." for one in judge.dropped()]
+        notes += [f"{judge.left_out()}."] if judge.left_out() else []
         empty = cls((), tuple(notes), len(plain.records), plain.name, scale, judge, plain)
         frontier = tuple(empty._system(budget) for budget in budgets)
         return cls(frontier, tuple(notes), len(plain.records), plain.name, scale, judge, plain)

@@ -24,10 +24,12 @@ from eenet.scheduler._fallback import standard_error
 from eenet.scheduler._fitted import Outcome
 from eenet.scheduler._out_of_fold import out_of_fold
 from eenet.scheduler._reports import CERTAIN
+from eenet.tasks import UnknownVotesError
 
 Floats = NDArray[np.float64]
 
 _ROUNDING = 1e-9
+_NAMED = 3  # systems that are left out, in a note
 PLAIN, EXIT, EXITS, CASCADE = "plain network", "one exit", "exits", "cascade"
 STATIC = (PLAIN, EXIT)
 """The kinds of systems that compute the same for all samples."""
@@ -167,6 +169,7 @@ class Judge:
         self.rows = [np.flatnonzero(numbers == fold) for fold in range(int(numbers.max()) + 1)]
         self._progress = progress
         self._judged: dict[Recipe, Judged] = {}
+        self._left_out: list[Recipe] = []
         self._fitted: dict[Recipe, Scheduler] = {}
         self._wanted = 0
         self.all_folds = tuple(range(len(self.rows)))
@@ -186,6 +189,19 @@ class Judge:
     def dropped(self) -> list[Dropped]:
         """The candidates that are dropped by all folds."""
         return self._dropped(self.all_folds)
+
+    def left_out(self) -> str:
+        """Which systems the scheduler cannot be used with, and why; empty where there is none."""
+        if not self._left_out:
+            return ""
+        names = [recipe.name for recipe in self._left_out]
+        more = len(names) - _NAMED
+        listed = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return (
+            f"{listed} {'is' if len(names) == 1 else 'are'} left out: {self.scheduler.name} counts on how many pixels "
+            "exits agree, which is not known for records that were joined or cut; MaxProbability (max_prob) does not "
+            "count it"
+        )
 
     def pool(self) -> list[Judged]:
         """The systems that were grown by all folds."""
@@ -288,16 +304,19 @@ class Judge:
         return Recipe(tuple(sorted(names, key=lambda name: (self.members[name].costs[-1], order.index(name)))), CASCADE)
 
     def _judge(self, recipes: Iterable[Recipe]) -> list[Judged]:
-        listed = list(recipes)
+        listed = [recipe for recipe in recipes if recipe not in self._left_out]
         self._wanted += sum(recipe not in self._judged for recipe in listed)
         for recipe in listed:
             if recipe not in self._judged:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", ReliabilityWarning)
-                    self._judged[recipe] = Judged(recipe, tuple(self._points(recipe)))
+                    try:
+                        self._judged[recipe] = Judged(recipe, tuple(self._points(recipe)))
+                    except UnknownVotesError:
+                        self._left_out.append(recipe)
                 if self._progress is not None:
-                    self._progress(len(self._judged), self._wanted)
-        return [self._judged[recipe] for recipe in listed]
+                    self._progress(len(self._judged) + len(self._left_out), self._wanted)
+        return [self._judged[recipe] for recipe in listed if recipe in self._judged]
 
     def records_and_costs(self, recipe: Recipe) -> tuple[ExitRecords, ExitCosts]:
         """The calibration records of a system, and what its exits cost."""

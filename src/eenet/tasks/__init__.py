@@ -15,6 +15,7 @@ from eenet.tasks._evidence import LOG_ODDS_LIMIT as LOG_ODDS_LIMIT
 from eenet.tasks._evidence import POOLED as POOLED
 from eenet.tasks._evidence import VOTES as VOTES
 from eenet.tasks._evidence import Classification, Evidence, Task
+from eenet.tasks._evidence import UnknownVotesError as UnknownVotesError
 from eenet.tasks._evidence import softmax as softmax
 from eenet.tasks._segmentation import UTILITIES as UTILITIES
 from eenet.tasks._segmentation import Segmentation, mean_iou

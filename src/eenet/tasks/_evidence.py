@@ -65,6 +65,10 @@ def _softmax(logits: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray
 T = TypeVar("T")
 
 
+class UnknownVotesError(InvalidInputError):
+    """On how many parts of a sample exits agree is asked of records that do not say it."""
+
+
 class _Once(Generic[T]):
     """A property that is computed once; `functools.cached_property` takes a lock, a good part of a decision's time."""
 
@@ -290,7 +294,7 @@ class Evidence:
 
     def _require_votes(self) -> None:
         if self.is_pooled:
-            raise InvalidInputError(
+            raise UnknownVotesError(
                 "on how many parts of a sample, such as pixels, the exits agree is not known for records that "
                 "ExitRecords.cascade joined or keep_exits cut; collect those of the cascade, or of the model with the "
                 "exits that are kept, by eenet.collect, or choose a scheduler that does not count agreement: "
