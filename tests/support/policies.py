@@ -17,8 +17,6 @@ MAKERS = {
     **{name: make for name, make in SCHEDULERS.items() if name not in ("eenet", "max_prob", "entropy", "searched")},
 }
 
-# OptimalStopping says where it leaves much of a budget unspent.
-
 
 def awkward_logits(rng: np.random.Generator, exits: int, samples: int, classes: int) -> NDArray[np.float32]:
     """Logits with all that goes wrong: NaN, infinities, saturation, ties and duplicated samples."""
