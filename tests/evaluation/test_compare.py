@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -393,6 +394,33 @@ def test_the_figure_names_all_and_shows_errors_exits_and_the_plain_network(
         box = axes.xaxis.label.get_window_extent()
         assert 0 <= box.x0 < box.x1 <= three.bbox.x1, "the label is not cut off"
     assert len(one.axes) == 1, "there is no difference to show"
+
+
+def test_a_method_of_ones_own_is_drawn_in_a_style_of_its_own(tmp_path: Path) -> None:
+    code = """
+        import sys
+        import eenet
+        from eenet.evaluation import compare
+        from eenet.scheduler import Scheduler
+        from eenet.testing import toy_costs, toy_records
+
+        class Mine(Scheduler, method="mine"):
+            def __init__(self):
+                super().__init__("entropy", "geometric")
+
+        makers = {"max_prob": eenet.MaxProbability, "mine": Mine}
+        found = compare(toy_records(200), toy_costs(), makers, budgets=[1.5, 2.5], resplits=2)
+        import eenet.evaluation._figures as figures
+        drawn = []
+        figures._save = lambda figure, path: drawn.append(figure)
+        found.write_figure(sys.argv[1])
+        print(*(container[0].get_color() for container in drawn[0].axes[0].containers[:2]))
+    """
+    # In a process of its own: the method is registered before the first figure is drawn.
+    words = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "mine.png")]
+    colors = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert colors[0] == "#009E73", "that of max probability everywhere"
+    assert len(set(colors)) == 2
 
 
 def test_one_method_alone_has_no_table_of_differences(predictions: Path) -> None:

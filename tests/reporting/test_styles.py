@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from itertools import combinations
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 import eenet
-from eenet.scheduler import SCHEDULERS
+from eenet.scheduler import SCHEDULERS, Scheduler
 from eenet.testing import toy_costs, toy_records
 
 # Machado, Oliveira and Fernandes (2009), severity 1, for linear RGB.
@@ -82,3 +83,30 @@ def test_a_method_looks_the_same_beside_others_and_by_any_of_its_names(styles: d
         found = made.data["runs"][0]["styles"]
         assert found[title] == styles["entropy"]
         assert found["mine"] != found[title]
+
+
+def test_methods_of_ones_own_have_styles_of_their_own_the_same_in_every_order(styles: dict[str, Any]) -> None:
+    with mock.patch.dict(SCHEDULERS):  # what is registered here is forgotten afterwards
+
+        class FirstOfMine(Scheduler, method="first_of_mine"):
+            """A method of one's own."""
+
+        class SecondOfMine(Scheduler, method="second_of_mine"):
+            """Another one."""
+
+        def found(*titles: str) -> dict[str, Any]:
+            fitted = eenet.MaxProbability().fit(toy_records(60), toy_costs(), fallback=False)
+            records, named = toy_records(40, seed=1), dict.fromkeys(titles, fitted)
+            made = eenet.report(records, costs=toy_costs(), schedulers=named, budgets=2, draws=0)
+            of: dict[str, Any] = made.data["runs"][0]["styles"]
+            return of
+
+        both = found("first_of_mine", "max_prob", "second_of_mine")
+        assert both["max_prob"] == styles["max_prob"]
+        assert both == found("second_of_mine", "first_of_mine", "max_prob")
+        own = found("FirstOfMine")
+        assert own["FirstOfMine"] == both["first_of_mine"], "a class looks like its method"
+        for style in (both["first_of_mine"], both["second_of_mine"]):
+            assert style["color"] not in {of["color"] for of in styles.values()}
+        many = found(*(f"network {number}" for number in range(30)))
+        assert len({(style["color"], *style["dashes"]) for style in many.values()}) == 30

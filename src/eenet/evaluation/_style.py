@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from eenet.scheduler import SCHEDULERS
@@ -30,7 +31,8 @@ class Style:
         return {**asdict(self), "dashes": list(self.dashes)}
 
 
-_SOLID, _LONG, _DOTS, _MIXED = (), (6.0, 2.0), (1.5, 1.5), (7.0, 2.0, 1.5, 2.0)
+_DASHES: tuple[tuple[float, ...], ...] = ((), (6.0, 2.0), (1.5, 1.5), (7.0, 2.0, 1.5, 2.0))
+_SOLID, _LONG, _DOTS, _MIXED = _DASHES
 
 # No color and no marker repeats. The first six colors are Okabe and Ito's, the others Paul Tol's, which stay
 # distinguishable with the common kinds of color blindness. Where two come close, their dashes differ.
@@ -51,7 +53,7 @@ _METHODS: dict[str, tuple[str, str, Style]] = {
     "static": ("One exit for all", "", Style("#44AA99", "#79D6C7", "8", "octagon", _LONG)),
 }
 
-# For names that are no method: runs, networks, schedulers of one's own.
+# For all other names: methods of one's own, runs, networks.
 _OTHERS = (
     Style("#0077BB", "#55B4F0", "1", "y-down-open", _MIXED),
     Style("#EE7733", "#FF9C66", "2", "y-up-open", _DOTS),
@@ -70,30 +72,40 @@ WRONG = Style("#D55E00", "#FF8A3D", "X", "x", _LONG)
 
 _FIRST, _MIDDLE, _LAST = (44, 127, 184), (27, 158, 119), (217, 95, 14)
 _EXIT_MARKERS = tuple((style.marker, style.symbol) for *_, style in _METHODS.values())
-_EXIT_DASHES = (_SOLID, _LONG, _DOTS, _MIXED)
 
 
 def title_of(name: str, *, paper: bool = False) -> str:
     """A method as figures and tables call it, on request with the paper it is known from; other names stay as given."""
     method = _method(name)
-    if method is None:
+    if method not in _METHODS:
         return name
     title, known, _ = _METHODS[method]
     return f"{title} ({known})" if paper and known else title
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """The style of each name: a method and the plain network have their own, other names take the next free one."""
+    """The style of each name: the methods of eenet and the plain network have their own.
+
+    Of the other styles the name itself chooses one, so that a method of one's own looks the same in every figure and in
+    whatever order the names come. Where two would choose the same, the second by the alphabet takes the next.
+    """
     made = {name: PLAIN for name in names if name.casefold() == "plain network"}
     taken: set[str] = set()
     for name in names:
         method = _method(name)
-        if method is not None and method not in taken:
+        if method in _METHODS and method not in taken:
             taken.add(method)
             made[name] = _METHODS[method][-1]
     free = [*_OTHERS, *(style for method, (*_, style) in _METHODS.items() if method not in taken)]
-    others = [name for name in dict.fromkeys(names) if name not in made]
-    made |= {name: free[number % len(free)] for number, name in enumerate(others)}
+    left: list[int] = []
+    for number, name in enumerate(sorted({name for name in names if name not in made})):
+        left = left or list(range(len(free)))
+        wanted = zlib.crc32(_method(name).encode()) % len(_OTHERS)
+        chosen = min(left, key=lambda slot: (slot - wanted) % len(free))
+        left.remove(chosen)
+        again = number // len(free)  # more names than styles: the same ones, with other dashes
+        dashes = _DASHES[(_DASHES.index(free[chosen].dashes) + again) % len(_DASHES)]
+        made[name] = replace(free[chosen], dashes=dashes)
     return {name: made[name] for name in names}
 
 
@@ -107,18 +119,15 @@ def exit_styles(exits: int) -> list[Style]:
         lighter = [round(value + 0.3 * (255 - value)) for value in mixed]
         marker, symbol = _EXIT_MARKERS[k % len(_EXIT_MARKERS)]
         color, dark = ("#" + "".join(f"{value:02x}" for value in of) for of in (mixed, lighter))
-        made.append(Style(color, dark, marker, symbol, _EXIT_DASHES[k % len(_EXIT_DASHES)]))
+        made.append(Style(color, dark, marker, symbol, _DASHES[k % len(_DASHES)]))
     return made
 
 
-def _method(name: str) -> str | None:
-    """The method that a name means: its key, its class or its title, with or without its paper."""
+def _method(name: str) -> str:
+    """The method that a name means: by its key, its class or its title, with or without its paper; else the name."""
     bare = name.removesuffix(" *").partition("(")[0].strip().casefold()
-    return _NAMES.get(bare)
+    classes = {getattr(made, "__name__", method).casefold(): method for method, made in SCHEDULERS.items()}
+    return _TITLES.get(bare) or classes.get(bare, bare)
 
 
-_NAMES = {
-    **{method: method for method in _METHODS},
-    **{title.casefold(): method for method, (title, *_) in _METHODS.items()},
-    **{getattr(made, "__name__", method).casefold(): method for method, made in SCHEDULERS.items()},
-}
+_TITLES = {title.casefold(): method for method, (title, *_) in _METHODS.items()}
