@@ -88,10 +88,6 @@ class ScoreTable:
         counts = np.bincount(self.exits(thresholds), minlength=self.early + 1)
         return float(counts @ self.costs / self.samples)
 
-    def mean_cost_at(self, threshold: float) -> float:
-        """Mean cost per sample under one threshold for all exits."""
-        return self.mean_cost(self.common(threshold))
-
     def ranked(self, k: int, alive: Bools) -> Ints:
         """The samples that are running and may exit at exit k, the surest first."""
         if not self.live[k]:

@@ -376,7 +376,8 @@ class _StoppingFit(Fitted):
         self._finite = finite
         self._live = live
         self._held_out = held_out
-        spent = [self._table(i, 0.0).mean_cost_at(0.0) for i in range(len(prices))]
+        tables = (self._table(i, 0.0) for i in range(len(prices)))
+        spent = [table.mean_cost(table.common(0.0)) for table in tables]
         # A higher price never spends more; noise is leveled.
         self._spent: Floats = np.minimum.accumulate(spent)
 
