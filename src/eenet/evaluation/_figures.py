@@ -106,23 +106,9 @@ def write_cost_figure(
     for index, curve in enumerate(curves):
         # Later markers are smaller, so that points that fall together show as nested shapes.
         size = 11 - 5 * index / max(1, len(curves) - 1)
-        style = looks[curve.name]
-        points = sorted(curve.points, key=lambda p: p.cost)
-        axes.errorbar(
-            *_coordinates(points),
-            xerr=[p.spread for p in points],
-            color=style.color,
-            linestyle=_line(style),
-            marker=style.marker,
-            markersize=size,
-            markerfacecolor="none",
-            markeredgewidth=1.6,
-            linewidth=1.4,
-            elinewidth=1,
-            label=curve.name,
-            zorder=3,
-        )
-        _annotate(axes, points, style.color, offset=(0, 11), ha="center", va="baseline")
+        look = {"markersize": size, "markeredgewidth": 1.6, "linewidth": 1.4, "elinewidth": 1, "zorder": 3}
+        points = _draw(axes, curve, looks, errors="x", **look)
+        _annotate(axes, points, looks[curve.name].color, offset=(0, 11), ha="center", va="baseline")
     axes.plot(
         *_coordinates([plain]),
         color="black",
@@ -148,23 +134,9 @@ def write_panels(path: str | Path, panels: Mapping[str, Sequence[Curve]], *, cos
     looks = styles([curve.name for curves in panels.values() for curve in curves])
     for panel, (title, curves) in zip(axes if len(panels) > 1 else [axes], panels.items(), strict=True):
         for curve in curves:
-            style = looks[curve.name]
-            points = sorted(curve.points, key=lambda p: p.cost)
-            panel.errorbar(
-                *_coordinates(points),
-                xerr=[p.spread for p in points],
-                yerr=[100 * p.error for p in points],
-                color=style.color,
-                linestyle=_line(style),
-                marker=style.marker,
-                markersize=8,
-                markerfacecolor="none",
-                markeredgewidth=1.6,
-                elinewidth=1,
-                capsize=2,
-                label=curve.name,
-            )
-            _annotate(panel, points, style.color, offset=(6, 6), ha="left", va="baseline")
+            look = {"markersize": 8, "markeredgewidth": 1.6, "elinewidth": 1, "capsize": 2}
+            points = _draw(panel, curve, looks, errors="xy", **look)
+            _annotate(panel, points, looks[curve.name].color, offset=(6, 6), ha="left", va="baseline")
         panel.set_xlim(0, 1.15 * max(p.cost + p.spread for curve in curves for p in curve.points))
         _finish(panel, title, cost_label, y_label)
         panel.legend(frameon=True, framealpha=0.95, fontsize=9)
@@ -203,21 +175,7 @@ def write_comparison_figure(
         left.plot(*_coordinates(points), color=GRAY, linestyle=dashes, linewidth=1.2, label=curve.name)
     looks = styles([curve.name for curve in curves])
     for curve in curves:
-        style = looks[curve.name]
-        points = sorted(curve.points, key=lambda p: p.cost)
-        left.errorbar(
-            *_coordinates(points),
-            yerr=[100 * p.error for p in points],
-            color=style.color,
-            linestyle=_line(style),
-            marker=style.marker,
-            markersize=4,
-            markerfacecolor="none",
-            linewidth=1,
-            elinewidth=0.8,
-            capsize=2,
-            label=curve.name,
-        )
+        _draw(left, curve, looks, errors="y", markersize=4, linewidth=1, elinewidth=0.8, capsize=2)
     for what, marker, color in (("one exit for all", "s", GRAY), ("plain network", "*", "black")):
         points = [p for p in statics if (p.label == "plain") == (marker == "*")]
         if points:
@@ -260,9 +218,22 @@ def write_comparison_figure(
     _save(figure, path)
 
 
-def _line(style: Style) -> tuple[float, tuple[float, ...]] | str:
-    """The dashes of a style, as Matplotlib takes them."""
-    return (0, style.dashes) if style.dashes else "-"
+def _draw(axes: Any, curve: Curve, looks: Mapping[str, Style], *, errors: str, **look: float) -> list[Point]:
+    """Draw a curve in its style, with the errors of the axes that `errors` names; gives its points in order."""
+    style = looks[curve.name]
+    points = sorted(curve.points, key=lambda p: p.cost)
+    axes.errorbar(
+        *_coordinates(points),
+        xerr=[p.spread for p in points] if "x" in errors else None,
+        yerr=[100 * p.error for p in points] if "y" in errors else None,
+        color=style.color,
+        linestyle=(0, style.dashes) if style.dashes else "-",
+        marker=style.marker,
+        markerfacecolor="none",
+        label=curve.name,
+        **look,
+    )
+    return points
 
 
 def _coordinates(points: Sequence[Point]) -> tuple[list[float], list[float]]:
