@@ -171,6 +171,18 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_json(path: str | Path, hint: str = "write it again") -> dict[str, Any]:
+    """The object in a JSON file; raises `FileFormatError`, which ends in what to do, for anything else."""
+    source = existing_file(path)
+    try:
+        found = json.loads(source.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not even text
+        raise FileFormatError(f"{str(source)!r} is not JSON ({error}); {hint}") from error
+    if not isinstance(found, dict):
+        raise FileFormatError(f"{str(source)!r} holds a JSON {type(found).__name__}, expected an object; {hint}")
+    return found
+
+
 def write_arrays(
     path: str | Path, arrays: Mapping[str, NDArray[Any]], *, kind: str, schema: int, header: Mapping[str, Any]
 ) -> None:

@@ -282,6 +282,12 @@ class TestCollect:
         with np.load("records.npz") as file:
             assert file["labels"].tolist() == [1, 0, 2]
 
+    def test_a_damaged_description_of_the_inputs_is_named(self, saved: Path) -> None:
+        np.savez("data.npz", input=np.zeros((3, 4), "f4"))
+        Path("model", "preprocessing.json").write_text("{")
+        words = ("collect", "model", "--data", "data.npz", "--allow", SOURCE, "--unlabeled", "--out", "records.npz")
+        assert "preprocessing.json' is not JSON" in refused(*words)
+
     @pytest.mark.parametrize(
         ("arrays", "words", "message"),
         [

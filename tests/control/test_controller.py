@@ -501,7 +501,10 @@ def test_the_state_of_something_else_is_refused(tmp_path: Path) -> None:
             eenet.BudgetController.restore(toy(), state | change)
     with pytest.raises(FileFormatError, match="of another scheduler"):
         eenet.BudgetController.restore(toy(3, seed=1), state)
-    for text, message in (("{", "is not a JSON file"), ("[]", "holds no state of a controller")):
+    for text, message in (
+        ("{", "is not JSON"),
+        ("[]", "expected an object; save the controller"),
+    ):
         (tmp_path / "c.json").write_text(text, encoding="utf-8")
         with pytest.raises(FileFormatError, match=message):
             eenet.BudgetController.load(toy(), tmp_path / "c.json")

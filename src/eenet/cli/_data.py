@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet._files import existing_file, lines_of
+from eenet._files import existing_file, lines_of, read_json
 from eenet.cli._console import side
 from eenet.errors import FileFormatError, InvalidInputError
 
@@ -98,7 +97,7 @@ def preprocessing_of(work: Path) -> Preprocessing | None:
 
     if not (work / "preprocessing.json").is_file():
         return None
-    description = json.loads((work / "preprocessing.json").read_text(encoding="utf-8"))
+    description = read_json(work / "preprocessing.json", "get the folder again")
     return preprocessing_from(description, read=lambda name: existing_file(work / name).read_bytes())
 
 

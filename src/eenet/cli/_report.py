@@ -239,7 +239,7 @@ def _records(paths: list[Path], given: Mapping[str, Any], more: Mapping[str, Any
 
 def _profile(results: list[Path], costs: list[str] | None) -> list[Path]:
     """The file of --costs, where it is a profile: it has the times by batch size too."""
-    from eenet.reporting._runs import read_json
+    from eenet._files import read_json
 
     if costs is None or len(costs) > 1 or not costs[0].endswith(".json"):
         return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from eenet._files import existing_file, write_json
+from eenet._files import read_json, write_json
 from eenet.control._pacing import Alternation, DriftReport, DriftTest, Pacer, Quotas
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FileFormatError, InvalidInputError
@@ -321,14 +320,7 @@ class BudgetController:
     @classmethod
     def load(cls, scheduler: Scheduler, path: str | Path) -> BudgetController:
         """The controller that `save` wrote; raises `FileFormatError` as `restore` does."""
-        source = existing_file(path)
-        try:
-            state = json.loads(source.read_text(encoding="utf-8"))
-        except ValueError as error:  # not JSON, or not even text
-            raise FileFormatError(f"{str(source)!r} is not a JSON file ({error}); save the controller again") from error
-        if not isinstance(state, dict):
-            raise FileFormatError(f"{str(source)!r} holds no state of a controller; save the controller again")
-        return cls.restore(scheduler, state)
+        return cls.restore(scheduler, read_json(path, "save the controller again"))
 
     def __repr__(self) -> str:
         mean = "nothing observed" if not self._samples else f"mean cost {self.mean_cost:.4g} of {self._samples} samples"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eenet._extras import require
+from eenet._files import read_json
 from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.preprocessing._base import EXTRA, Flags, Input, Inputs, Preprocessing, require_names
@@ -277,12 +277,4 @@ class _Pretrained:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{str(path)!r} is not JSON ({error}); get it again") from error
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{str(path)!r} holds a {type(found).__name__}, expected an object; get it again")
-    return found
+    return read_json(path, "get it again") if path.is_file() else {}

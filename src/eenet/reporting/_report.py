@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eenet._files import atomic_path, write_json
+from eenet._files import atomic_path, read_json, write_json
 from eenet._progress import require_progress
 from eenet._values import short
 from eenet._version import __version__
@@ -22,7 +22,7 @@ from eenet.reporting._frontier import score_label, standing
 from eenet.reporting._leaving import scheduler_styles
 from eenet.reporting._page import page_of
 from eenet.reporting._replays import GRID, Replays, replay_all
-from eenet.reporting._runs import Run, make_run, read_folder, read_json
+from eenet.reporting._runs import Run, make_run, read_folder
 from eenet.reporting._samples import samples_of
 from eenet.reporting._sections import OF_ALL, OF_ONE
 from eenet.reporting._spending import NO_SYSTEMS

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eenet._files import existing_file
+from eenet._files import read_json
 from eenet._pretrained import find_model, hidden_model
 from eenet.costs import ExitCosts
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
@@ -274,15 +273,3 @@ def read_folder(
 
 def _method(file: Path) -> str:
     return file.stem.rpartition("-")[0] or file.stem
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    source = existing_file(path)
-    try:
-        data = json.loads(source.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileFormatError(f"{str(source)!r} is not JSON ({error}); write it again") from error
-    if not isinstance(data, dict):
-        raise FileFormatError(f"{str(source)!r} holds a JSON {type(data).__name__}, expected an object")
-    return data
