@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -151,12 +150,6 @@ def difference(row: Row, other: Row | None) -> tuple[float, float] | None:
     ]
     by_image = np.mean(pairs, axis=0)
     return float(by_image.mean()), float(by_image.std(ddof=1) / math.sqrt(len(by_image)))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _table(rows: Sequence[Row], stage: str, settings: Mapping[str, Any], shares: Sequence[float]) -> str:

@@ -29,9 +29,9 @@ import numpy as np
 import torch
 
 import eenet
-from _exits_report import Row, judge, read_json, report
+from _exits_report import Row, judge, report
 from _exits_variants import BASE, VARIANTS, MakeHead, PooledLinear, Variant
-from eenet._files import write_json
+from eenet._files import read_json, write_json
 from eenet._timing import describe_machine, machine
 from eenet.cli._console import progress, side
 from eenet.errors import InvalidInputError

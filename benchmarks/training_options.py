@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 import eenet
-from _exits_report import Row, difference, judge, read_json
-from eenet._files import atomic_path, write_json
+from _exits_report import Row, difference, judge
+from eenet._files import atomic_path, read_json, write_json
 from eenet._timing import describe_machine, machine
 from eenet.errors import InvalidInputError
 from eenet.experiments.data import Subset, load, loader, three_way_split
