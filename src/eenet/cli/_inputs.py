@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._files import existing_file, read_header, read_tensors, require_safetensors
+from eenet._files import existing_file, read_header, read_json, read_tensors, require_safetensors
 from eenet._timing import doubt
 from eenet._warn import warn
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
@@ -252,7 +251,7 @@ def _member_costs(number: int, given: Any, unit: str | None, batch_size: int | N
             "network costs by itself"
         )
     if isinstance(given, str) and given.endswith(".json"):
-        costs = _costs_of_json(existing_file(given), unit, batch_size)
+        costs = _costs_of_json(Path(given), unit, batch_size)
         costs.require_exits(count)
         return costs
     values = _numbers(given) if isinstance(given, str) else np.ravel(given).tolist()
@@ -285,7 +284,7 @@ def _read_costs(text: str | None, unit: str | None, batch_size: int | None, in_f
             )
         return ExitCosts(in_file, unit or "ms")
     if text.endswith(".json"):
-        return _costs_of_json(existing_file(text), unit, batch_size)
+        return _costs_of_json(Path(text), unit, batch_size)
     return ExitCosts(_numbers(text), unit or "ms", batch_size=batch_size)
 
 
@@ -301,11 +300,8 @@ def _numbers(text: str) -> list[float]:
 def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> ExitCosts:
     from eenet.costs import ExitCosts
 
-    try:
-        data = json.loads(source.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{str(source)!r} is not JSON ({error}); write it with eenet profile --json") from error
-    if isinstance(data, dict) and "values" in data:
+    data = read_json(source, "write it with eenet profile --json")
+    if "values" in data:
         costs = ExitCosts.from_dict(data)
         if unit is not None and unit != costs.unit:
             raise InvalidInputError(f"the costs in {str(source)!r} are in {costs.unit!r}, not in {unit!r}")
