@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import CutError, InvalidInputError
+from eenet.serving.engine import ServedModel
 from eenet.testing import toy_costs
 from networks import SmallConvNet, conv_model, table_model
 
@@ -399,3 +400,52 @@ class TestSizesThatANetworkDoesNotTake:
         model = eenet.attach(Vocabulary().eval(), ["words"], 3, example, dynamic={1: "time"})
         with pytest.raises(IndexError, match="out of range"):
             eenet.collect(model, [torch.full((2, 20), 7)])
+
+
+def _fitted_conv(labels: int = 60) -> tuple[eenet.MultiExitModel, eenet.Scheduler, Tensor]:
+    model = copy.deepcopy(conv_model(1))
+    x = torch.randn(labels, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    records = eenet.collect(model, [(x, torch.arange(labels) % 5)])
+    return model, eenet.MaxProbability().fit(records, toy_costs(), "70%"), x
+
+
+def test_a_scheduler_that_was_fitted_to_records_of_other_weights_is_refused(tmp_path: Path) -> None:
+    model, scheduler, x = _fitted_conv()
+    scheduler.save(tmp_path / "scheduler.safetensors")
+    loaded = eenet.load_scheduler(tmp_path / "scheduler.safetensors")
+    for fitting in (scheduler, loaded, scheduler.at("80%"), eenet.BudgetController(scheduler)):
+        eenet.AdaptiveModel(model, fitting)
+    ServedModel(model, scheduler)
+    model.backbone.get_submodule("head").weight.data.mul_(3)  # type: ignore[union-attr, operator]
+    for other in (scheduler, loaded, scheduler.at("80%"), eenet.BudgetController(loaded)):
+        with pytest.raises(InvalidInputError, match=f"fitted to records of a network with other .*{scheduler.network}"):
+            eenet.AdaptiveModel(model, other)
+    with pytest.raises(InvalidInputError, match="with other weights"):
+        ServedModel(model, scheduler)
+    with pytest.raises(InvalidInputError, match="with other weights"):
+        eenet.benchmark({"early": (model, scheduler)}, x, batch_sizes=[4], seconds=0.01)
+    again = eenet.MaxProbability().fit(eenet.collect(model, [x]), toy_costs(), "70%")
+    eenet.AdaptiveModel(model, again)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_model_that_is_converted_is_not_taken_for_one_of_other_weights(dtype: torch.dtype) -> None:
+    model, scheduler, x = _fitted_conv()
+    converted = copy.deepcopy(model).to(dtype)
+    eenet.AdaptiveModel(converted, scheduler)
+    there = eenet.MaxProbability().fit(eenet.collect(converted, [x.to(dtype)]), toy_costs(), "70%")
+    eenet.AdaptiveModel(converted, there)
+    eenet.AdaptiveModel(model, there)  # in float32, of records in the other dtype
+
+
+def test_without_a_digest_of_the_same_exits_a_scheduler_is_taken_as_it_is() -> None:
+    model, _, x = _fitted_conv()
+    records = eenet.collect(model, [x])
+    arrays = eenet.ExitRecords(records.probabilities, records.predictions)
+    kept = records.keep_exits([1, 2])
+    costs = eenet.ExitCosts([1.0, 2.0])
+    assert arrays.network is kept.network is records.first_exits(2).network is None
+    eenet.AdaptiveModel(model, eenet.MaxProbability().fit(arrays, toy_costs(), "70%"))
+    eenet.AdaptiveModel(model.keep_exits([1, 2]), eenet.MaxProbability().fit(kept, costs, "80%"))
+    whole = records.keep_exits([0, 1, 2])
+    eenet.AdaptiveModel(model.keep_exits([0, 1, 2]), eenet.MaxProbability().fit(whole, toy_costs(), "70%"))

@@ -41,7 +41,7 @@ from eenet.models import MultiExitModel, require_exits
 from eenet.models._collect import digest_of
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
-from eenet.records import ExitRecords
+from eenet.records import ExitRecords, require_same_network
 from eenet.runtime import TensorSpec
 from eenet.runtime._adaptive import tensor_spec
 from eenet.runtime._loop import require_scheduler
@@ -190,6 +190,8 @@ def export(
     network = digest_of(model)
     if records is not None:
         require_fitting(records, scheduler, network)
+    else:
+        require_same_network("the scheduler was fitted to records", scheduler.network, network)
     model.staged.check_current()
     names = None if class_names is None else [str(name) for name in class_names]
     if names is not None and len(names) != model.num_classes:

@@ -30,7 +30,7 @@ from eenet.bundle._measure import (
 )
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
-from eenet.records import ExitRecords, missing_classes, warn_of_missing_classes
+from eenet.records import ExitRecords, missing_classes, require_same_network, warn_of_missing_classes
 from eenet.runtime import Live
 from eenet.scheduler import Fallback, PolicyTable, Scheduler
 
@@ -318,11 +318,7 @@ def require_fitting(records: ExitRecords, scheduler: Scheduler, network: str | N
             f"the calibration records have {found[0]} exits and {found[1]} classes, the bundle's network has "
             f"{expected[0]} and {expected[1]}: they are of another network; collect records of this one"
         )
-    if None not in (records.network, network) and records.network != network:
-        raise InvalidInputError(
-            f"the calibration records are of a network with other weights (digest {records.network}, this one has "
-            f"{network}): thresholds that fit one do not fit the other; collect records of this one, and fit to them"
-        )
+    require_same_network("the calibration records are", records.network, network)
 
 
 def require_readable(scheduler: Scheduler, budget: Budget | None, batch_sizes: Sequence[int]) -> None:

@@ -97,6 +97,7 @@ class BudgetController:
         if table.shares is not None and table.samples:
             self._drift = DriftTest(table.shares, table.samples, self._level)
         self._fingerprint = _fingerprint(scheduler)
+        self._network = scheduler.network
         self._lock = threading.Lock()
         self._samples, self._spent = 0, 0.0
         # The step of each policy, and whether it is one of the table's. Policies are kept, so that ids stay valid.
@@ -113,6 +114,11 @@ class BudgetController:
     def costs(self) -> ExitCosts:
         """Of the exits."""
         return self._costs
+
+    @property
+    def network(self) -> str | None:
+        """The digest of the weights of the network that its scheduler was fitted for; None where that is not known."""
+        return self._network
 
     @property
     def budget(self) -> float:

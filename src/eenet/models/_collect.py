@@ -17,8 +17,10 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring, labels_of, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
 from eenet.models._sizes import sizes_refused
-from eenet.records import ExitRecords, warn_of_missing_classes
+from eenet.records import ExitRecords, require_same_network, warn_of_missing_classes
 from eenet.tasks import Evidence, Segmentation, Task
+
+_ROUNDED = (torch.float16, torch.bfloat16)
 
 
 def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
@@ -83,15 +85,35 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     return records
 
 
-def digest_of(model: MultiExitModel) -> str:
-    """The same for models with the same weights, whatever device and floating dtype they are in."""
+def digest_of(model: MultiExitModel, rounded: torch.dtype | None = None) -> str:
+    """The same for models with the same weights, on whatever device, and in whatever dtype that holds them exactly.
+
+    `rounded` is a dtype that the weights are rounded to first.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         if isinstance(tensor, Tensor):
-            exact = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+            exact = tensor.detach()
+            if exact.is_floating_point():
+                exact = (exact if rounded is None else exact.to(rounded)).float()
             digest.update(exact.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def require_same_weights(model: MultiExitModel, network: str | None) -> None:
+    """Raise `InvalidInputError` where a scheduler was fitted to records of this network with other weights.
+
+    `network` is the digest that the scheduler has. A model in half precision has rounded weights, which are other
+    numbers than those that its records may be of: what differs there is not known. Otherwise all weights are read,
+    which takes about a second for a gigabyte.
+    """
+    tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
+    if network is None or any(tensor.is_meta or tensor.dtype in _ROUNDED for tensor in tensors):
+        return
+    own = digest_of(model)
+    if network not in (own, *(digest_of(model, dtype) for dtype in _ROUNDED if network != own)):
+        require_same_network("the scheduler was fitted to records", network, own)
 
 
 class Gathering:

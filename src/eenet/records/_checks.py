@@ -14,6 +14,18 @@ _SUM_TOLERANCE = 1e-3
 _AXES = "(exits, samples, classes)"
 
 
+def require_same_network(what: str, fitted: str | None, network: str | None) -> None:
+    """Raise `InvalidInputError` where what was made of a network, in words, is not of this one, by both digests.
+
+    Where one of them is not known, as of predictions of another framework, there is nothing to compare.
+    """
+    if None not in (fitted, network) and fitted != network:
+        raise InvalidInputError(
+            f"{what} of a network with other weights (digest {fitted}, this one has {network}): thresholds that fit "
+            "one do not fit the other; collect records of this one, and fit to them"
+        )
+
+
 def require_distributions(
     of_exit: NDArray[np.floating[Any]], whole: NDArray[np.floating[Any]], exit_index: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

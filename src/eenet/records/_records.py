@@ -365,7 +365,10 @@ class ExitRecords:
         """The records of the first `exits` exits, of all samples."""
         if not 1 <= exits <= self.num_exits:
             raise InvalidInputError(f"exits is {exits}, expected 1 to {self.num_exits}")
-        return self._each(lambda values: values[:exits], self.labels)
+        records = self._each(lambda values: values[:exits], self.labels)
+        if exits < self.num_exits:
+            records.network = None  # the digest is of the network with all exits
+        return records
 
     def keep_exits(self, exits: Sequence[int]) -> ExitRecords:
         """The records of these exits only, by their numbers from 0, of all samples; for `MultiExitModel.keep_exits`.

@@ -17,6 +17,7 @@ from eenet._sizes import Sizes
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, require_exits
+from eenet.models._collect import require_same_weights
 from eenet.models._sizes import sizes_of, sizes_refused
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
@@ -87,7 +88,9 @@ class AdaptiveModel:
     Raises
     ------
     InvalidInputError
-        Where the scheduler was fitted for other exits or classes, or where `optimize` cannot be done.
+        Where the scheduler was fitted for other exits or classes, or to records of other weights: the network was
+        trained after `collect`. Of records that `collect` did not make, and in half precision, that is not known.
+        Where `optimize` cannot be done.
     CutError
         Where the network has been changed since it was cut; the message names the module. It is looked at
         when this is made, not at every call.
@@ -128,6 +131,7 @@ class AdaptiveModel:
         if optimize is not None:
             _require_measurable(model, optimize, batch_sizes)
         model.staged.check_current()
+        require_same_weights(model, scheduler.network)
         self._own = eager(model)
         self._optimize = (optimize, tuple(batch_sizes), seconds)
         self.optimized: Optimization | None = self._measure()

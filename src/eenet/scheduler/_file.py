@@ -48,6 +48,8 @@ def write_scheduler(
         header["as_it_is"] = True
     if state.fitted_to is not None:
         header["fitted_to"] = state.fitted_to
+    if state.network is not None:
+        header["network"] = state.network
     if state.left_out:
         header["left_out"] = [to_dict(dead) for dead in state.left_out]
     if isinstance(score, Score) and table.score_name != score.name:  # no policy has it
@@ -95,7 +97,7 @@ def read_scheduler(path: str | Path) -> tuple[dict[str, Any], Score | None, Stat
         fallback = fallback_from(header.get("fallback"))
         left_out = tuple(map(dead_exit_from, header.get("left_out", ())))
         promises, as_it_is = dict(header.get("promises", {})), bool(header.get("as_it_is", False))
-        fitted_to = header.get("fitted_to")
+        fitted_to, network = header.get("fitted_to"), header.get("network")
     except KeyError as error:
         raise FileFormatError(f"{str(path)!r} lacks {error.args[0]!r}; save the scheduler again") from error
     except TypeError as error:
@@ -108,7 +110,7 @@ def read_scheduler(path: str | Path) -> tuple[dict[str, Any], Score | None, Stat
         table = PolicyTable(budgets, spent, np.array([np.nan]), (policy,), costs)
     else:
         raise FileFormatError(f"{str(path)!r} holds neither a policy nor a table of them; save the scheduler again")
-    state = State(table, policy, numbers, promises, fallback, left_out, as_it_is, fitted_to)
+    state = State(table, policy, numbers, promises, fallback, left_out, as_it_is, fitted_to, network)
     if "parameters" not in header:
         return header, None, state
     if "given_score" in header:

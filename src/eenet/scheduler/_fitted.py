@@ -407,6 +407,8 @@ class State:
     """Whether it was fitted with `fallback=False`."""
     fitted_to: str | None = None
     """Of what was read from a file: the digest of the records that it was fitted to, where the file says it."""
+    network: str | None = None
+    """The digest of the network's weights that the records had."""
 
     @property
     def compared(self) -> tuple[Any, ...]:

@@ -230,7 +230,7 @@ class Scheduler(Estimator):
             limit = costs[-1]
         if chosen is None and limit is not None:
             chosen = fitted.plan(limit)
-        self._state = State(fitted, promises=promises, left_out=left_out, as_it_is=as_it_is)
+        self._state = State(fitted, promises=promises, left_out=left_out, as_it_is=as_it_is, network=records.network)
         if limit is not None and chosen is not None:
             self._take(self._state, chosen, limit)
         self._records = records
@@ -363,6 +363,11 @@ class Scheduler(Estimator):
     def calibration_records(self) -> ExitRecords | None:
         """The records it was fitted to, None where it was loaded from a file."""
         return self._records
+
+    @property
+    def network(self) -> str | None:
+        """The digest of the weights of the network whose records it was fitted to; None where that is not known."""
+        return self._fitted_state().network
 
     def was_fitted_to(self, records: ExitRecords) -> bool:
         """Whether it was fitted to these samples, in whatever order they are.

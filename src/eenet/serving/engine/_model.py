@@ -212,7 +212,7 @@ class ServedModel:
     Raises
     ------
     InvalidInputError
-        Where the scheduler was fitted for other exits or classes.
+        Where the scheduler was fitted for other exits or classes, or to records of other weights.
     CutError
         Where the network was changed after it was cut; the message names the module.
 
@@ -237,11 +237,13 @@ class ServedModel:
         preprocessing: Preprocessing | None = None,
         class_names: Sequence[str] | None = None,
     ) -> None:
-        from eenet.runtime import TorchBackend  # brings in torch, which serving a bundle does not need
+        from eenet.models._collect import require_same_weights  # brings in torch, which a bundle does not need
+        from eenet.runtime import TorchBackend
 
         model.staged.check_current()
         backend = TorchBackend(model)
         scheduler.policy.require(model.num_exits, model.num_classes, "the model has")
+        require_same_weights(model, scheduler.network)
         self.backend: StageBackend = backend
         self.scheduler = scheduler
         self.costs = scheduler.costs
