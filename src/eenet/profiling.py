@@ -9,7 +9,7 @@ from __future__ import annotations
 import eenet._needs_torch  # noqa: F401  # isort: skip
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -29,10 +29,11 @@ from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
 from eenet.models._sizes import sizes_refused
-from eenet.optimize import batch_of
+from eenet.optimize import batch_of, eager
 from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
+from eenet.scheduler._forced import forced
 from eenet.scheduler._policy import score_class
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
@@ -41,8 +42,10 @@ __all__ = ["measure", "profile"]
 
 UNITS = ("ms", "cpu_ms", "flops")
 PERCENTILES = (50, 95, 99)
+MOVING = ("inputs", "selection", "outputs")
 
 _NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
+_LEAST_FOR_SAMPLES = 0.1  # of a batch's time in a stage: what is at least the samples' and not fixed
 _MIN_ROUNDS, _MAX_ROUNDS = 7, 200
 
 Floats = NDArray[np.float64]
@@ -56,7 +59,8 @@ class StageProfile:
     `tables[unit]` is (batch sizes, K), cumulative; `spreads[unit]` alike, relative; `parts_ms` (batch sizes, K, parts)
     is the wall time of each stage, head and scheduler step by itself. `plain[unit]` is (batch sizes,);
     `percentiles[unit]` (batch sizes, 3, K + 1) are those of `PERCENTILES`, of the exits and of the plain network, for
-    the units of time.
+    the units of time. `moving[unit]` (batch sizes, K) is not in the tables: what selecting samples before each stage
+    takes, and for the first checking inputs and putting answers in order.
     """
 
     batch_sizes: tuple[int, ...]
@@ -67,6 +71,61 @@ class StageProfile:
     includes: tuple[str, ...] = ()
     plain: Mapping[str, Floats] = field(default_factory=dict)
     percentiles: Mapping[str, Floats] = field(default_factory=dict)
+    moving: Mapping[str, Floats] = field(default_factory=dict)
+
+    def partly(self, partial_batch: int) -> StageProfile:
+        """The same for batches of which samples exit on the way, so that deeper stages run on what is left.
+
+        A stage takes a fixed time and a time for each sample in it: a line through its times at `partial_batch` samples
+        and at the whole batch. When samples exit, the fixed part stays as long as one sample goes on, so the batch pays
+        it and an early exit saves only the rest. What selecting the samples that go on and putting answers in order
+        take is in it. The mean of these costs over the samples of a batch is then the batch's time divided by its size,
+        whatever the policy, as long as at least one sample gets to the last exit.
+
+        Of the batch sizes those above `partial_batch` are kept, and 1, where nothing changes. FLOPs stay as they are.
+        """
+        if partial_batch not in self.batch_sizes:
+            raise InvalidInputError(
+                f"partial_batch is {partial_batch}, expected one of the measured batch sizes {list(self.batch_sizes)}"
+            )
+        rows = [row for row, size in enumerate(self.batch_sizes) if size > partial_batch]
+        if not rows:
+            raise InvalidInputError(
+                f"partial_batch is {partial_batch}, and no larger batch size was measured: {list(self.batch_sizes)}"
+            )
+        rows = [row for row, size in enumerate(self.batch_sizes) if size == 1 and row not in rows] + rows
+        few = self.batch_sizes.index(partial_batch)
+
+        def picked(measured: Mapping[str, Floats]) -> dict[str, Floats]:
+            return {unit: table[rows] for unit, table in measured.items()}
+
+        tables, percentiles = picked(self.tables), picked(self.percentiles)
+        for unit in tables.keys() - {"flops"}:
+            for n, row in enumerate(rows):
+                if (size := self.batch_sizes[row]) > partial_batch:
+                    changed = _of_partial_batch(
+                        self._batch_times(unit, row), self._batch_times(unit, few), size, partial_batch
+                    )
+                    if unit in percentiles:
+                        percentiles[unit][n, :, :-1] *= changed / tables[unit][n]
+                    tables[unit][n] = changed
+        return replace(
+            self,
+            batch_sizes=tuple(self.batch_sizes[row] for row in rows),
+            tables=tables,
+            spreads=picked(self.spreads),
+            parts_ms=self.parts_ms[rows],
+            includes=(*self.includes, *(MOVING if self.moving else ()), "the fixed part of all stages"),
+            plain=picked(self.plain),
+            percentiles=percentiles,
+            moving=picked(self.moving),
+        )
+
+    def _batch_times(self, unit: str, row: int) -> Floats:
+        """What each stage of a batch takes with all that comes before it, its head and decision, (K,)."""
+        each = np.diff(self.tables[unit][row], prepend=0.0)
+        times: Floats = self.batch_sizes[row] * (each + (self.moving[unit][row] if unit in self.moving else 0.0))
+        return times
 
     def costs(self, unit: str = "ms", batch_size: int = 1) -> ExitCosts:
         """The costs of one unit at one of the measured batch sizes; warns where they are not to be trusted."""
@@ -113,6 +172,7 @@ def profile(
     *,
     unit: str = "ms",
     batch_size: int = 1,
+    partial_batch: int | None = None,
     scheduler: Scheduler | None = None,
     seconds: float = 2.0,
     plain: nn.Module | None = None,
@@ -135,11 +195,18 @@ def profile(
     unit
         "ms" of wall time, "cpu_ms" of CPU time of all threads, or "flops", two for each multiply-add.
     batch_size
-        The batch size to measure at; the costs are those of one sample in such a batch.
+        The batch size to measure at; the costs are those of one sample in such a batch. By default all of its samples
+        go to the same exit. In batches whose samples exit at different exits, deeper stages run on the few that are
+        left, which takes longer for each: give `partial_batch` too, or the budget is overspent.
+    partial_batch
+        For costs of batches of which samples exit on the way, as `AdaptiveModel` runs them: a smaller batch size, such
+        as a quarter. Stages are measured at both sizes, and an early exit saves what a sample adds to a stage's time,
+        while the fixed part of a stage is paid as long as one sample goes on. What selecting samples takes is counted.
+        An exit that all samples take is then cheaper than its cost here says.
     scheduler
         A fitted scheduler, to measure its own decisions in place of those of max probability.
     seconds
-        About how long to measure.
+        About how long to measure each batch size.
     plain
         Another network to take for the plain one, called with the same inputs: where the exits were attached to
         something else than what you would run without them, such as a cascade.
@@ -153,8 +220,8 @@ def profile(
     Raises
     ------
     InvalidInputError
-        For an unknown unit, an empty example, one that is longer than the network takes, or a scheduler of other exits
-        or classes.
+        For an unknown unit, an empty example, one that is longer than the network takes, a `partial_batch` that is not
+        below the batch size, or a scheduler of other exits or classes.
 
     Examples
     --------
@@ -165,11 +232,21 @@ def profile(
     >>> costs = eenet.profile(model, torch.randn(2, 4), unit="flops")
     >>> costs.unit, len(costs), costs.plain < costs[-1]  # on the way to the last exit there is the early head
     ('flops', 2, True)
+    >>> in_batches = eenet.profile(model, torch.randn(2, 4), unit="cpu_ms", batch_size=32, partial_batch=8, seconds=0.1)
+    >>> in_batches.includes[3:]
+    ('inputs', 'selection', 'outputs', 'the fixed part of all stages')
     """
     _require_unit(unit)
     require_exits(model)
-    measured = measure(model, example, batch_sizes=(batch_size,), scheduler=scheduler, seconds=seconds, plain=plain)
-    return measured.costs(unit, batch_size)
+    sizes = [batch_size]
+    if partial_batch is not None:
+        if not isinstance(partial_batch, int) or not 1 <= partial_batch < batch_size:
+            raise InvalidInputError(
+                f"partial_batch is {partial_batch!r}, expected a whole number from 1 and below batch_size={batch_size}"
+            )
+        sizes.insert(0, partial_batch)
+    measured = measure(model, example, batch_sizes=sizes, scheduler=scheduler, seconds=seconds, plain=plain)
+    return (measured if partial_batch is None else measured.partly(partial_batch)).costs(unit, batch_size)
 
 
 def measure(
@@ -233,6 +310,7 @@ def measure(
     parts = []
     whole: dict[str, list[float]] = {unit: [] for unit in UNITS}
     percentiles: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
+    moving: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
     network = model.plain if plain is None else plain
     with (
         inferring(model),
@@ -246,7 +324,11 @@ def measure(
             show(done)
             steps = _steps(model, inputs, size, policy)
             wall, cpu, of_plain = _time_rounds(steps, _call(network, model, inputs, size), device, seconds)
-            for unit, rounds, alone in (("ms", wall, of_plain[0]), ("cpu_ms", cpu, of_plain[1])):
+            for unit, times, alone in (("ms", wall, of_plain[0]), ("cpu_ms", cpu, of_plain[1])):
+                rounds = times[:, :, :-1]
+                moves, decisions = np.median(times[:, :, -1], axis=0), np.median(times[:, :, -2], axis=0)
+                moves[1:] -= decisions[:-1]  # in which no sample leaves: it is in the tables
+                moving[unit].append(np.maximum(moves, 0.0) / size)
                 cumulative = rounds.sum(axis=2).cumsum(axis=1) / size
                 median = np.median(rounds, axis=0).sum(axis=1).cumsum() / size
                 low, high = np.quantile(cumulative, [0.25, 0.75], axis=0)
@@ -259,7 +341,7 @@ def measure(
             tables["flops"].append(flops)
             whole["flops"].append(flops_of_plain)
             spreads["flops"].append(np.zeros(len(flops)))
-            parts.append(np.median(wall, axis=0) / size)
+            parts.append(np.median(wall[:, :, :-1], axis=0) / size)
             if progress is not None:
                 progress(size)
     return StageProfile(
@@ -271,6 +353,7 @@ def measure(
         ("stages", "heads", "scheduler"),
         {unit: np.array(values) for unit, values in whole.items()},
         {unit: np.stack(rows) for unit, rows in percentiles.items()},
+        {unit: np.stack(rows) for unit, rows in moving.items()},
     )
 
 
@@ -287,8 +370,18 @@ def _max_probability(model: MultiExitModel) -> ThresholdPolicy:
 def _steps(
     model: MultiExitModel, inputs: tuple[Tensor, ...], size: int, policy: ThresholdPolicy
 ) -> list[tuple[Step, ...]]:
-    """For each exit what is timed separately: the stage, its head, and the policy's decision."""
+    """For each exit what is timed separately: the stage, its head, the policy's decision, and the moving of samples.
+
+    Before a stage moving is a decision at the exit before that lets half of the samples leave, and selecting samples;
+    before the first it is all that happens once in a batch.
+    """
     live = batch_of(model, inputs, size)
+    variant, everyone = eager(model), np.arange(size)
+    half = forced(
+        policy, [max(size // 2, 1)] * (model.num_exits - 1), [policy.observes(k) for k in range(model.num_exits - 1)]
+    )
+    answers: list[Tensor] = []
+    selection: Step = _nothing
     steps: list[tuple[Step, ...]] = []
     history, task = ExitHistory(), model.task
     for k, step in enumerate(walk(model.staged.inference_stages, live)):
@@ -298,14 +391,50 @@ def _steps(
         logits = model.final_logits(step.outputs) if last else model.heads[k](step.feature) if on else step.feature
         run_head = partial(model.heads[k], step.feature) if on and not last else _nothing
         before = ExitHistory(history.evidence, history.scores)
-        steps.append((run_stage, run_head, _decision(policy, task, size, logits, before) if on else _nothing))
+        decision = _decision(policy, task, size, logits, before) if on else _nothing
+        steps.append((run_stage, run_head, decision, selection))
+        if on:
+            answers.append(logits)
+        selection = _nothing
+        if on and not last and logits.device.type != "meta":
+            leaving = _decision(half, task, size, logits, before)
+            selection = partial(_both, leaving, partial(variant.take, k + 1, step.live, everyone))
         if not on:
             history.skip(size, model.num_classes)
         elif not last and logits.device.type != "meta":
             history.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), history.evidence))
             policy.leaves(history)
         live = step.live
+    if answers[-1].device.type != "meta":
+        steps[0] = (*steps[0][:-1], _once(model, batch_of(model, inputs, size), answers))
     return steps
+
+
+def _once(model: MultiExitModel, live: tuple[Tensor, ...], answers: Sequence[Tensor]) -> Step:
+    """What happens once in a batch: inputs are checked, answers taken at the exits and joined."""
+    args, kwargs = model.staged.call_of(live)
+    rows = [part for part in np.array_split(np.arange(len(answers[0])), len(answers)) if len(part)]
+    taken = [(part, logits[: len(part)]) for part, logits in zip(rows, answers, strict=False)]
+
+    def step() -> None:
+        model.staged.flatten_inputs(*args, **kwargs)
+        TENSORS.in_order(taken)
+
+    return step
+
+
+def _both(first: Step, second: Step) -> None:
+    first()
+    second()
+
+
+def _of_partial_batch(full: Floats, few: Floats, size: int, fewer: int) -> Floats:
+    """Costs per sample, (K,), from what each stage takes for a batch of `size` samples and for `fewer`."""
+    each = (full - few) / (size - fewer)
+    # Noise could make the line's start negative, or its slope.
+    each = np.clip(each, _LEAST_FOR_SAMPLES * full / size, full / size)
+    costs: Floats = (full - size * each).sum() / size + each.cumsum()
+    return costs
 
 
 def _decision(policy: ThresholdPolicy, task: Task, size: int, logits: Tensor, before: ExitHistory) -> Step:

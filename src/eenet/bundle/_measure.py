@@ -27,7 +27,8 @@ from eenet.errors import ReliabilityWarning
 from eenet.runtime import StageBackend, TensorSpec
 from eenet.runtime._backend import Ints, Live
 from eenet.runtime._loop import Arrays, run
-from eenet.scheduler import DecisionState, Ensemble, ExitHistory, Score, ThresholdPolicy
+from eenet.scheduler import DecisionState, ThresholdPolicy
+from eenet.scheduler._forced import forced
 from eenet.tasks import Task
 
 BATCH_SIZES = (1, 8, 32)
@@ -88,7 +89,7 @@ def measured(
 def device_of(
     runtime: str, threads: int | None, specs: Sequence[TensorSpec], described: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What a measurement in a runtime depends on; by default a runtime has a thread for each core it may use."""
+    """What a measurement in a runtime depends on; `threads` None stands for a thread for each core it may use."""
     sizes = dynamic_sizes(specs, [one["shape"] for one in described])
     return fingerprint() | {"runtime": runtime, "threads": threads or _cores()} | ({"sizes": sizes} if sizes else {})
 
@@ -147,9 +148,7 @@ class _Rounds:
         self._backend, self._task, self._inputs = backend, task, inputs
         self._remaining = np.array(remaining, dtype=np.float64)
         exiting = [before - after for before, after in pairwise(remaining)]
-        forced = (_ForcedEnsemble if policy.ensemble is not None else _Forced)(policy.score, exiting)
-        on = np.array(observed, dtype=np.bool_)
-        self._policy = ThresholdPolicy(forced, np.full(len(on), 0.5), on, policy.num_classes)
+        self._policy = forced(policy, exiting, observed)
         self._parts: list[Clock] = []
 
     def run(self, plain: Callable[[Live], Any], seconds: float) -> tuple[Floats, Floats]:
@@ -214,27 +213,6 @@ class _WatchedArrays(Arrays):
     def in_order(self, parts: list[tuple[Ints, Any]]) -> Any:
         self.began = _now()
         return super().in_order(parts)
-
-
-class _Forced(Score):
-    """Computes a score, and then lets as many of the running samples exit as it was told."""
-
-    def __init__(self, score: Score, exiting: Sequence[int]) -> None:
-        self.score, self.exiting = score, exiting
-
-    def __call__(self, history: ExitHistory) -> Floats:
-        self.score(history)
-        scores = np.zeros(len(history.evidence[-1]))
-        scores[: self.exiting[history.exit_index]] = 1.0
-        return scores
-
-
-class _ForcedEnsemble(_Forced, Ensemble):
-    """The same of a score that also answers."""
-
-    def answers(self, history: ExitHistory) -> NDArray[np.float32]:
-        assert isinstance(self.score, Ensemble)
-        return self.score.answers(history)
 
 
 def _increasing(values: Floats) -> Floats:

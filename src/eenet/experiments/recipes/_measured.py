@@ -16,7 +16,6 @@ from torch import Tensor
 from eenet._timing import TRUSTED_SPREAD, in_turns, timed, waiting_for
 from eenet.benchmarking._measure import utility_of
 from eenet.benchmarking._systems import logits_of
-from eenet.costs import ExitCosts
 from eenet.models import MultiExitModel, unpack
 from eenet.profiling import StageProfile
 from eenet.records import ExitRecords
@@ -49,37 +48,12 @@ def undisturbed(profile: StageProfile) -> tuple[StageProfile, list[str]]:
         spreads={**profile.spreads, "ms": profile.spreads["cpu_ms"]},
         plain=scaled(profile.plain),
         percentiles=scaled(profile.percentiles),
+        moving=scaled(profile.moving),
     )
     return kept, [
         f"Other programs disturbed the measurement of the costs: wall times varied by {spread:.0%}. The proportions of "
         "the cost table are therefore those of processor time; on a quiet machine they are those of wall time."
     ]
-
-
-def mixed_costs(profile: StageProfile, unit: str, batch_size: int, smaller: int) -> ExitCosts:
-    """What a sample that exits at each exit adds to the time of its batch, per sample.
-
-    A stage takes a fixed time and a time for each sample in it: a line through its times at `smaller` and at
-    `batch_size` samples. When samples exit, the fixed part stays as long as one sample goes on, so the batch pays it
-    and an early exit saves only the rest. The mean of these costs over the samples of a batch is then the batch's time
-    divided by its size, and the costs of the last exit and of the plain network are the same as in the profile.
-    """
-    at = profile.costs(unit, batch_size)
-    full = np.diff(at.values, prepend=0.0) * batch_size
-    fewer = np.diff(profile.costs(unit, smaller).values, prepend=0.0) * smaller
-    each = (full - fewer) / (batch_size - smaller)
-    # Noise could make the line's start negative, or its slope; at least half of a full batch's time is the samples'.
-    each = np.clip(each, 0.5 * full / batch_size, full / batch_size)
-    fixed = full - batch_size * each
-    return ExitCosts(
-        fixed.sum() / batch_size + each.cumsum(),
-        unit,
-        batch_size=batch_size,
-        spread=at.spread,
-        device=at.device,
-        includes=(*at.includes, "the fixed part of all stages"),
-        plain=at.plain,
-    )
 
 
 def measure_policies(

@@ -26,7 +26,7 @@ from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data import ThreeWaySplit
 from eenet.experiments.recipes._data import RecipeData, checkpoint_folder, make_network
-from eenet.experiments.recipes._measured import measure_policies, mixed_costs, undisturbed
+from eenet.experiments.recipes._measured import measure_policies, undisturbed
 from eenet.experiments.recipes._results import (
     CALIBRATION,
     COSTS,
@@ -436,7 +436,7 @@ class _Run:
             whole = measured.costs(evaluation.unit, evaluation.batch_size)
             costs = whole
             if evaluation.partial_batch is not None:
-                costs = mixed_costs(measured, evaluation.unit, evaluation.batch_size, evaluation.partial_batch)
+                costs = measured.partly(evaluation.partial_batch).costs(evaluation.unit, evaluation.batch_size)
                 write_json(self.out / COSTS, costs.to_dict())
         notes += dict.fromkeys(f"Take the cost table with care: {warning.message}." for warning in caught)
         for note in notes:
