@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -538,3 +538,52 @@ def test_a_budget_that_buys_less_in_the_runtime_of_the_bundle_is_said_to(tmp_pat
     (message,) = (str(one.message) for one in said if "at the same budget" in str(one.message))
     assert re.match(r"the exits cost \d+%/\d+%/\d+% of the plain network here, where .* fitted at 0%/0%/100%", message)
     assert re.search(r"the accuracy on the calibration records goes from 9\d\.\d% to \d+\.\d%\. Give a higher", message)
+
+
+def test_a_share_that_could_not_be_met_is_what_a_bundle_is_planned_for_again(tmp_path: Path) -> None:
+    case = CASES["convolutions"]()
+    costs = eenet.ExitCosts([0.001, 0.5, 1.0], "ms", plain=1.0)
+    scheduler = eenet.MaxProbability().fit(labeled(case), costs, "2% of plain", fallback=False)
+    target = tmp_path / "bundle"
+
+    def said(call: Callable[[], LoadedBundle]) -> LoadedBundle:
+        with pytest.warns(
+            ReliabilityWarning, match="the budget of 2% of the plain network is less than the first exit"
+        ):
+            return call()
+
+    bundle = said(lambda: eenet.export(case.model, scheduler, target, example=case.call(case.inputs), **QUICK))
+    assert bundle.manifest.data["asked"] == {"share": pytest.approx(0.02), "of": "plain"}
+    for update in (False, True, True):
+        bundle = said(lambda update=update: eenet.bundle.measure(target, update=update, **QUICK))  # type: ignore[misc]
+    assert bundle.scheduler.budget == pytest.approx(bundle.costs[0])
+    found = eenet.bundle.measure(target, budget="100% of last", update=True, **QUICK)
+    asked = eenet.bundle.load(target).manifest.data["asked"]
+    assert asked["share"] * (found.costs.reference if asked["of"] == "plain" else found.costs[-1]) == pytest.approx(
+        found.scheduler.budget
+    )
+    again = eenet.bundle.measure(target, **QUICK)
+    assert again.manifest.data["asked"] == asked
+
+
+def test_a_bundle_that_does_not_say_what_was_asked_for_keeps_its_own_share(folder: Path) -> None:
+    before = eenet.bundle.load(folder).scheduler
+    _exchange_scheduler(folder, before, asked=...)
+    asked = eenet.bundle.measure(folder, **QUICK).manifest.data["asked"]
+    whole = before.costs.reference if asked["of"] == "plain" else before.costs[-1]
+    assert asked["share"] * whole == pytest.approx(before.budget)
+
+
+def test_threads_that_are_not_given_are_those_of_the_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, threads in (("1", 1), ("3", 3), ("2,4", 2)):
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        bundle = eenet.bundle.measure(folder, update=True, **QUICK)
+        assert bundle.costs.device["threads"] == threads
+        assert eenet.bundle.load(folder, threads=threads).other_threads is None
+        assert eenet.bundle.load(folder).other_threads is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    note = eenet.bundle.load(folder).other_threads
+    assert note is not None
+    assert "measured at threads=2, it runs at 1" in note
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert eenet.bundle.load(folder).other_threads is None  # one for each core, which ONNX Runtime counts

@@ -25,6 +25,7 @@ from eenet.bundle._manifest import BACKENDS, FORMAT, MANIFEST, SCHEMA, StageSpec
 from eenet.bundle._measure import BATCH_SIZES, remaining
 from eenet.bundle._plan import (
     RECORDS,
+    asked_of,
     budgets_of,
     compact,
     plan_here,
@@ -125,7 +126,8 @@ def export(
         What to measure, and about how long each. The budget is planned at the batch size of the scheduler's costs, or
         at 1.
     threads
-        How many a stage may use, here and while measuring.
+        How many a stage may use, here and while measuring. By default as many as OMP_NUM_THREADS says, and without it
+        one for each core. Give what the bundle will run with.
     precision
         "fp32", "int8" for all stages and heads, or which of them: `{"stages.2": "int8"}`. With "auto" those that are
         faster in int8 here, as long as no exit loses more than `max_exit_drop`.
@@ -233,7 +235,8 @@ def export(
             _write(temporary / name, content)
         for name, content in preprocessing.files().items():
             _write(temporary / name, content)
-        manifest = {
+        asked = asked_of(scheduler) if budget is None else None
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "schema": SCHEMA,
             "eenet": __version__,
@@ -253,6 +256,7 @@ def export(
             "example": described([tensor.numpy() for tensor in live]),
             "profile": None,
             "verified": None,
+            "asked": asked,
         }
         if choice is not None:
             manifest |= {"precision": choice.precision, "quantization": choice.report}
@@ -275,11 +279,14 @@ def export(
                 records,
                 plain=plain,
                 budget=budget,
+                asked=asked,
                 batch_size=None,
                 batch_sizes=batch_sizes,
                 seconds=seconds,
                 progress=report,
             )
+        if budget is not None:
+            manifest["asked"] = asked_of(scheduler)
         _complete(manifest, scheduler, temporary)
         bundle = LoadedBundle(read_manifest(temporary), bundle.backend, threads=threads)
         report("comparing the bundle with the model")

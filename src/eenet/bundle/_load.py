@@ -158,9 +158,21 @@ class LoadedBundle:
         )
 
     @property
+    def _threads_used(self) -> int | None:
+        """How many threads a stage uses here: those given, or what the runtime takes; None for one for each core."""
+        if self.threads is not None:
+            return self.threads
+        if self.manifest.backend == "onnx":
+            from eenet.bundle._onnx import usual_threads
+
+            return usual_threads()
+        torch = sys.modules.get("torch")
+        return None if torch is None else int(torch.get_num_threads())
+
+    @property
     def other_threads(self) -> str | None:
         """What to do where the costs are of another number of threads than run the bundle now."""
-        device, threads = self.costs.device, self.threads
+        device, threads = self.costs.device, self._threads_used
         if "runtime" not in device or threads is None or threads == device.get("threads"):
             return None
         return (
@@ -284,7 +296,8 @@ def load(
     folder
         The bundle.
     threads
-        How many threads a stage may use; for a bundle of weights this holds for the whole process.
+        How many threads a stage may use; for a bundle of weights this holds for the whole process. By default as many
+        as OMP_NUM_THREADS says, and without it one for each core.
     allow
         The import paths, such as "mypackage.networks:make", that may be called to build the network of a bundle of
         weights, where it is your own; see `MultiExitModel.from_pretrained`.

@@ -34,10 +34,12 @@ _KINDS = {
 }  # fmt: skip
 _OPTIONAL = {
     "profile": dict, "records": str, "plain": str, "plain_int8": str, "example": list, "network": str,
-    "precision": dict, "quantization": dict,
+    "precision": dict, "quantization": dict, "asked": dict,
 }  # fmt: skip
 """What not all bundles have: measured costs, calibration records, the plain network, what inputs look like, a digest of
-the weights, and of bundles with stages in int8 which parts those are and how they were chosen."""
+the weights, the share of the plain network or the last exit that was asked for as budget, and of bundles with stages in
+int8 which parts those are and how they were chosen."""
+OF_PLAIN, OF_LAST = "plain", "last"
 
 _AGAIN = "get the bundle again, or export it again"
 
@@ -223,6 +225,11 @@ def _check(manifest: Manifest) -> None:
         if not isinstance(data.get(key), kind | None):
             raise ValueError(f"{key!r} is {data[key]!r}, expected a {kind.__name__} or none")
     TensorSpec.from_dict(data["logits"])
+    asked = data.get("asked")
+    if asked is not None and not (isinstance(asked["share"], float) and asked["share"] > 0):
+        raise ValueError(f"the budget that was asked for is {asked!r}, expected a share")
+    if asked is not None and asked["of"] not in (OF_PLAIN, OF_LAST):
+        raise ValueError(f"the budget that was asked for is a share of {asked['of']!r}, expected {OF_PLAIN}, {OF_LAST}")
     if data["backend"] not in BACKENDS:
         raise ValueError(f"the backend {data['backend']!r} is not known; expected one of {list(BACKENDS)}")
     if len(manifest.stages) < 2 or type(data["num_classes"]) is not int or data["num_classes"] < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,15 @@ from eenet._extras import require
 from eenet.bundle._manifest import Manifest
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.runtime._backend import Array, Boundaries, Ints, Live
+
+
+def usual_threads() -> int | None:
+    """The threads of a stage where none are given: OMP_NUM_THREADS, as for PyTorch; None for one for each core.
+
+    ONNX Runtime itself does not read that variable, which machines and containers are limited with.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 class OnnxBackend:
@@ -35,7 +45,9 @@ class OnnxBackend:
         stages: Collection[int] | None = None,
     ) -> None:
         if threads is not None and threads < 1:
-            raise InvalidInputError(f"threads is {threads}, expected 1 or more, or None for one for each core")
+            raise InvalidInputError(
+                f"threads is {threads}, expected 1 or more, or None for OMP_NUM_THREADS or one for each core"
+            )
         runtime = require("onnxruntime", "onnx")
         chosen = list(providers or ("CPUExecutionProvider",))
         unknown = [name for name in chosen if name not in runtime.get_available_providers()]
@@ -191,6 +203,7 @@ class Session:
         self._file, self._marks = file, marks
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # warnings are about how a graph could be written better
+        threads = usual_threads() if threads is None else threads
         if threads is not None:
             options.intra_op_num_threads = threads
         # Stages take turns: threads that go on spinning after one would hinder those of the next.

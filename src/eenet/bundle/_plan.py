@@ -6,7 +6,7 @@ import copy
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from eenet._progress import by_itself
 from eenet._sizes import not_of_length, of_length, stand_ins, undescribed
 from eenet._warn import warn
 from eenet.bundle._load import LoadedBundle, load
-from eenet.bundle._manifest import MANIFEST, read_manifest, sealed
+from eenet.bundle._manifest import MANIFEST, OF_LAST, OF_PLAIN, read_manifest, sealed
 from eenet.bundle._measure import (
     BATCH_SIZES,
     UNITS,
@@ -79,7 +79,8 @@ def measure(
     threads
         As for `load`.
     budget
-        Such as "60%" of the plain network, or "3ms". By default the same share as before.
+        Such as "60%" of the plain network, or "3ms". By default the share that was asked for when it was exported, or
+        with the last `update` with a budget, even where a measurement in between could not meet it.
     records
         Calibration records; by default those that the bundle carries. Without any, its policies stay as they are, each
         with what it costs here.
@@ -121,6 +122,9 @@ def measure(
         manifest = replace(manifest, data={**manifest.data, "example": example})
         bundle = LoadedBundle(manifest, bundle.backend, bundle.scheduler, threads=threads)
     plain = manifest.data.get("plain")
+    asked = manifest.data.get("asked")
+    if budget is None and asked is None and bundle.scheduler._fitted_state().policy is not None:
+        asked = asked_of(bundle.scheduler)  # a bundle of an eenet that did not keep it
     with by_itself("measuring", given=progress) as show:
         scheduler, profile = plan_here(
             bundle,
@@ -128,12 +132,14 @@ def measure(
             bundle.records if records is None else records,
             plain=None if plain is None else manifest.read(plain),
             budget=budget,
+            asked=asked,
             batch_size=batch_size,
             batch_sizes=batch_sizes,
             seconds=seconds,
             progress=progress or (lambda step: show(0, what=step)),
         )
     data = {**manifest.data, "profile": profile, "costs": scheduler.costs.to_dict(), "budgets": budgets_of(scheduler)}
+    data["asked"] = asked if budget is None else asked_of(scheduler)
     if update:
         data = _written(manifest.root, data, scheduler, records)
     return LoadedBundle(replace(manifest, data=data), bundle.backend, scheduler, threads=threads)
@@ -196,12 +202,16 @@ def plan_here(
     *,
     plain: bytes | None,
     budget: Budget | None,
+    asked: Mapping[str, Any] | None,
     batch_size: int | None,
     batch_sizes: Sequence[int],
     seconds: float,
     progress: Progress | None,
 ) -> tuple[Scheduler, dict[str, Any]]:
-    """Measure a bundle's stages, and plan a scheduler of theirs in these costs; `plain` is a graph of the network."""
+    """Measure a bundle's stages, and plan a scheduler of theirs in these costs.
+
+    `plain` is a graph of the network, and `asked` the share that is the budget where none is given.
+    """
     if scheduler.table.shares is None and records is None:
         _priced_again(scheduler, scheduler.costs, None)  # says so before measuring
     unit = _unit(scheduler)
@@ -231,14 +241,14 @@ def plan_here(
             progress=progress,
         ) | {
             "exits": list(bundle.exit_names),
-            "device": device_of(bundle.runtime, bundle.threads, specs, known),
+            "device": device_of(bundle.runtime, bundle._threads_used, specs, known),
             "plain_is": "its stages without exits" if plain is None else "one graph",
         }
 
     def fitted(data: dict[str, Any], told: Scheduler) -> Scheduler:
         if progress is not None:
             progress("planning the budget")
-        return planned_again(scheduler, costs_at(data, unit, size), records, budget, told=told)
+        return planned_again(scheduler, costs_at(data, unit, size), records, budget, told=told, asked=asked)
 
     shares = shares_of(scheduler, records)
     data = profile(sizes, shares)
@@ -344,18 +354,21 @@ def planned_again(
     budget: Budget | None = None,
     *,
     told: Scheduler | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Scheduler:
     """The scheduler for other costs of the same exits.
 
     With records it is fitted again. Without them, or where its method needs labels and they have none, its policies
     stay, each with the mean cost that it now has; so does the policy in force, unless there is a budget.
 
-    Without a budget it keeps to the share that it had: of the plain network, or where that was not known, of the last
-    exit. What fell back already in `told`, by default `scheduler`, is not warned of again.
+    Without a budget it keeps to the share that was `asked` for, by default the one it had: of the plain network, or
+    where that was not known, of the last exit. What fell back already in `told`, by default `scheduler`, is not warned
+    of again.
     """
     if records is None or scheduler._refused is not None:
         return _priced_again(scheduler, costs, budget)
-    limit, implied = (_same_share(scheduler, costs), True) if budget is None else (parse_budget(budget, costs), False)
+    implied = budget is None
+    limit = _same_share(asked or asked_of(scheduler), costs) if budget is None else parse_budget(budget, costs)
     fresh = scheduler._copy()
     known = inspect.signature(Scheduler.fit).parameters
     state = scheduler._fitted_state()
@@ -408,11 +421,16 @@ def _what_fell_back(scheduler: Scheduler) -> tuple[Any, ...]:
     return None if taken is None else (taken.taken, taken.reason), left_out
 
 
-def _same_share(scheduler: Scheduler, costs: ExitCosts) -> float:
-    """The budget that is the same share of the plain network, or of the last exit, as the scheduler's own."""
-    old, limit = scheduler.costs, scheduler.budget
-    of_plain = old.plain is not None and costs.plain is not None and limit <= old.plain
-    share = limit / (old.reference if of_plain else old[-1])
+def asked_of(scheduler: Scheduler) -> dict[str, Any]:
+    """What share a scheduler's budget is, of the plain network or the last exit, as a manifest keeps it."""
+    costs, limit = scheduler.costs, scheduler.budget
+    of_plain = costs.plain is not None and limit <= costs.plain
+    return {"share": limit / (costs.reference if of_plain else costs[-1]), "of": OF_PLAIN if of_plain else OF_LAST}
+
+
+def _same_share(asked: Mapping[str, Any], costs: ExitCosts) -> float:
+    """The budget that is the share that was asked for, of the plain network or of the last exit."""
+    share, of_plain = float(asked["share"]), asked["of"] == OF_PLAIN and costs.plain is not None
     whole = costs.reference if of_plain else costs[-1]
     if share * whole < costs[0]:
         _warn(
