@@ -130,7 +130,10 @@ class Score(ABC):
 
     @abstractmethod
     def __call__(self, history: ExitHistory) -> Floats:
-        """Scores (n,) of the samples at the exit they are at; each row independent of the others."""
+        """Scores (n,) of the samples at the exit they are at; each row independent of the others.
+
+        `Scheduler.fit` checks it: n real numbers, finite where the evidence is, the same for a part of the samples.
+        """
 
     @classmethod
     def fit(cls, records: ExitRecords, costs: ExitCosts, seed: int) -> Sequence[Score]:  # noqa: ARG003 - for subclasses

@@ -1,0 +1,89 @@
+"""Scores and schedulers of one's own: what a score must give is checked at fit, with messages that say what came."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from eenet.errors import InvalidInputError
+from eenet.records import ExitRecords
+from eenet.scheduler import ExitHistory, Scheduler, Score
+from eenet.testing import toy_costs, toy_records
+
+Probabilities = NDArray[np.float32]
+RANDOM = np.random.default_rng(0)
+
+
+class Own(Score):
+    """What a function of the probabilities (n, C) gives."""
+
+    def __init__(self, of: Callable[[Probabilities], Any]) -> None:
+        self.of = of
+
+    def __call__(self, history: ExitHistory) -> Any:
+        return self.of(history.evidence[-1].probabilities)
+
+
+def top(p: Probabilities) -> NDArray[np.float64]:
+    largest: NDArray[np.float64] = p.max(axis=1).astype(np.float64)
+    return largest
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda p: np.where(top(p) > 0.6, np.nan, top(p)), "is nan for 217 of 600 samples whose outputs are finite"),
+        (lambda p: top(p) * np.nan, "is nan for 600 of 600 samples"),
+        (lambda p: np.where(top(p) > 0.6, np.inf, top(p)), "is inf for 217 of 600 samples"),
+        (lambda p: top(p)[:, None], "is an array of shape (600, 1) for 600 samples, expected a numpy array of real"),
+        (lambda p: top(p)[:-1], "is an array of shape (599,) for 600 samples"),
+        (lambda p: top(p).tolist(), "is a list for 600 samples"),
+        (lambda p: top(p).astype(str), "is an array of <U32 for 600 samples"),
+        (lambda p: top(p) + 1j, "is an array of complex128 for 600 samples"),
+        (lambda p: RANDOM.random(len(p)), "among 16 of them; expected the same"),
+        (lambda p: top(p).argsort().argsort().astype(float), "among 16 of them; expected the same"),
+        (lambda p: top(p) - top(p).mean(), "among 16 of them; expected the same"),
+        (lambda p: top(p).squeeze() if len(p) > 1 else top(p)[0], "is a float64 for 1 samples"),
+    ],
+    ids=[
+        "nan",
+        "all-nan",
+        "inf",
+        "shape",
+        "short",
+        "list",
+        "text",
+        "complex",
+        "random",
+        "ranks",
+        "centered",
+        "squeezed",
+    ],
+)
+def test_a_score_that_is_not_what_it_must_be_is_refused_with_what_came(
+    of: Callable[[Probabilities], Any], said: str, fallback: bool
+) -> None:
+    with pytest.raises(InvalidInputError, match=f"score 'Own' at exit 0 .*{re.escape(said)}"):
+        Scheduler(Own(of)).fit(toy_records(600), toy_costs(), budget=2.0, fallback=fallback)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_scores_may_be_of_any_real_numbers(kind: type) -> None:
+    scheduler = Scheduler(Own(lambda p: (1000 * top(p)).astype(kind)))
+    fitted = scheduler.fit(toy_records(), toy_costs(), 2.0, fallback=False)
+    assert fitted.replay(toy_records()).mean_cost == fitted.calibration_cost <= 2.0
+
+
+def test_of_samples_that_are_not_finite_a_score_may_say_anything() -> None:
+    known = toy_records(200)
+    logits = np.log(known.probabilities)
+    logits[1, 7] = np.nan
+    records = ExitRecords.from_logits(logits, known.labels)
+    fitted = Scheduler(Own(top)).fit(records, toy_costs(), 2.0, fallback=False)
+    assert fitted.replay(records).mean_cost == fitted.calibration_cost <= 2.0
