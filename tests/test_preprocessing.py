@@ -215,7 +215,9 @@ def test_files_of_texts_and_requests_with_texts(bundle: LoadedBundle, tmp_path: 
         assert client.post("/predict", json={"texts": some[:2]}).json()["predictions"] == answer["predictions"][:2]
         listed = client.get("/info").json()["budgets"]
         rows = load(bundle.manifest.root).info["budgets"]
-        assert listed == {key: [row[key] for row in rows] for key in ("budget", "planned_cost", "calibration_accuracy")}
+        assert listed == {
+            key: [row[key] for row in rows] for key in ("budget", "planned_cost", "calibration_accuracy", "handed_back")
+        }
         assert set(rows[0]) == set(listed)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 import eenet
 from eenet import ExitCosts, ExitRecords, MaxProbability, Static
 from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning
-from eenet.evaluation import evaluate, oracle, random_mixture
+from eenet.evaluation import compare, evaluate, oracle, random_mixture
 from eenet.testing import toy_records
 
 COSTS = ExitCosts([1.0, 2.0, 3.0], plain=2.8)
@@ -244,3 +246,75 @@ def test_the_plain_network_is_the_best_where_the_budget_allows_it() -> None:
     below = evaluate(fitted.at(2.5), FRESH).row("mixture")
     assert below.name == "best mixture: exit 1, plain"
     assert below.accuracy == pytest.approx((0.3 * FRESH.accuracies[1] + 0.5 * FRESH.accuracies[2]) / 0.8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"max_error": 0.04},
+            "Asked for: an error of at most 4.00% of those that are answered. As many are handed back",
+        ),
+        ({"abstain": 0.1}, "Asked for: at most 10.00% handed back."),
+        ({"abstain": 0.1, "budget": 2.7}, "Asked for: at most 10.00% handed back."),
+    ],
+)
+def test_a_table_of_a_policy_that_may_abstain_shows_what_is_handed_back(
+    asked: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    scheduler = MaxProbability().fit(CALIBRATION, COSTS, **asked)
+    scheduler.save(tmp_path / "s.safetensors")
+    for table, records in (
+        (evaluate(scheduler, calibration=CALIBRATION), CALIBRATION),
+        (evaluate(eenet.load_scheduler(tmp_path / "s.safetensors"), FRESH), FRESH),
+    ):
+        rows = [row for row in table.rows if row.kind in ("frontier", "held_out", "calibration")]
+        decided = [(scheduler if row.budget is None else scheduler.at(row.budget)).replay(records) for row in rows]
+        for row, decisions in zip(rows, decided, strict=True):
+            if row.kind == "calibration" and records is FRESH:
+                decisions = scheduler.replay(CALIBRATION)
+            assert row.handed_back == decisions.handed_back
+            assert row.accuracy == pytest.approx(decisions.accuracy)
+            line = next(line for line in str(table).splitlines() if line.startswith(row.name))
+            assert f" {100 * decisions.handed_back:.2f}" in line
+        assert any(row.handed_back for row in rows)
+        assert "back %" in str(table)
+        assert said in str(table)
+        described = table.to_dict()
+        assert (described["abstain"], described["max_error"]) == (asked.get("abstain"), asked.get("max_error"))
+    assert "back %" not in str(evaluate(FITTED, FRESH))
+    points = scheduler.frontier()
+    assert [p.handed_back for p in points] == [
+        pytest.approx(scheduler.at(p.budget).replay(CALIBRATION).handed_back) for p in points
+    ]
+    assert eenet.load_scheduler(tmp_path / "s.safetensors").frontier() == points
+
+
+def test_a_comparison_shows_what_a_scheduler_of_ones_own_hands_back() -> None:
+    class Careful(MaxProbability):
+        """Hands back a tenth."""
+
+        def fit(self, *args: Any, **options: Any) -> Careful:
+            return super().fit(*args, **options, abstain=0.1)
+
+    found = compare(CALIBRATION, COSTS, {"careful": Careful, "all": MaxProbability}, [2.7], resplits=1)
+    careful, every = found.rows
+    assert careful.handed_back is not None
+    assert careful.handed_back > 0.02
+    assert every.handed_back == 0.0
+    assert f"{100 * careful.handed_back:.2f}\n" in found.to_text()
+    assert found.to_dict()["rows"][0]["handed_back"] == careful.handed_back
+
+
+def test_the_samples_that_test_a_guarantee_are_named_so_and_no_others_are() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FallbackWarning)
+        scheduler = eenet.OptimalStopping().fit(CALIBRATION, COSTS, 2.5, guarantee=0.9)
+    fitted, later = evaluate(scheduler, calibration=CALIBRATION), evaluate(scheduler, FRESH)
+    every = scheduler.replay(CALIBRATION)
+    assert fitted.row("calibration").cost == pytest.approx(every.mean_cost)
+    assert fitted.row("calibration").accuracy == pytest.approx(every.accuracy)
+    assert fitted.row("tested").cost == scheduler.calibration_cost != pytest.approx(every.mean_cost)
+    assert later.row("tested") == fitted.row("tested")
+    assert "calibration" not in {row.kind for row in later.rows}, "only all the calibration records are called so"
+    assert "Tested: the samples that the guarantee was tested on" in str(later)

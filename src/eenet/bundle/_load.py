@@ -208,6 +208,7 @@ class LoadedBundle:
                     "budget": row["budget"],
                     "planned_cost": row["planned_cost"],
                     "calibration_accuracy": row.get("accuracy"),  # which says nothing of other data
+                    "handed_back": row.get("handed_back"),
                 }
                 for row in data["budgets"]
             ],

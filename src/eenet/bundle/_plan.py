@@ -294,7 +294,12 @@ def _warn_of_other_exits(before: Scheduler, made: Scheduler, records: ExitRecord
 def budgets_of(scheduler: Scheduler) -> list[dict[str, Any]]:
     """What a bundle can be run at, by the scheduler's table; accuracies are those of the calibration records."""
     return [
-        {"budget": point.budget, "planned_cost": point.planned_cost, "accuracy": point.accuracy}
+        {
+            "budget": point.budget,
+            "planned_cost": point.planned_cost,
+            "accuracy": point.accuracy,
+            **({} if point.handed_back is None else {"handed_back": point.handed_back}),
+        }
         for point in scheduler.frontier()
     ]
 
@@ -465,6 +470,7 @@ def _priced_again(scheduler: Scheduler, costs: ExitCosts, budget: Budget | None)
         state = replace(state, fallback=planned.fallback)
         numbers = {"budget": limit, "planned_cost": planned.planned_cost, "calibration_cost": planned.calibration_cost}
         numbers |= {} if planned.accuracy is None else {"calibration_accuracy": planned.accuracy}
+        numbers |= {} if planned.handed_back is None else {"handed_back": planned.handed_back}
         made._state = replace(state, fitted=priced, policy=planned.policy, numbers=numbers, promises=promises)
         return made
     now = float(np.asarray(shares_of(scheduler, None)) @ costs.values)

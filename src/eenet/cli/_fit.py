@@ -284,6 +284,8 @@ def _judged(scheduler: Scheduler, evaluation: Evaluation) -> dict[str, Any]:
         "samples": evaluation.samples,
         "held_out": evaluation.held_out,
         "budget": evaluation.budget,
+        "abstain": evaluation.abstain,
+        "max_error": evaluation.max_error,
         "table": evaluation.to_dict()["rows"],
         "notes": list(evaluation.notes),
     }

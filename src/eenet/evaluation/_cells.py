@@ -40,8 +40,9 @@ class Row:
     """One scheduler fitted to one budget on one resplit, and what it did on the held-out samples.
 
     Costs and `budget` are per sample, in the unit of the costs. `fit_seconds` is this budget's share of the one fit for
-    all, and what choosing its policy took. Where the budget could not be met, `reason` says why and the numbers are
-    None.
+    all, and what choosing its policy took. `handed_back` is the share of the held-out samples that is handed back, by a
+    scheduler of one's own that asks for that; `accuracy` is of the others. Where the budget could not be met, `reason`
+    says why and the numbers are None.
     """
 
     scheduler: str
@@ -53,6 +54,7 @@ class Row:
     planned_cost: float | None = None
     fit_seconds: float | None = None
     reason: str | None = None
+    handed_back: float | None = None
 
 
 @array_value
@@ -178,6 +180,7 @@ def _row(name: str, resplit: int, budget: float, fitted: Scheduler, decisions: D
         fitted.calibration_cost,
         fitted.planned_cost,
         seconds,
+        handed_back=decisions.handed_back,
     )
 
 

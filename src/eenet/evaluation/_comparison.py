@@ -289,6 +289,9 @@ class Comparison:
                 "fit s\nmedian",
             ]
         ]
+        abstains = any(row.handed_back for row in self.rows)
+        if abstains:
+            accuracies[0].append("handed back %\nmean")
         reasons: Counter[str] = Counter()
         for name in self.schedulers:
             rows = [row for row in self.rows if row.scheduler == name]
@@ -303,6 +306,8 @@ class Comparison:
                 mean = _percent(row.accuracy for row in rows if row.budget == budget)
                 means.append(mean if error is None else f"{mean} ± {100 * error:.2f}")
             accuracies.append([self._titles[name], *means, spent, median])
+            back = [row.handed_back for row in rows if row.handed_back is not None]
+            accuracies[-1] += [f"{100 * statistics.fmean(back):.2f}" if back else "-"] if abstains else []
         for title, attribute in _BOUNDS.items():
             values = {
                 budget: [getattr(bound, attribute) for bound in self.bounds if bound.budget == budget]
@@ -315,6 +320,7 @@ class Comparison:
             shown = f"{100 * one.accuracy:.2f} ± {100 * one.standard_error:.2f}"
             fits = (shown if one.cost <= budget * (1 + 1e-9) else "-" for budget in self.budgets)
             accuracies.append([f"{one.name} at {one.cost:.4g} {self.costs.unit}", *fits, "", ""])
+        accuracies = [line + [""] * (len(accuracies[0]) - len(line)) for line in accuracies]
         signed = [["", *share.values(), "all"]]
         by_key = {(d.scheduler, d.budget): d for d in self.differences(reference)}
         signed += [
@@ -333,6 +339,8 @@ class Comparison:
                 f"difference to {reference} at the same held-out cost, in points, with its standard error",
                 text_table(signed, width),
             ]
+        if abstains:
+            lines += ["", "where samples are handed back, the accuracy is of the others"]
         if self.changing:
             lines += ["", "* changes predictions: answers are the exits so far combined"]
         lines += [f"infeasible, {count} of the fits: {reason}" for reason, count in reasons.items()]

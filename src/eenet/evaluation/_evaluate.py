@@ -33,6 +33,12 @@ _SEEN_NOTE = (
 )
 
 
+_TESTED_NOTE = (
+    "Tested: the samples that the guarantee was tested on, which are those of the calibration samples that nothing was "
+    "fitted to, or the unlabeled ones."
+)
+
+
 @dataclass(frozen=True)
 class EvaluationRow:
     """One line of an `Evaluation`.
@@ -42,13 +48,13 @@ class EvaluationRow:
     name : str
         What it is, in words.
     kind : str
-        "plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "out_of_fold", "cheaper", "held_out",
-        "frontier".
+        "plain", "exit", "single", "mixture", "oracle", "planned", "calibration", "tested", "out_of_fold", "cheaper",
+        "held_out", "frontier".
         That is: the plain network; an exit that all samples take; the best of these, the best mixture of them and the
-        oracle within the budget; the policy as planned, on the calibration records, on those of them that it
-        was not fitted to (where a simple rule was taken, which was compared so) and on those given as held out; the
-        smallest
-        budget that is as accurate within its error; or the policy for one of many budgets.
+        oracle within the budget; the policy as planned, on all calibration records, on those of them that its
+        guarantee was tested on (half of them where the method is fitted), on those that it was not fitted to (where a
+        simple rule was taken, which was compared so) and on those given as held out; the smallest budget that is as
+        accurate within its error; or the policy for one of many budgets.
     cost : float
         Mean cost per sample, in the unit of the costs.
     share : float
@@ -104,6 +110,9 @@ class Evaluation:
         What a reader should know beside the numbers.
     instead : str or None
         The simple rule whose policy runs at the budget in place of the scheduler's own (`Scheduler.fallback`).
+    abstain, max_error : float or None
+        What was asked for where samples may be handed back: the share that may be, the error of the others. The table
+        then has a column of the share that is.
 
     Examples
     --------
@@ -123,6 +132,8 @@ class Evaluation:
     budget: float | None
     notes: tuple[str, ...] = ()
     instead: str | None = None
+    abstain: float | None = None
+    max_error: float | None = None
 
     def row(self, kind: str) -> EvaluationRow:
         """The first row of a kind; raises `InvalidInputError` where there is none."""
@@ -141,6 +152,8 @@ class Evaluation:
             "samples": self.samples,
             "held_out": self.held_out,
             "budget": self.budget,
+            "abstain": self.abstain,
+            "max_error": self.max_error,
             "rows": [{**asdict(row), "speed_up": row.speed_up} for row in self.rows],
             "notes": list(self.notes),
         }
@@ -160,7 +173,10 @@ class Evaluation:
         if not is_time(unit):
             named = "FLOPs" if unit == "flops" else unit
             of, less = f"{of}, in {named}", f"cheaper, in {named}"
-        yield ["", f"cost ({unit})", of, less, "accuracy %", "exits %"]
+        abstains = self.abstain is not None or self.max_error is not None
+        abstains = abstains or any(row.handed_back for row in self.rows)
+        answered = ["accuracy\nof rest %", "handed\nback %"] if abstains else ["accuracy %"]
+        yield ["", f"cost ({unit})", of, less, *answered, "exits %"]
         for row in self.rows:
             shares = "" if row.exit_shares is None else "/".join(f"{100 * share:.0f}" for share in row.exit_shares)
             yield [
@@ -169,6 +185,7 @@ class Evaluation:
                 f"{row.share:.1%}",
                 f"{row.speed_up:.2f}x",
                 _accuracy(row),
+                *(["" if row.handed_back is None else f"{100 * row.handed_back:.2f}"] if abstains else []),
                 shares,
             ]
 
@@ -278,8 +295,10 @@ def evaluate(
         ]
         if instead is not None:
             notes.insert(0, f"{instead}.")
+        notes += _abstention_notes(scheduler)
         rule = None if instead is None else instead.taken
-        return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, None, tuple(notes), rule)
+        asked = scheduler.abstain, scheduler.max_error
+        return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, None, tuple(notes), rule, *asked)
     if utility is not None:
         limit = min(budget, costs[-1])
         best = best_static(records, costs, limit)
@@ -290,10 +309,14 @@ def evaluate(
         knowing = oracle(records, costs, limit)
         add("oracle (knows labels)", "oracle", knowing.cost, accuracy=knowing.accuracy)
     add("policy, planned", "planned", scheduler.planned_cost)
+    known = {"accuracy": scheduler.calibration_accuracy, "handed_back": scheduler.calibration_handed_back}
     if calibration is not None:
         add("policy, calibration", "calibration", **_of(scheduler.replay(calibration)))
-    else:
-        add("policy, calibration", "calibration", scheduler.calibration_cost, accuracy=scheduler.calibration_accuracy)
+    if scheduler.guarantee is not None:
+        add("policy, tested", "tested", scheduler.calibration_cost, **known)
+        notes.append(_TESTED_NOTE)
+    elif calibration is None:
+        add("policy, calibration", "calibration", scheduler.calibration_cost, **known)
     taken = scheduler.fallback
     if taken is not None and taken.unit == costs.unit:  # else it is of other costs
         add("policy, out of fold", "out_of_fold", taken.cost, accuracy=taken.accuracy)
@@ -313,10 +336,27 @@ def evaluate(
     if back and scheduler.policy.abstains_below is not None:
         shown = ", ".join(f"{share:.2%} of the {kind} samples" for kind, share in back)
         notes.append(f"Handed back, since no exit is sure of them: {shown}; the policy's accuracy is of the others.")
+    notes += _abstention_notes(scheduler)
     if scheduler.changes_predictions:
         notes.append("It changes predictions: samples are answered by the exits so far combined.")
     rule = None if taken is None else taken.taken
-    return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, budget, tuple(notes), rule)
+    asked = scheduler.abstain, scheduler.max_error
+    return Evaluation(tuple(rows), scheduler.name, costs, len(records), fresh, budget, tuple(notes), rule, *asked)
+
+
+def _abstention_notes(scheduler: Scheduler) -> list[str]:
+    """What was asked for, where samples may be handed back."""
+    asked = []
+    if scheduler.abstain is not None:
+        asked.append(f"at most {scheduler.abstain:.2%} handed back")
+    if scheduler.max_error is not None:
+        asked.append(f"an error of at most {scheduler.max_error:.2%} of those that are answered")
+    if not asked:
+        return []
+    said = [f"Asked for: {' and '.join(asked)}."]
+    if scheduler.abstain is None:
+        said.append("As many are handed back as that takes; abstain (--abstain 0.02) limits how many may be.")
+    return [" ".join(said)]
 
 
 def _mean(values: Any) -> tuple[float, float]:

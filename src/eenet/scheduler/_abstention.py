@@ -118,7 +118,8 @@ def abstained(plan: PlannedPolicy, threshold: float, answered: Decisions, odds: 
     kept = (answered.exits < len(answered.costs) - 1) | (odds >= threshold)
     known = answered.utility is not None and kept.any()
     accuracy = float(answered.utility[kept].mean(dtype=np.float64)) if known and answered.utility is not None else None
-    return replace(plan, policy=replace(plan.policy, abstains_below=threshold), accuracy=accuracy)
+    policy = replace(plan.policy, abstains_below=threshold)
+    return replace(plan, policy=policy, accuracy=accuracy, handed_back=float((~kept).mean()))
 
 
 def possible(fitted: Fitted, budgets: Floats) -> PolicyTable:

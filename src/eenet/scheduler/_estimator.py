@@ -153,6 +153,12 @@ class Estimator(ABC):
         return self._fitted_state().numbers.get("calibration_accuracy")
 
     @property
+    def calibration_handed_back(self) -> float | None:
+        """The share of the same records that is handed back; None where that was not asked for, and for old files."""
+        self._number("budget")
+        return self._fitted_state().numbers.get("handed_back")
+
+    @property
     def guarantee(self) -> float | str | None:
         """The probability with which what was promised holds on fresh data, or "mean", if that was asked for."""
         return None if self._state is None else self._state.promises.get("guarantee")

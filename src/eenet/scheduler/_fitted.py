@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,9 @@ class PlannedPolicy:
     fallback: Fallback | None = None
     """The simple rule that it is, where it is not the method's own."""
 
+    handed_back: float | None = None
+    """The share of the calibration records that is handed back; None where it was not asked for, or is not known."""
+
 
 @array_value
 @dataclass(frozen=True)
@@ -86,12 +90,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """A budget, the mean cost per sample on the calibration records within it, and their accuracy (None unlabeled)."""
+    """A budget, the mean cost per sample on the calibration records within it, and their accuracy (None unlabeled).
+
+    Where samples may be handed back, the accuracy is of the others, and `handed_back` the share that is.
+    """
 
     budget: float
     planned_cost: float
     accuracy: float | None
     fallback: Fallback | None = None
+    handed_back: float | None = None
 
 
 class Fitted(ABC):
@@ -240,6 +248,8 @@ class PolicyTable(Fitted):
     samples: int = 0
     fallbacks: tuple[Fallback | None, ...] = ()
     """What each policy was taken in place of; of old files nothing is known, and there are none."""
+    handed_back: Floats | None = None
+    """The share (G,) of the calibration samples that is handed back; None where none may be, and in old files."""
 
     @classmethod
     def of(cls, budgets: Floats, plans: Sequence[PlannedPolicy], costs: ExitCosts) -> PolicyTable:
@@ -250,7 +260,9 @@ class PolicyTable(Fitted):
         shares = np.stack(known) if len(known) == len(plans) else None
         fallbacks = tuple(p.fallback for p in plans) if any(p.fallback for p in plans) else ()
         policies = tuple(p.policy for p in plans)
-        return cls(budgets, spent, accuracies, policies, costs, shares, plans[0].samples, fallbacks)
+        back = np.array([np.nan if p.handed_back is None else p.handed_back for p in plans])
+        handed_back = None if np.isnan(back).all() else back
+        return cls(budgets, spent, accuracies, policies, costs, shares, plans[0].samples, fallbacks, handed_back)
 
     def __repr__(self) -> str:
         low, high = self.budgets[[0, -1]].tolist()
@@ -283,7 +295,12 @@ class PolicyTable(Fitted):
         shares = None if self.shares is None else self.shares[row]
         known = None if np.isnan(accuracy) else accuracy
         taken = self.fallback(row)
-        return PlannedPolicy(self.policies[row], cost, cost, known, None, shares, self.samples, taken)
+        back = self._back(row)
+        return PlannedPolicy(self.policies[row], cost, cost, known, None, shares, self.samples, taken, back)
+
+    def _back(self, row: int) -> float | None:
+        known = math.nan if self.handed_back is None else float(self.handed_back[row])
+        return None if math.isnan(known) else known
 
     def _spent(self, row: int) -> float:
         """What the policy of a row costs: less than planned where a row before it costs more."""
@@ -303,7 +320,8 @@ class PolicyTable(Fitted):
         spent = [self._spent(row) for row in range(len(self))]
         rows = zip(self.budgets.tolist(), spent, self.accuracies.tolist(), strict=True)
         return tuple(
-            FrontierPoint(b, c, None if np.isnan(a) else a, self.fallback(i)) for i, (b, c, a) in enumerate(rows)
+            FrontierPoint(b, c, None if np.isnan(a) else a, self.fallback(i), self._back(i))
+            for i, (b, c, a) in enumerate(rows)
         )
 
     @property
@@ -324,6 +342,8 @@ class PolicyTable(Fitted):
         if any(p.abstains_below is not None for p in self.policies):
             below = [np.nan if p.abstains_below is None else p.abstains_below for p in self.policies]
             arrays["abstains_below"] = np.array(below)
+        if self.handed_back is not None:
+            arrays["handed_back"] = self.handed_back
         if self.shares is not None:
             arrays |= {"shares": self.shares, "samples": np.array([self.samples], dtype=np.int64)}
         main = self.score_name
@@ -368,6 +388,9 @@ class PolicyTable(Fitted):
         below = arrays.get("abstains_below", np.full(count, np.nan))
         if below.shape != (count,):
             raise FileFormatError(f"a table of {count} policies abstains below {below.shape} log odds; save it again")
+        back = arrays.get("handed_back")
+        if back is not None and back.shape != (count,):
+            raise FileFormatError(f"a table of {count} policies hands back {back.shape} shares; save it again")
         counted = arrays.get("samples", np.zeros(1, dtype=np.int64)).reshape(-1)
         if shares is not None and (shares.shape != (count, exits) or len(counted) != 1):
             raise FileFormatError(
@@ -385,7 +408,8 @@ class PolicyTable(Fitted):
             ThresholdPolicy(scores[row], thresholds[i], enabled[i], num_classes, abstains_from(below[i : i + 1]))
             for i, row in enumerate(rows.tolist())
         )
-        return cls(columns[0], columns[1], columns[2], policies, costs, shares, int(counted[0]), tuple(fallbacks))
+        known, n = (columns[0], columns[1], columns[2], policies, costs, shares), int(counted[0])
+        return cls(*known, n, tuple(fallbacks), back)
 
 
 def abstains_from(saved: NDArray[Any] | None) -> float | None:

@@ -313,6 +313,8 @@ class Scheduler(Estimator):
         }
         if chosen.accuracy is not None:
             numbers["calibration_accuracy"] = chosen.accuracy
+        if chosen.handed_back is not None:
+            numbers["handed_back"] = chosen.handed_back
         taken = chosen.fallback
         self._state = replace(state, policy=chosen.policy, numbers=numbers, fallback=taken)
         # What is read from a file was said when it was fitted, and so was what could not be fitted.

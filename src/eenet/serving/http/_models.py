@@ -102,7 +102,10 @@ class Budgets(_Object):
 
     budget: list[float]
     planned_cost: list[float]
-    calibration_accuracy: list[float | None] = Field(description="None without labels.")
+    calibration_accuracy: list[float | None] = Field(description="Of the samples that are answered; none unlabeled.")
+    handed_back: list[float | None] = Field(
+        description="The share of the calibration samples that is handed back; none where none may be."
+    )
 
 
 class Info(BaseModel):
