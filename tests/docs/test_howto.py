@@ -1,15 +1,19 @@
-"""The snippets of the short pages run."""
+"""The snippets of the short pages run; one that begins with the name of a file, as a comment, is that file."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from optional import import_or_skip
 from pages import DOCS
+
+from eenet.scheduler import SCHEDULERS, SCORES
 
 OF_OTHER_TESTS = {"cascades", "deployment", "index", "networks", "report", "scale", "serving", "training", "worth-it"}
 PAGES = sorted(path for path in (DOCS / "howto").glob("*.md") if path.stem not in OF_OTHER_TESTS)
@@ -27,6 +31,12 @@ def test_the_snippets_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
             import_or_skip(library)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": page.name}
-    with torch.random.fork_rng(devices=[]):
+    monkeypatch.syspath_prepend(tmp_path)
+    known = mock.patch.dict(sys.modules), mock.patch.dict(SCHEDULERS), mock.patch.dict(SCORES)
+    with torch.random.fork_rng(devices=[]), known[0], known[1], known[2]:  # what a page registers is forgotten
         for block in code:
+            file = re.match(r"# (\w+\.py)\n", block)
+            if file is not None:
+                Path(file[1]).write_text(block, encoding="utf-8")
+                continue
             exec(compile(block, str(page), "exec"), names)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,35 @@ import pytest
 from numpy.typing import NDArray
 
 from eenet.errors import InvalidInputError
+from eenet.evaluation import compare
 from eenet.records import ExitRecords
 from eenet.scheduler import ExitHistory, Scheduler, Score
 from eenet.testing import toy_costs, toy_records
+
+MODULE = """
+from eenet.scheduler import Scheduler, Score
+
+class MyScore(Score):
+    name = "my_score"
+
+    def __call__(self, history):
+        return history.evidence[-1].log_odds
+
+class Mine(Scheduler, method="mine"):
+    def __init__(self):
+        super().__init__("my_score", "geometric")
+"""
+SAVE = """
+from my_policy import Mine
+from eenet.testing import toy_costs, toy_records
+Mine().fit(toy_records(), toy_costs(), 2.0, fallback=False).save("mine.safetensors")
+"""
+LOAD = """
+import eenet
+from eenet.testing import toy_records
+loaded = eenet.load_scheduler("mine.safetensors")
+print(type(loaded).__name__, loaded.replay(toy_records()).mean_cost <= 2.0)
+"""
 
 Probabilities = NDArray[np.float32]
 RANDOM = np.random.default_rng(0)
@@ -87,3 +116,24 @@ def test_of_samples_that_are_not_finite_a_score_may_say_anything() -> None:
     records = ExitRecords.from_logits(logits, known.labels)
     fitted = Scheduler(Own(top)).fit(records, toy_costs(), 2.0, fallback=False)
     assert fitted.replay(records).mean_cost == fitted.calibration_cost <= 2.0
+
+
+def test_a_score_of_ones_own_is_loaded_where_its_module_is_imported_and_the_message_says_so(tmp_path: Path) -> None:
+    (tmp_path / "my_policy.py").write_text(MODULE)
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run(SAVE).returncode == 0
+    refused = run(LOAD)
+    assert refused.returncode == 1
+    assert "score 'my_score' is not known to this eenet" in refused.stderr
+    assert "where the score is your own, import the module that defines it before loading" in refused.stderr
+    assert run("import my_policy" + LOAD).stdout.split() == ["Mine", "True"]
+
+
+def test_a_method_of_ones_own_that_is_not_imported_is_refused_with_the_way() -> None:
+    with pytest.raises(InvalidInputError, match=r"'unseen' is not known; .* where it is your own, import the module"):
+        compare(toy_records(60), toy_costs(), ["max_prob", "unseen"], [2.0])
+    with pytest.raises(InvalidInputError, match=r"'unseen' is not known; .* where it is your own, import the module"):
+        Scheduler("unseen")

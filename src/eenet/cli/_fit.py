@@ -152,7 +152,10 @@ def scheduler_of(method: str, seed: int) -> Scheduler:
     if method not in SCHEDULERS:
         near = difflib.get_close_matches(method.lower(), SCHEDULERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InvalidInputError(f"--method {method!r} is not known; {hint}choose from {', '.join(SCHEDULERS)}")
+        raise InvalidInputError(
+            f"--method {method!r} is not known; {hint}choose from {', '.join(SCHEDULERS)}; a "
+            "method of your own is fitted in Python, where its module is imported"
+        )
     scheduler = SCHEDULERS[method]()
     return scheduler.set_params(seed=seed) if "seed" in scheduler.get_params() else scheduler
 

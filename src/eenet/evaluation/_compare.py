@@ -180,7 +180,10 @@ def _makers(
     makers: dict[str, Callable[[], Scheduler]] = {}
     for name in schedulers:
         if name not in SCHEDULERS:
-            raise InvalidInputError(f"scheduler {name!r} is not known; choose from {', '.join(SCHEDULERS)}")
+            raise InvalidInputError(
+                f"scheduler {name!r} is not known; choose from {', '.join(SCHEDULERS)}, or, where it is your own, "
+                "import the module that defines it first, or give its class by name: {name: class}"
+            )
         make: Callable[..., Scheduler] = SCHEDULERS[name]
         makers[name] = partial(make, seed=seed) if "seed" in inspect.signature(make).parameters else make
     return makers

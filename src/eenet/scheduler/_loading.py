@@ -55,7 +55,7 @@ def _with_parameters(header: Mapping[str, Any], score: Score, path: str | Path) 
     if not isinstance(parameters, dict):
         raise FileFormatError(f"{str(path)!r} has damaged parameters; save the scheduler again")
     if name not in known:
-        message = f"{header['name']} is of a class {name!r} that is not imported here; import it before loading"
+        message = f"{header['name']} is of a class {name!r} that is not imported here; import its module before loading"
         return _refused(Scheduler(score), header["name"], f"{message}, then it can be fitted again")
     given: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in parameters.items()}
     if "score" in given and given["score"] is None:

@@ -168,14 +168,20 @@ class Ensemble(Score):
 def score_class(name: str) -> type[Score]:
     """The class of scores with this name; raises `InvalidInputError` where there is none."""
     if name not in SCORES:
-        raise InvalidInputError(f"score {name!r} is not known; choose from {sorted(SCORES)}")
+        raise InvalidInputError(
+            f"score {name!r} is not known; choose from {sorted(SCORES)}, or, where it is your own, import the module "
+            "that defines it first"
+        )
     return SCORES[name]
 
 
 def score_from_arrays(name: str, arrays: Mapping[str, NDArray[Any]]) -> Score:
     """The score of what its `to_arrays` gave; raises `FileFormatError` for a name that is not known."""
     if name not in SCORES:
-        raise FileFormatError(f"score {name!r} is not known to this eenet; upgrade it, or fit the scheduler again")
+        raise FileFormatError(
+            f"score {name!r} is not known to this eenet; upgrade it, or, where the score is your own, import the "
+            "module that defines it before loading, or fit the scheduler again"
+        )
     return SCORES[name].from_arrays(arrays)
 
 
