@@ -162,6 +162,16 @@ class TestFigures:
         assert network.training
         assert network[1].training
 
+    def test_a_budget_that_cannot_be_met_names_its_system(
+        self, data: Any, early: tuple[eenet.MultiExitModel, eenet.Scheduler]
+    ) -> None:
+        model, scheduler = early
+        with pytest.raises(eenet.InfeasibleBudgetError, match="system 'early': budget .* the smallest") as raised:
+            run({"plain": model.backbone, "early": (model, scheduler, ["90%", "0.1%"])}, data)
+        with pytest.raises(eenet.InfeasibleBudgetError) as alone:
+            scheduler.at("0.1%")
+        assert raised.value.smallest == alone.value.smallest
+
     def test_what_is_handed_back_is_not_right(self) -> None:
         def hands_back(x: Array) -> Any:
             logits = np.eye(CLASSES)[LABELS[x[:, 0].astype(int)]]

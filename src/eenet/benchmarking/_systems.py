@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,7 @@ from eenet._extras import require
 from eenet._timing import waiting_for
 from eenet.benchmarking._samples import Array, Inputs
 from eenet.costs import Budget
-from eenet.errors import CutError, FallbackWarning, InvalidInputError
+from eenet.errors import CutError, FallbackWarning, InfeasibleBudgetError, InvalidInputError
 from eenet.runtime import AdaptiveOutput, CallCascade, run_arrays
 from eenet.scheduler import Scheduler
 
@@ -204,7 +205,8 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
     if isinstance(one, LoadedBundle):
         _require(len(rest) <= 1, name, value)
         budgets = _budgets(name, rest[0]) if rest else None
-        bundles = {None: one} if budgets is None else {_text(budget): one.at(budget) for budget in budgets}
+        with _naming(name):
+            bundles = {None: one} if budgets is None else {_text(budget): one.at(budget) for budget in budgets}
         return [_of_bundle(name, bundle, budget) for budget, bundle in bundles.items()]
     if "torch" in sys.modules:
         from torch import nn
@@ -218,7 +220,7 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
             _require(1 <= len(rest) <= 2 and isinstance(rest[0], Scheduler), name, value, _MODEL)
             policies: dict[str | None, Scheduler] = {None: rest[0]}
             if len(rest) == 2:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), _naming(name):
                     warnings.simplefilter("ignore", FallbackWarning)  # a note says it
                     policies = {_text(budget): rest[0].at(budget) for budget in _budgets(name, rest[1])}
             return [_of_adaptive(name, AdaptiveModel(one, policy), budget) for budget, policy in policies.items()]
@@ -239,6 +241,15 @@ _MODEL = (
     "a multi-exit model needs a scheduler: give (model, scheduler), (model, 0) for exit 0 alone, or model.backbone for "
     "the network without exits"
 )
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """A budget that cannot be met is refused with the name of the system that it is of."""
+    try:
+        yield
+    except InfeasibleBudgetError as error:
+        raise InfeasibleBudgetError(f"system {name!r}: {error}", smallest=error.smallest) from error
 
 
 def _require(fits: bool, name: str, value: Any, hint: str = "") -> None:
