@@ -15,9 +15,9 @@ import torch
 from files import write_arrays
 
 import eenet
-from eenet import ExitRecords
+from eenet import ExitRecords, MaxProbability
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
-from eenet.testing import toy_logits, toy_records
+from eenet.testing import toy_costs, toy_logits, toy_records
 
 
 def good() -> tuple[Any, Any]:
@@ -399,3 +399,25 @@ class TestClassesThatAreMissing:
             warnings.simplefilter("error", ReliabilityWarning)
             self.fit(np.repeat(np.arange(10), 20), 10)
             eenet.MaxProbability().fit(ExitRecords.from_logits(np.zeros((2, 50, 3))), self.costs, fallback=False)
+
+
+def test_labels_that_the_last_exit_says_nothing_of_are_warned_of_once() -> None:
+    known = toy_records(600)
+    labels = known.labels
+    assert labels is not None
+    shuffled = np.random.default_rng(0).permutation(labels)
+    for wrong in (shuffled, (labels + 1) % known.num_classes):
+        records = ExitRecords.from_probabilities(known.probabilities, wrong)
+        with pytest.warns(ReliabilityWarning) as said:
+            MaxProbability().fit(records, toy_costs(), fallback=False)
+        expected = (
+            f"the last exit is right on {records.accuracies[-1]:.1%} of 600 samples, no more than by chance (20.0%"
+        )
+        asked = [str(one.message) for one in said if str(one.message).startswith(expected)]
+        assert len(asked) == 1
+        assert "are the labels in the order of the samples" in asked[0]
+    few = ExitRecords.from_probabilities(known.probabilities[:, :99], shuffled[:99])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ReliabilityWarning)
+        MaxProbability().fit(few, toy_costs(), fallback=False)
+        MaxProbability().fit(known, toy_costs(), fallback=False)

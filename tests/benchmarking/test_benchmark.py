@@ -166,7 +166,7 @@ class TestFigures:
         self, data: Any, early: tuple[eenet.MultiExitModel, eenet.Scheduler]
     ) -> None:
         model, scheduler = early
-        with pytest.raises(eenet.InfeasibleBudgetError, match="system 'early': budget .* the smallest") as raised:
+        with pytest.raises(eenet.InfeasibleBudgetError, match=r"system 'early': budget .* the smallest") as raised:
             run({"plain": model.backbone, "early": (model, scheduler, ["90%", "0.1%"])}, data)
         with pytest.raises(eenet.InfeasibleBudgetError) as alone:
             scheduler.at("0.1%")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import exp, lgamma, log
+from math import exp, lgamma, log, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ _PART = 0.1
 _EACH = 3
 """Samples of the rarest class: where others have one or two, the missing ones may be as rare."""
 _FEW = 4  # classes, of which one is a good part
+_ENOUGH, _BEYOND = 100, 3.0  # samples, and standard errors, by which an accuracy is more than chance
 _FEWEST = 20  # samples of which something is said
 _LOW = 0.1  # the quantile that stands for the rarest, so that a wrong label does not
 _NAMED = 8  # classes
@@ -69,6 +70,23 @@ def warn_of_missing_classes(labels: NDArray[np.intp] | None, classes: int) -> No
     said = missing_classes(labels, classes)
     if said is not None:
         warn(said, ReliabilityWarning)
+
+
+def warn_of_chance(labels: NDArray[np.intp] | None, predictions: NDArray[np.intp], classes: int) -> None:
+    """Warn where the last exit's predictions (N,) are right no more often than by chance: then labels are wrong.
+
+    Of fewer than 100 samples nothing is said.
+    """
+    if labels is None or classes < 2 or len(labels) < _ENOUGH:
+        return
+    chance, right = 1 / classes, float((predictions == labels).mean())
+    if right > chance + _BEYOND * sqrt(chance * (1 - chance) / len(labels)):
+        return
+    warn(
+        f"the last exit is right on {right:.1%} of {len(labels)} samples, no more than by chance ({chance:.1%} with "
+        f"{classes} classes): are the labels in the order of the samples, and of the classes of this network?",
+        ReliabilityWarning,
+    )
 
 
 def _log_chance_of_order(counts: NDArray[Any]) -> float:

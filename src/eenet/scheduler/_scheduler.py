@@ -14,7 +14,7 @@ import numpy as np
 from eenet._warn import warn
 from eenet.costs import Budget, ExitCosts, parse_budget
 from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning
-from eenet.records import ExitRecords, require_records, warn_of_missing_classes
+from eenet.records import ExitRecords, require_records, warn_of_chance, warn_of_missing_classes
 from eenet.scheduler._abstention import NOTHING, AbstainingFit, Abstention
 from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Calibration, Geometric, Shared, fold_numbers
 from eenet.scheduler._estimator import Estimator
@@ -180,7 +180,8 @@ class Scheduler(Estimator):
         ------
         InfeasibleBudgetError
             When the budget cannot be met; it names the smallest that can. Where much of a budget stays unspent, or the
-            labels lack classes that are not missing by chance, there is a `ReliabilityWarning`.
+            labels lack classes that are not missing by chance, or the last exit is right by chance only, there is a
+            `ReliabilityWarning`.
         InvalidInputError
             For records, costs or a combination of arguments that cannot be used.
         """
@@ -193,6 +194,7 @@ class Scheduler(Estimator):
         if self._refused is not None:
             raise InvalidInputError(self._refused)
         warn_of_missing_classes(records.labels, records.num_classes)
+        warn_of_chance(records.labels, records.predictions[-1], records.num_classes)
         limit = None if budget is None else parse_budget(budget, costs)
         abstention: Abstention | None = None
         if abstain is not None or max_error is not None:
