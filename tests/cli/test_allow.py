@@ -89,7 +89,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     network = __import__("own_networks_of_a_test").make().eval()
     model = eenet.attach(network, ["1", "3"], example=torch.randn(2, 4), source=SOURCE)
     model.save_pretrained("model")
-    records = eenet.collect(model, [(torch.randn(100, 4), torch.randint(0, 3, (100,)))])
+    records = eenet.collect(model, [(torch.randn(90, 4), torch.randint(0, 3, (90,)))])
     eenet.MaxProbability().fit(records, toy_costs(), budget=2.5).save("scheduler.safetensors")
     # The command line must find the module by itself, in the current folder.
     sys.path.remove(str(tmp_path))

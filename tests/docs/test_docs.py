@@ -31,6 +31,7 @@ def blocks(page: str) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:the last exit is right on:eenet.errors.ReliabilityWarning")  # not trained
 def test_bring_your_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("torchvision", "timm", "transformers"):
         import_or_skip(library)
