@@ -120,9 +120,11 @@ def test_of_samples_that_are_not_finite_a_score_may_say_anything() -> None:
 
 def test_a_score_of_ones_own_is_loaded_where_its_module_is_imported_and_the_message_says_so(tmp_path: Path) -> None:
     (tmp_path / "my_policy.py").write_text(MODULE)
+    path = tmp_path / "mine.safetensors"
 
     def run(code: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        code = f"import sys; sys.path.append({str(tmp_path)!r})\n" + code.replace("mine.safetensors", str(path))
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert run(SAVE).returncode == 0
     refused = run(LOAD)
