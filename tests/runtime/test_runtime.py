@@ -416,7 +416,7 @@ def test_a_scheduler_that_was_fitted_to_records_of_other_weights_is_refused(tmp_
     for fitting in (scheduler, loaded, scheduler.at("80%"), eenet.BudgetController(scheduler)):
         eenet.AdaptiveModel(model, fitting)
     ServedModel(model, scheduler)
-    model.backbone.get_submodule("head").weight.data.mul_(3)  # type: ignore[union-attr, operator]
+    model.backbone.get_submodule("head").weight.data.mul_(3)  # type: ignore[operator]
     for other in (scheduler, loaded, scheduler.at("80%"), eenet.BudgetController(loaded)):
         with pytest.raises(InvalidInputError, match=f"fitted to records of a network with other .*{scheduler.network}"):
             eenet.AdaptiveModel(model, other)
