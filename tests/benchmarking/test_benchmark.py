@@ -553,7 +553,7 @@ class TestResults:
         result = run({"plain": system}, NUMBERED, LABELS, seconds=60)
         assert result.stopped
         assert 15 <= result.rows[0].calls < 25
-        assert any("Stopped by hand" in note for note in result.notes)
+        assert any("Stopped after" in note for note in result.notes)
         system.calls, system.last = 0, 3
         with pytest.raises(KeyboardInterrupt):
             run({"plain": system}, NUMBERED, LABELS)

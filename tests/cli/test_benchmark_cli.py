@@ -140,3 +140,35 @@ def test_labels_of_a_file_and_a_limit(work: Path, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_is_refused(work: Path, words: list[str], message: str) -> None:
     assert message in refused("benchmark", *(word.replace("{work}", str(work)) for word in words))
+
+
+def test_a_stopped_measurement_says_by_its_exit_code_what_stopped_it(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stopping.py").write_text(
+        """
+import signal
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.calls = number, 0
+        self.linear = torch.nn.Linear(784, 10)
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 400:
+            signal.raise_signal(self.number)
+        return self.linear(x.flatten(1))
+
+def ctrl_c(): return Net(signal.SIGINT)
+def sigterm(): return Net(signal.SIGTERM)
+"""
+    )
+    for name, code in (("ctrl_c", 130), ("sigterm", 143)):
+        words = ("benchmark", f"stopping:{name}", "--data", work / "data.npz", "--batch-size", 4, "--seconds", 60)
+        result = run(*words, code=code)
+        assert "warning: stopped: this is what was measured until then" in result.stderr
+        assert "Stopped after" in result.stdout

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,43 @@ def test_ctrl_c_says_how_to_go_on(
     result = run(*words, code=130)
     assert re.fullmatch(r"error: stopped, nothing was half written; .+\n", result.stderr)
     assert way in result.stderr
+
+
+def terminated(*_: Any, **__: Any) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    raise ValueError("SIGTERM did not end the command")
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(records: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eenet.evaluation.compare", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    result = run(*COMPARE, code=143)
+    assert re.fullmatch(r"error: stopped, nothing was half written; .+\n", result.stderr)
+    assert signal.getsignal(signal.SIGTERM) == before == signal.SIG_DFL
+
+
+def test_a_program_that_ignores_or_handles_sigterm_goes_on_to_do_so(
+    records: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plans(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise eenet.EENetError("planned")
+
+    seen: list[int] = []
+
+    def handler(number: int, _frame: Any) -> None:
+        seen.append(number)
+
+    monkeypatch.setattr("eenet.capacity.plan", plans)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for kept in (signal.SIG_IGN, handler):
+            signal.signal(signal.SIGTERM, kept)
+            assert run(*PLAN, "--rate", 1, code=2).stderr == "error: planned\n"
+            assert signal.getsignal(signal.SIGTERM) == kept
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
 
 
 @pytest.mark.parametrize("command", ["train", "reproduce"])

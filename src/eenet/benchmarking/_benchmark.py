@@ -125,7 +125,7 @@ def benchmark(
                 if not rows:
                     raise KeyboardInterrupt
                 stopped = True
-                notes.append(f"Stopped by hand before batch size {size} was measured.")
+                notes.append(f"Stopped before batch size {size} was measured.")
                 break
             made = _rows(entries, answers, timing, size)
             rows += made
@@ -146,7 +146,7 @@ def benchmark(
             )
             if timing.stopped:
                 stopped = True
-                notes.append(f"Stopped by hand after {len(timing.batches)} turns at batch size {size}.")
+                notes.append(f"Stopped after {len(timing.batches)} turns at batch size {size}.")
                 break
     return Benchmark(
         rows=tuple(rows),

@@ -119,7 +119,7 @@ class Benchmark:
     machine : mapping
         Processor, threads and versions, and the load before the measurement.
     stopped : bool
-        Whether it was stopped by Ctrl-C, and so is not all that was asked for.
+        Whether it was stopped, as by Ctrl-C, and so is not all that was asked for.
 
     Examples
     --------

@@ -19,7 +19,6 @@ from eenet.cli._benchmark import benchmark
 from eenet.cli._collect import collect
 from eenet.cli._compare import compare
 from eenet.cli._console import (
-    Terminated,
     ended_by_sigterm,
     output,
     print_json,
@@ -43,8 +42,6 @@ from eenet.cli._ui import ui
 from eenet.errors import EENetError, ReliabilityWarning
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
-TERMINATED = 143
 
 _HELP = """
 Early exits that keep a budget: learned exit schedulers for multi-exit neural networks.
@@ -116,7 +113,7 @@ class _Group(TyperGroup):
             warnings.catch_warnings(),
             settings(quiet=bool(ctx.params.get("quiet"))) as chosen,
             shown_logs(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING),
-            ended_by_sigterm(),
+            ended_by_sigterm(chosen),
         ):
             _show_reliability_warnings()
             try:
@@ -137,7 +134,7 @@ class _Group(TyperGroup):
                 if debug:
                     raise
                 show_error(f"stopped, nothing was half written; {chosen.if_stopped}")
-                raise typer.Exit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED) from error
+                raise typer.Exit(chosen.stopped_code) from error
 
 
 def _json_without_a_file(args: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ import typer
 from eenet._extras import require, require_extra
 from eenet._files import existing_file
 from eenet._pretrained import find_model
-from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, side, waiting
+from eenet.cli._console import if_stopped, output, print_json, progress, show_warning, side, stopped_code, waiting
 from eenet.cli._data import (
     TABLES,
     arrays_in,
@@ -154,7 +154,7 @@ def benchmark(
         result.write_figure(figure)
     if result.stopped:
         show_warning("stopped: this is what was measured until then")
-        raise typer.Exit(130)
+        raise typer.Exit(stopped_code())
 
 
 def _read_word(word: str) -> tuple[str, str, str | None, list[str] | None]:

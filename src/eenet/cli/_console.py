@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from eenet.bundle import LoadedBundle
     from eenet.costs import ExitCosts
 
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of a command that Ctrl-C or SIGTERM stopped."""
+
 _PATIENCE = 2.0  # seconds before a command says what it is waiting for
 
 _FILE_WIDTH = 120  # when the output goes to a file or a pipe, whose width is unknown: names are not folded there
@@ -37,10 +40,11 @@ _PART_WIDTH = 80  # of tables that are written in parts, there
 
 @dataclass
 class Settings:
-    """What the options of all commands say, and how to go on if the command is stopped."""
+    """What the options of all commands say, and how to go on and with which exit code if the command is stopped."""
 
     quiet: bool = False
     if_stopped: str = "give the same command again"
+    stopped_code: int = INTERRUPTED
 
 
 _settings: ContextVar[Settings] = ContextVar("settings")
@@ -59,17 +63,15 @@ def settings(*, quiet: bool) -> Iterator[Settings]:
         _settings.reset(token)
 
 
-class Terminated(KeyboardInterrupt):
-    """The command was told to end by SIGTERM; what handles Ctrl-C handles this too."""
-
-
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
+def ended_by_sigterm(chosen: Settings) -> Iterator[None]:
     """Within the block SIGTERM ends the command as Ctrl-C does, so that nothing half written is left; a second at once.
 
-    Commands that serve have handlers of their own.
+    Commands that serve have handlers of their own. Where SIGTERM is ignored, or the program that runs the command has a
+    handler, it stays so.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    main = threading.current_thread() is threading.main_thread()  # which alone may set handlers
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     command = os.getpid()
@@ -78,18 +80,24 @@ def ended_by_sigterm() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         if os.getpid() != command:  # a process that was forked, and has nothing to clean up
             signal.raise_signal(number)
-        raise Terminated
+        chosen.stopped_code = TERMINATED
+        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def if_stopped(words: str) -> None:
     """Say how to go on where this command is stopped from now on by Ctrl-C or SIGTERM."""
     _settings.get(_usual).if_stopped = words
+
+
+def stopped_code() -> int:
+    """The exit code of this command where it was stopped: by Ctrl-C or by SIGTERM."""
+    return _settings.get(_usual).stopped_code
 
 
 def output() -> Console:
