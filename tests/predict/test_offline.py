@@ -230,10 +230,23 @@ def test_quotes_are_plain_characters_in_tsv_closed_or_not(tmp_path: Path) -> Non
 
 def test_a_tsv_that_is_quoted_as_csv_is_warned_of(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text('text\tlabel\nplain\t1\n"say ""so"""\t1\n"and ""so"""\t1\n', encoding="utf-8")
-    with pytest.warns(ReliabilityWarning, match=r"a text in row 2 that is quoted as in \.csv.*write it as") as found:
+    with pytest.warns(ReliabilityWarning, match=r"a text in row 2 in quotes as in \.csv.*write it as") as found:
         items = open_items(tmp_path / "t.tsv", "text")
     assert len(found) == 1
     assert next(items.batches(3, 0))[1] == ["plain", '"say ""so"""', '"and ""so"""']
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        ('"text"\t"label"\n"so"\t"1"\n', "its header"),
+        ('text\tlabel\n"so, so"\t1\n"and so"\t1\n', "every text of column 'text'"),
+    ],
+)
+def test_a_tsv_in_which_all_is_quoted_is_warned_of(tmp_path: Path, table: str, what: str) -> None:
+    (tmp_path / "t.tsv").write_text(table, encoding="utf-8")
+    with pytest.warns(ReliabilityWarning, match=rf"has {what} in quotes as in \.csv.*write it as"):
+        open_items(tmp_path / "t.tsv", "text", column='"text"' if table.startswith('"') else "text")
 
 
 @pytest.mark.parametrize(

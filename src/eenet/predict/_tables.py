@@ -43,16 +43,21 @@ class TextTable:
                 _, self.columns = next(cells, (0, []))
                 rows = self._records(cells)
             start = handle.tell()
-            quoted = False
+            suspects = set(self.columns) if path.suffix == ".tsv" else set()  # columns of quoted fields alone, so far
+            quoted = "its header" if any(map(_in_quotes, suspects)) else None
             for row in rows:
-                if path.suffix == ".tsv" and not quoted and any(map(_is_quoted, row.values())):
-                    quoted = True
-                    self._warn_of_quotes(self.rows + 1)
+                if path.suffix == ".tsv" and quoted is None and any(map(_is_quoted, row.values())):
+                    quoted = f"a text in row {self.rows + 1}"
+                suspects = {column for column in suspects if _in_quotes(row[column])}
                 if self.rows % _MARKED == 0:
                     self._marks.append(start)
                 self.columns = self.columns or list(row)
                 self.rows += 1
                 start = handle.tell()
+        if suspects and quoted is None and self.rows > 1:
+            quoted = f"every text of column {min(suspects)!r}"
+        if quoted is not None:
+            self._warn_of_quotes(quoted)
         if not self.rows:
             raise InvalidInputError(f"{str(path)!r} has no rows; expected at least one")
         self.fingerprint = content.hexdigest()
@@ -107,10 +112,10 @@ class TextTable:
                 )
             yield dict(zip(self.columns, cells, strict=True))
 
-    def _warn_of_quotes(self, row: int) -> None:
+    def _warn_of_quotes(self, what: str) -> None:
         warn(
-            f"{str(self.path)!r} has a text in row {row} that is quoted as in .csv; in .tsv quotes belong to the text: "
-            "write it as .csv or .jsonl if they do not",
+            f"{str(self.path)!r} has {what} in quotes as in .csv; in .tsv quotes belong to the text: write it as .csv "
+            "or .jsonl if they do not",
             ReliabilityWarning,
         )
 
@@ -145,7 +150,12 @@ def _next_row(reader: Any) -> list[str] | None:
     return row
 
 
+def _in_quotes(cell: str) -> bool:
+    """Whether there are quotes around a field."""
+    return len(cell) > 1 and cell[0] == cell[-1] == '"'
+
+
 def _is_quoted(cell: str) -> bool:
     """Whether a field is quoted for certain: quotes around it, and each within it doubled."""
     inner = cell[1:-1]
-    return len(cell) > 1 and cell[0] == cell[-1] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return _in_quotes(cell) and '""' in inner and '"' not in inner.replace('""', "")
