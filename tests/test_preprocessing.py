@@ -164,8 +164,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> LoadedBundle:
     for library in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(library)
     model, example = make()
-    some = texts(240)
-    batches = [(tensors(prepared()(some[n : n + 40])), torch.arange(40) % 3) for n in range(0, 240, 40)]
+    some = texts(80)
+    batches = [(tensors(prepared()(some[n : n + 40])), torch.arange(40) % 3) for n in range(0, 80, 40)]
     records = eenet.collect(model, batches)
     scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 4.0]), budget=2.5)
     folder = tmp_path_factory.mktemp("two") / "bundle"
