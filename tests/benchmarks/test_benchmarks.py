@@ -57,6 +57,14 @@ def test_the_frontier_has_a_row_for_each_method_and_budget(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_the_one_of_budgets_in_batches_has_a_row_for_each_kind_of_cost_and_budget(tmp_path: Path) -> None:
+    found = run("partial_batches.py", tmp_path, "--seconds", "0.1", "--trials", "1")["rows"]
+    assert [(row["costs"], row["budget"]) for row in found] == [
+        (costs, budget) for costs in ("full batches", "partial batches") for budget in ("60%", "80%", "100%")
+    ]
+
+
+@pytest.mark.slow
 def test_the_one_of_regions_runs_without_a_trained_network(tmp_path: Path) -> None:
     found = run("regions.py", tmp_path, "--rounds", "1", "--seconds", "0")
     assert found["exact"]["stage3"][0] > 90  # a tile and its halo are the whole picture
