@@ -50,7 +50,7 @@ def measured(size: int, fewer: int, seconds: float, trials: int) -> list[dict[st
                 except InfeasibleBudgetError:
                     continue
                 fast = eenet.AdaptiveModel(model, scheduler)
-                steps = [partial(timed, way, batch) for batch in x.split(size) for way in (fast, model.plain)]
+                steps = [partial(timed, way, batch) for batch in torch.split(x, size) for way in (fast, model.plain)]
                 with torch.inference_mode():
                     times = np.median(in_turns(steps, seconds=seconds, least=3).cpu, axis=0).reshape(-1, 2).sum(axis=0)
                 found.append((scheduler.replay(of_samples).mean_cost / costs.reference, times[0] / times[1]))
