@@ -147,6 +147,38 @@ def test_a_network_that_is_random_in_inference_is_not_said_to_mix_samples(positi
     assert "mix" not in str(caught.value)
 
 
+def asking(condition: Callable[[int], bool]) -> nn.Sequential:
+    return network(Step(lambda _self, x: x * 2 if condition(len(x)) else x), position=4)
+
+
+@pytest.mark.parametrize(
+    ("condition", "samples", "wrong"),
+    [
+        (lambda n: n > 4, 8, 5),
+        (lambda n: n > 4, 2, 5),  # beyond the example too, where tracing says at which size the network turns
+        (lambda n: n == 8, 8, 8),
+        (lambda n: n % 4 == 0, 12, 12),
+    ],
+    ids=["more", "example of two", "one size", "multiples"],
+)
+def test_a_network_that_asks_for_the_batch_size_is_refused(
+    condition: Callable[[int], bool], samples: int, wrong: int
+) -> None:
+    with pytest.raises(CutError, match=f"differs from the model's at batch size {wrong} .*the same for every number"):
+        eenet.cut(asking(condition), ["1"], torch.randn(samples, 6))
+
+
+def test_a_network_that_refuses_large_batches_can_be_cut() -> None:
+    def small(_self: Any, x: Tensor) -> Tensor:
+        if len(x) > 4:
+            raise ValueError("at most four samples")
+        return x
+
+    net = network(Step(small))
+    x = torch.randn(4, 6)
+    assert torch.allclose(eenet.cut(net, ["1"], x)(x), net(x))
+
+
 @dataclasses.dataclass
 class Output:
     logits: Tensor

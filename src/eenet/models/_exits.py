@@ -23,7 +23,8 @@ from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._heads import GridHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
 from eenet.models._io import inferring, logits_in
-from eenet.stages import LiveTensor, StagedModel, feature_at
+from eenet.stages import LiveTensor, StagedModel, feature_at, modes_kept
+from eenet.stages._samples import FOLLOW_TRAINING, buffers_kept
 
 # The steps that are left of a long sequence for the convolution of a default head.
 _STEPS = 32
@@ -412,7 +413,15 @@ def warn_of_padding(staged: StagedModel, heads: Sequence[nn.Module], features: S
 
 
 def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) -> None:
-    """Run a head on its feature of the example, so that what does not fit is refused here and not in training."""
+    """Run a head on its feature of the example, so that what does not fit is refused here and not in training.
+
+    A head that works in place on the feature is given a copy of it from here on.
+    """
+    if isinstance(feature, Tensor) and _works_in_place(head, feature):
+        # The layers after the exit, and other exits' gradients, need the feature as it was. A copy, not a refusal: such
+        # heads are normal code, and then cost what they cost without `inplace`. A hook of the head, so that all that
+        # runs it gets the copy: training, profiling, every runtime and every export; and only heads that need one.
+        head.register_forward_pre_hook(_given_a_copy)
     what = f"the feature at {name!r}, of shape {tuple(feature.shape)} and {feature.dtype}"
     try:
         with inferring(head):
@@ -438,6 +447,10 @@ def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) 
         )
     if not isinstance(feature, Tensor) or not feature.is_floating_point():
         return
+    if _is_random(head, feature):
+        raise InvalidInputError(
+            f"the head at {name!r}, a {type(head).__name__}, is random in inference; {FOLLOW_TRAINING}"
+        )
     with inferring(head):
         for row in range(min(len(feature), 2)):
             others = feature * 0.5 + 1
@@ -448,3 +461,49 @@ def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) 
                     f"the head at {name!r}, a {type(head).__name__}, mixes samples: what it says of one changes with "
                     "the others in the batch; give a head that answers each sample by itself"
                 )
+
+
+def _works_in_place(head: nn.Module, feature: Tensor) -> bool:
+    """Whether a head writes to its feature or a view of it, in inference or in training.
+
+    Also where that leaves the values of the example as they are, since those of other samples it may change.
+    """
+    for training in (False, True):
+        with _undisturbed(head, feature, training=training):
+            given = feature.clone()
+            version = given._version
+            with suppress(*_REFUSALS):  # of inference mode this is said by `require_head`
+                head(given)
+            # What is written through `.data` or numpy has no version.
+            if given._version != version or not _same(given, feature):
+                return True
+    return False
+
+
+def _given_a_copy(_head: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].clone(), *args[1:])
+
+
+def _is_random(head: nn.Module, feature: Tensor) -> bool:
+    """Whether what a head says in inference depends on a generator."""
+    with _undisturbed(head, feature, training=False):
+        said = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            said.append(head(feature))
+    # On a GPU also what is not random may differ from run to run.
+    return not _same(said[0], said[2]) and (feature.device.type == "cpu" or _same(said[0], said[1]))
+
+
+@contextmanager
+def _undisturbed(head: nn.Module, feature: Tensor, *, training: bool) -> Iterator[None]:
+    """A head in a mode, without gradients; its modes, its buffers and the generators are put back afterwards."""
+    with modes_kept(head), torch.random.fork_rng(devices=[feature.device] if feature.is_cuda else []):
+        head.train(training)
+        # Not in inference mode, whose tensors have no version.
+        with torch.inference_mode(mode=False), torch.no_grad(), buffers_kept(head):
+            yield
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -303,12 +303,13 @@ def attach(
         C, the classes; read off the network's output where it is not given.
     example
         An input the network takes: a tensor, a tuple of arguments or a mapping of keyword arguments, with the batch on
-        dimension 0.
+        dimension 0. The stages are compared with the network at its batch size too, so a few samples are enough.
     heads
         One module for each early exit in place of the default heads: feature in, with the batch on dimension 0, and
         logits (N, C) out. A default head fits the feature: a vector (N, D), tokens (N, T, D), channels over time
         (N, D, T), a map (N, D, H, W) or (N, H, W, D), and a map for a network that gives every pixel a class. Which
-        dimension is which, and which token has seen the whole input, is observed on the example.
+        dimension is which, and which token has seen the whole input, is observed on the example. A head of yours that
+        works in place on the feature, as `nn.ReLU(inplace=True)` does, gets a copy of it, by a hook.
     dynamic
         Further dimensions of the inputs whose size may change, by name, such as `{1: "sequence"}`.
     source

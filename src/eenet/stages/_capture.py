@@ -66,11 +66,15 @@ def is_marker(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class Capture:
-    """A traced model: its graph with one marker per name of `at`, in order, and the structure of its outputs."""
+    """A traced model: its graph with one marker per name of `at`, in order, and the structure of its outputs.
+
+    `largest` is the batch size up to which the graph holds, where the network compared it with a number.
+    """
 
     graph_module: fx.GraphModule
     at: tuple[str, ...]
     out_spec: pytree.TreeSpec
+    largest: int | None = None
 
 
 def modules_to_cut(model: nn.Module, at: Sequence[str]) -> dict[str, nn.Module]:
@@ -102,7 +106,7 @@ def modules_to_cut(model: nn.Module, at: Sequence[str]) -> dict[str, nn.Module]:
 def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
     """Trace `model` in its present mode; leaves the model as it was. Raises CutError, which names the module."""
     modules = modules_to_cut(model, at)
-    graph_module, calls, failed = capture_with_markers(model, modules, form)
+    program, calls, failed = _exported(model, modules, form)
     for name, count in calls.items():
         if count == 0:
             if isinstance(modules[name], (nn.ModuleList, nn.ModuleDict)):
@@ -122,9 +126,10 @@ def capture(model: nn.Module, at: Sequence[str], form: InputForm) -> Capture:
                 f"cannot cut at {name!r}: its output is {failed[name]}, in which tracing sees no tensor; return a "
                 "tensor, a tuple or a dict, or name a module inside it"
             )
+    graph_module = _graph_of(program)
     _check_markers(graph_module, tuple(modules))
     _name_inputs(graph_module, form)
-    return Capture(graph_module, tuple(modules), _out_spec(graph_module))
+    return Capture(graph_module, tuple(modules), _out_spec(graph_module), _largest_batch(program))
 
 
 def _runs_forward(model: nn.Module, module: nn.Module, form: InputForm) -> bool:
@@ -158,6 +163,13 @@ def capture_with_markers(
 
     Also gives how often each module was called, and for those whose output holds no tensor what it is.
     """
+    program, calls, failed = _exported(model, modules, form)
+    return _graph_of(program), calls, failed
+
+
+def _exported(
+    model: nn.Module, modules: Mapping[str, nn.Module], form: InputForm
+) -> tuple[torch.export.ExportedProgram, dict[str, int], dict[str, str]]:
     calls = dict.fromkeys(modules, 0)
     failed: dict[str, str] = {}
     handles = [
@@ -169,10 +181,22 @@ def capture_with_markers(
     finally:
         for handle in handles:
             handle.remove()
+    return program, calls, failed
+
+
+def _graph_of(program: torch.export.ExportedProgram) -> fx.GraphModule:
     graph_module = program.module()
     if not isinstance(graph_module, fx.GraphModule):
         raise CutError("torch.export gave no graph module; this version of torch is not supported")
-    return graph_module, calls, failed
+    return graph_module
+
+
+def _largest_batch(program: torch.export.ExportedProgram) -> int | None:
+    """The upper bound of the batch size that the network's own comparisons gave while it was traced."""
+    inputs = program.graph_signature.user_inputs
+    size = next(node for node in program.graph.nodes if node.name in inputs).meta["val"].shape[0]
+    found = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+    return int(found.upper) if found is not None and found.upper.is_Integer else None
 
 
 def _name_inputs(graph_module: fx.GraphModule, form: InputForm) -> None:

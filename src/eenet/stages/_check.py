@@ -7,7 +7,7 @@ would let a network pass whose answers hardly depend on its input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from eenet.errors import CutError, InvalidInputError
 from eenet.stages._example import BATCH
 from eenet.stages._gradients import Gradients, Watch, all_trainable, differing, gradient_error, gradients_of
 from eenet.stages._samples import (
+    FOLLOW_TRAINING,
     SEED,
     Whole,
     alike,
@@ -32,12 +33,19 @@ from eenet.stages._walks import FAILURES, SELECTED, Run, Tensors, Walk, picked, 
 
 
 def check_inference(
-    backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, before: Whole | None, single: Whole | None
+    backbone: nn.Module,
+    at: Sequence[str],
+    split: Split,
+    form: InputForm,
+    before: Whole | None,
+    single: Whole | None,
+    larger: Mapping[int, bool],
 ) -> list[Run]:
     """Compare stages and model in inference; raises CutError that names the first stage whose result differs.
 
     `before` and `single` are what the model gave for the samples of the check and for the first of them, where it was
-    run on them already. Every run is used for all that it can show: what one walk of the whole batch gave is what
+    run on them already; `larger` are further batch sizes to compare at, and whether the network
+    must take them. Every run is used for all that it can show: what one walk of the whole batch gave is what
     samples that were selected at a boundary, and samples beside others, are compared with. Returns that walk.
     """
     inputs = sample_inputs(form, BATCH)
@@ -47,6 +55,9 @@ def check_inference(
         _comparewalk_alone(split, single, walks.single, "at batch size 1")
         before = before or whole_of(backbone, at, form, inputs)
         runs = _comparewalk_alone(split, before, walks.whole, f"at batch size {BATCH}")
+        for size, required in larger.items():
+            rows = picked(inputs, [row % BATCH for row in range(size)])
+            _check_larger(backbone, at, split, form, rows, required=required)
         if form.dynamic:
             _check_other_lengths(backbone, at, split, form, inputs)
         if len(split.stages) > 1:
@@ -57,11 +68,17 @@ def check_inference(
 
 
 def check_independent(
-    backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm, before: Whole | None, single: Whole | None
+    backbone: nn.Module,
+    at: Sequence[str],
+    split: Split,
+    form: InputForm,
+    before: Whole | None,
+    single: Whole | None,
+    larger: Mapping[int, bool],
 ) -> list[Run]:
     """As `check_inference`; where that finds a fault in a network that is random, the error says so instead."""
     try:
-        return check_inference(backbone, at, split, form, before, single)
+        return check_inference(backbone, at, split, form, before, single, larger)
     except CutError as error:
         with undisturbed(backbone):
             refusal = _random(split, sample_inputs(form, BATCH)) or _hinted(backbone, error) or error
@@ -189,10 +206,7 @@ def _random(split: Split, inputs: tuple[Tensor, ...]) -> CutError | None:
     if all(_same_bits(one, other) for one, other in zip(*runs, strict=True)):
         return None
     where = next((where for stage in split.stages for where in random_steps(stage.module)), "")
-    return CutError(
-        f"the network is random in inference{where}; make that step follow `self.training` (for dropout, "
-        "F.dropout(x, p, training=self.training))"
-    )
+    return CutError(f"the network is random in inference{where}; {FOLLOW_TRAINING}")
 
 
 def _hinted(backbone: nn.Module, error: CutError) -> CutError | None:
@@ -322,12 +336,13 @@ def check_reference(reference: nn.Module, split: Split, form: InputForm) -> None
                 )
 
 
-def _comparewalk_alone(split: Split, whole: Whole, walked: Walk, when: str) -> list[Run]:
+def _comparewalk_alone(split: Split, whole: Whole, walked: Walk, when: str, why: str = "") -> list[Run]:
     """What the stages gave, after it was compared with the model's features and what it returns."""
     for number, run in enumerate(walked.runs):
         if run.stage.feature_index is not None:
             got = run.outputs[run.stage.feature_index]
-            _compare(whole.features[number], got, f"the feature at {run.stage.name!r} differs from the model's {when}")
+            what = f"the feature at {run.stage.name!r} differs from the model's {when}"
+            _compare(whole.features[number], got, what, why)
     if walked.failure is not None:
         raise CutError(
             f"stage {split.stages[len(walked.runs)].name!r} fails {when}, where the network itself does not: "
@@ -336,8 +351,31 @@ def _comparewalk_alone(split: Split, whole: Whole, walked: Walk, when: str) -> l
     for tensor, one, other in zip(
         split.stages[-1].outputs, _returned(split, whole), walked.runs[-1].outputs, strict=True
     ):
-        _compare(one, other, f"the output {tensor.name!r} of the last stage differs from the model's {when}")
+        _compare(one, other, f"the output {tensor.name!r} of the last stage differs from the model's {when}", why)
     return walked.runs
+
+
+def _check_larger(
+    backbone: nn.Module,
+    at: Sequence[str],
+    split: Split,
+    form: InputForm,
+    inputs: tuple[Tensor, ...],
+    *,
+    required: bool,
+) -> None:
+    """Also at a larger batch size: a network may ask for it, and tracing then keeps one of its ways alone."""
+    try:
+        whole = whole_of(backbone, at, form, inputs)
+    except CutError:
+        if required:
+            raise
+        return
+    why = (
+        f"the network does something else at this batch size than at {BATCH}, such as an `if` on len(x); let it do the "
+        "same for every number of samples"
+    )
+    _comparewalk_alone(split, whole, walk_alone(split, inputs), f"at batch size {inputs[0].shape[0]}", why)
 
 
 def _check_other_lengths(

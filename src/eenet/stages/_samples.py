@@ -18,6 +18,9 @@ from eenet.stages._stage import InputForm
 
 SEED = 0
 
+FOLLOW_TRAINING = "make that step follow `self.training` (for dropout, F.dropout(x, p, training=self.training))"
+"""What to do about a step that is random in inference."""
+
 
 @dataclass(frozen=True, eq=False)
 class Whole:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from eenet._compat import pytree
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._binding import bind, device_of, dtype_of, modes_kept, move_constants, set_evaluation
 from eenet.stages._capture import capture, modules_to_cut
@@ -22,7 +23,7 @@ from eenet.stages._check import (
     check_reference,
     check_training,
 )
-from eenet.stages._example import Example, arguments_of, form_of
+from eenet.stages._example import BATCH, Example, arguments_of, form_of
 from eenet.stages._gradients import GradientError, gradient_error
 from eenet.stages._network import Contents, ExampleError, first_run, refuse_wrapped, run_after_trace, without_batch
 from eenet.stages._samples import Whole
@@ -32,6 +33,9 @@ from eenet.stages._stage import InputForm, Stage, Step, compact, walk
 from eenet.stages._walks import Run
 
 _log = logging.getLogger("eenet.stages")
+
+# A batch size that a network compares its own with is looked beyond where it is at most this.
+_MOST = 64
 
 
 def cut(
@@ -46,9 +50,9 @@ def cut(
 
     `example` is a tensor, a tuple of positional arguments or a mapping of keyword arguments; every tensor in it has the
     batch on dimension 0. `dynamic` names further dimensions whose size may change, such as `{1: "sequence"}`. With
-    `check`, the stages are compared with the model at two batch sizes, with samples selected at each boundary, and
-    with other samples beside them. The model is left as it was. Raises CutError, which names the module and
-    where one is at fault the tensor, and InvalidInputError for an example that cannot be used.
+    `check`, the stages are compared with the model at two batch sizes and at that of the example, with samples selected
+    at each boundary, and with other samples beside them. The model is left as it was. Raises CutError, which names the
+    module and where one is at fault the tensor, and InvalidInputError for an example that cannot be used.
 
     Parameters
     ----------
@@ -88,6 +92,8 @@ def cut_for_heads(
     with torch.inference_mode(mode=False):
         form = form_of(model, example, dynamic)
     staged = StagedModel(model, tuple(at), form, check=check)
+    given = pytree.tree_leaves(arguments_of(example))
+    staged._example_size = next(leaf for leaf in given if isinstance(leaf, Tensor)).shape[0]
     staged._keeps_run = True
     try:
         _ = staged.inference_stages
@@ -130,6 +136,7 @@ class StagedModel(nn.Module):
         self._device = device_of(backbone)
         self._dtype = dtype_of(backbone)
         self._contents = Contents.of(backbone)
+        self._example_size = 0  # more than the samples of it that are kept
         self._keeps_run = False
         self._checked: list[Run] | None = None
         self.register_load_state_dict_post_hook(_rebind_after_load)  # type: ignore[no-untyped-call]
@@ -360,6 +367,7 @@ class StagedModel(nn.Module):
         mode = " in training mode" if training else ""
         before: Whole | None = None
         single: Whole | None = None
+        bound: int | None = None
         with self._in_mode(flags), torch.inference_mode(mode=False):
             try:
                 if isinstance(self.backbone, StageSequence):
@@ -374,7 +382,7 @@ class StagedModel(nn.Module):
                     finally:
                         single = run_after_trace(self.backbone, self.at, self._form)
                     _log.info("%s was traced in %.1f s; its stages are checked now", network, time.perf_counter() - ran)
-                    made = split(captured, self._form.dynamic)
+                    made, bound = split(captured, self._form.dynamic), captured.largest
                 for module in _graphs(made):
                     bind(module, self.backbone, made.constants)
                 if self._check and training:
@@ -382,7 +390,10 @@ class StagedModel(nn.Module):
                     if self.traced:
                         check_gradients(self.backbone, self.at, made, self._form)
                 elif self._check:
-                    runs = check_independent(self.backbone, self.at, made, self._form, before, single)
+                    # Of the example, which the network must take, and the first one beyond what was traced.
+                    larger = {} if bound is None or bound > _MOST else {bound + 1: False}
+                    larger |= {self._example_size: True} if self._example_size > BATCH else {}
+                    runs = check_independent(self.backbone, self.at, made, self._form, before, single, larger)
                     self._checked = runs if self._keeps_run else None
             except CutError as error:
                 if watch is not None and not isinstance(error, GradientError) and watch.drops_gradients(training):
