@@ -240,6 +240,7 @@ def test_a_clock_of_the_processor_that_ticks_coarsely_leaves_wall_times_alone(mo
     monkeypatch.setattr("eenet._timing.TRUSTED_SPREAD", np.inf)  # a busy machine is not the matter here
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", message="an early exit costs more", category=ReliabilityWarning)
         costs = eenet.profile(conv_model(0), X, unit="ms", seconds=0.1)
     assert costs.plain is not None
     assert costs.plain > 0
@@ -364,3 +365,17 @@ def test_profile_for_partial_batches_counts_what_moving_samples_takes() -> None:
     for wrong in (16, 0, 2.5):
         with pytest.raises(InvalidInputError, match=r"partial_batch is .*below batch_size=16"):
             eenet.profile(model, torch.randn(4, 3, 8, 8), batch_size=16, partial_batch=wrong)  # type: ignore[arg-type]
+
+
+def test_early_exits_that_cost_more_than_the_plain_network_are_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    large = nn.Sequential(nn.Linear(8, 50), nn.Linear(50, 3))
+    plain = 2 * (4 * 8 + 8 * 8 + 8 * 3)
+    x = torch.randn(2, 4)
+    first = 2 * (4 * 8 + 8 * 50 + 50 * 3)
+    with pytest.warns(ReliabilityWarning, match=rf"plain network: exit 0 \('1'\) {first} flops \(485%") as caught:
+        costs = eenet.profile(eenet.attach(net, ["1"], example=x, heads=[large]), x, unit="flops")
+    assert (costs[0], costs.plain, len(caught)) == (first, plain, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eenet.profile(eenet.attach(net, ["1"], example=x, heads=[nn.Linear(8, 3)]), x, unit="flops")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run
 from files import write_arrays
 
 import eenet
@@ -421,3 +422,43 @@ def test_labels_that_the_last_exit_says_nothing_of_are_warned_of_once() -> None:
         warnings.simplefilter("error", ReliabilityWarning)
         MaxProbability().fit(few, toy_costs(), fallback=False)
         MaxProbability().fit(known, toy_costs(), fallback=False)
+
+
+def test_logits_that_look_like_probabilities_are_warned_of_by_exit(tmp_path: Path) -> None:
+    logits, labels = toy_logits(samples=40, exits=3, classes=4)
+    probabilities = toy_records(samples=40, exits=3, classes=4).probabilities
+    mixed = logits.copy()
+    mixed[1:] = probabilities[1:]
+    with pytest.warns(ReliabilityWarning, match="the logits of exits 1, 2 look like probabilities.*from_probabil"):
+        ExitRecords.from_logits(mixed, labels)
+    with pytest.warns(ReliabilityWarning, match="the logits of exit 0 look like probabilities"):
+        ExitRecords.from_logits(probabilities[0].astype(np.float16))
+    # Too few rows to say, one row that is none, and logits of which rows sum to 1 by chance of their making.
+    one_off = probabilities.copy()
+    one_off[:, 30] *= 2
+    for others in (probabilities[:, :7], one_off, logits, logits - (logits.mean(-1, keepdims=True) - 0.25)):
+        ExitRecords.from_logits(others)
+    ExitRecords.from_probabilities(probabilities, labels)
+    for name, times in (("logits", 1), ("probs", 0)):
+        np.savez(tmp_path / f"{name}.npz", **{name: probabilities}, labels=labels)
+        words = ("--costs", "1,2,3", "--budget", "60%", "--method", "max_prob", "--out", tmp_path / "s.safetensors")
+        for command in (("fit", *words), ("evaluate", "--scheduler", words[-1])):
+            said = run(command[0], tmp_path / f"{name}.npz", *command[1:]).stderr
+            assert said.count("the logits of exits 0, 1, 2 look like probabilities") == times, command
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_outputs_that_end_in_a_softmax_are_warned_of_by_collect(dense: bool) -> None:
+    torch.manual_seed(0)
+    layers: list[Any] = [torch.nn.Conv2d(3, 4, 1), torch.nn.ReLU(), torch.nn.Conv2d(4, 3, 1)]
+    if not dense:
+        layers += [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    x = torch.randn(12, 3, 4, 4)
+    labels = torch.randint(3, (12, 4, 4) if dense else (12,))
+    for last, warned in ((torch.nn.Identity(), False), (torch.nn.LogSoftmax(1), False), (torch.nn.Softmax(1), True)):
+        model = eenet.attach(torch.nn.Sequential(*layers, last).eval(), ["1"], example=x[:2])
+        if not warned:
+            eenet.collect(model, [(x[:6], labels[:6]), (x[6:], labels[6:])])
+            continue
+        with pytest.warns(ReliabilityWarning, match="the logits of exit 1 look like probabilities"):
+            eenet.collect(model, [(x[:6], labels[:6]), (x[6:], labels[6:])])

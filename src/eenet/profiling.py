@@ -28,6 +28,7 @@ from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
+from eenet.models._multi_exit import saying_precisions
 from eenet.models._sizes import sizes_refused
 from eenet.optimize import batch_of, eager
 from eenet.runtime._adaptive import TENSORS
@@ -215,7 +216,7 @@ def profile(
     -------
     ExitCosts
         K costs and that of the plain network, with spread, percentiles and the machine. Warns (`ReliabilityWarning`)
-        where rounds differ too much.
+        where rounds differ too much, and of early exits that cost more than the plain network.
 
     Raises
     ------
@@ -245,8 +246,23 @@ def profile(
                 f"partial_batch is {partial_batch!r}, expected a whole number from 1 and below batch_size={batch_size}"
             )
         sizes.insert(0, partial_batch)
-    measured = measure(model, example, batch_sizes=sizes, scheduler=scheduler, seconds=seconds, plain=plain)
-    return (measured if partial_batch is None else measured.partly(partial_batch)).costs(unit, batch_size)
+    with saying_precisions(model):
+        measured = measure(model, example, batch_sizes=sizes, scheduler=scheduler, seconds=seconds, plain=plain)
+    costs = (measured if partial_batch is None else measured.partly(partial_batch)).costs(unit, batch_size)
+    _warn_of_costly_exits(costs, model.exit_names)
+    return costs
+
+
+def _warn_of_costly_exits(costs: ExitCosts, names: Sequence[str]) -> None:
+    """Warn of early exits that cost more than the plain network, at which no sample saves anything."""
+    costly = [k for k in range(len(costs) - 1) if costs.plain is not None and costs[k] > costs.plain]
+    if costly:
+        each = ", ".join(f"exit {k} ({names[k]!r}) {costs.in_words(costs[k])}" for k in costly)
+        warn(
+            f"an early exit costs more than the plain network: {each}. No sample saves anything there: attach smaller "
+            "heads (heads=[...]), place exits where more of the network is left out, or take larger batches",
+            ReliabilityWarning,
+        )
 
 
 def measure(

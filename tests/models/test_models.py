@@ -490,6 +490,46 @@ class WithAuxiliaryLogits(nn.Module):
         return (y, self.aux(h)) if self.training else y
 
 
+@pytest.mark.parametrize("converted", ["network", "heads"])
+def test_a_network_or_heads_converted_alone_are_named(converted: str) -> None:
+    model = copy.deepcopy(conv_model(0))
+    x, y = torch.randn(6, 3, 8, 8), torch.arange(6) % 5
+    scheduler = eenet.Static(0).fit(eenet.collect(model, [(x, y)]), eenet.ExitCosts([1.0, 2.0, 3.0]))
+    fast = eenet.AdaptiveModel(model, scheduler)
+    (model.backbone if converted == "network" else model.heads).double()
+    given = x.double() if converted == "network" else x
+    network, head = ("float64", "float32") if converted == "network" else ("float32", "float64")
+    message = rf"the network is torch.{network} and the head at 'first' is torch.{head}.*model.to\(torch.{network}\)"
+    for call in (
+        lambda: model(given),
+        lambda: eenet.collect(model, [(given, y)]),
+        lambda: model.train()(given, labels=y),
+        lambda: eenet.profile(model.eval(), given, unit="flops"),
+        lambda: fast(given),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            call()
+    model.to(torch.float64)
+    torch.testing.assert_close(fast(x.double()).logits, model(x.double())[0])
+
+
+def test_heads_that_convert_their_feature_run_beside_a_network_of_another_precision() -> None:
+    class Single(VectorHead):
+        def forward(self, feature: Tensor) -> Any:
+            return super().forward(feature.float() if self.convert else feature)
+
+    head = Single(8, 3)
+    head.convert = False
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
+    model = eenet.attach(network, ["1"], example=torch.randn(2, 4).double(), heads=[head])
+    model.heads.float()
+    head.convert = True
+    x = torch.randn(5, 4).double()
+    assert [logits.dtype for logits in model(x)] == [torch.float32, torch.float64]
+    with pytest.raises(InvalidInputError, match=r"^input '.*' has shape \(5, 3\)"):
+        model(x[:, :3])
+
+
 def test_auxiliary_logits_in_training_are_named_as_such() -> None:
     model = eenet.attach(WithAuxiliaryLogits().eval(), ["first"], example=torch.randn(2, 4))
     with pytest.raises(InvalidInputError, match=r"2 tensors could be the logits.*aux_logits=False"):

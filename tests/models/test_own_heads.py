@@ -188,12 +188,21 @@ def test_a_head_that_is_random_in_inference_is_refused(change: Callable[..., Any
         attached(change)
 
 
+def test_a_scripted_head_that_works_in_place_is_refused_and_another_is_taken() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.ReLU(inplace=True), *_pooled(8)))
+    with pytest.raises(InvalidInputError, match=r"of torch\.jit, works in place on the feature.*inplace=True"):
+        eenet.attach(residual(), ["first"], example=BATCH[:4], heads=[scripted])
+    scripted = torch.jit.script(nn.Sequential(nn.ReLU(), *_pooled(8)))
+    model = eenet.attach(residual(), ["first"], example=BATCH[:4], heads=[scripted])
+    assert torch.equal(model(BATCH)[-1], model.backbone(BATCH))
+
+
 def test_a_head_that_is_random_in_training_alone_is_taken_and_the_generator_is_left_as_it_was() -> None:
     network = residual()
+    head = nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.5), *_pooled(8))
     torch.manual_seed(3)
     expected = torch.randn(4)
     torch.manual_seed(3)
-    head = nn.Sequential(nn.BatchNorm2d(8), nn.Dropout(0.5), *_pooled(8))
     before = copy.deepcopy(head.state_dict())
     model = eenet.attach(network.train(), ["first"], example=BATCH[:4], heads=[head])
     assert torch.equal(torch.randn(4), expected)

@@ -17,7 +17,13 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring, labels_of, moved, require_batches, unpack
 from eenet.models._multi_exit import MultiExitModel, require_exits
 from eenet.models._sizes import sizes_refused
-from eenet.records import ExitRecords, require_same_network, warn_of_missing_classes
+from eenet.records import (
+    ExitRecords,
+    are_probabilities,
+    require_same_network,
+    warn_of_missing_classes,
+    warn_of_probabilities,
+)
 from eenet.tasks import Evidence, Segmentation, Task
 
 _ROUNDED = (torch.float16, torch.bfloat16)
@@ -41,7 +47,8 @@ def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     -------
     ExitRecords
         What the K exits said of the N samples of all batches, and the labels where the batches have them. Where the
-        labels lack classes of the network that are not missing by chance, there is a `ReliabilityWarning`. Images
+        labels lack classes of the network that are not missing by chance, or where the outputs of an exit look like
+        probabilities, to which softmax would be applied again, there is a `ReliabilityWarning`. Images
         without any labeled pixel are left out, with a `ReliabilityWarning` that counts them.
 
     Raises
@@ -149,9 +156,14 @@ class ImageRecords:
         self._task = task
         self._batches: list[list[Evidence]] = []
         self._counts: list[NDArray[np.int64]] = []
+        self._like_probabilities: list[bool] = []
 
     def add(self, outputs: Sequence[Tensor], labels: Tensor | NDArray[Any] | None) -> None:
         """One batch: the logits (N, C, H, W) of the K exits, and labels (N, H, W) or None."""
+        self._like_probabilities = [
+            so_far and are_probabilities(z.movedim(1, -1).flatten(0, -2).float().cpu().numpy())
+            for z, so_far in zip(outputs, self._like_probabilities or [True] * len(outputs), strict=True)
+        ]
         history: list[Evidence] = []
         for logits in outputs:
             history.append(self._task.evidence(self._task.shown(logits).float().cpu().numpy(), history))
@@ -164,6 +176,7 @@ class ImageRecords:
     def records(self) -> ExitRecords:
         """The records of all batches; raises `InvalidInputError` without any, or where only some had labels."""
         _require_batches(len(self._batches), len(self._counts))
+        warn_of_probabilities([k for k, like in enumerate(self._like_probabilities) if like])
         if not self._counts:
             return ExitRecords.from_evidence(self._batches)
         counts = np.concatenate(self._counts, axis=1)

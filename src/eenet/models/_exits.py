@@ -421,6 +421,11 @@ def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) 
         # The layers after the exit, and other exits' gradients, need the feature as it was. A copy, not a refusal: such
         # heads are normal code, and then cost what they cost without `inplace`. A hook of the head, so that all that
         # runs it gets the copy: training, profiling, every runtime and every export; and only heads that need one.
+        if isinstance(head, torch.jit.ScriptModule):
+            raise InvalidInputError(
+                f"the head at {name!r}, a {type(head).__name__} of torch.jit, works in place on the feature, which the "
+                "layers after it need; give the Python module that it was made from, or one without inplace=True"
+            )
         head.register_forward_pre_hook(_given_a_copy)
     what = f"the feature at {name!r}, of shape {tuple(feature.shape)} and {feature.dtype}"
     try:

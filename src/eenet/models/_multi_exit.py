@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from eenet.models._ties import share_buffers, shared_buffers
 from eenet.networks._weights import load_weights
 from eenet.records import kept_numbers
 from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
+from eenet.stages._binding import dtype_of
 from eenet.tasks import Classification, Segmentation, Task
 
 _ONE_EXIT = (
@@ -130,6 +132,12 @@ class MultiExitModel(nn.Module):
         return {"loss": joint_loss(self.task, logits, labels), "logits": logits}
 
     def _logits(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        if torch.compiler.is_compiling():
+            return self._logits_of_exits(*args, **kwargs)
+        with saying_precisions(self):
+            return self._logits_of_exits(*args, **kwargs)
+
+    def _logits_of_exits(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         steps = self.staged.walk(self.staged.flatten_inputs(*args, **kwargs))
         logits = [head(next(steps).feature) for head in self.heads]
         return [*logits, self.final_logits(next(steps).outputs)]
@@ -406,6 +414,28 @@ def attach(
             model = attach(backbone, names, num_classes, example, dynamic=dynamic, source=source, task=task)
         model.placement = placement
     return model
+
+
+@contextmanager
+def saying_precisions(model: MultiExitModel) -> Iterator[None]:
+    """Say where something fails because only the network, or only its heads, were converted to another dtype.
+
+    Not before it fails: a head may convert its feature itself.
+    """
+    try:
+        yield
+    except (RuntimeError, InvalidInputError) as error:
+        if isinstance(error, InvalidInputError) and " dtype " not in str(error):
+            raise
+        of_network = dtype_of(model.backbone)
+        for name, head in zip(model.exit_names, model.heads, strict=False):
+            of_head = dtype_of(head)
+            if of_network is not None and of_head is not None and of_head != of_network:
+                raise InvalidInputError(
+                    f"the network is {of_network} and the head at {name!r} is {of_head}: one was converted without the "
+                    f"other. Convert the model, which has both: model.to({of_network}) ({error})"
+                ) from error
+        raise
 
 
 def require_exits(model: Any) -> MultiExitModel:

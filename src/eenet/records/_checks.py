@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eenet.errors import InvalidInputError
+from eenet._warn import warn
+from eenet.errors import InvalidInputError, ReliabilityWarning
 
 _SUM_TOLERANCE = 1e-3
+_FEWEST = 8  # rows of logits of which it is said that they look like probabilities
 _AXES = "(exits, samples, classes)"
 
 
@@ -46,6 +48,30 @@ def require_distributions(
             f"{_other_axis(whole) or 'apply softmax, or use from_logits'}"
         )
     return exact, sums
+
+
+def are_probabilities(rows: NDArray[np.floating[Any]]) -> bool:
+    """Whether logits (N, C) look like probabilities: at least 8 rows, none negative, all with the sum 1."""
+    if len(rows) < _FEWEST or not _all_distributions(rows[:_FEWEST]):  # of logits the first rows say so
+        return False
+    return _all_distributions(rows)
+
+
+def _all_distributions(rows: NDArray[np.floating[Any]]) -> bool:
+    return bool((rows >= 0).all() and (np.abs(rows.sum(axis=-1, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all())
+
+
+def warn_of_probabilities(exits: Sequence[int]) -> None:
+    """Warn of the exits whose logits look like probabilities, if there are any."""
+    if exits:
+        named = ", ".join(map(str, exits))
+        warn(
+            f"the logits of exit{'s' * (len(exits) > 1)} {named} look like probabilities: none is negative, and those "
+            "of each sample sum to 1. Softmax is applied to logits, so applied twice, and confidences are wrong: "
+            "remove the softmax at the end of the network or the head, or give predictions as probabilities, with "
+            "from_probabilities or in an array of that name",
+            ReliabilityWarning,
+        )
 
 
 def _other_axis(whole: NDArray[np.floating[Any]]) -> str | None:

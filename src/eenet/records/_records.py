@@ -16,6 +16,7 @@ from eenet._files import read_arrays, write_arrays
 from eenet._values import equal, hash_of
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.records._checks import (
+    are_probabilities,
     checked,
     class_labels,
     exit_cube,
@@ -23,6 +24,7 @@ from eenet.records._checks import (
     require_distributions,
     require_most_probable,
     utilities,
+    warn_of_probabilities,
 )
 from eenet.tasks import POOLED, VOTES, Evidence, softmax
 
@@ -157,7 +159,8 @@ class ExitRecords:
         ----------
         logits : array_like of shape (K, N, C)
             Logits of K exits for N samples. NaN and infinities are allowed, and kept as outputs that are not finite.
-            Those of a plain network, (N, C), give records of one exit: a member of a `cascade`.
+            Those of a plain network, (N, C), give records of one exit: a member of a `cascade`. Warns
+            (`ReliabilityWarning`) where those of an exit look like probabilities.
         labels : array_like of shape (N,), optional
             The true classes. Without labels only costs can be replayed.
 
@@ -177,6 +180,7 @@ class ExitRecords:
         y = None if labels is None else class_labels(labels, z, name="logits")
         with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for a network that runs in float32
             z = np.ascontiguousarray(z, dtype=np.float32)
+        warn_of_probabilities([k for k, of_exit in enumerate(z) if are_probabilities(of_exit)])
         return cls._of(softmax(z), z.argmax(axis=-1), y)
 
     @classmethod

@@ -18,6 +18,7 @@ from eenet.control import BudgetController
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, require_exits
 from eenet.models._collect import require_same_weights
+from eenet.models._multi_exit import saying_precisions
 from eenet.models._sizes import sizes_of, sizes_refused
 from eenet.optimize import Optimization, StageTimes, Variant, eager
 from eenet.optimize import optimize as measured
@@ -147,9 +148,13 @@ class AdaptiveModel:
         Raises `InvalidInputError` for inputs that do not fit, and on the CPU for those that are longer than the network
         takes, naming the longest.
         """
+        if self.model.training:
+            self.model.eval()
+        with saying_precisions(self.model):
+            return self._answer(*args, **kwargs)
+
+    def _answer(self, *args: Any, **kwargs: Any) -> AdaptiveOutput[Tensor]:
         model = self.model
-        if model.training:
-            model.eval()
         live = model.staged.flatten_inputs(*args, **kwargs)
         variant, times = self._own, None
         if variant.stages is not model.staged.inference_stages or variant.heads != tuple(model.heads):
