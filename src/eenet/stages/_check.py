@@ -55,15 +55,15 @@ def check_inference(
         _comparewalk_alone(split, single, walks.single, "at batch size 1")
         before = before or whole_of(backbone, at, form, inputs)
         runs = _comparewalk_alone(split, before, walks.whole, f"at batch size {BATCH}")
-        for size, required in larger.items():
-            rows = picked(inputs, [row % BATCH for row in range(size)])
-            _check_larger(backbone, at, split, form, rows, required=required)
         if form.dynamic:
             _check_other_lengths(backbone, at, split, form, inputs)
         if len(split.stages) > 1:
             _refuse_alike(inputs)
             _check_selected(split, inputs, runs, walks.selected)
             _check_neighbors(split, inputs, runs, walks.beside)
+        for size, required in larger.items():
+            rows = picked(inputs, [row % BATCH for row in range(size)])
+            _check_larger(backbone, at, split, form, rows, required=required)
     return runs
 
 
