@@ -148,7 +148,7 @@ def test_a_network_that_is_random_in_inference_is_not_said_to_mix_samples(positi
 
 
 def asking(condition: Callable[[int], bool]) -> nn.Sequential:
-    return network(Step(lambda _self, x: x * 2 if condition(len(x)) else x), position=4)
+    return network(Step(lambda _self, x: x * 2 if condition(x.shape[0]) else x), position=4)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_network_that_asks_for_the_batch_size_is_refused(
 
 def test_a_network_that_refuses_large_batches_can_be_cut() -> None:
     def small(_self: Any, x: Tensor) -> Tensor:
-        if len(x) > 4:
+        if x.shape[0] > 4:
             raise ValueError("at most four samples")
         return x
 

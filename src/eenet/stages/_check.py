@@ -372,8 +372,8 @@ def _check_larger(
             raise
         return
     why = (
-        f"the network does something else at this batch size than at {BATCH}, such as an `if` on len(x); let it do the "
-        "same for every number of samples"
+        f"the network does something else at this batch size than at {BATCH}, such as an `if` on x.shape[0]; let it do "
+        "the same for every number of samples"
     )
     _comparewalk_alone(split, whole, walk_alone(split, inputs), f"at batch size {inputs[0].shape[0]}", why)
 
