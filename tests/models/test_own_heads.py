@@ -188,6 +188,7 @@ def test_a_head_that_is_random_in_inference_is_refused(change: Callable[..., Any
         attached(change)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_scripted_head_that_works_in_place_is_refused_and_another_is_taken() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.ReLU(inplace=True), *_pooled(8)))
     with pytest.raises(InvalidInputError, match=r"of torch\.jit, works in place on the feature.*inplace=True"):
