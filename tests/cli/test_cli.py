@@ -549,6 +549,20 @@ class TestProfile:
     def test_bad_batch_sizes(self, here: Path, sizes: str) -> None:
         assert "--batch-sizes" in refused("profile", "cli_toy_networks:alone", "--batch-sizes", sizes)
 
+    @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+    def test_costs_of_batches_of_which_samples_exit_on_the_way(self, here: Path) -> None:
+        found = self.profile("cli_toy_networks:alone", "--batch-sizes", 8, "--partial-batch", 2)
+        assert (found["batch_sizes"], found["partial_batch"]) == ([8], 2)
+        assert "the fixed part of all stages" in found["includes"]
+
+    @pytest.mark.parametrize("wrong", [3, 4])
+    def test_a_partial_batch_is_refused_before_anything_is_measured(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+    ) -> None:
+        monkeypatch.delattr("eenet.profiling.measure")
+        message = refused("profile", "cli_toy_networks:alone", "--batch-sizes", "1,3", "--partial-batch", wrong)
+        assert f"--partial-batch is {wrong}, expected less than the largest of --batch-sizes, 3" in message
+
 
 class TestFrontPage:
     def test_version_as_json_and_for_people(self) -> None:

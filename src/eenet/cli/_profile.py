@@ -129,6 +129,10 @@ def profile(
             raise InvalidInputError(f"{option} is for a bundle, and {target!r} is none; see eenet export")
     sizes = sizes_of("1,2,4,8,16,32" if batch_sizes is None else batch_sizes)
     if partial_batch is not None:
+        if partial_batch >= sizes[-1]:
+            raise InvalidInputError(
+                f"--partial-batch is {partial_batch}, expected less than the largest of --batch-sizes, {sizes[-1]}"
+            )
         sizes = tuple(sorted({*sizes, partial_batch}))
     seconds = 2.0 if seconds is None else seconds
     require_extra("torch", "eenet profile")
