@@ -524,7 +524,7 @@ def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
     assert said.startswith("train.teacher is 'a' and train.teacher_weight 0; give a folder and a weight above 0")
     weight = ("--set", "train.teacher_weight=1")
     smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data")
-    absent = f"train.teacher={tmp_path / 'absent'}"
+    absent = f"train.teacher={tmp_path / '{other}'}"  # {other} stands for nothing
     assert "and there is no such folder; run the recipe that trains it" in error(*smoke, *weight, "--set", absent)
     network = eenet.build_network("resnet20", num_classes=3)
     eenet.attach(network, ["layers.0"], example=torch.randn(2, 3, 32, 32)).save_pretrained(tmp_path / "three")

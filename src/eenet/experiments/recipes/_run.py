@@ -306,7 +306,7 @@ class _Run:
         settings = self.recipe.train
         if settings.teacher is None:
             return None
-        folder = settings.teacher.format(out=self.out, data=self._root)
+        folder = settings.teacher.replace("{out}", str(self.out)).replace("{data}", str(self._root))
         if not Path(folder).is_dir():
             raise InvalidInputError(
                 f"train.teacher is {folder!r}, and there is no such folder; run the recipe that trains it, or name "
