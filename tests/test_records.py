@@ -16,7 +16,7 @@ from commands import run
 from files import write_arrays
 
 import eenet
-from eenet import ExitRecords, MaxProbability
+from eenet import ExitCosts, ExitRecords, MaxProbability
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_costs, toy_logits, toy_records
 
@@ -412,16 +412,35 @@ def test_labels_that_the_last_exit_says_nothing_of_are_warned_of_once() -> None:
         with pytest.warns(ReliabilityWarning) as said:
             MaxProbability().fit(records, toy_costs(), fallback=False)
         expected = (
-            f"the last exit is right on {records.accuracies[-1]:.1%} of 600 samples, no more than by chance (20.0%"
+            f"the last exit is right on {records.accuracies[-1]:.1%} of 600 samples, no more than with the labels in"
         )
         asked = [str(one.message) for one in said if str(one.message).startswith(expected)]
         assert len(asked) == 1
-        assert "are the labels in the order of the samples" in asked[0]
+        assert "are they in the order of the samples" in asked[0]
     few = ExitRecords.from_probabilities(known.probabilities[:, :99], shuffled[:99])
     with warnings.catch_warnings():
         warnings.simplefilter("error", ReliabilityWarning)
         MaxProbability().fit(few, toy_costs(), fallback=False)
         MaxProbability().fit(known, toy_costs(), fallback=False)
+
+
+def test_labels_are_compared_with_their_own_order_where_classes_are_rare() -> None:
+    rng = np.random.default_rng(0)
+
+    def warned(labels: np.ndarray, predictions: np.ndarray) -> bool:
+        answers = np.full((2, len(labels), 2), 0.1)
+        np.put_along_axis(answers, predictions[None, :, None], 0.9, axis=2)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", ReliabilityWarning)
+            MaxProbability().fit(ExitRecords.from_probabilities(answers, labels), ExitCosts([1.0, 2.0]), fallback=False)
+        return any("no more than with the labels in any order" in str(one.message) for one in said)
+
+    for share, right in ((0.1, 0.97), (0.01, 0.995)):
+        labels = (rng.permutation(2000) < 2000 * share).astype(np.int64)
+        predictions = np.where(rng.random(2000) < right, labels, 1 - labels)
+        assert not warned(labels, predictions)
+        assert warned(rng.permutation(labels), predictions), "right on more than half, as with any labels"
+    assert warned(labels, np.zeros_like(labels)), "a network that knows one class is right by chance too"
 
 
 def test_logits_that_look_like_probabilities_are_warned_of_by_exit(tmp_path: Path) -> None:
@@ -440,7 +459,8 @@ def test_logits_that_look_like_probabilities_are_warned_of_by_exit(tmp_path: Pat
         ExitRecords.from_logits(others)
     ExitRecords.from_probabilities(probabilities, labels)
     for name, times in (("logits", 1), ("probs", 0)):
-        np.savez(tmp_path / f"{name}.npz", **{name: probabilities}, labels=labels)
+        arrays: dict[str, Any] = {name: probabilities, "labels": labels}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
         words = ("--costs", "1,2,3", "--budget", "60%", "--method", "max_prob", "--out", tmp_path / "s.safetensors")
         for command in (("fit", *words), ("evaluate", "--scheduler", words[-1])):
             said = run(command[0], tmp_path / f"{name}.npz", *command[1:]).stderr

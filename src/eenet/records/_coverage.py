@@ -73,18 +73,22 @@ def warn_of_missing_classes(labels: NDArray[np.intp] | None, classes: int) -> No
 
 
 def warn_of_chance(labels: NDArray[np.intp] | None, predictions: NDArray[np.intp], classes: int) -> None:
-    """Warn where the last exit's predictions (N,) are right no more often than by chance: then labels are wrong.
+    """Warn where the last exit's predictions (N,) are right no more often than with the labels in any order.
 
-    Of fewer than 100 samples nothing is said.
+    Of fewer than 100 samples nothing is said. The mean and the variance over all orders are those of Hoeffding, "A
+    combinatorial central limit theorem" (1951), so rare classes are counted as what they are.
     """
     if labels is None or classes < 2 or len(labels) < _ENOUGH:
         return
-    chance, right = 1 / classes, float((predictions == labels).mean())
-    if right > chance + _BEYOND * sqrt(chance * (1 - chance) / len(labels)):
+    n, right = len(labels), float((predictions == labels).mean())
+    said, true = (np.bincount(values, minlength=classes) / n for values in (predictions, labels))
+    chance = float(said @ true)
+    variance = (chance + chance**2 - float(said @ true**2) - float(said**2 @ true)) / (n - 1)
+    if right > chance + _BEYOND * sqrt(max(variance, 0.0)):
         return
     warn(
-        f"the last exit is right on {right:.1%} of {len(labels)} samples, no more than by chance ({chance:.1%} with "
-        f"{classes} classes): are the labels in the order of the samples, and of the classes of this network?",
+        f"the last exit is right on {right:.1%} of {n} samples, no more than with the labels in any order "
+        f"({chance:.1%}): are they in the order of the samples, and of the classes of this network?",
         ReliabilityWarning,
     )
 
