@@ -441,6 +441,7 @@ def test_labels_are_compared_with_their_own_order_where_classes_are_rare() -> No
         assert not warned(labels, predictions)
         assert warned(rng.permutation(labels), predictions), "right on more than half, as with any labels"
     assert warned(labels, np.zeros_like(labels)), "a network that knows one class is right by chance too"
+    assert not warned(np.zeros_like(labels), np.zeros_like(labels)), "of one class any order is the same"
 
 
 def test_logits_that_look_like_probabilities_are_warned_of_by_exit(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def warn_of_chance(labels: NDArray[np.intp] | None, predictions: NDArray[np.intp
         return
     n, right = len(labels), float((predictions == labels).mean())
     said, true = (np.bincount(values, minlength=classes) / n for values in (predictions, labels))
+    if true.max() == 1:  # any order is the same; that all are of one class is said by itself
+        return
     chance = float(said @ true)
     variance = (chance + chance**2 - float(said @ true**2) - float(said**2 @ true)) / (n - 1)
     if right > chance + _BEYOND * sqrt(max(variance, 0.0)):
