@@ -162,6 +162,7 @@ class StageProfile:
                 for unit, table in self.percentiles.items()
             },
             "parts_ms": self.parts_ms.tolist(),
+            "moving": {unit: table.tolist() for unit, table in self.moving.items()},
             "device": dict(self.device),
             "includes": list(self.includes),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ def test_a_stopped_measurement_says_by_its_exit_code_what_stopped_it(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     (tmp_path / "stopping.py").write_text(
         """
 import signal
@@ -167,8 +169,11 @@ def ctrl_c(): return Net(signal.SIGINT)
 def sigterm(): return Net(signal.SIGTERM)
 """
     )
-    for name, code in (("ctrl_c", 130), ("sigterm", 143)):
-        words = ("benchmark", f"stopping:{name}", "--data", work / "data.npz", "--batch-size", 4, "--seconds", 60)
-        result = run(*words, code=code)
-        assert "warning: stopped: this is what was measured until then" in result.stderr
-        assert "Stopped after" in result.stdout
+    try:
+        for name, code in (("ctrl_c", 130), ("sigterm", 143)):
+            words = ("benchmark", f"stopping:{name}", "--data", work / "data.npz", "--batch-size", 4, "--seconds", 60)
+            result = run(*words, code=code)
+            assert "warning: stopped: this is what was measured until then" in result.stderr
+            assert "Stopped after" in result.stdout
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -117,18 +117,21 @@ def test_rows_agree_with_a_replay_of_the_saved_records(made: tuple[Path, str]) -
 def test_costs_are_those_of_a_batch_of_which_some_samples_go_on(made: tuple[Path, str]) -> None:
     profile, costs = json_of(made[0], "profile.json"), json_of(made[0], "costs.json")
     sizes, tables = profile["batch_sizes"], {unit: np.array(table) for unit, table in profile["costs"].items()}
-    table = tables["ms"]
+    moving = {unit: np.array(table) for unit, table in profile["moving"].items()}
+    table, moved = tables["ms"], moving["ms"]
     if "disturbed" in " ".join(json_of(made[0])["notes"]):
         # Wall times of a disturbed measurement have the proportions of processor time.
-        table = tables["cpu_ms"] * (table[-1, -1] / tables["cpu_ms"][-1, -1])
-    full, half = (np.diff(table[sizes.index(size)], prepend=0.0) * size for size in (32, 16))
-    each = np.clip((full - half) / 16, 0.5 * full / 32, full / 32)
+        scale = table[-1, -1] / tables["cpu_ms"][-1, -1]
+        table, moved = scale * tables["cpu_ms"], scale * moving["cpu_ms"]
+    # A stage takes its own time and that of selecting its samples.
+    full, half = ((np.diff(table[k], prepend=0.0) + moved[k]) * sizes[k] for k in map(sizes.index, (32, 16)))
+    each = np.clip((full - half) / 16, 0.1 * full / 32, full / 32)
     # The time of a batch whose samples exit in turn is what their costs add up to.
     reached = np.array([32, 20, 11])
     expected = (full - 32 * each).sum() + (each * reached).sum()
     exits = np.repeat([0, 1, 2], -np.diff(reached, append=0))
     assert np.array(costs["values"])[exits].sum() == pytest.approx(expected)
-    assert costs["values"][-1] == pytest.approx(table[sizes.index(32), -1])
+    assert costs["values"][-1] == pytest.approx(full.sum() / 32)
 
 
 def test_a_budget_that_cannot_be_met_is_left_out_and_said(made: tuple[Path, str]) -> None:

@@ -518,7 +518,7 @@ def test_heads_that_convert_their_feature_run_beside_a_network_of_another_precis
         def forward(self, feature: Tensor) -> Any:
             return super().forward(feature.float() if self.convert else feature)
 
-    head = Single(8, 3)
+    head: Any = Single(8, 3)
     head.convert = False
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double().eval()
     model = eenet.attach(network, ["1"], example=torch.randn(2, 4).double(), heads=[head])

@@ -306,6 +306,7 @@ class TestBundles:
         own = ExitRecords.from_probabilities(first) if outputs == "probabilities" else ExitRecords.from_logits(first)
         return before, bundle, x, ExitRecords.cascade([own, ExitRecords.from_logits(bundle.logits(x), labels)])
 
+    @pytest.mark.filterwarnings("ignore:the last exit is right on")  # its network is not trained
     @pytest.mark.parametrize("outputs", ["probabilities", "logits"])
     @pytest.mark.parametrize("order", ["bundle last", "bundle first"])
     def test_it_answers_as_the_replay_says(self, outputs: str, order: str) -> None:

@@ -177,6 +177,7 @@ def test_images_and_labels_are_mixed_alike(options: dict[str, Any], tmp_path: Pa
     head, batches = Recorder(), 4
     net = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(192, CLASSES))
     model = eenet.attach(net, ["0"], example=X[:2], heads=[head])
+    head.seen.clear()  # attach tries heads on the example
     constant = torch.arange(8.0)[:, None, None, None].expand(8, 3, 8, 8).clone()
     labels = torch.arange(8) % CLASSES
 
