@@ -102,7 +102,7 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     assert found.costs("ms", 4).includes == ("stages", "heads", "scheduler")
     assert found.costs("flops", 4).includes == ("stages", "heads")
     assert set(found.to_dict()) == {
-        "batch_sizes", "costs", "spreads", "plain", "percentiles", "parts_ms", "device", "includes"
+        "batch_sizes", "costs", "spreads", "plain", "percentiles", "parts_ms", "moving", "device", "includes"
     }  # fmt: skip
 
 

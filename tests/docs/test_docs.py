@@ -186,10 +186,12 @@ def test_the_code_in_the_readme_runs() -> None:
             layer1=torch.nn.Conv2d(3, 8, 3, 2),
             layer2=torch.nn.Conv2d(8, 8, 3, 2),
             layer3=torch.nn.Conv2d(8, 128, 3, padding=1),
-            layer4=torch.nn.Conv2d(128, 128, 3, padding=1),  # most of the cost, so that exits before it fit a budget
+            # Most of the cost, and little of it fixed in a batch, so that exits before it fit a budget.
+            layer4=torch.nn.Conv2d(128, 256, 3, padding=1),
+            layer5=torch.nn.Conv2d(256, 256, 3, padding=1),
             pool=torch.nn.AdaptiveAvgPool2d(1),
             flat=torch.nn.Flatten(),
-            top=torch.nn.Linear(128, 10),
+            top=torch.nn.Linear(256, 10),
         )
     ).eval()
     x, y = torch.randn(60, 3, 32, 32), torch.arange(60) % 10
