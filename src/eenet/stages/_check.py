@@ -52,9 +52,9 @@ def check_inference(
     with undisturbed(backbone):
         walks = walks_of(split, inputs)
         single = single or whole_of(backbone, at, form, picked(inputs, [0]))
-        _comparewalk_alone(split, single, walks.single, "at batch size 1")
+        _compare_walk(split, single, walks.single, "at batch size 1")
         before = before or whole_of(backbone, at, form, inputs)
-        runs = _comparewalk_alone(split, before, walks.whole, f"at batch size {BATCH}")
+        runs = _compare_walk(split, before, walks.whole, f"at batch size {BATCH}")
         if form.dynamic:
             _check_other_lengths(backbone, at, split, form, inputs)
         if len(split.stages) > 1:
@@ -247,14 +247,14 @@ def check_training(backbone: nn.Module, at: Sequence[str], split: Split, form: I
     inputs = sample_inputs(form, BATCH)
     with undisturbed(backbone):
         before = before or whole_of(backbone, at, form, inputs)
-        _comparewalk_alone(split, before, walk_alone(split, inputs), "in training mode")
+        _compare_walk(split, before, walk_alone(split, inputs), "in training mode")
 
 
 def check_example(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
     """Compare stages and model on the example itself, in the present mode; raises CutError for what differs."""
     inputs = form.tensors()
     with undisturbed(backbone):
-        _comparewalk_alone(split, whole_of(backbone, at, form, inputs), walk_alone(split, inputs), "on the example")
+        _compare_walk(split, whole_of(backbone, at, form, inputs), walk_alone(split, inputs), "on the example")
 
 
 def check_gradients(backbone: nn.Module, at: Sequence[str], split: Split, form: InputForm) -> None:
@@ -336,7 +336,7 @@ def check_reference(reference: nn.Module, split: Split, form: InputForm) -> None
                 )
 
 
-def _comparewalk_alone(split: Split, whole: Whole, walked: Walk, when: str, why: str = "") -> list[Run]:
+def _compare_walk(split: Split, whole: Whole, walked: Walk, when: str, why: str = "") -> list[Run]:
     """What the stages gave, after it was compared with the model's features and what it returns."""
     for number, run in enumerate(walked.runs):
         if run.stage.feature_index is not None:
@@ -375,7 +375,7 @@ def _check_larger(
         f"the network does something else at this batch size than at {BATCH}, such as an `if` on x.shape[0]; let it do "
         "the same for every number of samples"
     )
-    _comparewalk_alone(split, whole, walk_alone(split, inputs), f"at batch size {inputs[0].shape[0]}", why)
+    _compare_walk(split, whole, walk_alone(split, inputs), f"at batch size {inputs[0].shape[0]}", why)
 
 
 def _check_other_lengths(
@@ -391,7 +391,7 @@ def _check_other_lengths(
         except CutError:
             continue
         names = ", ".join(f"{name} one {what}" for name in form.dynamic.values())
-        _comparewalk_alone(split, whole, walk_alone(split, others), f"with {names}")
+        _compare_walk(split, whole, walk_alone(split, others), f"with {names}")
 
 
 def _resized(tensor: Tensor, dim: int, size: int) -> Tensor:
