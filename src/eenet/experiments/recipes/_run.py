@@ -259,7 +259,7 @@ class _Run:
 
     def _train(self) -> dict[str, Any]:
         data, recipe, folder = self._read_data(), self.recipe, self.work / _TRAINING
-        begun = (folder / "last.safetensors").is_file()
+        begun = any(folder.rglob("last.safetensors"))  # in a folder of their own while heads are trained first
         if begun and not self.options.resume:
             raise InvalidInputError(
                 f"{str(self.out)!r} holds a training that is not finished; --resume goes on with it, --from train "
