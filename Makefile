@@ -26,8 +26,9 @@ $(STAMPS)/dev: $(BIN)/python pyproject.toml constraints.txt
 demo: $(STAMPS)/demo  ## train, profile, fit and run a multi-exit network on real digits
 	$(BIN)/eenet demo --out $(DEMO)
 
+# A worker that dies fails the run at once: pytest-xdist would start another, and may wait forever for the tests lost.
 test: $(STAMPS)/dev  ## the whole test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 -q
 
 lint: $(STAMPS)/dev  ## style and formatting
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,16 @@ def logs_as_found() -> Iterator[None]:
         logger.setLevel(level)
         for added in set(logger.handlers) - set(handlers):
             logger.removeHandler(added)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def signal_handlers_as_found() -> Iterator[None]:
+    """What a module leaves for signals ends with it: Ray's handler of SIGTERM would end the whole process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if handler is not None:  # one that Python did not set
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -71,6 +72,28 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
     pixels = ImagePreprocessing((8, 8), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     case.export(folder, class_names=[f"kind {n}" for n in range(5)], preprocessing=pixels)
     return folder, case
+
+
+def test_a_ray_that_predicting_starts_leaves_no_handler_behind(
+    bundle: tuple[Path, Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the tests that share a cluster: it starts Ray, and ends it."""
+    ray = import_or_skip("ray")
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    pillow = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos").mkdir()
+    pillow.new("RGB", (8, 8), "red").save(tmp_path / "photos" / "red.png")
+    loaded, items = load(bundle[0]), open_items(tmp_path / "photos", "image")
+    ended: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
+    try:
+        assert predict_on_ray(loaded, items, tmp_path / "out.parquet", cpus=0.1, replicas=1).items == 1
+        assert not ray.is_initialized()
+        signal.raise_signal(signal.SIGTERM)
+        assert ended == [signal.SIGTERM], "Ray's own handler ended the program"
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

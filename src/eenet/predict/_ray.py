@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,7 @@ def predict_on_ray(
         raise InvalidInputError(f"replicas is {replicas}, expected 1 or more")
 
     def on_ray(missing: Sequence[int], work: Path, report: Callable[[int], None]) -> None:
-        started = not ray.is_initialized()
+        started, ends = not ray.is_initialized(), signal.getsignal(signal.SIGTERM)
         if started:
             here = {} if address is not None else {"include_dashboard": False}
             ray.init(address=address, log_to_driver=False, **here)
@@ -111,6 +113,9 @@ def predict_on_ray(
         finally:
             if started:
                 ray.shutdown()
+                # Ray sets a handler of its own where it can, and leaves it.
+                if ends is not None and threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, ends)
 
     return predict_pieces(
         bundle, items, out, on_ray, batch_size=batch_size, piece=piece, restart=restart, progress=progress
