@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -44,6 +45,22 @@ class TensorSpec:
         if spec.batch_dim is not None and spec.batch_dim not in range(len(spec.shape)):
             raise ValueError(f"{spec.name!r} has its samples along dimension {spec.batch_dim!r} of {len(spec.shape)}")
         return spec
+
+
+_OUTSIDE = re.compile(r"indices element out of data bounds.*inclusive range \[-(\d+),")  # of ONNX Runtime
+_OUTSIDE_IN_TORCH = "index out of range in self"
+
+
+def outside_table(error: BaseException | None) -> str | None:
+    """What to say where a network failed on a number that is no row of one of its tables; None of other errors."""
+    found = _OUTSIDE.search(str(error))
+    if found is None and str(error) != _OUTSIDE_IN_TORCH:
+        return None
+    rows = "" if found is None else f": its rows are 0 to {int(found[1]) - 1}"
+    return (
+        f"the inputs hold a number that is no row of the network's table (nn.Embedding){rows}; a value that is not known, "
+        "such as the category -1, needs a row of its own when the network is trained"
+    )
 
 
 class _Described(Protocol):

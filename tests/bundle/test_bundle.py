@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, Case, up_to_nine
+from bundles import CASES, Case, bundle_with_category, up_to_nine, with_category
 from environments import install
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +68,22 @@ def _logits(case: Case) -> Any:
         given = case.call(case.fresh)
         outputs = case.model(**given) if isinstance(given, dict) else case.model(given)
     return np.stack([one.numpy() for one in outputs])
+
+
+@pytest.mark.parametrize("options", [{"opset": 18}, {}])
+def test_a_number_that_is_no_row_of_a_table_is_refused_and_a_negative_one_is_not_counted_from_the_end(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    model, _ = with_category()
+    bundle = bundle_with_category(tmp_path / "bundle", **options)
+    x = np.zeros((3, 4), np.float32)
+    got = bundle({"x": x, "kind": np.array([0, 3, 5])})
+    with torch.inference_mode():
+        logits = np.stack([one.numpy() for one in model(x=torch.from_numpy(x), kind=torch.tensor([0, 3, 5]))])
+    np.testing.assert_allclose(got.logits, logits[got.exits, np.arange(3)], atol=1e-5)
+    for wrong in (-1, -6, -7, 6, 2**40):
+        with pytest.raises(InvalidInputError, match=r"no row of the network's table \(nn.Embedding\): .* 0 to 5"):
+            bundle({"x": x, "kind": np.array([0, wrong, 5])})
 
 
 def test_a_text_bundle_runs_at_other_lengths_than_it_was_exported_with(exported: Any) -> None:

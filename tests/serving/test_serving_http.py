@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from bundles import bundle_up_to_nine, up_to_nine
+from bundles import bundle_up_to_nine, bundle_with_category, up_to_nine, with_category
 from commands import TOKEN
 from optional import import_or_skip
 from PIL import Image
@@ -577,6 +577,18 @@ def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_long
         for length, answer in ((20, answers[1]), (10, answers[2])):
             expected = f"the inputs have length {length} (time), expected one up to 9, which is the longest that the"
             assert expected in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("served", ["a bundle", "a model in PyTorch"])
+def test_a_number_that_is_no_row_of_a_table_is_refused(served: str, tmp_path: Path) -> None:
+    import_or_skip("onnxscript")
+    bundle = bundle_with_category(tmp_path / "bundle")
+    model = bundle if served == "a bundle" else ServedModel(with_category()[0], bundle.scheduler)
+    with serving(model) as url, connect(url) as client:
+        for kind, status in ((5, 200), (-1, 422), (6, 422)):
+            answer = client.post("/predict", json={"inputs": {"x": [[0.0] * 4], "kind": [kind]}})
+            assert answer.status_code == status, answer.text
+            assert status == 200 or "no row of the network's table (nn.Embedding)" in answer.json()["detail"]
 
 
 class Budgets:

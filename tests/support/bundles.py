@@ -45,6 +45,33 @@ class UpToNineSteps(MeanOfSteps):
         return super().forward(x + self.places(torch.arange(x.shape[1], device=x.device)))
 
 
+class WithCategory(nn.Module):
+    """Takes numbers and one of six categories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.category, self.first, self.classes = nn.Embedding(6, 4), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        logits: Tensor = self.classes(self.first(torch.cat([x, self.category(kind)], 1)).relu())
+        return logits
+
+
+def with_category() -> tuple[eenet.MultiExitModel, Inputs]:
+    """A model of numbers and a category, and 24 samples."""
+    torch.manual_seed(0)
+    x = {"x": torch.randn(24, 4), "kind": torch.arange(24, dtype=torch.int64) % 6}
+    return eenet.attach(WithCategory().eval(), ["first"], 3, x).eval(), x
+
+
+def bundle_with_category(folder: Path, **options: Any) -> LoadedBundle:
+    """Its bundle, not measured."""
+    model, x = with_category()
+    records = eenet.collect(model, [(x, torch.randint(0, 3, (24,)))])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), "80%")
+    return eenet.export(model, scheduler, folder, example=x, measure=False, **options)
+
+
 def up_to_nine() -> tuple[eenet.MultiExitModel, Tensor]:
     """A model of sequences of up to nine steps, and its example of five; what `eenet profile` takes."""
     torch.manual_seed(0)

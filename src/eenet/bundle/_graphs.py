@@ -200,6 +200,7 @@ def _graph(
         ) from error
     assert made is not None
     proto = made.model_proto
+    _refuse_negative_rows(proto)
     _tidy(proto, described)
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
@@ -218,6 +219,32 @@ def _reason(error: BaseException) -> str:
     while innermost.__cause__ is not None:
         innermost = innermost.__cause__
     return " ".join(str(innermost).split())[:300] or type(innermost).__name__
+
+
+def _refuse_negative_rows(proto: Any) -> None:
+    """Let the graph fail where a row of an embedding is negative, as PyTorch does: ONNX counts it from the end."""
+    onnx = require("onnx", "export")
+    graph, nodes = proto.graph, list(proto.graph.node)
+    rows_of = {one.name: one.dims[0] for one in graph.initializer if len(one.dims) == 2}
+    found = []
+    for node in nodes:
+        target = next((one.value for one in node.metadata_props if one.key == "pkg.torch.onnx.fx_node"), "")
+        if node.op_type == "Gather" and "aten.embedding" in target and node.input[0] in rows_of:
+            # Past the last row; a row that no table has where the index is negative, the index itself elsewhere.
+            past, wide, negative, index = (f"{node.name}_{what}" for what in ("past", "wide", "negative", "index"))
+            zero = f"{node.name}_zero"
+            for name, value in ((past, rows_of[node.input[0]]), (zero, 0)):
+                graph.initializer.append(onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [], [value]))
+            found += [
+                onnx.helper.make_node("Cast", [node.input[1]], [wide], name=f"{wide}_node", to=onnx.TensorProto.INT64),
+                onnx.helper.make_node("Less", [wide, zero], [negative], name=f"{negative}_node"),
+                onnx.helper.make_node("Where", [negative, past, wide], [index], name=f"{index}_node"),
+            ]
+            node.input[1] = index
+        found.append(node)
+    if len(found) > len(nodes):
+        del graph.node[:]
+        graph.node.extend(found)
 
 
 def _tidy(proto: Any, described: Sequence[LiveTensor]) -> None:

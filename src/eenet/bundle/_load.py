@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eenet._sizes import Inputs, Sizes, undescribed
+from eenet._sizes import Inputs, Sizes, outside_table, undescribed
 from eenet._timing import processor
 from eenet._warn import warn
 from eenet.bundle._manifest import Manifest, read_manifest
@@ -70,14 +70,15 @@ class LoadedBundle:
         """Logits and exits of a batch, in its order; an empty batch gives empty answers.
 
         `inputs` is an array, or a mapping of the network's inputs by name. Raises `InvalidInputError`, which names the
-        input, for another name, dtype or shape, and which names the longest that the network takes for longer inputs.
+        input, for another name, dtype or shape, which names the longest that the network takes for longer inputs, and
+        for a number that is no row of a table of the network, negative ones too.
         """
         try:
             answers = run_arrays(self.backend, self.scheduler.policy, self.task, inputs)
         except InvalidInputError:
             raise
         except failures_of(self.manifest.backend) as error:
-            why = self._not_taken(inputs)
+            why = self._not_taken(inputs) or outside_table(error)
             if why is None:
                 raise
             raise InvalidInputError(why) from error

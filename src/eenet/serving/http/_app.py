@@ -27,6 +27,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from eenet._sizes import outside_table
 from eenet._version import __version__
 from eenet.control import BudgetController
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
@@ -234,6 +235,7 @@ class _Handlers:
         if answered.outcome is not Outcome.ANSWERED:
             # In one thread: it may run the network, which must not hold up the requests of others.
             why = await asyncio.get_running_loop().run_in_executor(self._viewer, self._not_taken, inputs)
+            why = why or outside_table(answered.error)
             return (
                 _refusal(422, why)
                 if why is not None
