@@ -58,8 +58,8 @@ def outside_table(error: BaseException | None) -> str | None:
         return None
     rows = "" if found is None else f": its rows are 0 to {int(found[1]) - 1}"
     return (
-        f"the inputs hold a number that is no row of the network's table (nn.Embedding){rows}; a value that is not known, "
-        "such as the category -1, needs a row of its own when the network is trained"
+        f"the inputs hold a number that is no row of the network's table (nn.Embedding){rows}; a value that is not "
+        "known, such as the category -1, needs a row of its own when the network is trained"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from zoo import NETWORKS
 import eenet
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import ConvHead, GridHead, SegmentationHead, TokenHead, VectorHead
+from eenet.models._placement import Placed, _most_that_pay
 from eenet.stages import split_points
 from networks import SmallConvNet
 
@@ -51,6 +54,50 @@ def test_places_say_what_they_cost_and_what_would_cross() -> None:
     assert (found["0"].elements, found["0"].tensors) == (8, 1)
     total = 4 * 8 * 32 + 8 * 2
     assert found["0"].share == pytest.approx(2 * 8 * 32 / total)
+
+
+class OfSensor(nn.Module):
+    """Two inputs that meet after the first of them was embedded; a third that comes in late is small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sensor, self.sensor_deep = nn.Embedding(6, 8), nn.Sequential(*(nn.Linear(8, 8) for _ in range(6)))
+        self.stem, self.body, self.late = nn.Linear(64, 24), blocks(2, 32)[:2], nn.Linear(32, 32)
+        self.fc = nn.Linear(34, 5)
+
+    def forward(self, signal: Tensor, sensor: Tensor, late: Tensor) -> Tensor:
+        of_sensor = self.sensor_deep(self.sensor(sensor)) * (1.0 if signal.shape[0] else 0.0)
+        x = self.late(self.body(torch.cat([self.stem(signal), of_sensor], 1)))
+        answer: Tensor = self.fc(torch.cat([x, late], 1))
+        return answer
+
+
+def test_places_say_how_much_of_the_inputs_they_have_seen_and_auto_takes_none_that_has_seen_little() -> None:
+    x = {"signal": torch.randn(2, 64), "sensor": torch.tensor([1, 5]), "late": torch.randn(2, 2)}
+    sees = {place.name: place.sees for place in split_points(OfSensor().eval(), x, cost="ms")}
+    assert sees["sensor"] == sees["sensor_deep"] == pytest.approx(1 / 67)
+    assert sees["stem"] == pytest.approx(64 / 67)
+    assert sees["late"] == pytest.approx(65 / 67)
+    for asked in ("auto:2:flops", "auto:3", "auto:2"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReliabilityWarning)  # which exits pay is not tested here
+            try:
+                names = eenet.attach(OfSensor().eval(), asked, example=x).exit_names
+            except InvalidInputError as error:
+                names = tuple(re.findall(r"'([\w.]+)' at", str(error)))
+        assert not any(name.startswith("sensor") for name in names), names
+
+
+def test_of_exits_that_do_not_all_pay_as_many_stay_as_can() -> None:
+    def placed(*places: tuple[float, float]) -> list[Placed]:
+        return [Placed(f"{share}", share, head) for share, head in places]
+
+    first, second, third = placed((0.14, 0.011), (0.57, 0.077), (0.76, 0.067))
+    assert _most_that_pay([first, second, third]) == [first, second], "the second pays without the third"
+    assert _most_that_pay([first]) == [first]
+    assert _most_that_pay([third]) == [], "0.067 of 0.24"
+    close, cheap = placed((0.5, 0.1), (0.5001, 0.001))
+    assert _most_that_pay([close, cheap]) == [cheap], "the cheaper one where one of two can stay"
 
 
 def test_a_small_interface_is_worth_a_little_inequality() -> None:

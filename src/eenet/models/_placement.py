@@ -26,6 +26,9 @@ _log = logging.getLogger("eenet.models")
 # then it is worth it if one sample in four does.
 _WORTH = 0.25
 
+# What an exit must have seen, as a share of the values of a sample: more than one of two inputs of the same size.
+_SEES = 0.5
+
 # The exits of "auto" before those that do not pay are left out.
 _MOST = 4
 
@@ -72,7 +75,10 @@ def place_exits(
             f"exits is {asked!r}, expected a list of module names such as ['layer1', 'layer2'], 'auto', or 'auto:3' "
             "for three exits, the network's own included ('auto:3:flops' places them by counted FLOPs instead of time)"
         )
-    candidates = split_points(backbone, example, dynamic=dynamic, cost=match[2] or "ms")
+    places = split_points(backbone, example, dynamic=dynamic, cost=match[2] or "ms")
+    # An exit that has not seen most of the inputs, such as the end of one embedding of many, cannot say much. Inputs
+    # that come in late and are small, such as a mask, do not count against it.
+    candidates = [place for place in places if place.sees > _SEES] or places
     if match[1]:
         return choose(candidates, int(match[1]))
     return choose(candidates, min(_MOST, len({place.share for place in candidates}) + 1))
@@ -121,25 +127,36 @@ def paying(heads: Sequence[nn.Module], features: Sequence[Tensor], places: Seque
         Placed(place.name, place.share, head)
         for place, head in zip(places, _head_shares(heads, features, places), strict=True)
     ]
-    dropped: list[Placed] = []
-    while rest:
-        nexts = [*[place.share for place in rest[1:]], 1.0]
-        prices = [place.head / (following - place.share) for place, following in zip(rest, nexts, strict=True)]
-        worst = max(range(len(rest)), key=prices.__getitem__)
-        if prices[worst] <= _WORTH:
-            break
-        dropped.append(rest.pop(worst))
-    dropped.sort(key=lambda place: place.share)
-    if not rest:
+    kept = _most_that_pay(rest)
+    dropped = [place for place in rest if place not in kept]
+    if not kept:
         raise InvalidInputError(
             f"no exit pays in this network: {', '.join(map(str, dropped))}, where a head may cost {_WORTH:.0%} of the "
             "time until the next exit; name the modules to have exits there all the same, or run larger inputs"
         )
-    found = Placement(tuple(rest), tuple(dropped))
+    found = Placement(tuple(kept), tuple(dropped))
     _log.info("exits %s", found)
     if dropped:
         warn(f"exits were {found}; name the modules to have them all the same", ReliabilityWarning)
     return found
+
+
+def _most_that_pay(places: Sequence[Placed]) -> list[Placed]:
+    """The largest set of these exits in which each pays; of several the one whose heads are the cheapest for that.
+
+    Whether an exit pays depends on the next one that is kept: leaving out the worst first can leave out all of them.
+    """
+    # For each place the best set that begins with it, worked out from the last: its size, its price, its places.
+    found: list[tuple[int, float, list[Placed]]] = []
+    for place in reversed(places):
+        best: tuple[int, float, list[Placed]] | None = None
+        for size, price, after in [(0, 0.0, []), *found]:
+            own = place.head / ((after[0].share if after else 1.0) - place.share)
+            if own <= _WORTH and (best is None or (size + 1, -price - own) > (best[0], -best[1])):
+                best = size + 1, price + own, [place, *after]
+        if best is not None:
+            found.append(best)
+    return max(found, key=lambda one: (one[0], -one[1]), default=(0, 0.0, []))[2]
 
 
 def _head_shares(heads: Sequence[nn.Module], features: Sequence[Tensor], places: Sequence[SplitPoint]) -> list[float]:

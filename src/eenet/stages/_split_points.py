@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,8 @@ class SplitPoint:
 
     `share` is the share of the network's cost that comes before it, `elements` the number of values per sample that
     would cross a boundary here, in `tensors` live tensors. `cost` is what comes before it, in FLOPs or seconds of the
-    example.
+    example. `sees` is the share of the values of a sample, among all inputs that the answer depends on, that are in
+    inputs which what the module returns depends on: less than 1 before two inputs meet.
 
     Examples
     --------
@@ -52,6 +53,7 @@ class SplitPoint:
     elements: int
     tensors: int
     cost: float
+    sees: float = 1.0
 
 
 def split_points(
@@ -140,6 +142,7 @@ class _Ends:
             kept = returns_its_input(node) if node.op == "call_function" else None
             if kept is not None:
                 self._same[node] = kept
+        self._reached = _reached(nodes)
         self._tensors = [n for n in nodes if n not in self._same and n.op != "get_attr" and is_tensor(n)]
 
     def places(
@@ -182,7 +185,27 @@ class _Ends:
         cost, share = reached
         if not feature.meta["val"].is_floating_point() or not 0 < share < 1:
             return None
-        return SplitPoint(name, share, elements, len(live), cost)
+        return SplitPoint(name, share, elements, len(live), cost, self._sees(marker, shapes))
+
+    def _sees(self, marker: fx.Node, shapes: Mapping[fx.Node, tuple[int, ...]]) -> float:
+        """The share of the values that the answer depends on which what the marker stands at depends on."""
+        seen, needed = (
+            sum(int(np.prod(shapes[tensor][1:])) for tensor in self._reached[node])
+            for node in (marker, next(reversed(self._reached)))
+        )
+        return min(seen / needed, 1.0) if needed else 1.0
+
+
+def _reached(nodes: Sequence[fx.Node]) -> dict[fx.Node, frozenset[fx.Node]]:
+    """The tensor inputs whose values each node depends on, in order; of those alone whose size is read none."""
+    found: dict[fx.Node, frozenset[fx.Node]] = {}
+    for node in nodes:
+        if node.op == "placeholder":
+            found[node] = frozenset([node]) if is_tensor(node) else frozenset()
+        else:
+            used = [found[one] for one in node.all_input_nodes if not is_size(one)]
+            found[node] = used[0] if len(used) == 1 else frozenset().union(*used)
+    return found
 
 
 def _costs(
