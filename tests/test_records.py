@@ -483,3 +483,38 @@ def test_outputs_that_end_in_a_softmax_are_warned_of_by_collect(dense: bool) -> 
             continue
         with pytest.warns(ReliabilityWarning, match="the logits of exit 1 look like probabilities"):
             eenet.collect(model, [(x[:6], labels[:6]), (x[6:], labels[6:])])
+
+
+def test_records_without_labels_are_judged_by_the_answers_of_the_last_exit() -> None:
+    first, last = [[0.6, 0.4], [0.4, 0.6], [0.3, 0.7]], [[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]]
+    records = ExitRecords.from_probabilities(np.array([first, last]))
+    judged = records.judged_by_last()
+    assert records.labels is None
+    assert judged.labels is not None
+    assert judged.labels.tolist() == [0, 0, 1]
+    assert judged.accuracies.tolist() == [pytest.approx(2 / 3), 1]
+    labeled = ExitRecords.from_probabilities(np.array([first, last]), [1, 1, 1])
+    assert labeled.judged_by_last() == judged
+    assert labeled.labels is not None
+    assert labeled.labels.tolist() == [1, 1, 1], "the records themselves stay as they are"
+
+
+def test_so_a_guarantee_bounds_how_many_answers_differ_from_the_last_exits() -> None:
+    population, costs = toy_records(20_000, seed=5), toy_costs()
+    answers = population.predictions[-1]
+    broken = 0
+    for draw in range(20):
+        rows = np.random.default_rng(draw).choice(len(population), 800, replace=False)
+        log = ExitRecords.from_probabilities(population.probabilities[:, rows])
+        scheduler = eenet.MaxProbability().fit(log.judged_by_last(), costs, max_accuracy_drop=0.05, guarantee=0.9)
+        assert scheduler.planned_cost < costs[-1], "some samples exit early"
+        exits = scheduler.replay(population).exits
+        broken += (population.predictions[exits, np.arange(len(population))] != answers).mean() > 0.05
+    assert broken <= 5  # at most 2 are expected; 6 or more of 20 at 0.1 have a probability of 1 %
+
+
+def test_records_of_pixels_cannot_be_judged_by_the_last_exit() -> None:
+    pooled = {"entropy": np.full((2, 3), 0.5)}
+    records = ExitRecords(np.full((2, 3, 2), 0.5), np.zeros((2, 3), int), pooled=pooled)
+    with pytest.raises(InvalidInputError, match="many predictions each"):
+        records.judged_by_last()

@@ -327,7 +327,8 @@ class ExitRecords:
         if self.utility is None:
             raise InvalidInputError(
                 "these records have no labels: pass labels=... when making them, or name them 'labels' in the "
-                "file of predictions"
+                "file of predictions; where none are known, records.judged_by_last() takes the last exit's answers in "
+                "their place"
             )
         return self.utility
 
@@ -384,6 +385,35 @@ class ExitRecords:
         records = self._each(lambda values: values[chosen], self.labels)
         records.pooled = _with_votes(records.pooled, sum(k == own for k, own in enumerate(chosen)))
         records.network = None  # the digest is of the network with all exits
+        return records
+
+    def judged_by_last(self) -> ExitRecords:
+        """The same records with the last exit's answers as labels, for samples whose true classes are not known.
+
+        Accuracy is then the share of samples with the answer of the last exit, and `max_accuracy_drop=0.02` bounds the
+        share of other answers by 2 %. Where the last exit is wrong an early one that is right counts as wrong, so true
+        accuracy falls by no more than that share.
+
+        Raises
+        ------
+        InvalidInputError
+            If each pixel has a class: on how many pixels an exit agrees with the last one is not in records.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> records = ExitRecords.from_probabilities(np.array([[[0.6, 0.4], [0.4, 0.6]], [[0.9, 0.1], [0.8, 0.2]]]))
+        >>> records.judged_by_last(), records.judged_by_last().accuracies
+        (ExitRecords(2 exits, 2 labeled samples, 2 classes), array([0.5, 1. ]))
+        """
+        if self.pooled:
+            raise InvalidInputError(
+                "these are records of samples with many predictions each: on how many of them an exit agrees with the "
+                "last one is not in records; label some samples"
+            )
+        records = copy.copy(self)
+        records.labels = self.predictions[-1].copy()
+        records.utility = (self.predictions == records.labels).astype(np.float32)
         return records
 
     def split(self, fraction: float, *, seed: int) -> tuple[ExitRecords, ExitRecords]:
