@@ -12,6 +12,7 @@ __all__ = [
     "FallbackWarning",
     "FileFormatError",
     "InfeasibleBudgetError",
+    "InfeasibleError",
     "InvalidInputError",
     "MemberError",
     "MissingExtraError",
@@ -56,7 +57,24 @@ class InvalidInputError(EENetError, ValueError):
     """
 
 
-class InfeasibleBudgetError(InvalidInputError):
+class InfeasibleError(InvalidInputError):
+    """No policy does what is asked, on the samples at hand: the message says what could be kept in its place.
+
+    What is asked may be a budget (`InfeasibleBudgetError`), a share to hand back, an error or an accuracy.
+
+    Examples
+    --------
+    >>> import eenet
+    >>> from eenet.testing import toy_costs, toy_records
+    >>> try:
+    ...     eenet.MaxProbability().fit(toy_records(), toy_costs(), budget=1.1, max_error=0.01)
+    ... except eenet.errors.InfeasibleError:
+    ...     print("too many samples exit early to keep the others' error so low")
+    too many samples exit early to keep the others' error so low
+    """
+
+
+class InfeasibleBudgetError(InfeasibleError):
     """The budget cannot be met.
 
     `smallest` is the smallest budget that can, in the unit of the costs.

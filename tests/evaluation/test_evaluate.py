@@ -306,6 +306,59 @@ def test_a_comparison_shows_what_a_scheduler_of_ones_own_hands_back() -> None:
     assert found.to_dict()["rows"][0]["handed_back"] == careful.handed_back
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ({"max_error": 0.04}, "max_error=0.04 cannot be kept at this budget"),
+        ({"max_error": 0.06, "abstain": 0.0001}, "abstain=0.0001 is not enough for max_error=0.06"),
+        ({"max_accuracy_drop": 1e-4}, "max_accuracy_drop=0.0001 cannot be guaranteed"),
+    ],
+)
+def test_what_a_scheduler_of_ones_own_cannot_do_is_a_row_with_a_reason(asked: dict[str, float], reason: str) -> None:
+    class Own(MaxProbability):
+        """Asks for what cannot always be done."""
+
+        def fit(self, *args: Any, **options: Any) -> Own:
+            return super().fit(*args, **options, **asked)
+
+    found = compare(CALIBRATION, COSTS, {"all": MaxProbability, "own": Own}, [1.05, 2.7], resplits=2)
+    alone = compare(CALIBRATION, COSTS, {"all": MaxProbability}, [1.05, 2.7], resplits=2)
+    assert [r.accuracy for r in found.rows if r.scheduler == "all"] == [r.accuracy for r in alone.rows]
+    reasons = [row.reason for row in found.rows if row.scheduler == "own"]
+    assert any(reason in str(one) for one in reasons)
+    refused = next(row for row in found.rows if row.reason)
+    assert (refused.accuracy, refused.held_out_cost, refused.handed_back) == (None, None, None)
+    assert "of the fits: own at 1.05" in found.to_text()
+    assert reason in found.to_text()
+    with pytest.raises(eenet.errors.InfeasibleError):
+        Own().fit(CALIBRATION, COSTS, fallback=False).at(1.05)
+
+
+def test_the_error_of_an_accuracy_is_of_the_samples_that_are_answered() -> None:
+    class Careful(MaxProbability):
+        """Hands back a third."""
+
+        def fit(self, *args: Any, **options: Any) -> Careful:
+            return super().fit(*args, **options, abstain=0.33)
+
+    found = compare(CALIBRATION, COSTS, {"careful": Careful, "all": MaxProbability}, [2.9], held_out=FRESH, resplits=1)
+    row = found.rows[0]
+    assert row.accuracy is not None
+    assert row.handed_back is not None
+    assert row.handed_back > 0.2
+    answered = len(FRESH) * (1 - row.handed_back)
+    error = found.accuracy_error("careful", 2.9)
+    assert error == pytest.approx(np.sqrt(row.accuracy * (1 - row.accuracy) / answered), rel=0.1)
+    assert found.differences("all")[0].standard_error > 0
+
+
+def test_a_report_shows_a_scheduler_where_it_can_do_what_is_asked() -> None:
+    scheduler = MaxProbability().fit(CALIBRATION, COSTS, max_error=0.04, fallback=False)
+    charts = dict(eenet.report(FRESH, costs=COSTS, schedulers={"careful": scheduler}, budgets=5, draws=0).charts)
+    frames = charts["reliability"]["frames"]["careful"]
+    assert [frame is None for frame in frames] == [True, True, True, True, False]
+
+
 def test_the_samples_that_test_a_guarantee_are_named_so_and_no_others_are() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)

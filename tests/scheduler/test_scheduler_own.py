@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eenet.errors import InvalidInputError
 from eenet.evaluation import compare
 from eenet.records import ExitRecords
-from eenet.scheduler import ExitHistory, Scheduler, Score
+from eenet.scheduler import Ensemble, ExitHistory, Scheduler, Score
 from eenet.testing import toy_costs, toy_records
 
 MODULE = """
@@ -100,6 +100,96 @@ def test_a_score_that_is_not_what_it_must_be_is_refused_with_what_came(
 ) -> None:
     with pytest.raises(InvalidInputError, match=f"score 'Own' at exit 0 .*{re.escape(said)}"):
         Scheduler(Own(of)).fit(toy_records(600), toy_costs(), budget=2.0, fallback=fallback)
+
+
+class OwnEnsemble(Ensemble):
+    """What a function of the mean log probabilities (n, C) of the exits so far gives."""
+
+    uses_history = True
+
+    def __init__(self, of: Callable[[NDArray[np.float64]], Any]) -> None:
+        self.of = of
+
+    def answers(self, history: ExitHistory) -> Any:
+        logs = [np.log(np.maximum(e.probabilities.astype(np.float64), 1e-30)) for e in history.evidence]
+        return self.of(np.mean(logs, axis=0))
+
+    def __call__(self, history: ExitHistory) -> NDArray[np.float64]:
+        return history.evidence[-1].log_odds
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        (lambda z: z.tolist(), "a list for 600 samples, expected a numpy array of real numbers of shape (600, 5)"),
+        (lambda z: z.argmax(axis=1), "an array of shape (600,) for 600 samples"),
+        (lambda z: z[:-1], "an array of shape (599, 5) for 600 samples"),
+        (lambda z: z[:, :-1], "an array of shape (600, 4) for 600 samples"),
+        (lambda z: z.astype(str), "an array of <U32 for 600 samples"),
+        (lambda z: z + 1j, "an array of complex128 for 600 samples"),
+        (lambda z: z * np.nan, "nan for 600 of 600 samples, expected finite logits"),
+        (lambda z: np.where(z > -0.5, np.inf, z), "inf for 214 of 600 samples"),
+        (lambda z: z * 1e300, "-inf for 600 of 600 samples"),
+        (lambda z: z - z.mean(axis=0), "among 16 of them; expected the same"),
+        (lambda z: RANDOM.random(z.shape), "among 16 of them; expected the same"),
+        (lambda z: z if len(z) > 1 else z[0], "an array of shape (5,) for 1 samples"),
+    ],
+    ids=["list", "classes", "short", "narrow", "text", "complex", "nan", "inf", "large", "centered", "random", "one"],
+)
+def test_answers_that_are_not_what_they_must_be_are_refused_with_what_came(
+    of: Callable[[NDArray[np.float64]], Any], said: str, labels: bool
+) -> None:
+    records = toy_records(600)
+    if not labels:
+        records = ExitRecords.from_probabilities(records.probabilities)
+    with pytest.raises(InvalidInputError, match=f"score 'OwnEnsemble' answers at exit 0 with {re.escape(said)}"):
+        Scheduler(OwnEnsemble(of)).fit(records, toy_costs(), budget=2.0)
+    with pytest.raises(InvalidInputError, match="score 'OwnEnsemble' answers at exit 0 with"):
+        Scheduler(OwnEnsemble(of)).fit(records, toy_costs(), guarantee=0.9)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_answers_may_be_of_any_real_numbers(kind: type) -> None:
+    scheduler = Scheduler(OwnEnsemble(lambda z: (1000 * z).astype(kind)))
+    fitted = scheduler.fit(toy_records(), toy_costs(), 2.0, fallback=False)
+    again = fitted.replay(toy_records())
+    assert (again.accuracy, again.mean_cost) == (fitted.calibration_accuracy, fitted.calibration_cost)
+
+
+def test_an_ensemble_sees_the_same_scores_at_fit_and_in_a_replay() -> None:
+    class Weighted(Ensemble):
+        """The exits so far, each with what its score said."""
+
+        uses_history = True
+
+        def answers(self, history: ExitHistory) -> Any:
+            scores = [*history.scores, history.evidence[-1].log_odds][: len(history.evidence)]
+            parts = [e.probabilities * s[:, None] for e, s in zip(history.evidence, scores, strict=True)]
+            return np.sum(parts, axis=0)
+
+        def __call__(self, history: ExitHistory) -> NDArray[np.float64]:
+            return history.evidence[-1].log_odds
+
+    fitted = Scheduler(Weighted()).fit(toy_records(), toy_costs(), 2.0, fallback=False)
+    assert fitted.replay(toy_records()).accuracy == fitted.calibration_accuracy
+
+
+class Several(OwnEnsemble):
+    """Two ensembles, of which the second is the better one."""
+
+    name = "several"
+
+    @classmethod
+    def fit(cls, records: ExitRecords, costs: Any, seed: int) -> list[Several]:
+        return [cls(lambda z: -z), cls(lambda z: z)]
+
+
+def test_of_several_ensembles_the_one_whose_own_answers_are_right_is_taken() -> None:
+    fitted = Scheduler("several").fit(toy_records(), toy_costs(), 2.0, fallback=False)
+    again = fitted.replay(toy_records())
+    assert again.accuracy == fitted.calibration_accuracy
+    assert again.accuracy > 0.7
 
 
 @pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])

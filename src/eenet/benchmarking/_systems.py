@@ -18,7 +18,7 @@ from eenet._extras import require
 from eenet._timing import waiting_for
 from eenet.benchmarking._samples import Array, Inputs
 from eenet.costs import Budget
-from eenet.errors import CutError, FallbackWarning, InfeasibleBudgetError, InvalidInputError
+from eenet.errors import CutError, FallbackWarning, InfeasibleBudgetError, InfeasibleError, InvalidInputError
 from eenet.runtime import AdaptiveOutput, CallCascade, run_arrays
 from eenet.scheduler import Scheduler
 
@@ -245,11 +245,13 @@ _MODEL = (
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """A budget that cannot be met is refused with the name of the system that it is of."""
+    """What cannot be met is refused with the name of the system that it is of."""
     try:
         yield
     except InfeasibleBudgetError as error:
         raise InfeasibleBudgetError(f"system {name!r}: {error}", smallest=error.smallest) from error
+    except InfeasibleError as error:
+        raise InfeasibleError(f"system {name!r}: {error}") from error
 
 
 def _require(fits: bool, name: str, value: Any, hint: str = "") -> None:

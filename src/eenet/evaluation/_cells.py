@@ -24,7 +24,7 @@ from eenet._values import array_value
 from eenet._version import __version__
 from eenet._warn import warn
 from eenet.costs import ExitCosts
-from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.errors import FileFormatError, InfeasibleError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import Decisions, Scheduler, Score
 from eenet.scheduler._replay import as_answered
@@ -41,8 +41,8 @@ class Row:
 
     Costs and `budget` are per sample, in the unit of the costs. `fit_seconds` is this budget's share of the one fit for
     all, and what choosing its policy took. `handed_back` is the share of the held-out samples that is handed back, by a
-    scheduler of one's own that asks for that; `accuracy` is of the others. Where the budget could not be met, `reason`
-    says why and the numbers are None.
+    scheduler of one's own that asks for that; `accuracy` is of the others. Where the budget, or what else a scheduler
+    of one's own asks for, could not be met, `reason` says why and the numbers are None.
     """
 
     scheduler: str
@@ -62,7 +62,8 @@ class Row:
 class Cell:
     """What a scheduler did with the n held-out samples of a resplit, at each of B budgets.
 
-    `exits` (B, n) from 0 and `utility` (B, n), both 0 where the budget could not be met; `ends` (2, n) is the utility
+    `exits` (B, n) from 0 and `utility` (B, n), both 0 where there is a reason in place of numbers,
+    and a utility NaN where the sample is handed back; `ends` (2, n) is the utility
     if all samples left at the first exit, and at the last.
     """
 
@@ -141,31 +142,34 @@ class Setting:
         ends = held_out.require_utility()[[0, -1]]
         rows, changes = [], False
         for number, (budget, fitted, seconds) in enumerate(self._fits(name, calibration)):
-            if isinstance(fitted, InfeasibleBudgetError):
+            if isinstance(fitted, InfeasibleError):
                 rows.append(Row(name, budget, resplit, reason=str(fitted)))
             else:
                 decisions = fitted.replay(held_out)
                 rows.append(_row(name, resplit, budget, fitted, decisions, seconds))
                 exits[number] = decisions.exits
-                utility[number] = decisions.utility
+                assert decisions.utility is not None, "records that are judged have labels"
+                utility[number] = np.where(decisions.abstained, np.nan, decisions.utility)
                 changes = fitted.changes_predictions
                 if changes:
                     ends = as_answered(fitted.policy.score, held_out).require_utility()[[0, -1]]
             fitted_one()
         return Cell(tuple(rows), exits, utility, ends, changes)
 
-    def _fits(
-        self, name: str, calibration: ExitRecords
-    ) -> Iterator[tuple[float, Scheduler | InfeasibleBudgetError, float]]:
+    def _fits(self, name: str, calibration: ExitRecords) -> Iterator[tuple[float, Scheduler | InfeasibleError, float]]:
         start = time.perf_counter()
-        unbudgeted = self.makers[name]().fit(calibration, self.costs, fallback=False)  # methods are compared
+        try:
+            unbudgeted = self.makers[name]().fit(calibration, self.costs, fallback=False)  # methods are compared
+        except InfeasibleError as error:  # what a scheduler of one's own asks for, at any budget
+            yield from ((budget, error, 0.0) for budget in self.budgets)
+            return
         shared = (time.perf_counter() - start) / len(self.budgets)
         for budget in self.budgets:
             start = time.perf_counter()
-            fitted: Scheduler | InfeasibleBudgetError
+            fitted: Scheduler | InfeasibleError
             try:
                 fitted = unbudgeted.at(budget)
-            except InfeasibleBudgetError as error:
+            except InfeasibleError as error:
                 fitted = error
             yield budget, fitted, shared + time.perf_counter() - start
 
@@ -328,10 +332,10 @@ def bootstrap_means(cells: Sequence[Cell], held: Sequence[Ints], pool: int, cost
 
 
 def _weighted(columns: Floats, held: Ints, pool: int, seed: int) -> Floats:
-    """Weighted means (REPLICATES, columns) of columns (columns, n)."""
-    return np.concatenate(
-        [(w @ columns.T) / np.maximum(w.sum(axis=1, keepdims=True), 1) for w in _weights(held, pool, seed)]
-    )
+    """Weighted means (REPLICATES, columns) of what is not NaN in columns (columns, n)."""
+    known = ~np.isnan(columns)
+    values, counted = np.where(known, columns, 0.0).T, known.T.astype(np.float64)
+    return np.concatenate([(w @ values) / np.maximum(w @ counted, 1) for w in _weights(held, pool, seed)])
 
 
 def _weights(held: Ints, pool: int, seed: int) -> Iterator[Floats]:

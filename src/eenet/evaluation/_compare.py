@@ -57,7 +57,8 @@ def compare(
     schedulers : sequence of str, or mapping of str to callable
         Names of `eenet.scheduler.SCHEDULERS`, or for each name what makes an unfitted scheduler.
     budgets : sequence of float
-        Average costs per sample, in the unit of the costs. One that cannot be met becomes a row with a reason.
+        Average costs per sample, in the unit of the costs. One that cannot be met becomes a row with a reason, and so
+        does one at which a scheduler cannot do what else it asks for, such as `max_error`.
     resplits : int
         How often the records are divided, in the same way for all schedulers.
     fraction : float

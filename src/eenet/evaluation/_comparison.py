@@ -292,10 +292,8 @@ class Comparison:
         abstains = any(row.handed_back for row in self.rows)
         if abstains:
             accuracies[0].append("handed back %\nmean")
-        reasons: Counter[str] = Counter()
         for name in self.schedulers:
             rows = [row for row in self.rows if row.scheduler == name]
-            reasons.update(f"{name}: {row.reason}" for row in rows if row.reason is not None)
             ratios = [row.held_out_cost / row.budget for row in rows if row.held_out_cost is not None]
             seconds = [row.fit_seconds for row in rows if row.fit_seconds is not None]
             spent = f"{statistics.fmean(ratios):.3f} {max(ratios):.3f}" if ratios else "-"
@@ -343,8 +341,24 @@ class Comparison:
             lines += ["", "where samples are handed back, the accuracy is of the others"]
         if self.changing:
             lines += ["", "* changes predictions: answers are the exits so far combined"]
-        lines += [f"infeasible, {count} of the fits: {reason}" for reason, count in reasons.items()]
-        return "\n".join(lines)
+        return "\n".join(lines + self._reasons())
+
+    def _reasons(self) -> list[str]:
+        """Why there are no numbers, a line for each scheduler and reason; of budgets the first resplit's reason."""
+        found: dict[tuple[str, str], Counter[float]] = {}
+        for name in self.schedulers:
+            for budget in self.budgets:
+                refused = [
+                    row.reason for row in self.rows if (row.scheduler, row.budget) == (name, budget) and row.reason
+                ]
+                if refused:
+                    others = " (and others on other resplits)" if len(set(refused)) > 1 else ""
+                    found.setdefault((name, f"{refused[0]}{others}"), Counter())[budget] += len(refused)
+        said = []
+        for (name, reason), counts in found.items():
+            at = ", ".join(f"{budget:.4g}" for budget in counts)
+            said.append(f"infeasible, {counts.total()} of the fits: {name} at {at}: {reason}")
+        return said
 
     @property
     def _titles(self) -> dict[str, str]:

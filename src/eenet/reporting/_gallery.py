@@ -137,5 +137,7 @@ def _answers(score: Ensemble, scores: Scores, rows: Ints) -> list[list[int]]:
     history, answers = ExitHistory(), []
     for evidence in whole.evidence:
         history.evidence.append(evidence)
+        if len(history.evidence) < len(whole.evidence):
+            history.scores.append(score(history))
         answers.append(score.answers(history).argmax(axis=1).tolist())
     return answers

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from eenet._values import array_value
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError, ReliabilityWarning
+from eenet.errors import InfeasibleError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.reporting._runs import Run
 from eenet.scheduler import Decisions, Scheduler, ThresholdPolicy
@@ -37,7 +37,7 @@ class Replay:
 @array_value
 @dataclass(frozen=True)
 class Replays:
-    """A run, the budgets of the slider (G,), and for each scheduler its G replays, None where the budget is too small.
+    """A run, the budgets of the slider (G,), and for each scheduler its G replays, None where it has no policy for it.
 
     Budgets are mean costs per sample in the unit of the run's costs. `draws` is how many calibration sets are simulated
     to see how often a guarantee holds.
@@ -105,6 +105,6 @@ def _replay(scheduler: Scheduler, budget: float, run: Run) -> Replay | None:
         warnings.simplefilter("ignore", ReliabilityWarning)
         try:
             at = scheduler.at(budget)
-        except InfeasibleBudgetError:
+        except InfeasibleError:
             return None
     return Replay(at, at.replay(run.records, run.costs))

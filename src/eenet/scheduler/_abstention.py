@@ -8,12 +8,11 @@ from functools import cached_property
 
 import numpy as np
 
-from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.errors import InfeasibleBudgetError, InfeasibleError, InvalidInputError
 from eenet.records import ExitRecords
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable
-from eenet.scheduler._policy import Ensemble, ExitHistory, Floats, Ints, Score
-from eenet.scheduler._replay import Decisions, replay
-from eenet.scheduler._thresholds import RESOLUTION
+from eenet.scheduler._policy import RESOLUTION, Ensemble, Floats, Ints, Score
+from eenet.scheduler._replay import Decisions, answers, replay
 from eenet.tasks import Evidence
 
 _MARGIN = 1e-3  # how far below the least sure sample the threshold lies where none but those not finite are handed back
@@ -72,7 +71,7 @@ class AbstainingFit(Fitted):
         return possible(self, self._base.table.budgets)
 
     def plan(self, budget: float) -> PlannedPolicy:
-        """The policy of the fit with a threshold below which it abstains; raises `InvalidInputError` without one."""
+        """The policy of the fit with a threshold below which it abstains; raises `InfeasibleError` without one."""
         plan = self._base.plan(budget)
         answered = replay(plan.policy, self._records, self.costs)
         odds = certainties(plan.policy.score, self._records)
@@ -87,7 +86,7 @@ class AbstainingFit(Fitted):
         allowed = counts <= (samples if share is None else share * samples * (1 + 1e-12))
         if most is None:
             if share is not None and not allowed[0]:
-                raise InvalidInputError(
+                raise InfeasibleError(
                     f"abstain={share:g}: {counts[0] / samples:.6g} of the samples have an output at the last exit that "
                     f"is not finite and must be handed back; the smallest that can be is {counts[0] / samples:.6g}"
                 )
@@ -98,7 +97,7 @@ class AbstainingFit(Fitted):
         errors = (lost.sum() - saved) / np.maximum(samples - counts, 1)
         enough = (errors <= most * (1 + 1e-12)) & (counts < samples)
         if not enough.any():
-            raise InvalidInputError(
+            raise InfeasibleError(
                 f"max_error={most:g} cannot be kept at this budget however many samples are handed back: the error of "
                 f"those that are answered is at least {errors[counts < samples].min():.6g}; allow that, or a larger "
                 "budget, since samples that exit early are not handed back"
@@ -106,7 +105,7 @@ class AbstainingFit(Fitted):
         chosen = int(enough.argmax())
         if not allowed[chosen]:
             smallest = counts[chosen] / samples
-            raise InvalidInputError(
+            raise InfeasibleError(
                 f"abstain={share:g} is not enough for max_error={most:g} on the calibration records; the smallest that "
                 f"is is abstain={math.ceil(smallest * 1e6) / 1e6:g}"
             )
@@ -125,11 +124,11 @@ def abstained(plan: PlannedPolicy, threshold: float, answered: Decisions, odds: 
 def possible(fitted: Fitted, budgets: Floats) -> PolicyTable:
     """The policies for those budgets for which there is one."""
     kept, plans = [], []
-    refused: InvalidInputError | None = None
+    refused: InfeasibleError | None = None
     for budget in budgets.tolist():
         try:
             plans.append(fitted.plan(budget))
-        except InvalidInputError as error:  # noqa: PERF203 - most budgets have a policy, and a plan takes long
+        except InfeasibleError as error:  # noqa: PERF203 - most budgets have a policy, and a plan takes long
             refused = error
         else:
             kept.append(budget)
@@ -141,8 +140,8 @@ def possible(fitted: Fitted, budgets: Floats) -> PolicyTable:
 def certainties(score: Score, records: ExitRecords) -> Floats:
     """The log odds of the largest probability at the last exit, (N,), or of an ensemble's answer; -inf: not finite."""
     if isinstance(score, Ensemble):
-        history = ExitHistory(records.all_evidence())
-        evidence = Evidence.from_logits(score.answers(history))
+        *_, last = answers(score, records)
+        evidence = Evidence.from_logits(last)
     else:
         evidence = records.evidence(records.num_exits - 1, np.arange(len(records)))
     odds: Floats = np.where(evidence.finite, evidence.log_odds, -np.inf)

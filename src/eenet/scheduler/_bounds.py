@@ -20,10 +20,10 @@ from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.records import ExitRecords
 from eenet.scheduler._fitted import PolicyTable
-from eenet.scheduler._policy import Bools, Floats, Ints, Score, ThresholdPolicy, leaves_at
+from eenet.scheduler._policy import RESOLUTION, Bools, Floats, Ints, Score, ThresholdPolicy, leaves_at
 from eenet.scheduler._replay import as_answered, replay
 from eenet.scheduler._reports import Fallback
-from eenet.scheduler._thresholds import RESOLUTION, ScoreTable
+from eenet.scheduler._thresholds import ScoreTable
 
 MEAN = "mean"
 """The guarantee that a promise holds on average over the draws of the calibration records."""
@@ -107,9 +107,10 @@ class Tested:
     @classmethod
     def of(cls, score: Score, records: ExitRecords, costs: ExitCosts) -> Tested:
         """From records, with or without labels, of which the score's answers are judged."""
+        judged = as_answered(score, records)
         if records.utility is None:
             return cls(costs, len(records), None, None)
-        answered = as_answered(score, records).require_utility().astype(np.float64)
+        answered = judged.require_utility().astype(np.float64)
         return cls(costs, len(records), answered, records.utility[-1].astype(np.float64))
 
     def gained(self, exits: Ints) -> Floats:

@@ -17,7 +17,7 @@ import numpy as np
 
 from eenet._values import array_value
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.errors import InfeasibleBudgetError, InfeasibleError, InvalidInputError
 from eenet.records import ExitRecords
 from eenet.scheduler._abstention import NOTHING, Abstention, abstained, abstaining, certainties, possible
 from eenet.scheduler._bounds import (
@@ -156,7 +156,7 @@ class GuaranteedFit(Fitted):
     def cheapest_within(self, drop: float) -> PlannedPolicy:
         """The cheapest policy whose accuracy is within `drop` of the last exit's.
 
-        Raises `InvalidInputError` where the samples cannot show it for any policy, naming about how many could.
+        Raises `InfeasibleError` where the samples cannot show it for any policy, naming about how many could.
         """
         found = []
         for path in self._paths:
@@ -173,7 +173,7 @@ class GuaranteedFit(Fitted):
     def within_both(self, budget: float, drop: float) -> PlannedPolicy:
         """The most accurate policy that keeps the budget and is within `drop` of the last exit's accuracy.
 
-        Raises `InfeasibleBudgetError` with the smallest budget for which both can be promised, and `InvalidInputError`
+        Raises `InfeasibleBudgetError` with the smallest budget for which both can be promised, and `InfeasibleError`
         where the drop cannot be at all.
         """
         best: tuple[Path, int] | None = None
@@ -202,10 +202,10 @@ class GuaranteedFit(Fitted):
             smallest=smallest,
         )
 
-    def _none_within(self, drop: float) -> InvalidInputError:
+    def _none_within(self, drop: float) -> InfeasibleError:
         least = 1 / drop if self._error is None else 4 * math.log(1 / (self._error * self._of_accuracy)) / drop
         needed = math.ceil(max(least, 2 * self._tested.samples))
-        return InvalidInputError(
+        return InfeasibleError(
             f"max_accuracy_drop={drop:g} cannot be guaranteed{self._at} by the {self._tested.samples} samples "
             f"that test it, for any policy that is cheaper than the last exit; that takes about {needed} of them, "
             "or allow a larger drop or a smaller guarantee"
@@ -243,7 +243,7 @@ class AbstainingGuarantee(GuaranteedFit):
         return possible(self, np.linspace(self.costs[0], self.costs[-1], self.points))
 
     def plan(self, budget: float) -> PlannedPolicy:
-        """The policy of the budget; raises `InvalidInputError` where what is asked cannot be promised with it."""
+        """The policy of the budget; raises `InfeasibleError` where what is asked cannot be promised with it."""
         path, row = self._best(budget)
         plan = self._planned(path, row)
         odds = certainties(plan.policy.score, self._records)
@@ -289,7 +289,7 @@ class AbstainingGuarantee(GuaranteedFit):
                 if self._asked.share is not None and largest > self._asked.share:
                     raise self._too_small(largest)
                 return float(threshold)
-        raise InvalidInputError(
+        raise InfeasibleError(
             f"max_error={most:g} cannot be guaranteed{self._at} at this budget by the {self._tested.samples} samples "
             "that test it, however many are handed back: allow a larger error, or a larger budget, since samples that "
             "exit early are not handed back, or give more samples"
@@ -307,10 +307,10 @@ class AbstainingGuarantee(GuaranteedFit):
                 return False
         return True
 
-    def _too_small(self, smallest: float) -> InvalidInputError:
+    def _too_small(self, smallest: float) -> InfeasibleError:
         share, most = self._asked.share, self._asked.max_error
         what = "" if most is None else f" with max_error={most:g}"
-        return InvalidInputError(
+        return InfeasibleError(
             f"abstain={share:g} cannot be guaranteed{self._at}{what} by the {self._tested.samples} samples that test "
             f"it; the smallest that can is abstain={math.ceil(smallest * 1e6) / 1e6:g}, and more samples bring it down"
         )

@@ -29,6 +29,10 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.intp]
 
+RESOLUTION = 1e-5
+"""Scores closer than this are one tie: the same network rounds a log-odds score by up to about as much when its batch
+size or back end changes, and no threshold is ever put between two samples that rounding could swap."""
+
 
 class ExitHistory:
     """What a policy knows of n samples that are still running: their evidence and scores at the exits so far.
@@ -161,7 +165,8 @@ class Ensemble(Score):
     def answers(self, history: ExitHistory) -> NDArray[np.float32]:
         """Logits (n, C), finite, of the samples at the exit they are at; each row independent of the others.
 
-        The largest is the prediction. What is not finite in the evidence counts for nothing.
+        The largest is the prediction. What is not finite in the evidence counts for nothing. `Scheduler.fit` checks it:
+        real numbers of this shape, finite as float32, the same for a part of the samples.
         """
 
 
@@ -402,7 +407,8 @@ class DecisionState:
             self.left = None
             return leaving, None
         if self._ensemble is not None:
-            self.left = self._ensemble.answers(history if len(leaving) == count else history.take(leaving))
+            answers = self._ensemble.answers(history if len(leaving) == count else history.take(leaving))
+            self.left = answers.astype(np.float32, copy=False)  # one of one's own may give other numbers
         self.exits[self.running[leaving]] = k
         if self._policy.abstains_below is not None and k == self._policy.num_exits - 1:
             answer = evidence if self.left is None else Evidence.from_logits(self.left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from eenet._values import array_value, short
 from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
+from eenet.scheduler._checks import checked_answers
 from eenet.scheduler._policy import (
     Bools,
     DecisionState,
@@ -147,16 +149,27 @@ def replay(policy: ThresholdPolicy, records: ExitRecords, costs: ExitCosts) -> D
     return Decisions(state.exits, predictions, utility, costs, counts, back)
 
 
+def answers(score: Ensemble, records: ExitRecords) -> Iterator[NDArray[np.float32]]:
+    """What an ensemble answers at each exit, (N, C); raises `InvalidInputError` unless it is what it must be."""
+    history = ExitHistory()
+    for evidence in records.all_evidence():
+        history.evidence.append(evidence)
+        if history.exit_index < records.num_exits - 1:
+            history.scores.append(score(history))
+        yield checked_answers(score, history)
+
+
 def as_answered(score: Score, records: ExitRecords) -> ExitRecords:
     """The records with the utility that a score's answers have: of an ensemble, whether the combined answer is right.
 
-    What scores see of them is unchanged. Raises `InvalidInputError` for pooled records that the score cannot use.
+    What scores see of them is unchanged. Raises `InvalidInputError` for pooled records that the score cannot use, and
+    for answers that are not what an `Ensemble` must give.
     """
     require_whole(score, pooled=bool(records.pooled))
-    if not isinstance(score, Ensemble) or records.labels is None:
+    if not isinstance(score, Ensemble):
         return records
-    history, utility = ExitHistory(), []
-    for evidence in records.all_evidence():
-        history.evidence.append(evidence)
-        utility.append(score.answers(history).argmax(axis=1) == records.labels)
-    return ExitRecords(records.probabilities, records.predictions, records.labels, np.stack(utility).astype(np.float32))
+    predicted = [logits.argmax(axis=1) for logits in answers(score, records)]  # which checks them, labels or not
+    if records.labels is None:
+        return records
+    utility = (np.stack(predicted) == records.labels).astype(np.float32)
+    return ExitRecords(records.probabilities, records.predictions, records.labels, utility)

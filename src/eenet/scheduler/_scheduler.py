@@ -182,6 +182,8 @@ class Scheduler(Estimator):
             When the budget cannot be met; it names the smallest that can. Where much of a budget stays unspent, or the
             labels lack classes that are not missing by chance, or the last exit is right by chance only, there is a
             `ReliabilityWarning`.
+        InfeasibleError
+            When what else is asked cannot be kept at the budget, or shown by the records; it says what can.
         InvalidInputError
             For records, costs or a combination of arguments that cannot be used.
         """
@@ -256,8 +258,9 @@ class Scheduler(Estimator):
         """Fit to records, for all budgets; no sample exits at an exit that is not live."""
         require_whole(self._score_class, pooled=bool(records.pooled))
         scores = self._scores(records, costs)
-        answered = as_answered(scores[0], records)
-        calibrations = [Calibration(score, answered, costs, live=live, seed=self.seed) for score in scores]
+        calibrations = [
+            Calibration(score, as_answered(score, records), costs, live=live, seed=self.seed) for score in scores
+        ]
         learned = self._score_class.needs_labels and not isinstance(self.score, Score)
         held_out = partial(self._held_out, records, costs, live) if learned else None
         return ThresholdFit(calibrations, self._assignment(), held_out)
@@ -354,7 +357,7 @@ class Scheduler(Estimator):
 
         Raises
         ------
-        InfeasibleBudgetError
+        InfeasibleBudgetError, InfeasibleError
             As `fit` does.
         """
         state = self._fitted_state()

@@ -10,15 +10,10 @@ import numpy as np
 
 from eenet._values import array_value
 from eenet.costs import ExitCosts
-from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.errors import InfeasibleBudgetError
 from eenet.records import ExitRecords
-from eenet.scheduler._policy import Bools, ExitHistory, Floats, Ints, Score, leaves_at
-
-RESOLUTION = 1e-5
-"""Scores closer than this are one tie: the same network rounds a log-odds score by up to about as much when its batch
-size or back end changes, and no threshold is ever put between two samples that rounding could swap."""
-
-_ASKED_AGAIN = 16  # samples for which a score is asked twice
+from eenet.scheduler._checks import checked_scores
+from eenet.scheduler._policy import RESOLUTION, Bools, ExitHistory, Floats, Ints, Score, leaves_at
 
 _MARGIN = 1e-3  # how far below the lowest calibration score the threshold lies where all samples exit
 _BISECTIONS = 60
@@ -267,56 +262,6 @@ class ScoreTable:
         values, enabled = thresholds.values.copy(), thresholds.enabled.copy()
         values[k], enabled[k] = self.threshold(k, ranked, int(cuts[0]))
         return Thresholds(values, enabled)
-
-
-def checked_scores(score: Score, history: ExitHistory) -> Floats:
-    """The scores (n,) of all samples at an exit, of which it is checked that they are what a `Score` must give.
-
-    Raises `InvalidInputError` unless they are n real numbers, finite where the evidence is, and the same when the score
-    is asked again for some of the samples alone.
-    """
-    found = _real_scores(score, history)
-    wrong = ~np.isfinite(found) & history.finite
-    if wrong.any():
-        raise InvalidInputError(
-            f"{_named(score, history)} is {found[wrong.argmax()]} for {int(wrong.sum())} of {len(found)} samples whose "
-            "outputs are finite, expected a finite number for each; clip what is divided by and what a logarithm is of"
-        )
-    spread = np.unique(np.linspace(0, len(found) - 1, _ASKED_AGAIN).round().astype(np.intp))
-    for rows in (spread, spread[:1]):
-        again, before = _real_scores(score, history.take(rows)), found[rows]
-        differ = ~np.isclose(again, before, rtol=RESOLUTION, atol=RESOLUTION, equal_nan=True)
-        differ &= history.finite[rows]
-        if differ.any():
-            at = int(differ.argmax())
-            raise InvalidInputError(
-                f"{_named(score, history)} is {before[at]:.6g} for sample {rows[at]} among all {len(found)}, and "
-                f"{again[at]:.6g} among {len(rows)} of them; expected the same, since a sample must exit where it does "
-                "whatever is in its batch: no random numbers, and no ranks, means or sums over the samples"
-            )
-    return found
-
-
-def _real_scores(score: Score, history: ExitHistory) -> Floats:
-    """Scores (n,) as float64; raises `InvalidInputError` where they are not n real numbers."""
-    found: object = score(history)
-    samples = len(history.evidence[-1])
-    if not isinstance(found, np.ndarray):
-        came = f"a {type(found).__name__}"
-    elif found.dtype.kind not in "fiub":
-        came = f"an array of {found.dtype}"
-    elif found.shape != (samples,):
-        came = f"an array of shape {found.shape}"
-    else:
-        return found.astype(np.float64)
-    raise InvalidInputError(
-        f"{_named(score, history)} is {came} for {samples} samples, expected a numpy array of real numbers of shape "
-        f"({samples},)"
-    )
-
-
-def _named(score: Score, history: ExitHistory) -> str:
-    return f"score {(score.name or type(score).__name__)!r} at exit {history.exit_index}"
 
 
 def within(budget: float) -> float:
