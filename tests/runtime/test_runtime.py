@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import eenet
 from eenet.errors import CutError, InvalidInputError
+from eenet.evaluation import compare, evaluate
 from eenet.serving.engine import ServedModel
 from eenet.testing import toy_costs
 from networks import SmallConvNet, conv_model, table_model
@@ -349,8 +350,8 @@ class TestSizesThatANetworkDoesNotTake:
     def model(self) -> eenet.MultiExitModel:
         return up_to_nine()[0]
 
-    def fast(self, model: eenet.MultiExitModel) -> eenet.AdaptiveModel:
-        records = eenet.collect(model, [(torch.randn(40, 5, 4), torch.arange(40) % 3)])
+    def fast(self, model: eenet.MultiExitModel, dtype: torch.dtype = torch.float32) -> eenet.AdaptiveModel:
+        records = eenet.collect(model, [(torch.randn(40, 5, 4, dtype=dtype), torch.arange(40) % 3)])
         return eenet.AdaptiveModel(model, eenet.MaxProbability().fit(records, toy_costs(2), 1.8))
 
     def test_collecting_refuses_inputs_that_are_too_long_as_a_bundle_does(self, model: eenet.MultiExitModel) -> None:
@@ -369,7 +370,7 @@ class TestSizesThatANetworkDoesNotTake:
         assert fast(torch.zeros(3, 9, 4)) == before
 
     def test_so_does_one_in_a_dtype_that_numpy_does_not_have(self, model: eenet.MultiExitModel) -> None:
-        fast = self.fast(model).to(torch.bfloat16)
+        fast = self.fast(model.to(torch.bfloat16), torch.bfloat16)
         with pytest.raises(InvalidInputError, match=self.EXPECTED.format(20)):
             fast(torch.zeros(3, 20, 4, dtype=torch.bfloat16))
 
@@ -428,14 +429,55 @@ def test_a_scheduler_that_was_fitted_to_records_of_other_weights_is_refused(tmp_
     eenet.AdaptiveModel(model, again)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
-def test_a_model_that_is_converted_is_not_taken_for_one_of_other_weights(dtype: torch.dtype) -> None:
+def test_a_model_in_float64_is_not_taken_for_one_of_other_weights() -> None:
+    model, scheduler, x = _fitted_conv()
+    converted = copy.deepcopy(model).double()
+    eenet.AdaptiveModel(converted, scheduler)
+    eenet.AdaptiveModel(model, eenet.MaxProbability().fit(eenet.collect(converted, [x.double()]), toy_costs(), "70%"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_in_half_precision_a_scheduler_fits_the_model_whose_outputs_it_was_fitted_to(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
     model, scheduler, x = _fitted_conv()
     converted = copy.deepcopy(model).to(dtype)
-    eenet.AdaptiveModel(converted, scheduler)
     there = eenet.MaxProbability().fit(eenet.collect(converted, [x.to(dtype)]), toy_costs(), "70%")
     eenet.AdaptiveModel(converted, there)
-    eenet.AdaptiveModel(model, there)  # in float32, of records in the other dtype
+    for one, other in ((converted, scheduler), (model, there)):
+        with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):
+            eenet.AdaptiveModel(one, other)
+        with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):
+            ServedModel(one, other)
+    fast = eenet.AdaptiveModel(model, scheduler)
+    before = fast(x)
+    with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):
+        fast.to(dtype)
+    assert fast.to("cpu")(x) == before
+    with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):
+        eenet.export(model, there, tmp_path / "bundle", example=x[:2], measure=False)
+
+
+def test_records_of_other_weights_are_no_evaluation_of_a_scheduler() -> None:
+    model, scheduler, x = _fitted_conv()
+    y = torch.arange(len(x)) % 5
+    own = eenet.collect(model, [(x, y)])
+    model.backbone.get_submodule("head").weight.data.mul_(3)  # type: ignore[operator]
+    other = eenet.collect(model, [(x, y)])
+    for words in (
+        lambda: evaluate(scheduler, other),
+        lambda: evaluate(scheduler, own, calibration=other),
+        lambda: compare(own, toy_costs(), ["max_prob"], [2.0], held_out=other),
+        lambda: eenet.report(other, costs=toy_costs(), schedulers=[scheduler], draws=0),
+        lambda: eenet.report(other, costs=toy_costs(), calibration=own, draws=0),
+        lambda: eenet.MaxProbability().fit(own, toy_costs(), 2.5, guarantee=0.5, unlabeled=other),
+    ):
+        with pytest.raises(InvalidInputError, match=f"with other weights.*{own.network}.*{other.network}.*collect"):
+            words()
+    arrays = eenet.ExitRecords(other.probabilities, other.predictions, other.labels)  # of which nothing is known
+    assert evaluate(scheduler, arrays).samples == len(x)
+    without = eenet.MaxProbability().fit(arrays, toy_costs(), "70%")
+    assert evaluate(without, own).samples == len(x)
 
 
 def test_without_a_digest_of_the_same_exits_a_scheduler_is_taken_as_it_is() -> None:

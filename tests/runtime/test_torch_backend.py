@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from eenet.errors import InvalidInputError
 from eenet.runtime import StageBackend, TorchBackend
 from eenet.serving.engine import Engine, EngineOptions
 from eenet.tasks import Classification
+from eenet.testing import toy_costs, toy_records
 from networks import conv_model
 
 
@@ -123,3 +125,46 @@ def test_a_model_whose_live_tensors_numpy_cannot_hold_is_refused() -> None:
     )
     with pytest.raises(InvalidInputError, match=r"is torch.bfloat16, which numpy does not have: call model.float\(\)"):
         TorchBackend(model)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (
+            "backbone.4",
+            r"several precisions \(torch.float32 in module '0', torch.bfloat16 in module '4'\): make them one",
+        ),
+        (
+            "backbone.0",
+            r"several precisions \(torch.bfloat16 in module '0', torch.float32 in module '2'\): make them one",
+        ),
+        ("heads.0", r"the network is torch.float32 and the head at '1' is torch.bfloat16: one was converted without"),
+    ],
+)
+def test_a_part_that_was_converted_alone_is_named_with_the_dtypes(part: str, said: str) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(3, 4)
+    model = eenet.attach(network, ["1"], example=x)
+    backend = TorchBackend(model)
+    model.get_submodule(part).bfloat16()
+
+    def run() -> None:
+        live = backend.enter(x.numpy())
+        for k in range(model.num_exits):
+            live, _ = backend.run(k, live, observe=True)
+
+    with pytest.raises(InvalidInputError, match=said):
+        run()
+    if part != "heads.0":
+        with pytest.raises(InvalidInputError, match=said):
+            model.staged.check_current()
+
+
+def test_a_head_that_was_converted_alone_is_named_by_export(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    model = eenet.attach(network, ["0"], example=torch.randn(3, 4))
+    scheduler = eenet.MaxProbability().fit(toy_records(exits=2, classes=3), toy_costs(2), "70%")
+    model.heads.double()
+    with pytest.raises(InvalidInputError, match=r"is torch.float32 and the head at '0' is torch.float64: one was conv"):
+        eenet.export(model, scheduler, tmp_path / "bundle", example=torch.randn(3, 4), measure=False)
+    assert list(tmp_path.iterdir()) == []

@@ -40,6 +40,7 @@ from eenet.costs import Budget
 from eenet.errors import InvalidInputError
 from eenet.models import MultiExitModel, require_exits
 from eenet.models._collect import digest_of
+from eenet.models._io import inferring
 from eenet.optimize import eager
 from eenet.preprocessing import ArrayPreprocessing, Preprocessing
 from eenet.records import ExitRecords, require_same_network
@@ -202,6 +203,8 @@ def export(
     live = model.staged.flatten_inputs(*args, **kwargs)
     if model.staged.batch_size_of(live) == 0:
         raise InvalidInputError("the example has batch size 0; give real samples, on which the bundle is checked")
+    with inferring(model):
+        model(*args, **kwargs)  # says so where a part of the model was converted to another dtype
     inputs = tuple(tensor_spec(one) for one in model.staged.inference_stages[0].inputs)
     names_of_inputs = tuple(spec.name for spec in inputs)
     preprocessing = ArrayPreprocessing(names_of_inputs) if preprocessing is None else preprocessing.fitted(inputs)

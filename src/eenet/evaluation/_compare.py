@@ -25,7 +25,7 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation._cells import Cell, CellFolder, Setting
 from eenet.evaluation._comparison import BoundRow, Comparison, StaticRow
 from eenet.evaluation._oracle import oracle, random_mixture, static_bounds
-from eenet.records import ExitRecords
+from eenet.records import ExitRecords, require_same_network
 from eenet.scheduler import SCHEDULERS, Scheduler
 
 _log = logging.getLogger("eenet.evaluation")
@@ -86,8 +86,8 @@ def compare(
     Raises
     ------
     InvalidInputError
-        If there are no labels, no scheduler, no budget or no resplit; if `out` is of another comparison; if a scheduler
-        cannot be sent to other processes.
+        If there are no labels, no scheduler, no budget or no resplit; if `held_out` is of a network with other weights;
+        if `out` is of another comparison; if a scheduler cannot be sent to other processes.
 
     Warns
     -----
@@ -110,6 +110,7 @@ def compare(
     if held_out is not None:
         costs.require_exits(held_out.num_exits)
         held_out.require_utility()
+        require_same_network("the records are", records.network, held_out.network, "the held-out ones have")
     makers = _makers(schedulers, seed)
     if not makers or not len(budgets) or resplits < 1:
         raise InvalidInputError(

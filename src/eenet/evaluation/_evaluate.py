@@ -15,7 +15,7 @@ from eenet.costs import LAST, ExitCosts, is_time
 from eenet.errors import FallbackWarning, InvalidInputError, NotFittedError
 from eenet.evaluation._comparison import text_table
 from eenet.evaluation._oracle import best_static, oracle, random_mixture
-from eenet.records import ExitRecords
+from eenet.records import ExitRecords, require_same_network
 from eenet.scheduler import Decisions, Fallback, Scheduler
 
 _FRONTIER = 9
@@ -229,7 +229,7 @@ def evaluate(
     Raises
     ------
     InvalidInputError
-        Without records, or for records of other exits or classes.
+        Without records, or for records of other exits or classes, or of a network with other weights.
 
     Examples
     --------
@@ -247,6 +247,10 @@ def evaluate(
         raise InvalidInputError("there are no records; give held_out=..., or calibration=... as eenet fit does")
     costs = scheduler.costs
     costs.require_exits(records.num_exits)
+    for name, one in (("held-out", held_out), ("calibration", calibration)):
+        if one is not None:
+            fitted, these = "the scheduler was fitted to records", f"the {name} records have"
+            require_same_network(fitted, scheduler.network, one.network, these)
     fresh = held_out is not None and not scheduler.was_fitted_to(held_out)
     utility = None if records.utility is None else records.utility.astype(np.float64)
     accuracies = [_mean(values) for values in utility] if utility is not None else [(None, None)] * len(costs)

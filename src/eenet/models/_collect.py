@@ -26,8 +26,6 @@ from eenet.records import (
 )
 from eenet.tasks import Evidence, Segmentation, Task
 
-_ROUNDED = (torch.float16, torch.bfloat16)
-
 
 def collect(model: MultiExitModel, loader: Iterable[Any]) -> ExitRecords:
     """The records of a model on the batches of a loader, in the loader's order.
@@ -108,19 +106,15 @@ def digest_of(model: MultiExitModel, rounded: torch.dtype | None = None) -> str:
     return digest.hexdigest()
 
 
-def require_same_weights(model: MultiExitModel, network: str | None) -> None:
-    """Raise `InvalidInputError` where a scheduler was fitted to records of this network with other weights.
+def require_same_weights(model: MultiExitModel, network: str | None, rounded: torch.dtype | None = None) -> None:
+    """Raise `InvalidInputError` where a scheduler was fitted to records of other weights (`require_same_network`).
 
-    `network` is the digest that the scheduler has. A model in half precision has rounded weights, which are other
-    numbers than those that its records may be of: what differs there is not known. Otherwise all weights are read,
-    which takes about a second for a gigabyte.
+    `network` is the digest that the scheduler has; `rounded` what the model is to be converted to. All weights are
+    read, which takes about a second for a gigabyte.
     """
     tensors = [tensor for tensor in model.state_dict().values() if isinstance(tensor, Tensor)]
-    if network is None or any(tensor.is_meta or tensor.dtype in _ROUNDED for tensor in tensors):
-        return
-    own = digest_of(model)
-    if network not in (own, *(digest_of(model, dtype) for dtype in _ROUNDED if network != own)):
-        require_same_network("the scheduler was fitted to records", network, own)
+    if network is not None and not any(tensor.is_meta for tensor in tensors):
+        require_same_network("the scheduler was fitted to records", network, digest_of(model, rounded))
 
 
 class Gathering:

@@ -27,6 +27,7 @@ from eenet.networks._weights import load_weights
 from eenet.records import kept_numbers
 from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
 from eenet.stages._binding import dtype_of
+from eenet.stages._samples import several_precisions
 from eenet.tasks import Classification, Segmentation, Task
 
 _ONE_EXIT = (
@@ -418,15 +419,18 @@ def attach(
 
 @contextmanager
 def saying_precisions(model: MultiExitModel) -> Iterator[None]:
-    """Say where something fails because only the network, or only its heads, were converted to another dtype.
+    """Say where something fails because only a part of the model was converted to another dtype.
 
-    Not before it fails: a head may convert its feature itself.
+    Not before it fails: a head may convert its feature itself, and a network what goes from one module to the next.
     """
     try:
         yield
     except (RuntimeError, InvalidInputError) as error:
         if isinstance(error, InvalidInputError) and " dtype " not in str(error):
             raise
+        several = several_precisions(model.backbone, error)
+        if several:
+            raise InvalidInputError(f"the network fails: {error}; {several}") from error
         of_network = dtype_of(model.backbone)
         for name, head in zip(model.exit_names, model.heads, strict=False):
             of_head = dtype_of(head)

@@ -16,15 +16,18 @@ _FEWEST = 8  # rows of logits of which it is said that they look like probabilit
 _AXES = "(exits, samples, classes)"
 
 
-def require_same_network(what: str, fitted: str | None, network: str | None) -> None:
+def require_same_network(what: str, fitted: str | None, network: str | None, this: str = "this one has") -> None:
     """Raise `InvalidInputError` where what was made of a network, in words, is not of this one, by both digests.
 
-    Where one of them is not known, as of predictions of another framework, there is nothing to compare.
+    This is the one rule for schedulers, records, models and bundles: they go together where they are of the same
+    weights in the same precision, since a copy in half precision gives other outputs. Where a digest is not known, as
+    of predictions of another framework, there is nothing to compare.
     """
     if None not in (fitted, network) and fitted != network:
         raise InvalidInputError(
-            f"{what} of a network with other weights (digest {fitted}, this one has {network}): thresholds that fit "
-            "one do not fit the other; collect records of this one, and fit to them"
+            f"{what} of a network with other weights (digest {fitted}, {this} {network}), or with the same ones in "
+            "another precision: thresholds that fit one do not fit the other; collect records of this one, and fit to "
+            "them"
         )
 
 

@@ -13,7 +13,7 @@ from eenet._pretrained import find_model, hidden_model
 from eenet.costs import ExitCosts
 from eenet.errors import EENetError, FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.evaluation._style import title_of
-from eenet.records import ExitRecords
+from eenet.records import ExitRecords, require_same_network
 from eenet.reporting._samples import Samples, kept_inputs
 from eenet.scheduler import SCHEDULERS, Scheduler, load_scheduler
 
@@ -84,6 +84,10 @@ class Run:
                     f"scheduler {title!r} was fitted for {len(scheduler.costs)} exits, the records of {self.name!r} "
                     f"have {records.num_exits}; give one that was fitted on records of this network"
                 )
+            whose = f"the records of {self.name!r} have"
+            require_same_network(
+                f"scheduler {title!r} was fitted to records", scheduler.network, records.network, whose
+            )
         names = self.exits or tuple(f"exit {k}" for k in range(records.num_exits))
         classes = self.classes or tuple(f"class {c}" for c in range(records.num_classes))
         for what, given, expected in (

@@ -191,9 +191,12 @@ class AdaptiveModel:
         """Move or convert the model, as `torch.nn.Module.to` does; returns itself.
 
         The model itself changes. Where it was optimized, it is measured again, which takes as long as it did before.
-        Raises `InvalidInputError` for a device that is not there, and then changes nothing.
+        Raises `InvalidInputError` for a device that is not there, or a dtype that rounds the weights to others than
+        those that the scheduler was fitted for, and then changes nothing.
         """
         _require_device(kwargs.get("device", args[0] if args else None))
+        if (dtype := torch.empty((1, 1, 1, 1)).to(*args, **kwargs).dtype) in _ROUNDED:
+            require_same_weights(self.model, self.scheduler.network, dtype)
         before = _place(self.model)
         self.model.to(*args, **kwargs)
         if _place(self.model) != before:
@@ -380,7 +383,8 @@ class TorchBackend:
     @torch.inference_mode()
     def run(self, k: int, live: Live, *, observe: bool) -> tuple[Live, NDArray[np.float32] | None]:
         """Run stage k and, if asked, its exit head."""
-        onward, logits = self._variant.run(k, _tensors(live), observe=observe)
+        with saying_precisions(self.model):
+            onward, logits = self._variant.run(k, _tensors(live), observe=observe)
         shown = None if logits is None else TENSORS.to_host(logits)
         return tuple([tensor.contiguous().numpy() for tensor in onward]), shown
 
@@ -414,6 +418,8 @@ def tensor_spec(live: LiveTensor) -> TensorSpec:
     """A live tensor as numpy and a manifest describe it."""
     return TensorSpec(live.name, str(live.dtype).removeprefix("torch."), live.shape, live.batch_dim)
 
+
+_ROUNDED = (torch.float16, torch.bfloat16)
 
 _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
     getattr(torch, name): np.dtype(name)

@@ -18,7 +18,7 @@ import numpy as np
 from eenet._values import array_value
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, InfeasibleError, InvalidInputError
-from eenet.records import ExitRecords
+from eenet.records import ExitRecords, require_same_network
 from eenet.scheduler._abstention import NOTHING, Abstention, abstained, abstaining, certainties, possible
 from eenet.scheduler._bounds import (
     BOLDEST,
@@ -358,6 +358,7 @@ class Guarantee:
                     f"the unlabeled records have {extra.num_exits} exits and {extra.num_classes} classes, the "
                     f"labeled ones {records.num_exits} and {records.num_classes}; collect both from one network"
                 )
+            require_same_network("the labeled records are", records.network, extra.network, "the unlabeled ones have")
 
     def fit(
         self,

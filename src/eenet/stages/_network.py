@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,15 @@ from eenet._compat import clear_fake_caches, is_fake, pytree
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages._example import BATCH, MODEL_ERRORS, Example, arguments_of
 from eenet.stages._gradients import Watch
-from eenet.stages._samples import Whole, run_whole, sample_inputs, undisturbed
+from eenet.stages._samples import (
+    Whole,
+    is_of_precisions,
+    precisions,
+    run_whole,
+    sample_inputs,
+    several_precisions,
+    undisturbed,
+)
 from eenet.stages._stage import InputForm
 
 
@@ -95,19 +102,11 @@ def first_run(network: nn.Module, at: Sequence[str], form: InputForm) -> tuple[W
 
 def _precision_hint(network: nn.Module, form: InputForm, error: BaseException) -> str:
     """What to do where numbers of two precisions meet; empty for another error."""
-    if re.search(r"dtype|type \(|BFloat16|Half|Double", str(error)) is None:
-        return ""
-    where: dict[torch.dtype, str] = {}
-    for name, parameter in network.named_parameters():
-        if parameter.is_floating_point():
-            where.setdefault(parameter.dtype, name.rpartition(".")[0])
+    several = several_precisions(network, error)
+    if several:
+        return f"; {several}"
+    where = precisions(network) if is_of_precisions(error) else {}
     given = next((tensor.dtype for tensor in form.tensors() if tensor.is_floating_point()), None)
-    if len(where) > 1:
-        places = ", ".join(f"{dtype} in module {name!r}" for dtype, name in where.items())
-        return (
-            f"; it has parameters of several precisions ({places}): make them one with network.float(), or let its "
-            "forward pass convert what goes from one to the other"
-        )
     if given is not None and where and given not in where:
         (dtype,) = where
         return f"; its parameters are {dtype} and the example is {given}: give example.to({dtype}), or network.float()"

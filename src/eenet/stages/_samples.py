@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from eenet.stages._capture import feature_at
 from eenet.stages._stage import InputForm
 
 SEED = 0
+
+_OF_PRECISIONS = re.compile(r"dtype|type \(|BFloat16|Half|Double")
+"""What torch says where numbers of two precisions meet."""
 
 FOLLOW_TRAINING = "make that step follow `self.training` (for dropout, F.dropout(x, p, training=self.training))"
 """What to do about a step that is random in inference."""
@@ -61,7 +65,41 @@ def whole_of(network: nn.Module, at: Sequence[str], form: InputForm, inputs: Seq
         try:
             return run_whole(network, at, form, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            raise CutError(f"the model itself fails at batch size {inputs[0].shape[0]}: {error}") from error
+            said = f"the model itself fails at batch size {inputs[0].shape[0]}: {error}"
+            several = several_precisions(network, error)
+            if several:
+                raise PrecisionError(f"{said}; {several}") from error
+            raise CutError(said) from error
+
+
+class PrecisionError(CutError):
+    """The network fails since its parameters are of several precisions."""
+
+
+def is_of_precisions(error: BaseException) -> bool:
+    """Whether numbers of two precisions met, by what torch says."""
+    return _OF_PRECISIONS.search(str(error)) is not None
+
+
+def precisions(network: nn.Module) -> dict[torch.dtype, str]:
+    """The dtypes of the parameters, each with the name of the first module that has it."""
+    where: dict[torch.dtype, str] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point():
+            where.setdefault(parameter.dtype, name.rpartition(".")[0])
+    return where
+
+
+def several_precisions(network: nn.Module, error: BaseException) -> str:
+    """What to do where the parameters of a network are of several precisions and meet; empty for another error."""
+    where = precisions(network) if is_of_precisions(error) else {}
+    if len(where) < 2:
+        return ""
+    places = ", ".join(f"{dtype} in module {name!r}" for dtype, name in where.items())
+    return (
+        f"it has parameters of several precisions ({places}): make them one with network.float(), or let its forward "
+        "pass convert what goes from one to the other"
+    )
 
 
 def sample_inputs(form: InputForm, batch: int) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ from eenet.stages._check import (
 from eenet.stages._example import BATCH, Example, arguments_of, form_of
 from eenet.stages._gradients import GradientError, gradient_error
 from eenet.stages._network import Contents, ExampleError, first_run, refuse_wrapped, run_after_trace, without_batch
-from eenet.stages._samples import Whole
+from eenet.stages._samples import PrecisionError, Whole
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
 from eenet.stages._stage import InputForm, Stage, Step, compact, walk
@@ -297,6 +297,8 @@ class StagedModel(nn.Module):
                     check_example(self.backbone, self.at, made, self._form)
                     if any(flags):
                         check_gradients(self.backbone, self.at, made, self._form)
+                except PrecisionError:  # to cut it again would not help
+                    raise
                 except CutError as error:
                     what = str(error).partition(";")[0]
                     raise CutError(
