@@ -150,6 +150,21 @@ def test_every_recipe_is_valid_with_and_without_smoke(name: str) -> None:
         ),
         (minimal(model={"name": "timm:resnet18"}), "model.exits is missing: 'timm:resnet18' has no exits of its own"),
         (minimal(model={"name": "resnet56", "weights_classes": 0}), "expected class names, a file of them, a number"),
+        (
+            minimal(model={"name": "resnet56", "weights": "{root}/{data}/w.safetensors"}),
+            "model.weights is '{root}/{data}/w.safetensors', and {root} stands for nothing; there is {data}; write "
+            "{{root}} for braces in a name",
+        ),
+        (minimal(model={"name": "resnet56", "weights": "{}/w"}), "and {} stands for nothing; there is {data}"),
+        (minimal(model={"name": "resnet56", "weights": "{data.x}/w"}), "and {data.x} stands for nothing"),
+        (
+            minimal(model={"name": "resnet56", "weights": "w", "weights_classes": "{out}/names.txt"}),
+            "model.weights_classes is '{out}/names.txt', and {out} stands for nothing; there is {data}",
+        ),
+        (
+            minimal(train={"batch_size": 8, "teacher": "{runs}/model", "teacher_weight": 1}),
+            "train.teacher is '{runs}/model', and {runs} stands for nothing; there are {out} and {data}",
+        ),
         (minimal(published={"costs": [3, 2], "budgets": [2]}), "expected rising numbers"),
         (minimal(model={"name": "resnet56", "heads": {"kind": 3}}), "model.heads.kind is 3, expected a name"),
         (minimal(data=minimal()["data"] | {"calibration": ["train", 1.5]}), "data.calibration is"),
@@ -491,7 +506,11 @@ def test_exits_and_weights_that_the_network_does_not_have(tmp_path: Path) -> Non
     smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data", "--set")
     assert "lacks 10 of the data's 10 classes, such as " in error(*smoke, "model.weights_classes=[a, b]")
     assert "holds the weights of another architecture" in error(*smoke, f"model.weights={other}")
-    assert other.read_bytes() == before  # a smoke run writes no file but its own
+    braces = tmp_path / "a{b}.safetensors"
+    other.rename(braces)
+    named = f"model.weights={tmp_path / 'a{{b}}.safetensors'}"
+    assert "holds the weights of another architecture" in error(*smoke, named)
+    assert braces.read_bytes() == before  # a smoke run writes no file but its own
     assert "model.weights_classes is 'nowhere.txt', and there is no such file" in error(
         *smoke, "model.weights_classes=nowhere.txt"
     )
@@ -527,8 +546,10 @@ def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
     assert said.startswith("train.teacher is 'a' and train.teacher_weight 0; give a folder and a weight above 0")
     weight = ("--set", "train.teacher_weight=1")
     smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data")
-    absent = f"train.teacher={tmp_path / '{other}'}"  # {other} stands for nothing
-    assert "and there is no such folder; run the recipe that trains it" in error(*smoke, *weight, "--set", absent)
+    absent = f"train.teacher={tmp_path / '{{other}}'}"
+    assert f"{str(tmp_path / '{other}')!r}, and there is no such folder; run the recipe that trains it" in error(
+        *smoke, *weight, "--set", absent
+    )
     network = eenet.build_network("resnet20", num_classes=3)
     eenet.attach(network, ["layers.0"], example=torch.randn(2, 3, 32, 32)).save_pretrained(tmp_path / "three")
     three = f"train.teacher={tmp_path / 'three'}"

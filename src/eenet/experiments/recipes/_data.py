@@ -17,7 +17,7 @@ from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.experiments.data import Dataset, Subset, TextCollator, ThreeWaySplit, load, loader, three_way_split
 from eenet.experiments.data._files import class_names
-from eenet.experiments.recipes._schema import HeadSettings, ModelSettings, Recipe
+from eenet.experiments.recipes._schema import HeadSettings, ModelSettings, Recipe, filled
 from eenet.models import HEADS, MultiExitModel, attach, build_network, known, make_heads
 from eenet.networks._weights import load_weights
 from eenet.preprocessing import Preprocessing, TextPreprocessing
@@ -269,7 +269,7 @@ def make_network(
     settings, classes = recipe.model, data.classes
     own = known(settings.name) if ":" not in settings.name else None
     if weights is None and settings.weights is not None:
-        weights = Path(settings.weights.format(data=data_root))
+        weights = Path(filled("model.weights", settings.weights, data=data_root))
     if weights is None and settings.weights_classes is not None:
         raise InvalidInputError("model.weights_classes says of which classes model.weights are; give those too")
     further = {} if checkpoint is None else {"checkpoint": checkpoint}
@@ -314,7 +314,7 @@ def _of_other_classes(settings: ModelSettings, classes: Sequence[str], weights: 
     if isinstance(given, int):
         count = given
     else:
-        listed = given.format(data=data_root) if isinstance(given, str) else given
+        listed = filled("model.weights_classes", given, data=data_root) if isinstance(given, str) else given
         names = class_names(listed or (), data_root, field="model.weights_classes")
         absent = [name for name in classes if name not in names]
         if absent:

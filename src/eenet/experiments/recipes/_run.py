@@ -43,7 +43,7 @@ from eenet.experiments.recipes._results import (
     write_predictions,
     write_results,
 )
-from eenet.experiments.recipes._schema import Recipe
+from eenet.experiments.recipes._schema import Recipe, filled
 from eenet.experiments.recipes._smoke import write_smoke_files
 from eenet.models import MultiExitModel, collect
 from eenet.preprocessing import ImagePreprocessing
@@ -306,7 +306,7 @@ class _Run:
         settings = self.recipe.train
         if settings.teacher is None:
             return None
-        folder = settings.teacher.replace("{out}", str(self.out)).replace("{data}", str(self._root))
+        folder = filled("train.teacher", settings.teacher, out=self.out, data=self._root)
         if not Path(folder).is_dir():
             raise InvalidInputError(
                 f"train.teacher is {folder!r}, and there is no such folder; run the recipe that trains it, or name "

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -23,6 +24,7 @@ from eenet.training import TrainConfig
 
 _ENDINGS = (".yaml", ".yml")
 _REQUIRED: Any = ...
+_BRACES = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _LIBRARIES = ("timm", "torchvision")
 
 
@@ -286,6 +288,7 @@ class Recipe(_Section):
             raise _refused(cls, error, given) from error
         _require_network(recipe.model)
         _require_teacher(recipe.train, config)
+        _require_placeholders(recipe)
         for field in ("batch_size", "partial_batch"):
             size, sizes = getattr(recipe.evaluation, field), list(recipe.profile.batch_sizes)
             if size is not None and size not in sizes:
@@ -347,6 +350,35 @@ def _yaml(value: Any) -> str:
     """A default as a recipe says it; YAML reads a word of digits as a number where it has no quotes."""
     text = json.dumps(list(value) if isinstance(value, tuple) else value)
     return f"`{text if isinstance(value, str) and value.isdigit() else text.strip(chr(34))}`"
+
+
+def placeholders(path: str) -> tuple[str, ...]:
+    """The names in braces in a path of a recipe; `{{` and `}}` are braces themselves."""
+    return tuple(found.group(1) for found in _BRACES.finditer(path) if found.group(1) is not None)
+
+
+def filled(field: str, path: str, **known: str | Path) -> str:
+    """The path that a field of a recipe gives, with what its placeholders stand for.
+
+    Raises `InvalidInputError` for a placeholder that is not one of these, with the field and those that there are.
+    """
+    unknown = [name for name in placeholders(path) if name not in known]
+    if unknown:
+        raise InvalidInputError(
+            f"{field} is {path!r}, and {{{unknown[0]}}} stands for nothing; there {'are' if len(known) > 1 else 'is'} "
+            f"{' and '.join(f'{{{name}}}' for name in known)}; write {{{{{unknown[0]}}}}} for braces in a name"
+        )
+    return _BRACES.sub(lambda found: found.group(0)[0] if found.group(1) is None else str(known[found.group(1)]), path)
+
+
+def _require_placeholders(recipe: Recipe) -> None:
+    """Refuse paths with unknown placeholders before anything runs."""
+    for name in ("weights", "weights_classes"):
+        path = getattr(recipe.model, name)
+        if isinstance(path, str):
+            filled(f"model.{name}", path, data="")
+    if recipe.train.teacher is not None:
+        filled("train.teacher", recipe.train.teacher, out="", data="")
 
 
 def _require_network(model: ModelSettings) -> None:

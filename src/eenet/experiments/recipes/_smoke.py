@@ -19,13 +19,13 @@ from eenet._extras import require
 from eenet.errors import InvalidInputError
 from eenet.experiments.data._files import class_names
 from eenet.experiments.data._segmentation import CITYSCAPES_IDS
-from eenet.experiments.recipes._schema import ModelSettings, Recipe
+from eenet.experiments.recipes._schema import ModelSettings, Recipe, filled, placeholders
 from eenet.models import build_network
 
 Pixels = NDArray[np.uint8]
 
 _WORDS = ("film", "story", "actor", "scene", "plot", "team", "match", "stock", "market", "phone", "city", "vote")
-_OF_DATA = "{data}"
+_OF_DATA = "data"
 _SYNSETS = ("n01440764", "n02102040", "n03000684", "n03445777")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -50,8 +50,10 @@ def write_smoke_files(recipe: Recipe, folder: Path) -> tuple[Path, Path | None]:
     if writer is None:
         raise InvalidInputError(f"there is no small version of the data set {recipe.data.name!r}; run without --smoke")
     writer(root, np.random.default_rng(recipe.seed))
-    if recipe.model.weights is not None and _OF_DATA in recipe.model.weights:  # never over a file of the user's
-        _write_weights(Path(recipe.model.weights.format(data=root)), recipe.model, _write_classes(recipe.model, root))
+    weights = recipe.model.weights
+    if weights is not None and _OF_DATA in placeholders(weights):  # never over a file of the user's
+        path = Path(filled("model.weights", weights, data=root))
+        _write_weights(path, recipe.model, _write_classes(recipe.model, root))
     if recipe.model.checkpoint is None:
         return root, None
     layers = 6 if recipe.model.name == "minilm" else 12
@@ -173,10 +175,10 @@ def _write_classes(model: ModelSettings, root: Path) -> int | None:
     given = model.weights_classes
     if given is None or isinstance(given, int):
         return given
-    if not isinstance(given, str) or _OF_DATA not in given:
+    if not isinstance(given, str) or _OF_DATA not in placeholders(given):
         return len(class_names(given, root, field="model.weights_classes"))
     names = [*reversed(_SYNSETS), "n00000001", "n00000002"]
-    path = Path(given.format(data=root))
+    path = Path(filled("model.weights_classes", given, data=root))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{name} something\n" for name in names), encoding="utf-8")
     return len(names)
