@@ -18,7 +18,10 @@ from torch import nn
 import eenet
 from eenet.bundle import LoadedBundle
 from eenet.bundle._choosing import Chooser, PartTime  # private: `export` quantizes with it, a test has the rule alone
-from eenet.bundle._frontier import Frontier  # private: `export` compares makes with it, whose times a test must set
+from eenet.bundle._frontier import (
+    Frontier,
+    folded,
+)  # private: `export` compares makes by it, a test must set their times
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_records
 
@@ -397,6 +400,18 @@ def test_a_make_that_is_as_accurate_for_less_is_ahead_and_by_how_much() -> None:
     assert ahead.speed == pytest.approx(2.0)
     assert behind.behind
     assert behind.speed == pytest.approx(0.5)
+
+
+def test_equal_samples_are_in_one_fold_of_a_make() -> None:
+    once, costs = toy_records(samples=90, seed=3), eenet.ExitCosts([1.0, 2.0, 3.0], "ms")
+    folds = folded(once.subset(np.tile(np.arange(90), 4)))
+    assert len(folds) == 3
+    assert sorted(np.concatenate(folds)) == list(range(360))
+    samples = [set((rows % 90).tolist()) for rows in folds]
+    assert sum(map(len, samples)) == 90
+    found = Frontier(once.subset(np.tile(np.arange(90), 4)), costs)
+    alone = Frontier(once, costs)
+    assert found.accuracies == pytest.approx(alone.accuracies)
 
 
 def test_one_that_loses_what_it_saves_is_not_ahead() -> None:

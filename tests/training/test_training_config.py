@@ -10,6 +10,7 @@ import pytest
 
 import eenet
 from eenet.errors import InfeasibleBudgetError, InvalidInputError
+from eenet.scheduler._out_of_fold import folds_of  # private: which samples are in which half
 from eenet.testing import toy_costs, toy_records
 from eenet.training import TrainConfig, two_fold_frontier
 
@@ -76,7 +77,7 @@ def test_the_spelling_of_older_files_is_read() -> None:
 
 def test_the_frontier_is_measured_on_samples_that_were_not_searched_on() -> None:
     records, costs = toy_records(800), toy_costs()
-    one, other = records.split(0.5, seed=0)
+    one, other = (records.subset(rows) for rows in folds_of(records, 0, 2))
     found = two_fold_frontier(records, costs, budgets=3)
     assert found.budgets == pytest.approx((1.5, 2.0, 2.5))
     for budget, accuracy, cost in zip(found.budgets, found.accuracies, found.costs, strict=True):
@@ -91,6 +92,29 @@ def test_the_frontier_is_measured_on_samples_that_were_not_searched_on() -> None
     given = two_fold_frontier(records, costs, (1.6, 2.0))
     assert given.budgets == (1.6, 2.0)
     assert given.accuracies[1] == found.accuracies[1]
+
+
+def test_equal_samples_are_in_one_half_of_the_frontier() -> None:
+    # With every sample four times, halves that share none of them judge as two halves of the samples themselves do:
+    # where copies came to both halves, thresholds were judged on what they were searched on.
+    once, costs = toy_records(60, seed=3), toy_costs()
+    found = two_fold_frontier(once.subset(np.tile(np.arange(60), 4)), costs, budgets=5)
+    alone = two_fold_frontier(once, costs, budgets=5)
+    assert found.accuracies == pytest.approx(alone.accuracies)
+    assert found.costs == pytest.approx(alone.costs)
+
+
+def test_a_frontier_of_outputs_that_are_not_finite_costs_what_it_must() -> None:
+    records, costs = toy_records(300), toy_costs()
+    logits = np.log(records.probabilities)
+    logits[0, :250] = np.nan
+    found = two_fold_frontier(eenet.ExitRecords.from_logits(logits, records.labels), costs, [1.5, 2.9])
+    assert found.budgets == (1.5, 2.9)
+    assert found.costs[0] == pytest.approx((50 * 1 + 250 * 3) / 300, rel=0.05)
+    assert found.costs[0] < found.costs[1] <= 3.0
+    logits[:] = np.nan
+    found = two_fold_frontier(eenet.ExitRecords.from_logits(logits, records.labels), costs)
+    assert found.costs == (3.0, 3.0, 3.0)
 
 
 def test_a_frontier_needs_two_samples_and_a_budget() -> None:

@@ -6,6 +6,7 @@ Both are judged out of fold: a scheduler is fitted to two thirds of the samples 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +18,13 @@ from eenet.records import ExitRecords
 from eenet.scheduler import OptimalStopping
 from eenet.scheduler._fallback import standard_error
 from eenet.scheduler._fitted import Outcome
-from eenet.scheduler._out_of_fold import out_of_fold, pooled
+from eenet.scheduler._out_of_fold import folds_of, out_of_fold, pooled
 
 _FOLDS, _BUDGETS, _COMPARED = 3, 9, 5
 _ERRORS = 2.0
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,19 @@ class Ahead:
         return self.mean < -_ERRORS * self.error
 
 
-class Frontier:
-    """The accuracy of a make at several costs, from its records and what its exits cost."""
+def folded(records: ExitRecords) -> list[Ints]:
+    """The folds of records."""
+    return folds_of(records, 0, _FOLDS)
 
-    def __init__(self, records: ExitRecords, costs: ExitCosts) -> None:
-        folds = np.random.default_rng(0).permutation(len(records)) % _FOLDS
-        parts = [np.flatnonzero(folds == fold) for fold in range(_FOLDS)]
+
+class Frontier:
+    """The accuracy of a make at several costs, from its records and what its exits cost.
+
+    `folds` are the numbers of the samples of each, the same for makes that are compared; by default those of `folded`.
+    """
+
+    def __init__(self, records: ExitRecords, costs: ExitCosts, folds: Sequence[Ints] | None = None) -> None:
+        parts = folded(records) if folds is None else folds
         budgets = np.linspace(costs[0], costs[-1], _BUDGETS).tolist()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ReliabilityWarning)  # of the few samples of a fold: the error says it

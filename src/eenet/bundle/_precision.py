@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._timing import in_turns, timed
 from eenet.bundle._calibration import Samples, boundaries_of, warned
 from eenet.bundle._choosing import Chooser, PartTime, Utility
-from eenet.bundle._frontier import Ahead, Frontier
+from eenet.bundle._frontier import Ahead, Frontier, folded
 from eenet.bundle._graphs import Graphs
 from eenet.bundle._onnx import Session
 from eenet.bundle._quantize import Quantized, quantized
@@ -369,8 +370,13 @@ class _Compared:
 
     def _frontier(self, int8: frozenset[str]) -> Frontier:
         if int8 not in self._frontiers:
-            self._frontiers[int8] = Frontier(self._judge.records(int8), self._costs(int8))
+            self._frontiers[int8] = Frontier(self._judge.records(int8), self._costs(int8), self._folds)
         return self._frontiers[int8]
+
+    @cached_property
+    def _folds(self) -> list[NDArray[np.intp]]:
+        """Those of the records in fp32, for all makes."""
+        return folded(self._judge.records(frozenset()))
 
     def _costs(self, int8: frozenset[str]) -> ExitCosts:
         """Milliseconds of a sample to each exit."""

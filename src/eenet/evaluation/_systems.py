@@ -19,10 +19,9 @@ from eenet.costs import ExitCosts
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import Scheduler, Static
-from eenet.scheduler._assignments import fold_numbers
 from eenet.scheduler._fallback import standard_error
 from eenet.scheduler._fitted import Outcome
-from eenet.scheduler._out_of_fold import out_of_fold
+from eenet.scheduler._out_of_fold import folds_of, out_of_fold
 from eenet.scheduler._reports import CERTAIN
 from eenet.tasks import UnknownVotesError
 
@@ -165,8 +164,7 @@ class Judge:
     ) -> None:
         self.members = dict(members)
         self.scheduler, self.budgets, self.max_members = scheduler, list(budgets), max_members
-        numbers = fold_numbers(next(iter(members.values())).records, seed, folds)
-        self.rows = [np.flatnonzero(numbers == fold) for fold in range(int(numbers.max()) + 1)]
+        self.rows = folds_of(next(iter(members.values())).records, seed, folds)
         self._progress = progress
         self._judged: dict[Recipe, Judged] = {}
         self._left_out: list[Recipe] = []

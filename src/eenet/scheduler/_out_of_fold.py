@@ -9,9 +9,18 @@ import numpy as np
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError
 from eenet.records import ExitRecords
-from eenet.scheduler._fitted import Outcome
+from eenet.scheduler._fitted import Outcome, fold_numbers
 from eenet.scheduler._policy import Ints
 from eenet.scheduler._scheduler import Scheduler
+
+
+def folds_of(records: ExitRecords, seed: int, folds: int) -> list[Ints]:
+    """The numbers of the samples of each fold, at random; samples with equal outputs at all exits share one.
+
+    There are fewer folds where there are fewer different samples.
+    """
+    numbers = fold_numbers(records, seed, folds)
+    return [np.flatnonzero(numbers == number) for number in range(int(numbers.max()) + 1)]
 
 
 def out_of_fold(
@@ -26,8 +35,8 @@ def out_of_fold(
 ) -> list[list[Outcome]]:
     """For each part of the records the outcome at each budget, of the scheduler fitted to all other parts.
 
-    `parts` are numbers of samples; a single part is judged by a fit to itself. A budget that cannot be met raises
-    `InfeasibleBudgetError`; with `lift` the smallest that can be met is taken in its place.
+    `parts` are numbers of samples, such as `folds_of` gives; a single part is judged by a fit to itself. A budget that
+    cannot be met raises `InfeasibleBudgetError`; with `lift` the smallest that can be met is taken in its place.
     """
     found = []
     for number, rows in enumerate(parts):

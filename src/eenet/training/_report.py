@@ -20,11 +20,11 @@ from rich.console import Console
 
 from eenet._files import atomic_path
 from eenet._progress import Bars, Update
-from eenet.costs import ExitCosts
+from eenet.costs import ExitCosts, parse_budget
 from eenet.errors import InvalidInputError
 from eenet.records import ExitRecords
 from eenet.scheduler import SearchedThresholds
-from eenet.scheduler._out_of_fold import out_of_fold, pooled
+from eenet.scheduler._out_of_fold import folds_of, out_of_fold, pooled
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ def two_fold_frontier(
     """The frontier of each half of some records under thresholds searched on the other half, averaged.
 
     Three budgets lie at 25, 50 and 75 % of the way from the first to the last exit's cost; models whose heads cost
-    differently are compared at budgets that are given, in the unit of the costs. The realized costs can differ from the
-    budgets, since the thresholds were searched on other samples. Raises `InfeasibleBudgetError` for a budget below the
-    first exit's cost.
+    differently are compared at budgets that are given, in the unit of the costs. Samples with equal outputs at all
+    exits are in one half. The realized costs can differ from the budgets, since the thresholds were searched on other
+    samples, and are larger where so many outputs are not finite that a budget cannot be met. Raises
+    `InfeasibleBudgetError` for a budget below the first exit's cost.
 
     Parameters
     ----------
@@ -89,10 +90,13 @@ def two_fold_frontier(
         limits: list[float] = np.linspace(costs[0], costs[-1], budgets + 2)[1:-1].tolist()
     else:
         limits = [float(budget) for budget in budgets]
+        if limits and min(limits) < costs[0]:
+            parse_budget(min(limits), costs)  # which refuses it, but for rounding
     if not limits:
         raise InvalidInputError("budgets is empty, expected at least one amount")
-    halves = records.split_rows(0.5, seed=seed)
-    points = pooled(halves, out_of_fold(SearchedThresholds(score), records, costs, halves, limits, fallback=False))
+    halves = folds_of(records, seed, 2)
+    scheduler = SearchedThresholds(score)
+    points = pooled(halves, out_of_fold(scheduler, records, costs, halves, limits, fallback=False, lift=True))
     return Frontier(
         tuple(limits),
         tuple(point.accuracy for point in points),
