@@ -292,6 +292,26 @@ print(result)
         with pytest.raises(eenet.EENetError, match=r"system 'onnx' cannot answer .*\(8, 5\)"):
             run({"onnx": tmp_path / "net.onnx"}, np.zeros((16, 5)))
 
+    @pytest.mark.parametrize(("said", "given", "expected"), [("3", None, 3), ("3", 2, 2), ("", None, 0)])
+    def test_an_onnx_file_has_the_threads_that_a_bundle_has(
+        self, said: str, given: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runtime = import_or_skip("onnxruntime")
+        import_or_skip("onnx")
+        case = small_convolutions()
+        graph = case.export(tmp_path / "bundle").manifest.path("plain.onnx")
+        asked: list[int] = []
+        made = runtime.InferenceSession
+
+        def noted(content: Any, options: Any, **more: Any) -> Any:
+            asked.append(options.intra_op_num_threads)  # 0 is one for each core
+            return made(content, options, **more)
+
+        monkeypatch.setattr(runtime, "InferenceSession", noted)
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+        run({"file": graph, "bundle": str(tmp_path / "bundle")}, case.arrays["x"], threads=given)
+        assert set(asked) == {expected}
+
     def test_random_weights_count_for_times_only(self) -> None:
         systems = {"plain": Work(1, LABELS), "random": Work(1, wrong(160))}
         result = run(systems, NUMBERED, LABELS, untrained=["random"])

@@ -284,3 +284,38 @@ def test_weights_that_lie_beside_the_graph_are_read(tmp_path: Path, monkeypatch:
     with pytest.raises(FileFormatError, match=r"the weights of .*net\.onnx.* cannot be read .*external_data=False"):
         eenet.bundle.onnx.quantize(apart, tmp_path / "lost.onnx", x)
     assert not (tmp_path / "lost.onnx").exists()
+
+
+def test_a_graph_that_gives_infinity_for_what_was_a_number_is_not_written(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes, weights = [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": np.full((2, 3), 1.7015e38)}
+    plain, made = written(tmp_path / "plain.onnx", nodes, weights, {"x": ["n", 2]}), tmp_path / "made.onnx"
+    x = np.full((40, 2), 0.5, np.float32)
+    eenet.bundle.onnx.quantize(plain, made, x)
+    made.unlink()
+    x[[3, 30]] = [1, 0.997]  # of which the second is rounded up, and the sum is too large for float32
+    assert np.isfinite(answers(plain, x)).all()
+    with pytest.raises(InvalidInputError, match="in int8 gives NaN or infinity for 2 of the 40 samples"):
+        eenet.bundle.onnx.quantize(plain, made, x)
+    assert not made.exists()
+
+
+def test_what_the_network_itself_gives_as_infinity_is_no_fault_of_int8(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Log", ["m"], ["y"])]
+    weights = {"w": np.ones((2, 3))}
+    plain, made = written(tmp_path / "plain.onnx", nodes, weights, {"x": ["n", 2]}), tmp_path / "made.onnx"
+    x = np.ones((40, 2), np.float32)
+    x[5] = 0
+    eenet.bundle.onnx.quantize(plain, made, x)
+    np.testing.assert_array_equal(np.isinf(answers(made, x)), np.isinf(answers(plain, x)))
+
+
+def test_samples_that_are_not_finite_give_no_ranges(tmp_path: Path) -> None:
+    x = np.ones((40, 6), np.float32)
+    x[7, 2] = np.nan
+    with pytest.raises(InvalidInputError, match="samples of 'x' hold NaN or infinity, of which the quantizer can take"):
+        eenet.bundle.onnx.quantize(graph(tmp_path / "plain.onnx"), tmp_path / "made.onnx", x)
+    assert not (tmp_path / "made.onnx").exists()

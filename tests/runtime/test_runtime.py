@@ -447,8 +447,8 @@ def test_in_half_precision_a_scheduler_fits_the_model_whose_outputs_it_was_fitte
     for one, other in ((converted, scheduler), (model, there)):
         with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):
             eenet.AdaptiveModel(one, other)
-        with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):
-            ServedModel(one, other)
+    with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):
+        ServedModel(model, there)
     fast = eenet.AdaptiveModel(model, scheduler)
     before = fast(x)
     with pytest.raises(InvalidInputError, match="or with the same ones in another precision"):

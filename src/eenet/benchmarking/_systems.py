@@ -529,22 +529,15 @@ class OnnxFile:
     """A network as one ONNX graph, in ONNX Runtime on the CPU; its first output are the logits."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        from eenet.bundle._onnx import _errors_of
+        from eenet.bundle._onnx import errors_of, opened, quiet
 
         runtime = require("onnxruntime", "onnx", "an .onnx file")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # As for bundles: threads that go on spinning would take time from the system whose turn is next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except _errors_of(runtime) as error:
+            self._session = opened(runtime, str(path), threads)  # by its path, beside which its weights may lie
+        except errors_of(runtime) as error:
             raise InvalidInputError(f"onnxruntime cannot load {str(path)!r}: {error}; export it again") from error
-        self._errors = _errors_of(runtime)
-        self._quiet = runtime.RunOptions()
-        self._quiet.log_severity_level = 4  # errors are raised: they need not be logged too
+        self._errors = errors_of(runtime)
+        self._quiet = quiet(runtime)
         self._names = [one.name for one in self._session.get_inputs()]
         self._doubles = {one.name for one in self._session.get_inputs() if one.type == "tensor(double)"}
         self.size = sum(file.stat().st_size for file in {path, *_external_files(path)})

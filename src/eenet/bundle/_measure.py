@@ -124,10 +124,10 @@ def remaining(shares: Sequence[float], size: int) -> list[int]:
 def failures_of(backend: str) -> tuple[type[Exception], ...]:
     """What a network raises where it fails in the runtime of a bundle, by the name in its manifest."""
     if backend == "onnx":
-        from eenet.bundle._onnx import _errors_of
+        from eenet.bundle._onnx import errors_of
 
         # Where outputs are bound, ONNX Runtime raises a RuntimeError in place of its own.
-        return (*_errors_of(require("onnxruntime", "onnx")), RuntimeError)
+        return (*errors_of(require("onnxruntime", "onnx")), RuntimeError)
     from eenet.stages._example import MODEL_ERRORS  # with PyTorch alone
 
     return MODEL_ERRORS

@@ -201,25 +201,17 @@ class Session:
         marks: Marks | None = None,
     ) -> None:
         self._file, self._marks = file, marks
-        options = runtime.SessionOptions()
-        options.log_severity_level = 3  # warnings are about how a graph could be written better
-        threads = usual_threads() if threads is None else threads
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # Stages take turns: threads that go on spinning after one would hinder those of the next.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             # From the bytes that were verified, not from the path: what is checked is what is run.
-            self._session = runtime.InferenceSession(content, options, providers=list(providers))
-        except _errors_of(runtime) as error:
+            self._session = opened(runtime, content, threads, providers)
+        except errors_of(runtime) as error:
             raise FileFormatError(
                 f"onnxruntime {runtime.__version__} cannot load {self._file!r}: {error}; use a newer onnxruntime, or "
                 "export for an older one with opset=18"
             ) from error
         self.inputs = [one.name for one in self._session.get_inputs()]
         self._outputs = [one.name for one in self._session.get_outputs()]
-        self._quiet = runtime.RunOptions()
-        self._quiet.log_severity_level = 4  # errors are raised: they need not be logged too
+        self._quiet = quiet(runtime)
         self._shapes = _Shapes(self._session) if set(providers) == {"CPUExecutionProvider"} else None
 
     def require(self, inputs: int, outputs: int) -> None:
@@ -278,7 +270,28 @@ class _Shapes:
         return [np.empty(shape, dtype) for shape, (_, dtype) in zip(shapes, self._outputs, strict=True)]
 
 
-def _errors_of(runtime: Any) -> tuple[type[Exception], ...]:
+def opened(
+    runtime: Any, graph: bytes | str, threads: int | None, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> Any:
+    """A session of ONNX Runtime for a graph, of its bytes or its path; raises what is among `errors_of`."""
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # warnings are about how a graph could be written better
+    threads = usual_threads() if threads is None else threads
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    # Graphs take turns: threads that go on spinning after one would hinder those of the next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return runtime.InferenceSession(graph, options, providers=list(providers))
+
+
+def quiet(runtime: Any) -> Any:
+    """Options of a run that logs nothing: errors are raised, and need not be logged too."""
+    options = runtime.RunOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def errors_of(runtime: Any) -> tuple[type[Exception], ...]:
     """The exceptions of ONNX Runtime, which have no common base."""
     known = vars(runtime.capi.onnxruntime_pybind11_state).values()
     return tuple(one for one in known if isinstance(one, type) and issubclass(one, Exception))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from eenet._extras import require
-from eenet.bundle._onnx import _errors_of, errors_alone, operator_sets_once
+from eenet.bundle._onnx import errors_alone, errors_of, operator_sets_once
 from eenet.runtime._backend import Array
 
 _MOVE = frozenset({
@@ -206,5 +206,5 @@ class _Reader:
 def _failures(onnx: Any) -> tuple[type[Exception], ...]:
     """What the tools raise for a graph that they cannot quantize; none of it has a base of its own."""
     checks = (onnx.checker.ValidationError, onnx.shape_inference.InferenceError)
-    known = _errors_of(require("onnxruntime", "onnx"))
+    known = errors_of(require("onnxruntime", "onnx"))
     return (*known, *checks, ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError)

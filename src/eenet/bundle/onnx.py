@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._files import atomic_path, existing_file
 from eenet.bundle._load import LoadedBundle, known
 from eenet.bundle._manifest import read_manifest
 from eenet.bundle._onnx import OnnxBackend as OnnxBackend
-from eenet.bundle._onnx import Session, _errors_of
+from eenet.bundle._onnx import Session, errors_of
 from eenet.bundle._quantize import quantized
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.runtime._backend import Array
@@ -71,7 +72,8 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
     It is what exits compete with: weights per channel in int8, activations in uint8. Around convolutions their ranges
     are those of the samples; a matrix product with weights takes that of each row of its input while it runs. Returns
     the kinds of operators that stay fp32, such as `("Softmax",)`. NaN and infinity in an input become numbers, unlike
-    in a bundle: look for them before. Needs `eenet[export]`.
+    in a bundle: look for them before. The graph is run on the samples, and is not written where it gives NaN or
+    infinity and the network does not. Needs `eenet[export]`.
 
     Parameters
     ----------
@@ -86,7 +88,8 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
     Raises
     ------
     InvalidInputError
-        Where the samples do not fit the network, or nothing in it can be quantized.
+        Where the samples do not fit the network or are not finite, nothing in it can be quantized, or the graph in int8
+        gives NaN or infinity where the network gives numbers.
     FileFormatError
         Where the file is no network that ONNX Runtime runs, or weights that belong beside it are missing.
 
@@ -117,6 +120,11 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
         raise InvalidInputError(
             f"samples have {sizes} rows, expected the same for each input and at least {_FEWEST}: about 128 are good"
         )
+    strange = next((name for name, one in zip(names, arrays, strict=True) if not _finite(one).all()), None)
+    if strange is not None:
+        raise InvalidInputError(
+            f"the samples of {strange!r} hold NaN or infinity, of which the quantizer can take no ranges; correct them"
+        )
     fixed = onnx.load_from_string(content).graph.input[0].type.tensor_type.shape.dim[0].dim_value
     step = fixed or _CHUNK
     feeds = [[one[n : n + step] for one in arrays] for n in range(0, sizes[0], step)]
@@ -125,14 +133,36 @@ def quantize(network: str | Path, out: str | Path, samples: Mapping[str, Array] 
         raise InvalidInputError(f"samples have {sizes} rows, the network takes {fixed} at a time; give as many")
     try:
         before(feeds[0])
-    except _errors_of(runtime) as error:
+    except errors_of(runtime) as error:
         raise InvalidInputError(f"{str(network)!r} does not take these samples: {error}") from error
     made = quantized(content, [dict(zip(names, feed, strict=True)) for feed in feeds])
     if made.content is None:
         raise InvalidInputError(f"{str(network)!r} cannot be quantized: {made.reason}")
+    after = Session(runtime, made.content, f"{network} in int8", None)
+    lost = sum(_lost(before(feed), after(feed)) for feed in feeds)
+    if lost:
+        raise InvalidInputError(
+            f"{str(network)!r} in int8 gives NaN or infinity for {lost} of the {sum(len(feed[0]) for feed in feeds)} "
+            "samples, for which the network gives numbers: nothing is written. Its numbers are too large for int8; "
+            "keep it in fp32"
+        )
     with atomic_path(out) as path:
         path.write_bytes(made.content)
     return made.kept
+
+
+def _finite(array: Array) -> NDArray[np.bool_]:
+    return np.isfinite(array) if array.dtype.kind == "f" else np.ones(array.shape, dtype=np.bool_)
+
+
+def _lost(before: Sequence[Array], after: Sequence[Array]) -> int:
+    """For how many samples a graph gives a number that is not finite where another one gives one that is."""
+    lost = [
+        (_finite(one) & ~_finite(other)).reshape(len(one), -1).any(axis=1)
+        for one, other in zip(before, after, strict=True)
+        if one.ndim and one.shape == other.shape and len(one) == len(before[0])
+    ]
+    return int(np.any(lost, axis=0).sum()) if lost else 0
 
 
 def _with_weights(onnx: Any, path: Path) -> bytes:
