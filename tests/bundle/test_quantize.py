@@ -291,7 +291,7 @@ def test_a_graph_that_gives_infinity_for_what_was_a_number_is_not_written(tmp_pa
 
     nodes, weights = [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": np.full((2, 3), 1.7015e38)}
     plain, made = written(tmp_path / "plain.onnx", nodes, weights, {"x": ["n", 2]}), tmp_path / "made.onnx"
-    x = np.full((40, 2), 0.5, np.float32)
+    x = np.tile(np.array([1, 0.5], np.float32), (40, 1))
     eenet.bundle.onnx.quantize(plain, made, x)
     made.unlink()
     x[[3, 30]] = [1, 0.997]  # of which the second is rounded up, and the sum is too large for float32
