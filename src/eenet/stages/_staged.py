@@ -297,8 +297,8 @@ class StagedModel(nn.Module):
                     check_example(self.backbone, self.at, made, self._form)
                     if any(flags):
                         check_gradients(self.backbone, self.at, made, self._form)
-                except PrecisionError:  # to cut it again would not help
-                    raise
+                except PrecisionError as error:  # to cut it again would not help
+                    raise CutError(f"the network was changed after it was cut: {error}") from error
                 except CutError as error:
                     what = str(error).partition(";")[0]
                     raise CutError(
