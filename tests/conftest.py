@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
 import random
@@ -88,6 +90,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: (places.get(item.path, len(places)), -tests[item.path]))
 
 
+def pytest_collection_finish() -> None:
+    """What all the libraries hold stays: the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """Every test starts from the same random state."""
@@ -117,6 +125,14 @@ def signal_handlers_as_found() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not None:  # one that Python did not set
             signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def remembered_traces(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Networks that were traced before are not traced again, except in the tests of tracing."""
+    of_tracing = request.path.parent.name in ("stages", "models")
+    with contextlib.nullcontext() if torch is None or of_tracing else remembered.traces():
+        yield
 
 
 @pytest.fixture(scope="session")
