@@ -42,7 +42,7 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_tell_of(kind: str
                 "--phases",
                 "examples,coverage,fuzzing",
                 "--max-examples",
-                "30",
+                "15",
             ),
             *("--header", f"Authorization: Bearer {TOKEN}", "--generation-deterministic", "--no-color"),
             *("--warnings", "off", "--continue-on-failure"),
