@@ -35,7 +35,7 @@ OF_OTHERS = {
     "agnews-25k-bert12",
     "cifar10-resnet56-shared",
     "sst2-phrases-minilm",
-    "tiny-imagenet-100-resnet56",
+    "tiny-imagenet-100-densenet121",
     "tiny-imagenet-lite0",
 }
 
