@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from stages_toys import Chain, SmallResNet, warm
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import eenet
 from eenet.errors import CutError, InvalidInputError
 from eenet.stages import Stage, StagedModel, cut
 
@@ -786,3 +788,68 @@ def test_a_table_that_tracing_fixed_is_refused_with_its_cause() -> None:
     cut(network(), ["1"], x)
     with pytest.raises(CutError, match=r"fixes the batch size of input 'input' to 3, such as a table"):
         cut(network(of_batch=True), ["1"], x)
+
+
+class Masked(nn.Module):
+    """Channels over time, and a mask that has its time in another dimension than they."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.classify = nn.Conv1d(3, 8, 3, padding=1), nn.Conv1d(8, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, signal: Tensor, mask: Tensor) -> Tensor:
+        x = self.first(signal * mask[:, None]).relu()
+        answer: Tensor = self.classify(self.second(x).mean(-1))
+        return answer
+
+
+MASKED = {"signal": {2: "time"}, "mask": {1: "time"}}
+
+
+def masked_inputs(samples: int, length: int) -> dict[str, Tensor]:
+    mask = torch.ones(samples, length)
+    mask[::2, length // 2 :] = 0
+    return {"signal": torch.randn(samples, 3, length), "mask": mask}
+
+
+@pytest.mark.parametrize("length", [5, 12, 31])
+def test_inputs_may_have_their_changing_size_in_different_dimensions(length: int) -> None:
+    net = Masked().eval()
+    staged = eenet.cut(net, ["first"], masked_inputs(2, 12), dynamic=MASKED)
+    assert [one.shape for one in staged.stages[0].inputs] == [("batch", 3, "time"), ("batch", "time")]
+    assert staged.dynamic == MASKED
+    fresh = masked_inputs(7, length)
+    with torch.inference_mode():
+        torch.testing.assert_close(staged(**fresh), net(**fresh))
+    with pytest.raises(InvalidInputError, match=r"input 'signal' has shape \(7, 2, \d+\), expected \(any, 3, any\)"):
+        staged(signal=fresh["signal"][:, :2], mask=fresh["mask"])
+
+
+def test_what_the_mapping_of_changing_sizes_cannot_be_is_refused_in_words() -> None:
+    net, example = Masked().eval(), masked_inputs(2, 12)
+    for wrong, message in (
+        ({"noise": {1: "time"}}, r"names 'noise', expected numbers .* among \['signal', 'mask'\]"),
+        ({"signal": {2: "time"}, 1: "time"}, r"names 1, expected numbers of dimensions alone"),
+        ({"signal": 2}, r"has 2 for the input 'signal', expected dimensions and their names"),
+        ({"signal": {3: "time"}}, r"dimension 3 of the input 'signal', which has 3 dimensions"),
+        ({"mask": {0: "time"}}, r"names dimension 0; expected 1 or more"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            eenet.cut(net, ["first"], example, dynamic=wrong)  # type: ignore[arg-type]
+    with pytest.raises(CutError, match=r"size where `dynamic` does not name it, such as a mask: dynamic={'x'"):
+        eenet.cut(net, ["first"], example, dynamic={2: "time"})
+
+
+def test_a_model_and_a_sequence_of_such_inputs_are_saved_and_made_again(tmp_path: Path) -> None:
+    model = eenet.attach(
+        Masked().eval(), ["first"], 4, masked_inputs(2, 12), dynamic=MASKED, source=eenet.Source(f"{__name__}:Masked")
+    ).eval()
+    model.save_pretrained(tmp_path / "model")
+    again = eenet.from_pretrained(tmp_path / "model", allow=[f"{__name__}:Masked"])
+    assert again.staged.dynamic == MASKED
+    fresh = masked_inputs(3, 20)
+    with torch.inference_mode():
+        torch.testing.assert_close(again(**fresh)[0], model(**fresh)[0])
+    with pytest.raises(InvalidInputError, match="give that of the cascade's inputs"):
+        eenet.cascade([model, again], example=fresh)
+    assert eenet.cascade([model, again], example=fresh, dynamic=MASKED).staged.dynamic == MASKED

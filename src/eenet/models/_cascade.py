@@ -20,7 +20,7 @@ from eenet.models._heads import AnswerHead
 from eenet.models._io import inferring
 from eenet.models._multi_exit import MultiExitModel, attach
 from eenet.models._networks import Source, build_network
-from eenet.stages import Example, arguments_of, without_batch
+from eenet.stages import Dynamic, Example, arguments_of, without_batch
 
 
 def cascade(
@@ -31,7 +31,7 @@ def cascade(
     inputs: Sequence[nn.Module | Mapping[str, Any] | None]
     | Mapping[str, nn.Module | Mapping[str, Any] | None]
     | None = None,
-    dynamic: Mapping[int, str] | None = None,
+    dynamic: Dynamic | None = None,
 ) -> MultiExitModel:
     """Several networks, asked one after another, as one model with exits; their weights are shared, not copied.
 
@@ -124,6 +124,11 @@ def cascade(
         module.training = any(one.training for one in networks)
     if dynamic is None:
         known = [member.staged.dynamic for member in given if isinstance(member, MultiExitModel)]
+        if any(isinstance(key, str) for one in known for key in one):
+            raise InvalidInputError(
+                "a member was cut with `dynamic` for each of its inputs by name; give that of the cascade's inputs, "
+                "as dynamic={'signal': {2: 'time'}, 'mask': {1: 'time'}}"
+            )
         dynamic = {dim: name for one in known for dim, name in one.items()}
     tasks = [member.task for member in given if isinstance(member, MultiExitModel)]
     return attach(

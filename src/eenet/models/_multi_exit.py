@@ -25,7 +25,7 @@ from eenet.models._saving import read_model, require_same_answers, write_model
 from eenet.models._ties import share_buffers, shared_buffers
 from eenet.networks._weights import load_weights
 from eenet.records import kept_numbers
-from eenet.stages import Example, SplitPoint, StagedModel, cut_for_heads
+from eenet.stages import Dynamic, Example, SplitPoint, StagedModel, cut_for_heads
 from eenet.stages._binding import dtype_of
 from eenet.stages._samples import several_precisions
 from eenet.tasks import Classification, Segmentation, Task
@@ -292,7 +292,7 @@ def attach(
     example: Example | None = None,
     *,
     heads: Sequence[nn.Module] | None = None,
-    dynamic: Mapping[int, str] | None = None,
+    dynamic: Dynamic | None = None,
     source: str | Source | None = None,
     task: Task | None = None,
 ) -> MultiExitModel:
@@ -320,7 +320,8 @@ def attach(
         dimension is which, and which token has seen the whole input, is observed on the example. A head of yours that
         works in place on the feature, as `nn.ReLU(inplace=True)` does, gets a copy of it, by a hook.
     dynamic
-        Further dimensions of the inputs whose size may change, by name, such as `{1: "sequence"}`.
+        Further dimensions of the inputs whose size may change, by name, such as `{1: "sequence"}`; where inputs differ,
+        for each by its name: `{"signal": {2: "time"}, "mask": {1: "time"}}`.
     source
         How the network can be built again, such as "torchvision:resnet18", where it does not say so itself.
     task
@@ -453,7 +454,7 @@ def require_exits(model: Any) -> MultiExitModel:
 
 
 def _places(
-    backbone: nn.Module, exits: Sequence[str] | str | None, example: Example | None, dynamic: Mapping[int, str] | None
+    backbone: nn.Module, exits: Sequence[str] | str | None, example: Example | None, dynamic: Dynamic | None
 ) -> list[SplitPoint] | None:
     """Where the exits go, if that is to be found out; None where they are named."""
     if isinstance(backbone, StagedModel) or example is None:
@@ -464,7 +465,7 @@ def _places(
 
 
 def _staged(
-    backbone: nn.Module, exits: Sequence[str] | str | None, example: Example | None, dynamic: Mapping[int, str] | None
+    backbone: nn.Module, exits: Sequence[str] | str | None, example: Example | None, dynamic: Dynamic | None
 ) -> StagedModel:
     if isinstance(backbone, StagedModel):
         if exits is not None and list(exits) != list(backbone.at):

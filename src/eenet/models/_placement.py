@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from eenet._timing import in_turns, timed, waiting_for
 from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring
-from eenet.stages import Example, SplitPoint, split_points
+from eenet.stages import Dynamic, Example, SplitPoint, split_points
 
 # What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
 _DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
@@ -62,7 +62,7 @@ class Placement:
 
 
 def place_exits(
-    backbone: nn.Module, asked: str, example: Example, *, dynamic: Mapping[int, str] | None = None
+    backbone: nn.Module, asked: str, example: Example, *, dynamic: Dynamic | None = None
 ) -> list[SplitPoint]:
     """The places for `exits="auto:K"`, K exits in all, the last one included; "auto:K:flops" counts instead of timing.
 

@@ -58,7 +58,7 @@ class Loaded:
     num_classes: int
     example: tuple[tuple[Any, ...], dict[str, Any]]
     heads: Sequence[nn.Module]
-    dynamic: dict[int, str]
+    dynamic: dict[Any, Any]
     source: Source
     task: Task
     given: list[str]
@@ -85,7 +85,10 @@ def write_model(folder: str | Path, model: Model, backbone: bool | Backbone) -> 
         "source": source.to_dict(),
         "exits": list(model.staged.at),
         "num_classes": model.num_classes,
-        "dynamic": {str(dim): name for dim, name in model.staged.dynamic.items()},
+        "dynamic": {
+            str(key): value if isinstance(value, str) else {str(dim): name for dim, name in value.items()}
+            for key, value in model.staged.dynamic.items()
+        },
         "heads": [describe_head(head) for head in model.heads],
         "task": describe_task(model.task),
         "dtype": str(dtype).removeprefix("torch."),
@@ -135,7 +138,12 @@ def read_model(
         description["num_classes"],
         saved.example,
         made,
-        {int(dim): name for dim, name in description["dynamic"].items()},
+        {
+            key if isinstance(value, dict) else int(key): (
+                {int(dim): name for dim, name in value.items()} if isinstance(value, dict) else value
+            )
+            for key, value in description["dynamic"].items()
+        },
         source,
         task,
         given,

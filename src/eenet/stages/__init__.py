@@ -8,6 +8,7 @@ from eenet.stages._example import arguments_of as arguments_of
 from eenet.stages._network import without_batch as without_batch
 from eenet.stages._split_points import SplitPoint as SplitPoint
 from eenet.stages._split_points import split_points as split_points
+from eenet.stages._stage import Dynamic as Dynamic
 from eenet.stages._stage import LiveTensor as LiveTensor
 from eenet.stages._stage import Stage as Stage
 from eenet.stages._stage import Step as Step

@@ -305,7 +305,8 @@ def _check_markers(graph_module: fx.GraphModule, names: tuple[str, ...]) -> None
 
 def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
     tensors = tuple(t.index_select(0, torch.arange(BATCH, device=t.device) % len(t)) for t in form.tensors())
-    shapes = {"tensors": tuple(_dynamic_dims(tensor, form) for tensor in tensors)}
+    dimensions = [dict.fromkeys([0, *dims], torch.export.Dim.DYNAMIC) for dims in form.dynamic_dims]
+    shapes = {"tensors": tuple(dimensions)}
     try:
         # Outside any no_grad of the caller: the graph must hold the model's own switches of gradient mode, no others.
         with _quiet(), quiet_trace(), recurrent_in_one(), torch.enable_grad():
@@ -314,12 +315,14 @@ def _export(model: nn.Module, form: InputForm) -> torch.export.ExportedProgram:
         fixed = _FIXED_SIZE.search(str(error))
         if fixed:
             position, dim, size = (int(group) for group in fixed.groups())
-            what = "the batch size" if dim == 0 else f"dynamic dimension {dim} ({form.dynamic.get(dim)})"
+            what = "the batch size" if dim == 0 else f"dynamic dimension {dim} ({form.dynamic_dims[position].get(dim)})"
             name = [name for name, is_tensor in zip(form.names, form.is_tensor, strict=True) if is_tensor][position]
             raise CutError(
                 f"torch.export cannot trace the model: in the forward pass something fixes {what} of input {name!r} to "
-                f"{size}, such as a table kept from an earlier call or a size written as a number; "
-                "change that step, or write the stages by hand with StagedModel.from_stages"
+                f"{size}, such as a table kept from an earlier call or a size written as a number, or another input "
+                "has that size where `dynamic` does not name it, such as a mask: dynamic={'x': {2: 'time'}, 'mask': "
+                "{1: 'time'}} names it for each; change that step, or write the stages by hand with "
+                "StagedModel.from_stages"
             ) from error
         where = _innermost_module(model, error)
         place = f" in module {where!r}" if where else ""
@@ -349,11 +352,6 @@ class _FlatCall(nn.Module):
 def original_name(name: str) -> str:
     """The name in the model of what is traced under `name`."""
     return name.removeprefix("network.")
-
-
-def _dynamic_dims(tensor: Tensor, form: InputForm) -> dict[int, Any]:
-    dims = [0, *(dim for dim in form.dynamic if dim < tensor.ndim)]
-    return dict.fromkeys(dims, torch.export.Dim.DYNAMIC)
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ would let a network pass whose answers hardly depend on its input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -383,19 +384,18 @@ def _check_other_lengths(
 ) -> None:
     """Also at other sizes of the dynamic dimensions, unless the model itself refuses them."""
     for more, what in ((-1, "less"), (1, "more")):
-        others = inputs
-        for dim in form.dynamic:
-            others = tuple(_resized(t, dim, t.shape[dim] + more) if dim < t.ndim else t for t in others)
+        others = form.resized(inputs, partial(_lengthened, more))
         try:
             whole = whole_of(backbone, at, form, others)
         except CutError:
             continue
-        names = ", ".join(f"{name} one {what}" for name in form.dynamic.values())
+        names = ", ".join(f"{name} one {what}" for name in form.dynamic_names)
         _compare_walk(split, whole, walk_alone(split, others), f"with {names}")
 
 
-def _resized(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """The first steps of a tensor; where it has too few, its last one again."""
+def _lengthened(more: int, tensor: Tensor, dim: int) -> Tensor:
+    """The tensor with this many steps more, its last one again, or less."""
+    size = tensor.shape[dim] + more
     last = tensor.narrow(dim, tensor.shape[dim] - 1, 1)
     return torch.cat([tensor, last], dim).narrow(dim, 0, size)
 

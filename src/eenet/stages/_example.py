@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eenet._compat import pytree
 from eenet.errors import InvalidInputError
-from eenet.stages._stage import InputForm, leaf_names
+from eenet.stages._stage import Dynamic, InputForm, dynamic_dims, leaf_names
 
 # What the code of a network can raise when it is run.
 MODEL_ERRORS = (
@@ -44,23 +44,49 @@ def arguments_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     )
 
 
-def form_of(model: nn.Module, example: Example, dynamic: Mapping[int, str] | None) -> InputForm:
+def form_of(model: nn.Module, example: Example, dynamic: Dynamic | None) -> InputForm:
     """The form of a model's inputs, from an example: a tensor, a tuple of arguments, or a mapping of keyword arguments.
 
     Batch 1 is doubled, since torch.export treats a size of 1 as fixed. Raises InvalidInputError for inputs that no cut
     can use.
     """
     args, kwargs = arguments_of(example)
-    dynamic = dict(dynamic or {})
-    _check_dynamic(dynamic)
+    wanted: dict[Any, Any] = dict(dynamic or {})
     leaves, spec = pytree.tree_flatten((args, kwargs))
     positional = _positional_names(model, args, kwargs)
-    _check_leaves(leaf_names(args, kwargs, positional), leaves, dynamic)
+    names = leaf_names(args, kwargs, positional)
+    _check_dynamic(wanted, {n: leaf.ndim for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)})
+    _check_leaves(names, leaves, wanted)
     new_args, new_kwargs = pytree.tree_unflatten([_rows(leaf) for leaf in leaves], spec)
-    return InputForm(tuple(new_args), dict(new_kwargs), dynamic, positional)
+    return InputForm(tuple(new_args), dict(new_kwargs), wanted, positional)
 
 
-def _check_dynamic(dynamic: Mapping[int, str]) -> None:
+def _check_dynamic(dynamic: Mapping[Any, Any], inputs: Mapping[str, int]) -> None:
+    """Raise InvalidInputError for what `dynamic` cannot be; `inputs` are the dimensions of each tensor by its name."""
+    if any(isinstance(key, str) for key in dynamic):
+        for name, own in dynamic.items():
+            if name not in inputs:
+                raise InvalidInputError(
+                    f"`dynamic` names {name!r}, expected numbers of dimensions alone, which are those of all inputs, "
+                    f"or names of inputs alone, among {list(inputs)}"
+                )
+            if not isinstance(own, Mapping):
+                raise InvalidInputError(
+                    f"`dynamic` has {own!r} for the input {name!r}, expected dimensions and their names: "
+                    f"{{{name!r}: {{1: 'time'}}}}"
+                )
+            _check_dimensions(own)
+            beyond = next((dim for dim in own if dim >= inputs[name]), None)
+            if beyond is not None:
+                raise InvalidInputError(
+                    f"`dynamic` names dimension {beyond} of the input {name!r}, which has {inputs[name]} dimensions, "
+                    "counted from 0"
+                )
+    else:
+        _check_dimensions(dynamic)
+
+
+def _check_dimensions(dynamic: Mapping[Any, Any]) -> None:
     for dim, name in dynamic.items():
         if not isinstance(dim, int) or dim < 1:
             raise InvalidInputError(f"`dynamic` names dimension {dim!r}; expected 1 or more, since 0 is the batch")
@@ -68,7 +94,7 @@ def _check_dynamic(dynamic: Mapping[int, str]) -> None:
             raise InvalidInputError(f"`dynamic` calls dimension {dim} {name!r}; expected an identifier, not 'batch'")
 
 
-def _check_leaves(names: Sequence[str], leaves: Sequence[Any], dynamic: Mapping[int, str]) -> None:
+def _check_leaves(names: Sequence[str], leaves: Sequence[Any], dynamic: Mapping[Any, Any]) -> None:
     first: tuple[str, int] | None = None
     for name, leaf in zip(names, leaves, strict=True):
         if not isinstance(leaf, Tensor):
@@ -87,8 +113,8 @@ def _check_leaves(names: Sequence[str], leaves: Sequence[Any], dynamic: Mapping[
                 "every tensor input needs the same number of samples on dimension 0"
             )
         first = first or (name, size)
-        for dim, called in dynamic.items():
-            if dim < leaf.ndim and leaf.shape[dim] < 2:
+        for dim, called in dynamic_dims(name, leaf.ndim, dynamic).items():
+            if leaf.shape[dim] < 2:
                 raise InvalidInputError(
                     f"example input {name!r} has size {leaf.shape[dim]} in the dynamic dimension {dim} ({called!r}); "
                     "give an example of size 2 or more there, since a size of 1 is traced as fixed"

@@ -39,15 +39,15 @@ class Symbols:
             if not isinstance(expression, int):
                 self._names[expression] = "batch"
 
-    def name_dynamic(self, inputs: Iterable[fx.Node], dynamic: Mapping[int, str]) -> None:
+    def name_dynamic(self, inputs: Iterable[fx.Node], dynamic: Iterable[Mapping[int, str]]) -> None:
         """Give the symbols of the further dynamic dimensions the caller's names.
 
         Sizes that need not be the same get different names: texts of two tokenizers are "sequence" and "sequence_2".
         """
-        for node in inputs:
+        for node, dims in zip(inputs, dynamic, strict=True):
             shape = node.meta["val"].shape
-            for dim, name in dynamic.items():
-                expression = _expression(shape[dim]) if dim < len(shape) else 0
+            for dim, name in dims.items():
+                expression = _expression(shape[dim])
                 if not isinstance(expression, int) and expression not in self._names:
                     used = set(self._names.values())
                     further = (f"{name}_{count}" for count in itertools.count(2))

@@ -198,9 +198,7 @@ def _returned(leaves: Sequence[Any]) -> tuple[Tensor, ...]:
 
 def _shorter(form: InputForm) -> tuple[Tensor, ...]:
     inputs = sample_inputs(form, _BATCHES[0])
-    for dim in form.dynamic:
-        inputs = tuple(t.narrow(dim, 0, t.shape[dim] - 1) if dim < t.ndim else t for t in inputs)
-    return inputs
+    return form.resized(inputs, lambda tensor, dim: tensor.narrow(dim, 0, tensor.shape[dim] - 1))
 
 
 def _described(
@@ -229,10 +227,11 @@ def _described(
 
 def _called(size: int, form: InputForm) -> str:
     """The name of a size that follows a dynamic dimension."""
-    for dim, name in form.dynamic.items():
-        if any(dim < tensor.ndim and tensor.shape[dim] == size for tensor in form.tensors()):
-            return name
-    return f"f({', '.join(form.dynamic.values())})"
+    for tensor, dims in zip(form.tensors(), form.dynamic_dims, strict=True):
+        for dim, name in dims.items():
+            if tensor.shape[dim] == size:
+                return name
+    return f"f({', '.join(form.dynamic_names)})"
 
 
 def _per_batch(small: int, large: int) -> str:

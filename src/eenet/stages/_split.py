@@ -10,7 +10,7 @@ a view taken before the change is read after it; the clone is right for every vi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ class Fixed:
     value: Any
 
 
-def split(capture: Capture, dynamic: dict[int, str]) -> Split:
+def split(capture: Capture, dynamic: Sequence[Mapping[int, str]]) -> Split:
     """The stages of a capture. Raises CutError, naming module and tensor, where a live tensor cannot be compacted."""
     plan = Plan(capture)
     plan.symbols.name_dynamic(plan.inputs, dynamic)

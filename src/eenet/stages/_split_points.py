@@ -22,7 +22,7 @@ from eenet.stages._example import Example, form_of
 from eenet.stages._network import refuse_wrapped, require_runs
 from eenet.stages._plan import SameTensor, Symbols, is_assert, is_size, is_tensor, returned_values, returns_its_input
 from eenet.stages._samples import undisturbed
-from eenet.stages._stage import InputForm
+from eenet.stages._stage import Dynamic, InputForm
 
 COSTS = ("flops", "ms")
 
@@ -60,7 +60,7 @@ def split_points(
     model: nn.Module,
     example: Example,
     *,
-    dynamic: Mapping[int, str] | None = None,
+    dynamic: Dynamic | None = None,
     cost: str = "flops",
 ) -> list[SplitPoint]:
     """The ends of modules that a network can be cut at, in order; of those that end together the outermost.
@@ -75,8 +75,8 @@ def split_points(
         The network.
     example : Tensor, tuple or mapping
         An input that the network takes.
-    dynamic : mapping of int to str, optional
-        Further dimensions whose size may change.
+    dynamic : mapping, optional
+        Further dimensions whose size may change, as in `eenet.cut`.
     cost : str
         "flops" or "ms".
 

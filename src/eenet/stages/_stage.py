@@ -20,6 +20,8 @@ from eenet.errors import InvalidInputError
 from eenet.preprocessing._base import how_to_fit, no_inputs
 
 Tensors = tuple[Tensor, ...]
+Dynamic = Mapping[int, str] | Mapping[str, Mapping[int, str]]
+"""Dimensions whose size may change, by name: of all inputs, or for each input by its name."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,11 @@ class InputForm:
     """The structure of a model's inputs; flattens calls into tensors and refuses those that do not fit."""
 
     def __init__(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Mapping[int, str], positional: Sequence[str]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic, positional: Sequence[str]
     ) -> None:
         self.args = args
         self.kwargs = kwargs
-        self.dynamic = dict(dynamic)
+        self.dynamic: dict[Any, Any] = dict(dynamic)
         self._keys = tuple(kwargs)
         self.leaves, self._spec = pytree.tree_flatten((args, kwargs))
         # Nearly every model takes plain tensors; then flattening a call needs no pytree walk.
@@ -51,10 +53,11 @@ class InputForm:
         self.names = leaf_names(args, kwargs, positional)
         self.is_tensor = tuple(isinstance(leaf, Tensor) for leaf in self.leaves)
         self._all_tensors = all(self.is_tensor)
+        tensors = [(name, leaf) for name, leaf in zip(self.names, self.leaves, strict=True) if isinstance(leaf, Tensor)]
+        # For each tensor, in the order of `flatten`: its dimensions whose size may change, by name.
+        self.dynamic_dims = tuple(dynamic_dims(name, leaf.ndim, self.dynamic) for name, leaf in tensors)
         self._expected = tuple(
-            _expected(name, leaf, self.dynamic)
-            for name, leaf in zip(self.names, self.leaves, strict=True)
-            if isinstance(leaf, Tensor)
+            _expected(name, leaf, dims) for (name, leaf), dims in zip(tensors, self.dynamic_dims, strict=True)
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InputForm:
@@ -64,6 +67,20 @@ class InputForm:
     def __reduce__(self) -> tuple[Any, ...]:
         # How trees are flattened is worked out again: its description is no stable format.
         return InputForm, (self.args, self.kwargs, self.dynamic, self._positional)
+
+    @property
+    def dynamic_names(self) -> tuple[str, ...]:
+        """The names of the sizes that may change, each once."""
+        return tuple(dict.fromkeys(name for dims in self.dynamic_dims for name in dims.values()))
+
+    def resized(self, tensors: Tensors, resize: Callable[[Tensor, int], Tensor]) -> Tensors:
+        """The tensors of a call with `resize(tensor, dim)` of each in each dimension whose size may change."""
+        made = []
+        for tensor, dims in zip(tensors, self.dynamic_dims, strict=True):
+            for dim in dims:
+                tensor = resize(tensor, dim)
+            made.append(tensor)
+        return tuple(made)
 
     def tensors(self) -> Tensors:
         """The tensor inputs of the example, in the order of `flatten`."""
@@ -206,6 +223,12 @@ def _takes(expected: _Expected, tensor: Tensor) -> bool:
     if expected.kind != "floating-point":
         return True
     return torch.is_autocast_enabled(tensor.device.type) and torch.float64 not in (tensor.dtype, expected.dtype)
+
+
+def dynamic_dims(name: str, ndim: int, dynamic: Mapping[Any, Any]) -> dict[int, str]:
+    """The dimensions of one tensor input whose size may change, by name."""
+    own = dynamic.get(name, {}) if any(isinstance(key, str) for key in dynamic) else dynamic
+    return {dim: called for dim, called in own.items() if dim < ndim}
 
 
 def leaf_names(args: tuple[Any, ...], kwargs: dict[str, Any], positional: Sequence[str]) -> tuple[str, ...]:

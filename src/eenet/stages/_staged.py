@@ -29,7 +29,7 @@ from eenet.stages._network import Contents, ExampleError, first_run, refuse_wrap
 from eenet.stages._samples import PrecisionError, Whole
 from eenet.stages._sequence import StageSequence, named_stages, sequence_split
 from eenet.stages._split import Split, split
-from eenet.stages._stage import InputForm, Stage, Step, compact, walk
+from eenet.stages._stage import Dynamic, InputForm, Stage, Step, compact, walk
 from eenet.stages._walks import Run
 
 _log = logging.getLogger("eenet.stages")
@@ -43,7 +43,7 @@ def cut(
     at: Sequence[str],
     example: Example,
     *,
-    dynamic: Mapping[int, str] | None = None,
+    dynamic: Dynamic | None = None,
     check: bool = True,
 ) -> StagedModel:
     """Cut a network at the ends of the named modules into `len(at) + 1` stages that share its weights.
@@ -62,8 +62,9 @@ def cut(
         The names of the modules after which it is cut, in the order of the forward pass.
     example : Tensor, tuple or mapping
         An input that the network takes, with the batch on dimension 0.
-    dynamic : mapping of int to str, optional
-        Further dimensions whose size may change, by name, such as `{1: "sequence"}`.
+    dynamic : mapping of int to str, or of str to such mappings, optional
+        Further dimensions whose size may change, by name, such as `{1: "sequence"}`; where inputs differ, for each by
+        its name: `{"signal": {2: "time"}, "mask": {1: "time"}}`.
     check : bool
         Whether to compare the stages with the network.
 
@@ -83,7 +84,7 @@ def cut(
 
 
 def cut_for_heads(
-    model: nn.Module, at: Sequence[str], example: Example, *, dynamic: Mapping[int, str] | None, check: bool = True
+    model: nn.Module, at: Sequence[str], example: Example, *, dynamic: Dynamic | None, check: bool = True
 ) -> StagedModel:
     """As `cut`; what the check computed is kept until `take_run` is called."""
     refuse_wrapped(model)
@@ -147,7 +148,7 @@ class StagedModel(nn.Module):
         stages: Sequence[nn.Module] | Mapping[str, nn.Module],
         example: Example,
         *,
-        dynamic: Mapping[int, str] | None = None,
+        dynamic: Dynamic | None = None,
         reference: nn.Module | None = None,
         check: bool = True,
     ) -> StagedModel:
@@ -184,8 +185,8 @@ class StagedModel(nn.Module):
         return self._form.arguments
 
     @property
-    def dynamic(self) -> dict[int, str]:
-        """The dimensions besides the batch whose size may change, by name."""
+    def dynamic(self) -> dict[Any, Any]:
+        """The dimensions besides the batch whose size may change, by name, as they were given."""
         return dict(self._form.dynamic)
 
     @property
@@ -384,7 +385,7 @@ class StagedModel(nn.Module):
                     finally:
                         single = run_after_trace(self.backbone, self.at, self._form)
                     _log.info("%s was traced in %.1f s; its stages are checked now", network, time.perf_counter() - ran)
-                    made, bound = split(captured, self._form.dynamic), captured.largest
+                    made, bound = split(captured, self._form.dynamic_dims), captured.largest
                 for module in _graphs(made):
                     bind(module, self.backbone, made.constants)
                 if self._check and training:
