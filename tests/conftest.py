@@ -34,10 +34,10 @@ BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-c
 LONGEST = (
     "experiments/test_recipes_smoke.py",
     "test_installed.py",
-    "serving/test_serving_soak.py",
     "docs/test_tutorials.py",
     "serving/test_serving_hostile.py",
     "experiments/test_recipes.py",
+    "serving/test_serving_soak.py",
     "bundle/test_bundle.py",
     "optimize/test_optimize.py",
     "docs/test_docs.py",
