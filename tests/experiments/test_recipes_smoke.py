@@ -20,6 +20,7 @@ for library in ("yaml", "lightning_fabric", "PIL", "pyarrow", "transformers"):
 EXITS = {
     "resnet-digits": 3,
     "resnet20": 3,
+    "resnet56": 3,
     "resnet56-bottleneck": 3,
     "densenet121-cifar": 4,
     "msdnet35": 5,
