@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import pickle
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from eenet import ExitCosts, ExitRecords, MaxProbability
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_records
 
 
@@ -152,3 +154,100 @@ def test_costs_say_of_which_length_of_inputs_they_are() -> None:
     without: list[dict[str, Any]] = [{}, {"processor": "one"}, {"sizes": {}}]
     for device in without:  # of one size only, or written before this was recorded
         assert ExitCosts([1.0, 2.0], device=device).of_inputs is None
+
+
+def times_of(samples: Any) -> NDArray[np.float64]:
+    """Milliseconds of three stages for these numbers of samples: a fixed part, a part for each, and one that bends."""
+    n = np.asarray(samples, dtype=np.float64)
+    took = np.array([4.0, 6.0, 2.0]) + n * [0.5, 0.25, 1.0] + np.sqrt(n)
+    return np.where(n > 0, took, 0.0)
+
+
+def in_batches(size: int, numbers: Any = None, **options: Any) -> ExitCosts:
+    """Costs with runs of batches of this size; all stages after the first had these numbers of samples."""
+    numbers = range(1, size + 1) if numbers is None else numbers
+    runs = [([size, n, n], times_of([size, n, n])) for n in numbers]
+    return ExitCosts(times_of([size] * 3).cumsum() / size, "ms", batch_size=size, runs=runs, **options)
+
+
+def test_costs_at_shares_are_the_mean_time_of_batches_divided_by_their_size() -> None:
+    shares, size = np.array([0.5, 0.3, 0.2]), 4
+    expected = 0.0
+    for exits in itertools.product(range(3), repeat=size):
+        reached = [sum(exit_index >= k for exit_index in exits) for k in range(3)]
+        expected += shares[list(exits)].prod() * times_of(reached).sum() / size
+    costs = in_batches(size).at_shares(shares)
+    assert float(shares @ costs.values) == pytest.approx(expected)
+    assert costs.values[0] == pytest.approx(times_of([4, 1, 1])[0] / 4), "all samples are in the first stage"
+    assert (costs.unit, costs.batch_size, costs.runs) == ("ms", size, in_batches(size).runs)
+
+
+def test_where_all_samples_take_one_exit_the_costs_are_those_of_full_batches() -> None:
+    for last in range(3):
+        shares = np.eye(3)[last]
+        costs = in_batches(8, plain=2.0, percentiles={"p50": [1.0, 2.0, 3.0, 5.0]}).at_shares(shares)
+        full = times_of([8, 8, 8]).cumsum() / 8
+        np.testing.assert_allclose(costs.values[: last + 1], full[: last + 1])
+        assert costs.plain == 2.0
+        np.testing.assert_allclose(costs.percentiles["p50"], [*(np.array([1, 2, 3]) * costs.values / full), 5.0])
+
+
+def test_between_measured_numbers_of_samples_times_lie_on_a_line() -> None:
+    shares = [0.4, 0.3, 0.3]
+    runs = [([8, n, n], np.array([3.0, 1.0, 2.0]) + np.array([8, n, n]) * 0.5) for n in range(1, 9)]
+    all_of_them = ExitCosts([1, 2, 3], batch_size=8, runs=runs).at_shares(shares)
+    two = ExitCosts([1, 2, 3], batch_size=8, runs=[runs[0], runs[-1]]).at_shares(shares)
+    np.testing.assert_allclose(two.values, all_of_them.values)
+    twice = ExitCosts([1, 2, 3], batch_size=8, runs=[runs[0], runs[-1], runs[-1]]).at_shares(shares)
+    np.testing.assert_allclose(twice.values, all_of_them.values)
+
+
+def test_costs_with_runs_come_back_from_json_and_those_without_are_the_same_at_all_shares() -> None:
+    costs = in_batches(4)
+    assert ExitCosts.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
+    assert copy.deepcopy(costs) == costs
+    alone = ExitCosts([1, 2, 3])
+    assert alone.at_shares([0.2, 0.3, 0.5]) is alone
+
+
+@pytest.mark.parametrize("shares", [[0.5, 0.5], [0.5, 0.6, 0.5], [-0.5, 1.0, 0.5], [np.nan, 0.5, 0.5]])
+def test_shares_are_one_for_each_exit_and_sum_to_one(shares: list[float]) -> None:
+    with pytest.raises(InvalidInputError, match="expected 3 numbers from 0 that sum to 1"):
+        in_batches(4).at_shares(shares)
+
+
+@pytest.mark.parametrize("samples", [[4, 4], [4, 4, 0], [4, 5, 1]])
+def test_runs_that_cannot_be_of_such_batches_are_refused(samples: list[int]) -> None:
+    with pytest.raises(InvalidInputError, match=r"expected 3 each, one for each stage, and from 1 to 4 samples"):
+        ExitCosts([1, 2, 3], batch_size=4, runs=[(samples, [1.0, 1.0, 1.0])])
+    with pytest.raises(InvalidInputError, match="give their batch_size too"):
+        ExitCosts([1, 2, 3], runs=[([4, 4, 4], [1.0, 1.0, 1.0])])
+
+
+@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_a_budget_is_kept_in_batches_whose_samples_exit_at_different_exits(size: int, share: float) -> None:
+    records, fresh = toy_records(samples=4000), toy_records(samples=32000, seed=1)
+    costs = in_batches(size, numbers=sorted({1, size // 4, size // 2, size}))
+    budget = float(costs[0] + share * (costs[-1] - costs[0]))
+    scheduler = MaxProbability().fit(records, costs, budget, fallback=False)
+
+    def spent(scheduler: MaxProbability) -> float:
+        exits = scheduler.replay(fresh).exits.reshape(-1, size)
+        reached = np.stack([(exits >= k).sum(axis=1) for k in range(3)], axis=1)
+        return float(times_of(reached).sum() / exits.size)
+
+    assert spent(scheduler) == pytest.approx(budget, rel=0.02)
+    assert scheduler.budget == budget
+    assert scheduler.planned_cost == pytest.approx(budget, rel=0.003)
+    own = costs.at_shares(scheduler.replay(records).exit_shares)
+    np.testing.assert_allclose(scheduler.costs.values, own.values, rtol=0.02)
+    full = ExitCosts(costs.values, "ms", batch_size=size)
+    assert spent(MaxProbability().fit(records, full, budget, fallback=False)) > 1.02 * budget
+
+
+def test_a_fit_in_batches_says_what_it_has_to_once() -> None:
+    costs = in_batches(8)
+    with pytest.warns(ReliabilityWarning, match="above the last exit's cost") as said:
+        MaxProbability().fit(toy_records(), costs, 2.0 * costs[-1])
+    assert len(said) == 1

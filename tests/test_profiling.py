@@ -17,6 +17,7 @@ from eenet import profiling
 from eenet.errors import CutError, InvalidInputError, ReliabilityWarning
 from eenet.networks import CifarResNet
 from eenet.profiling import StageProfile
+from eenet.stages import Variant
 from eenet.testing import toy_costs, toy_records
 from networks import conv_model
 
@@ -92,7 +93,9 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
         records, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0, fallback=False
     )
     seen: list[int] = []
-    found = profiling.measure(model, X, batch_sizes=(1, 4), scheduler=scheduler, seconds=0.05, progress=seen.append)
+    found = profiling.measure(
+        model, X, batch_sizes=(1, 4), scheduler=scheduler, seconds=0.05, progress=seen.append, full_batches=True
+    )
     assert seen == [1, 4]
     assert found.includes == ("stages", "heads", "scheduler")
     assert found.parts_ms.shape == (2, 3, 3)
@@ -102,7 +105,7 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     assert found.costs("ms", 4).includes == ("stages", "heads", "scheduler")
     assert found.costs("flops", 4).includes == ("stages", "heads")
     assert set(found.to_dict()) == {
-        "batch_sizes", "costs", "spreads", "plain", "percentiles", "parts_ms", "moving", "device", "includes"
+        "batch_sizes", "costs", "spreads", "plain", "percentiles", "parts_ms", "moving", "runs", "device", "includes"
     }  # fmt: skip
 
 
@@ -355,16 +358,58 @@ def test_costs_of_a_partly_run_batch_are_its_time_whatever_the_policy() -> None:
             profile.partly(wrong)
 
 
-def test_profile_for_partial_batches_counts_what_moving_samples_takes() -> None:
-    model = conv_model(0)
-    costs = eenet.profile(model, torch.randn(4, 3, 8, 8), unit="cpu_ms", batch_size=16, partial_batch=4, seconds=0.1)
-    assert costs.batch_size == 16
-    assert costs.includes == (
-        "stages", "heads", "scheduler", "inputs", "selection", "outputs", "the fixed part of all stages",
-    )  # fmt: skip
-    for wrong in (16, 0, 2.5):
-        with pytest.raises(InvalidInputError, match=r"partial_batch is .*below batch_size=16"):
-            eenet.profile(model, torch.randn(4, 3, 8, 8), batch_size=16, partial_batch=wrong)  # type: ignore[arg-type]
+@pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+def test_in_batches_costs_are_the_times_of_runs_of_which_samples_exit_on_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    fixed, each, selecting = np.array([0.004, 0.006, 0.002]), np.array([0.5, 0.25, 1.0]) / 1e3, 0.001
+    run_stage, take = Variant.run, Variant.take
+
+    def timed_run(self: Variant, k: int, live: Any, *, observe: bool) -> Any:
+        now[0] += fixed[k] + self.size(k, live) * each[k]
+        return run_stage(self, k, live, observe=observe)
+
+    def timed_take(self: Variant, k: int, live: Any, rows: Any) -> Any:
+        now[0] += selecting
+        return take(self, k, live, rows)
+
+    monkeypatch.setattr(Variant, "run", timed_run)
+    monkeypatch.setattr(Variant, "take", timed_take)
+    monkeypatch.setattr("eenet.runtime._batch_runs.clock_now", lambda: (now[0], 2 * now[0]))
+    found = profiling.measure(conv_model(0), torch.randn(4, 3, 8, 8), batch_sizes=(1, 16), seconds=0.0)
+    assert found.includes == ("stages", "heads", "scheduler", "inputs", "selection", "outputs")
+    assert found.costs("ms", 1).runs == ()
+    assert found.costs("flops", 16).runs == ()
+    costs = found.costs("ms", 16)
+    assert [samples for samples, _ in costs.runs] == [(16, 16, 16), (16, 13, 10), (16, 8, 4), (16, 4, 1), (16, 2, 1)]
+    for samples, took in costs.runs:
+        selected = selecting * (np.diff(samples, prepend=samples[0]) < 0)
+        np.testing.assert_allclose(took, 1e3 * (fixed + samples * each + selected))
+    by_cpu = found.costs("cpu_ms", 16).runs
+    np.testing.assert_allclose([took for _, took in by_cpu], [2 * np.array(took) for _, took in costs.runs])
+    np.testing.assert_allclose(costs.at_shares([1 / 3] * 3).values, costs.values)
+    alone = costs.at_shares([0.0, 0.0, 1.0])
+    np.testing.assert_allclose(alone.values, 1e3 * (fixed + 16 * each).cumsum() / 16)
+
+
+def test_costs_of_full_batches_have_no_runs() -> None:
+    costs = eenet.profile(
+        conv_model(0), torch.randn(4, 3, 8, 8), unit="cpu_ms", batch_size=16, full_batches=True, seconds=0.1
+    )
+    assert (costs.batch_size, costs.runs) == (16, ())
+    assert costs.includes == ("stages", "heads", "scheduler")
+
+
+def test_an_exit_that_a_scheduler_does_not_look_at_lets_no_sample_leave_in_runs() -> None:
+    model = conv_model(1)
+    costs = eenet.ExitCosts([1.0, 2.0, 3.0])
+    x = torch.randn(64, 3, 8, 8)
+    scheduler = eenet.MaxProbability().fit(eenet.collect(model, [x]), costs, budget=2.5, fallback=False)
+    observed = [scheduler.policy.observes(k) for k in range(2)]
+    found = eenet.profile(model, x, unit="cpu_ms", batch_size=8, scheduler=scheduler, seconds=0.05)
+    for samples, _ in found.runs[1:]:
+        assert [samples[k + 1] < samples[k] or samples[k] == 1 for k in range(2)] == observed
 
 
 def test_early_exits_that_cost_more_than_the_plain_network_are_named() -> None:

@@ -27,6 +27,9 @@ A percentage is of the plain network where the costs have it, otherwise of the l
 last" say which.
 """
 
+Runs = tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]
+"""For each run the number of samples in each stage, and what each stage took for all of them."""
+
 PLAIN, LAST = "the plain network", "the last exit"
 
 _UNIT = re.compile(r"[A-Za-z][A-Za-z_]*")
@@ -36,6 +39,7 @@ _TEXT = re.compile(
 _SHARE = re.compile(r"(.*%)\s*of\s+(?:the\s+)?(plain|last)(?:\s+(?:network|exit))?(?:'s\s+cost)?\s*", re.IGNORECASE)
 _PERCENTILE = re.compile(r".*(?:\bp[0-9]{1,2}(?:\.[0-9]+)?\b|percentile).*", re.IGNORECASE)
 _ROUNDING = 1e-12
+_RARE = 1e-3  # the share of samples that stands for none: a stage that next to no sample reaches runs on one
 
 # Units that a budget may be given in where the costs are in another of the same kind; sizes are relative.
 _TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "sec": 1.0, "second": 1.0, "seconds": 1.0}
@@ -67,6 +71,10 @@ class ExitCosts:
     percentiles : mapping, optional
         "p50", "p95" and "p99" of the measured costs: K numbers each, and one more for the plain network. A budget is
         about the mean; these say how far single measurements are from it.
+    runs : sequence of pairs, optional
+        What the stages of a batch took in runs in which samples exited on the way: for each run how many samples were
+        in each of the K stages, and what each stage took for all of them, in the unit. With these and a batch size
+        `at_shares` has the costs for any policy, and `Scheduler.fit` takes those of the policy it finds.
 
     Raises
     ------
@@ -92,6 +100,7 @@ class ExitCosts:
     includes: tuple[str, ...] = ()
     plain: float | None = None
     percentiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    runs: Runs = ()
 
     def __init__(
         self,
@@ -104,6 +113,7 @@ class ExitCosts:
         includes: tuple[str, ...] = (),
         plain: float | None = None,
         percentiles: Mapping[str, ArrayLike] | None = None,
+        runs: Sequence[tuple[ArrayLike, ArrayLike]] = (),
     ) -> None:
         try:
             array = np.asarray(values)
@@ -142,6 +152,7 @@ class ExitCosts:
         object.__setattr__(self, "includes", tuple(includes))
         object.__setattr__(self, "plain", None if plain is None else float(plain))
         object.__setattr__(self, "percentiles", _percentiles(percentiles or {}, len(array), plain is not None))
+        object.__setattr__(self, "runs", _runs(runs, len(array), batch_size))
 
     @classmethod
     def cascade(
@@ -247,6 +258,59 @@ class ExitCosts:
         """What percentages are of: "the plain network" or "the last exit"."""
         return LAST if self.plain is None else PLAIN
 
+    def at_shares(self, shares: ArrayLike) -> ExitCosts:
+        """The costs where these shares of the samples exit at the exits, by the runs; the same costs without any.
+
+        Of a batch each stage runs on the samples that are left, how many those are differs from batch to batch, and
+        where none is left the stage does not run. What a stage takes in the mean over such batches is divided by the
+        samples that reach it. So the mean cost of samples that exit in these shares is the time of a batch divided by
+        its size, and that of other shares is only near it.
+
+        Parameters
+        ----------
+        shares : array_like of shape (K,)
+            The share of the samples that exits at each exit.
+
+        Returns
+        -------
+        ExitCosts
+            With the same runs. Spread and percentiles stay what they were, in proportion to the costs.
+
+        Raises
+        ------
+        InvalidInputError
+            If the shares are not K numbers that sum to 1.
+
+        Examples
+        --------
+        Two stages of 1 ms for a call and 0.5 ms for a sample:
+
+        >>> runs = [([4, n], [3.0, 1 + 0.5 * n]) for n in (1, 2, 3, 4)]
+        >>> costs = ExitCosts([0.75, 1.5], "ms", batch_size=4, runs=runs)
+        >>> costs.at_shares([0.5, 0.5])  # in 1 of 16 batches no sample gets to the second stage
+        ExitCosts([0.75, 1.719], unit='ms', batch_size=4)
+        """
+        found = np.asarray(shares, dtype=np.float64)
+        if found.shape != (len(self),) or not (found >= 0).all() or abs(found.sum() - 1) > 1e-6:
+            raise InvalidInputError(f"shares are {shares!r}, expected {len(self)} numbers from 0 that sum to 1")
+        if not self.runs:
+            return self
+        assert self.batch_size is not None
+        samples, took = (np.array([run[part] for run in self.runs]) for part in (0, 1))
+        values = costs_of_runs(samples, took[None], self.batch_size, found)[0]
+        scale = [*(values / self.values), *([] if self.plain is None else [1.0])]
+        return ExitCosts(
+            values,
+            self.unit,
+            batch_size=self.batch_size,
+            spread=self.spread,
+            device=self.device,
+            includes=self.includes,
+            plain=self.plain,
+            percentiles={name: np.array(numbers) * scale for name, numbers in self.percentiles.items()},
+            runs=self.runs,
+        )
+
     def in_words(self, cost: float) -> str:
         """A cost with its unit and its share, such as "3.1 ms (60% of the plain network)"."""
         return f"{cost:.6g} {self.unit} ({100 * cost / self.reference:.3g}% of {self.reference_name})"
@@ -282,6 +346,7 @@ class ExitCosts:
             "includes": list(self.includes),
             "plain": self.plain,
             "percentiles": {name: list(values) for name, values in self.percentiles.items()},
+            "runs": [[list(samples), list(took)] for samples, took in self.runs],
         }
 
     @classmethod
@@ -297,9 +362,63 @@ class ExitCosts:
                 includes=tuple(data.get("includes", ())),
                 plain=data.get("plain"),
                 percentiles=data.get("percentiles"),
+                runs=data.get("runs", ()),
             )
         except KeyError as error:
             raise InvalidInputError(f"costs need {error.args[0]!r}; found {sorted(data)}") from error
+
+
+def costs_of_runs(
+    samples: NDArray[np.int64], took: NDArray[np.float64], size: int, shares: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Costs per sample, (R, K), where these shares of the samples exit at the exits.
+
+    `samples` (P, K) were in the stages in P runs of batches of `size`, and `took` (R, P, K) is what the stages took.
+    The number of samples that reach a stage is binomial, and the times between two measured numbers lie on a line.
+    """
+    reach = np.clip(1 - np.cumsum(shares) + shares, _RARE, 1.0)
+    counts = np.arange(1, size + 1)
+    each = []
+    for k, share in enumerate(reach.tolist()):
+        measured, which = np.unique(samples[:, k], return_inverse=True)
+        times = np.stack([took[:, which == n, k].mean(axis=1) for n in range(len(measured))], axis=1)
+        chances = np.exp(_log_choose(size) + counts * math.log(share) + _log_of_rest(size - counts, share))
+        weights = np.array([np.interp(counts, measured, one) for one in np.eye(len(measured))]) @ chances
+        each.append(times @ weights / (size * share))
+    steps = np.maximum(np.stack(each, axis=1), _ROUNDING)
+    costs: NDArray[np.float64] = steps.cumsum(axis=1)
+    return costs
+
+
+def _log_choose(size: int) -> NDArray[np.float64]:
+    """The logarithms of how many ways there are to choose 1 to `size` of `size`."""
+    logs = np.concatenate([[0.0], np.log(np.arange(1, size + 1)).cumsum()])
+    found: NDArray[np.float64] = logs[size] - logs[1:] - logs[size - 1 :: -1]
+    return found
+
+
+def _log_of_rest(others: NDArray[np.int64], share: float) -> NDArray[np.float64]:
+    """The logarithm of the chance that the others do not reach a stage that this share of the samples reaches."""
+    if share < 1:
+        return np.asarray(others * math.log1p(-share), dtype=np.float64)
+    return np.where(others > 0, -np.inf, 0.0)
+
+
+def _runs(given: Sequence[tuple[ArrayLike, ArrayLike]], exits: int, batch_size: int | None) -> Runs:
+    """Runs as tuples; raises `InvalidInputError` where they cannot be runs of batches of this size."""
+    runs: Runs = tuple(
+        (tuple(int(n) for n in np.asarray(samples)), tuple(float(t) for t in np.asarray(took)))
+        for samples, took in given
+    )
+    if runs and batch_size is None:
+        raise InvalidInputError("runs are of batches; give their batch_size too")
+    for samples, took in runs:
+        if len(samples) != exits or len(took) != exits or not all(0 < n <= (batch_size or 0) for n in samples):
+            raise InvalidInputError(
+                f"a run has {list(samples)} samples and times {list(took)}, expected {exits} each, one for each stage, "
+                f"and from 1 to {batch_size} samples"
+            )
+    return runs
 
 
 def _one_of(what: str, values: Sequence[Any]) -> Any:

@@ -25,13 +25,14 @@ from eenet._timing import doubt, in_turns, timed, waiting_for
 from eenet._timing import fingerprint as fingerprint
 from eenet._values import array_value
 from eenet._warn import warn
-from eenet.costs import ExitCosts
+from eenet.costs import ExitCosts, Runs, costs_of_runs
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
 from eenet.models._multi_exit import saying_precisions
 from eenet.models._sizes import sizes_refused
 from eenet.optimize import batch_of, eager
 from eenet.runtime._adaptive import TENSORS
+from eenet.runtime._batch_runs import BatchRuns
 from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
 from eenet.scheduler._forced import forced
@@ -61,7 +62,9 @@ class StageProfile:
     is the wall time of each stage, head and scheduler step by itself. `plain[unit]` is (batch sizes,);
     `percentiles[unit]` (batch sizes, 3, K + 1) are those of `PERCENTILES`, of the exits and of the plain network, for
     the units of time. `moving[unit]` (batch sizes, K) is not in the tables: what selecting samples before each stage
-    takes, and for the first checking inputs and putting answers in order.
+    takes, and for the first checking inputs and putting answers in order. Where `runs[unit]` has runs of batches of a
+    size in which samples exited on the way, the tables at that size are of batches of which as many samples exit at
+    each exit, all of what happens in a run included; elsewhere all samples of a batch go to the same exit.
     """
 
     batch_sizes: tuple[int, ...]
@@ -73,6 +76,7 @@ class StageProfile:
     plain: Mapping[str, Floats] = field(default_factory=dict)
     percentiles: Mapping[str, Floats] = field(default_factory=dict)
     moving: Mapping[str, Floats] = field(default_factory=dict)
+    runs: Mapping[str, tuple[Runs, ...]] = field(default_factory=dict)
 
     def partly(self, partial_batch: int) -> StageProfile:
         """The same for batches of which samples exit on the way, so that deeper stages run on what is left.
@@ -120,6 +124,7 @@ class StageProfile:
             plain=picked(self.plain),
             percentiles=percentiles,
             moving=picked(self.moving),
+            runs={},
         )
 
     def _batch_times(self, unit: str, row: int) -> Floats:
@@ -148,6 +153,7 @@ class StageProfile:
             includes=tuple(part for part in self.includes if unit != "flops" or part != "scheduler"),
             plain=float(self.plain[unit][row]) if unit in self.plain else None,
             percentiles=dict(zip(_NAMES, self.percentiles[unit][row], strict=True)) if unit in self.percentiles else {},
+            runs=self.runs[unit][row] if unit in self.runs else (),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,6 +169,9 @@ class StageProfile:
             },
             "parts_ms": self.parts_ms.tolist(),
             "moving": {unit: table.tolist() for unit, table in self.moving.items()},
+            "runs": {
+                unit: [[list(map(list, run)) for run in runs] for runs in rows] for unit, rows in self.runs.items()
+            },
             "device": dict(self.device),
             "includes": list(self.includes),
         }
@@ -174,7 +183,7 @@ def profile(
     *,
     unit: str = "ms",
     batch_size: int = 1,
-    partial_batch: int | None = None,
+    full_batches: bool = False,
     scheduler: Scheduler | None = None,
     seconds: float = 2.0,
     plain: nn.Module | None = None,
@@ -197,14 +206,13 @@ def profile(
     unit
         "ms" of wall time, "cpu_ms" of CPU time of all threads, or "flops", two for each multiply-add.
     batch_size
-        The batch size to measure at; the costs are those of one sample in such a batch. By default all of its samples
-        go to the same exit. In batches whose samples exit at different exits, deeper stages run on the few that are
-        left, which takes longer for each: give `partial_batch` too, or the budget is overspent.
-    partial_batch
-        For costs of batches of which samples exit on the way, as `AdaptiveModel` runs them: a smaller batch size, such
-        as a quarter. Stages are measured at both sizes, and an early exit saves what a sample adds to a stage's time,
-        while the fixed part of a stage is paid as long as one sample goes on. What selecting samples takes is counted.
-        An exit that all samples take is then cheaper than its cost here says.
+        The batch size to measure at; the costs are those of one sample in such a batch. Above 1 batches are run as
+        `AdaptiveModel` runs them: samples exit on the way, and deeper stages run on what is left, which takes longer
+        for each. The costs then depend on how many samples exit where. These are for as many at each exit,
+        `ExitCosts.at_shares` gives others, and `Scheduler.fit` takes those of the policy that it finds for a budget.
+    full_batches
+        True: of batches whose samples all go to the same exit, for comparing exits. A budget in these is overspent
+        where samples of one batch exit at different exits.
     scheduler
         A fitted scheduler, to measure its own decisions in place of those of max probability.
     seconds
@@ -222,8 +230,8 @@ def profile(
     Raises
     ------
     InvalidInputError
-        For an unknown unit, an empty example, one that is longer than the network takes, a `partial_batch` that is not
-        below the batch size, or a scheduler of other exits or classes.
+        For an unknown unit, an empty example, one that is longer than the network takes, or a scheduler of other exits
+        or classes.
 
     Examples
     --------
@@ -234,22 +242,24 @@ def profile(
     >>> costs = eenet.profile(model, torch.randn(2, 4), unit="flops")
     >>> costs.unit, len(costs), costs.plain < costs[-1]  # on the way to the last exit there is the early head
     ('flops', 2, True)
-    >>> in_batches = eenet.profile(model, torch.randn(2, 4), unit="cpu_ms", batch_size=32, partial_batch=8, seconds=0.1)
+    >>> in_batches = eenet.profile(model, torch.randn(2, 4), unit="cpu_ms", batch_size=32, seconds=0.1)
     >>> in_batches.includes[3:]
-    ('inputs', 'selection', 'outputs', 'the fixed part of all stages')
+    ('inputs', 'selection', 'outputs')
     """
     _require_unit(unit)
     require_exits(model)
-    sizes = [batch_size]
-    if partial_batch is not None:
-        if not isinstance(partial_batch, int) or not 1 <= partial_batch < batch_size:
-            raise InvalidInputError(
-                f"partial_batch is {partial_batch!r}, expected a whole number from 1 and below batch_size={batch_size}"
-            )
-        sizes.insert(0, partial_batch)
+    in_batches = not full_batches and unit != "flops" and isinstance(batch_size, int) and batch_size > 1
     with saying_precisions(model):
-        measured = measure(model, example, batch_sizes=sizes, scheduler=scheduler, seconds=seconds, plain=plain)
-    costs = (measured if partial_batch is None else measured.partly(partial_batch)).costs(unit, batch_size)
+        measured = measure(
+            model,
+            example,
+            batch_sizes=[batch_size],
+            scheduler=scheduler,
+            seconds=seconds,
+            plain=plain,
+            full_batches=not in_batches,
+        )
+    costs = measured.costs(unit, batch_size)
     _warn_of_costly_exits(costs, model.exit_names)
     return costs
 
@@ -275,6 +285,7 @@ def measure(
     seconds: float = 2.0,
     progress: Callable[[int], None] | None = None,
     plain: nn.Module | None = None,
+    full_batches: bool = False,
 ) -> StageProfile:
     """Profile a model at several batch sizes, about `seconds` for each; `progress` is called with each that is done.
 
@@ -297,6 +308,8 @@ def measure(
         Called with each batch size.
     plain : Module, optional
         Another network to take for the plain one.
+    full_batches : bool
+        True: at all batch sizes all samples of a batch go to the same exit; see `profile`.
 
     Examples
     --------
@@ -328,6 +341,7 @@ def measure(
     whole: dict[str, list[float]] = {unit: [] for unit in UNITS}
     percentiles: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
     moving: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
+    runs: dict[str, list[Runs]] = {"ms": [], "cpu_ms": []}
     network = model.plain if plain is None else plain
     with (
         inferring(model),
@@ -340,14 +354,25 @@ def measure(
         for done, size in enumerate(batch_sizes):
             show(done)
             steps = _steps(model, inputs, size, policy)
-            wall, cpu, of_plain = _time_rounds(steps, _call(network, model, inputs, size), device, seconds)
-            for unit, times, alone in (("ms", wall, of_plain[0]), ("cpu_ms", cpu, of_plain[1])):
+            batches = None
+            if size > 1 and not full_batches and device.type != "meta":
+                batches = BatchRuns(model, inputs, size, policy)
+            wall, cpu = _time_rounds(steps, batches, _call(network, model, inputs, size), device, seconds)
+            for unit, (times, took, alone) in (("ms", wall), ("cpu_ms", cpu)):
                 rounds = times[:, :, :-1]
                 moves, decisions = np.median(times[:, :, -1], axis=0), np.median(times[:, :, -2], axis=0)
                 moves[1:] -= decisions[:-1]  # in which no sample leaves: it is in the tables
                 moving[unit].append(np.maximum(moves, 0.0) / size)
                 cumulative = rounds.sum(axis=2).cumsum(axis=1) / size
                 median = np.median(rounds, axis=0).sum(axis=1).cumsum() / size
+                found: Runs = ()
+                if batches is not None:
+                    equal, samples = np.full(len(steps), 1 / len(steps)), np.array(batches.samples)
+                    cumulative = costs_of_runs(samples, took, size, equal)
+                    typical = np.median(took, axis=0)
+                    median = costs_of_runs(samples, typical[None], size, equal)[0]
+                    found = tuple((one, tuple(row)) for one, row in zip(batches.samples, typical.tolist(), strict=True))
+                runs[unit].append(found)
                 low, high = np.quantile(cumulative, [0.25, 0.75], axis=0)
                 tables[unit].append(median)
                 spreads[unit].append((high - low) / np.maximum(median, 1e-9))
@@ -358,7 +383,7 @@ def measure(
             tables["flops"].append(flops)
             whole["flops"].append(flops_of_plain)
             spreads["flops"].append(np.zeros(len(flops)))
-            parts.append(np.median(wall[:, :, :-1], axis=0) / size)
+            parts.append(np.median(wall[0][:, :, :-1], axis=0) / size)
             if progress is not None:
                 progress(size)
     return StageProfile(
@@ -367,10 +392,11 @@ def measure(
         {unit: np.stack(rows) for unit, rows in spreads.items()},
         np.stack(parts),
         fingerprint(device) | ({"sizes": sizes} if sizes else {}),
-        ("stages", "heads", "scheduler"),
+        ("stages", "heads", "scheduler", *(MOVING if any(runs["ms"]) else ())),
         {unit: np.array(values) for unit, values in whole.items()},
         {unit: np.stack(rows) for unit, rows in percentiles.items()},
         {unit: np.stack(rows) for unit, rows in moving.items()},
+        {unit: tuple(rows) for unit, rows in runs.items()} if any(runs["ms"]) else {},
     )
 
 
@@ -476,21 +502,33 @@ def _call(network: nn.Module, model: MultiExitModel, inputs: tuple[Tensor, ...],
     return partial(network, *args, **kwargs)
 
 
+Rounds = tuple[Floats, Floats, Floats]
+"""Of parts (rounds, K, parts), of stages in runs of batches (rounds, runs, K), of the plain network (rounds,)."""
+
+
 def _time_rounds(
-    steps: list[tuple[Step, ...]], plain: Step, device: torch.device, seconds: float
-) -> tuple[Floats, Floats, tuple[Floats, Floats]]:
-    """Wall and CPU milliseconds, (rounds, K, parts) each, and both of the plain network, (rounds,) each."""
+    steps: list[tuple[Step, ...]], batches: BatchRuns | None, plain: Step, device: torch.device, seconds: float
+) -> tuple[Rounds, Rounds]:
+    """Wall and CPU milliseconds."""
     wait = waiting_for(device)
     timing = in_turns(
-        [partial(timed, step, wait=wait) for step in (*(step for parts in steps for step in parts), plain)],
+        [
+            *(partial(timed, step, wait=wait) for parts in steps for step in parts),
+            *([] if batches is None else batches.steps),
+            partial(timed, plain, wait=wait),
+        ],
         seconds=seconds,
         least=_MIN_ROUNDS,
         most=_MAX_ROUNDS,
         warm_up=3,
     )
-    shape = (-1, len(steps), len(steps[0]))
-    wall, cpu = timing.wall * 1e3, timing.cpu * 1e3
-    return wall[:, :-1].reshape(shape), cpu[:, :-1].reshape(shape), (wall[:, -1], cpu[:, -1])
+
+    def split(times: Floats) -> Rounds:
+        exits, parts = len(steps), len(steps[0])
+        own, rest = times[:, : exits * parts], times[:, exits * parts : -1].reshape(len(times), -1, exits + 1)
+        return own.reshape(-1, exits, parts), rest[:, :, 1:], times[:, -1]
+
+    return split(timing.wall * 1e3), split(timing.cpu * 1e3)
 
 
 def _count_flops(steps: Sequence[tuple[Step, ...]]) -> Floats:

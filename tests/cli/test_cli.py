@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import eenet
 from eenet.cli import app
+from eenet.cli._inputs import read_costs
 from eenet.testing import toy_logits, toy_records
 
 COSTS = "1,2,3"
@@ -550,18 +551,22 @@ class TestProfile:
         assert "--batch-sizes" in refused("profile", "cli_toy_networks:alone", "--batch-sizes", sizes)
 
     @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
-    def test_costs_of_batches_of_which_samples_exit_on_the_way(self, here: Path) -> None:
-        found = self.profile("cli_toy_networks:alone", "--batch-sizes", 8, "--partial-batch", 2)
-        assert (found["batch_sizes"], found["partial_batch"]) == ([8], 2)
-        assert "the fixed part of all stages" in found["includes"]
+    def test_costs_of_batches_of_which_samples_exit_on_the_way_reach_the_fit(self, here: Path) -> None:
+        self.profile("cli_toy_networks:alone", "--batch-sizes", "1,8", "--out", here / "costs.json")
+        found = json.loads((here / "costs.json").read_text())
+        alone, in_batches = found["runs"]["ms"]
+        assert alone == []
+        assert [samples for samples, _ in in_batches] == [[8, 8], [8, 6], [8, 4], [8, 2], [8, 1]]
+        assert found["includes"][3:] == ["inputs", "selection", "outputs"]
+        for size, runs in ((1, []), (8, in_batches)):
+            costs = read_costs(str(here / "costs.json"), "ms", size, None)
+            assert costs.to_dict()["runs"] == runs
 
-    @pytest.mark.parametrize("wrong", [3, 4])
-    def test_a_partial_batch_is_refused_before_anything_is_measured(
-        self, here: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
-    ) -> None:
-        monkeypatch.delattr("eenet.profiling.measure")
-        message = refused("profile", "cli_toy_networks:alone", "--batch-sizes", "1,3", "--partial-batch", wrong)
-        assert f"--partial-batch is {wrong}, expected less than the largest of --batch-sizes, 3" in message
+    @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
+    def test_costs_of_full_batches_on_request(self, here: Path) -> None:
+        found = self.profile("cli_toy_networks:alone", "--batch-sizes", 8, "--full-batches")
+        assert found["runs"] == {}
+        np.testing.assert_allclose(found["costs"]["ms"][0], np.sum(found["parts_ms"][0], axis=1).cumsum())
 
 
 class TestFrontPage:

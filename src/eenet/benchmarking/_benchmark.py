@@ -327,8 +327,8 @@ def _unlike_the_plan(rows: list[BenchmarkRow], entries: list[System]) -> list[st
         f"Batch {rows[0].batch_size}: measured times are {min(ratios):.3g} to {max(ratios):.3g} times those planned. "
         "Either the costs were measured on another machine or runtime, or at another load: measure them again (eenet "
         "profile) and fit again. Or samples of one batch leave at different exits, and a stage takes longer for each "
-        "of the few that go on: measure the costs for that (eenet.profile with partial_batch, eenet profile "
-        "--partial-batch, or a bundle) and fit again." + fixed
+        "of the few that go on: measure the costs at this batch size (eenet.profile with batch_size, eenet profile "
+        "--batch-sizes, or a bundle) and fit again." + fixed
     ]
 
 

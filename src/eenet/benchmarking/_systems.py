@@ -222,7 +222,7 @@ def _expanded(name: str, value: Any, tensors: bool) -> list[System]:
             if len(rest) == 2:
                 with warnings.catch_warnings(), _naming(name):
                     warnings.simplefilter("ignore", FallbackWarning)  # a note says it
-                    policies = {_text(budget): rest[0].at(budget) for budget in _budgets(name, rest[1])}
+                    policies = {_text(budget): rest[0].fitted_at(budget) for budget in _budgets(name, rest[1])}
             return [_of_adaptive(name, AdaptiveModel(one, policy), budget) for budget, policy in policies.items()]
         if isinstance(one, AdaptiveModel):
             _require(not rest, name, value)

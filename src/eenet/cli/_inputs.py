@@ -323,6 +323,7 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
         if why:
             warn(f"the costs in {str(source)!r} at batch size {size} {why}", ReliabilityWarning)
         plain, percentiles = data.get("plain", {}).get(unit), data.get("percentiles", {}).get(unit, {})
+        runs = data.get("runs", {}).get(unit)
         return ExitCosts(
             tables[unit][row],
             unit,
@@ -332,6 +333,7 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
             includes=includes,
             plain=None if plain is None else plain[row],
             percentiles={name: values[row] for name, values in percentiles.items()},
+            runs=() if runs is None else runs[row],
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise FileFormatError(

@@ -53,14 +53,12 @@ def profile(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, help="Of a bundle: the one to plan at.")
     ] = None,
-    partial_batch: Annotated[
-        int | None,
+    full_batches: Annotated[
+        bool,
         typer.Option(
-            "--partial-batch",
-            min=1,
-            help="Of a network: costs of batches of which samples exit on the way; a smaller batch size, as a quarter.",
+            "--full-batches", help="Of a network: all samples of a batch go to the same exit, for comparing exits."
         ),
-    ] = None,
+    ] = False,
     length: Annotated[
         int | None,
         typer.Option(min=1, help="Of inputs of any length: the one to measure at, such as the mean of your texts."),
@@ -85,9 +83,9 @@ def profile(
     Runtime, and its budget is planned in these milliseconds, at the same share of the plain network. The command shows
     what that gives, and with --update writes it to the bundle.
 
-    In batches the costs of a network are those of full ones. Where samples of one batch exit at different exits, deeper
-    stages run on the few that are left, which takes longer for each: a budget is then overspent. With --partial-batch
-    the costs count that, for all batch sizes above it. A bundle is measured as its policy runs.
+    In batches samples exit on the way, and deeper stages run on the few that are left, which takes longer for each. So
+    costs depend on how many samples exit where: a network's are shown for as many at each exit, and eenet fit takes
+    those of the policy that it finds for the budget. A bundle is measured as its policy runs.
 
     Costs are of inputs of one length. Where the network takes any, --length chooses it, such as the mean length of your
     texts in tokens; otherwise it is that of the example.
@@ -98,7 +96,7 @@ def profile(
 
         eenet profile mypackage.networks:resnet_with_exits --batch-sizes 1,32 --json > costs.json
 
-        eenet profile digits --batch-sizes 32 --partial-batch 8 --json > costs.json
+        eenet profile digits --batch-sizes 32 --json > costs.json
 
         eenet profile bundle --threads 2 --update
 
@@ -107,8 +105,8 @@ def profile(
     if (Path(target) / "manifest.json").is_file():
         if scheduler is not None:
             raise InvalidInputError(f"{target!r} is a bundle, which has a scheduler of its own; leave out --scheduler")
-        if partial_batch is not None:
-            raise InvalidInputError(f"{target!r} is a bundle, measured as its policy runs; leave out --partial-batch")
+        if full_batches:
+            raise InvalidInputError(f"{target!r} is a bundle, measured as its policy runs; leave out --full-batches")
         data = _measured_bundle(
             target,
             batch_sizes=sizes_of("1,8,32" if batch_sizes is None else batch_sizes),
@@ -128,12 +126,6 @@ def profile(
         if value:
             raise InvalidInputError(f"{option} is for a bundle, and {target!r} is none; see eenet export")
     sizes = sizes_of("1,2,4,8,16,32" if batch_sizes is None else batch_sizes)
-    if partial_batch is not None:
-        if partial_batch >= sizes[-1]:
-            raise InvalidInputError(
-                f"--partial-batch is {partial_batch}, expected less than the largest of --batch-sizes, {sizes[-1]}"
-            )
-        sizes = tuple(sorted({*sizes, partial_batch}))
     seconds = 2.0 if seconds is None else seconds
     require_extra("torch", "eenet profile")
     if threads:
@@ -156,15 +148,12 @@ def profile(
             scheduler=fitted,
             seconds=seconds,
             progress=lambda size: show(sizes.index(size) + 1),
+            full_batches=full_batches,
         )
-    if partial_batch is not None:
-        measured = measured.partly(partial_batch)
     for at in measured.batch_sizes:
         measured.costs("ms", at)  # says so where the spread is too large to trust
     joined = model.plain is not model.backbone
     data = {"schema": 1, "exits": list(model.exit_names), "cascade": joined, **measured.to_dict()}
-    if partial_batch is not None:
-        data["partial_batch"] = partial_batch
     _give(data, out, json_output, _show)
 
 
@@ -301,7 +290,7 @@ def _show(data: dict[str, Any]) -> None:
     flops = [[*costs, plain] for costs, plain in zip(data["costs"]["flops"], data["plain"]["flops"], strict=True)]
     columns = {"MFLOPs": lambda row, k: flops[row][k] / 1e6}
     console = output()
-    few = "" if "partial_batch" not in data else ", in batches of which samples exit on the way"
+    few = ", in batches of which as many samples exit at each exit" if data["runs"] else ""
     console.print(_table(data, f"cost per sample of the whole way to each exit{few}", columns))
     device, threads = data["device"], data["device"]["threads"]
     plain = "is the last member by itself" if data["cascade"] else "has no exits"

@@ -16,6 +16,7 @@ from eenet._files import cache_folder, sha256_of
 from eenet._pretrained import DESCRIPTION, find_model, hidden_model
 from eenet._timing import processor
 from eenet._version import __version__
+from eenet._warn import warn
 from eenet.cli._console import if_stopped, side, steps
 from eenet.cli._data import names_in, preprocessing_of, read_inputs
 from eenet.cli._inputs import read_predictions
@@ -75,9 +76,11 @@ def fit_beside(
             costs = profile(model, example, unit="ms", batch_size=batch_size, seconds=0.5)
     finally:
         torch.set_num_threads(before)
-    fitted = EENet(seed=0).fit(records, costs)
     with without_rules_taken():
-        return fitted.at(min(max(SHARE * costs.reference, costs[0]), costs[-1]))
+        fitted = EENet(seed=0).fit(records, costs, min(max(SHARE * costs.reference, costs[0]), costs[-1]))
+    for dead in fitted.left_out:
+        warn(f"{fitted.name}: left out: {dead}", FallbackWarning)
+    return fitted
 
 
 def bundle_of(target: str | Path, *, threads: int | None, allow: Sequence[str]) -> Path:

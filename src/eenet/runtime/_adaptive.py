@@ -98,8 +98,8 @@ class AdaptiveModel:
 
     Notes
     -----
-    In batches the budget of the scheduler is kept where its costs are of batches of which samples exit on the way:
-    `eenet.profile(..., batch_size=32, partial_batch=8)`. Costs of full batches are too low for the deeper exits.
+    In batches the budget of the scheduler is kept where its costs are of batches of this size of which samples exit on
+    the way: `eenet.profile(..., batch_size=32)`. Costs of full batches are too low for the deeper exits.
 
     It is no `torch.nn.Module`; its `model` is. `torch.compile` leaves it as it is, since which samples go on is decided
     in Python: `optimize` makes its stages faster. Copies, and what comes out of a pickle, are optimized again.

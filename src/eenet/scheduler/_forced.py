@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from eenet.costs import ExitCosts
+from eenet.scheduler._fitted import PolicyTable, State
 from eenet.scheduler._policy import Ensemble, ExitHistory, Score, ThresholdPolicy
+from eenet.scheduler._scheduler import Scheduler
 
 Floats = NDArray[np.float64]
 
@@ -20,6 +23,15 @@ def forced(policy: ThresholdPolicy, exiting: Sequence[int], observed: Sequence[b
     score = (_ForcedEnsemble if policy.ensemble is not None else _Forced)(policy.score, exiting)
     on = np.array(observed, dtype=np.bool_)
     return ThresholdPolicy(score, np.full(len(on), 0.5), on, policy.num_classes)
+
+
+def scheduler_of(policy: ThresholdPolicy) -> Scheduler:
+    """A scheduler that was fitted to nothing and decides by a policy."""
+    costs = ExitCosts(np.arange(1, policy.num_exits + 1))
+    one = np.ones(1)
+    scheduler = Scheduler()
+    scheduler._state = State(PolicyTable(one, one, one, (policy,), costs), policy)
+    return scheduler
 
 
 class _Forced(Score):

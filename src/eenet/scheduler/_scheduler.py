@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("eenet.scheduler")
 
 _UNSPENT = 0.01  # of the budget: what is worth a warning
+_SAME = 0.002  # how far the mean cost in the costs of a policy's own batches may be from that in those it was fitted in
+_MOST_FITS = 8
 
 SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
 """The schedulers that take a budget, by the name the command line uses: the subclasses made with `method=`."""
@@ -139,6 +142,10 @@ class Scheduler(Estimator):
         less cost, that policy is taken, with a `FallbackWarning`, and `fallback` says so. An exit that says nothing is
         left out; see `left_out`. `cheaper` names a smaller budget that would be as accurate.
 
+        Costs with `runs`, as `eenet.profile` measures them in batches, depend on how many samples exit where: they are
+        taken for the policy that is found, which is fitted again until they change by no more than 0.2 %. `costs` then
+        has those, and `at` plans other budgets in them, `fitted_at` in their own.
+
         The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
         that probability over the draw of the records. A method that fits nothing, such as max probability, is tested on
         all of them, with one threshold for all exits; any other is fitted on one half and tested on the other, or,
@@ -195,6 +202,49 @@ class Scheduler(Estimator):
         costs.require_exits(records.num_exits)
         if self._refused is not None:
             raise InvalidInputError(self._refused)
+        fit = partial(
+            self._fit_once,
+            records,
+            budget=budget,
+            guarantee=guarantee,
+            max_accuracy_drop=max_accuracy_drop,
+            unlabeled=unlabeled,
+            abstain=abstain,
+            max_error=max_error,
+            fallback=fallback,
+        )
+        if not costs.runs:
+            fit(costs)
+            return self
+        for _ in range(_MOST_FITS):
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                fit(costs)
+            if self._fitted_state().policy is None:
+                break
+            shares = self.replay(records).exit_shares
+            found = costs.at_shares(shares)
+            if abs(float(found.values @ shares) / float(costs.values @ shares) - 1) <= _SAME:
+                break
+            costs = found
+        for one in said:  # of the last fit: what was said of those before it no longer holds
+            warn(one.message, one.category)
+        return self
+
+    def _fit_once(
+        self,
+        records: ExitRecords,
+        costs: ExitCosts,
+        *,
+        budget: Budget | None,
+        guarantee: float | str | None,
+        max_accuracy_drop: float | None,
+        unlabeled: ExitRecords | None,
+        abstain: float | None,
+        max_error: float | None,
+        fallback: bool,
+    ) -> None:
+        """Fit to records in costs that do not depend on the policy."""
         warn_of_missing_classes(records.labels, records.num_classes)
         warn_of_chance(records.labels, records.predictions[-1], records.num_classes)
         limit = None if budget is None else parse_budget(budget, costs)
@@ -238,7 +288,6 @@ class Scheduler(Estimator):
         if limit is not None and chosen is not None:
             self._take(self._state, chosen, limit)
         self._records = records
-        return self
 
     def _fit_protected(self, records: ExitRecords, costs: ExitCosts, *, abstains: bool) -> Fitted:
         """Fit to records, for all budgets, without dead exits and never worse than the simple rules."""
@@ -365,6 +414,40 @@ class Scheduler(Estimator):
         other = self._copy()
         other._take(state, state.fitted.plan(limit), limit)
         return other
+
+    def fitted_at(self, budget: Budget) -> Self:
+        """The scheduler for another budget: as `at`, but fitted again where the costs depend on the policy.
+
+        That is so where the costs have `runs` and the records are known, and nothing is promised beside the budget.
+
+        Parameters
+        ----------
+        budget : float or str
+            As for `fit`.
+
+        Returns
+        -------
+        Scheduler
+
+        Raises
+        ------
+        InfeasibleBudgetError
+            As `fit` does.
+
+        Examples
+        --------
+        >>> import eenet
+        >>> from eenet.testing import toy_records
+        >>> runs = [([4, n, n], [3.0, 1 + 0.5 * n, 1 + 0.5 * n]) for n in (1, 2, 4)]
+        >>> costs = eenet.ExitCosts([0.75, 1.5, 2.25], "ms", batch_size=4, runs=runs)
+        >>> fitted = eenet.MaxProbability().fit(toy_records(), costs, 1.2)
+        >>> fitted.fitted_at(1.8).costs == fitted.at(1.8).costs
+        False
+        """
+        state = self._fitted_state()
+        if self._records is None or not self.costs.runs or state.promises:
+            return self.at(budget)
+        return self._copy().fit(self._records, self.costs, budget, fallback=not state.as_it_is)
 
     @property
     def calibration_records(self) -> ExitRecords | None:

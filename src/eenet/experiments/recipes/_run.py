@@ -424,6 +424,7 @@ class _Run:
                 scheduler=scheduler,
                 seconds=settings.seconds,
                 progress=lambda _size: update(next(done)),
+                full_batches=True,  # `partial_batch` makes costs of them that hold for any policy: many are compared
             )
         evaluation = self.recipe.evaluation
         profile = PROFILE if evaluation.partial_batch is not None else COSTS
