@@ -49,7 +49,8 @@ def test_costs_are_cumulative_and_say_where_they_come_from() -> None:
         assert len(costs) == 3
         assert costs.unit == unit
         assert costs.batch_size == 2
-        assert costs.includes == (("stages", "heads") if unit == "flops" else ("stages", "heads", "scheduler"))
+        in_runs = ("scheduler", "inputs", "selection", "outputs")
+        assert costs.includes == ("stages", "heads", *(() if unit == "flops" else in_runs))
         assert costs.device["threads"] == torch.get_num_threads()
         assert costs.device["torch"] == torch.__version__
         assert costs.spread is not None
@@ -132,7 +133,7 @@ def test_the_plain_network_is_timed_in_the_same_rounds() -> None:
     handle = model.backbone.register_forward_hook(lambda *_: calls.append(1))
     found = profiling.measure(model, X, batch_sizes=(2,), seconds=0.0)
     handle.remove()
-    assert len(calls) == 1 + 3 + 7, "once in each round, three of warm-up and seven, and before it to compare"
+    assert len(calls) == 2 + 3 + 7, "once in each round, three of warm-up and seven, and before it twice to compare"
     for unit in ("ms", "cpu_ms"):
         costs = found.costs(unit, 2)
         assert costs.plain == found.plain[unit][0] > 0
@@ -380,7 +381,9 @@ def test_in_batches_costs_are_the_times_of_runs_of_which_samples_exit_on_the_way
     found = profiling.measure(conv_model(0), torch.randn(4, 3, 8, 8), batch_sizes=(1, 16), seconds=0.0)
     assert found.includes == ("stages", "heads", "scheduler", "inputs", "selection", "outputs")
     assert found.costs("ms", 1).runs == ()
+    assert found.costs("ms", 1).includes == ("stages", "heads", "scheduler")
     assert found.costs("flops", 16).runs == ()
+    assert found.costs("flops", 16).includes == ("stages", "heads")
     costs = found.costs("ms", 16)
     assert [samples for samples, _ in costs.runs] == [(16, 16, 16), (16, 13, 10), (16, 8, 4), (16, 4, 1), (16, 2, 1)]
     for samples, took in costs.runs:

@@ -30,6 +30,9 @@ last" say which.
 Runs = tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]
 """For each run the number of samples in each stage, and what each stage took for all of them."""
 
+IN_RUNS = ("inputs", "selection", "outputs")
+"""What is counted in runs of batches, besides stages, heads and decisions."""
+
 PLAIN, LAST = "the plain network", "the last exit"
 
 _UNIT = re.compile(r"[A-Za-z][A-Za-z_]*")

@@ -25,7 +25,7 @@ from eenet._timing import doubt, in_turns, timed, waiting_for
 from eenet._timing import fingerprint as fingerprint
 from eenet._values import array_value
 from eenet._warn import warn
-from eenet.costs import ExitCosts, Runs, costs_of_runs
+from eenet.costs import IN_RUNS, ExitCosts, Runs, costs_of_runs
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
 from eenet.models._multi_exit import saying_precisions
@@ -44,7 +44,6 @@ __all__ = ["measure", "profile"]
 
 UNITS = ("ms", "cpu_ms", "flops")
 PERCENTILES = (50, 95, 99)
-MOVING = ("inputs", "selection", "outputs")
 
 _NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
 _LEAST_FOR_SAMPLES = 0.1  # of a batch's time in a stage: what is at least the samples' and not fixed
@@ -120,7 +119,7 @@ class StageProfile:
             tables=tables,
             spreads=picked(self.spreads),
             parts_ms=self.parts_ms[rows],
-            includes=(*self.includes, *(MOVING if self.moving else ()), "the fixed part of all stages"),
+            includes=(*self.includes, *(IN_RUNS if self.moving else ()), "the fixed part of all stages"),
             plain=picked(self.plain),
             percentiles=percentiles,
             moving=picked(self.moving),
@@ -143,17 +142,19 @@ class StageProfile:
         why = doubt(self.tables, self.spreads, self.plain, unit, row, self.device)
         if why:
             warn(f"the costs at batch size {batch_size} {why}", ReliabilityWarning)
+        runs = self.runs[unit][row] if unit in self.runs else ()
+        # A scheduler's step is a few dozen operations on the host: it takes time, but has no counted FLOPs.
+        not_in = (("scheduler",) if unit == "flops" else ()) + (IN_RUNS if self.runs and not runs else ())
         return ExitCosts(
             self.tables[unit][row],
             unit,
             batch_size=batch_size,
             spread=spread,
             device=self.device,
-            # A scheduler's step is a few dozen operations on the host: it takes time, but has no counted FLOPs.
-            includes=tuple(part for part in self.includes if unit != "flops" or part != "scheduler"),
+            includes=tuple(part for part in self.includes if part not in not_in),
             plain=float(self.plain[unit][row]) if unit in self.plain else None,
             percentiles=dict(zip(_NAMES, self.percentiles[unit][row], strict=True)) if unit in self.percentiles else {},
-            runs=self.runs[unit][row] if unit in self.runs else (),
+            runs=runs,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -392,7 +393,7 @@ def measure(
         {unit: np.stack(rows) for unit, rows in spreads.items()},
         np.stack(parts),
         fingerprint(device) | ({"sizes": sizes} if sizes else {}),
-        ("stages", "heads", "scheduler", *(MOVING if any(runs["ms"]) else ())),
+        ("stages", "heads", "scheduler", *(IN_RUNS if any(runs["ms"]) else ())),
         {unit: np.array(values) for unit, values in whole.items()},
         {unit: np.stack(rows) for unit, rows in percentiles.items()},
         {unit: np.stack(rows) for unit, rows in moving.items()},

@@ -561,6 +561,7 @@ class TestProfile:
         for size, runs in ((1, []), (8, in_batches)):
             costs = read_costs(str(here / "costs.json"), "ms", size, None)
             assert costs.to_dict()["runs"] == runs
+            assert ("selection" in costs.includes) == (size > 1)
 
     @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
     def test_costs_of_full_batches_on_request(self, here: Path) -> None:

@@ -298,7 +298,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> ExitCosts:
-    from eenet.costs import ExitCosts
+    from eenet.costs import IN_RUNS, ExitCosts
 
     data = read_json(source, "write it with eenet profile --json")
     if "values" in data:
@@ -323,7 +323,10 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
         if why:
             warn(f"the costs in {str(source)!r} at batch size {size} {why}", ReliabilityWarning)
         plain, percentiles = data.get("plain", {}).get(unit), data.get("percentiles", {}).get(unit, {})
-        runs = data.get("runs", {}).get(unit)
+        of_sizes = data.get("runs", {})
+        runs = of_sizes[unit][row] if unit in of_sizes else ()
+        if of_sizes and not runs:
+            includes = tuple(part for part in includes if part not in IN_RUNS)
         return ExitCosts(
             tables[unit][row],
             unit,
@@ -333,7 +336,7 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
             includes=includes,
             plain=None if plain is None else plain[row],
             percentiles={name: values[row] for name, values in percentiles.items()},
-            runs=() if runs is None else runs[row],
+            runs=runs,
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise FileFormatError(

@@ -57,14 +57,14 @@ class BatchRuns:
         self._wait = waiting_for(live[0].device)
         self._args, self._kwargs = model.staged.call_of(batch_of(model, live, size))
         self._took: list[Clock] = []
-        self._variants: list[tuple[AdaptiveModel, _Watched]] = []
-        for remaining in self.samples:
-            exiting = [before - after for before, after in pairwise(remaining)]
-            fast = AdaptiveModel(model, scheduler_of(forced(policy, exiting, observed)))
-            own = eager(model)
-            watched = _Watched(own.name, own.stages, own.heads, own.final, now=self._now)
-            fast._own = watched
-            self._variants.append((fast, watched))
+        self._schedulers = [
+            scheduler_of(forced(policy, [before - after for before, after in pairwise(remaining)], observed))
+            for remaining in self.samples
+        ]
+        own = eager(model)
+        self._watched = _Watched(own.name, own.stages, own.heads, own.final, now=self._now)
+        self._fast = AdaptiveModel(model, self._schedulers[0])
+        self._fast._own = self._watched
 
     @property
     def steps(self) -> list[Callable[[], Clock]]:
@@ -77,13 +77,14 @@ class BatchRuns:
         ]
 
     def _run(self, number: int) -> Clock:
-        fast, watched = self._variants[number]
-        watched.times.clear()
+        times = self._watched.times
+        times.clear()
+        self._fast.scheduler = self._schedulers[number]
         start = self._now()
-        fast(*self._args, **self._kwargs)
+        self._fast(*self._args, **self._kwargs)
         end = self._now()
-        took = [_between(before, after) for before, after in pairwise([start, *watched.times[1:]])]
-        rest = _between(watched.times[-1], end)  # happens once in every batch, as checking inputs does
+        took = [_between(before, after) for before, after in pairwise([start, *times[1:]])]
+        rest = _between(times[-1], end)  # happens once in every batch, as checking inputs does
         took[0] = (took[0][0] + rest[0], took[0][1] + rest[1])
         self._took = took
         return _between(start, end)
