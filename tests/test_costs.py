@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from eenet import ExitCosts, ExitRecords, MaxProbability
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_records
 
 
@@ -251,3 +251,25 @@ def test_a_fit_in_batches_says_what_it_has_to_once() -> None:
     with pytest.warns(ReliabilityWarning, match="above the last exit's cost") as said:
         MaxProbability().fit(toy_records(), costs, 2.0 * costs[-1])
     assert len(said) == 1
+
+
+def test_another_budget_in_batches_is_fitted_again_in_the_costs_of_its_own_policy() -> None:
+    records, costs = toy_records(), in_batches(8)
+    low, high = (float(costs[0] + share * (costs[-1] - costs[0])) for share in (0.3, 0.8))
+    fitted = MaxProbability().fit(records, costs, low, fallback=False)
+    again, direct = fitted.fitted_at(high), MaxProbability().fit(records, costs, high, fallback=False)
+    np.testing.assert_allclose(again.costs.values, direct.costs.values, rtol=0.02)
+    assert (again.budget, fitted.budget) == (high, low)
+    assert fitted.at(high).costs == fitted.costs
+    assert abs(again.costs[-1] / fitted.costs[-1] - 1) > 0.02, "of as few samples the last stage costs more for each"
+    alone = MaxProbability().fit(records, ExitCosts([1, 2, 3]), 1.5, fallback=False)
+    assert alone.fitted_at(2.0) == alone.at(2.0)
+
+
+def test_a_budget_that_is_not_feasible_in_batches_names_the_smallest_that_is() -> None:
+    costs = in_batches(8)
+    with pytest.raises(InfeasibleBudgetError, match="the smallest feasible budget is") as caught:
+        MaxProbability().fit(toy_records(), costs, 0.5 * costs[0])
+    smallest = caught.value.smallest
+    assert smallest == costs[0]
+    assert MaxProbability().fit(toy_records(), costs, smallest, fallback=False).planned_cost == pytest.approx(smallest)
