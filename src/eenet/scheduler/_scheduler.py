@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("eenet.scheduler")
 
 _UNSPENT = 0.01  # of the budget: what is worth a warning
-_SAME = 0.002  # how far the mean cost in the costs of a policy's own batches may be from that in those it was fitted in
-_MOST_FITS = 8
+_SAME = 0.005  # how far the mean cost in the costs of a policy's own batches may be from that in those it was fitted in
+_MOST_FITS = 5
 
 SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
 """The schedulers that take a budget, by the name the command line uses: the subclasses made with `method=`."""
@@ -143,7 +143,7 @@ class Scheduler(Estimator):
         left out; see `left_out`. `cheaper` names a smaller budget that would be as accurate.
 
         Costs with `runs`, as `eenet.profile` measures them in batches, depend on how many samples exit where: they are
-        taken for the policy that is found, which is fitted again until they change by no more than 0.2 %. `costs` then
+        taken for the policy that is found, which is fitted again until the mean cost changes by at most 0.5 %. `costs` then
         has those, and `at` plans other budgets in them, `fitted_at` in their own.
 
         The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
