@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from commands import refused, run
+from numpy.typing import NDArray
 from serving_toys import connect, serving
 from torch import Tensor, nn
 
 import eenet
 from eenet.bundle import LoadedBundle, load
-from eenet.errors import InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError
+from eenet.experiments.data._files import decode
 from eenet.models import MultiExitModel
 from eenet.predict import open_items, predict
 from eenet.preprocessing import (
@@ -352,3 +355,26 @@ class TestInputsOfAnotherShape:
         plain = eenet.attach(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), ["0"], 2, torch.eye(4)[:2])
         with pytest.raises(InvalidInputError, match=r"give it that shape, or cut .*dynamic=\{1: 'size1'\}"):
             plain(torch.zeros(2, 5))
+
+
+def test_images_of_16_bits_are_brought_to_8_and_those_without_a_range_refused() -> None:
+    image = pytest.importorskip("PIL.Image")
+    deep = (np.arange(4096, dtype=np.uint16) * 16).reshape(64, 64)
+
+    def file(pixels: NDArray[Any], form: str) -> bytes:
+        target = io.BytesIO()
+        image.fromarray(pixels).save(target, form)
+        return target.getvalue()
+
+    expected = np.rint(deep / 257) / 255
+    for channels in (1, 3):
+        read = ImagePreprocessing((64, 64), mean=(0.0,) * channels, std=(1.0,) * channels)
+        for form in ("PNG", "TIFF"):
+            np.testing.assert_allclose(read([file(deep, form)])["x"], np.tile(expected, (1, channels, 1, 1)), atol=1e-6)
+            decoded = np.asarray(decode(file(deep, form)))
+            np.testing.assert_array_equal(decoded, np.repeat(np.rint(deep / 257).astype(np.uint8)[..., None], 3, 2))
+        for pixels in (deep.astype(np.int32), deep.astype(np.float32)):
+            with pytest.raises(FileFormatError, match="numbers of 32 bits, of which black and white are not known"):
+                read([file(pixels, "TIFF")])
+            with pytest.raises(FileFormatError, match="numbers of 32 bits"):
+                decode(file(pixels, "TIFF"))

@@ -280,6 +280,24 @@ class TestFitRefuses:
         message = refused("evaluate", predictions, "--scheduler", tmp_path / "records.safetensors")
         assert "holds exit records ('eenet.records'), expected a fitted scheduler" in message
 
+    def test_a_file_that_is_read_is_not_written_over(self, predictions: Path, tmp_path: Path) -> None:
+        records = tmp_path / "records.safetensors"
+        toy_records(samples=40).save(records)
+        scheduler, other = tmp_path / "scheduler.safetensors", tmp_path / "other"
+        fitted = ["fit", predictions, "--prefix", "val_", "--budget", "60%", "--method", "max_prob", "--out"]
+        run(*fitted, scheduler)
+        other.symlink_to(tmp_path)
+        for command, read in (
+            ([*fitted, predictions], predictions),
+            (["fit", records, "--costs", "1,2,4", "--budget", "60%", "--out", other / records.name], records),
+            (["collect", "model", "--data", predictions, "--out", predictions], predictions),
+            (["report", records, "--costs", "1,2,4", "--json", records], records),
+        ):
+            before = read.read_bytes()
+            assert "is a file that is read, and would be overwritten" in refused(*command)
+            assert read.read_bytes() == before
+        run(*fitted, scheduler)  # what was only written may be written again
+
     def test_missing_arrays_are_named_and_prefixes_suggested(self, predictions: Path) -> None:
         message = refused("fit", predictions, "--budget", "60%")
         assert "'probs'" in message

@@ -22,6 +22,7 @@ from pages import demo_folder
 import eenet
 import eenet.bundle.onnx
 from eenet.bundle import LoadedBundle
+from eenet.cli._data import labels_in, names_in, table_labels
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data import load
 from eenet.predict import open_items, predict
@@ -318,6 +319,28 @@ def test_a_table_without_the_column_says_which_there_are(tmp_path: Path) -> None
     with pytest.raises(InvalidInputError, match=r"has the columns \['words'\], expected 'text' or 'sentence'; .*--col"):
         open_items(tmp_path / "t.parquet", "text")
     assert len(open_items(tmp_path / "t.parquet", "text", column="words")) == 1
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_text(tmp_path: Path) -> None:
+    for name, content in (("t.txt", "good\nfilm\n"), ("t.csv", "text\ngood\nfilm\n")):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert list(open_items(tmp_path / name, "text").batches(9, 0)) == [(["0", "1"], ["good", "film"])]
+    (tmp_path / "numbers.txt").write_text("0\n2\n", encoding="utf-8-sig")
+    (tmp_path / "names.txt").write_text("cat\ndog\n", encoding="utf-8-sig")
+    assert labels_in(tmp_path / "numbers.txt", None).tolist() == [0, 2]
+    assert labels_in(tmp_path / "names.txt", ["cat", "dog"]).tolist() == [0, 1]
+    assert names_in(tmp_path / "names.txt") == ["cat", "dog"]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,text,label,label\na,b,0,1\n", encoding="utf-8")
+    columns = [arrow.array(["a"]), arrow.array(["b"]), arrow.array([0]), arrow.array([1])]
+    parquet.write_table(arrow.table(columns, names=["text", "text", "label", "label"]), tmp_path / "t.parquet")
+    for name in ("t.csv", "t.parquet"):
+        with pytest.raises(InvalidInputError, match="has 2 columns 'text'; rename all but the one to read"):
+            open_items(tmp_path / name, "text")
+        with pytest.raises(InvalidInputError, match="has 2 columns 'label'; rename all but the one with the labels"):
+            table_labels(tmp_path / name, None)
 
 
 class Listed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import platform
 import warnings
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from importlib import metadata
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from eenet._version import __version__
 from eenet.cli._benchmark import benchmark
@@ -39,7 +40,7 @@ from eenet.cli._report import report
 from eenet.cli._search import search
 from eenet.cli._serve import serve
 from eenet.cli._ui import ui
-from eenet.errors import EENetError, ReliabilityWarning
+from eenet.errors import EENetError, InvalidInputError, ReliabilityWarning
 
 USAGE_ERROR = 2
 
@@ -67,6 +68,7 @@ one line and exit code 2. A command that is stopped by Ctrl-C says how to go on;
 _EVERYWHERE = "Every command takes --quiet, --verbose and --debug as well: eenet --help."
 _ANYWHERE = ("--debug", "--verbose", "--quiet", "-q")
 _JSON_FILE = ("benchmark", "report")
+_WRITTEN = ("out", "json_file")  # the options that name a file to write
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "mlxtend")
 # What the command line refuses: typer has click inside or beside it, as its version is.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
@@ -135,6 +137,30 @@ class _Group(TyperGroup):
                     raise
                 show_error(f"stopped, nothing was half written; {chosen.if_stopped}")
                 raise typer.Exit(chosen.stopped_code) from error
+
+
+class _Command(TyperCommand):
+    """Refuses to write over a file that it is given to read."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for name in _WRITTEN:
+            target = ctx.params.get(name)
+            if target is None or not os.path.isfile(target):
+                continue
+            words = [word for other, value in ctx.params.items() if other not in _WRITTEN for word in _words(value)]
+            read = [path for word in words for path in (word, word.partition("=")[2]) if os.path.isfile(path)]
+            if any(os.path.samefile(target, path) for path in read):
+                raise InvalidInputError(
+                    f"{os.fspath(target)!r} is a file that is read, and would be overwritten; give another path to "
+                    "write to"
+                )
+        return super().invoke(ctx)
+
+
+def _words(value: Any) -> list[str]:
+    """The words of an option or argument, of one or of several values."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [os.fspath(one) for one in values if isinstance(one, (str, os.PathLike))]
 
 
 def _json_without_a_file(args: list[str]) -> list[str]:
@@ -212,7 +238,7 @@ for command in (
     demo, train, reproduce, collect, profile, fit, evaluate, compare, search, benchmark, report, ui, export, predict,
     serve, plan, doctor, version,
 ):  # fmt: skip
-    app.command(epilog=_EVERYWHERE)(command)
+    app.command(cls=_Command, epilog=_EVERYWHERE)(command)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def refuse_columns(data: Path, option: str, column: str | None) -> None:
 
 
 def names_in(path: Path) -> list[str]:
-    lines = lines_of(existing_file(path).read_text(encoding="utf-8"))
+    lines = lines_of(existing_file(path).read_text(encoding="utf-8-sig"))
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -259,7 +259,7 @@ def labels_in(path: Path, names: Sequence[str] | None, way_out: str = _CLASSES) 
         found = next((arrays[key] for key in LABELS if key in arrays), next(iter(arrays.values())))
         return class_numbers(found, names, repr(str(path)), way_out)
     try:
-        return np.array([int(word) for word in existing_file(path).read_text(encoding="utf-8").split()])
+        return np.array([int(word) for word in existing_file(path).read_text(encoding="utf-8-sig").split()])
     except ValueError:
         return class_numbers(names_in(path), names, repr(str(path)), way_out)
 
@@ -277,6 +277,10 @@ def table_labels(
         raise InvalidInputError(f"{str(data)!r} has the columns {columns}, and no {column!r}")
     if found is None:
         return None
+    if columns.count(found) > 1:
+        raise InvalidInputError(
+            f"{str(data)!r} has {columns.count(found)} columns {found!r}; rename all but the one with the labels"
+        )
     if table is None:
         parquet = require("pyarrow.parquet", "predict")
         values = parquet.read_table(data, columns=[found]).column(found).to_pylist()

@@ -144,7 +144,7 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         try:
-            lines = lines_of(path.read_text(encoding="utf-8"))
+            lines = lines_of(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError as error:
             raise FileFormatError(f"{str(path)!r} is not UTF-8 text ({error.reason}); convert it") from error
         if not lines:
@@ -285,6 +285,10 @@ def _column_of(path: Path, names: Sequence[str], kind: str, column: str | None) 
         raise InvalidInputError(
             f"{str(path)!r} has the columns {list(names)}, expected {' or '.join(map(repr, accepted))}; name it with "
             "--column"
+        )
+    if names.count(found) > 1:
+        raise InvalidInputError(
+            f"{str(path)!r} has {names.count(found)} columns {found!r}; rename all but the one to read"
         )
     return found
 

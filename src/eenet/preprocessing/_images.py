@@ -96,7 +96,7 @@ class ImagePreprocessing(Preprocessing):
                         f"{what} has {image.width} x {image.height} pixels, more than the {self.max_pixels} that are "
                         "accepted; send a smaller image"
                     )
-                return self._cut(image.convert(_MODES[len(self.mean)]), pillow.Resampling.BILINEAR)
+                return self._cut(eight_bit(image).convert(_MODES[len(self.mean)]), pillow.Resampling.BILINEAR)
         except FileFormatError:
             raise
         except (*_DAMAGED, pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
@@ -137,3 +137,19 @@ class ImagePreprocessing(Preprocessing):
     def describe(self) -> dict[str, Any]:
         """A JSON-ready description."""
         return {**asdict(self), "size": list(self.size), "mean": list(self.mean), "std": list(self.std)}
+
+
+def eight_bit(image: Any) -> Any:
+    """A Pillow image of 16 bits at 8 bits, others as they are; raises `ValueError` where no range of pixels is known.
+
+    Pillow's own conversion cuts off above 255: nearly all of an image of 16 bits would be white.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I" up to Pillow 11
+        pixels = np.asarray(image).astype(np.float32)
+        return require("PIL.Image", EXTRA).fromarray(np.rint(pixels / 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are {'whole' if image.mode == 'I' else 'real'} numbers of 32 bits, of which black and white "
+            "are not known; convert it to 8 or 16 bits"
+        )
+    return image

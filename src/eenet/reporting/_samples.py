@@ -19,6 +19,7 @@ from eenet._extras import require
 from eenet._files import existing_file, lines_of
 from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.preprocessing._images import eight_bit
 from eenet.records import ExitRecords
 
 _LARGEST = 160  # pixels of a side of an image in the page
@@ -73,8 +74,8 @@ class Samples:
         given = self.images[n]
         if isinstance(given, Path):
             try:
-                image = pillow.open(given).convert("RGB")
-            except OSError as error:
+                image = eight_bit(pillow.open(given)).convert("RGB")
+            except (OSError, ValueError) as error:
                 raise FileFormatError(f"{str(given)!r} cannot be read as an image ({error})") from error
         else:
             image = pillow.fromarray(_bytes(np.asarray(given), n))

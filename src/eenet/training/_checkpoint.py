@@ -132,12 +132,13 @@ def remove_leftovers(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def first_not_finite(model: nn.Module) -> str | None:
-    """The name of the first weight or buffer that holds NaN or an infinity."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            return name
-    return None
+def not_finite(model: nn.Module) -> list[str]:
+    """The names of the weights and buffers that hold NaN or an infinity."""
+    return [
+        name
+        for name, tensor in model.state_dict().items()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

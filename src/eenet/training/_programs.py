@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eenet._compat import set_loader_epoch
+from eenet._compat import BatchNorm, set_loader_epoch
 from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel
@@ -80,7 +80,7 @@ class JointProgram:
             yield args, kwargs, targets_of(labels, self._fabric.device)
 
     def _training_mode(self) -> None:
-        self._model.train()
+        training_mode(self._model)
 
     def evaluate(self, task: TrainingTask) -> ExitRecords:
         """Records of the validation loader."""
@@ -107,7 +107,7 @@ class HeadsProgram(JointProgram):
 
     def _training_mode(self) -> None:
         self._model.eval()
-        self._model.heads.train()
+        training_mode(self._model.heads)
 
 
 class CachedHeads(nn.Module):
@@ -165,7 +165,7 @@ class FrozenProgram:
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Batches of shuffled samples; one that would have a single sample is left out, for batch norm's sake."""
-        self.module.train()
+        training_mode(self.module)
         generator = torch.Generator().manual_seed(mixed(self._seed, epoch))
         train = self._readings[epoch % len(self._readings)]
         order = torch.randperm(len(train), generator=generator).numpy()
@@ -188,6 +188,18 @@ class FrozenProgram:
             with self._fabric.autocast():
                 logits = self.module(*tensors)
             yield [z.float() for z in logits], targets
+
+
+def training_mode(module: nn.Module) -> None:
+    """Training mode, in which batch norms whose own weights are all frozen stay in inference mode.
+
+    Otherwise their statistics would move, and with them the answers of a network that was frozen by `requires_grad`.
+    """
+    module.train()
+    for part in module.modules():
+        own = list(part.parameters()) if isinstance(part, BatchNorm) else []
+        if own and not any(parameter.requires_grad for parameter in own):
+            part.eval()
 
 
 def _length(loader: Any) -> int:

@@ -23,8 +23,8 @@ from eenet.scheduler import dead_exits
 from eenet.training._averaging import Average
 from eenet.training._cache import NotCacheableError
 from eenet.training._checkpoint import (
-    first_not_finite,
     load_checkpoint,
+    not_finite,
     read_header,
     remove_leftovers,
     restore,
@@ -33,7 +33,7 @@ from eenet.training._checkpoint import (
 from eenet.training._config import TrainConfig, make_optimizer, rate_factor, set_rate
 from eenet.training._loss import JointLoss, Moment, TrainingTask, exit_weights
 from eenet.training._mixing import mixer_of
-from eenet.training._programs import EpochSeeds, FrozenProgram, HeadsProgram, JointProgram, Program
+from eenet.training._programs import EpochSeeds, FrozenProgram, HeadsProgram, JointProgram, Program, training_mode
 from eenet.training._report import Display, EpochReport, TrainResult, two_fold_frontier, write_history
 
 LAST, BEST, HISTORY, LOGS, FEATURES = "last.safetensors", "best.safetensors", "metrics.csv", "tensorboard", "features"
@@ -121,6 +121,7 @@ class Run:
 
         With `must_cache` false, heads are trained without a cache where features cannot be cached.
         """
+        self._infinite = frozenset(not_finite(self.model))  # such as masks of attention, which stay as they are
         self.optimizer = make_optimizer(self.model, self.config)
         if self.config.ema_decay is not None:
             self.average = Average(self.model, self.config.ema_decay)
@@ -132,7 +133,7 @@ class Run:
         else:
             self.program = JointProgram(self.fabric, self.model, train_loader, validation_loader, self.config)
             # Traced here, outside of mixed precision, which a trace would fix.
-            self.model.train()
+            training_mode(self.model)
             _ = self.model.staged.stages
         if header is not None and header["batches"] != self.program.batches:
             raise InvalidInputError(
@@ -169,10 +170,10 @@ class Run:
             epoch = self.state.epoch
             self.seeds.start(epoch)
             trained = self._train_epoch(epoch)
-            bad = first_not_finite(self.model)
-            if bad is not None:
+            bad = [name for name in not_finite(self.model) if name not in self._infinite]
+            if bad:
                 raise TrainingDivergedError(
-                    f"after epoch {epoch + 1} the weight {bad!r} is not finite; {self._last_good()}",
+                    f"after epoch {epoch + 1} the weight {bad[0]!r} is not finite; {self._last_good()}",
                     step=self.state.step - 1,
                     exit_name=None,
                 )

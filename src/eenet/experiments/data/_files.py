@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet._files import lines_of
 from eenet.errors import FileFormatError, InvalidInputError
+from eenet.preprocessing._images import eight_bit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +206,7 @@ def decode(source: Path | bytes, mode: str | None = "RGB") -> Any:
     """A decoded Pillow image in `mode` (None: as stored); raises `FileFormatError` with the reason only."""
     with _open_image(source) as image:
         image.load()
-        return image.copy() if mode is None or image.mode == mode else image.convert(mode)
+        return image.copy() if mode is None or image.mode == mode else eight_bit(image).convert(mode)
 
 
 def header_size(path: Path) -> tuple[int, int]:
@@ -265,7 +266,7 @@ def class_names(given: str | Path | Iterable[str], root: Path, *, field: str = "
                 f"{field} is {str(given)!r}, and there is no such file, nor in {str(root)!r}; give a file with a "
                 "class name on each line, or a list of them"
             )
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         try:
             names = (
                 _names_in(json.loads(text))
