@@ -55,6 +55,17 @@ def test_samples_without_an_answer_count_in_the_cost_alone() -> None:
     assert (point["samples"], point["exit_shares"], point["mean_cost"]) == (2, [0.5, 0.5, 0.0], (4 + 4 + 1 + 2) / 4)
 
 
+def test_a_clock_that_is_set_back_begins_new_points() -> None:
+    now = 10_000.0
+    recent = Recent(COSTS, clock=lambda: now)
+    for now in (10_000.0, 10_005.0, 10_004.0, 100.0, 105.0, 110.0):
+        recent.add([answered([0])], 2.0)
+    assert [(point["time"], point["samples"]) for point in recent.to_dict()["points"]] == [(100, 1), (105, 1), (110, 1)]
+    now = 109.9  # by less than a point: none is lost
+    recent.add([answered([0])], 2.0)
+    assert [point["samples"] for point in recent.to_dict()["points"]] == [1, 1, 2]
+
+
 def test_only_so_many_points_and_samples_are_kept() -> None:
     now = 0.0
     recent = Recent(COSTS, clock=lambda: now)

@@ -200,6 +200,8 @@ class Recent:
 
     def _point(self, now: float, budget: float) -> _Point:
         start = now - now % WIDTH
+        while self._points and self._points[-1].start > start + WIDTH:  # the clock was set back: these lie ahead of it
+            self._points.pop()
         if not self._points or self._points[-1].start < start:
             self._points.append(_Point(start, len(self._costs)))
         self._points[-1].budget = budget
