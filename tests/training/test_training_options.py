@@ -389,3 +389,17 @@ def test_a_backbone_that_is_frozen_answers_as_before(options: dict[str, Any], tm
     network[1].requires_grad_(True)  # one that learns goes on counting
     train(model, [(x, y)] * 2, [(x, y)], config=config, out=tmp_path / "learning", costs=eenet.ExitCosts([1.0, 2.0]))
     assert not torch.equal(network[1].running_mean, torch.zeros(8))
+
+
+def test_training_accuracies_are_of_samples_whatever_the_sizes_of_batches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(24, 4)
+    model = eenet.attach(network, ["1"], example=x[:2])
+    with torch.no_grad():
+        y = network(x).argmax(dim=1)
+    y[23] = 1 - y[23]  # the last batch has this sample alone
+    batches = [(x[:23], y[:23]), (x[23:], y[23:])]
+    config = replace(PLAIN, epochs=1, learning_rate=1e-9)
+    trained = train(model, batches, [(x, y)], config=config, out=tmp_path, costs=eenet.ExitCosts([1.0, 2.0]))
+    assert trained.best.train_accuracies[-1] == pytest.approx(23 / 24)

@@ -267,7 +267,7 @@ class Run:
                 if self.average is not None:
                     self.average.update()
             with torch.no_grad():
-                utilities = torch.stack([self.task.utility(z, targets).nanmean() for z in logits])
+                utilities = torch.stack([self.task.utility(z, targets) for z in logits])
             advance(trained.add(loss, losses, utilities, len(targets) * self.fabric.world_size))
         trained.seconds = time.perf_counter() - start
         if trained.batches != program.batches:
@@ -415,14 +415,14 @@ class _Trained:
         self.seconds = 0.0
 
     def add(self, loss: Tensor, losses: Tensor, utilities: Tensor, samples: int) -> list[float]:
-        """Count one batch; gives its utilities, NaN where no label tells any."""
+        """Count one batch with the utilities of its samples, (K, N); gives their means, NaN where no label tells any."""
         self.loss += loss.detach().cpu().double()
         self.losses += losses.cpu().double()
-        self.utilities += utilities.cpu().double().nan_to_num()
-        self.judged += ~utilities.cpu().isnan()
+        self.utilities += utilities.cpu().double().nansum(dim=1)
+        self.judged += (~utilities.cpu().isnan()).sum(dim=1)  # batches may be of several sizes
         self.batches += 1
         self.samples += samples
-        values: list[float] = utilities.tolist()
+        values: list[float] = utilities.nanmean(dim=1).tolist()
         return values
 
 
