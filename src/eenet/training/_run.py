@@ -415,7 +415,7 @@ class _Trained:
         self.seconds = 0.0
 
     def add(self, loss: Tensor, losses: Tensor, utilities: Tensor, samples: int) -> list[float]:
-        """Count one batch with the utilities of its samples, (K, N); gives their means, NaN where no label tells any."""
+        """Count one batch, of utilities (K, N); gives their means over its samples, NaN where no label tells any."""
         self.loss += loss.detach().cpu().double()
         self.losses += losses.cpu().double()
         self.utilities += utilities.cpu().double().nansum(dim=1)
