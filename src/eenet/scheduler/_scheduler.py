@@ -22,7 +22,7 @@ from eenet.scheduler._estimator import Estimator
 from eenet.scheduler._fallback import NeverWorse, Rules, dead_exits, simple_rule
 from eenet.scheduler._file import write_scheduler
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable, State, ThresholdFit
-from eenet.scheduler._policy import Bools, Ensemble, Score, require_whole, score_class
+from eenet.scheduler._policy import Bools, Ensemble, Floats, Score, require_whole, score_class
 from eenet.scheduler._replay import as_answered
 from eenet.scheduler._reports import DeadExit
 from eenet.scheduler._thresholds import ScoreTable
@@ -34,7 +34,8 @@ _log = logging.getLogger("eenet.scheduler")
 
 _UNSPENT = 0.01  # of the budget: what is worth a warning
 _SAME = 0.005  # how far the mean cost in the costs of a policy's own batches may be from that in those it was fitted in
-_MOST_FITS = 5
+_MOST_FITS = 6
+_FASTEST = 0.8
 
 SCHEDULERS: dict[str, Callable[..., Scheduler]] = {}
 """The schedulers that take a budget, by the name the command line uses: the subclasses made with `method=`."""
@@ -143,8 +144,8 @@ class Scheduler(Estimator):
         left out; see `left_out`. `cheaper` names a smaller budget that would be as accurate.
 
         Costs with `runs`, as `eenet.profile` measures them in batches, depend on how many samples exit where: they are
-        taken for the policy that is found, which is fitted again until the mean cost changes by at most 0.5 %. `costs` then
-        has those, and `at` plans other budgets in them, `fitted_at` in their own.
+        taken for the policy that is found, which is fitted again until the mean cost changes by at most 0.5 %. `costs`
+        then has those, and `at` plans other budgets in them, `fitted_at` in their own.
 
         The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
         that probability over the draw of the records. A method that fits nothing, such as max probability, is tested on
@@ -216,6 +217,7 @@ class Scheduler(Estimator):
         if not costs.runs:
             fit(costs)
             return self
+        earlier: tuple[float, Floats] | None = None
         for _ in range(_MOST_FITS):
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")
@@ -223,10 +225,15 @@ class Scheduler(Estimator):
             if self._fitted_state().policy is None:
                 break
             shares = self.replay(records).exit_shares
-            found = costs.at_shares(shares)
-            if abs(float(found.values @ shares) / float(costs.values @ shares) - 1) <= _SAME:
+            off = float(costs.at_shares(shares).values @ shares) / float(costs.values @ shares) - 1
+            if abs(off) <= _SAME:
                 break
-            costs = found
+            ahead = shares
+            if earlier is not None:  # each fit is off by the same part of the one before it: go where that ends
+                rate = min(max(off / earlier[0], 0.0), _FASTEST)
+                ahead = np.maximum(shares + (shares - earlier[1]) * rate / (1 - rate), 0.0)
+            earlier = off, shares
+            costs = costs.at_shares(ahead / ahead.sum())
         for one in said:  # of the last fit: what was said of those before it no longer holds
             warn(one.message, one.category)
         return self
