@@ -52,6 +52,7 @@ DEMO = {"digits"}
 VARIANTS = {
     "cifar10-resnet56-gpu",
     "cifar10-resnet56-shared",
+    "cifar10-resnet56-taught",
     "cifar10-resnet20-shared",
     "sst2-minilm",
     "agnews-minilm",
@@ -547,9 +548,11 @@ def test_a_teacher_that_does_not_fit(tmp_path: Path) -> None:
     weight = ("--set", "train.teacher_weight=1")
     smoke = ("train", "cifar10-resnet56-shared", "--smoke", "--out", tmp_path / "run", "--from", "data")
     absent = f"train.teacher={tmp_path / '{{other}}'}"
-    assert f"{str(tmp_path / '{other}')!r}, and there is no such folder; run the recipe that trains it" in error(
-        *smoke, *weight, "--set", absent
-    )
+    said = error(*smoke, *weight, "--set", absent)
+    assert f"train.teacher is {str(tmp_path / '{other}')!r}: " in said
+    assert "no such folder" in said
+    assert "run the recipe that trains it" in said
+    assert "there are cifar10-resnet20-shared" in error(*smoke, *weight, "--set", "train.teacher=resnet56")
     network = eenet.build_network("resnet20", num_classes=3)
     eenet.attach(network, ["layers.0"], example=torch.randn(2, 3, 32, 32)).save_pretrained(tmp_path / "three")
     three = f"train.teacher={tmp_path / 'three'}"

@@ -35,6 +35,7 @@ EXITS = {
 OF_OTHERS = {
     "agnews-25k-bert12",
     "cifar10-resnet56-shared",
+    "cifar10-resnet56-taught",
     "sst2-phrases-minilm",
     "tiny-imagenet-100-densenet121",
     "tiny-imagenet-lite0",

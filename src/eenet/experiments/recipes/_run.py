@@ -306,16 +306,17 @@ class _Run:
         settings = self.recipe.train
         if settings.teacher is None:
             return None
-        folder = filled("train.teacher", settings.teacher, out=self.out, data=self._root)
-        if not Path(folder).is_dir():
+        name = filled("train.teacher", settings.teacher, out=self.out, data=self._root)
+        try:
+            model = MultiExitModel.from_pretrained(name)
+        except InvalidInputError as error:
             raise InvalidInputError(
-                f"train.teacher is {folder!r}, and there is no such folder; run the recipe that trains it, or name "
-                "another with --set train.teacher=FOLDER"
-            )
-        model = MultiExitModel.from_pretrained(folder)
+                f"train.teacher is {name!r}: {error}; run the recipe that trains it, or name another with "
+                "--set train.teacher=MODEL"
+            ) from error
         if model.num_classes != len(data.classes):
             raise InvalidInputError(
-                f"train.teacher, {folder!r}, tells {model.num_classes} classes apart and the data has "
+                f"train.teacher, {name!r}, tells {model.num_classes} classes apart and the data has "
                 f"{len(data.classes)}; expected a model of the same classes"
             )
         network: torch.nn.Module = model.backbone

@@ -165,7 +165,7 @@ class TrainSettings(_Section):
         False,  # noqa: FBT003
     )
     teacher: Text | None = _says(
-        "a folder, or null",
+        "a folder, the name of a model that ships, or null",
         "a saved model of the same classes, such as `work/model` of another recipe's results, whose last exit teaches "
         "all exits with `teacher_weight`; `{out}` stands for the folder of the results, `{data}` for that of the data",
         None,
