@@ -117,6 +117,7 @@ def traces() -> Iterator[None]:
     capture, split = staged.capture, staged.split
 
     def remembered_capture(model: nn.Module, at: Any, form: Any) -> Any:
+        _KEYS.clear()  # of a trace that was made and then found to be of no use
         key = _key(model, tuple(at), form)
         if key in _TRACES:
             return _TRACES[key]
