@@ -93,7 +93,7 @@ def _keep_onnx_graphs(proto: Any) -> None:
 
 # Networks of these do what their settings and the shapes of their weights say.
 _LIBRARIES = ("torch.nn.", "torchvision.models.", "timm.", "transformers.", "eenet.networks.", "networks")
-_OF_ANY_MODULE = set(vars(nn.Module()))
+_SAYING_NOTHING = {*vars(nn.Module()), "name_or_path"}  # the folder that weights were loaded from
 _UNKNOWN = "(a value that is not known)"
 
 
@@ -156,7 +156,7 @@ def _key(model: nn.Module, at: tuple[str, ...], form: Any) -> str | None:
         code = [type(module), *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if "forward" in vars(module) or not all(_of_library(one) for one in code):
             return None
-        values = [(key, _value(value)) for key, value in vars(module).items() if key not in _OF_ANY_MODULE]
+        values = [(key, _value(value)) for key, value in vars(module).items() if key not in _SAYING_NOTHING]
         number = numbers.setdefault(id(module), len(numbers))
         parts.append((name, number, code, type(module).forward, module.training, values))
     tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -183,5 +183,7 @@ def _value(value: Any) -> Any:
         return type(value), [_value(one) for one in value]
     if isinstance(value, dict):
         return type(value), [(key, _value(one)) for key, one in value.items()]
-    attention = getattr(value, "_attn_implementation", None)  # of a configuration of transformers, whose repr omits it
-    return repr(value), attention
+    if hasattr(value, "_attn_implementation"):  # a configuration of transformers, whose repr omits that
+        settings = {key: one for key, one in value.to_dict().items() if key != "_name_or_path"}
+        return type(value), settings, value._attn_implementation
+    return repr(value)
