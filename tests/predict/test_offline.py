@@ -395,17 +395,46 @@ def test_inputs_that_are_too_long_have_an_error_of_their_own_and_the_others_an_a
     assert parquet.read_table(tmp_path / "b.parquet").num_rows == 4
 
 
-def test_a_sample_that_the_network_fails_on_does_not_spoil_the_others(tmp_path: Path) -> None:
+def test_a_word_that_the_network_does_not_have_does_not_spoil_the_others(tmp_path: Path) -> None:
     case = CASES["bert"]()
     loaded = case.export(tmp_path / "bundle")
     tokens = {name: array[:3].copy() for name, array in case.arrays.items()}
     right = loaded(tokens).logits.argmax(axis=1)
-    tokens["input_ids"][1, 2] = 10**6  # no word of its
+    tokens["input_ids"][1, 2] = 10**6
     items = [{name: array[n] for name, array in tokens.items()} for n in range(3)]
     done = predict(loaded, Listed(items), tmp_path / "a.parquet")
     rows = table(tmp_path / "a.parquet")
     assert done.failed == 1
-    assert "the network fails on it: " in rows["error"][1]
+    assert "a number that is no row of the network's table (nn.Embedding): its rows are 0 to 99" in rows["error"][1]
+    assert [rows["prediction"][n] for n in (0, 2)] == [right[0], right[2]]
+
+
+class Chosen(torch.nn.Module):
+    """The first number of a sample says which of its numbers counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.nn.Linear(1, 8)
+        self.output = torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.output(torch.relu(self.hidden(x.gather(1, x[:, :1].round().long()))))
+        return found
+
+
+def test_a_sample_that_the_network_fails_on_does_not_spoil_the_others(tmp_path: Path) -> None:
+    x = 5 + torch.rand(60, 12)  # what the cut is checked with has noise, and stays below 12 too
+    model = eenet.attach(Chosen().eval(), ["hidden"], heads=[torch.nn.Linear(8, 3)], example=x[:3]).eval()
+    records = eenet.collect(model, [(x, torch.arange(60) % 3)])
+    scheduler = eenet.MaxProbability().fit(records, eenet.ExitCosts([1.0, 2.0]), 1.5, fallback=False)
+    loaded = eenet.export(model, scheduler, tmp_path / "bundle", example=x[:3], measure=False)
+    items = x[:3].numpy().copy()
+    right = loaded(items).logits.argmax(axis=1)
+    items[1, 0] = 12.0
+    done = predict(loaded, Listed(list(items)), tmp_path / "a.parquet")
+    rows = table(tmp_path / "a.parquet")
+    assert done.failed == 1
+    assert rows["error"][1].startswith("the network fails on it: ")
     assert [rows["prediction"][n] for n in (0, 2)] == [right[0], right[2]]
 
 

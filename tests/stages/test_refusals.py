@@ -224,6 +224,11 @@ REFUSED: list[tuple[Callable[[], nn.Module], Any, str]] = [
     (lambda: ends(step=with_loss), LABELS, "the example has 'labels'.*leave 'labels' out"),
     (lambda: nn.DataParallel(ends(step=lambda s, x: s.b(s.a(x)))), None, r"DataParallel.*net\.module"),
     (lambda: ends(step=lambda _s, x: x.view(7)), None, "the model itself fails on the example, at batch size 2.*shape"),
+    (
+        lambda: ends(step=lambda s, x: s.b(s.a(x.gather(1, x.round().long())))),
+        torch.tensor([[0.0, 5.0, 5.0, 0.0, 0.0, 5.0]] * 2),
+        "the model itself fails at batch size 3, on samples made from the example, whose floats have noise: index",
+    ),
 ]
 
 

@@ -52,6 +52,8 @@ def check_inference(
     inputs = sample_inputs(form, BATCH)
     with undisturbed(backbone):
         walks = walks_of(split, inputs)
+        if walks.whole.failure is not None:  # where all walks ended
+            _compare_walk(split, before or whole_of(backbone, at, form, inputs), walks.whole, f"at batch size {BATCH}")
         single = single or whole_of(backbone, at, form, picked(inputs, [0]))
         _compare_walk(split, single, walks.single, "at batch size 1")
         before = before or whole_of(backbone, at, form, inputs)

@@ -65,7 +65,10 @@ def whole_of(network: nn.Module, at: Sequence[str], form: InputForm, inputs: Seq
         try:
             return run_whole(network, at, form, inputs)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:
-            said = f"the model itself fails at batch size {inputs[0].shape[0]}: {error}"
+            said = (
+                f"the model itself fails at batch size {inputs[0].shape[0]}, on samples made from the example, whose "
+                f"floats have noise: {error}"
+            )
             several = several_precisions(network, error)
             if several:
                 raise PrecisionError(f"{said}; {several}") from error
