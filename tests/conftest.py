@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -125,14 +124,6 @@ def signal_handlers_as_found() -> Iterator[None]:
     for number, handler in before.items():
         if handler is not None:  # one that Python did not set
             signal.signal(number, handler)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def remembered_traces(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Networks that were traced before are not traced again, except in the tests of tracing."""
-    of_tracing = request.path.parent.name in ("stages", "models")
-    with contextlib.nullcontext() if torch is None or of_tracing else remembered.traces():
-        yield
 
 
 @pytest.fixture(scope="session")
