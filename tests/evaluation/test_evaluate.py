@@ -314,12 +314,12 @@ def test_a_comparison_shows_what_a_scheduler_of_ones_own_hands_back() -> None:
         ({"max_accuracy_drop": 1e-4}, "max_accuracy_drop=0.0001 cannot be guaranteed"),
     ],
 )
-def test_what_a_scheduler_of_ones_own_cannot_do_is_a_row_with_a_reason(asked: dict[str, float], reason: str) -> None:
+def test_what_a_scheduler_of_ones_own_cannot_do_is_a_row_with_a_reason(asked: dict[str, Any], reason: str) -> None:
     class Own(MaxProbability):
         """Asks for what cannot always be done."""
 
         def fit(self, *args: Any, **options: Any) -> Own:
-            return super().fit(*args, **options, **asked)
+            return super().fit(*args, **(options | asked))
 
     found = compare(CALIBRATION, COSTS, {"all": MaxProbability, "own": Own}, [1.05, 2.7], resplits=2)
     alone = compare(CALIBRATION, COSTS, {"all": MaxProbability}, [1.05, 2.7], resplits=2)
