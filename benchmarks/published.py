@@ -25,7 +25,7 @@ FIGURES = (
         "ResNet-56, CIFAR-10, no exits",
         "93.03 % (He et al. 2016), 93.39 % (the weights that our recipe starts from)",
         "[table](https://github.com/akamaster/pytorch_resnet_cifar10)",
-        "cifar10-resnet56-shared",
+        "cifar10-resnet56-taught",
         "JPEG copies; 1,667 pictures of the test file judge, 3,333 calibrate",
     ),
     (
