@@ -318,75 +318,6 @@ print(result)
         assert (result.rows[1].accuracy, result.rows[1].agreement) == (None, None)
         assert result.rows[1].speed > 0
 
-    def test_a_first_system_with_random_weights_is_the_reason_that_is_given(self) -> None:
-        systems = {"random": Work(50, wrong(160)), "early": Work(1, LABELS, exits=True), "plain": Work(1, LABELS)}
-        result = run(systems, NUMBERED, LABELS, untrained=["random"])
-        assert result.verdict.startswith("Nothing can be said of accuracies at batch 8")
-        assert "the first system, random, with which all are compared, has random weights" in result.verdict
-        assert "without labels" not in result.verdict.lower()
-        assert "plain is" not in result.verdict, "its weights are not random"
-        assert result.rows[1].accuracy == 1
-        systems = {"plain": Work(50, LABELS), "early": Work(1, LABELS, exits=True)}
-        said = run(systems, NUMBERED, LABELS, untrained=["early"]).verdict
-        assert "these have random weights" in said
-
-
-class TestVerdict:
-    """Systems that take 100, 10 or 1 times the least work: which is faster cannot be in doubt."""
-
-    def verdict(self, early: Any, *others: Any, labels: Any = LABELS) -> str:
-        systems = {"plain": Work(100, LABELS), "early": early, **{f"other {n}": one for n, one in enumerate(others)}}
-        result = run(systems, NUMBERED, labels, seconds=0.1)
-        assert " ".join(str(result).split()).endswith(" ".join(result.verdict.split()))
-        return result.verdict
-
-    def test_faster_and_as_right_is_worth_it(self) -> None:
-        said = self.verdict(Work(10, LABELS, exits=True))
-        assert said.startswith("Worth it at batch 8")
-        assert "times as fast as plain, accuracy the same" in said
-
-    def test_a_static_network_that_is_faster_and_as_right_wins(self) -> None:
-        said = self.verdict(Work(10, LABELS, exits=True), Work(1, LABELS))
-        assert said.startswith("Not worth it at batch 8")
-        assert "other 0 is" in said
-        assert "has no exits" in said
-
-    def test_a_static_network_that_is_faster_and_less_right_is_named(self) -> None:
-        said = self.verdict(Work(10, LABELS, exits=True), Work(1, wrong(40)))
-        assert said.startswith("Worth it at batch 8")
-        assert "Without exits, other 0 is" in said
-        assert "-25.0 ± 3.4 points (beyond chance); no early exit here is as fast" in said
-
-    def test_lost_accuracy_is_not_worth_it(self) -> None:
-        said = self.verdict(Work(10, wrong(40), exits=True))
-        assert said.startswith("Not worth it at batch 8")
-        assert "if at most 1 point of accuracy may be lost" in said
-        assert "-25.0 ± 3.4 points (beyond chance)" in said
-
-    def test_a_network_that_keeps_more_is_named_beside_early_exits_that_lose(self) -> None:
-        said = self.verdict(Work(10, wrong(40), exits=True), Work(1, LABELS))
-        assert said.startswith("Not worth it at batch 8")
-        assert "Without exits, other 0 is" in said
-
-    def test_slower_is_not_worth_it(self) -> None:
-        said = self.verdict(Work(1000, LABELS, exits=True))
-        assert said.startswith("Not worth it at batch 8")
-        assert "no early exit is faster than plain" in said
-
-    def test_without_labels_agreement_decides(self) -> None:
-        said = self.verdict(Work(10, LABELS, exits=True), labels=None)
-        assert said.startswith("Worth it at batch 8")
-        assert "160 samples cannot rule out a larger loss than 1 point: give more to be certain." in said
-        systems = {"plain": Work(100, LABELS), "early": Work(10, LABELS, exits=True)}
-        many = run(systems, np.tile(NUMBERED, (2, 1)), seconds=0.1)
-        assert "cannot rule out" not in many.verdict
-        said = self.verdict(Work(10, wrong(40), exits=True), labels=None)
-        assert said.startswith("Without labels it cannot be said")
-        assert "another answer on 25.0% of the samples" in said
-
-    def test_without_early_exits_there_is_nothing_to_judge(self) -> None:
-        assert "No system here has early exits" in run({"plain": Work(1, LABELS)}, NUMBERED, LABELS).verdict
-
 
 class Clocked(Work):
     """A system whose calls take milliseconds that the test sets, by a function of the call's number and its batch."""
@@ -425,6 +356,87 @@ def noisy(ms: float) -> Callable[[int, int], float]:
 def uneven(low: float, high: float) -> Callable[[int, int], float]:
     """Half of the batches are quick: the mean is known with an error."""
     return lambda _call, batch: low if batch % 2 else high
+
+
+def takes(ms: float, answers: Array = LABELS, *, exits: bool = False) -> Clocked:
+    """Of which each call takes so long."""
+    return Clocked(steady(ms), exits=exits, answers=answers)
+
+
+@pytest.fixture
+def set_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls take the times that systems of `Clocked` say."""
+    stub_clock(monkeypatch)
+
+
+@pytest.mark.usefixtures("set_clock")
+class TestVerdict:
+    """Systems whose calls take 1, 0.1 or 0.01 ms: what is said does not depend on the machine."""
+
+    def verdict(self, early: Any, *others: Any, labels: Any = LABELS) -> str:
+        systems = {"plain": takes(1.0), "early": early, **{f"other {n}": one for n, one in enumerate(others)}}
+        result = run(systems, NUMBERED, labels, seconds=0.1)
+        assert " ".join(str(result).split()).endswith(" ".join(result.verdict.split()))
+        return result.verdict
+
+    def test_faster_and_as_right_is_worth_it(self) -> None:
+        said = self.verdict(takes(0.1, exits=True))
+        assert said.startswith("Worth it at batch 8")
+        assert "times as fast as plain, accuracy the same" in said
+
+    def test_a_static_network_that_is_faster_and_as_right_wins(self) -> None:
+        said = self.verdict(takes(0.1, exits=True), takes(0.01))
+        assert said.startswith("Not worth it at batch 8")
+        assert "other 0 is" in said
+        assert "has no exits" in said
+
+    def test_a_static_network_that_is_faster_and_less_right_is_named(self) -> None:
+        said = self.verdict(takes(0.1, exits=True), takes(0.01, wrong(40)))
+        assert said.startswith("Worth it at batch 8")
+        assert "Without exits, other 0 is" in said
+        assert "-25.0 ± 3.4 points (beyond chance); no early exit here is as fast" in said
+
+    def test_lost_accuracy_is_not_worth_it(self) -> None:
+        said = self.verdict(takes(0.1, wrong(40), exits=True))
+        assert said.startswith("Not worth it at batch 8")
+        assert "if at most 1 point of accuracy may be lost" in said
+        assert "-25.0 ± 3.4 points (beyond chance)" in said
+
+    def test_a_network_that_keeps_more_is_named_beside_early_exits_that_lose(self) -> None:
+        said = self.verdict(takes(0.1, wrong(40), exits=True), takes(0.01))
+        assert said.startswith("Not worth it at batch 8")
+        assert "Without exits, other 0 is" in said
+
+    def test_slower_is_not_worth_it(self) -> None:
+        said = self.verdict(takes(10.0, exits=True))
+        assert said.startswith("Not worth it at batch 8")
+        assert "no early exit is faster than plain" in said
+
+    def test_without_labels_agreement_decides(self) -> None:
+        said = self.verdict(takes(0.1, exits=True), labels=None)
+        assert said.startswith("Worth it at batch 8")
+        assert "160 samples cannot rule out a larger loss than 1 point: give more to be certain." in said
+        systems = {"plain": takes(1.0), "early": takes(0.1, exits=True)}
+        many = run(systems, np.tile(NUMBERED, (2, 1)), seconds=0.1)
+        assert "cannot rule out" not in many.verdict
+        said = self.verdict(takes(0.1, wrong(40), exits=True), labels=None)
+        assert said.startswith("Without labels it cannot be said")
+        assert "another answer on 25.0% of the samples" in said
+
+    def test_a_first_system_with_random_weights_is_the_reason_that_is_given(self) -> None:
+        systems = {"random": takes(0.5, wrong(160)), "early": takes(0.01, exits=True), "plain": takes(0.01)}
+        result = run(systems, NUMBERED, LABELS, untrained=["random"])
+        assert result.verdict.startswith("Nothing can be said of accuracies at batch 8")
+        assert "the first system, random, with which all are compared, has random weights" in result.verdict
+        assert "without labels" not in result.verdict.lower()
+        assert "plain is" not in result.verdict, "its weights are not random"
+        assert result.rows[1].accuracy == 1
+        systems = {"plain": takes(0.5), "early": takes(0.01, exits=True)}
+        said = run(systems, NUMBERED, LABELS, untrained=["early"]).verdict
+        assert "these have random weights" in said
+
+    def test_without_early_exits_there_is_nothing_to_judge(self) -> None:
+        assert "No system here has early exits" in run({"plain": takes(0.01)}, NUMBERED, LABELS).verdict
 
 
 class TestPairs:
