@@ -110,10 +110,10 @@ def _with_hopeless(samples: int, seed: int) -> ExitRecords:
 
 def test_fitting_takes_seconds() -> None:
     records = toy_records(5000, classes=10)
-    start = time.perf_counter()
+    start = time.process_time()
     scheduler = eenet.EENet().fit(records, toy_costs(), "60%", fallback=False)
-    seconds = time.perf_counter() - start
-    print(f"EENet on 5,000 samples x 3 exits x 10 classes: {seconds:.1f} s")
+    seconds = time.process_time() - start
+    print(f"EENet on 5,000 samples x 3 exits x 10 classes: {seconds:.1f} s of CPU time")
     assert seconds < 30
     assert scheduler.calibration_cost == pytest.approx(1.8, rel=1e-3)
 
