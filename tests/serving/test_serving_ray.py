@@ -19,10 +19,10 @@ import httpx
 import numpy as np
 import pytest
 import serving_toys
-from bundles import Case, bundle_up_to_nine, small_convolutions
+from bundles import Case, bundle_up_to_nine, bundle_with_category, small_convolutions
 from commands import refused, run
 from optional import import_or_skip
-from serving_toys import until
+from serving_toys import connect, serving, until
 
 import eenet
 from eenet.bundle import load
@@ -415,3 +415,25 @@ def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_long
     expected = "the inputs have length 20 (time), expected one up to 9, which is the longest that the network takes"
     assert expected in answered.json()["detail"]
     assert posted(5).status_code == 200
+
+
+def test_what_the_plain_server_refuses_is_refused_in_the_same_words(cluster: Any, url: str, tmp_path: Path) -> None:
+    """After the others, for the same reason."""
+    bundle, zeros = bundle_with_category(tmp_path / "bundle"), [[0.0] * 4]
+    start(tmp_path / "bundle", RayOptions(stages=[StageScaling(cpus=0.1)] * 2, ingress_cpus=0.1, adapt=False))
+    bodies: list[Any] = [{"inputs": {"x": zeros, "kind": [kind]}} for kind in (5, -1, 6, 2**62, 1.5, None, "a")]
+    bodies += [{"inputs": {"x": zeros * 3, "kind": kinds}} for kinds in ([1, 6, 2], [1, 2], [[1], [2], [3]])]
+    bodies += [{"inputs": {"x": [[1e300] * 4], "kind": [1]}}, {"inputs": {"x": zeros}}, {"inputs": zeros}, {}, []]
+    asked = [("/predict", body) for body in bodies]
+    asked += [(f"/predict?{query}", bodies[2]) for query in ("full=true", "exits=true", "full=x", "timeout_ms=0")]
+
+    def answers(client: httpx.Client) -> list[tuple[int, Any]]:
+        posted = [client.post(path, json=body) for path, body in asked]
+        return [(one.status_code, one.json().get("detail")) for one in posted]
+
+    with serving(bundle) as plain, connect(plain) as here, connect(url) as there:
+        until(lambda: there.post("/predict", json=bodies[0]).status_code == 200)  # until then the one before answers
+        expected = answers(here)
+        assert answers(there) == expected
+    assert [status for status, _ in expected] == [200, *[422] * (len(asked) - 1)]
+    assert all("no row of the network's table (nn.Embedding): its rows are 0 to 5" in expected[n][1] for n in (1, 2, 3))

@@ -217,6 +217,7 @@ def test_a_stage_that_fails_on_a_sample_fails_its_request_alone() -> None:
     options = EngineOptions(max_batch=8, max_wait=0.05)
     found = asyncio.run(through_stages(ToyModel(), inputs, options=options))
     assert [request.outcome for request in found] == [Outcome.ANSWERED, Outcome.FAILED, Outcome.ANSWERED]
+    assert [str(request.error) for request in found] == ["None", "a poisonous sample", "None"]
 
 
 def test_early_exits_can_be_switched_off_and_inputs_are_limited() -> None:

@@ -191,6 +191,7 @@ class RemoteService:
                 if reply.outcome is Outcome.FAILED:
                     _log.error("stage %d failed on %d samples: %s", k, len(rows), reply.error)
                     self.metrics.failure(k)
+                    request.error = RuntimeError(reply.said)
                 return
             if reply.logits is not None:
                 request.answer(places[rows[reply.left]].tolist(), k, reply.logits, reply.abstained)

@@ -112,8 +112,8 @@ class StageReply:
 
     Those at `left` (m,) exit here, with `logits` (m, C, ...), and those with `abstained` (m,) are handed back; those at
     `staying` continue with `live` and `history`, which are None where none does. Where `outcome` is not `ANSWERED`, all
-    of these are empty and `error` may say why; where it is None, the call's live tensors were lost. `runs` are the
-    samples and seconds of runs of the stage that no earlier reply has reported.
+    of these are empty and `error` may say why, `said` in the words of the exception alone; where it is None, the call's
+    live tensors were lost. `runs` are the samples and seconds of runs of the stage that no earlier reply has reported.
     """
 
     outcome: Outcome | None
@@ -123,6 +123,7 @@ class StageReply:
     live: Live | ObjectReference | None = None
     history: ExitHistory | None = None
     error: str | None = None
+    said: str | None = None
     runs: tuple[tuple[int, float], ...] = ()
     abstained: NDArray[np.bool_] | None = None
 
@@ -255,7 +256,9 @@ def reply(backend: StageBackend, stage: int, request: Request, runs: tuple[tuple
     assert request.outcome is not None, "the request has ended"
     none = np.arange(0)
     if request.outcome is not Outcome.ANSWERED:
-        return StageReply(request.outcome, none, None, none, error=repr(request.error), runs=runs)
+        error = request.error  # as text: the exceptions of some runtimes do not travel between processes
+        said = None if error is None else str(error)
+        return StageReply(request.outcome, none, None, none, error=repr(error), said=said, runs=runs)
     left = np.flatnonzero(request.exits >= 0)
     logits = None if request.logits is None else request.logits[left]
     abstained = request.abstained[left]
