@@ -59,7 +59,12 @@ def test_bad_probabilities_are_refused(probs: Any, message: str) -> None:
     ("labels", "message"),
     [
         ([0, 1, 3, 1], r"labels\[2\] is 3, expected 0 to 2: classes count from 0"),
-        ([0, -1, 2, 1], r"labels\[1\] is -1, expected 0 to 2"),
+        ([0, -1, 2, 1], r"labels\[1\] is -1, expected 0 to 2: 1 of 4 samples has no label; leave these samples out"),
+        ([0, np.nan, 2, np.nan], r"labels\[1\] is nan, expected 0 to 2: 2 of 4 samples have no label; leave"),
+        ([0.0, -1.0, 2.0, 1.0], r"labels\[1\] is -1\.0, expected 0 to 2: 1 of 4 samples has no label"),
+        ([0, None, 2, 1], r"labels\[1\] is None, .*labels\[known\]; or give no labels, .*judged_by_last\(\)"),
+        ([-100] * 4, r"labels\[0\] is -100, expected 0 to 2: 4 of 4 samples have no label; give no labels, and"),
+        ([0, -1, 3, 1], r"labels\[1\] is -1, expected 0 to 2: 1 of 4 samples has no label"),
         ([0.0, 1.0, 2.0, 1.0], r"dtype float64, expected integers: class numbers from 0; give labels\.long\(\) of a"),
         ([True, False, True, True], r"labels have dtype bool, expected integers: .*labels\.astype\(int\)"),
         (list("abca"), r"dtype <U1, expected integers: .* numpy\.searchsorted\(model\.classes_, labels\)"),
@@ -74,6 +79,16 @@ def test_bad_labels_are_refused(labels: Any, message: str) -> None:
     for make in (ExitRecords.from_probabilities, ExitRecords.from_logits):
         with pytest.raises(InvalidInputError, match=message):
             make(probs, labels)
+
+
+def test_the_ways_out_of_partly_labeled_records_are_ways_out() -> None:
+    probs, labels = good()
+    partly = np.where(np.arange(len(labels)) == 1, -1, labels)
+    with pytest.raises(InvalidInputError, match="known = labels >= 0 outputs"):
+        ExitRecords.from_probabilities(probs, partly)
+    known = partly >= 0
+    assert len(ExitRecords.from_probabilities(probs[:, known], partly[known])) == len(labels) - 1
+    assert len(ExitRecords.from_probabilities(probs).judged_by_last()) == len(labels)
 
 
 def test_bad_logits_are_refused() -> None:

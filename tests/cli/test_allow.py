@@ -272,7 +272,18 @@ class TestCollect:
         assert "'names.txt' holds '0', which is no class of the network; its classes are red, green, blue" in message
         parquet.write_table(pyarrow.table({"image": rows, "label": ["red", None, "red", "red"]}), "rows.parquet")
         message = refused("collect", "named_colors:with_names", "--data", "rows.parquet", *images, *out)
-        assert "holds None; expected a whole number, or the name of a class, in every row" in message
+        assert "the column 'label' of 'rows.parquet' has no label in 1 of 4 rows (row 2 holds None)" in message
+        assert "leave these rows out, or take the data without labels" in message
+        parquet.write_table(pyarrow.table({"image": rows, "label": [0, None, 1, None]}), "rows.parquet")
+        message = refused("collect", "named_colors:make", "--data", "rows.parquet", *images, *out)
+        assert "has no label in 2 of 4 rows (row 2 holds None)" in message
+        for held in ([0, -1, 1, 2], [0, np.nan, 1, 2]):
+            np.savez("partly.npz", x=x, labels=held)
+            message = refused("collect", "named_colors:make", "--data", "partly.npz", *out)
+            assert f"'labels' of 'partly.npz' has no label in 1 of 4 rows (row 2 holds {held[1]})" in message
+        Path("labels.txt").write_text("0\n-1\n1\n2\n")
+        message = refused("collect", "named_colors:make", "--data", "x.npy", "--labels", "labels.txt", *out)
+        assert "'labels.txt' has no label in 1 of 4 rows (row 2 holds -1)" in message
 
     def test_a_saved_model_has_its_names_beside_it(self, saved: Path) -> None:
         rng = np.random.default_rng(0)

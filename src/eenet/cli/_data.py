@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -223,6 +224,8 @@ def class_numbers(labels: Any, names: Sequence[str] | None, what: str, way_out: 
     are never numbered by their own order: it need not be that of the network's classes.
     """
     array = np.asarray(labels)
+    if array.ndim == 1:
+        _require_labeled(array, what)
     if array.dtype.kind in "iu":
         return array
     values = (array.astype(str) if array.dtype.kind == "S" else array).reshape(-1).tolist()
@@ -248,6 +251,20 @@ def class_numbers(labels: Any, names: Sequence[str] | None, what: str, way_out: 
     return np.array([number[value] for value in texts], dtype=np.intp)
 
 
+def _require_labeled(labels: NDArray[Any], what: str) -> None:
+    """Raise `InvalidInputError` where rows have no label."""
+    from eenet.records import missing_labels
+
+    missing = missing_labels(labels)
+    if missing.any():
+        count, first = int(missing.sum()), int(missing.argmax())
+        raise InvalidInputError(
+            f"{what} has no label in {count} of {len(labels)} rows (row {first + 1} holds {labels.tolist()[first]!r}); "
+            "expected a class number from 0, or the name of a class, in each: leave these rows out, or take the data "
+            "without labels"
+        )
+
+
 def labels_in(path: Path, names: Sequence[str] | None, way_out: str = _CLASSES) -> NDArray[Any]:
     """The labels in a file of their own: arrays, or a text file with a class on each line."""
     from eenet.predict._inputs import read_arrays_file
@@ -259,9 +276,10 @@ def labels_in(path: Path, names: Sequence[str] | None, way_out: str = _CLASSES) 
         found = next((arrays[key] for key in LABELS if key in arrays), next(iter(arrays.values())))
         return class_numbers(found, names, repr(str(path)), way_out)
     try:
-        return np.array([int(word) for word in existing_file(path).read_text(encoding="utf-8-sig").split()])
+        given: Any = np.array([int(word) for word in existing_file(path).read_text(encoding="utf-8-sig").split()])
     except ValueError:
-        return class_numbers(names_in(path), names, repr(str(path)), way_out)
+        given = names_in(path)
+    return class_numbers(given, names, repr(str(path)), way_out)
 
 
 def table_labels(
@@ -286,7 +304,9 @@ def table_labels(
         values = parquet.read_table(data, columns=[found]).column(found).to_pylist()
     else:
         values = list(table.values(found))
-        if all(isinstance(value, str) and value.strip().isdecimal() for value in values):  # .csv has no numbers
+        if all(
+            isinstance(value, str) and re.fullmatch(r"\s*-?\d+\s*", value) for value in values
+        ):  # no numbers in .csv
             values = [int(value) for value in values]
     return class_numbers(values, names, f"the column {found!r} of {str(data)!r}", way_out)
 

@@ -2,6 +2,7 @@
 
 from eenet.records._checks import are_probabilities as are_probabilities
 from eenet.records._checks import kept_numbers as kept_numbers
+from eenet.records._checks import missing_labels as missing_labels
 from eenet.records._checks import require_class_numbers as require_class_numbers
 from eenet.records._checks import require_same_network as require_same_network
 from eenet.records._checks import warn_of_probabilities as warn_of_probabilities

@@ -150,7 +150,7 @@ def class_labels(
             f"labels have shape {y.shape}, expected ({samples},): one class number for each sample; of one-hot labels "
             "give labels.argmax(1)"
         )
-    require_class_numbers(y)
+    require_class_numbers(y, classes)
     if y.shape != (samples,):
         if y.ndim == 1 and len(y) == len(outputs):
             raise InvalidInputError(
@@ -159,18 +159,53 @@ def class_labels(
             )
         axis = f"; {name} have shape {outputs.shape}, expected {_AXES}" if y.size in outputs.shape else ""
         raise InvalidInputError(f"labels have shape {y.shape}, expected ({samples},): one for each sample{axis}")
-    bad = (y < 0) | (y >= classes)
+    require_labeled(y, classes)
+    bad = y >= classes
     if bad.any():
         first = int(np.flatnonzero(bad)[0])
         raise InvalidInputError(f"labels[{first}] is {y[first]}, expected 0 to {classes - 1}: classes count from 0")
     return y.astype(np.intp)
 
 
-def require_class_numbers(labels: NDArray[Any]) -> None:
+def missing_labels(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of the labels (N,) stand for a sample without one: negative numbers, NaN, None and empty texts."""
+    if labels.dtype.kind in "iuf":
+        return np.logical_or(labels < 0, np.isnan(labels))
+    return np.array([_stands_for_none(value) for value in labels.tolist()], dtype=np.bool_)
+
+
+def _stands_for_none(value: Any) -> bool:
+    if isinstance(value, (str, bytes)):
+        return not value.strip()
+    return str(value) in ("None", "nan", "<NA>") or (isinstance(value, (int, float)) and value < 0)
+
+
+def require_labeled(labels: NDArray[Any], classes: int | None = None) -> None:
+    """Raise `InvalidInputError`, with the ways out, where samples have no label; labels are (N,), of `classes`."""
+    missing = missing_labels(labels)
+    if not missing.any():
+        return
+    count, first = int(missing.sum()), int(missing.argmax())
+    expected = "a class number from 0" if classes is None else f"0 to {classes - 1}"
+    some = (
+        "leave these samples out, with known = labels >= 0 outputs[:, known] and labels[known]; or "
+        if count < len(labels)
+        else ""
+    )
+    raise InvalidInputError(
+        f"labels[{first}] is {labels.tolist()[first]!r}, expected {expected}: {count} of {len(labels)} samples "
+        f"{'has' if count == 1 else 'have'} no label; {some}give no labels, and judge all samples by the last exit's "
+        "answers with ExitRecords.judged_by_last()"
+    )
+
+
+def require_class_numbers(labels: NDArray[Any], classes: int | None = None) -> None:
     """Raise `InvalidInputError`, with what makes class numbers of them, for labels that are no integers."""
     kind = labels.dtype.kind
     if kind in "iu":
         return
+    if labels.ndim == 1 and kind in "fO":
+        require_labeled(labels, classes)
     way = (
         "give the number of each name in the order of the classes of the outputs: with scikit-learn "
         "numpy.searchsorted(model.classes_, labels)"
