@@ -81,8 +81,8 @@ def test_records_of_a_plain_network_cannot_be_fitted_alone() -> None:
     ("members", "message"),
     [
         ([plain(0)], r"members are a list of 1, expected a list of at least two"),
-        (plain(0), r"members are a ExitRecords, expected a list"),
-        ([plain(0), np.zeros((60, 4))], r"member 1 is a ndarray, expected ExitRecords"),
+        (plain(0), r"members are an ExitRecords, expected a list"),
+        ([plain(0), np.zeros((60, 4))], r"member 1 is an ndarray, expected ExitRecords"),
         ([plain(0), plain(1, samples=40)], r"member 1 has records of 40 samples, member 0 of 60; .*same order"),
         ([plain(0), plain(1, classes=5)], r"member 1 has 5 classes, member 0 has 4"),
         (

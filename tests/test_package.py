@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import structure
 
 import eenet
+from eenet.errors import InvalidInputError
 
 
 def python(code: str) -> str:
@@ -83,3 +86,28 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_the_picture_on_the_architecture_page_is_that_of_the_code() -> None:
     written = structure.PAGE.read_text(encoding="utf-8")
     assert written == structure.page(), "write it again: python tests/support/structure.py --write"
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (3, "an int"),
+        ("text", "a str"),
+        (None, "None"),
+        (np.zeros(3), "an ndarray"),
+        (eenet.OptimalStopping(), "an OptimalStopping"),
+        (type("LSTM", (), {})(), "an LSTM"),
+        (type("UNet", (), {})(), "a UNet"),
+        (type("UnsharedHead", (), {})(), "an UnsharedHead"),
+        (type("UniformMix", (), {})(), "a UniformMix"),
+        (type("_Early", (), {})(), "an _Early"),
+    ],
+)
+def test_messages_name_the_kind_of_what_was_given_as_it_is_spoken(given: object, named: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"^records are {named}, expected ExitRecords"):
+        eenet.EENet().fit(given, eenet.ExitCosts([1.0, 2.0]))  # type: ignore[arg-type]
+
+
+def test_no_message_writes_an_article_before_the_name_of_a_class_by_itself() -> None:
+    articles = re.compile(r"\ban? (\{type\(|\{[a-z_.]*__name__)")
+    assert not [path for path in structure.modules().values() if articles.search(path.read_text(encoding="utf-8"))]

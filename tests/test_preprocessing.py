@@ -128,7 +128,7 @@ def test_what_cannot_be_told_apart_is_refused() -> None:
     for members, message in (
         ({}, "expected a preprocessing for each of some prefixes"),
         ({"a b": text}, "the prefix 'a b' is no identifier"),
-        ({"x": ArrayPreprocessing(("x",))}, "the preprocessing of 'x' is a ArrayPreprocessing, expected a Text"),
+        ({"x": ArrayPreprocessing(("x",))}, "the preprocessing of 'x' is an ArrayPreprocessing, expected a Text"),
         ({"big": text, "big_one": text}, "the prefix 'big_one' starts with 'big', whose inputs it would be"),
         ({"a": text, "b": ImagePreprocessing((8, 8))}, "the members take image and text; all are given the same"),
     ):
@@ -210,7 +210,7 @@ def test_files_of_texts_and_requests_with_texts(bundle: LoadedBundle, tmp_path: 
     assert (done["items"], done["failed"]) == (32, 2)
     again = parquet.read_table(tmp_path / "again.parquet").to_pydict()
     assert again["prediction"][:3] + again["prediction"][5:] == rows["prediction"]
-    assert again["error"][3] == again["error"][4] == "item 0 is a NoneType, expected a string"
+    assert again["error"][3] == again["error"][4] == "item 0 is None, expected a string"
     with serving(bundle) as url, connect(url) as client:
         answer = client.post("/predict", json={"texts": some}).json()
         assert [one["exit"] for one in answer["predictions"]] == expected.exits.tolist()

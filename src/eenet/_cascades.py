@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.tasks import UTILITIES, Segmentation
 
 
@@ -44,7 +44,7 @@ def require_several(members: Any) -> tuple[Sequence[Any], tuple[str, ...] | None
     given = members if names is None else list(members.values())
     if isinstance(given, (list, tuple)) and len(given) >= 2:
         return given, names
-    what = f"a {type(members).__name__}" + (f" of {len(given)}" if isinstance(given, (list, tuple)) else "")
+    what = kind_of(members) + (f" of {len(given)}" if isinstance(given, (list, tuple)) else "")
     raise InvalidInputError(
         f"members are {what}, expected a list of at least two, or a mapping of names to them: the models of a cascade, "
         "in order"

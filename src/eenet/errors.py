@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 __all__ = [
@@ -41,6 +42,21 @@ def _restored(cls: type[EENetError], args: tuple[Any, ...], attributes: dict[str
     error = cls.__new__(cls, *args)
     vars(error).update(attributes)
     return error
+
+
+def kind_of(value: object) -> str:
+    """What a message calls a value that cannot be used: "an int", "a Tensor", "None"."""
+    return "None" if value is None else with_article(type(value).__name__)
+
+
+def with_article(name: str) -> str:
+    """A class's name with "a" or "an", as it is spoken: "an EENet", "an MSDNet" and "an ndarray", but "a UNet"."""
+    spoken = name.lstrip("_")
+    if spoken[:2].isupper():  # the first letters are spoken one by one
+        vowel = spoken[0] in "AEFHILMNORSX"
+    else:
+        vowel = bool(re.match("[aeio]|u(?!ni|s[ei])|ndarray", spoken, re.IGNORECASE))
+    return f"{'an' if vowel else 'a'} {name}"
 
 
 class InvalidInputError(EENetError, ValueError):

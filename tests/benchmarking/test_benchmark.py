@@ -615,7 +615,7 @@ X = np.zeros((40, 3), np.float32)
         ({"one": LINEAR}, {"a": X, "b": X[:3]}, {}, r"hold \[3, 40\] samples"),
         ({"one": LINEAR}, [X, np.zeros((4, 2))], {}, "the batches of data have the shapes"),
         ({}, X, {}, "expected a mapping of at least one"),
-        ({"one": 3}, X, {}, "system 'one' is a int, expected a torch module"),
+        ({"one": 3}, X, {}, "system 'one' is an int, expected a torch module"),
         ({"one": "nowhere"}, X, {}, "'nowhere' does not exist; a path names the folder of a bundle"),
         ({"one": lambda x: "text"}, X, {}, "system 'one' cannot answer"),
         ({"one": LINEAR}, X, {"untrained": ["two"]}, "'two', which is no system"),

@@ -319,7 +319,7 @@ class TestDamage:
 
     def test_a_folder_that_is_no_bundle(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("hello")
-        with pytest.raises(InvalidInputError, match=r"the bundle is 3, a int; expected the folder that eenet\.export"):
+        with pytest.raises(InvalidInputError, match=r"the bundle is an int, expected the folder that eenet\.export"):
             eenet.bundle.load(3)  # type: ignore[arg-type]
         with pytest.raises(InvalidInputError, match=r"holds no manifest.json \(it holds notes.txt\)"):
             eenet.bundle.load(tmp_path)

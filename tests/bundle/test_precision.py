@@ -246,7 +246,7 @@ def test_a_stage_that_collapses_is_warned_of_by_hand_and_never_chosen(tmp_path: 
         ({"precision": "int8", "calibration": [(torch.randn(64, 12), ["a"] * 64)]}, "dtype <U1, expected integers"),
         ({"precision": "int8", "calibration": [(torch.randn(64, 12), [[0], [0, 1]] * 32)]}, "no array of integers"),
         ({"precision": "int8", "calibration": iter([])}, "0 samples; .* A generator gives its batches once"),
-        ({"precision": "int8", "calibration": 3}, "calibration is a int, expected a DataLoader"),
+        ({"precision": "int8", "calibration": 3}, "calibration is an int, expected a DataLoader"),
         (
             {"precision": "int8", "calibration": [(torch.randn(64, 12), torch.full((64,), 4))]},
             "the label 4, expected 0",

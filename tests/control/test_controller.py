@@ -595,5 +595,5 @@ def test_no_row_is_taken_that_a_later_one_beats(seed: int) -> None:
 
 def test_only_a_scheduler_is_taken() -> None:
     wrong: Any = toy_records()
-    with pytest.raises(InvalidInputError, match="scheduler is a ExitRecords, expected a fitted scheduler"):
+    with pytest.raises(InvalidInputError, match="scheduler is an ExitRecords, expected a fitted scheduler"):
         eenet.BudgetController(wrong)

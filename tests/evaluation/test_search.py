@@ -260,7 +260,7 @@ def test_progress_counts_systems() -> None:
             {"candidates": {"small": toy_records(exits=2), "big": toy_records(samples=500)}},
             "candidate 'big' has records",
         ),
-        ({"candidates": {"small": 1, "big": 2}}, "candidate 'small' is a int, expected ExitRecords"),
+        ({"candidates": {"small": 1, "big": 2}}, "candidate 'small' is an int, expected ExitRecords"),
     ],
 )
 def test_what_cannot_be_searched_is_named(change: dict[str, object], message: str) -> None:

@@ -282,7 +282,7 @@ class TestEverythingFollows:
             eenet.cascade([known, model], X[:2]).save_pretrained(tmp_path / "model")
         mapped = eenet.cascade([known, known], X[:2], inputs=[nn.AvgPool2d(2), None])
         with pytest.raises(
-            InvalidInputError, match=r"inputs of member 0 of the cascade are made by a AvgPool2d, .*Input"
+            InvalidInputError, match=r"inputs of member 0 of the cascade are made by an AvgPool2d, .*Input"
         ):
             mapped.save_pretrained(tmp_path / "model")
 
@@ -347,7 +347,7 @@ class TestNames:
             (members, {"size": (16, 16)}, r"inputs has the name 'size', which no member has"),
             ([SMALL, BIG], {"small": None}, r"inputs is a mapping, and the members are a list, which has no names"),
             (members, {"big": {"hight": 3}}, r"inputs\['big'\] has the option 'hight'; an InputMap has"),
-            (members, {"big": 3}, r"inputs\['big'\] is a int, expected an InputMap"),
+            (members, {"big": 3}, r"inputs\['big'\] is an int, expected an InputMap"),
         ]
         for given, inputs, message in wrong:
             with pytest.raises(InvalidInputError, match=message):
@@ -380,7 +380,7 @@ def test_members_by_name() -> None:
     ("members", "options", "message"),
     [
         ([SMALL], {}, r"members are a list of 1"),
-        ([SMALL, 3], {}, r"member 1 is a int, expected a torch\.nn\.Module.*CallCascade"),
+        ([SMALL, 3], {}, r"member 1 is an int, expected a torch\.nn\.Module.*CallCascade"),
         ([network(4, 5), BIG], {}, r"member 0 has 5 classes, member 1 has 4 classes"),
         (
             [copy.deepcopy(SMALL).double(), BIG],
@@ -398,7 +398,7 @@ def test_members_by_name() -> None:
         ([SMALL, BIG], {"inputs": [{"names": "x"}, None]}, r"names is 'x', expected a mapping"),
         ([SMALL, BIG], {"inputs": [{"size": 16}, None]}, r"size is 16, expected height and width"),
         ([nn.Conv2d(3, 4, 1), BIG], {}, r"member 0 has answers of shape"),
-        ([nn.Identity(), BIG], {"num_classes": 4}, r"member 0, a Identity, cannot be a member: the network returns"),
+        ([nn.Identity(), BIG], {"num_classes": 4}, r"member 0, an Identity, cannot be a member: the network returns"),
         ([SMALL, BIG], {"inputs": [None]}, r"inputs is a list of 1, expected a list with one for each of 2"),
         (
             [SMALL, BIG],

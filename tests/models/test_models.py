@@ -686,7 +686,7 @@ def test_arguments_in_each_other_s_place_are_named(arguments: Any, message: str)
 def test_collect_takes_batches_only() -> None:
     model = eenet.attach(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), ["1"], 3, torch.zeros(2, 4))
     wrong: Any = 3
-    with pytest.raises(InvalidInputError, match="loader is a int, expected a DataLoader or a list of batches"):
+    with pytest.raises(InvalidInputError, match="loader is an int, expected a DataLoader or a list of batches"):
         eenet.collect(model, wrong)
     arrays: Any = [(np.zeros((5, 4), np.float32), np.zeros(5, int))]
     with pytest.raises(InvalidInputError, match=r"inputs of a batch are of type ndarray; .* torch\.from_numpy"):

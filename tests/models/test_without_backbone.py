@@ -206,7 +206,7 @@ def test_one_of_our_own_networks_takes_its_weights_of_a_file_or_a_folder(tmp_pat
     with pytest.raises(InvalidInputError, match="has other weights than the network that this model was saved of"):
         eenet.from_pretrained(tmp_path / "heads", backbone=weights)
     wrong: Any = 5
-    with pytest.raises(InvalidInputError, match="backbone is a int, expected 'timm:NAME'"):
+    with pytest.raises(InvalidInputError, match="backbone is an int, expected 'timm:NAME'"):
         eenet.from_pretrained(tmp_path / "heads", backbone=wrong)
 
 

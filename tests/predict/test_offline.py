@@ -483,7 +483,7 @@ class TestPreprocessing:
         assert made["input_ids"].tolist() == expected["input_ids"]
         assert made["attention_mask"].tolist() == expected["attention_mask"]
         assert TextPreprocessing(fast, max_length=6, pad_to=9)(["bad"])["input_ids"].shape == (1, 9)
-        with pytest.raises(InvalidInputError, match="item 1 is a int, expected a string"):
+        with pytest.raises(InvalidInputError, match="item 1 is an int, expected a string"):
             TextPreprocessing(fast)(["bad", 3])
         assert TextPreprocessing(inner) == TextPreprocessing(inner.to_str().encode())
         with pytest.raises(InvalidInputError, match="the tokenizer is a dict, expected a fast tokenizer"):

@@ -98,7 +98,7 @@ def test_samples_of_every_kind() -> None:
     ("samples", "message"),
     [
         ("a text", r"samples are a str, .*give a list of texts"),
-        (3, r"samples are a int, expected an array"),
+        (3, r"samples are an int, expected an array"),
         ({"a": [1, 2], "b": [1]}, r"a mapping with \{'a': 2, 'b': 1\} rows"),
     ],
 )

@@ -188,5 +188,5 @@ def test_records_and_costs_of_another_type_are_refused_with_the_way_out() -> Non
     records = toy_records()
     with pytest.raises(InvalidInputError, match=r"costs are a list, expected ExitCosts: write ExitCosts"):
         eenet.MaxProbability().fit(records, [1.0, 2.0, 3.0], budget=2.0)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="records are a ndarray, expected ExitRecords"):
+    with pytest.raises(InvalidInputError, match="records are an ndarray, expected ExitRecords"):
         eenet.MaxProbability().fit(records.probabilities, eenet.ExitCosts([1.0, 2.0, 3.0]), budget=2.0)  # type: ignore[arg-type]

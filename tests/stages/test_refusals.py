@@ -315,7 +315,9 @@ class TestWhatIsNotUnderstood:
                 self.logits = logits
 
         net = ends(step=lambda net, x: Answer(net.b(net.a(x))))
-        with pytest.raises(CutError, match=r"returns a Answer, in which tracing sees no tensor; return its `\.logits`"):
+        with pytest.raises(
+            CutError, match=r"returns an Answer, in which tracing sees no tensor; return its `\.logits`"
+        ):
             eenet.attach(net, ["a"], example=torch.randn(2, 6))
 
 

@@ -161,8 +161,8 @@ def test_a_reference_that_gives_something_else_is_noticed() -> None:
     [
         (lambda: [nn.Linear(4, 4), nn.Linear(5, 3)], r"stage 'stage1' fails at batch size 3, called with \(3, 4\)"),
         (lambda: [Chain(lambda net, x: {"a": x}), nn.Linear(4, 3)], "stage 'stage0' returns a dict"),
-        (lambda: [Chain(lambda net, x: (x, None)), nn.Linear(4, 3)], "returns a tuple that holds a NoneType"),
-        (lambda: [nn.Linear(4, 4), Chain(lambda net, x: None)], "'stage1', returns a NoneType without a tensor"),
+        (lambda: [Chain(lambda net, x: (x, None)), nn.Linear(4, 3)], "returns a tuple that holds None"),
+        (lambda: [nn.Linear(4, 4), Chain(lambda net, x: None)], "'stage1', returns None, which holds no tensor"),
         (
             lambda: [Chain(lambda net, x: x.reshape(-1, 2)), Chain(lambda net, x: x.reshape(-1, 4))],
             r"'stage0' hands on 'stage0_0' of shape \(2\*batch, 2\).*samples cannot",
@@ -186,7 +186,7 @@ def test_stages_that_cannot_work_are_refused_by_name(stages: Any, message: str) 
     [
         ([], "there are no stages"),
         (3, "expected a list of modules"),
-        ([3], "'stage0' is a int, expected a torch.nn.Module"),
+        ([3], "'stage0' is an int, expected a torch.nn.Module"),
         ({"a.b": nn.Linear(4, 4)}, r"cannot be called 'a\.b'"),
         ({"output": nn.Linear(4, 4)}, "cannot be called 'output'"),
         ([shared := nn.Linear(4, 4), shared], "'stage1' is the same module as 'stage0'"),

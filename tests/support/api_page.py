@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import eenet
+from eenet.errors import kind_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "api.md"
 
@@ -51,7 +52,7 @@ def public_names(module: ModuleType) -> list[str]:
 def summary(value: object) -> str:
     """The first line of the docstring; raises `AssertionError` where there is none."""
     if not (inspect.ismodule(value) or inspect.isroutine(value) or inspect.isclass(value)):
-        return f"a constant: a {type(value).__name__}"
+        return f"a constant: {kind_of(value)}"
     text = inspect.getdoc(value) or ""
     assert text, f"{value!r} has no docstring"
     return text.splitlines()[0].replace("|", "\\|")

@@ -270,8 +270,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         train(CornerNet(), train_loader, validation, config=QUICK, out=tmp_path)  # type: ignore[arg-type]
     for options, message in (
         ({"config": {"epochs": 1}}, r"config is {'epochs': 1}, a dict; expected a TrainConfig, such as TrainConfig\("),
-        ({"costs": 3}, "costs is 3, a int; expected what eenet.profile gives"),
-        ({"out": None}, "out is None, a NoneType; expected the folder that the run is written to"),
+        ({"costs": 3}, "costs is an int, expected what eenet.profile gives"),
+        ({"out": None}, "out is None, expected the folder that the run is written to"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             train(model, train_loader, validation, **{"config": QUICK, "out": tmp_path, **options})  # type: ignore[arg-type]

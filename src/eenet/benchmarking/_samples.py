@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._values import array_value
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 
 Array = NDArray[Any]
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
@@ -56,7 +56,7 @@ def samples_of(data: Any, labels: Any = None) -> Samples:
         batches = data
     else:
         hint = "; wrap a Dataset in a DataLoader" if hasattr(data, "__getitem__") else ""
-        raise InvalidInputError(f"data is a {type(data).__name__}, {_EXPECTED}{hint}")
+        raise InvalidInputError(f"data is {kind_of(data)}, {_EXPECTED}{hint}")
     parts = [_parts(batch) for batch in batches]
     parts = [part for part in parts if len(part.arrays[0])]
     if not parts:
@@ -94,7 +94,7 @@ def _parts(batch: Any) -> Samples:
         values = list(inputs) if isinstance(inputs, (tuple, list)) and not np.isscalar(inputs[0]) else [inputs]
     bad = next((value for value in values if not _is_array(value)), None)
     if not values or bad is not None:
-        raise InvalidInputError(f"data holds {'nothing' if not values else 'a ' + type(bad).__name__}, {_EXPECTED}")
+        raise InvalidInputError(f"data holds {kind_of(bad) if values else 'nothing'}, {_EXPECTED}")
     lengths = {len(value) for value in values}
     if len(lengths) != 1:
         raise InvalidInputError(f"the inputs in data hold {sorted(lengths)} samples; give each as many")

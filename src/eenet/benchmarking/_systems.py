@@ -18,7 +18,7 @@ from eenet._extras import require
 from eenet._timing import waiting_for
 from eenet.benchmarking._samples import Array, Inputs
 from eenet.costs import Budget
-from eenet.errors import CutError, FallbackWarning, InfeasibleBudgetError, InfeasibleError, InvalidInputError
+from eenet.errors import CutError, FallbackWarning, InfeasibleBudgetError, InfeasibleError, InvalidInputError, kind_of
 from eenet.runtime import AdaptiveOutput, CallCascade, run_arrays
 from eenet.scheduler import Scheduler
 
@@ -262,7 +262,7 @@ def _require(fits: bool, name: str, value: Any, hint: str = "") -> None:
 def _short(value: Any) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(type(one).__name__ for one in value)})"
-    return f"a {type(value).__name__}"
+    return kind_of(value)
 
 
 def _budgets(name: str, budgets: Any) -> Sequence[Budget]:

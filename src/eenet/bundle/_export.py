@@ -37,7 +37,7 @@ from eenet.bundle._plan import (
 from eenet.bundle._precision import MAX_EXIT_DROP, Choice, Options, Precision, choose
 from eenet.bundle._verify import verify
 from eenet.costs import Budget
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.models import MultiExitModel, require_exits
 from eenet.models._collect import digest_of
 from eenet.models._io import inferring
@@ -308,7 +308,7 @@ def _require_kinds(folder: Any, example: Any, preprocessing: Any, class_names: A
         ("records", records, ExitRecords, "ExitRecords: eenet.collect(model, loader)"),
     ):
         if not isinstance(value, kinds) and (value is not None or name in ("folder", "example")):
-            raise InvalidInputError(f"{name} is a {type(value).__name__}, expected {expected}")
+            raise InvalidInputError(f"{name} is {kind_of(value)}, expected {expected}")
 
 
 def _complete(manifest: dict[str, Any], scheduler: Scheduler, folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eenet._files import left_aside
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of, with_article
 from eenet.runtime import TensorSpec
 
 MANIFEST = "manifest.json"
@@ -162,9 +162,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     schema, or names files outside the folder.
     """
     if not isinstance(folder, (str, os.PathLike)):
-        raise InvalidInputError(
-            f"the bundle is {folder!r}, a {type(folder).__name__}; expected the folder that eenet.export wrote"
-        )
+        raise InvalidInputError(f"the bundle is {kind_of(folder)}, expected the folder that eenet.export wrote")
     root = Path(folder)
     path = root / MANIFEST
     if not path.is_file() or path.is_symlink():
@@ -220,10 +218,10 @@ def _check(manifest: Manifest) -> None:
     data = manifest.data
     for key, kind in _KINDS.items():
         if not isinstance(data[key], kind):
-            raise ValueError(f"{key!r} is {data[key]!r}, expected a {kind.__name__}")
+            raise ValueError(f"{key!r} is {data[key]!r}, expected {with_article(kind.__name__)}")
     for key, kind in _OPTIONAL.items():
         if not isinstance(data.get(key), kind | None):
-            raise ValueError(f"{key!r} is {data[key]!r}, expected a {kind.__name__} or none")
+            raise ValueError(f"{key!r} is {data[key]!r}, expected {with_article(kind.__name__)} or none")
     TensorSpec.from_dict(data["logits"])
     asked = data.get("asked")
     if asked is not None and not (isinstance(asked["share"], float) and asked["share"] > 0):

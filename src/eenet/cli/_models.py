@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from eenet._files import sha256_of
 from eenet._pretrained import DESCRIPTION, find_model, model_names
 from eenet.cli._console import waiting
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 
 if TYPE_CHECKING:
     from eenet.models import MultiExitModel
@@ -113,7 +113,7 @@ def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None 
     if isinstance(made, MultiExitModel):
         return made, _example_of(made, target)
     raise InvalidInputError(
-        f"{target} returned {type(made).__name__}, expected a MultiExitModel (see eenet.attach) or (model, example)"
+        f"{target} returned {kind_of(made)}, expected a MultiExitModel (see eenet.attach) or (model, example)"
     )
 
 

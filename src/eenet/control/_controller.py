@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from eenet._files import read_json, write_json
 from eenet.control._pacing import Alternation, DriftReport, DriftTest, Pacer, Quotas
 from eenet.costs import Budget, ExitCosts, parse_budget
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.scheduler import PolicyTable, Scheduler, ThresholdPolicy
 from eenet.scheduler._policy import Floats, Ints
 
@@ -79,7 +79,7 @@ class BudgetController:
         false_alarms: float = 0.01,
     ) -> None:
         if not isinstance(scheduler, Scheduler):
-            raise InvalidInputError(f"scheduler is a {type(scheduler).__name__}, expected a fitted scheduler")
+            raise InvalidInputError(f"scheduler is {kind_of(scheduler)}, expected a fitted scheduler")
         table, costs = scheduler.table, scheduler.costs
         if not _is_number(horizon) or not _SHORTEST_HORIZON <= horizon < float("inf"):
             raise InvalidInputError(f"horizon={horizon!r}: expected a number of samples, {_SHORTEST_HORIZON} or more")

@@ -8,7 +8,7 @@ import numpy as np
 
 from eenet._progress import by_itself
 from eenet.costs import Budget, ExitCosts
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.evaluation._search_result import SearchResult, budget_of
 from eenet.evaluation._systems import Judge, Member, PlainCosts, labeled
 from eenet.records import ExitRecords
@@ -130,7 +130,7 @@ def _members(
     for what, given in (("candidates", candidates), ("costs", costs)):
         if not isinstance(given, Mapping) or not given:
             raise InvalidInputError(
-                f"{what} are {'empty' if isinstance(given, Mapping) else f'a {type(given).__name__}'}, expected a "
+                f"{what} are {'empty' if isinstance(given, Mapping) else kind_of(given)}, expected a "
                 "mapping: {'small': ..., 'big': ...}"
             )
     if set(candidates) != set(costs):
@@ -140,7 +140,7 @@ def _members(
     for name, one in candidates.items():
         if not isinstance(one, ExitRecords):
             raise InvalidInputError(
-                f"candidate {name!r} is a {type(one).__name__}, expected ExitRecords: eenet.collect(model, loader) "
+                f"candidate {name!r} is {kind_of(one)}, expected ExitRecords: eenet.collect(model, loader) "
                 "makes them of a model, ExitRecords.from_probabilities of predictions"
             )
     known = labeled(candidates)

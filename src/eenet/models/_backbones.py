@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from eenet._extras import require
 from eenet._files import require_safetensors
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.models._networks import MODELS, Source, build_network
 
 _PACKAGE, _TIMM = "package:", "timm:"
@@ -30,13 +30,13 @@ def pretrained(source: Source, given: Backbone, *, allow: Collection[str] = ()) 
     if isinstance(given, nn.Module):
         if isinstance(getattr(given, "backbone", None), nn.Module) and hasattr(given, "exit_names"):
             raise InvalidInputError(
-                f"backbone is a {type(given).__name__}, which has exits of its own; expected the network without them: "
+                f"backbone is {kind_of(given)}, which has exits of its own; expected the network without them: "
                 "give its .backbone"
             )
         return given
     if not isinstance(given, (str, Path)):
         raise InvalidInputError(
-            f"backbone is a {type(given).__name__}, expected 'timm:NAME', 'package:NAME', a folder, a .safetensors "
+            f"backbone is {kind_of(given)}, expected 'timm:NAME', 'package:NAME', a folder, a .safetensors "
             "file, or the network itself"
         )
     text = str(given)
@@ -111,7 +111,7 @@ def require_same(network: nn.Module, stored: Collection[str], described: Mapping
     rest = {name: tensor for name, tensor in network.state_dict().items() if name not in stored}
     if digest(rest, dtype) != described["sha256"]:
         raise InvalidInputError(
-            f"the backbone, a {type(network).__name__}, has other weights than the network that this model was saved "
+            f"the backbone, {kind_of(network)}, has other weights than the network that this model was saved "
             f"of{_named(described)}: the exits would be wrong; give the one that it was trained with"
         )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eenet._cascades import require_several
 from eenet._compat import flop_counter
 from eenet._warn import warn
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import InvalidInputError, ReliabilityWarning, kind_of
 from eenet.models._cascade_network import CascadeNetwork, InputMap, Member
 from eenet.models._heads import AnswerHead
 from eenet.models._io import inferring
@@ -95,7 +95,7 @@ def cascade(
     for number, member in enumerate(given):
         if not isinstance(member, nn.Module):
             raise InvalidInputError(
-                f"member {number} is a {type(member).__name__}, expected a torch.nn.Module, a MultiExitModel or a name "
+                f"member {number} is {kind_of(member)}, expected a torch.nn.Module, a MultiExitModel or a name "
                 "such as 'timm:resnet18'; for callables there is eenet.CallCascade"
             )
         if isinstance(member, MultiExitModel) and not member.staged.traced:
@@ -178,7 +178,7 @@ def _maps(inputs: Any, count: int, names: Sequence[str] | None) -> list[nn.Modul
             raise InvalidInputError(f"inputs has the name {unknown[0]!r}, which no member has; expected {list(names)}")
         inputs = [inputs.get(name) for name in names]
     if not isinstance(inputs, (list, tuple)) or len(inputs) != count:
-        what = f"a list of {len(inputs)}" if isinstance(inputs, (list, tuple)) else f"a {type(inputs).__name__}"
+        what = f"a list of {len(inputs)}" if isinstance(inputs, (list, tuple)) else kind_of(inputs)
         raise InvalidInputError(f"inputs is {what}, expected a list with one for each of {count} members, or None")
     made: list[nn.Module | None] = []
     for number, one in enumerate(inputs):
@@ -190,9 +190,7 @@ def _maps(inputs: Any, count: int, names: Sequence[str] | None) -> list[nn.Modul
                 raise InvalidInputError(f"{which} has the option {unknown[0]!r}; an InputMap has {options}")
             one = InputMap(**one)
         if one is not None and not isinstance(one, nn.Module):
-            raise InvalidInputError(
-                f"{which} is a {type(one).__name__}, expected an InputMap, its options, a module or None"
-            )
+            raise InvalidInputError(f"{which} is {kind_of(one)}, expected an InputMap, its options, a module or None")
         made.append(one)
     return made
 
@@ -203,7 +201,7 @@ def _tried(
     """The logits of each member for the example; warns where one computes more than the next."""
     logits, flops = [], []
     for number, (part, network) in enumerate(zip(parts, networks, strict=True)):
-        called = f"member {number}, a {type(network).__name__},"
+        called = f"member {number}, {kind_of(network)},"
         try:
             with inferring(part), flop_counter() as counter:
                 logits.append(part(*args, **kwargs))

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from eenet._compat import buffers_of
 from eenet._warn import warn
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import InvalidInputError, ReliabilityWarning, kind_of
 from eenet.models._heads import GridHead, SegmentationHead, SequenceHead, TokenHead, VectorHead
 from eenet.models._io import inferring, logits_in
 from eenet.stages import LiveTensor, StagedModel, feature_at, modes_kept
@@ -402,9 +402,9 @@ def warn_of_padding(staged: StagedModel, heads: Sequence[nn.Module], features: S
     """Warn of heads that read tokens which a mask among the inputs says are padding."""
     for k in _Observation(staged, features).reading_padding(heads, classes):
         pool = getattr(heads[k], "pool", None)
-        kind = type(heads[k]).__name__ + ("" if pool is None else f" with pool={pool!r}")
+        kind = kind_of(heads[k]) + ("" if pool is None else f" with pool={pool!r}")
         warn(
-            f"the head at {staged.at[k]!r}, a {kind}, reads padding: what this exit says of a sample depends on how "
+            f"the head at {staged.at[k]!r}, {kind}, reads padding: what this exit says of a sample depends on how "
             "far the batch is padded. Pad all inputs to one length, let the network give zeros for padding as "
             "eenet.networks.bert(pooling='mean') does, or pass heads=[...] that read what padding does not reach, such "
             "as TokenHead(pool='first')",
@@ -423,7 +423,7 @@ def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) 
         # runs it gets the copy: training, profiling, every runtime and every export; and only heads that need one.
         if isinstance(head, torch.jit.ScriptModule):
             raise InvalidInputError(
-                f"the head at {name!r}, a {type(head).__name__} of torch.jit, works in place on the feature, which the "
+                f"the head at {name!r}, {kind_of(head)} of torch.jit, works in place on the feature, which the "
                 "layers after it need; give the Python module that it was made from, or one without inplace=True"
             )
         head.register_forward_pre_hook(_given_a_copy)
@@ -436,12 +436,12 @@ def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) 
         weight = next((p for p in head.parameters() if p.is_floating_point()), None)
         if weight is not None and weight.dtype != feature.dtype:
             raise InvalidInputError(
-                f"{what}, does not fit the head there, a {type(head).__name__} of {weight.dtype}: pass heads=[...] "
+                f"{what}, does not fit the head there, {kind_of(head)} of {weight.dtype}: pass heads=[...] "
                 "with a module that converts it first, such as feature.float(), or place the exit at another module"
             ) from error
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
-            f"the head at {name!r}, a {type(head).__name__}, fails on {what} ({reason}); give a head for a feature of "
+            f"the head at {name!r}, {kind_of(head)}, fails on {what} ({reason}); give a head for a feature of "
             "this shape, or leave heads out"
         ) from error
     if not isinstance(logits, Tensor) or logits.shape != expected.shape:
@@ -453,9 +453,7 @@ def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) 
     if not isinstance(feature, Tensor) or not feature.is_floating_point():
         return
     if _is_random(head, feature):
-        raise InvalidInputError(
-            f"the head at {name!r}, a {type(head).__name__}, is random in inference; {FOLLOW_TRAINING}"
-        )
+        raise InvalidInputError(f"the head at {name!r}, {kind_of(head)}, is random in inference; {FOLLOW_TRAINING}")
     with inferring(head):
         for row in range(min(len(feature), 2)):
             others = feature * 0.5 + 1
@@ -463,7 +461,7 @@ def require_head(name: str, head: nn.Module, feature: Tensor, expected: Tensor) 
             # A head that is not reproducible differs from itself as well.
             if not torch.equal(head(others)[row], logits[row]) and torch.equal(head(feature)[row], logits[row]):
                 raise InvalidInputError(
-                    f"the head at {name!r}, a {type(head).__name__}, mixes samples: what it says of one changes with "
+                    f"the head at {name!r}, {kind_of(head)}, mixes samples: what it says of one changes with "
                     "the others in the batch; give a head that answers each sample by itself"
                 )
 

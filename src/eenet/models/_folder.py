@@ -14,7 +14,7 @@ from torch import Tensor
 from eenet._files import atomic_folder, existing_file, give_usual_mode, left_aside, read_header, sha256_of, write_json
 from eenet._pretrained import DESCRIPTION
 from eenet._values import array_value
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of, with_article
 
 WEIGHTS, EXAMPLE = "model.safetensors", "example.safetensors"
 FORMAT, SCHEMA = "eenet.multi_exit_model", 2
@@ -110,7 +110,7 @@ def _described(value: Any, tensors: list[Tensor]) -> dict[str, Any]:
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"value": value}
     raise InvalidInputError(
-        f"the example that the model was cut with holds a {type(value).__name__}, which cannot be written as JSON; cut "
+        f"the example that the model was cut with holds {kind_of(value)}, which cannot be written as JSON; cut "
         "it with tensors, numbers, strings, lists and mappings"
     )
 
@@ -162,7 +162,7 @@ def _problem(description: dict[str, Any]) -> str | None:
     }  # fmt: skip
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):
-            return f"{key!r} is {description.get(key)!r}, expected a {kind.__name__}"
+            return f"{key!r} is {description.get(key)!r}, expected {with_article(kind.__name__)}"
     ties = description.get("ties", [])  # models in which nothing is shared have none
     if not isinstance(ties, list) or not all(isinstance(group, list) for group in ties):
         return f"'ties' is {ties!r}, expected lists of names"

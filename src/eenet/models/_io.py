@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset, IterableDataset
 
 from eenet._compat import pytree
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.records import require_class_numbers
 from eenet.stages import modes_kept
 from eenet.tasks import Segmentation, Task
@@ -82,7 +82,7 @@ def labels_of(given: Any, samples: int) -> NDArray[Any]:
 def require_batches(loader: Any, example: tuple[tuple[Any, ...], dict[str, Any]], name: str = "loader") -> None:
     """Raise `InvalidInputError` for single samples, or one batch, in place of a loader of batches, called `name`."""
     if not isinstance(loader, Dataset) and not hasattr(type(loader), "__iter__"):
-        raise InvalidInputError(f"{name} is a {type(loader).__name__}, expected a DataLoader or a list of batches")
+        raise InvalidInputError(f"{name} is {kind_of(loader)}, expected a DataLoader or a list of batches")
     _refuse_one_batch(loader, example, name)
     if not isinstance(loader, Dataset) or isinstance(loader, IterableDataset):
         return
@@ -231,4 +231,4 @@ def _describe(value: Any) -> str:
         return "a mapping of " + ", ".join(f"{k!r}: {_describe(v)}" for k, v in value.items())
     if isinstance(value, (tuple, list)):
         return "a tuple of " + (", ".join(_describe(v) for v in value) or "nothing")
-    return f"a {type(value).__name__}"
+    return kind_of(value)

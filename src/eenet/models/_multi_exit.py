@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet._progress import by_itself
-from eenet.errors import CutError, FileFormatError, InvalidInputError
+from eenet.errors import CutError, FileFormatError, InvalidInputError, kind_of
 from eenet.models._backbones import Backbone
 from eenet.models._cascade_network import CascadeNetwork
 from eenet.models._exits import default_heads, require_head, warn_of_padding
@@ -350,7 +350,7 @@ def attach(
     classes: Any = num_classes
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, Integral)):
         raise InvalidInputError(
-            f"num_classes is a {type(num_classes).__name__}, expected a whole number; the order is attach(network, "
+            f"num_classes is {kind_of(num_classes)}, expected a whole number; the order is attach(network, "
             "exits, num_classes, example): name what follows where one is left out, as in example=x"
         )
     if num_classes is not None and num_classes < 2:
@@ -383,10 +383,10 @@ def attach(
     dense = logits.ndim == 4
     if heads is not None:
         if not isinstance(heads, (list, tuple, nn.ModuleList)):
-            raise InvalidInputError(f"heads is a {type(heads).__name__}, expected a list of one module for each exit")
+            raise InvalidInputError(f"heads is {kind_of(heads)}, expected a list of one module for each exit")
         for name, head in zip(staged.at, heads, strict=False):
             if not isinstance(head, nn.Module):
-                raise InvalidInputError(f"the head at {name!r} is a {type(head).__name__}, expected a torch.nn.Module")
+                raise InvalidInputError(f"the head at {name!r} is {kind_of(head)}, expected a torch.nn.Module")
     if heads is not None and len(heads) != len(features):
         raise InvalidInputError(f"{len(heads)} heads for {len(features)} exits; give one head for each name in exits")
     measured = places is not None and heads is None and by_time(str(exits))
@@ -448,7 +448,7 @@ def require_exits(model: Any) -> MultiExitModel:
     if isinstance(model, MultiExitModel):
         return model
     raise InvalidInputError(
-        f"model is a {type(model).__name__}, expected a MultiExitModel; give a network exits with eenet.attach, or "
+        f"model is {kind_of(model)}, expected a MultiExitModel; give a network exits with eenet.attach, or "
         "join networks without exits with eenet.cascade"
     )
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from eenet._compat import attention_of, set_attention
 from eenet._extras import importing, require
 from eenet._values import array_value
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.models._cascade_network import CascadeNetwork
 from eenet.models._first_exits import FirstExits
 from eenet.models._heads import HEADS, GridHead, SegmentationHead, StackedConvHead, TokenHead, describe_head
@@ -288,7 +288,7 @@ def make_heads(network: nn.Module, exits: Sequence[str] | None = None) -> list[n
             make = partial(GridHead, num_classes=net.linear.out_features, grid=(8, 8))
     else:
         raise InvalidInputError(
-            f"no heads were published for a {type(net).__name__}; leave heads out, then `attach` makes default heads"
+            f"no heads were published for {kind_of(net)}; leave heads out, then `attach` makes default heads"
         )
     widths = dict(zip(net.exit_names, net.exit_widths, strict=True))
     names = net.exit_names if exits is None else exits
@@ -363,7 +363,7 @@ def _build(source: Source) -> nn.Module:
     else:
         network = _imported(prefix, name)(**options)
     if not isinstance(network, nn.Module):
-        raise InvalidInputError(f"{source.name!r} gave a {type(network).__name__}, expected a torch.nn.Module")
+        raise InvalidInputError(f"{source.name!r} gave {kind_of(network)}, expected a torch.nn.Module")
     return network
 
 

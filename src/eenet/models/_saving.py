@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from eenet._pretrained import find_model
 from eenet._version import __version__
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.models._backbones import Backbone, describe_backbone, difference, missing, pretrained, require_same
 from eenet.models._cascade_network import CascadeNetwork, InputMap, Member
 from eenet.models._first_exits import FirstExits
@@ -162,7 +162,7 @@ def require_same_answers(model: Model, expected: Tensor | None) -> None:
     if not torch.allclose(expected, got, rtol=0.0, atol=allowed + 1e-5, equal_nan=True):
         apart = float((expected - got).abs().max())
         raise InvalidInputError(
-            f"the backbone, a {type(model.backbone).__name__}, has the weights of the network that this model was "
+            f"the backbone, {kind_of(model.backbone)}, has the weights of the network that this model was "
             f"saved of, but gives other logits for its example, by up to {apart:.2g}: something that is no weight "
             "differs, such as an activation or the epsilon of a norm; give the network that it was trained with"
         )
@@ -228,13 +228,13 @@ def _not_known(network: nn.Module) -> str:
             if isinstance(member.network, CascadeNetwork):
                 return f"{name}: {_not_known(member.network)}"
             return (
-                f"it is not known how {name}, a {type(member.network).__name__}, is built; make it with "
+                f"it is not known how {name}, {kind_of(member.network)}, is built; make it with "
                 "eenet.build_network('mypackage.networks:make'), a function that builds it, or with another name such "
                 "as 'torchvision:resnet18', and load its weights into that"
             )
         if member.inputs is not None and type(member.inputs) is not InputMap:
             return (
-                f"the inputs of {name} are made by a {type(member.inputs).__name__}, a module of your own, which "
+                f"the inputs of {name} are made by {kind_of(member.inputs)}, a module of your own, which "
                 "cannot be described; give an InputMap or its options, or make them in the member, which a function "
                 "builds: eenet.build_network('mypackage.networks:make')"
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from eenet._values import array_value
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.preprocessing._base import ArrayPreprocessing, Flags, Input, Inputs, Preprocessing
 from eenet.preprocessing._images import ImagePreprocessing
 from eenet.preprocessing._texts import TextPreprocessing
@@ -53,7 +53,7 @@ class CascadePreprocessing(Preprocessing):
                 raise InvalidInputError(f"the prefix {prefix!r} is no identifier; expected a name such as 'small'")
             if not isinstance(one, (ImagePreprocessing, TextPreprocessing)):
                 raise InvalidInputError(
-                    f"the preprocessing of {prefix!r} is a {type(one).__name__}, expected a TextPreprocessing or an "
+                    f"the preprocessing of {prefix!r} is {kind_of(one)}, expected a TextPreprocessing or an "
                     "ImagePreprocessing"
                 )
             other = next((name for name in self.members if name.startswith(f"{prefix}_")), None)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._extras import require
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.preprocessing._base import EXTRA, Input, Inputs, Preprocessing, how_to_fit, require_names
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -86,7 +86,7 @@ class ImagePreprocessing(Preprocessing):
     def _pixels(self, item: Any, n: int) -> NDArray[np.uint8]:
         pillow = require("PIL.Image", EXTRA)
         if not isinstance(item, (bytes, bytearray, str, Path)):
-            raise InvalidInputError(f"item {n} is a {type(item).__name__}, expected the bytes or path of an image file")
+            raise InvalidInputError(f"item {n} is {kind_of(item)}, expected the bytes or path of an image file")
         source = io.BytesIO(item) if isinstance(item, (bytes, bytearray)) else item
         what = f"item {n}" if isinstance(item, (bytes, bytearray)) else repr(str(item))
         try:

@@ -14,7 +14,7 @@ import numpy as np
 from eenet._extras import require
 from eenet._files import read_json
 from eenet._values import array_value
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.preprocessing._base import EXTRA, Flags, Input, Inputs, Preprocessing, require_names
 
 TOKENIZER_FILE = "preprocessing/tokenizer.json"
@@ -166,7 +166,7 @@ class TextPreprocessing(Preprocessing):
         """As a call, and which of the texts were "truncated", and which were "empty": no token but special ones."""
         for n, item in enumerate(items):
             if not isinstance(item, str):
-                raise InvalidInputError(f"item {n} is a {type(item).__name__}, expected a string")
+                raise InvalidInputError(f"item {n} is {kind_of(item)}, expected a string")
         encoded = self._tokenizer.encode_batch(list(items))
         empty = next((n for n, one in enumerate(encoded) if not any(one.attention_mask)), None)
         if empty is not None:
@@ -218,7 +218,7 @@ def _tokenizer_file(tokenizer: Any) -> bytes:
     fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(fast, "to_str"):
         raise InvalidInputError(
-            f"the tokenizer is a {type(tokenizer).__name__}, expected a fast tokenizer of transformers, one of "
+            f"the tokenizer is {kind_of(tokenizer)}, expected a fast tokenizer of transformers, one of "
             "tokenizers, or the folder of a tokenizer.json"
         )
     content: str = fast.to_str()

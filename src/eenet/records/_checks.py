@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eenet._warn import warn
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import InvalidInputError, ReliabilityWarning, kind_of
 
 _SUM_TOLERANCE = 1e-3
 _FEWEST = 8  # rows of logits of which it is said that they look like probabilities
@@ -109,7 +109,7 @@ def _array(values: ArrayLike, name: str) -> NDArray[Any]:
     # Rows of different lengths; tensors with gradients, on a GPU, or of a dtype that numpy lacks.
     except (ValueError, TypeError, RuntimeError) as error:
         raise InvalidInputError(
-            f"{name} are a {type(values).__name__} that cannot be made an array ({error}); expected numbers in rows of "
+            f"{name} are {kind_of(values)} that cannot be made an array ({error}); expected numbers in rows of "
             "one length; of a tensor give tensor.detach().cpu(), of bfloat16 its float() as well"
         ) from error
 

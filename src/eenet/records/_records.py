@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from eenet._cascades import labels_and_utility, require_same_task, require_several
 from eenet._files import read_arrays, write_arrays
 from eenet._values import equal, hash_of
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.records._checks import (
     are_probabilities,
     checked,
@@ -246,7 +246,7 @@ class ExitRecords:
         for number, member in enumerate(members):
             if not isinstance(member, ExitRecords):
                 raise InvalidInputError(
-                    f"member {number} is a {type(member).__name__}, expected ExitRecords: make them with "
+                    f"member {number} is {kind_of(member)}, expected ExitRecords: make them with "
                     "ExitRecords.from_probabilities or from_logits, of a plain network from an array (samples, classes)"
                 )
             require_same_task(members[0], member, number)
@@ -495,5 +495,5 @@ def require_records(records: ExitRecords) -> None:
     """Raise `InvalidInputError` for anything that is no records."""
     if not isinstance(records, ExitRecords):
         raise InvalidInputError(
-            f"records are a {type(records).__name__}, expected ExitRecords: see ExitRecords.from_probabilities"
+            f"records are {kind_of(records)}, expected ExitRecords: see ExitRecords.from_probabilities"
         )

@@ -16,7 +16,7 @@ from eenet._progress import require_progress
 from eenet._values import short
 from eenet._version import __version__
 from eenet.costs import ExitCosts, is_time
-from eenet.errors import EENetError, FileFormatError, InvalidInputError
+from eenet.errors import EENetError, FileFormatError, InvalidInputError, kind_of
 from eenet.records import ExitRecords
 from eenet.reporting._frontier import score_label, standing
 from eenet.reporting._leaving import scheduler_styles
@@ -274,7 +274,7 @@ def _measured(result: Any) -> tuple[str, Mapping[str, Any]]:
         for kind, keys in _KINDS.items():
             if keys <= set(found) and _are_rows(found.get("rows", [{}])):
                 return kind, found
-    what = str(result) if isinstance(result, (str, Path)) else f"a {type(result).__name__}"
+    what = str(result) if isinstance(result, (str, Path)) else kind_of(result)
     raise InvalidInputError(
         f"{what!r} is nothing that a report can be made of; give a folder of eenet reproduce, records, or the JSON of "
         "eenet benchmark, eenet compare, eenet search or eenet profile"

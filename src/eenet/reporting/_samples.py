@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from eenet._extras import require
 from eenet._files import existing_file, lines_of
 from eenet._values import array_value
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.preprocessing._images import eight_bit
 from eenet.records import ExitRecords
 
@@ -205,7 +205,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     except json.JSONDecodeError as error:
         raise FileFormatError(f"{str(path)!r} is not JSON ({error})") from error
     if not isinstance(names, list):
-        raise FileFormatError(f"{str(path)!r} holds a {type(names).__name__}, expected a list of names")
+        raise FileFormatError(f"{str(path)!r} holds {kind_of(names)}, expected a list of names")
     return tuple(map(str, names))
 
 

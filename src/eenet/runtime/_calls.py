@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eenet._cascades import require_several
 from eenet.control import BudgetController
-from eenet.errors import InvalidInputError, MemberError
+from eenet.errors import InvalidInputError, MemberError, kind_of
 from eenet.runtime._backend import Ints, Live, StageBackend
 from eenet.runtime._loop import NUMPY, AdaptiveOutput, Arrays, require_scheduler, run
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
@@ -91,9 +91,7 @@ class CallCascade:
         for number, member in enumerate(several):
             if not callable(member) and _backend(member) is None:
                 hint = "; give its method, such as model.predict_proba" if hasattr(member, "predict_proba") else ""
-                raise InvalidInputError(
-                    f"member {number} is a {type(member).__name__}, expected a callable or a bundle{hint}"
-                )
+                raise InvalidInputError(f"member {number} is {kind_of(member)}, expected a callable or a bundle{hint}")
         if outputs not in _OUTPUTS:
             raise InvalidInputError(f"outputs is {outputs!r}, expected one of {list(_OUTPUTS)}")
         self.members = tuple(several)
@@ -418,7 +416,7 @@ def _count(samples: Any) -> int:
         return len(samples)
     hint = "; give a list of texts, [text]" if isinstance(samples, (str, bytes)) else ""
     raise InvalidInputError(
-        f"samples are a {type(samples).__name__}, expected an array or a table with a row for each, a list, or a "
+        f"samples are {kind_of(samples)}, expected an array or a table with a row for each, a list, or a "
         f"mapping of arrays{hint}"
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._values import array_value
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of, with_article
 from eenet.runtime._backend import Array, Ints, StageBackend
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
 from eenet.tasks import Evidence, Task
@@ -220,9 +220,9 @@ def run_arrays(
 def require_scheduler(value: Any, *others: type) -> Any:
     """A scheduler, or one of other classes, as it was given; raises `InvalidInputError` for anything else."""
     if not isinstance(value, (Scheduler, *others)):
-        also = "".join(f" or a {other.__name__}" for other in others)
+        also = "".join(f" or {with_article(other.__name__)}" for other in others)
         raise InvalidInputError(
-            f"scheduler is a {type(value).__name__}, expected a fitted scheduler{also}; make one with "
+            f"scheduler is {kind_of(value)}, expected a fitted scheduler{also}; make one with "
             "eenet.EENet().fit(records, costs, budget)"
         )
     return value

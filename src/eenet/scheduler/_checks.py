@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.scheduler._policy import RESOLUTION, Bools, Ensemble, ExitHistory, Floats, Score
 
 _ASKED_AGAIN = 16  # samples for which a score is asked twice
@@ -88,7 +88,7 @@ def _require_the_same(
 def _real(found: object, shape: tuple[int, ...], named: str) -> NDArray[np.generic]:
     """What was found; raises `InvalidInputError` where it is not real numbers of this shape."""
     if not isinstance(found, np.ndarray):
-        came = f"a {type(found).__name__}"
+        came = kind_of(found)
     elif found.dtype.kind not in "fiub":
         came = f"an array of {found.dtype}"
     elif found.shape != shape:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from eenet._files import read_arrays, write_arrays
 from eenet._values import short
 from eenet.costs import ExitCosts
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.scheduler._fitted import PolicyTable, State, abstains_from
 from eenet.scheduler._policy import Score, ThresholdPolicy, score_from_arrays
 from eenet.scheduler._reports import dead_exit_from, fallback_from, to_dict
@@ -89,7 +89,7 @@ def read_scheduler(path: str | Path) -> tuple[dict[str, Any], Score | None, Stat
         header = {**header, "name": str(header["name"])}
         numbers, score = dict(header["numbers"]), header["score"]
         if not isinstance(score, str):
-            raise TypeError(f"the score is a {type(score).__name__}")
+            raise TypeError(f"the score is {kind_of(score)}")
         classes = int(header["num_classes"])
         own = str(header.get("policy_score", score))
         policy = _policy_from(arrays, own, classes, path, len(costs)) if numbers else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from eenet._warn import warn
 from eenet.costs import Budget, ExitCosts, parse_budget
-from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning
+from eenet.errors import FallbackWarning, InvalidInputError, ReliabilityWarning, kind_of
 from eenet.records import ExitRecords, require_records, warn_of_chance, warn_of_missing_classes
 from eenet.scheduler._abstention import NOTHING, AbstainingFit, Abstention
 from eenet.scheduler._assignments import ASSIGNMENTS, Assignment, Calibration, Geometric, Shared, fold_numbers
@@ -198,7 +198,7 @@ class Scheduler(Estimator):
         require_records(records)
         if not isinstance(costs, ExitCosts):
             raise InvalidInputError(
-                f"costs are a {type(costs).__name__}, expected ExitCosts: write ExitCosts([...], unit='ms')"
+                f"costs are {kind_of(costs)}, expected ExitCosts: write ExitCosts([...], unit='ms')"
             )
         costs.require_exits(records.num_exits)
         if self._refused is not None:

@@ -23,7 +23,7 @@ from eenet._compat import (
     recurrent_in_one,
     rename_node,
 )
-from eenet.errors import CutError, InvalidInputError
+from eenet.errors import CutError, InvalidInputError, kind_of
 from eenet.stages._example import BATCH, MODEL_ERRORS
 from eenet.stages._stage import InputForm
 
@@ -234,8 +234,7 @@ def _own_feature(module: nn.Module, output: Any) -> Tensor | None:
     feature = look(output)
     if not isinstance(feature, Tensor):
         raise CutError(
-            f"{type(module).__name__}.exit_feature gave a {type(feature).__name__}, expected the tensor that an exit "
-            "sees"
+            f"{type(module).__name__}.exit_feature gave {kind_of(feature)}, expected the tensor that an exit sees"
         )
     return feature
 

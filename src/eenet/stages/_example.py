@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet._compat import pytree
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.stages._stage import Dynamic, InputForm, dynamic_dims, leaf_names
 
 # What the code of a network can raise when it is run.
@@ -39,7 +39,7 @@ def arguments_of(example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, (tuple, list)):
         return tuple(example), {}
     raise InvalidInputError(
-        f"the example is a {type(example).__name__}, expected a tensor, a tuple of positional arguments or a mapping "
+        f"the example is {kind_of(example)}, expected a tensor, a tuple of positional arguments or a mapping "
         "of keyword arguments"
     )
 

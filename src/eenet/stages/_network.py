@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet._compat import clear_fake_caches, is_fake, pytree
-from eenet.errors import CutError, InvalidInputError
+from eenet.errors import CutError, InvalidInputError, kind_of
 from eenet.stages._example import BATCH, MODEL_ERRORS, Example, arguments_of
 from eenet.stages._gradients import Watch
 from eenet.stages._samples import (
@@ -29,17 +29,17 @@ from eenet.stages._stage import InputForm
 def refuse_wrapped(network: nn.Module) -> None:
     """Refuse modules that only wrap a network, and those whose code tracing cannot see. Raises InvalidInputError."""
     if not isinstance(network, nn.Module):
-        raise InvalidInputError(f"the network is a {type(network).__name__}, expected a torch.nn.Module")
+        raise InvalidInputError(f"the network is {kind_of(network)}, expected a torch.nn.Module")
     if isinstance(network, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         raise InvalidInputError(
-            f"the network is a {type(network).__name__}, which runs another one on several devices; give that one, "
+            f"the network is {kind_of(network)}, which runs another one on several devices; give that one, "
             "`net.module`, and wrap the model with exits instead"
         )
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             what = f"module {name!r}" if name else "the network"
             raise InvalidInputError(
-                f"{what} is a {type(module).__name__} of torch.jit, which cannot be traced; give the Python module "
+                f"{what} is {kind_of(module)} of torch.jit, which cannot be traced; give the Python module "
                 "that it was made from"
             )
 
@@ -151,7 +151,7 @@ def _check_output(output: Any, form: InputForm) -> None:
     for name, value in _parts(output):
         if type(value).__name__.endswith("Cache"):
             raise CutError(
-                f"the network returns {name}, a {type(value).__name__} of what it computed for earlier tokens, which "
+                f"the network returns {name}, {kind_of(value)} of what it computed for earlier tokens, which "
                 "cannot be traced; switch it off: use_cache=False in the example's arguments, or "
                 "network.config.use_cache = False"
             )
@@ -167,7 +167,7 @@ def _check_output(output: Any, form: InputForm) -> None:
         if not isinstance(leaf, (Tensor, bool, int, float, complex, str, bytes, type(None))):
             take = "logits" if isinstance(getattr(leaf, "logits", None), Tensor) else "tensors"
             raise CutError(
-                f"the network returns a {type(leaf).__name__}, in which tracing sees no tensor; return its `.{take}` "
+                f"the network returns {kind_of(leaf)}, in which tracing sees no tensor; return its `.{take}` "
                 "(in a module around the network)"
             )
     losses = [name for name, value in _parts(output) if isinstance(value, Tensor) and value.ndim == 0]
@@ -225,7 +225,7 @@ class Contents:
                 return name, what
         for name, module in now.modules.items():
             if name not in self.modules:
-                return name, f"(a {type(module).__name__}) was added"
+                return name, f"({kind_of(module)}) was added"
         for name, forward in self.forwards.items():
             if now.forwards[name] != forward:
                 return name, "has another forward method"

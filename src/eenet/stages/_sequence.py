@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from eenet._compat import pytree, version_of
-from eenet.errors import CutError, InvalidInputError
+from eenet.errors import CutError, InvalidInputError, kind_of
 from eenet.stages._samples import sample_inputs, undisturbed
 from eenet.stages._split import Fixed, Split
 from eenet.stages._stage import InputForm, LiveTensor, Stage
@@ -49,7 +49,7 @@ def named_stages(stages: Sequence[nn.Module] | Mapping[str, nn.Module]) -> dict[
     else:
         if not isinstance(stages, (list, tuple, nn.ModuleList, nn.Sequential)):
             raise InvalidInputError(
-                f"stages is a {type(stages).__name__}, expected a list of modules, or a mapping from names to modules"
+                f"stages is {kind_of(stages)}, expected a list of modules, or a mapping from names to modules"
             )
         named = {f"stage{number}": stage for number, stage in enumerate(stages)}
     if not named:
@@ -57,7 +57,7 @@ def named_stages(stages: Sequence[nn.Module] | Mapping[str, nn.Module]) -> dict[
     seen: dict[int, str] = {}
     for name, stage in named.items():
         if not isinstance(stage, nn.Module):
-            raise InvalidInputError(f"stage {name!r} is a {type(stage).__name__}, expected a torch.nn.Module")
+            raise InvalidInputError(f"stage {name!r} is {kind_of(stage)}, expected a torch.nn.Module")
         if not isinstance(name, str) or not name or "." in name or name == "output" or hasattr(nn.Module, name):
             raise InvalidInputError(
                 f"a stage cannot be called {name!r}: expected a name without dots that is not 'output' and not an "
@@ -77,8 +77,8 @@ def tensors_of(output: Any, name: str) -> tuple[Tensor, ...]:
     for value in values:
         if not isinstance(value, Tensor):
             raise CutError(
-                f"stage {name!r} returns a {type(output).__name__}"
-                + (f" that holds a {type(value).__name__}" if value is not output else "")
+                f"stage {name!r} returns {kind_of(output)}"
+                + (f" that holds {kind_of(value)}" if value is not output else "")
                 + "; expected a tensor or a tuple of tensors, which the next stage is called with"
             )
     if not values:
@@ -179,7 +179,7 @@ class _Run:
                 leaves, self.out_spec = pytree.tree_flatten(output)
                 live = _returned(leaves)
                 if not live:
-                    raise CutError(f"the last stage, {name!r}, returns a {type(output).__name__} without a tensor")
+                    raise CutError(f"the last stage, {name!r}, returns {kind_of(output)}, which holds no tensor")
                 order = {id(tensor): place for place, tensor in enumerate(live)}
                 self.leaves: tuple[int | Fixed, ...] = tuple(
                     order[id(leaf)] if isinstance(leaf, Tensor) else Fixed(leaf) for leaf in leaves

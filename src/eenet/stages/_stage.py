@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eenet._compat import pytree
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.preprocessing._base import how_to_fit, no_inputs
 
 Tensors = tuple[Tensor, ...]
@@ -122,7 +122,7 @@ class InputForm:
         batch = -1
         for tensor, expected in zip(values, self._expected, strict=True):
             if not isinstance(tensor, Tensor):
-                raise InvalidInputError(f"input {expected.name!r} is a {type(tensor).__name__}, expected a tensor")
+                raise InvalidInputError(f"input {expected.name!r} is {kind_of(tensor)}, expected a tensor")
             shape = tensor.shape
             if (
                 (tensor.dtype != expected.dtype and not _takes(expected, tensor))

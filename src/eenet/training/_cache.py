@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from eenet._files import write_json
 from eenet._values import array_value
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.models import MultiExitModel
 from eenet.models._io import inferring, moved, unpack
 from eenet.models._sizes import sizes_refused
@@ -214,7 +214,7 @@ def _each_once(loader: Any, reading: int) -> tuple[Iterable[Any], int]:
         counts = [len(targets_of(unpack(batch)[2], torch.device("cpu"))) for batch in loader]
         return loader, sum(counts)
     raise NotCacheableError(
-        f"freeze_backbone needs data of known length, got a {type(loader).__name__}; give a DataLoader of a data set "
+        f"freeze_backbone needs data of known length, got {kind_of(loader)}; give a DataLoader of a data set "
         "with a length, or a list of batches"
     )
 

@@ -27,7 +27,7 @@ from eenet._compat import BatchNorm, no_precision_hint
 from eenet._timing import in_turns, timed
 from eenet._warn import warn
 from eenet.costs import ExitCosts
-from eenet.errors import InvalidInputError, MissingExtraError, ReliabilityWarning
+from eenet.errors import InvalidInputError, MissingExtraError, ReliabilityWarning, kind_of
 from eenet.models import MultiExitModel
 from eenet.models._io import moved, require_batches, unpack
 from eenet.models._multi_exit import require_exits
@@ -314,7 +314,7 @@ def _check_kinds(config: Any, costs: Any, out: Any) -> None:
         ("out", out, (str, os.PathLike), "the folder that the run is written to"),
     ):
         if not isinstance(value, kinds):
-            raise InvalidInputError(f"{name} is {value!r}, a {type(value).__name__}; expected {expected}")
+            raise InvalidInputError(f"{name} is {kind_of(value)}, expected {expected}")
 
 
 def _check_arguments(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._values import array_value
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.experiments.data._dataset import (
     CorruptSample,
     Dataset,
@@ -171,7 +171,7 @@ class TextCollator:
     def _encode(self, texts: Sequence[str]) -> tuple[dict[str, list[list[int]]], int, int]:
         for n, text in enumerate(texts):
             if not isinstance(text, str):
-                raise InvalidInputError(f"text {n} of the batch is {type(text).__name__}, expected str")
+                raise InvalidInputError(f"text {n} of the batch is {kind_of(text)}, expected a string")
         if not texts:
             return {"input_ids": [], "attention_mask": []}, 0, 0
         encoded = _lists(self.tokenizer(list(texts), truncation=False, padding=False, verbose=False))
@@ -279,8 +279,7 @@ def _parquet_rows(shards: Sequence[Path], data: _TextData, limit: int | None) ->
         for row, (text, label) in enumerate(zip(texts, labels, strict=True), start=first):
             if text is not None and not isinstance(text, str):
                 raise InvalidInputError(
-                    f"{str(path)!r}: column {data.text_column!r} holds {type(text).__name__} in row {row}, expected "
-                    "strings"
+                    f"{str(path)!r}: column {data.text_column!r} holds {kind_of(text)} in row {row}, expected strings"
                 )
             if text is None or label is None:
                 yield CorruptSample(f"{path.name} row {row}", "has no text" if text is None else "has no label")

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from eenet._extras import require
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.experiments.data._load import options_table
 from eenet.training import TrainConfig
 
@@ -264,7 +264,7 @@ class Recipe(_Section):
             In one line: the field, its value, and what was expected.
         """
         if not isinstance(values, Mapping):
-            raise InvalidInputError(f"recipe {name!r} is a {type(values).__name__}, expected a mapping of sections")
+            raise InvalidInputError(f"recipe {name!r} is {kind_of(values)}, expected a mapping of sections")
         given = {key: value for key, value in values.items() if key != "smoke"}
         known = [key for key in cls.model_fields if key not in ("name", "config", "settings")]
         _refuse_unknown(given, [*known, "smoke"], f"recipe {name!r}")
@@ -560,7 +560,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FileFormatError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise FileFormatError(f"{str(path)!r} holds a {type(content).__name__}, expected a mapping of sections")
+        raise FileFormatError(f"{str(path)!r} holds {kind_of(content)}, expected a mapping of sections")
     return content
 
 
