@@ -116,6 +116,55 @@ class TestFit:
         done = run("evaluate", tmp_path / "p.npz", "--scheduler", tmp_path / "s.safetensors")
         assert "The records have no labels" in " ".join(done.stdout.split())
 
+    def test_judged_by_last_reads_no_labels_and_says_so(self, tmp_path: Path) -> None:
+        for seed, name in enumerate(("log", "fresh")):
+            records = toy_records(samples=400, seed=seed)
+            labels = np.where(np.arange(400) % 3, -1, 0)  # partly labeled, which is refused where labels are read
+            np.savez(tmp_path / f"{name}.npz", probs=records.probabilities, labels=labels)
+            np.savez(tmp_path / f"{name}-last.npz", probs=records.probabilities, labels=records.predictions[-1])
+        log, fresh, saved = (tmp_path / name for name in ("log.npz", "fresh.npz", "s.safetensors"))
+        words: tuple[object, ...] = (
+            "--costs",
+            COSTS,
+            "--method",
+            "max_prob",
+            "--max-accuracy-drop",
+            "0.05",
+            "--out",
+            saved,
+        )
+        assert "--judged-by-last on the command line" in refused("fit", log, *words)
+        expected = json.loads(run("fit", tmp_path / "log-last.npz", *words, "--json").stdout)
+        found = json.loads(run("fit", log, *words, "--json", "--judged-by-last").stdout)
+        assert (expected["judged_by_last"], found["judged_by_last"]) == (False, True)
+        assert found["table"] == expected["table"]
+        said = "Accuracies are shares of samples with the last exit's answer"
+        assert said in run("fit", log, *words, "--judged-by-last").stdout
+        words = ("--scheduler", saved, "--judged-by-last")
+        assert said in run("evaluate", fresh, *words).stdout
+        expected = json.loads(run("evaluate", tmp_path / "fresh-last.npz", *words[:2], "--json").stdout)
+        found = json.loads(run("evaluate", fresh, *words, "--json").stdout)
+        assert found["accuracy"] == expected["accuracy"] > 0.9
+        words = ("--costs", COSTS, "--methods", "max_prob", "--budgets", "60%", "--resplits", "1", "--jobs", "1")
+        expected = json.loads(run("compare", tmp_path / "log-last.npz", *words, "--json").stdout)
+        found = json.loads(run("compare", log, *words, "--judged-by-last", "--json").stdout)
+        assert [row["accuracy"] for row in found["rows"]] == [row["accuracy"] for row in expected["rows"]]
+        held_out = ("--held-out", fresh, "--judged-by-last")
+        assert said in run("compare", log, *words, *held_out).stdout
+        words = ("--costs", COSTS, "--methods", "max_prob", "--draws", "0", "--out", tmp_path / "page.html")
+        pytest.importorskip("plotly")
+        run("report", fresh, "--calibration", log, *words, "--judged-by-last", "--json", tmp_path / "page.json")
+        assert said in (tmp_path / "page.json").read_text(encoding="utf-8")
+
+    def test_a_cascade_is_judged_by_its_last_member(self, predictions: Path, tmp_path: Path) -> None:
+        records = toy_records(samples=300)
+        for name, k in (("small", 0), ("big", 2)):
+            np.savez(tmp_path / f"{name}.npz", probs=records.probabilities[k])
+        files, words = (tmp_path / "small.npz", tmp_path / "big.npz"), ("--costs", "1,2", "--judged-by-last", "--json")
+        table = json.loads(run("fit", *files, *words, "--budget", "90%", "--method", "max_prob").stdout)["table"]
+        alike = (records.predictions[0] == records.predictions[2]).mean()
+        assert [row["accuracy"] for row in table if row["kind"] == "exit"] == [pytest.approx(alike), 1.0]
+
     def test_seed_decides(self, predictions: Path) -> None:
         assert fit(predictions, "--seed", 3) == fit(predictions, "--seed", 3)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eenet.cli._console import as_share, if_stopped, output, part_width, print_json, progress, show_warning
-from eenet.cli._options import Costs, CostsBatchSize, Json, Plain, Prefix, Unit
+from eenet.cli._options import Costs, CostsBatchSize, Json, JudgedByLast, Plain, Prefix, Unit
 from eenet.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def compare(
         ),
     ] = None,
     held_out_prefix: Annotated[str, typer.Option(help="Of the names of the arrays in HELD_OUT.")] = "",
+    judged_by_last: JudgedByLast = False,
     methods: Annotated[str, typer.Option(help="Names as for eenet fit --method, with commas; or all.")] = _ALL,
     budgets: Annotated[
         str, typer.Option(help="A number of budgets between the first and the last exit's cost, or 50%,60%,3.5ms.")
@@ -73,14 +74,14 @@ def compare(
         eenet compare demo/calibration.safetensors --costs demo/costs.json --held-out demo/test.safetensors
         --budgets 40%,60%,80% --jobs 2 --out comparison
     """
-    from eenet.cli._inputs import read_member_costs, read_members
+    from eenet.cli._inputs import JUDGED_BY_LAST, read_member_costs, read_members
     from eenet.evaluation import compare as run
 
-    records, in_files, counts = read_members(predictions, prefix)
+    records, in_files, counts = read_members(predictions, prefix, judged_by_last=judged_by_last)
     names = _methods(methods, records)
     against = _known(reference, names, "--reference") if reference else names[0]
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
-    fresh = read_members(held_out, held_out_prefix)[0] if held_out else None
+    fresh = read_members(held_out, held_out_prefix, judged_by_last=judged_by_last)[0] if held_out else None
     amounts = _budgets(budgets, table)
     if_stopped(
         "nothing was kept: give --out FOLDER, and finished work is kept there"
@@ -95,9 +96,11 @@ def compare(
         )  # fmt: skip
     written = None if out is None else _write(comparison, against, out)
     if json_output:
-        print_json(comparison.to_dict(against))
+        print_json({**comparison.to_dict(against), "judged_by_last": judged_by_last})
         return
     console = output()
+    if judged_by_last:
+        console.print(JUDGED_BY_LAST, soft_wrap=True)
     console.print(comparison.to_text(against, width=part_width(console)), soft_wrap=True)
     if written is not None:
         console.print(f"{written} are in {out}", soft_wrap=True)

@@ -261,7 +261,7 @@ def _require_labeled(labels: NDArray[Any], what: str) -> None:
         raise InvalidInputError(
             f"{what} has no label in {count} of {len(labels)} rows (row {first + 1} holds {labels.tolist()[first]!r}); "
             "expected a class number from 0, or the name of a class, in each: leave these rows out, or take the data "
-            "without labels"
+            "without labels, which eenet fit --judged-by-last takes"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from contextlib import suppress
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet.cli._console import if_stopped, output, print_json, waiting, with_unit
-from eenet.cli._options import Costs, CostsBatchSize, Json, Plain, Predictions, Prefix, Unit
+from eenet.cli._options import Costs, CostsBatchSize, Json, JudgedByLast, Plain, Predictions, Prefix, Unit
 from eenet.cli._trained import without_rules_taken
 from eenet.errors import InvalidInputError
 
@@ -59,6 +60,7 @@ def fit(
         typer.Option("--max-error", help="The highest error of those that are answered; the others are handed back."),
     ] = None,
     prefix: Prefix = "",
+    judged_by_last: JudgedByLast = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the methods that learn or search.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Where to save the scheduler (.safetensors).")] = None,
     json_output: Json = False,
@@ -90,13 +92,15 @@ def fit(
 
         eenet fit predictions.npz --prefix val_ --budget 60% --abstain 0.02 --guarantee 0.95
 
+        eenet fit log.npz --costs 2.3,4.1,4.9 --judged-by-last --max-accuracy-drop 0.02 --guarantee 0.95
+
         eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
     """
     from eenet.cli._inputs import read_member_costs, read_members
     from eenet.evaluation import evaluate as judge
 
     scheduler = scheduler_of(method, seed)
-    records, in_files, counts = read_members(predictions, prefix)
+    records, in_files, counts = read_members(predictions, prefix, judged_by_last=judged_by_last)
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     amount = None if budget is None else with_unit(budget, table)
     if_stopped("there are no results yet; give the same command again")
@@ -112,12 +116,20 @@ def fit(
         )
     if out is not None:
         scheduler.save(out)
-    evaluation = judge(scheduler, calibration=records)
+    evaluation = _by_last(judge(scheduler, calibration=records), judged_by_last)
     if json_output:
-        print_json(_result(scheduler, method, records, evaluation, out) | _members(predictions, counts))
+        result = _result(scheduler, method, records, evaluation, out) | {"judged_by_last": judged_by_last}
+        print_json(result | _members(predictions, counts))
     else:
         _show_members(predictions, counts)
         _show(scheduler, evaluation, out, in_budget=amount is not None)
+
+
+def _by_last(evaluation: Evaluation, judged_by_last: bool) -> Evaluation:
+    """An evaluation that says what its accuracies are where they are not of labels."""
+    from eenet.cli._inputs import JUDGED_BY_LAST
+
+    return replace(evaluation, notes=(JUDGED_BY_LAST, *evaluation.notes)) if judged_by_last else evaluation
 
 
 def _members(files: list[Path], counts: list[int]) -> dict[str, Any]:
@@ -244,6 +256,7 @@ def evaluate(
     scheduler: Annotated[Path, typer.Option(help="What eenet fit --out saved.")],
     budget: Annotated[str | None, typer.Option(help="Another budget of the scheduler, such as 60% or 3.5ms.")] = None,
     prefix: Annotated[str, typer.Option(help="Of the arrays' names, such as test_.")] = "",
+    judged_by_last: JudgedByLast = False,
     json_output: Json = False,
 ) -> None:
     """Show what a fitted scheduler does with fresh predictions.
@@ -268,10 +281,11 @@ def evaluate(
     fitted = load_scheduler(scheduler)
     if budget is not None:
         fitted = fitted.at(with_unit(budget, fitted.costs))
-    records, _, counts = read_members(predictions, prefix)
-    evaluation = run(fitted, records)
+    records, _, counts = read_members(predictions, prefix, judged_by_last=judged_by_last)
+    evaluation = _by_last(run(fitted, records), judged_by_last)
     if json_output:
-        print_json(_judged(fitted, evaluation) | _members(predictions, counts))
+        result = _judged(fitted, evaluation) | {"judged_by_last": judged_by_last}
+        print_json(result | _members(predictions, counts))
     else:
         _show_members(predictions, counts)
         output().print(str(evaluation), soft_wrap=True)

@@ -29,20 +29,24 @@ COSTS = "costs"
 Array = NDArray[Any]
 
 
-def read_predictions(path: Path, prefix: str = "") -> tuple[ExitRecords, Array | None]:
+JUDGED_BY_LAST = "Accuracies are shares of samples with the last exit's answer: no labels were read (--judged-by-last)."
+
+
+def read_predictions(path: Path, prefix: str = "", *, labeled: bool = True) -> tuple[ExitRecords, Array | None]:
     """Records of a predictions file, and the costs in it if there are any.
 
     The file is `.npz` or `.safetensors` with `probs`, `probabilities` or `logits` (exits, samples, classes) and
-    `labels` (samples,), their names after `prefix`; or what `ExitRecords.save` wrote.
+    `labels` (samples,), their names after `prefix`; or what `ExitRecords.save` wrote. Where it need not be `labeled`
+    labels among arrays are not read.
     """
     from eenet.records import warn_of_missing_classes
 
-    records, costs = _predictions(path, prefix)
+    records, costs = _predictions(path, prefix, labeled=labeled)
     warn_of_missing_classes(records.labels, records.num_classes)
     return records, costs
 
 
-def _predictions(path: Path, prefix: str) -> tuple[ExitRecords, Array | None]:
+def _predictions(path: Path, prefix: str, *, labeled: bool) -> tuple[ExitRecords, Array | None]:
     from eenet.records import ExitRecords
 
     source = existing_file(path)
@@ -72,8 +76,8 @@ def _predictions(path: Path, prefix: str) -> tuple[ExitRecords, Array | None]:
     outputs = [prefix + name for name in (*PROBABILITIES, LOGITS) if prefix + name in names]
     if len(outputs) != 1:
         raise InvalidInputError(_wrong_arrays(source, names, prefix, outputs))
-    labels = read(prefix + LABELS) if prefix + LABELS in names else None
-    if labels is None:
+    labels = read(prefix + LABELS) if labeled and prefix + LABELS in names else None
+    if labeled and labels is None:
         _note_other_labels(source, prefix, [name for name in names if name != outputs[0]], read, read(outputs[0]))
     make = ExitRecords.from_logits if outputs[0] == prefix + LOGITS else ExitRecords.from_probabilities
     costs = next((read(name) for name in (prefix + COSTS, COSTS) if name in names), None)
@@ -102,15 +106,16 @@ def _note_other_labels(
 
 
 def read_members(
-    paths: Sequence[Path], prefix: str = "", *, more_with: str = ""
+    paths: Sequence[Path], prefix: str = "", *, judged_by_last: bool = False, more_with: str = ""
 ) -> tuple[ExitRecords, list[Array | None], list[int]]:
     """Records of predictions files, of several as one cascade; the costs in each; and how many exits each has.
 
-    `more_with` says how the command takes several files as one cascade.
+    With `judged_by_last` the last exit's answers take the place of labels. `more_with` says how the command takes
+    several files as one cascade.
     """
     from eenet.records import ExitRecords
 
-    read = [read_predictions(path, prefix) for path in paths]
+    read = [read_predictions(path, prefix, labeled=not judged_by_last) for path in paths]
     records, counts = [one for one, _ in read], [one.num_exits for one, _ in read]
     try:
         joined = records[0] if len(records) == 1 else ExitRecords.cascade(records)
@@ -122,7 +127,7 @@ def read_members(
             f"choice to make; give those of its exits, or {more_with}a second file, of a larger network that is asked "
             "after it"
         )
-    return joined, [costs for _, costs in read], counts
+    return joined.judged_by_last() if judged_by_last else joined, [costs for _, costs in read], counts
 
 
 def read_candidates(paths: Sequence[Path], prefix: str = "") -> tuple[dict[str, ExitRecords], list[Array | None]]:

@@ -30,6 +30,13 @@ Costs = Annotated[
 CostsBatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Which costs of a .json file to take.")]
 ImageSize = Annotated[str | None, typer.Option(help="Read image files: 224, or 512x1024 (height x width).")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+JudgedByLast = Annotated[
+    bool,
+    typer.Option(
+        "--judged-by-last",
+        help="Labels are not read: an answer is right where it is the last exit's. Accuracy is the share that is.",
+    ),
+]
 Labels = Annotated[Path | None, typer.Option(help="Class numbers or names: .npy, or .txt with one on each line.")]
 ListeningJson = Annotated[bool, typer.Option("--json", help="Print one line when it listens, with the address.")]
 MaxLength = Annotated[

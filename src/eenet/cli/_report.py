@@ -9,7 +9,7 @@ import typer
 
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, steps
-from eenet.cli._options import CostsBatchSize, Unit
+from eenet.cli._options import CostsBatchSize, JudgedByLast, Unit
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def report(
     calibration_prefix: Annotated[
         str, typer.Option("--calibration-prefix", help="The same in --calibration, such as val_.")
     ] = "",
+    judged_by_last: JudgedByLast = False,
     images: Annotated[
         Path | None, typer.Option(help="The samples: a folder of images in the order of their names, or .npz, .npy.")
     ] = None,
@@ -123,6 +124,7 @@ def report(
     given = {
         "scheduler": scheduler, "methods": methods, "calibration": calibration, "costs": costs, "plain": plain,
         "unit": unit, "batch_size": batch_size, "prefix": prefix, "calibration_prefix": calibration_prefix,
+        "judged_by_last": judged_by_last,
     }  # fmt: skip
     _require_used(results, given | {"cascade": cascade})
     one_table = cascade or sum(path.suffix in _RECORDS for path in results) == 1
@@ -208,11 +210,14 @@ def _read(path: Path, given: Mapping[str, Any], more: Mapping[str, Any], say: Ca
 
 def _records(paths: list[Path], given: Mapping[str, Any], more: Mapping[str, Any], say: Callable[[str], None]) -> Any:
     """A run of the predictions in a file, or in those of the members of a cascade."""
-    from eenet.cli._inputs import read_member_costs, read_members
+    from eenet.cli._inputs import JUDGED_BY_LAST, read_member_costs, read_members
     from eenet.reporting import make_run, require_compared
     from eenet.scheduler import load_scheduler
 
-    records, in_files, counts = read_members(paths, given["prefix"], more_with="with --cascade ")
+    by_last = given["judged_by_last"]
+    records, in_files, counts = read_members(
+        paths, given["prefix"], judged_by_last=by_last, more_with="with --cascade "
+    )
     fitted = [load_scheduler(file) for file in given["scheduler"] or ()]
     if fitted and given["costs"] is None and any(costs is None for costs in in_files):
         table = fitted[0].costs
@@ -226,9 +231,10 @@ def _records(paths: list[Path], given: Mapping[str, Any], more: Mapping[str, Any
             f"there are {len(before)} files of --calibration and {len(paths)} of predictions; give one for each"
             f"{'' if len(paths) > 1 else ', of a cascade with --cascade'}"
         )
-    calibration = read_members(before, given["calibration_prefix"])[0] if before else None
+    calibration = read_members(before, given["calibration_prefix"], judged_by_last=by_last)[0] if before else None
     about = {("samples" if name == "data" else name): value for name, value in more.items()}
     about |= {"methods": _methods(given["methods"]), "name": " + ".join(path.stem for path in paths)}
+    about |= {"notes": (JUDGED_BY_LAST,)} if by_last else {}
     if len(paths) > 1:
         names = [
             path.stem if n == 1 else f"{path.stem} {k}" for path, n in zip(paths, counts, strict=True) for k in range(n)

@@ -170,7 +170,8 @@ def class_labels(
 def missing_labels(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Which of the labels (N,) stand for a sample without one: negative numbers, NaN, None and empty texts."""
     if labels.dtype.kind in "iuf":
-        return np.logical_or(labels < 0, np.isnan(labels))
+        missing: NDArray[np.bool_] = (labels < 0) | np.isnan(labels)
+        return missing
     return np.array([_stands_for_none(value) for value in labels.tolist()], dtype=np.bool_)
 
 
@@ -195,7 +196,7 @@ def require_labeled(labels: NDArray[Any], classes: int | None = None) -> None:
     raise InvalidInputError(
         f"labels[{first}] is {labels.tolist()[first]!r}, expected {expected}: {count} of {len(labels)} samples "
         f"{'has' if count == 1 else 'have'} no label; {some}give no labels, and judge all samples by the last exit's "
-        "answers with ExitRecords.judged_by_last()"
+        "answers with ExitRecords.judged_by_last(), or --judged-by-last on the command line"
     )
 
 

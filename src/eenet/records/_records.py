@@ -327,8 +327,8 @@ class ExitRecords:
         if self.utility is None:
             raise InvalidInputError(
                 "these records have no labels: pass labels=... when making them, or name them 'labels' in the "
-                "file of predictions; where none are known, records.judged_by_last() takes the last exit's answers in "
-                "their place"
+                "file of predictions; where none are known, records.judged_by_last(), or --judged-by-last on the "
+                "command line, takes the last exit's answers in their place"
             )
         return self.utility
 
