@@ -165,6 +165,39 @@ class TestFit:
         alike = (records.predictions[0] == records.predictions[2]).mean()
         assert [row["accuracy"] for row in table if row["kind"] == "exit"] == [pytest.approx(alike), 1.0]
 
+    def test_shares_and_probabilities_are_read_as_numbers_and_as_percentages(self, predictions: Path) -> None:
+        asked = ("--prefix", "val_", "--method", "max_prob", "--json")
+        for words, others in (
+            (("--max-accuracy-drop", "2%"), ("--max-accuracy-drop", "0.02")),
+            (("--budget", "60%", "--abstain", "2.5 %"), ("--budget", "60%", "--abstain", ".025")),
+            (("--budget", "60%", "--abstain", "1e-2"), ("--budget", "60%", "--abstain", "1%")),
+            (("--budget", "60%", "--max-error", "20%"), ("--budget", "60%", "--max-error", "0.2")),
+            (("--budget", "80%", "--guarantee", "90%"), ("--budget", "80%", "--guarantee", "0.9")),
+        ):
+            assert run("fit", predictions, *asked, *words).stdout == run("fit", predictions, *asked, *others).stdout
+        once = ("--prefix", "val_", "--methods", "max_prob", "--budgets", "60%", "--resplits", "1", "--jobs", "1")
+        found = json.loads(run("compare", predictions, *once, "--fraction", "25%", "--json").stdout)
+        assert found["fraction"] == 0.25
+        plan = ("plan", "--stages-ms", "4+1,4+2", "--p99-ms", "100", "--rate", "10", "--json", "--exit-shares")
+        assert run(*plan, "60%,40%").stdout == run(*plan, "0.6,.4").stdout
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("fit", "--max-accuracy-drop"),
+            ("fit", "--abstain"),
+            ("fit", "--max-error"),
+            ("compare", "--fraction"),
+            ("benchmark", "--max-accuracy-drop"),
+            ("export", "--max-exit-drop"),
+            ("export", "--exit-drop-guarantee"),
+        ],
+    )
+    @pytest.mark.parametrize("text", ["2", "200%", "-0.1", "nan", "much", "2,5%", ""])
+    def test_what_is_no_share_is_refused_with_what_is_one(self, words: tuple[str, str], text: str) -> None:
+        message = refused(words[0], "x.npz", f"{words[1]}={text}")
+        assert f"'{words[1]}': '{text}' is no share, expected a number from 0 to 1, or a percentage such" in message
+
     def test_seed_decides(self, predictions: Path) -> None:
         assert fit(predictions, "--seed", 3) == fit(predictions, "--seed", 3)
 

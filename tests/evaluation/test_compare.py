@@ -279,7 +279,7 @@ def test_held_out_predictions_are_only_judged_on(predictions: Path) -> None:
         (("--budgets", "0.6,0.8"), "0.6 has no unit; write 60% or 0.6ms"),
         (("--budgets", "60%,much"), "budget 'much' cannot be read"),
         (("--budgets", "10%"), "below the first exit's cost"),
-        (("--fraction", "1.5"), "leaves one part empty"),
+        (("--fraction", "1"), "leaves one part empty"),
         (("--costs", "1,2"), "costs are for 2 exits"),
     ],
 )

@@ -313,7 +313,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run(
         "report", "predictions.npz", "--prefix", "test_", "--calibration", "predictions.npz", "--calibration-prefix",
         "val_", "--methods", "max_prob,entropy", "--texts", "texts.csv", "--classes", "names.txt", "--smaller",
-        "tiny=1.5,0.4", "--exits", "bag, MiniLM 0, MiniLM",
+        "tiny=1.5,40%", "--exits", "bag, MiniLM 0, MiniLM",
         "--budgets", 4, "--draws", 0, "--out", "page.html", "--json", "report.json",
     )  # fmt: skip
     assert "page.html" in result.stdout

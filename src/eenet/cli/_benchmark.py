@@ -27,7 +27,7 @@ from eenet.cli._data import (
     table_labels,
 )
 from eenet.cli._models import ModelFiles, current_folder_importable, function_at, load_saved, model_files
-from eenet.cli._options import Allow, Labels, Seconds
+from eenet.cli._options import Allow, Labels, Seconds, share
 from eenet.cli._trained import fit_beside, records_beside
 from eenet.errors import InvalidInputError
 
@@ -63,7 +63,8 @@ def benchmark(
     threads: Annotated[int, typer.Option(min=0, help="Threads for each system; 0 leaves them the choice.")] = 0,
     limit: Annotated[int, typer.Option(min=0, help="Use this many of the samples, evenly spaced; 0: all.")] = 0,
     max_accuracy_drop: Annotated[
-        float, typer.Option(min=0.0, help="The loss of accuracy at which faster is still called worth it.")
+        float,
+        typer.Option(parser=share, help="The loss of accuracy, 0.01 or 1%, at which faster is still called worth it."),
     ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of turns.")] = 0,
     allow: Allow = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eenet.cli._console import as_share, if_stopped, output, part_width, print_json, progress, show_warning
-from eenet.cli._options import Costs, CostsBatchSize, Json, JudgedByLast, Plain, Prefix, Unit
+from eenet.cli._options import Costs, CostsBatchSize, Json, JudgedByLast, Plain, Prefix, Unit, share
 from eenet.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def compare(
     ] = "8",
     reference: Annotated[str | None, typer.Option(help="The method to compare with; the first one named.")] = None,
     resplits: Annotated[int, typer.Option(min=1, help="How often the predictions are divided again.")] = 5,
-    fraction: Annotated[float, typer.Option(help="Of the predictions, to calibrate on.")] = 2 / 3,
+    fraction: Annotated[float, typer.Option(parser=share, help="Of the predictions, to calibrate on: 0.5 or 50%.")] = 2
+    / 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the resplits, the methods and the bootstrap.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; one for each core if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for tables, figure and finished work.")] = None,

@@ -14,7 +14,7 @@ from eenet.cli._console import if_stopped, new_table, note_no_gain, output, prin
 from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of, read_inputs
 from eenet.cli._inputs import read_predictions, sizes_of
 from eenet.cli._models import OR_FUNCTION, load_target, model_files
-from eenet.cli._options import Allow, Backbone, ImageSize, Json, MaxLength, Mean, Resize, Seconds, Std, Tokenizer
+from eenet.cli._options import Allow, Backbone, ImageSize, Json, MaxLength, Mean, Resize, Seconds, Std, Tokenizer, share
 from eenet.cli._trained import fit_beside, policy_notes, records_beside, without_rules_taken
 from eenet.errors import InvalidInputError
 
@@ -77,10 +77,14 @@ def export(
         ),
     ] = None,
     max_exit_drop: Annotated[
-        float, typer.Option(min=0.0, help="How much accuracy an exit may lose to int8: 0.005 is half a point.")
+        float,
+        typer.Option(parser=share, help="How much accuracy an exit may lose to int8: 0.005 or 0.5% is half a point."),
     ] = 0.005,
     exit_drop_guarantee: Annotated[
-        float | None, typer.Option(help="With this probability it loses no more on fresh samples: 0.95. Under auto.")
+        float | None,
+        typer.Option(
+            parser=share, help="With this probability it loses no more on fresh samples: 0.95 or 95%. Under auto."
+        ),
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes to measure.")] = "1,8,32",
     seconds: Seconds = 1.0,

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet.cli._console import if_stopped, output, print_json, waiting, with_unit
-from eenet.cli._options import Costs, CostsBatchSize, Json, JudgedByLast, Plain, Predictions, Prefix, Unit
+from eenet.cli._options import (
+    Costs,
+    CostsBatchSize,
+    Json,
+    JudgedByLast,
+    Plain,
+    Predictions,
+    Prefix,
+    Unit,
+    read_share,
+    share,
+)
 from eenet.cli._trained import without_rules_taken
 from eenet.errors import InvalidInputError
 
@@ -42,22 +53,31 @@ def fit(
     guarantee: Annotated[
         str | None,
         typer.Option(
-            help="Keep what is promised on fresh data with this probability, such as 0.95; or mean: on average."
+            help="Keep what is promised on fresh data with this probability, 0.95 or 95%; or mean: on average."
         ),
     ] = None,
     max_accuracy_drop: Annotated[
         float | None,
         typer.Option(
             "--max-accuracy-drop",
-            help="The cheapest policy at most so much below the last exit's accuracy; with a budget: in it too.",
+            parser=share,
+            help="The cheapest policy at most so much, 0.01 or 1%, below the last exit's accuracy; with a budget: in "
+            "it too.",
         ),
     ] = None,
     abstain: Annotated[
-        float | None, typer.Option(help="Hand back at most this share of samples, of which no exit is sure: 0.02.")
+        float | None,
+        typer.Option(
+            parser=share, help="Hand back at most this share of samples, of which no exit is sure: 0.02 or 2%."
+        ),
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option("--max-error", help="The highest error of those that are answered; the others are handed back."),
+        typer.Option(
+            "--max-error",
+            parser=share,
+            help="The highest error, 0.05 or 5%, of those that are answered; the others are handed back.",
+        ),
     ] = None,
     prefix: Prefix = "",
     judged_by_last: JudgedByLast = False,
@@ -92,7 +112,7 @@ def fit(
 
         eenet fit predictions.npz --prefix val_ --budget 60% --abstain 0.02 --guarantee 0.95
 
-        eenet fit log.npz --costs 2.3,4.1,4.9 --judged-by-last --max-accuracy-drop 0.02 --guarantee 0.95
+        eenet fit log.npz --costs 2.3,4.1,4.9 --judged-by-last --max-accuracy-drop 2% --guarantee 0.95
 
         eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
     """
@@ -152,8 +172,8 @@ def _show_members(files: list[Path], counts: list[int]) -> None:
 
 def _level(guarantee: str | None) -> float | str | None:
     """What `fit` takes, which refuses what is neither a probability nor "mean"."""
-    with suppress(ValueError):
-        return None if guarantee is None else float(guarantee)
+    with suppress(InvalidInputError):
+        return None if guarantee is None else read_share(guarantee)
     return guarantee
 
 

@@ -1,11 +1,32 @@
-"""Options that several commands have."""
+"""Options that several commands have, and how a share is read in any of them."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from eenet.errors import InvalidInputError
+
+
+def read_share(text: str) -> float:
+    """A share, or a probability, of the command line: 0.02 or 2%; raises `InvalidInputError` for anything else."""
+    found = re.fullmatch(r"\s*(\d*\.?\d+(?:e-?\d+)?)\s*(%?)\s*", text, flags=re.IGNORECASE)
+    value = -1.0 if found is None else float(found[1]) / (100 if found[2] else 1)
+    if not 0 <= value <= 1:
+        raise InvalidInputError(f"{text!r} is no share, expected a number from 0 to 1, or a percentage such as 2%")
+    return value
+
+
+def share(given: str | float) -> float:
+    """`read_share` as the parser of an option, which may have a number as its default."""
+    try:
+        return read_share(given) if isinstance(given, str) else given
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error)) from error
+
 
 Allow = Annotated[
     list[str] | None, typer.Option(help="An import path that a saved model may call to build its network.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from eenet.cli._console import new_table, output, print_json, waiting
-from eenet.cli._options import Json
+from eenet.cli._options import Json, read_share
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def plan(
     if (rate is None) == (replicas is None):
         raise InvalidInputError("give either --rate or --replicas")
     stages = [_stage(text, stages_ms) for text in stages_ms.split(",")]
-    shares = [_number(text, "--exit-shares", exit_shares, "40%,30%,30%") for text in exit_shares.split(",")]
+    shares = [_share(text, exit_shares) for text in exit_shares.split(",")]
     options = EngineOptions(max_batch=max_batch, max_wait=max_wait_ms / 1000)
     made: list[ReplicaPlan] = []
     common: dict[str, Any] = {"p99": p99_ms / 1000, "options": options, "hop": hop_ms / 1000, "seed": seed}
@@ -100,8 +100,15 @@ def _stage(text: str, given: str) -> StageTime:
     )
 
 
+def _share(text: str, given: str) -> float:
+    try:
+        return read_share(text)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--exit-shares {given!r}: {error}") from error
+
+
 def _number(text: str, option: str, given: str, usual: str) -> float:
     try:
-        return float(text.strip().removesuffix("%")) / (100 if text.strip().endswith("%") else 1)
+        return float(text)
     except ValueError as error:
         raise InvalidInputError(f"{option} is {given!r}, expected such as {usual}") from error

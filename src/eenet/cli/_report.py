@@ -9,7 +9,7 @@ import typer
 
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, steps
-from eenet.cli._options import CostsBatchSize, JudgedByLast, Unit
+from eenet.cli._options import CostsBatchSize, JudgedByLast, Unit, read_share
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ def report(
     ] = None,
     smaller: Annotated[
         list[str] | None,
-        typer.Option(help="A smaller network without exits: NAME=COST,ACCURACY, such as tiny=1.9,0.81."),
+        typer.Option(
+            help="A smaller network without exits: NAME=COST,ACCURACY, such as tiny=1.9,0.81 or tiny=1.9,81%."
+        ),
     ] = None,
     ordered: Annotated[bool, typer.Option("--ordered", help="The samples are in the order of their time.")] = False,
     title: Annotated[str, typer.Option(help="Of the page.")] = "",
@@ -285,7 +287,8 @@ def _samples(images: Path | None, texts: Path | None, masks: Path | None, column
 def _smaller(text: str) -> dict[str, Any]:
     name, _, numbers = text.rpartition("=")
     try:
-        cost, accuracy = (float(word) for word in numbers.split(","))
+        first, second = numbers.split(",")
+        cost, accuracy = float(first), read_share(second)
     except ValueError as error:
         raise InvalidInputError(
             f"--smaller {text!r} cannot be read; write NAME=COST,ACCURACY, tiny=1.9,0.81"
