@@ -188,6 +188,7 @@ def test_where_all_samples_take_one_exit_the_costs_are_those_of_full_batches() -
         costs = in_batches(8, plain=2.0, percentiles={"p50": [1.0, 2.0, 3.0, 5.0]}).at_shares(shares)
         full = times_of([8, 8, 8]).cumsum() / 8
         np.testing.assert_allclose(costs.values[: last + 1], full[: last + 1])
+        np.testing.assert_allclose(costs.static, full)
         assert costs.plain == 2.0
         np.testing.assert_allclose(costs.percentiles["p50"], [*(np.array([1, 2, 3]) * costs.values / full), 5.0])
 

@@ -314,6 +314,20 @@ class ExitCosts:
             runs=self.runs,
         )
 
+    @property
+    def static(self) -> NDArray[np.float64]:
+        """What each exit costs where all samples take it, shape (K,): by the runs, the costs themselves without any.
+
+        Examples
+        --------
+        >>> runs = [([4, n], [3.0, 1 + 0.5 * n]) for n in (1, 2, 3, 4)]
+        >>> costs = ExitCosts([0.75, 1.5], "ms", batch_size=4, runs=runs).at_shares([0.9, 0.1])
+        >>> costs.values.round(3).tolist(), costs.static.tolist()  # few samples are left for the second stage
+        ([0.75, 2.11], [0.75, 1.5])
+        """
+        every = np.eye(len(self))
+        return np.array([self.at_shares(every[k])[k] for k in range(len(self))]) if self.runs else self.values
+
     def in_words(self, cost: float) -> str:
         """A cost with its unit and its share, such as "3.1 ms (60% of the plain network)"."""
         return f"{cost:.6g} {self.unit} ({100 * cost / self.reference:.3g}% of {self.reference_name})"
@@ -504,7 +518,7 @@ def parse_budget(budget: Budget, costs: ExitCosts) -> float:
     >>> parse_budget("60%", costs), parse_budget("60% of last", costs)
     (2.4, 3.0)
     """
-    value, whole = _number(budget, costs)
+    value, whole = budget_and_whole(budget, costs)
     if not math.isfinite(value) or value <= 0:
         raise InvalidInputError(
             f"budget {budget!r} is not a positive, finite number; try '60%' or {costs.reference * 0.6:.4g}"
@@ -547,7 +561,7 @@ def _hint(budget: Budget, costs: ExitCosts, *, most: float) -> str:
     return f"; if you mean a share of {costs.reference_name}, write '{float(budget) * 100 / most:.6g}%'"
 
 
-def _number(budget: object, costs: ExitCosts) -> tuple[float, str | None]:
+def budget_and_whole(budget: object, costs: ExitCosts) -> tuple[float, str | None]:
     """A budget in the unit of the costs, and for a share what it is of."""
     remedy = f"give a number in {costs.unit}, '60%', or '{costs.reference * 0.6:.4g}{costs.unit}'"
     if isinstance(budget, str):

@@ -63,6 +63,17 @@ def test_the_results_are_the_same_for_any_number_of_processes(tmp_path: Path) ->
     assert len(list((tmp_path / "cells").iterdir())) == 9
 
 
+def test_budgets_may_be_shares_or_have_a_unit() -> None:
+    costs = ExitCosts([1.0, 2.0, 3.0], "ms", plain=2.5)
+    asked = compare(toy_records(200), costs, ["max_prob"], ["60%", "2200us", 2.4, "20%"], resplits=1)
+    assert asked.budgets == pytest.approx((1.5, 2.2, 2.4, 0.5))
+    infeasible = [row for row in asked.rows if row.budget == pytest.approx(0.5)]
+    assert [row.accuracy for row in infeasible] == [None], "it is a row, with its reason"
+    assert infeasible[0].reason is not None
+    with pytest.raises(InvalidInputError, match=r"budgets are '60%', expected a list such as \['40%', '60%'\]"):
+        compare(toy_records(200), costs, ["max_prob"], "60%")
+
+
 def test_finished_work_is_not_repeated_and_more_of_it_is_added(tmp_path: Path) -> None:
     def run(names: list[str], resplits: int = 2) -> tuple[Comparison, list[int]]:
         counts: list[int] = []

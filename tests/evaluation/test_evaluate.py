@@ -51,6 +51,21 @@ def test_rows_from_the_plain_network_to_the_policy() -> None:
     assert table.row("calibration").accuracy == FITTED.replay(CALIBRATION).accuracy
 
 
+def test_a_row_of_one_exit_for_all_costs_what_full_batches_do() -> None:
+    # In the policy's own costs the few samples that are left make the last exit many times as expensive.
+    runs = [([8, n, n], [6.0, 4 + 0.5 * n, 8 + 0.25 * n]) for n in range(1, 9)]
+    costs = ExitCosts([0.75, 1.75, 3.0], "ms", batch_size=8, runs=runs, plain=2.8)
+    scheduler = MaxProbability().fit(CALIBRATION, costs, "45%", fallback=False)
+    assert scheduler.costs[-1] > 1.2 * 3.0
+    table = evaluate(scheduler, FRESH)
+    assert [row.cost for row in table.rows[1:4]] == pytest.approx([0.75, 1.75, 3.0])
+    assert table.row("held_out").cost == scheduler.replay(FRESH).mean_cost, "the policy's row is in its own"
+    mixture = random_mixture(FRESH, costs, scheduler.budget)
+    assert table.row("mixture").accuracy == pytest.approx(mixture.accuracy)
+    statics = compare(FRESH, scheduler.costs, ["max_prob"], ["45%"], resplits=2).statics
+    assert [one.cost for one in statics[:3]] == pytest.approx([0.75, 1.75, 3.0])
+
+
 def test_bounds_are_taken_at_the_budget_and_not_at_the_realized_cost() -> None:
     # Case S2: all samples leave at the first exit, which says nothing, and an oracle at that cost knew nothing either.
     budget = 2.5

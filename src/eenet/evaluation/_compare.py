@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from eenet._progress import by_itself
 from eenet._warn import warn
-from eenet.costs import ExitCosts
+from eenet.costs import Budget, ExitCosts, budget_and_whole
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation._cells import Cell, CellFolder, Setting
 from eenet.evaluation._comparison import BoundRow, Comparison, StaticRow
@@ -35,7 +35,7 @@ def compare(
     records: ExitRecords,
     costs: ExitCosts,
     schedulers: Mapping[str, Callable[[], Scheduler]] | Sequence[str],
-    budgets: Sequence[float],
+    budgets: Sequence[Budget],
     *,
     resplits: int = 5,
     fraction: float = 2 / 3,
@@ -56,9 +56,9 @@ def compare(
         The costs of the exits.
     schedulers : sequence of str, or mapping of str to callable
         Names of `eenet.scheduler.SCHEDULERS`, or for each name what makes an unfitted scheduler.
-    budgets : sequence of float
-        Average costs per sample, in the unit of the costs. One that cannot be met becomes a row with a reason, and so
-        does one at which a scheduler cannot do what else it asks for, such as `max_error`.
+    budgets : sequence of float or str
+        Average costs per sample, each as for `parse_budget`: 2.5, "60%". One that cannot be met becomes a row with a
+        reason, and so does one at which a scheduler cannot do what else it asks for, such as `max_error`.
     resplits : int
         How often the records are divided, in the same way for all schedulers.
     fraction : float
@@ -112,11 +112,13 @@ def compare(
         held_out.require_utility()
         require_same_network("the records are", records.network, held_out.network, "the held-out ones have")
     makers = _makers(schedulers, seed)
+    if isinstance(budgets, (str, float, int)):
+        raise InvalidInputError(f"budgets are {budgets!r}, expected a list such as ['40%', '60%']")
     if not makers or not len(budgets) or resplits < 1:
         raise InvalidInputError(
             f"{len(makers)} schedulers, {len(budgets)} budgets, {resplits} resplits: expected at least one of each"
         )
-    amounts = [float(budget) for budget in budgets]
+    amounts = [budget_and_whole(budget, costs)[0] for budget in budgets]
     if len(set(amounts)) < len(amounts):
         raise InvalidInputError(f"budgets {amounts} repeat; give each once")
     if jobs is not None and jobs < 1:

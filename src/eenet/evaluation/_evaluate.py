@@ -263,9 +263,9 @@ def evaluate(
         accuracy, error = accuracies[-1]
         add("plain network", "plain", costs.plain, accuracy=accuracy, accuracy_error=error)
     last, left_out = len(costs) - 1, {dead.exit_index for dead in scheduler.left_out}
-    for k, (accuracy, error) in enumerate(accuracies):
+    for k, (cost, (accuracy, error)) in enumerate(zip(costs.static.tolist(), accuracies, strict=True)):
         name = f"exit {k}" + (" (last)" if k == last else " (left out)" if k in left_out else "")
-        add(name, "exit", costs[k], accuracy=accuracy, accuracy_error=error)
+        add(name, "exit", cost, accuracy=accuracy, accuracy_error=error)
     notes = [f"Left out: {dead}." for dead in scheduler.left_out]
     if utility is None:
         notes.append("The records have no labels, so accuracies are not known.")

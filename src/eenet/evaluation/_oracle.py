@@ -120,7 +120,7 @@ def static_bounds(records: ExitRecords, costs: ExitCosts) -> list[Bound]:
     """
     costs.require_exits(records.num_exits)
     accuracies = records.accuracies.tolist()
-    found = [Bound(accuracies[k], costs[k], (f"exit {k}",)) for k in range(len(costs))]
+    found = [Bound(accuracies[k], cost, (f"exit {k}",)) for k, cost in enumerate(costs.static.tolist())]
     return found if costs.plain is None else [*found, Bound(accuracies[-1], costs.plain, ("plain",))]
 
 

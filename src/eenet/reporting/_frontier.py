@@ -107,7 +107,7 @@ def frontier(replays: Replays) -> Chart:
                 title, looks[title], x, y, points=False, low=np.maximum(y - spread, 0), high=np.minimum(y + spread, 1)
             )
         )
-    exits = series("one exit for all", REFERENCE, costs.values, records.accuracies, line=False, text=list(run.exits))
+    exits = series("one exit for all", REFERENCE, costs.static, records.accuracies, line=False, text=list(run.exits))
     mixtures = upper_hull(static_bounds(records, costs))
     mixed = "exits mixed at random" if costs.plain is None else "exits and plain network mixed at random"
     oracles = [oracle(records, costs, float(budget)) for budget in replays.budgets]
