@@ -17,6 +17,7 @@ import pytest
 import eenet
 from eenet import ExitRecords, errors
 from eenet.evaluation import Bound, compare
+from eenet.scheduler import ExitHistory, Score
 from eenet.tasks import Evidence
 from eenet.testing import toy_costs, toy_logits, toy_records
 
@@ -93,6 +94,22 @@ def test_evidence_is_equal_where_outputs_are_whatever_was_asked_of_it() -> None:
     assert one == other
     assert one.take(np.arange(10), []) != one
     assert repr(one) == "Evidence(20 samples, 5 classes, after 1 exits)"
+
+
+def test_schedulers_with_a_learned_score_of_one_s_own_are_compared_by_its_arrays() -> None:
+    @dataclasses.dataclass(frozen=True)  # whose own == raises for arrays
+    class Learned(Score):
+        bias: Any
+
+        def __call__(self, history: ExitHistory) -> Any:
+            return history.evidence[-1].log_odds + self.bias[history.exit_index]
+
+    one, same, other = (
+        eenet.Scheduler(Learned(np.arange(3.0) + n)).fit(toy_records(), toy_costs(), 2.0, fallback=False)
+        for n in (0, 0, 1)
+    )
+    assert one == same
+    assert one != other
 
 
 def test_nan_is_equal_to_nan() -> None:

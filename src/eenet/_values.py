@@ -44,7 +44,10 @@ def array_value(cls: _Class) -> _Class:
 
 
 def equal(one: object, other: object) -> bool:
-    """Whether two values are equal: arrays (also torch's) by shape and elements, NaN equal to NaN."""
+    """Whether two values are equal: arrays (also torch's) by shape and elements, NaN equal to NaN.
+
+    Dataclasses are compared by their fields, since the `==` of a user's own raises where they hold arrays.
+    """
     if one is other:
         return True
     if _is_array(one) or _is_array(other):
@@ -55,6 +58,9 @@ def equal(one: object, other: object) -> bool:
         return len(one) == len(other) and all(map(equal, one, other))
     if isinstance(one, float) and isinstance(other, float):
         return one == other or (one != one and other != other)
+    made = getattr(one, "__dataclass_params__", None)
+    if made is not None and made.eq and type(one) is type(other) and not isinstance(one, type):
+        return all(equal(*pair) for pair in zip(_compared(one), _compared(other), strict=True))
     return bool(one == other)
 
 

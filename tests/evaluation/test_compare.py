@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from eenet.testing import toy_costs, toy_records
 COSTS = toy_costs()
 NAMES = ["max_prob", "margin", "ztw"]
 BUDGETS = [1.5, 2.2]
-FILES = ["comparison.json", "comparison.png", "differences.csv", "inputs.json", "rows.csv", "table.txt"]
+FILES = ["comparison.json", "comparison.png", "differences.csv", "inputs.json", "rows.csv", "table.tex", "table.txt"]
 
 
 def timeless(found: Comparison) -> dict[str, Any]:
@@ -61,6 +62,28 @@ def test_the_results_are_the_same_for_any_number_of_processes(tmp_path: Path) ->
         np.testing.assert_array_equal(first.utility, second.utility)
     assert calls == [(2 * (n + 1), 18) for n in range(9)]
     assert len(list((tmp_path / "cells").iterdir())) == 9
+
+
+def test_the_latex_tables_have_the_numbers_of_the_text(tmp_path: Path) -> None:
+    found = compare(toy_records(200), COSTS, NAMES, ["60%", "80%"], resplits=2)
+    accuracies, differences = found.to_latex("margin").split("\n\n")
+    assert r"\caption{Difference to margin at the same held-out cost" in differences
+    for table, columns in ((accuracies, 5), (differences, 4)):
+        assert table.startswith(r"\begin{table}")
+        assert table.endswith(r"\end{table}")
+        body = table.split(r"\toprule")[1].split(r"\bottomrule")[0].replace(r"\midrule", "")
+        lines = [line for line in body.splitlines() if line]
+        assert all(line.endswith(r"\\") and line.count(" & ") == columns - 1 for line in lines), lines
+        assert not re.search(r"(?<!\\)[%_#]", table), "LaTeX would read these"
+    text = found.to_text("margin")
+    error = found.accuracy_error("max_prob", found.budgets[0])
+    assert error is not None
+    (cell,) = re.findall(rf"max_prob +(\S+) ± {100 * error:.2f}", text)
+    assert rf"max\_prob & {cell} $\pm$ {100 * error:.2f} &" in accuracies
+    signed = re.findall(r"[+-]\d+\.\d\d ±", text)
+    assert [f"${one[0]}${one[1:-2]}" for one in signed] == re.findall(r"\$[+-]\$\d+\.\d\d", differences)
+    found.write(tmp_path, "margin")
+    assert (tmp_path / "table.tex").read_text(encoding="utf-8") == found.to_latex("margin") + "\n"
 
 
 def test_budgets_may_be_shares_or_have_a_unit() -> None:

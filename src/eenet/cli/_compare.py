@@ -63,8 +63,8 @@ def compare(
     depend on JOBS.
 
     With OUT, finished work is kept there as it comes: the same command again goes on where it was stopped, and other
-    methods or more resplits add to it. OUT then holds table.txt, rows.csv, differences.csv, comparison.json and
-    comparison.png.
+    methods or more resplits add to it. OUT then holds table.txt, table.tex (LaTeX), rows.csv,
+    differences.csv, comparison.json and comparison.png.
 
     Examples:
 

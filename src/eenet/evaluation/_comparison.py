@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -280,16 +281,76 @@ class Comparison:
         With a `width`, tables of more characters are written in parts, some budgets in each.
         """
         reference = reference or self.schedulers[0]
-        share = {budget: f"{budget / self.costs.reference:.0%}" for budget in self.budgets}
+        lines = [f"{self._accuracies_are}; {self._budgets_are}", text_table(self._accuracies(), width)]
+        if len(self.schedulers) > 1:
+            lines += ["", self._differences_are(reference), text_table(self._signed(reference), width)]
+        return "\n".join(lines + self._remarks() + self._reasons())
+
+    def to_latex(self, reference: str | None = None) -> str:
+        """The tables of `to_text` as LaTeX, each a `table` with a caption; they need the package booktabs.
+
+        Parameters
+        ----------
+        reference : str, optional
+            The reference of the differences; the first scheduler by default.
+
+        Returns
+        -------
+        str
+
+        Examples
+        --------
+        >>> from eenet.evaluation import compare
+        >>> from eenet.testing import toy_costs, toy_records
+        >>> found = compare(toy_records(300), toy_costs(), ["max_prob", "patience"], ["60%"], resplits=2)
+        >>> print(found.to_latex())
+        \\begin{table}
+        ...
+        """
+        reference = reference or self.schedulers[0]
+        notes = " ".join(f"{one}." for one in self._remarks() if one)
+        tables = [latex_table(self._accuracies(), f"{self._accuracies_are}; {self._budgets_are}. {notes}")]
+        if len(self.schedulers) > 1:
+            tables.append(latex_table(self._signed(reference), f"{self._differences_are(reference)}."))
+        return "\n\n".join(tables)
+
+    @property
+    def _accuracies_are(self) -> str:
+        return f"held-out accuracy in % with its standard error, mean of {self.resplits} resplits"
+
+    @property
+    def _budgets_are(self) -> str:
+        return f"budget in {self.costs.unit} and in % of {self.costs.reference_name}"
+
+    def _differences_are(self, reference: str) -> str:
+        return f"difference to {reference} at the same held-out cost, in points, with its standard error"
+
+    @property
+    def _abstains(self) -> bool:
+        return any(row.handed_back for row in self.rows)
+
+    def _remarks(self) -> list[str]:
+        found = []
+        if self._abstains:
+            found += ["", "where samples are handed back, the accuracy is of the others"]
+        if self.changing:
+            found += ["", "* changes predictions: answers are the exits so far combined"]
+        return found
+
+    def _share(self, budget: float) -> str:
+        return f"{budget / self.costs.reference:.0%}"
+
+    def _accuracies(self) -> list[list[str]]:
+        """The lines of the table of accuracies, the first of titles."""
         accuracies = [
             [
                 "",
-                *(f"{budget:.4g}\n{share[budget]}" for budget in self.budgets),
+                *(f"{budget:.4g}\n{self._share(budget)}" for budget in self.budgets),
                 "cost/budget\nmean   max",
                 "fit s\nmedian",
             ]
         ]
-        abstains = any(row.handed_back for row in self.rows)
+        abstains = self._abstains
         if abstains:
             accuracies[0].append("handed back %\nmean")
         for name in self.schedulers:
@@ -318,30 +379,19 @@ class Comparison:
             shown = f"{100 * one.accuracy:.2f} ± {100 * one.standard_error:.2f}"
             fits = (shown if one.cost <= budget * (1 + 1e-9) else "-" for budget in self.budgets)
             accuracies.append([f"{one.name} at {one.cost:.4g} {self.costs.unit}", *fits, "", ""])
-        accuracies = [line + [""] * (len(accuracies[0]) - len(line)) for line in accuracies]
-        signed = [["", *share.values(), "all"]]
+        return [line + [""] * (len(accuracies[0]) - len(line)) for line in accuracies]
+
+    def _signed(self, reference: str) -> list[list[str]]:
+        """The lines of the table of differences, the first of titles."""
         by_key = {(d.scheduler, d.budget): d for d in self.differences(reference)}
-        signed += [
-            [title, *(_signed(by_key.get((name, budget))) for budget in (*self.budgets, None))]
-            for name, title in self._titles.items()
-            if name != reference
+        return [
+            ["", *map(self._share, self.budgets), "all"],
+            *(
+                [title, *(_signed(by_key.get((name, budget))) for budget in (*self.budgets, None))]
+                for name, title in self._titles.items()
+                if name != reference
+            ),
         ]
-        lines = [
-            f"held-out accuracy in % with its standard error, mean of {self.resplits} resplits; "
-            f"budget in {self.costs.unit} and in % of {self.costs.reference_name}",
-            text_table(accuracies, width),
-        ]
-        if len(self.schedulers) > 1:
-            lines += [
-                "",
-                f"difference to {reference} at the same held-out cost, in points, with its standard error",
-                text_table(signed, width),
-            ]
-        if abstains:
-            lines += ["", "where samples are handed back, the accuracy is of the others"]
-        if self.changing:
-            lines += ["", "* changes predictions: answers are the exits so far combined"]
-        return "\n".join(lines + self._reasons())
 
     def _reasons(self) -> list[str]:
         """Why there are no numbers, a line for each scheduler and reason; of budgets the first resplit's reason."""
@@ -365,7 +415,7 @@ class Comparison:
         return {name: name + (_CHANGES if name in self.changing else "") for name in self.schedulers}
 
     def write(self, folder: str | Path, reference: str | None = None) -> None:
-        """Write table.txt, rows.csv, differences.csv and comparison.json into a folder.
+        """Write table.txt, table.tex, rows.csv, differences.csv and comparison.json into a folder.
 
         Parameters
         ----------
@@ -386,8 +436,9 @@ class Comparison:
             folder / "differences.csv", [{"reference": reference, **asdict(d)} for d in self.differences(reference)]
         )
         write_json(folder / "comparison.json", self.to_dict(reference))
-        with atomic_path(folder / "table.txt") as temporary:
-            temporary.write_text(self.to_text(reference) + "\n", encoding="utf-8")
+        for name, text in (("table.txt", self.to_text(reference)), ("table.tex", self.to_latex(reference))):
+            with atomic_path(folder / name) as temporary:
+                temporary.write_text(text + "\n", encoding="utf-8")
 
     def write_figure(self, path: str | Path, reference: str | None = None) -> None:
         """Write a PNG: accuracy against realized cost, and differences to the reference with their errors.
@@ -457,6 +508,23 @@ def text_table(lines: Sequence[Sequence[str]], width: int | None = None) -> str:
             parts.append([0])
         parts[-1].append(n)
     return "\n\n".join(_text_table([[line[n] for n in part] for line in lines]) for part in parts)
+
+
+def latex_table(lines: Sequence[Sequence[str]], caption: str) -> str:
+    """Lines of cells, the first of titles, as a LaTeX table of the package booktabs."""
+    first, *rows = (" & ".join(_latex(cell.replace("\n", ", ")) for cell in line) + r" \\" for line in lines)
+    parts = [
+        r"\begin{table}",
+        rf"\caption{{{_latex(caption[0].upper() + caption[1:].strip())}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}",
+    ]
+    return "\n".join([*parts, r"\toprule", first, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"[&%#$_{}]", r"\\\g<0>", text)
+    text = re.sub(r"(?<![\w.])[+-](?=\d)", r"$\g<0>$", text)
+    return re.sub(" +", " ", text).replace("±", r"$\pm$")
 
 
 def _text_table(lines: Sequence[Sequence[str]]) -> str:
