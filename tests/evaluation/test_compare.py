@@ -86,6 +86,25 @@ def test_the_latex_tables_have_the_numbers_of_the_text(tmp_path: Path) -> None:
     assert (tmp_path / "table.tex").read_text(encoding="utf-8") == found.to_latex("margin") + "\n"
 
 
+def test_a_method_that_took_a_simple_rule_in_its_own_place_is_told(tmp_path: Path) -> None:
+    # Nothing to learn: all that the exits say is how sure they are.
+    records = toy_records(300)
+    found = compare(records, COSTS, ["max_prob", "stopping"], BUDGETS, resplits=3, out=tmp_path)
+    again = compare(records, COSTS, ["max_prob", "stopping"], BUDGETS, resplits=3, out=tmp_path)
+    notes = {row.resplit: row.note for row in found.rows if row.scheduler == "stopping" and row.note}
+    assert notes
+    assert all("MaxProbability is used instead" in str(note) for note in notes.values())
+    assert not [row for row in found.rows if row.scheduler == "max_prob" and row.note]
+    for one in (found, again):  # again: what was kept in files
+        said = one.to_text().splitlines()
+        assert f"stopping, on {len(notes)} of 3 resplits: {next(iter(notes.values()))}" in said
+    for resplit in notes:
+        rows = [
+            [row for row in found.rows if (row.scheduler, row.resplit) == (name, resplit)] for name in found.schedulers
+        ]
+        assert [row.accuracy for row in rows[0]] == [row.accuracy for row in rows[1]]
+
+
 def test_budgets_may_be_shares_or_have_a_unit() -> None:
     costs = ExitCosts([1.0, 2.0, 3.0], "ms", plain=2.5)
     asked = compare(toy_records(200), costs, ["max_prob"], ["60%", "2200us", 2.4, "20%"], resplits=1)

@@ -11,7 +11,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from eenet._values import array_value
 from eenet._version import __version__
 from eenet._warn import warn
 from eenet.costs import ExitCosts
-from eenet.errors import FileFormatError, InfeasibleError, InvalidInputError, ReliabilityWarning
+from eenet.errors import FallbackWarning, FileFormatError, InfeasibleError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import Decisions, Scheduler, Score
 from eenet.scheduler._replay import as_answered
@@ -42,7 +42,8 @@ class Row:
     Costs and `budget` are per sample, in the unit of the costs. `fit_seconds` is this budget's share of the one fit for
     all, and what choosing its policy took. `handed_back` is the share of the held-out samples that is handed back, by a
     scheduler of one's own that asks for that; `accuracy` is of the others. Where the budget, or what else a scheduler
-    of one's own asks for, could not be met, `reason` says why and the numbers are None.
+    of one's own asks for, could not be met, `reason` says why and the numbers are None. Where a method took a simple
+    rule in its own place, as `OptimalStopping` does where it gains nothing over it, `note` says so.
     """
 
     scheduler: str
@@ -55,6 +56,7 @@ class Row:
     fit_seconds: float | None = None
     reason: str | None = None
     handed_back: float | None = None
+    note: str | None = None
 
 
 @array_value
@@ -141,12 +143,12 @@ class Setting:
         exits, utility = np.zeros(shape, dtype=np.uint16), np.zeros(shape, dtype=np.float32)
         ends = held_out.require_utility()[[0, -1]]
         rows, changes = [], False
-        for number, (budget, fitted, seconds) in enumerate(self._fits(name, calibration)):
+        for number, (budget, fitted, seconds, note) in enumerate(self._fits(name, calibration)):
             if isinstance(fitted, InfeasibleError):
                 rows.append(Row(name, budget, resplit, reason=str(fitted)))
             else:
                 decisions = fitted.replay(held_out)
-                rows.append(_row(name, resplit, budget, fitted, decisions, seconds))
+                rows.append(replace(_row(name, resplit, budget, fitted, decisions, seconds), note=note))
                 exits[number] = decisions.exits
                 assert decisions.utility is not None, "records that are judged have labels"
                 utility[number] = np.where(decisions.abstained, np.nan, decisions.utility)
@@ -156,12 +158,14 @@ class Setting:
             fitted_one()
         return Cell(tuple(rows), exits, utility, ends, changes)
 
-    def _fits(self, name: str, calibration: ExitRecords) -> Iterator[tuple[float, Scheduler | InfeasibleError, float]]:
+    def _fits(
+        self, name: str, calibration: ExitRecords
+    ) -> Iterator[tuple[float, Scheduler | InfeasibleError, float, str | None]]:
         start = time.perf_counter()
         try:
-            unbudgeted = self.makers[name]().fit(calibration, self.costs, fallback=False)  # methods are compared
+            unbudgeted, note = self._fitted(name, calibration)
         except InfeasibleError as error:  # what a scheduler of one's own asks for, at any budget
-            yield from ((budget, error, 0.0) for budget in self.budgets)
+            yield from ((budget, error, 0.0, None) for budget in self.budgets)
             return
         shared = (time.perf_counter() - start) / len(self.budgets)
         for budget in self.budgets:
@@ -171,7 +175,17 @@ class Setting:
                 fitted = unbudgeted.at(budget)
             except InfeasibleError as error:
                 fitted = error
-            yield budget, fitted, shared + time.perf_counter() - start
+            yield budget, fitted, shared + time.perf_counter() - start, note
+
+    def _fitted(self, name: str, calibration: ExitRecords) -> tuple[Scheduler, str | None]:
+        """The method itself, for all budgets, and what it says where it took a simple rule in its own place."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", FallbackWarning)
+            unbudgeted = self.makers[name]().fit(calibration, self.costs, fallback=False)  # methods are compared
+        for one in said:
+            if not issubclass(one.category, FallbackWarning):
+                warn(one.message, one.category)
+        return unbudgeted, next((str(o.message) for o in said if issubclass(o.category, FallbackWarning)), None)
 
 
 def _row(name: str, resplit: int, budget: float, fitted: Scheduler, decisions: Decisions, seconds: float) -> Row:

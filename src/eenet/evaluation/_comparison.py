@@ -335,6 +335,10 @@ class Comparison:
             found += ["", "where samples are handed back, the accuracy is of the others"]
         if self.changing:
             found += ["", "* changes predictions: answers are the exits so far combined"]
+        for name in self.schedulers:
+            notes = {row.resplit: row.note for row in self.rows if row.scheduler == name and row.note}
+            if notes:
+                found += ["", f"{name}, on {len(notes)} of {self.resplits} resplits: {next(iter(notes.values()))}"]
         return found
 
     def _share(self, budget: float) -> str:
