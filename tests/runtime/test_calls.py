@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import eenet
 from eenet import CallCascade, ExitCosts, ExitRecords
-from eenet.errors import InvalidInputError, MemberError
+from eenet.errors import InvalidInputError, MemberError, ReliabilityWarning
 from eenet.preprocessing import ArrayPreprocessing
 from eenet.runtime import Boundaries, TensorSpec
 from eenet.scheduler import SCHEDULERS, replay
@@ -254,6 +254,71 @@ class TestFailures:
         np.testing.assert_array_equal(again.exits, expected.exits[open_rows])
         restored = pickle.loads(pickle.dumps(MemberError("what", member=1, rows=[3])))  # noqa: S301
         assert (str(restored), restored.member, restored.rows) == ("what", 1, [3])
+
+    @pytest.mark.parametrize("outputs", ["probabilities", "logits"])
+    @pytest.mark.parametrize(("method", "down"), [("max_prob", 1), ("max_prob", 2), ("patience", 2), ("ztw", 2)])
+    def test_the_answers_of_the_members_before_are_kept_on_the_exceptions_that_are_named(
+        self, outputs: str, method: str, down: int
+    ) -> None:
+        members = [table(k, outputs) for k in range(3)]
+        members[down] = failing("raises")
+        scheduler = fitted(outputs, method)
+        expected = scheduler.replay(records(outputs))
+        cascade = CallCascade(members, scheduler, outputs=outputs, keep_on=(ConnectionError, TimeoutError))
+        kept = expected.exits >= down
+        said = rf"{kept.sum()} of {N} samples keep the answers of exit {down - 1} .* raises TimeoutError\('no answer"
+        with pytest.warns(ReliabilityWarning, match=said):
+            out = cascade(np.arange(N))
+        assert 0 < kept.sum() < N
+        np.testing.assert_array_equal(out.kept, kept)
+        np.testing.assert_array_equal(out.exits, np.where(kept, down - 1, expected.exits))
+        np.testing.assert_array_equal(out.predictions[~kept], expected.predictions[~kept])
+        if scheduler.policy.ensemble is None:
+            np.testing.assert_array_equal(out.predictions[kept], records(outputs).predictions[down - 1][kept])
+            np.testing.assert_allclose(out.logits[kept], table(down - 1, outputs)(np.flatnonzero(kept)), rtol=1e-6)
+        else:  # the answers of the ensemble at that exit, as where all samples leave there
+            alone = np.arange(2) == down - 1
+            all_there = replace(scheduler.policy, thresholds=np.full(2, -np.inf), enabled=alone)
+            there = replay(all_there, records(outputs), COSTS)
+            assert set(there.exits) == {down - 1}
+            np.testing.assert_array_equal(out.predictions[kept], there.predictions[kept])
+        assert not out.abstained.any()
+
+        async def ask() -> Any:
+            return await cascade.call_async(np.arange(N))
+
+        with pytest.warns(ReliabilityWarning, match="keep the answers"):
+            assert asyncio.run(ask()) == out
+
+    def test_nothing_is_kept_without_a_failure_on_other_exceptions_and_of_the_first_member(self) -> None:
+        scheduler, members = fitted(), [table(k, "probabilities") for k in range(3)]
+        out = CallCascade(members, scheduler, keep_on=Exception)(np.arange(N))
+        assert not out.kept.any()
+        assert CallCascade(members, scheduler)(np.arange(N)).kept is None
+        cases: list[tuple[str, int, Any]] = [
+            ("raises", 1, ()),
+            ("raises", 1, ConnectionError),
+            ("raises", 0, Exception),  # there is no answer to keep
+            ("rows", 1, Exception),  # what is returned is wrong: that is no failure to answer
+            ("nan", 1, Exception),
+        ]
+        for what, number, keep_on in cases:
+            some = [failing(what) if k == number else member for k, member in enumerate(members)]
+            with pytest.raises(MemberError, match=f"member {number} of the cascade"):
+                CallCascade(some, scheduler, keep_on=keep_on)(np.arange(N))
+        for wrong in ("TimeoutError", (TimeoutError, 3), KeyboardInterrupt):
+            with pytest.raises(InvalidInputError, match="expected exception classes"):
+                CallCascade(members, scheduler, keep_on=wrong)  # type: ignore[arg-type]
+        assert "keep_on=(TimeoutError,)" in repr(CallCascade(members, scheduler, keep_on=TimeoutError))
+
+    def test_what_was_asked_for_kept_answers_is_spent(self) -> None:
+        controller = eenet.BudgetController(fitted(), 2.4)
+        members = [table(0, "probabilities"), failing("raises"), table(2, "probabilities")]
+        left = int((replay(controller.policy, records("probabilities"), controller.costs).exits == 0).sum())
+        with pytest.warns(ReliabilityWarning, match="keep the answers of exit 0"):
+            CallCascade(members, controller, keep_on=TimeoutError)(np.arange(N))
+        assert controller.samples == N
+        assert controller.mean_cost == pytest.approx((left * 1.0 + (N - left) * 3.0) / N)
 
     def test_logits_that_are_nan_are_refused_and_minus_infinity_is_not(self) -> None:
         scheduler = fitted("logits")

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._cascades import require_several
+from eenet._warn import warn
 from eenet.control import BudgetController
-from eenet.errors import InvalidInputError, MemberError, kind_of
+from eenet.errors import InvalidInputError, MemberError, ReliabilityWarning, kind_of
 from eenet.runtime._backend import Ints, Live, StageBackend
 from eenet.runtime._loop import NUMPY, AdaptiveOutput, Arrays, require_scheduler, run
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
@@ -44,18 +45,26 @@ class CallCascade:
         `ExitCosts.cascade`.
     outputs : {"probabilities", "logits"}
         What the callables answer with, and the cascade. Bundles need not be told.
+    keep_on : exception class, or tuple of them
+        Where a member after the first raises one of these, such as `(TimeoutError, ConnectionError)`, the samples that
+        it was asked about keep the last answer that they have. The output's `kept` says which, `exits` whose answer it
+        is, and a `ReliabilityWarning` how many. By default no exception: the batch stops with a `MemberError`.
 
     Raises
     ------
     InvalidInputError
-        If the members are not callables, or the scheduler is of another number of exits.
+        If the members are not callables, the scheduler is of another number of exits, or `keep_on` is no exception.
 
     Notes
     -----
-    Retries, timeouts and requests in parallel are a member's own matter. One that
-    raises, or answers with other rows than it was asked about or with NaN, stops the batch with a `MemberError`, which
-    has what was answered until then. A member that is to be passed over instead answers 1/C for each class: then its
-    samples go on. A member at whose exit the scheduler lets no sample leave is not asked.
+    Exits of samples that are not `kept` are those of the replay. A replay knows no failures: it says nothing of kept
+    answers, and what the scheduler promises (accuracy, `max_error`, `abstain`) does not hold for them. None of them is
+    handed back.
+
+    Retries, timeouts and requests in parallel are a member's own matter. One that raises, or answers with other rows
+    than it was asked about or with NaN, stops the batch with a `MemberError`, which has what was answered until then;
+    `keep_on` changes that for what is raised. A member that is to be passed over instead answers 1/C for each class:
+    then its samples go on. A member at whose exit the scheduler lets no sample leave is not asked.
 
     A budget in time counts on the costs for each sample. Where a call takes a fixed time, few open samples take as long
     as many: give `ExitCosts.cascade` what a call takes over the samples that reach the member in your batches.
@@ -86,6 +95,7 @@ class CallCascade:
         scheduler: Scheduler | BudgetController,
         *,
         outputs: str = "probabilities",
+        keep_on: type[Exception] | tuple[type[Exception], ...] = (),
     ) -> None:
         several, names = require_several(members)
         for number, member in enumerate(several):
@@ -94,6 +104,11 @@ class CallCascade:
                 raise InvalidInputError(f"member {number} is {kind_of(member)}, expected a callable or a bundle{hint}")
         if outputs not in _OUTPUTS:
             raise InvalidInputError(f"outputs is {outputs!r}, expected one of {list(_OUTPUTS)}")
+        self.keep_on = keep_on if isinstance(keep_on, tuple) else (keep_on,)
+        if not all(isinstance(one, type) and issubclass(one, Exception) for one in self.keep_on):
+            raise InvalidInputError(
+                f"keep_on is {keep_on!r}, expected exception classes such as (TimeoutError, ConnectionError)"
+            )
         self.members = tuple(several)
         self._names = names or tuple(_name(member) for member in several)
         self.outputs = outputs
@@ -101,7 +116,8 @@ class CallCascade:
         self._current_policy()
 
     def __repr__(self) -> str:
-        return f"CallCascade([{', '.join(self._names)}], {self.scheduler!r}, outputs={self.outputs!r})"
+        keep_on = f", keep_on=({', '.join(one.__name__ for one in self.keep_on)},)" if self.keep_on else ""
+        return f"CallCascade([{', '.join(self._names)}], {self.scheduler!r}, outputs={self.outputs!r}{keep_on})"
 
     def __call__(self, samples: Any) -> AdaptiveOutput[NDArray[Any]]:
         """Answers and exits of samples, in their order.
@@ -116,11 +132,13 @@ class CallCascade:
         -------
         AdaptiveOutput
             Its `logits` (N, C) are the class probabilities, or the logits, of the member that answered each sample.
+            With `keep_on` its `kept` (N,) says which answers are of a member before the one that failed.
 
         Raises
         ------
         MemberError
-            If a member fails; it has what was answered.
+            If a member fails, and `keep_on` does not have what it raises, or there is no answer to keep. It has what
+            was answered.
         InvalidInputError
             If samples cannot be counted, or a member is a coroutine function, which `call_async` awaits.
         """
@@ -191,11 +209,37 @@ class CallCascade:
             done = np.full((count, policy.num_classes), np.nan, dtype=np.float32)
             for rows, logits in parts:
                 done[rows] = logits
+            if self._keeps(error) and calls.answers is not None:
+                return self._kept(error, done, state, calls.answers, arrays)
             error.output = AdaptiveOutput(done, state.exits.astype(np.int64), state.abstained)
             raise
+        kept = np.zeros(count, dtype=np.bool_) if self.keep_on else None
         if isinstance(self.scheduler, BudgetController):
             self.scheduler.observe(state.exits, policy)
-        return AdaptiveOutput(answers, state.exits.astype(np.int64), state.abstained)
+        return AdaptiveOutput(answers, state.exits.astype(np.int64), state.abstained, kept)
+
+    def _keeps(self, error: MemberError) -> bool:
+        """Whether the member itself raised, and one of the exceptions on which answers are kept."""
+        return error.returned is None and isinstance(error.__cause__, self.keep_on)
+
+    def _kept(
+        self, error: MemberError, done: NDArray[Any], state: DecisionState, last: _Answers, arrays: Arrays
+    ) -> AdaptiveOutput[NDArray[Any]]:
+        """The output in which the samples that are open have the last answer that was given to them."""
+        rows = state.running
+        ensemble = state.policy.ensemble
+        of_rows = last.shown[np.searchsorted(last.rows, rows)]
+        done[rows] = of_rows if ensemble is None else arrays.from_host(ensemble.answers(state.history), of_rows)
+        exits = state.exits.astype(np.int64)
+        exits[rows] = last.exit_index
+        kept = np.zeros(len(exits), dtype=np.bool_)
+        kept[rows] = True
+        warn(
+            f"{len(rows)} of {len(exits)} samples keep the answers of exit {last.exit_index} (`kept` of the output): "
+            f"member {error.member} of the cascade, {self._names[error.member]}, raises {error.__cause__!r}",
+            ReliabilityWarning,
+        )
+        return AdaptiveOutput(done, exits, state.abstained, kept)
 
 
 class _Open(NamedTuple):
@@ -205,6 +249,14 @@ class _Open(NamedTuple):
     member: int = -1
     done: int = 0
     tensors: Live = ()
+
+
+class _Answers(NamedTuple):
+    """What the samples `rows`, which ascend, were answered at an exit."""
+
+    exit_index: int
+    rows: Ints
+    shown: NDArray[np.float32]
 
 
 class _Calls:
@@ -230,6 +282,8 @@ class _Calls:
         self._stopped = stopped
         self.asked = -1
         """The last exit whose answers were asked for."""
+        self.answers: _Answers | None = None
+        """The last answers that were given."""
 
     def run(self, k: int, live: _Open, *, observe: bool) -> tuple[_Open, NDArray[np.float32] | None]:
         """Ask for the answers of exit k about the samples in `live`; if nothing depends on them nothing is run."""
@@ -256,7 +310,9 @@ class _Calls:
             raise self._error(number, rows, None, f"raises {raised.__name__} {asked}{reason}") from error
         if has_to_wait and self._wait is None:
             _refuse_awaitable(returned)
-        return live, self._checked(number, rows, returned)
+        shown = self._checked(number, rows, returned)
+        self.answers = _Answers(k, rows, shown)
+        return live, shown
 
     def take(self, k: int, live: _Open, rows: Ints) -> _Open:  # noqa: ARG002 - of the protocol
         """Some of the open samples."""

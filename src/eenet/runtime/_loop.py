@@ -40,6 +40,9 @@ class AdaptiveOutput(Generic[T]):
     abstained
         (N,) bool, on the CPU: the samples that are handed back, since no exit is sure of them. Their logits are those
         of the last exit. None where it is not known.
+    kept
+        (N,) bool: the samples with the answer of an earlier member, since the one that they were to be asked of failed.
+        Only of a `CallCascade` with `keep_on`; None otherwise.
 
     Examples
     --------
@@ -57,6 +60,7 @@ class AdaptiveOutput(Generic[T]):
     logits: T
     exits: T
     abstained: T = None  # type: ignore[assignment]
+    kept: T = None  # type: ignore[assignment]
 
     @property
     def predictions(self) -> T:
