@@ -14,7 +14,6 @@ import pytest
 import torch
 from optional import import_or_skip
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from eenet import _compat
 
@@ -106,26 +105,6 @@ def test_compilation_ahead_of_time(name: str) -> None:
 def test_an_unknown_name_is_no_private_api() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = _compat.nothing
-
-
-def test_the_epoch_of_a_loader_of_fabric() -> None:
-    fabric = import_or_skip("lightning_fabric")
-    todo = (
-        "Fabric's loader no longer passes `_num_iter_calls` to the sampler's set_epoch: see _FabricDataLoader.__iter__ "
-        "for what it passes now, or call set_epoch on the sampler of the loader"
-    )
-    seen: list[int] = []
-
-    class Sampler(torch.utils.data.SequentialSampler):
-        def set_epoch(self, epoch: int) -> None:
-            seen.append(epoch)
-
-    data = TensorDataset(torch.arange(4))
-    run = fabric.Fabric(accelerator="cpu", devices=1)
-    loader = run.setup_dataloaders(DataLoader(data, 2, sampler=Sampler(data)), use_distributed_sampler=False)
-    _compat.set_loader_epoch(loader, 7)
-    assert len(list(loader)) == 2
-    assert seen == [7], todo
 
 
 def test_the_hint_of_fabric_about_precision(caplog: pytest.LogCaptureFixture) -> None:

@@ -51,7 +51,6 @@ __all__ = [
     "rename_node",
     "schema_of",
     "set_attention",
-    "set_loader_epoch",
     "torch_check",
     "version_of",
 ]
@@ -272,14 +271,6 @@ def put_tensor(module: Any, name: str, value: Any, *, parameter: bool, persisten
     module._buffers[name] = value
     if not persistent:
         module._non_persistent_buffers_set.add(name)
-
-
-def set_loader_epoch(loader: Any, epoch: int) -> None:
-    """Set the epoch that a data loader of Fabric orders its samples by.
-
-    Fabric counts its own epochs from 0, in a resumed run too, and has no public way to set the count.
-    """
-    loader._num_iter_calls = epoch
 
 
 @contextlib.contextmanager

@@ -409,3 +409,22 @@ def test_training_accuracies_are_of_samples_whatever_the_sizes_of_batches(tmp_pa
     config = replace(PLAIN, epochs=1, learning_rate=1e-9)
     trained = train(model, batches, [(x, y)], config=config, out=tmp_path, costs=eenet.ExitCosts([1.0, 2.0]))
     assert trained.best.train_accuracies[-1] == pytest.approx(23 / 24)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_batch_norm_without_weights_is_frozen_with_what_is_around_it(learns: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, affine=False), nn.ReLU())
+    network = nn.Sequential(nn.BatchNorm1d(4, affine=False), body, nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    for part in (body, network) if not learns else (body,):
+        part.requires_grad_(False)
+    x = torch.randn(48, 4) + 2
+    model = eenet.attach(network, ["2"], example=x[:2])
+    before = network(x)
+    batches = [(x, torch.arange(48) % 3)]
+    config = TrainConfig(epochs=2, accelerator="cpu", tensorboard=False, progress=False)
+    train(model, batches, batches, config=config, out=tmp_path)
+    inner, outer = body[1].running_mean, network[0].running_mean
+    assert torch.equal(inner, torch.zeros(8)), "all that is around it is frozen"
+    assert torch.equal(outer, torch.zeros(4)) is not learns
+    assert torch.equal(network.eval()(x), before) is not learns

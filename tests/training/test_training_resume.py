@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import random
 import signal
@@ -16,6 +17,7 @@ import pytest
 import torch
 import training_killed
 import training_on_two
+import training_shares
 from training_toys import assert_same_weights, corner_model, loaders, weights_of
 
 from eenet.errors import FileFormatError, InvalidInputError
@@ -144,14 +146,40 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     assert any(not torch.equal(tensor, found[2][name]) for name, tensor in found[0].items())
 
 
-def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
-    script = Path(training_on_two.__file__)
+def _run_script(script: Path, out: Path) -> str:
     paths = [str(script.parent), *sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path)]
+    command = [sys.executable, str(script), str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = Counter(tuple(line.split()[1:]) for line in done.stdout.splitlines() if line.startswith("FOUND"))
+    return done.stdout
+
+
+def test_two_processes_share_the_samples_and_train_as_one(tmp_path: Path) -> None:
+    _run_script(Path(training_shares.__file__), tmp_path)
+    first, second = (json.loads((tmp_path / f"read{rank}.json").read_text()) for rank in (0, 1))
+    for name in first:
+        samples = 40 if "subset" in name else 44
+        read = first[name]["read"][: samples // 2] + second[name]["read"][: samples // 2]
+        assert sorted(read) == ([] if "list" in name else list(range(samples))), name
+        assert first[name]["loss"] == second[name]["loss"]
+    assert first["shuffled 0"]["read"] != first["shuffled 5"]["read"], "the seed decides on the order"
+    assert first["shuffled 0"]["read"][:22] != first["shuffled 0"]["read"][22:], "and so does the epoch"
+    alone = training_shares.trained(tmp_path / "alone", 1)["in order 0"]
+    assert first["in order 0"]["step"] == alone["step"] == 6
+    assert first["in order 0"]["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+    assert first["in order 0"]["exits"] == pytest.approx(alone["exits"], rel=1e-4)
+
+
+def test_what_two_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    config = TrainConfig(epochs=1, devices=2, strategy="ddp_spawn", accelerator="cpu", tensorboard=False)
+    with pytest.raises(InvalidInputError, match=r"strategy='ddp_spawn' cannot be used.*script"):
+        train(corner_model(), *loaders(64), config=config, out=tmp_path)
+
+
+def test_two_processes_end_with_the_same_weights(tmp_path: Path) -> None:
+    said = _run_script(Path(training_on_two.__file__), tmp_path)
+    found = Counter(tuple(line.split()[1:]) for line in said.splitlines() if line.startswith("FOUND"))
     assert list(found.values()) == [2, 2], "both processes end with the same, jointly and with the heads alone"
     # 4 batches of 32 for two processes, two of which make a step, and two epochs.
     assert sorted(line[:2] for line in found) == [("False", "2"), ("True", "2")]

@@ -113,9 +113,10 @@ def test_a_precision_that_the_processor_emulates_is_warned_of(tmp_path: Path, mo
         train(corner_model(), *loaders(24), config=config, out=tmp_path / "slow")
 
 
-def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
-    x, y = images(48, 0)
-    found = []
+@pytest.mark.parametrize("samples", [48, 36], ids=["equal", "last-smaller"])
+def test_accumulated_batches_make_the_step_of_one_large_batch(samples: int, tmp_path: Path) -> None:
+    x, y = images(samples, 0)  # of 36, the last batch of one run has 12 samples, and of the other 8 and 4
+    found, reports = [], []
     for name, size, accumulate in (("one", 24, 1), ("three", 8, 3)):
         model = corner_model()
         for module in model.modules():
@@ -128,8 +129,11 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
         frozen.release()
         assert result.history[0].step == 2
         found.append(weights_of(model))
+        reports.append(result.history[0])
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-4, atol=1e-5)
+    assert reports[1].loss == pytest.approx(reports[0].loss, rel=1e-5), "means over samples, not over batches"
+    assert reports[1].exit_losses == pytest.approx(reports[0].exit_losses, rel=1e-5)
 
 
 class _KeptModes:

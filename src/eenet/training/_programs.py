@@ -1,15 +1,8 @@
-"""What an epoch runs over: batches through the whole model, or cached features through the early exit heads alone.
-
-Randomness is a function of the seed and the epoch. Every epoch starts by seeding all generators, so a resumed run draws
-what an uninterrupted one draws without any generator state on disk: order of samples, augmentation, dropout. Data
-loader workers take their seeds from these.
-"""
+"""What an epoch runs over: batches through the whole model, or cached features through the early exit heads alone."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eenet._compat import BatchNorm, set_loader_epoch
+from eenet._compat import BatchNorm
 from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel
@@ -29,6 +22,8 @@ from eenet.training._cache import CachedFeatures, batch_size_of, cached_features
 from eenet.training._config import TrainConfig
 from eenet.training._loss import ScaledExits, TrainingTask, targets_of
 from eenet.training._report import Display
+from eenet.training._seeding import EpochSeeds, mixed
+from eenet.training._shares import share_of, tell_epoch
 
 _CACHING = 2**31  # the "epoch" whose seeds features are cached with, and those after it for further readings
 
@@ -63,17 +58,13 @@ class JointProgram:
         self._validation = validation_loader
         self._loader = train_loader
         if fabric.world_size > 1:
-            self._loader = fabric.setup_dataloaders(train_loader, move_to_device=False)
+            self._loader = share_of(train_loader, fabric.global_rank, fabric.world_size, config.seed)
         self.batches = _length(self._loader)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The loader's batches, in the order that the epoch's seeds give."""
         self._training_mode()
-        if self._fabric.world_size > 1:
-            # Lightning orders the samples by its own count of epochs, which starts from 0 again in a resumed run.
-            set_loader_epoch(self._loader, epoch)
-        else:
-            _tell_epoch(self._loader, epoch)
+        tell_epoch(self._loader, epoch)
         for batch in self._loader:
             args, kwargs, labels = unpack(batch)
             args, kwargs = self._fabric.to_device((args, kwargs))
@@ -149,7 +140,7 @@ class FrozenProgram:
                 folder,
                 dtype=config.cache_dtype,
                 reading=reading,
-                start=lambda: seeds.start(_CACHING + reading),
+                start=lambda: seeds.start(_CACHING + reading, alike=True),  # one cache for all processes
                 announce=display.say,
                 advance=display.task(f"features of the {what} data"),
             )
@@ -191,14 +182,19 @@ class FrozenProgram:
 
 
 def training_mode(module: nn.Module) -> None:
-    """Training mode, in which batch norms whose own weights are all frozen stay in inference mode.
+    """Training mode, in which batch norms of what is frozen stay in inference mode.
 
     Otherwise their statistics would move, and with them the answers of a network that was frozen by `requires_grad`.
+    One without weights is frozen with the smallest module around it that has any.
     """
     module.train()
-    for part in module.modules():
-        own = list(part.parameters()) if isinstance(part, BatchNorm) else []
-        if own and not any(parameter.requires_grad for parameter in own):
+    for name, part in module.named_modules():
+        if not isinstance(part, BatchNorm):
+            continue
+        path = name.split(".")
+        around = (module.get_submodule(".".join(path[:depth])) for depth in range(len(path), -1, -1))
+        learn = next((found for one in around if (found := [p.requires_grad for p in one.parameters()])), [True])
+        if not any(learn):
             part.eval()
 
 
@@ -213,72 +209,6 @@ def _length(loader: Any) -> int:
     if count == 0:
         raise InvalidInputError("train_loader has no batches: the data set is empty, or smaller than a dropped batch")
     return count
-
-
-def _tell_epoch(loader: Any, epoch: int) -> None:
-    """Tell samplers that order samples by the epoch which one it is."""
-    for name in ("sampler", "batch_sampler"):
-        tell = getattr(getattr(loader, name, None), "set_epoch", None)
-        if callable(tell):
-            tell(epoch)
-
-
-def mixed(*numbers: int) -> int:
-    """One 63-bit seed of several numbers; different numbers give unrelated seeds."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-@contextmanager
-def seeding(seed: int, rank: int, loader: Any) -> Iterator[EpochSeeds]:
-    """Give the seeds of epochs within the block; all generators are put back as they were after it."""
-    kept = (random.getstate(), np.random.get_state(), torch.get_rng_state())  # noqa: NPY002 - libraries use it
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    own = _generators_of(loader)
-    states = [generator.get_state() for generator in own]
-    try:
-        yield EpochSeeds(seed, rank, own)
-    finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])  # noqa: NPY002
-        torch.set_rng_state(kept[2])
-        if on_gpu:
-            torch.cuda.set_rng_state_all(on_gpu)
-        for generator, state in zip(own, states, strict=True):
-            generator.set_state(state)
-
-
-class EpochSeeds:
-    """Seeds every generator at the start of an epoch, those of the loader from their own first seeds."""
-
-    def __init__(self, seed: int, rank: int, own: list[torch.Generator]) -> None:
-        self.seed = seed
-        self.rank = rank
-        self._own = [(generator, generator.initial_seed()) for generator in own]
-
-    def start(self, epoch: int) -> None:
-        """Seed for one epoch; epochs count from 0."""
-        seed = mixed(self.seed, epoch, self.rank)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - transforms of datasets use the global state
-        torch.manual_seed(seed)
-        for generator, first in self._own:
-            generator.manual_seed(mixed(first, epoch))
-
-
-def _generators_of(loader: Any) -> list[torch.Generator]:
-    """The generators that a data loader and its samplers draw from, each once."""
-    holders = [loader]
-    for holder in holders:
-        for name in ("sampler", "batch_sampler"):
-            inner = getattr(holder, name, None)
-            if inner is not None and all(inner is not other for other in holders):
-                holders.append(inner)
-    generators: list[torch.Generator] = []
-    for holder in holders:
-        generator = getattr(holder, "generator", None)
-        if isinstance(generator, torch.Generator) and all(generator is not other for other in generators):
-            generators.append(generator)
-    return generators
 
 
 def warn_of_persistent_workers(loader: Any) -> None:

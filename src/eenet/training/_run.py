@@ -33,8 +33,9 @@ from eenet.training._checkpoint import (
 from eenet.training._config import TrainConfig, make_optimizer, rate_factor, set_rate
 from eenet.training._loss import JointLoss, Moment, TrainingTask, exit_weights
 from eenet.training._mixing import mixer_of
-from eenet.training._programs import EpochSeeds, FrozenProgram, HeadsProgram, JointProgram, Program, training_mode
+from eenet.training._programs import FrozenProgram, HeadsProgram, JointProgram, Program, training_mode
 from eenet.training._report import Display, EpochReport, TrainResult, two_fold_frontier, write_history
+from eenet.training._seeding import EpochSeeds
 
 LAST, BEST, HISTORY, LOGS, FEATURES = "last.safetensors", "best.safetensors", "metrics.csv", "tensorboard", "features"
 
@@ -237,7 +238,9 @@ class Run:
             first = index - index % config.accumulate
             group = min(config.accumulate, program.batches - first)
             complete = index - first + 1 == group
+            samples = len(targets)
             if index == first:
+                counted, largest = 0, self._reduced(samples, "max")
                 trained.rate = set_rate(self.optimizer, rate_factor(config, self.state.step, self._steps))
             if self.mixer is not None:
                 args, kwargs, targets = self.mixer(args, kwargs, targets)
@@ -255,8 +258,11 @@ class Run:
                     teacher=self._teach(args, kwargs),
                 )
                 self._check_finite(loss, losses, epoch, index)
-                self.fabric.backward(loss / group)
+                counted += samples
+                # Batches may be of several sizes, and each sample counts alike; usually the share is 1 / group.
+                self.fabric.backward(loss * (samples / (group * largest)))
             if complete:
+                self._scale_gradients(group * largest * self.fabric.world_size / self._reduced(counted, "sum"))
                 if config.gradient_clip is not None:
                     self.fabric.clip_gradients(
                         self.module, self.wrapped, max_norm=config.gradient_clip, error_if_nonfinite=False
@@ -268,13 +274,30 @@ class Run:
                     self.average.update()
             with torch.no_grad():
                 utilities = torch.stack([self.task.utility(z, targets) for z in logits])
-            advance(trained.add(loss, losses, utilities, len(targets) * self.fabric.world_size))
+            advance(trained.add(loss, losses, utilities, samples))
         trained.seconds = time.perf_counter() - start
         if trained.batches != program.batches:
             raise InvalidInputError(
                 f"train_loader gave {trained.batches} batches, its length said {program.batches}; correct its length"
             )
+        if self.fabric.world_size > 1:
+            trained.sums = self.fabric.all_reduce(trained.sums, reduce_op="sum").cpu()
         return trained
+
+    def _reduced(self, value: int, how: str) -> int:
+        """The sum or the maximum over the processes."""
+        if self.fabric.world_size == 1:
+            return value
+        tensor = torch.tensor(value, device=self.fabric.device)
+        return int(self.fabric.all_reduce(tensor, reduce_op=how))
+
+    def _scale_gradients(self, factor: float) -> None:
+        if factor == 1:
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     @property
     def _steps(self) -> int:
@@ -330,9 +353,9 @@ class Run:
                 epoch=epoch,
                 step=self.state.step,
                 learning_rate=trained.rate,
-                loss=float(trained.loss / trained.batches),
-                exit_losses=tuple((trained.losses / trained.batches).tolist()),
-                train_accuracies=tuple((trained.utilities / trained.judged).tolist()),
+                loss=trained.loss,
+                exit_losses=trained.exit_losses,
+                train_accuracies=trained.accuracies,
                 accuracies=accuracies,
                 mean=sum(accuracies) / len(accuracies),
                 budgets=judged.budgets,
@@ -402,28 +425,43 @@ class Run:
 
 
 class _Trained:
-    """Sums over the batches of an epoch."""
+    """Sums over the samples of an epoch: their number, the joint loss, and of each exit loss, utility and how many."""
 
     def __init__(self, exits: int) -> None:
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self.losses = torch.zeros(exits, dtype=torch.float64)
-        self.utilities = torch.zeros(exits, dtype=torch.float64)
-        self.judged = torch.zeros(exits, dtype=torch.float64)
+        self.sums = torch.zeros(2 + 3 * exits, dtype=torch.float64)
         self.batches = 0
-        self.samples = 0
         self.rate = 0.0
         self.seconds = 0.0
 
     def add(self, loss: Tensor, losses: Tensor, utilities: Tensor, samples: int) -> list[float]:
         """Count one batch, of utilities (K, N); gives their means over its samples, NaN where no label tells any."""
-        self.loss += loss.detach().cpu().double()
-        self.losses += losses.cpu().double()
-        self.utilities += utilities.cpu().double().nansum(dim=1)
-        self.judged += (~utilities.cpu().isnan()).sum(dim=1)  # batches may be of several sizes
+        means = torch.cat([loss.detach().reshape(1), losses]).cpu().double()
+        worth = utilities.cpu().double()
+        self.sums += torch.cat([torch.tensor([1.0]), means, torch.zeros(2 * len(losses))]) * samples
+        self.sums[1 + len(means) :] += torch.cat([worth.nansum(dim=1), (~worth.isnan()).sum(dim=1)])
         self.batches += 1
-        self.samples += samples
         values: list[float] = utilities.nanmean(dim=1).tolist()
         return values
+
+    @property
+    def samples(self) -> int:
+        return int(self.sums[0])
+
+    @property
+    def loss(self) -> float:
+        return float(self.sums[1] / self.sums[0])
+
+    @property
+    def exit_losses(self) -> tuple[float, ...]:
+        return tuple((self._of_exits(0) / self.sums[0]).tolist())
+
+    @property
+    def accuracies(self) -> tuple[float, ...]:
+        """NaN where no label tells any."""
+        return tuple((self._of_exits(1) / self._of_exits(2)).tolist())
+
+    def _of_exits(self, which: int) -> Tensor:
+        return self.sums[2:].reshape(3, -1)[which]
 
 
 def _tensorboard(folder: Path, epochs: int) -> Any:

@@ -35,9 +35,10 @@ from eenet.stages import feature_at, modes_kept
 from eenet.training._config import TrainConfig, frozen
 from eenet.training._loss import TrainingTask, task_of
 from eenet.training._mixing import mixer_of
-from eenet.training._programs import seeding, warn_of_persistent_workers
+from eenet.training._programs import warn_of_persistent_workers
 from eenet.training._report import Display, TrainResult
 from eenet.training._run import FEATURES, LAST, Run, require_tensorboard
+from eenet.training._seeding import seeding
 
 _PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _HEADS = "heads"
@@ -120,7 +121,7 @@ def train(
         require_tensorboard()
     fabric = _fabric(config)
     with no_precision_hint():
-        fabric.launch()
+        _launch(fabric, config)
     if fabric.device.type == "cpu":
         _warn_of_emulation(config.precision)
     folder = Path(out)
@@ -360,6 +361,16 @@ def _warn_of_emulation(precision: str) -> None:
             "processor has no instructions for it; give precision='32' (of a recipe: --set train.precision=32)",
             ReliabilityWarning,
         )
+
+
+def _launch(fabric: Any, config: TrainConfig) -> None:
+    try:
+        fabric.launch()
+    except TypeError as error:  # of a strategy that starts a function, not the script, in each process
+        raise InvalidInputError(
+            f"strategy={config.strategy!r} cannot be used with devices={config.devices!r} here: {error} Put the "
+            "training into a script, and give strategy='ddp', which starts the script once for each device"
+        ) from error
 
 
 def _fabric(config: TrainConfig) -> Any:
