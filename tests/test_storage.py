@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from files import read_arrays, write_arrays
+from files import full_disk, read_arrays, write_arrays
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 
 import eenet
 from eenet import ExitRecords
 from eenet._files import atomic_folder  # private: what writes folders whole is tested by itself
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, OutOfSpaceError
 from eenet.testing import toy_costs, toy_records
 
 LOADERS: list[Callable[[Path], Any]] = [eenet.load_scheduler, ExitRecords.load]
@@ -219,6 +219,16 @@ def test_nothing_is_left_half_written(tmp_path: Path, monkeypatch: pytest.Monkey
         toy_records(samples=20).save(path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_is_full_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "records.safetensors"
+    toy_records(40).save(path)
+    before = path.read_bytes()
+    with full_disk(2000), pytest.raises(OutOfSpaceError, match=r"records\.safetensors'.*free some space"):
+        toy_records(400).save(path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_is_written_to_where_a_link_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -19,10 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, OutOfSpaceError
 
 _ASIDE, _EARLIER = ".old", "earlier"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL = (*_NO_SPACE, errno.EROFS)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how the errors of safetensors end that the system gave it
 _PICKLE = "a pickle or an archive"
 _ZIP = b"PK\x03\x04"
 _STARTS = {
@@ -38,7 +41,10 @@ _FORMATS = {"eenet.scheduler": "a fitted scheduler", "eenet.records": "exit reco
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it becomes `path` when the block ends well and is removed otherwise."""
+    """Yield a temporary path beside `path`; it becomes `path` when the block ends well and is removed otherwise.
+
+    Raises `OutOfSpaceError`, which names `path`, where the disk fills up within the block.
+    """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +64,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise InvalidInputError(
                 f"cannot write {str(target)!r}: {error.strerror or error}; choose the path of a file, not of a folder"
             ) from error
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        raise OutOfSpaceError(
+            f"cannot write {str(target)!r}: {os.strerror(error.errno)}; free some space, or choose another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -162,6 +174,20 @@ def sha256_of(path: Path) -> str:
         while chunk := handle.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str]) -> None:
+    """Write torch's tensors to a safetensors file; raises `OSError` where the system cannot write it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:
+        code = _OS_ERROR.search(str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

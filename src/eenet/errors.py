@@ -18,6 +18,7 @@ __all__ = [
     "MemberError",
     "MissingExtraError",
     "NotFittedError",
+    "OutOfSpaceError",
     "OverloadedError",
     "ReliabilityWarning",
 ]
@@ -223,6 +224,17 @@ class MissingExtraError(EENetError, ImportError):
     --------
     >>> from eenet.errors import MissingExtraError
     >>> issubclass(MissingExtraError, ImportError)
+    True
+    """
+
+
+class OutOfSpaceError(EENetError, OSError):
+    """There is not enough space on disk for what is to be written; nothing half-written is left.
+
+    Examples
+    --------
+    >>> from eenet.errors import OutOfSpaceError
+    >>> issubclass(OutOfSpaceError, OSError)
     True
     """
 

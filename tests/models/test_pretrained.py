@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from files import full_disk
 from optional import import_or_skip
 from torch import nn
 from zoo import images, tokens
@@ -109,6 +110,13 @@ def test_a_model_of_hugging_face_says_itself_how_it_is_built(tmp_path: Path) -> 
     model = eenet.attach(net.eval(), ["bert.encoder.layer.0"], example=tokens(2)).eval()
     model.save_pretrained(tmp_path)
     assert_same(model, eenet.MultiExitModel.from_pretrained(tmp_path), **tokens(3))
+
+
+def test_a_disk_that_is_full_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
+    model = small()
+    with full_disk(2000), pytest.raises(InvalidInputError, match=r"cannot write '.*model'.*has space"):
+        model.save_pretrained(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_import_path_has_to_be_allowed(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ import pytest
 import torch
 from bundles import CASES, MeanOfSteps, bundle_up_to_nine
 from commands import refused, run
+from files import full_disk
 from pages import demo_folder
 
 import eenet
 import eenet.bundle.onnx
 from eenet.bundle import LoadedBundle
 from eenet.cli._data import labels_in, names_in, table_labels
-from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
+from eenet.errors import FileFormatError, InvalidInputError, OutOfSpaceError, ReliabilityWarning
 from eenet.experiments.data import load
 from eenet.predict import open_items, predict
 from eenet.preprocessing import ImagePreprocessing, TextPreprocessing, preprocessing_from
@@ -80,6 +81,17 @@ def test_a_folder_of_images_gives_a_row_for_each_in_order(bundle: LoadedBundle, 
     assert [rows["prediction"][n] for n in good] == expected.logits.argmax(1).tolist()
     assert [rows["class_name"][n] for n in good] == ["abcde"[c] for c in expected.logits.argmax(1)]
     assert not (tmp_path / "answers.parquet.partial").exists()
+
+
+def test_a_disk_that_is_full_stops_a_run_that_can_go_on(bundle: LoadedBundle, photos: Path, tmp_path: Path) -> None:
+    items, out = open_items(photos, "image"), tmp_path / "answers.parquet"
+    predict(bundle, items, tmp_path / "whole.parquet", piece=10)
+    with full_disk(1500), pytest.raises(OutOfSpaceError, match=r"piece-000000\.parquet'.*free some space"):
+        predict(bundle, items, out, piece=10)
+    assert [path.name for path in (tmp_path / "answers.parquet.partial").iterdir()] == ["state.json"]
+    assert not out.exists()
+    assert predict(bundle, items, out, piece=10).items == 30
+    assert table(out) == table(tmp_path / "whole.parquet")
 
 
 class Stopped(Exception):  # noqa: N818 - stands for a kill

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +24,14 @@ def read_arrays(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     with safe_open(path, framework="numpy") as handle:
         names = list(handle.keys())
         return {name: handle.get_tensor(name) for name in names}, json.loads(handle.metadata()["header"])
+
+
+@contextmanager
+def full_disk(left: int) -> Iterator[None]:
+    """No file may grow beyond `left` bytes within the block: the system's way to make a disk that fills up."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

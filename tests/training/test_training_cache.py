@@ -6,7 +6,6 @@ import copy
 import errno
 import json
 import random
-import resource
 import shutil
 import tempfile
 from collections import namedtuple
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from files import full_disk
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from training_toys import Augmented, CornerNet, assert_same_weights, corner_model, images, loaders, weights_of
@@ -184,14 +184,11 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # No file may grow beyond this: the system's way to make a disk that is full half-way.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        with pytest.raises(OutOfSpaceError, match=r"the disk filled up .* nothing of it is left") as caught:
-            cache(corner_model(), loaders(256)[0], tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        full_disk(20_000),
+        pytest.raises(OutOfSpaceError, match=r"the disk filled up .* nothing of it is left") as caught,
+    ):
+        cache(corner_model(), loaders(256)[0], tmp_path)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.EFBIG
     assert isinstance(caught.value, OSError)

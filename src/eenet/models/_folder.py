@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eenet._files import atomic_folder, existing_file, give_usual_mode, left_aside, read_header, sha256_of, write_json
+from eenet._files import (
+    atomic_folder,
+    existing_file,
+    give_usual_mode,
+    left_aside,
+    read_header,
+    sha256_of,
+    write_json,
+    write_tensors,
+)
 from eenet._pretrained import DESCRIPTION
 from eenet._values import array_value
 from eenet.errors import FileFormatError, InvalidInputError, kind_of, with_article
@@ -47,8 +56,6 @@ def write_folder(
 
     `answers` (K, n, classes) are the logits of the exits for the example, where they are to be kept.
     """
-    from safetensors.torch import save_file
-
     args, kwargs = example
     examples: list[Tensor] = []
     inputs = {
@@ -63,8 +70,8 @@ def write_folder(
     with atomic_folder(folder, marker=DESCRIPTION, what="saved model") as temporary:
         schema = _WITHOUT_BACKBONE if "backbone" in description else 1
         metadata = {"format": FORMAT, "schema": str(schema)}
-        save_file(stored, temporary / WEIGHTS, metadata=metadata)
-        save_file(sample, temporary / EXAMPLE, metadata=metadata)
+        write_tensors(temporary / WEIGHTS, stored, metadata)
+        write_tensors(temporary / EXAMPLE, sample, metadata)
         for name in (WEIGHTS, EXAMPLE):
             give_usual_mode(temporary / name)  # safetensors makes its files private
         digests = {name: sha256_of(temporary / name) for name in (WEIGHTS, EXAMPLE)}

@@ -1,7 +1,7 @@
 """Joint training of all exits, and of the early exit heads alone; needs the extra "train"."""
 
 import eenet._needs_torch  # noqa: F401
-from eenet.training._checkpoint import OutOfSpaceError as OutOfSpaceError
+from eenet.errors import OutOfSpaceError as OutOfSpaceError
 from eenet.training._checkpoint import load_checkpoint
 from eenet.training._config import TrainConfig
 from eenet.training._loss import ClassificationTask, SegmentationTask, TrainingTask

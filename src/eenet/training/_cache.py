@@ -27,11 +27,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from eenet._files import write_json
 from eenet._values import array_value
-from eenet.errors import InvalidInputError, kind_of
+from eenet.errors import InvalidInputError, OutOfSpaceError, kind_of
 from eenet.models import MultiExitModel
 from eenet.models._io import inferring, moved, unpack
 from eenet.models._sizes import sizes_refused
-from eenet.training._checkpoint import OutOfSpaceError
 from eenet.training._loss import targets_of
 
 _MARKER = "complete.json"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from eenet._files import atomic_path, existing_file, require_safetensors
-from eenet.errors import EENetError, FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, OutOfSpaceError
 
 _FORMAT = "eenet.checkpoint"
 _SCHEMA = 1
@@ -25,10 +25,6 @@ _SHOWN = 5
 # The spelling of schema 1, kept so that older checkpoints load.
 _MODEL, _OPTIMIZER, _NUMBERS = "model.", "optimiser.", "optimiser_numbers"
 _TRAINED = "trained."  # where the model's weights are averages: those that training goes on with
-
-
-class OutOfSpaceError(EENetError, OSError):
-    """There is not enough space on disk for what is to be written; nothing half-written is left."""
 
 
 def save_checkpoint(
