@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
-from eenet.errors import InvalidInputError
+from eenet.errors import InvalidInputError, kind_of
 from eenet.training._seeding import drawn_alike, samplers_of
 
 
@@ -27,7 +27,7 @@ def share_of(loader: Any, rank: int, ranks: int, seed: int) -> Any:
         return [loader[k % len(loader)] for k in range(rank, -(-len(loader) // ranks) * ranks, ranks)]
     if not isinstance(loader, DataLoader):
         raise InvalidInputError(
-            f"train_loader is a {type(loader).__name__}, which cannot be shared among {ranks} processes; give a "
+            f"train_loader is {kind_of(loader)}, which cannot be shared among {ranks} processes; give a "
             "DataLoader or a list of batches, or train with devices=1"
         )
     if isinstance(loader.dataset, IterableDataset) or any(_shared(sampler) for sampler in samplers_of(loader)):
