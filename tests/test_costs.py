@@ -6,10 +6,13 @@ import copy
 import itertools
 import json
 import pickle
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from eenet import ExitCosts, ExitRecords, MaxProbability
@@ -245,6 +248,48 @@ def test_a_budget_is_kept_in_batches_whose_samples_exit_at_different_exits(size:
     np.testing.assert_allclose(scheduler.costs.values, own.values, rtol=0.02)
     full = ExitCosts(costs.values, "ms", batch_size=size)
     assert spent(MaxProbability().fit(records, full, budget, fallback=False)) > 1.02 * budget
+
+
+def drawn_in_batches(seed: int, samples: int, exits: int, size: int) -> tuple[ExitRecords, ExitCosts, float]:
+    """Records, costs with runs, and a budget, all drawn at random."""
+    rng = np.random.default_rng(seed)
+    fixed, each = rng.uniform(0, 8, exits), rng.uniform(0.1, 1, exits)
+    numbers = [np.r_[size, np.sort(rng.integers(1, size + 1, exits - 1))[::-1]] for _ in range(6)]
+    runs = [(some, fixed + each * some) for some in (*numbers, np.full(exits, size))]
+    costs = ExitCosts((fixed + each * size).cumsum() / size, "ms", batch_size=size, runs=runs)
+    budget = float(costs[0] + rng.uniform(0.2, 0.9) * (costs[-1] - costs[0]))
+    return toy_records(samples=samples, exits=exits, classes=3, seed=seed), costs, budget
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1), samples=st.integers(4, 40), exits=st.integers(2, 3), size=st.sampled_from([2, 4, 8])
+)
+def test_the_cost_in_batches_is_kept_within_half_a_percent_or_the_fit_warns(
+    seed: int, samples: int, exits: int, size: int
+) -> None:
+    records, costs, budget = drawn_in_batches(seed, samples, exits, size)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            scheduler = MaxProbability().fit(records, costs, budget, fallback=False)
+        except InvalidInputError:  # of few samples, such as a budget that cannot be met
+            return
+    shares = scheduler.replay(records).exit_shares
+    planned, spent = (float(one.values @ shares) for one in (scheduler.costs, scheduler.costs.at_shares(shares)))
+    warned = [str(one.message) for one in said if "after 6 fits the mean cost in batches" in str(one.message)]
+    assert bool(warned) == (abs(spent / planned - 1) > 0.005)
+    for message in warned:
+        figures = f"is {spent:.6g} ms, {spent / planned - 1:+.1%} from the {planned:.6g} that it was fitted for"
+        assert figures in message
+        assert (f"a budget that is {1 - planned / spent:.1%} smaller" in message) == (spent > planned)
+        assert "full_batches=True" in message
+
+
+def test_a_fit_in_batches_that_goes_to_and_fro_warns() -> None:
+    records, costs, budget = drawn_in_batches(5, 27, 3, 8)
+    with pytest.warns(ReliabilityWarning, match=r"after 6 fits the mean cost in batches of its policy is .*\+\d"):
+        MaxProbability().fit(records, costs, budget, fallback=False)
 
 
 def test_a_fit_in_batches_says_what_it_has_to_once() -> None:

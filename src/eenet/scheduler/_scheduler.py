@@ -144,8 +144,9 @@ class Scheduler(Estimator):
         left out; see `left_out`. `cheaper` names a smaller budget that would be as accurate.
 
         Costs with `runs`, as `eenet.profile` measures them in batches, depend on how many samples exit where: they are
-        taken for the policy that is found, which is fitted again until the mean cost changes by at most 0.5 %. `costs`
-        then has those, and `at` plans other budgets in them, `fitted_at` in their own.
+        taken for the policy that is found, which is fitted again, up to six times, until the mean cost changes by at
+        most 0.5 %; a `ReliabilityWarning` says where it changes more after that. `costs` then has those, and `at` plans
+        other budgets in them, `fitted_at` in their own.
 
         The budget is met on the calibration records. With `guarantee` the true mean cost is within it with at least
         that probability over the draw of the records. A method that fits nothing, such as max probability, is tested on
@@ -225,7 +226,8 @@ class Scheduler(Estimator):
             if self._fitted_state().policy is None:
                 break
             shares = self.replay(records).exit_shares
-            off = float(costs.at_shares(shares).values @ shares) / float(costs.values @ shares) - 1
+            planned, spent = (float(one.values @ shares) for one in (costs, costs.at_shares(shares)))
+            off = spent / planned - 1
             if abs(off) <= _SAME:
                 break
             ahead = shares
@@ -234,6 +236,16 @@ class Scheduler(Estimator):
                 ahead = np.maximum(shares + (shares - earlier[1]) * rate / (1 - rate), 0.0)
             earlier = off, shares
             costs = costs.at_shares(ahead / ahead.sum())
+        else:
+            smaller = "" if budget is None or off < 0 else f"a budget that is {off / (1 + off):.1%} smaller, "
+            warn(
+                f"{self.name}: after {_MOST_FITS} fits the mean cost in batches of its policy is {spent:.6g} "
+                f"{costs.unit}, {off:+.1%} from the {planned:.6g} that it was fitted for, expected within {_SAME:.1%}: "
+                "which samples exit changes the costs, and these which samples exit. Fit with "
+                f"{smaller}more records, which tie less, or costs of full batches, eenet.profile(..., "
+                "full_batches=True)",
+                ReliabilityWarning,
+            )
         for one in said:  # of the last fit: what was said of those before it no longer holds
             warn(one.message, one.category)
         return self
