@@ -34,7 +34,12 @@ def serve(
     ] = None,
     budget: Annotated[str | None, typer.Option(help="Start with another of the bundle's budgets, such as 50%.")] = None,
     hold: Annotated[
-        bool, typer.Option("--hold/--no-hold", help="Adapt the policy so that traffic costs the budget.")
+        bool,
+        typer.Option(
+            "--hold/--no-hold",
+            help="Adapt the policy so that traffic costs the budget: some samples then exit elsewhere than in eenet "
+            "evaluate. With --no-hold none does.",
+        ),
     ] = True,
     workers: Annotated[int, typer.Option(min=1, help="Stages that run at the same time.")] = 1,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each stage; 0 leaves it to the runtime.")] = 0,
