@@ -20,7 +20,7 @@ import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
 from eenet.runtime import run_arrays
 from eenet.scheduler import BEEM, MaxProbability, Patience, Voting
-from eenet.serving.engine import EngineOptions, FixedBudget, LocalService, Outcome, RefusedError
+from eenet.serving.engine import Engine, EngineOptions, FixedBudget, LocalService, Outcome, RefusedError
 
 pytest.importorskip("prometheus_client", reason="needs the extra that serves")
 
@@ -179,6 +179,27 @@ def test_what_each_exit_says_of_a_sample_agrees_with_the_replay(
         left = views[expected.exits[n]].logits
         if np.isfinite(left).all():
             assert left.argmax() == expected.predictions[n]
+
+
+def test_metrics_read_the_queues_while_no_worker_can_change_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scheduler, _ = fitted(MaxProbability, rng.normal(0, 2, (3, 60, 3)).astype(np.float32), rng.integers(0, 3, 60), 0.5)
+    service = LocalService(Table(scheduler, 3, 3), FixedBudget(scheduler))
+    other = threading.Thread(target=lambda: asyncio.run(service.drain()))  # takes its turn with the workers
+    waited = []
+
+    def waiting(_: Engine) -> list[int]:
+        if not waited:
+            other.start()
+            other.join(0.2)  # it cannot end before the turn is given back
+            waited.append(other.is_alive())
+        return [0, 0, 0]
+
+    monkeypatch.setattr(Engine, "waiting", property(waiting))
+    assert b"eenet_queue_samples" in service.metrics.exposition(2.0)
+    other.join(PATIENCE)
+    assert waited == [True]
+    assert not other.is_alive()
 
 
 def test_a_call_whose_replica_died_is_sent_again_and_nothing_is_lost_or_doubled() -> None:

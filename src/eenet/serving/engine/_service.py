@@ -335,7 +335,7 @@ class LocalService:
         self._engine = Engine(controller.policy, options)
         self._whole = WholeNetwork()
         self._workers = Workers(self._engine, model.backend, model.task, _Counts(self), count=workers, clock=clock)
-        self.metrics = Metrics(model.costs, lambda: self._engine.waiting)
+        self.metrics = Metrics(model.costs, lambda: self._workers.waiting)
 
     def start(self) -> None:
         """Start the workers."""
