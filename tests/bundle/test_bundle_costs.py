@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from bundles import CASES, Case, MeanOfSteps, bundle_up_to_nine, up_to_nine
+from bundles import CASES, Case, MeanOfSteps, bundle_up_to_nine, bundle_with_category, up_to_nine, with_category
 from commands import refused, run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -141,9 +141,32 @@ def test_the_plain_network_in_a_bundle_gives_the_networks_logits(
     case = made[0]
     session = onnxruntime.InferenceSession(folder / "plain.onnx", providers=["CPUExecutionProvider"])
     x = case.fresh["x"]
-    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    (got,) = session.run(["logits"], {"x": x.numpy()})
     with torch.inference_mode():
         np.testing.assert_allclose(got, case.model(x)[-1].numpy(), atol=1e-3)
+
+
+def test_the_graph_of_the_plain_network_has_the_names_of_the_networks_arguments(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    bundle_with_category(tmp_path / "two")
+    small, big = (torch.nn.Sequential(torch.nn.Linear(4, n), torch.nn.ReLU(), torch.nn.Linear(n, 3)) for n in (2, 8))
+    x = torch.randn(24, 4)
+    cascade = eenet.cascade([small.eval(), big.eval()], x[:2])
+    scheduler = eenet.MaxProbability().fit(
+        eenet.collect(cascade, [(x, big(x).argmax(1))]), eenet.ExitCosts([1.0, 10.0]), 5.0, fallback=False
+    )
+    eenet.export(cascade, scheduler, tmp_path / "cascade", example=x, measure=False)
+    category, samples = with_category()
+    cases: list[tuple[str, dict[str, Any], Any]] = [
+        ("two", {name: tensor.numpy() for name, tensor in samples.items()}, lambda: category(**samples)[-1]),
+        ("cascade", {"input": x.numpy()}, lambda: big(x)),
+    ]
+    for name, feed, network in cases:
+        file = tmp_path / name / "plain.onnx"
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        with torch.inference_mode():
+            np.testing.assert_allclose(session.run(["logits"], feed)[0], network().numpy(), atol=1e-5)
+        eenet.benchmark({"plain": file}, feed, batch_sizes=[8], seconds=0.0)  # inputs by the names of the graph
 
 
 def test_the_graph_of_the_plain_network_is_one_that_onnx_runtimes_quantizers_take(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -79,8 +79,53 @@ def onnx_graphs(model: MultiExitModel, opset: int, progress: Callable[[str], Non
 def plain_graph(model: MultiExitModel, graphs: Graphs, opset: int) -> bytes | None:
     """The plain network as one graph, joined from those of its stages; None where that cannot be.
 
-    Of a cascade it is the last member, whose stages need nothing that the others computed: it is written by itself.
+    Its inputs have the names of the network's arguments, or of the bundle's inputs where some argument is no tensor,
+    and its output is "logits". Of a cascade it is the last member, whose stages need nothing that the others computed:
+    it is written by itself.
     """
+    onnx = require("onnx", "export")
+    content = _plain_graph(model, graphs, opset)
+    if content is None:
+        return None
+    whole = onnx.load_from_string(content)
+    specs, arguments = model.staged.inference_stages[0].inputs, model.staged.arguments
+    called = arguments if len(arguments) == len(specs) else [spec.name for spec in specs]
+    _rename(whole.graph, [*called, "logits"])
+    named: bytes = whole.SerializeToString(deterministic=True)
+    return named
+
+
+def _rename(graph: Any, names: Sequence[str]) -> None:
+    """Give the inputs and outputs of a graph these names, in order; where one is taken the graph stays as it is."""
+    ends = [value.name for value in (*graph.input, *graph.output)]
+    new = dict(zip(ends, names, strict=True))
+    if len(set(names)) < len(names) or (_values_in(graph) - set(ends)) & set(names):
+        return
+    for part in _graphs_in(graph):
+        for value in (*part.input, *part.output):
+            value.name = new.get(value.name, value.name)
+        for node in part.node:
+            for used in (node.input, node.output):
+                used[:] = [new.get(name, name) for name in used]
+
+
+def _graphs_in(graph: Any) -> Iterator[Any]:
+    """The graph, and those of its branches and loops."""
+    yield graph
+    for attribute in (one for node in graph.node for one in node.attribute):
+        for part in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from _graphs_in(part)
+
+
+def _values_in(graph: Any) -> set[str]:
+    """The names of all values, those of branches and loops too."""
+    parts = list(_graphs_in(graph))
+    held = {one.name for part in parts for one in part.initializer}
+    return held | {name for part in parts for node in part.node for name in (*node.input, *node.output)}
+
+
+def _plain_graph(model: MultiExitModel, graphs: Graphs, opset: int) -> bytes | None:
+    """That graph, with the names that joining gave it."""
     if model.plain is not model.backbone:
         args, kwargs = model.staged.example
         inputs = model.staged.inference_stages[0].inputs
