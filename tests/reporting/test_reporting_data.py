@@ -206,6 +206,19 @@ def test_a_folder_of_results(name: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text()) == report.data
 
 
+def test_a_scheduler_of_one_policy_is_a_point_where_the_others_are_lines() -> None:
+    promised = eenet.MaxProbability().fit(
+        toy_records(2000), toy_costs(), max_accuracy_drop=0.05, guarantee=0.9, fallback=False
+    )
+    free = eenet.MaxProbability().fit(toy_records(2000), toy_costs(), fallback=False)
+    report = made(toy_records(500, seed=1), costs=toy_costs(), schedulers={"promised": promised, "free": free})
+    drawn = {one["name"]: one for one in chart(report, "frontier")["series"]}
+    of_one = {pair for pair in zip(drawn["promised"]["x"], drawn["promised"]["y"], strict=True) if None not in pair}
+    decisions = promised.replay(toy_records(500, seed=1))
+    assert list(of_one) == [(pytest.approx(decisions.mean_cost), pytest.approx(decisions.accuracy))]
+    assert (drawn["promised"]["points"], drawn["free"]["points"]) == (True, False)
+
+
 def run_folder(folder: Path) -> None:
     """A run of which 100 test samples are known, without inputs."""
     for name in ("test.safetensors", "calibration.safetensors", "work/test.safetensors"):

@@ -84,14 +84,16 @@ def chart(
 def series(
     name: str, style: Style, x: ArrayLike, y: ArrayLike, *, line: bool = True, points: bool = True, **more: Any
 ) -> dict[str, Any]:
-    """One series of a chart of lines; arrays among `more` become lists."""
+    """One series of a chart of lines; arrays among `more` become lists. A line of one point is drawn as that point."""
+    given = numbers(x), numbers(y)
+    places = {pair for pair in zip(*given, strict=True) if None not in pair}
     return {
         "name": name,
         "style": style.to_dict(),
-        "x": numbers(x),
-        "y": numbers(y),
+        "x": given[0],
+        "y": given[1],
         "line": line,
-        "points": points,
+        "points": points or len(places) == 1,
         **{key: value if key == "text" else numbers(value) for key, value in more.items() if value is not None},
     }
 
