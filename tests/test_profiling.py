@@ -16,7 +16,6 @@ import eenet
 from eenet import profiling
 from eenet.errors import CutError, InvalidInputError, ReliabilityWarning
 from eenet.networks import CifarResNet
-from eenet.profiling import StageProfile
 from eenet.stages import Variant
 from eenet.testing import toy_costs, toy_records
 from networks import conv_model
@@ -106,7 +105,7 @@ def test_the_scheduler_step_and_all_batch_sizes_are_measured() -> None:
     assert found.costs("ms", 4).includes == ("stages", "heads", "scheduler")
     assert found.costs("flops", 4).includes == ("stages", "heads")
     assert set(found.to_dict()) == {
-        "batch_sizes", "costs", "spreads", "plain", "percentiles", "parts_ms", "moving", "runs", "device", "includes"
+        "batch_sizes", "costs", "spreads", "plain", "percentiles", "parts_ms", "runs", "device", "includes"
     }  # fmt: skip
 
 
@@ -323,40 +322,6 @@ class MeanOverTime(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.mean(1)
-
-
-def test_costs_of_a_partly_run_batch_are_its_time_whatever_the_policy() -> None:
-    # Stages that take 4, 6 and 2 ms for a call and 0.5, 0.25 and 1 ms for each sample, and 2 ms in a batch for moving.
-    sizes, fixed, each = (1, 8, 32), np.array([4.0, 6.0, 2.0]), np.array([0.5, 0.25, 1.0])
-    tables = np.array([((fixed + n * each) / n).cumsum() for n in sizes])
-    moving = np.array([[0.0, 1.5 / n, 0.5 / n] for n in sizes])
-    units = ("ms", "cpu_ms")
-    profile = StageProfile(
-        sizes,
-        dict.fromkeys(units, tables) | {"flops": np.tile([1.0, 2.0, 3.0], (3, 1))},
-        {unit: np.zeros((3, 3)) for unit in (*units, "flops")},
-        np.zeros((3, 3, 3)),
-        plain={unit: np.array([9.0, 2.0, 1.5]) for unit in units},
-        percentiles={unit: np.ones((3, 3, 4)) for unit in units},
-        moving=dict.fromkeys(units, moving),
-    )
-    partly = profile.partly(8)
-    assert partly.batch_sizes == (1, 32)
-    costs = partly.costs("cpu_ms", 32)
-    for remaining in ([32, 32, 32], [32, 20, 3], [32, 8, 8], [32, 2, 1]):
-        exiting = -np.diff([*remaining, 0])
-        time = float((fixed + np.array(remaining) * each).sum()) + 2.0
-        assert exiting @ costs.values == pytest.approx(time)
-        if remaining[1] < 32:
-            assert exiting @ profile.costs("cpu_ms", 32).values < time - 2.0  # as a full batch's costs say it
-    assert costs.plain == 1.5
-    assert "the fixed part of all stages" in costs.includes
-    np.testing.assert_array_equal(partly.costs("ms", 1).values, tables[0])
-    np.testing.assert_array_equal(partly.tables["flops"][0], [1.0, 2.0, 3.0])
-    np.testing.assert_allclose(partly.percentiles["ms"][1, 0, :3], costs.values / tables[2])
-    for wrong in (4, 32):
-        with pytest.raises(InvalidInputError, match=f"partial_batch is {wrong}"):
-            profile.partly(wrong)
 
 
 @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")

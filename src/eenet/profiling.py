@@ -9,7 +9,7 @@ from __future__ import annotations
 import eenet._needs_torch  # noqa: F401  # isort: skip
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -30,12 +30,11 @@ from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
 from eenet.models._multi_exit import saying_precisions
 from eenet.models._sizes import sizes_refused
-from eenet.optimize import batch_of, eager
+from eenet.optimize import batch_of
 from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._batch_runs import BatchRuns
 from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
-from eenet.scheduler._forced import forced
 from eenet.scheduler._policy import score_class
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
@@ -46,7 +45,6 @@ UNITS = ("ms", "cpu_ms", "flops")
 PERCENTILES = (50, 95, 99)
 
 _NAMES = tuple(f"p{percent}" for percent in PERCENTILES)
-_LEAST_FOR_SAMPLES = 0.1  # of a batch's time in a stage: what is at least the samples' and not fixed
 _MIN_ROUNDS, _MAX_ROUNDS = 7, 200
 
 Floats = NDArray[np.float64]
@@ -60,10 +58,9 @@ class StageProfile:
     `tables[unit]` is (batch sizes, K), cumulative; `spreads[unit]` alike, relative; `parts_ms` (batch sizes, K, parts)
     is the wall time of each stage, head and scheduler step by itself. `plain[unit]` is (batch sizes,);
     `percentiles[unit]` (batch sizes, 3, K + 1) are those of `PERCENTILES`, of the exits and of the plain network, for
-    the units of time. `moving[unit]` (batch sizes, K) is not in the tables: what selecting samples before each stage
-    takes, and for the first checking inputs and putting answers in order. Where `runs[unit]` has runs of batches of a
-    size in which samples exited on the way, the tables at that size are of batches of which as many samples exit at
-    each exit, all of what happens in a run included; elsewhere all samples of a batch go to the same exit.
+    the units of time. Where `runs[unit]` has runs of batches of a size in which samples exited on the way, the tables
+    at that size are of batches of which as many samples exit at each exit, all of what happens in a run included;
+    elsewhere all samples of a batch go to the same exit.
     """
 
     batch_sizes: tuple[int, ...]
@@ -74,63 +71,7 @@ class StageProfile:
     includes: tuple[str, ...] = ()
     plain: Mapping[str, Floats] = field(default_factory=dict)
     percentiles: Mapping[str, Floats] = field(default_factory=dict)
-    moving: Mapping[str, Floats] = field(default_factory=dict)
     runs: Mapping[str, tuple[Runs, ...]] = field(default_factory=dict)
-
-    def partly(self, partial_batch: int) -> StageProfile:
-        """The same for batches of which samples exit on the way, so that deeper stages run on what is left.
-
-        A stage takes a fixed time and a time for each sample in it: a line through its times at `partial_batch` samples
-        and at the whole batch. When samples exit, the fixed part stays as long as one sample goes on, so the batch pays
-        it and an early exit saves only the rest. What selecting the samples that go on and putting answers in order
-        take is in it. The mean of these costs over the samples of a batch is then the batch's time divided by its size,
-        whatever the policy, as long as at least one sample gets to the last exit.
-
-        Of the batch sizes those above `partial_batch` are kept, and 1, where nothing changes. FLOPs stay as they are.
-        """
-        if partial_batch not in self.batch_sizes:
-            raise InvalidInputError(
-                f"partial_batch is {partial_batch}, expected one of the measured batch sizes {list(self.batch_sizes)}"
-            )
-        rows = [row for row, size in enumerate(self.batch_sizes) if size > partial_batch]
-        if not rows:
-            raise InvalidInputError(
-                f"partial_batch is {partial_batch}, and no larger batch size was measured: {list(self.batch_sizes)}"
-            )
-        rows = [row for row, size in enumerate(self.batch_sizes) if size == 1 and row not in rows] + rows
-        few = self.batch_sizes.index(partial_batch)
-
-        def picked(measured: Mapping[str, Floats]) -> dict[str, Floats]:
-            return {unit: table[rows] for unit, table in measured.items()}
-
-        tables, percentiles = picked(self.tables), picked(self.percentiles)
-        for unit in tables.keys() - {"flops"}:
-            for n, row in enumerate(rows):
-                if (size := self.batch_sizes[row]) > partial_batch:
-                    changed = _of_partial_batch(
-                        self._batch_times(unit, row), self._batch_times(unit, few), size, partial_batch
-                    )
-                    if unit in percentiles:
-                        percentiles[unit][n, :, :-1] *= changed / tables[unit][n]
-                    tables[unit][n] = changed
-        return replace(
-            self,
-            batch_sizes=tuple(self.batch_sizes[row] for row in rows),
-            tables=tables,
-            spreads=picked(self.spreads),
-            parts_ms=self.parts_ms[rows],
-            includes=(*self.includes, *(IN_RUNS if self.moving else ()), "the fixed part of all stages"),
-            plain=picked(self.plain),
-            percentiles=percentiles,
-            moving=picked(self.moving),
-            runs={},
-        )
-
-    def _batch_times(self, unit: str, row: int) -> Floats:
-        """What each stage of a batch takes with all that comes before it, its head and decision, (K,)."""
-        each = np.diff(self.tables[unit][row], prepend=0.0)
-        times: Floats = self.batch_sizes[row] * (each + (self.moving[unit][row] if unit in self.moving else 0.0))
-        return times
 
     def costs(self, unit: str = "ms", batch_size: int = 1) -> ExitCosts:
         """The costs of one unit at one of the measured batch sizes; warns where they are not to be trusted."""
@@ -169,7 +110,6 @@ class StageProfile:
                 for unit, table in self.percentiles.items()
             },
             "parts_ms": self.parts_ms.tolist(),
-            "moving": {unit: table.tolist() for unit, table in self.moving.items()},
             "runs": {
                 unit: [[list(map(list, run)) for run in runs] for runs in rows] for unit, rows in self.runs.items()
             },
@@ -341,7 +281,6 @@ def measure(
     parts = []
     whole: dict[str, list[float]] = {unit: [] for unit in UNITS}
     percentiles: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
-    moving: dict[str, list[Floats]] = {"ms": [], "cpu_ms": []}
     runs: dict[str, list[Runs]] = {"ms": [], "cpu_ms": []}
     network = model.plain if plain is None else plain
     with (
@@ -360,12 +299,8 @@ def measure(
                 batches = BatchRuns(model, inputs, size, policy)
             wall, cpu = _time_rounds(steps, batches, _call(network, model, inputs, size), device, seconds)
             for unit, (times, took, alone) in (("ms", wall), ("cpu_ms", cpu)):
-                rounds = times[:, :, :-1]
-                moves, decisions = np.median(times[:, :, -1], axis=0), np.median(times[:, :, -2], axis=0)
-                moves[1:] -= decisions[:-1]  # in which no sample leaves: it is in the tables
-                moving[unit].append(np.maximum(moves, 0.0) / size)
-                cumulative = rounds.sum(axis=2).cumsum(axis=1) / size
-                median = np.median(rounds, axis=0).sum(axis=1).cumsum() / size
+                cumulative = times.sum(axis=2).cumsum(axis=1) / size
+                median = np.median(times, axis=0).sum(axis=1).cumsum() / size
                 found: Runs = ()
                 if batches is not None:
                     equal, samples = np.full(len(steps), 1 / len(steps)), np.array(batches.samples)
@@ -384,7 +319,7 @@ def measure(
             tables["flops"].append(flops)
             whole["flops"].append(flops_of_plain)
             spreads["flops"].append(np.zeros(len(flops)))
-            parts.append(np.median(wall[0][:, :, :-1], axis=0) / size)
+            parts.append(np.median(wall[0], axis=0) / size)
             if progress is not None:
                 progress(size)
     return StageProfile(
@@ -396,7 +331,6 @@ def measure(
         ("stages", "heads", "scheduler", *(IN_RUNS if any(runs["ms"]) else ())),
         {unit: np.array(values) for unit, values in whole.items()},
         {unit: np.stack(rows) for unit, rows in percentiles.items()},
-        {unit: np.stack(rows) for unit, rows in moving.items()},
         {unit: tuple(rows) for unit, rows in runs.items()} if any(runs["ms"]) else {},
     )
 
@@ -414,18 +348,8 @@ def _max_probability(model: MultiExitModel) -> ThresholdPolicy:
 def _steps(
     model: MultiExitModel, inputs: tuple[Tensor, ...], size: int, policy: ThresholdPolicy
 ) -> list[tuple[Step, ...]]:
-    """For each exit what is timed separately: the stage, its head, the policy's decision, and the moving of samples.
-
-    Before a stage moving is a decision at the exit before that lets half of the samples leave, and selecting samples;
-    before the first it is all that happens once in a batch.
-    """
+    """For each exit what is timed separately: the stage, its head and the policy's decision."""
     live = batch_of(model, inputs, size)
-    variant, everyone = eager(model), np.arange(size)
-    half = forced(
-        policy, [max(size // 2, 1)] * (model.num_exits - 1), [policy.observes(k) for k in range(model.num_exits - 1)]
-    )
-    answers: list[Tensor] = []
-    selection: Step = _nothing
     steps: list[tuple[Step, ...]] = []
     history, task = ExitHistory(), model.task
     for k, step in enumerate(walk(model.staged.inference_stages, live)):
@@ -436,49 +360,14 @@ def _steps(
         run_head = partial(model.heads[k], step.feature) if on and not last else _nothing
         before = ExitHistory(history.evidence, history.scores)
         decision = _decision(policy, task, size, logits, before) if on else _nothing
-        steps.append((run_stage, run_head, decision, selection))
-        if on:
-            answers.append(logits)
-        selection = _nothing
-        if on and not last and logits.device.type != "meta":
-            leaving = _decision(half, task, size, logits, before)
-            selection = partial(_both, leaving, partial(variant.take, k + 1, step.live, everyone))
+        steps.append((run_stage, run_head, decision))
         if not on:
             history.skip(size, model.num_classes)
         elif not last and logits.device.type != "meta":
             history.evidence.append(task.evidence(TENSORS.to_host(task.shown(logits)), history.evidence))
             policy.leaves(history)
         live = step.live
-    if answers[-1].device.type != "meta":
-        steps[0] = (*steps[0][:-1], _once(model, batch_of(model, inputs, size), answers))
     return steps
-
-
-def _once(model: MultiExitModel, live: tuple[Tensor, ...], answers: Sequence[Tensor]) -> Step:
-    """What happens once in a batch: inputs are checked, answers taken at the exits and joined."""
-    args, kwargs = model.staged.call_of(live)
-    rows = [part for part in np.array_split(np.arange(len(answers[0])), len(answers)) if len(part)]
-    taken = [(part, logits[: len(part)]) for part, logits in zip(rows, answers, strict=False)]
-
-    def step() -> None:
-        model.staged.flatten_inputs(*args, **kwargs)
-        TENSORS.in_order(taken)
-
-    return step
-
-
-def _both(first: Step, second: Step) -> None:
-    first()
-    second()
-
-
-def _of_partial_batch(full: Floats, few: Floats, size: int, fewer: int) -> Floats:
-    """Costs per sample, (K,), from what each stage takes for a batch of `size` samples and for `fewer`."""
-    each = (full - few) / (size - fewer)
-    # Noise could make the line's start negative, or its slope.
-    each = np.clip(each, _LEAST_FOR_SAMPLES * full / size, full / size)
-    costs: Floats = (full - size * each).sum() / size + each.cumsum()
-    return costs
 
 
 def _decision(policy: ThresholdPolicy, task: Task, size: int, logits: Tensor, before: ExitHistory) -> Step:

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 import eenet
 from eenet.cli import app
-from eenet.cli._inputs import read_costs
 from eenet.testing import toy_logits, toy_records
 
 COSTS = "1,2,3"
@@ -653,13 +652,16 @@ class TestProfile:
     @pytest.mark.filterwarnings("ignore::eenet.errors.ReliabilityWarning")
     def test_costs_of_batches_of_which_samples_exit_on_the_way_reach_the_fit(self, here: Path) -> None:
         self.profile("cli_toy_networks:alone", "--batch-sizes", "1,8", "--out", here / "costs.json")
+        toy_records(exits=2).save(here / "a.safetensors")
         found = json.loads((here / "costs.json").read_text())
         alone, in_batches = found["runs"]["ms"]
         assert alone == []
         assert [samples for samples, _ in in_batches] == [[8, 8], [8, 6], [8, 4], [8, 2], [8, 1]]
         assert found["includes"][3:] == ["inputs", "selection", "outputs"]
         for size, runs in ((1, []), (8, in_batches)):
-            costs = read_costs(str(here / "costs.json"), "ms", size, None)
+            words = ("--costs", here / "costs.json", "--batch-size", size, "--method", "max_prob")
+            run("fit", here / "a.safetensors", *words, "--out", here / "scheduler.safetensors")
+            costs = eenet.load_scheduler(here / "scheduler.safetensors").costs
             assert costs.to_dict()["runs"] == runs
             assert ("selection" in costs.includes) == (size > 1)
 

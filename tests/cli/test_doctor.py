@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from commands import run
 from hypothesis import given
 from hypothesis import strategies as st
+from optional import not_installed
 
 import eenet
 from eenet._timing import Timing, processor  # private: what the timer measures, here with a noise that is known
@@ -47,7 +49,7 @@ def test_a_torchvision_of_another_build_is_named_with_the_way_out(monkeypatch: p
         raise MissingExtraError(f"{name}: operator torchvision::nms does not exist; pip install --force-reinstall")
 
     monkeypatch.setattr(made, "require", refuses)
-    monkeypatch.setattr(made, "_version", lambda _name: "1.0")
+    monkeypatch.setattr(metadata, "version", lambda _name: "1.0")
     shown = run("doctor", "--seconds", 0, code=1).stdout
     assert "broken" in shown
     assert "--force-reinstall" in shown
@@ -55,7 +57,7 @@ def test_a_torchvision_of_another_build_is_named_with_the_way_out(monkeypatch: p
 
 
 def test_missing_extras_are_no_fault_and_the_line_is_given(works: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(made, "missing_of", lambda extra: ["ray"] if extra == "ray" else [])
+    not_installed(monkeypatch, "ray")
     assert "pip install 'eenet[ray]'" in run("doctor", "--seconds", 0).stdout
 
 

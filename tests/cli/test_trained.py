@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from commands import refused, run, served
-from optional import import_or_skip
+from optional import import_or_skip, not_installed
 from pages import DOCS
 
 import eenet
@@ -138,7 +138,7 @@ def test_the_page_runs_and_the_server_takes_the_bundle_that_is_there(work: Path)
 
 
 def test_without_the_extra_export_a_bundle_is_of_weights(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eenet.cli._trained.missing_of", lambda extra: ["onnx"] if extra == "export" else [])
+    not_installed(monkeypatch, "onnx")
     done = run("predict", "digits", "photos", "--out", work / "weights.parquet", "--threads", 1, "--json")
     assert "a bundle of weights, since the extra 'export' is not installed" in done.stderr
     assert json.loads(done.stdout)["items"] == 5
@@ -147,7 +147,7 @@ def test_without_the_extra_export_a_bundle_is_of_weights(work: Path, monkeypatch
 def test_on_ray_the_bundle_is_measured_as_replicas_run_it(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("ray", "yaml"):
         import_or_skip(library)
-    monkeypatch.setattr("eenet.cli._trained.missing_of", lambda extra: ["onnx"] if extra == "export" else [])
+    not_installed(monkeypatch, "onnx")
     run("predict", "digits", "photos", "--out", work / "one.parquet", "--threads", 1)
     done = run("serve", "digits", "--ray", "--write-yaml", work / "serve.yaml")
     assert "was made of it before" in done.stderr
@@ -184,7 +184,7 @@ def test_a_wrong_name_lists_those_there_are(work: Path, words: tuple[str, ...]) 
 def test_a_changed_file_makes_another_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
     import pyarrow.parquet as pq
 
-    monkeypatch.setattr("eenet.cli._trained.missing_of", lambda extra: ["onnx"] if extra == "export" else [])
+    not_installed(monkeypatch, "onnx")
     monkeypatch.setenv("EENET_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(RESULTS / "digits" / "model", "mine")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import interruptible
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from eenet import ExitCosts, InfeasibleBudgetError, MaxProbability, Patience, Static
@@ -431,7 +432,13 @@ def test_the_figure_names_all_and_shows_errors_exits_and_the_plain_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Any] = []
-    monkeypatch.setattr("eenet.evaluation._figures._save", lambda figure, _path: figures.append(figure))
+    save = Figure.savefig
+
+    def saved(figure: Figure, *words: Any, **more: Any) -> None:
+        figures.append(figure)
+        save(figure, *words, **more)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
     costs = ExitCosts([1.0, 2.0, 3.0], plain=2.8)
     found = compare(toy_records(200), costs, ["max_prob", "entropy", "margin"], [1.5, 2.5], resplits=2)
     found.write_figure(tmp_path / "three.png")
@@ -463,9 +470,9 @@ def test_a_method_of_ones_own_is_drawn_in_a_style_of_its_own(tmp_path: Path) -> 
 
         makers = {"max_prob": eenet.MaxProbability, "mine": Mine}
         found = compare(toy_records(200), toy_costs(), makers, budgets=[1.5, 2.5], resplits=2)
-        import eenet.evaluation._figures as figures
-        drawn = []
-        figures._save = lambda figure, path: drawn.append(figure)
+        from matplotlib.figure import Figure
+        drawn, save = [], Figure.savefig
+        Figure.savefig = lambda figure, *words, **more: drawn.append(figure) or save(figure, *words, **more)
         found.write_figure(sys.argv[1])
         print(*(container[0].get_color() for container in drawn[0].axes[0].containers[:2]))
     """

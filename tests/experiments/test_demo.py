@@ -72,7 +72,6 @@ def test_it_leaves_everything_and_nothing_half_written(made: tuple[Path, str]) -
         "costs.json",
         "metrics.json",
         "model",
-        "profile.json",
         "report.png",
         "schedulers",
         "split.json",
@@ -114,24 +113,22 @@ def test_rows_agree_with_a_replay_of_the_saved_records(made: tuple[Path, str]) -
     assert rows_of(folder)[0]["accuracy"] == pytest.approx(records.accuracies[-1])
 
 
-def test_costs_are_those_of_a_batch_of_which_some_samples_go_on(made: tuple[Path, str]) -> None:
-    profile, costs = json_of(made[0], "profile.json"), json_of(made[0], "costs.json")
-    sizes, tables = profile["batch_sizes"], {unit: np.array(table) for unit, table in profile["costs"].items()}
-    moving = {unit: np.array(table) for unit, table in profile["moving"].items()}
-    table, moved = tables["ms"], moving["ms"]
-    if "disturbed" in " ".join(json_of(made[0])["notes"]):
-        # Wall times of a disturbed measurement have the proportions of processor time.
-        scale = table[-1, -1] / tables["cpu_ms"][-1, -1]
-        table, moved = scale * tables["cpu_ms"], scale * moving["cpu_ms"]
-    # A stage takes its own time and that of selecting its samples.
-    full, half = ((np.diff(table[k], prepend=0.0) + moved[k]) * sizes[k] for k in map(sizes.index, (32, 16)))
-    each = np.clip((full - half) / 16, 0.1 * full / 32, full / 32)
-    # The time of a batch whose samples exit in turn is what their costs add up to.
-    reached = np.array([32, 20, 11])
-    expected = (full - 32 * each).sum() + (each * reached).sum()
-    exits = np.repeat([0, 1, 2], -np.diff(reached, append=0))
-    assert np.array(costs["values"])[exits].sum() == pytest.approx(expected)
-    assert costs["values"][-1] == pytest.approx(full.sum() / 32)
+def test_each_policy_is_fitted_in_the_costs_of_runs_in_which_samples_exit_as_it_lets_them(
+    made: tuple[Path, str],
+) -> None:
+    folder, _ = made
+    found, calibration = json_of(folder, "costs.json"), eenet.ExitRecords.load(folder / "calibration.safetensors")
+    assert (found["batch_sizes"], [bool(runs) for runs in found["runs"]["ms"]]) == ([1, 32], [False, True])
+    costs = eenet.ExitCosts.from_dict(json_of(folder)["costs"])
+    np.testing.assert_allclose(costs.values, found["costs"]["ms"][1])
+    np.testing.assert_allclose(costs.values, costs.at_shares([1 / 3] * 3).values)
+    for row in rows_of(folder)[4:]:
+        file = f"{row['method']}-{row['budget'].removesuffix('%')}.safetensors"
+        scheduler = eenet.load_scheduler(folder / "schedulers" / file)
+        shares = scheduler.replay(calibration).exit_shares
+        own = float(costs.at_shares(shares).values @ shares)
+        assert scheduler.calibration_cost == pytest.approx(own, rel=0.02)
+        assert row["calibration_cost"] == scheduler.calibration_cost
 
 
 def test_a_budget_that_cannot_be_met_is_left_out_and_said(made: tuple[Path, str]) -> None:

@@ -138,8 +138,6 @@ def test_every_recipe_is_valid_with_and_without_smoke(name: str) -> None:
         (minimal(evaluation={"budgets": [60]}), "evaluation.budgets is [60], expected a list of shares such as '60%'"),
         (minimal(evaluation={"budgets": ["1600%"]}), "expected a list of shares"),
         (minimal(evaluation={"batch_size": 3}), "expected one of profile.batch_sizes [1, 8, 32]"),
-        (minimal(evaluation={"partial_batch": 8}), "expected less than evaluation.batch_size, 1"),
-        (minimal(evaluation={"partial_batch": 3}), "evaluation.partial_batch is 3, expected one of"),
         (minimal(train=3), "train is 3, expected a mapping"),
         (minimal(data=3), "data is 3, expected a mapping"),
         (minimal(model={"name": "resnet56", "heads": {"kid": "ConvHead"}}), "did you mean model.heads.kind?"),

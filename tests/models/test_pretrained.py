@@ -241,7 +241,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
 
     second = moved(small())
     with monkeypatch.context() as patched:
-        patched.setattr("eenet.models._folder.write_json", failing)
+        patched.setattr(Path, "write_text", failing)
         with pytest.raises(InvalidInputError, match="No space left on device; choose a folder"):
             second.save_pretrained(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from importlib import metadata
 from typing import Any
 
 import pytest
@@ -21,3 +22,15 @@ def import_or_skip(name: str) -> Any:
             if "operator torchvision::nms does not exist" not in f"{error}{error.__cause__}{error.__context__}":
                 raise
             pytest.skip(f"torchvision is of another build than torch ({error})")
+
+
+def not_installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """As where the distribution `name` is not installed, for what asks for its version."""
+    version = metadata.version
+
+    def other(asked: str) -> str:
+        if asked == name:
+            raise metadata.PackageNotFoundError(name)
+        return version(asked)
+
+    monkeypatch.setattr(metadata, "version", other)

@@ -72,8 +72,8 @@ def run_demo(
     )
     for line in (
         f"eenet profile {out}",
-        f"eenet fit {out / 'calibration.safetensors'} --costs {out / 'costs.json'} --budget {budget} "
-        "--out scheduler.safetensors",
+        f"eenet fit {out / 'calibration.safetensors'} --costs {out / 'costs.json'} --batch-size "
+        f"{recipe.evaluation.batch_size} --budget {budget} --out scheduler.safetensors",
         f"eenet evaluate {out / 'test.safetensors'} --scheduler scheduler.safetensors",
         f"eenet benchmark {out} --threads {options.threads}",
     ):
@@ -152,9 +152,9 @@ def notes(metrics: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Budgets and costs are wall milliseconds per sample in batches of {size}, exit heads and the scheduler's "
         f"steps (EENet's, the most expensive) included; a percentage is of {costs.reference_name}, "
-        f"{costs.reference:.3f} ms. In a batch whose samples exit at different exits, the fixed time of the later "
-        "stages is paid as long as one sample goes on: all policies are fitted on a cost table that counts this. The "
-        "rows of single exits show what a full batch costs there.",
+        f"{costs.reference:.3f} ms. In a batch whose samples exit at different exits the later stages run on the few "
+        "that are left, which takes longer for each. Such batches are measured, and each policy is fitted in the costs "
+        "of its own exits.",
         "Held-out is the mean cost of the test samples; a ! marks more than the budget. Measured times are per sample, "
         f"medians over interleaved rounds, half whose range is at most {_largest_spread(rows):.0%}; the speed is "
         f"against the plain network, which has no exits, at batch {size}. Planned and calibration costs are in "

@@ -1,6 +1,5 @@
 """Faster variants of the stages, chosen by measuring: frozen, compiled, recorded."""
 
-from eenet.optimize._compiled import _key as _key
 from eenet.optimize._compiled import compiled as compiled
 from eenet.optimize._frozen import batch_of as batch_of
 from eenet.optimize._frozen import eager as eager

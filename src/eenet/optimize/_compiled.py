@@ -115,7 +115,7 @@ class _Flat(nn.Module):
 
 
 def _package(module: nn.Module, live: tuple[Tensor, ...], described: tuple[LiveTensor, ...], cache: Path) -> Path:
-    path = cache / f"{_key(module, described)}.pt2"
+    path = cache / f"{key_of(module, described)}.pt2"
     if path.is_file():
         return path
     if "CXX" not in os.environ and not any(shutil.which(name) for name in _COMPILERS):
@@ -139,7 +139,7 @@ def _package(module: nn.Module, live: tuple[Tensor, ...], described: tuple[LiveT
     return path
 
 
-def _key(module: nn.Module, described: tuple[LiveTensor, ...]) -> str:
+def key_of(module: nn.Module, described: tuple[LiveTensor, ...]) -> str:
     """Everything that the package depends on."""
     digest = hashlib.sha256()
     name, flags = name_and_flags()  # all of them: the compiler writes for the processor that it runs on

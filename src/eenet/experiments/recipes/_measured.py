@@ -42,13 +42,19 @@ def undisturbed(profile: StageProfile) -> tuple[StageProfile, list[str]]:
     def scaled(measured: Mapping[str, Floats]) -> dict[str, Floats]:
         return {unit: measured["cpu_ms"] * scale if unit == "ms" else table for unit, table in measured.items()}
 
+    runs = dict(profile.runs)
+    if runs:
+        runs["ms"] = tuple(
+            tuple((samples, tuple(scale * time for time in took)) for samples, took in of_size)
+            for of_size in runs["cpu_ms"]
+        )
     kept = replace(
         profile,
         tables=scaled(profile.tables),
         spreads={**profile.spreads, "ms": profile.spreads["cpu_ms"]},
         plain=scaled(profile.plain),
         percentiles=scaled(profile.percentiles),
-        moving=scaled(profile.moving),
+        runs=runs,
     )
     return kept, [
         f"Other programs disturbed the measurement of the costs: wall times varied by {spread:.0%}. The proportions of "

@@ -32,7 +32,7 @@ from eenet.scheduler import (
 )
 from eenet.tasks import mean_iou
 
-METRICS, README, SPLIT, COSTS, PROFILE = "metrics.json", "README.md", "split.json", "costs.json", "profile.json"
+METRICS, README, SPLIT, COSTS = "metrics.json", "README.md", "split.json", "costs.json"
 CALIBRATION, TEST = "calibration.safetensors", "test.safetensors"
 SCHEDULER_FOLDER = "schedulers"
 _SCHEMA = 1
@@ -174,7 +174,7 @@ def write_results(
         "training": steps["train"]["result"],
         "costs": costs.to_dict(),
         "exits": _exits(steps["train"]["result"]["exits"], costs, calibration, test),
-        "schedulers": _fitted(out, settings.budgets, costs, test) + steps["fit"]["result"]["infeasible"],
+        "schedulers": _fitted(out, settings.budgets, test) + steps["fit"]["result"]["infeasible"],
         "notes": [note for step in ("collect", "profile") for note in steps[step]["result"].get("notes", [])],
         "measured": measured,
         "comparison": None if comparisons[0] is None else comparisons[0].to_dict("eenet"),
@@ -210,8 +210,8 @@ def _exits(names: list[str], costs: ExitCosts, calibration: ExitRecords, test: E
     return rows
 
 
-def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRecords) -> list[dict[str, Any]]:
-    """What each saved scheduler does on the test part."""
+def _fitted(out: Path, budgets: tuple[str, ...], test: ExitRecords) -> list[dict[str, Any]]:
+    """What each saved scheduler does on the test part, in the costs that it was fitted in."""
     rows = []
     for budget in budgets:
         for method in NAMES:
@@ -219,8 +219,9 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
             if not path.is_file():
                 continue
             scheduler = load_scheduler(path)
-            decisions = scheduler.replay(test)
-            mixture = random_mixture(test, costs, max(decisions.mean_cost, costs[0]))
+            decisions, costs = scheduler.replay(test), scheduler.costs
+            spent = max(decisions.mean_cost, costs[0])
+            mixture = random_mixture(test, costs, spent)
             row: dict[str, Any] = {
                 "method": method,
                 "budget": budget,
@@ -231,7 +232,7 @@ def _fitted(out: Path, budgets: tuple[str, ...], costs: ExitCosts, test: ExitRec
                 "exit_shares": decisions.exit_shares.tolist(),
                 "random_mixture": mixture.accuracy,
                 "mixture_of": list(mixture.of),
-                "oracle": oracle(test, costs, max(decisions.mean_cost, costs[0])).accuracy,
+                "oracle": oracle(test, costs, spent).accuracy,
             }
             if test.pixel_counts is not None:
                 row["test_mean_iou"] = mean_iou(test.pixel_counts[decisions.exits, np.arange(len(test))])
@@ -274,6 +275,12 @@ def readme(metrics: Mapping[str, Any]) -> str:
         "",
         f"Columns `calibration` and `test` are {what} in %. Costs are per sample at batch size "
         f"{metrics['costs']['batch_size']}, the whole way to an exit with the heads passed."
+        + (
+            " They are of batches of which as many samples exit at each exit; each scheduler is fitted and judged in "
+            "those of its own policy."
+            if costs.runs
+            else ""
+        )
         + (f" The plain network costs {costs.plain:.4g} {unit}." if costs.plain is not None else ""),
         "",
         "## Schedulers fitted on the calibration part, judged once on the test part",

@@ -31,7 +31,6 @@ from eenet.experiments.recipes._results import (
     CALIBRATION,
     COSTS,
     METRICS,
-    PROFILE,
     SCHEDULER_FOLDER,
     SPLIT,
     TEST,
@@ -58,7 +57,7 @@ CLASSES, SAMPLES, LABELED, PREPROCESSING = "classes.txt", "samples.npz", "calibr
 _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
 _MACHINES = "training-machines.json"
 _SCHEMA = 1
-_COSTS_ARE = ("unit", "batch_size", "partial_batch")  # the settings of the evaluation that the costs are made by
+_COSTS_ARE = ("unit", "batch_size")  # the settings of the evaluation that the costs are made by
 _SAMPLES_BYTES = 5_000_000
 _KEPT_BYTES, _RECORDS_BYTES, _INPUTS_BYTES = 8_000_000, 2_000_000, 400_000
 """Of a model that is kept with the results, of the records beside it, and of its test inputs."""
@@ -425,30 +424,20 @@ class _Run:
                 scheduler=scheduler,
                 seconds=settings.seconds,
                 progress=lambda _size: update(next(done)),
-                full_batches=True,  # `partial_batch` makes costs of them that hold for any policy: many are compared
+                full_batches=settings.full_batches,
             )
         evaluation = self.recipe.evaluation
-        profile = PROFILE if evaluation.partial_batch is not None else COSTS
-        write_json(self.out / profile, {"schema": 1, "exits": list(model.exit_names), **measured.to_dict()})
         notes: list[str] = []
         if evaluation.unit == "ms":
             measured, notes = undisturbed(measured)
+        write_json(self.out / COSTS, {"schema": 1, "exits": list(model.exit_names), **measured.to_dict()})
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ReliabilityWarning)
-            whole = measured.costs(evaluation.unit, evaluation.batch_size)
-            costs = whole
-            if evaluation.partial_batch is not None:
-                costs = measured.partly(evaluation.partial_batch).costs(evaluation.unit, evaluation.batch_size)
-                write_json(self.out / COSTS, costs.to_dict())
+            costs = measured.costs(evaluation.unit, evaluation.batch_size)
         notes += dict.fromkeys(f"Take the cost table with care: {warning.message}." for warning in caught)
         for note in notes:
             self._say(f"  {note}")
-        return {
-            "costs": costs.to_dict(),
-            "full_batch": whole.to_dict(),
-            "notes": notes,
-            "machine": machine(measured.device),
-        }
+        return {"costs": costs.to_dict(), "notes": notes, "machine": machine(measured.device)}
 
     def _fit(self) -> dict[str, Any]:
         calibration = ExitRecords.load(self.work / CALIBRATION)
@@ -462,7 +451,7 @@ class _Run:
                 fitted = make().fit(calibration, costs, fallback=False)  # methods are compared as they are
                 for budget in budgets:
                     try:
-                        chosen = fitted.at(budget)
+                        chosen = fitted.fitted_at(budget)
                     except InfeasibleBudgetError as error:
                         infeasible.append({"method": method, "budget": budget, "reason": str(error)})
                     else:
@@ -507,8 +496,7 @@ class _Run:
         written = write_predictions(kept, *shuffled, limit=_RECORDS_BYTES)
         rows = orders[1][written[TEST]]
         write_json(kept / METRICS, summary(metrics, {"calibration": len(written[CALIBRATION]), "test": len(rows)}))
-        profile = self.out / PROFILE
-        shutil.copy(profile if profile.is_file() else self.out / COSTS, kept / COSTS)
+        shutil.copy(self.out / COSTS, kept / COSTS)
         data = self._read_data()
         self._write_classes(kept, data)
         self._write_preprocessing(kept, data)
@@ -529,9 +517,9 @@ class _Run:
     def _measured(self, calibration: ExitRecords, test: ExitRecords) -> dict[str, Any]:
         """Every single exit and every fitted scheduler run for real, in turns with the plain network."""
         data, model, settings = self._read_data(), self._read_model(), self.recipe.evaluation
-        whole = ExitCosts.from_dict(self._result("profile")["full_batch"])
+        costs = ExitCosts.from_dict(self._result("profile")["costs"])
         policies: dict[tuple[str, str], Scheduler] = {}
-        policies |= {("exit", str(k)): Static(k).fit(calibration, whole) for k in range(len(whole))}
+        policies |= {("exit", str(k)): Static(k).fit(calibration, costs) for k in range(len(costs))}
         for budget in settings.budgets:
             for method in schedulers(self.recipe.seed):
                 path = self.out / SCHEDULER_FOLDER / scheduler_file(method, budget)
@@ -695,8 +683,8 @@ _NEW: dict[str, dict[str, Any]] = {
         "head_epochs": 0,
         "cache_crops": 1,
     },
-    "profile": {"scheduler": False},
-    "evaluation": {"partial_batch": None, "rounds": 0},
+    "profile": {"scheduler": False, "full_batches": True},
+    "evaluation": {"rounds": 0},
 }
 
 

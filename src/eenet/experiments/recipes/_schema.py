@@ -182,6 +182,13 @@ class ProfileSettings(_Section):
         "include the steps of a scheduler, those of EENet, in times",
         False,  # noqa: FBT003
     )
+    full_batches: bool = _says(
+        "true or false",
+        "true: of batches whose samples all go to the same exit, one table for all methods; false: of batches in which "
+        "samples exit on the way, as `eenet profile` measures them, and each method is fitted in the costs of its own "
+        "policies",
+        True,  # noqa: FBT003
+    )
 
 
 class EvaluationSettings(_Section):
@@ -191,12 +198,6 @@ class EvaluationSettings(_Section):
         "'ms', 'cpu_ms' or 'flops'", "what budgets are measured in", "ms"
     )
     batch_size: Count = _says(_COUNT, "the batch size whose costs count, one of those profiled", 1)
-    partial_batch: Count | None = _says(
-        f"{_COUNT}, or null",
-        "a smaller batch size, one of those profiled: costs then say what a sample adds to the time of a batch of "
-        "which only some samples go on",
-        None,
-    )
     budgets: Listed[Annotated[str, AfterValidator(_share)]] = _says(
         "a list of shares such as '60%'", "budgets, in shares of the plain network's cost", ("50%", "65%", "80%")
     )
@@ -289,16 +290,9 @@ class Recipe(_Section):
         _require_network(recipe.model)
         _require_teacher(recipe.train, config)
         _require_placeholders(recipe)
-        for field in ("batch_size", "partial_batch"):
-            size, sizes = getattr(recipe.evaluation, field), list(recipe.profile.batch_sizes)
-            if size is not None and size not in sizes:
-                raise InvalidInputError(f"evaluation.{field} is {size}, expected one of profile.batch_sizes {sizes}")
-        partial = recipe.evaluation.partial_batch
-        if partial is not None and partial >= recipe.evaluation.batch_size:
-            raise InvalidInputError(
-                f"evaluation.partial_batch is {partial}, expected less than evaluation.batch_size, "
-                f"{recipe.evaluation.batch_size}"
-            )
+        size, sizes = recipe.evaluation.batch_size, list(recipe.profile.batch_sizes)
+        if size not in sizes:
+            raise InvalidInputError(f"evaluation.batch_size is {size}, expected one of profile.batch_sizes {sizes}")
         return recipe
 
     @classmethod
