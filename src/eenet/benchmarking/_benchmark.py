@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from eenet._progress import by_itself
 from eenet._timing import machine
 from eenet.benchmarking._measure import WARM_UP, Answers, Times, answers_of, mean_and_error, times_of
+from eenet.benchmarking._onnx_file import OnnxFile
 from eenet.benchmarking._results import Benchmark, BenchmarkRow
 from eenet.benchmarking._samples import Array, samples_of
-from eenet.benchmarking._systems import OnnxFile, Progress, System, systems_of
+from eenet.benchmarking._systems import Progress, System, systems_of
 from eenet.benchmarking._verdict import verdict
 from eenet.costs import is_time
 from eenet.errors import InvalidInputError

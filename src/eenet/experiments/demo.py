@@ -23,8 +23,8 @@ from eenet._timing import Clock, in_turns, timed
 from eenet.costs import ExitCosts
 from eenet.evaluation import Curve, Point, write_cost_figure
 from eenet.experiments.recipes import STEPS, RunOptions, load_recipe, reproduce
+from eenet.experiments.recipes._markers import OtherSettingsError
 from eenet.experiments.recipes._results import NAMES
-from eenet.experiments.recipes._run import OtherSettingsError
 from eenet.models import build_network
 
 __all__ = ["run_demo"]

@@ -23,9 +23,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from eenet._files import write_json
 from eenet._progress import Bars, Update
 from eenet.costs import ExitCosts
-from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data import ThreeWaySplit
 from eenet.experiments.recipes._data import RecipeData, checkpoint_folder, make_network
+from eenet.experiments.recipes._markers import Markers
 from eenet.experiments.recipes._measured import measure_policies, undisturbed
 from eenet.experiments.recipes._results import (
     CALIBRATION,
@@ -56,7 +57,6 @@ WORK = "work"
 CLASSES, SAMPLES, LABELED, PREPROCESSING = "classes.txt", "samples.npz", "calibration.npz", "preprocessing.json"
 _TRAINING, _MODEL, _SMOKE = "training", "model", "smoke"
 _MACHINES = "training-machines.json"
-_SCHEMA = 1
 _COSTS_ARE = ("unit", "batch_size")  # the settings of the evaluation that the costs are made by
 _SAMPLES_BYTES = 5_000_000
 _KEPT_BYTES, _RECORDS_BYTES, _INPUTS_BYTES = 8_000_000, 2_000_000, 400_000
@@ -164,10 +164,6 @@ def reproduce(recipe: Recipe, options: RunOptions, *, console: Console, steps: S
         return _Run(recipe, options, console).steps(steps)
 
 
-class OtherSettingsError(InvalidInputError):
-    """The folder holds a step that was made with other settings."""
-
-
 class _Run:
     """One call of `reproduce`."""
 
@@ -177,7 +173,7 @@ class _Run:
         self.console = console
         self.out = options.out
         self.work = options.out / WORK
-        self.markers = _Markers(self.work / "steps")
+        self.markers = Markers(self.work / "steps")
         self._data: RecipeData | None = None
         self._model: MultiExitModel | None = None
         self._root = options.data_root or Path()
@@ -606,96 +602,3 @@ def _threads(count: int) -> Iterator[None]:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
-
-
-class _Markers:
-    """The markers in a folder. A step without one is not complete, whatever else lies there."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def write(self, step: str, settings: Mapping[str, Any], *, seconds: float, result: Mapping[str, Any]) -> None:
-        """Mark a step as complete."""
-        value = {"schema": _SCHEMA, "step": step, "seconds": seconds, "settings": settings, "result": result}
-        write_json(self._folder / f"{step}.json", value)
-
-    def read(self, step: str) -> dict[str, Any] | None:
-        """A step's marker; None where it is not complete."""
-        path = self._folder / f"{step}.json"
-        if not path.is_file():
-            return None
-        try:
-            marker = json.loads(path.read_text(encoding="utf-8"))
-            if marker["schema"] > _SCHEMA:
-                raise FileFormatError(
-                    f"{str(path)!r} has schema {marker['schema']}, this eenet reads up to {_SCHEMA}: upgrade eenet"
-                )
-            return {"settings": marker["settings"], "seconds": marker["seconds"], "result": marker["result"]}
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise FileFormatError(
-                f"{str(path)!r} is damaged ({error}); delete it, and the step {step!r} runs again"
-            ) from error
-
-    def complete(self, step: str, settings: Mapping[str, Any]) -> bool:
-        """Whether a step is complete; raises `InvalidInputError` where it was made with other settings."""
-        marker = self.read(step)
-        if marker is None:
-            return False
-        changed = _differences(_as_today(marker["settings"]), _plain(settings))
-        if changed:
-            raise OtherSettingsError(
-                f"the step {step!r} in {str(self._folder.parent.parent)!r} was made with other settings "
-                f"({'; '.join(changed[:3])}); choose another --out, or make it again with --from {step}"
-            )
-        return True
-
-    def remove(self, step: str) -> None:
-        """Make a step incomplete."""
-        (self._folder / f"{step}.json").unlink(missing_ok=True)
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Where two JSON values differ, as "path: now instead of before"."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        differences = []
-        for key in dict.fromkeys([*before, *now]):
-            if where in _NEW and key in _NEW[where] and key not in before and now[key] == _NEW[where][key]:
-                continue
-            path = f"{where}.{key}" if where else str(key)
-            differences += _differences(before.get(key), now.get(key), path)
-        return differences
-    return [] if before == now else [f"{where}: {now!r} instead of {before!r}"]
-
-
-# Fields that markers of eenet 0.1 do not have.
-_NEW: dict[str, dict[str, Any]] = {
-    "model": {"exits": [], "weights_classes": None},
-    "train": {
-        "channels_last": False,
-        "teacher": None,
-        # and those of eenet 0.2 before the options of fine-tuning
-        "layer_decay": 1.0,
-        "ensemble_weight": 0.0,
-        "label_smoothing": 0.0,
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "ema_decay": None,
-        "head_epochs": 0,
-        "cache_crops": 1,
-    },
-    "profile": {"scheduler": False, "full_batches": True},
-    "evaluation": {"rounds": 0},
-}
-
-
-def _as_today(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a marker under today's names."""
-    training = settings.get("train")
-    if isinstance(training, dict) and "optimiser" in training:
-        training = {"optimizer" if key == "optimiser" else key: value for key, value in training.items()}
-    return {**settings, "train": training} if training is not None else dict(settings)
-
-
-def _plain(value: Any) -> Any:
-    """A value as it comes back from JSON."""
-    return json.loads(json.dumps(value))

@@ -1,0 +1,12 @@
+"""What reaching each exit costs, and what a budget is."""
+
+from eenet.costs._budget import Budget, parse_budget
+from eenet.costs._budget import budget_and_whole as budget_and_whole
+from eenet.costs._budget import is_time as is_time
+from eenet.costs._exit_costs import IN_RUNS as IN_RUNS
+from eenet.costs._exit_costs import LAST as LAST
+from eenet.costs._exit_costs import ExitCosts
+from eenet.costs._exit_costs import Runs as Runs
+from eenet.costs._exit_costs import costs_of_runs as costs_of_runs
+
+__all__ = ["Budget", "ExitCosts", "parse_budget"]
