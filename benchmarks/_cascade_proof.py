@@ -42,14 +42,14 @@ class Proof:
 
     def __init__(self, setting: Setting, batch: int, report: Report) -> None:
         self.setting, self.batch = setting, batch
-        self.everyone = setting.candidates
-        self.floats = {name: one for name, one in self.everyone.items() if not one.int8}
-        self.plain = self.everyone[setting.plain]
+        self.all = setting.candidates
+        self.floats = {name: one for name, one in self.all.items() if not one.int8}
+        self.plain = self.all[setting.plain]
         self.reference = _reference(self.plain.costs[batch])
         self.smaller = self._smaller()
         self.found: dict[str, eenet.evaluation.SearchResult] = {}
         self._judged: list[dict[str, Any]] | None = None
-        for which, candidates in (("fp32", self.floats), ("all", self.everyone)):
+        for which, candidates in (("fp32", self.floats), ("all", self.all)):
             if which == "all" and len(candidates) == len(self.floats):
                 self.found["all"] = self.found["fp32"]
                 continue
@@ -65,7 +65,7 @@ class Proof:
         return max(less, key=self._accuracy) if less else self.setting.plain
 
     def _records(self, part: str, candidates: Mapping[str, Candidate] | None = None) -> dict[str, eenet.ExitRecords]:
-        return {name: one.records[part] for name, one in (candidates or self.everyone).items()}
+        return {name: one.records[part] for name, one in (candidates or self.all).items()}
 
     # Choosing, by the calibration samples alone
 
@@ -86,15 +86,15 @@ class Proof:
             if with_exits is not None:
                 listed.append(self._cheapest("int8 exits as accurate as exits at half", "all", with_exits.promised))
             copy = f"{plain} int8"
-            if copy in self.everyone:
+            if copy in self.all:
                 listed.append(self._cheapest("int8 exits as accurate as static int8", "all", self._accuracy(copy)))
         return [one for one in listed if one is not None]
 
     def _accuracy(self, name: str) -> float:
-        return float(self.everyone[name].records["calibration"].accuracies[-1])
+        return float(self.all[name].records["calibration"].accuracies[-1])
 
     def _static(self, role: str, name: str) -> Chosen | None:
-        if name not in self.everyone:
+        if name not in self.all:
             return None
         return Chosen(role, name, "plain network", (name,), None, self._accuracy(name))
 
@@ -171,7 +171,7 @@ class Proof:
         made = self._fitted("", best, budget, 0.0)
         assert made is not None
         assert made.scheduler is not None
-        decided = made.scheduler.replay(self.everyone[made.members[0]].records["test"])
+        decided = made.scheduler.replay(self.all[made.members[0]].records["test"])
         return {"system": made.name, "accuracy": decided.accuracy, "cost": decided.mean_cost}
 
     def _best_static(self, budget: float) -> dict[str, Any] | None:
@@ -180,10 +180,10 @@ class Proof:
         if not fits:
             return None
         name = max(fits, key=self._accuracy)
-        records = self.everyone[name].records["test"]
+        records = self.all[name].records["test"]
         return {
             "system": name, "accuracy": float(records.accuracies[-1]),
-            "cost": _reference(self.everyone[name].costs[self.batch]),
+            "cost": _reference(self.all[name].costs[self.batch]),
         }  # fmt: skip
 
     def methods(self) -> dict[str, Any] | None:
@@ -218,7 +218,7 @@ class Proof:
 
     def _whole(self, names: Sequence[str], part: str) -> tuple[eenet.ExitRecords, eenet.ExitCosts]:
         """The records and costs of a network with exits, or of a cascade."""
-        members = [self.everyone[name] for name in names]
+        members = [self.all[name] for name in names]
         costs = [one.costs[self.batch] for one in members]
         if len(members) == 1:
             assert isinstance(costs[0], eenet.ExitCosts)
@@ -233,7 +233,7 @@ class Proof:
         chosen = self.chosen()
         setting, size = self.setting, self.batch
         samples, labels = setting.samples["test"], setting.labels["test"][: setting.timed]
-        runs = [runner([self.everyone[name] for name in one.members], one.scheduler, setting.outputs) for one in chosen]
+        runs = [runner([self.all[name] for name in one.members], one.scheduler, setting.outputs) for one in chosen]
         count = len(labels) // size
         times = np.zeros((count, len(runs), 2))
         right = np.zeros((count * size, len(runs)), dtype=bool)
@@ -266,7 +266,7 @@ class Proof:
 
     def _replayed(self, one: Chosen) -> NDArray[np.bool_]:
         """Which samples a replay answers right."""
-        records = [self.everyone[name].records["test"] for name in one.members]
+        records = [self.all[name].records["test"] for name in one.members]
         if one.scheduler is None:
             return np.asarray(records[0].require_utility()[-1] > 0)
         whole = records[0] if len(records) == 1 else eenet.ExitRecords.cascade(records)

@@ -129,7 +129,7 @@ def measure(
                 one.costs[size] = spent[one.name, size]
                 continue
             ways = np.maximum.accumulate([spent[f"{one.name} / {k}", size] for k in range(one.number)])
-            ways = ways * (1 + 1e-9 * np.arange(len(ways)))  # of two that are equal by chance the later is dearer
+            ways = ways * (1 + 1e-9 * np.arange(len(ways)))  # of two that are equal by chance the later costs more
             plain = spent[f"{one.name} / plain", size]
             one.costs[size] = eenet.ExitCosts(ways, UNIT, batch_size=size, plain=plain)
 

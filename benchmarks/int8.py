@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+", metavar="RECIPE[=FOLDER]", help="a recipe and the folder of its run")
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long to measure each batch size")
-    parser.add_argument("--most", type=int, default=2000, help="use at most so many samples of either part")
+    parser.add_argument("--most", type=int, default=2000, help="use at most this many samples of either part")
     parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="(default: ../shared/datasets)")
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="of texts: as for eenet reproduce")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")

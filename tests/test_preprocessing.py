@@ -253,7 +253,7 @@ def test_texts_that_are_cut_or_empty_are_marked_by_predict_and_the_server(bundle
         assert not {"x-truncated", "x-empty"} & set(said)
         inputs = {name: array.tolist() for name, array in again.preprocessing(some).items()}
         (answer, *_) = client.post("/predict", json={"inputs": inputs}).json()["predictions"]
-        assert not {"truncated", "empty"} & set(answer)  # of tokens nobody knows
+        assert not {"truncated", "empty"} & set(answer)  # of tokens that are not known
 
 
 def test_a_length_without_room_for_the_special_tokens_is_refused() -> None:

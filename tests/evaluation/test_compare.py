@@ -168,9 +168,9 @@ def test_a_changed_input_is_refused_by_name_or_begins_again(tmp_path: Path) -> N
     compare(toy_records(100), COSTS, ["max_prob"], BUDGETS, resplits=1, out=tmp_path)
     with pytest.raises(InvalidInputError, match=r"holds a comparison of other records; name another folder, or"):
         compare(toy_records(100, seed=1), COSTS, ["max_prob"], BUDGETS, resplits=1, out=tmp_path)
-    dearer = ExitCosts([1.0, 2.0, 4.0])
+    other = ExitCosts([1.0, 2.0, 4.0])
     with pytest.raises(InvalidInputError, match="of other costs and budgets and seed;"):
-        compare(toy_records(100), dearer, ["max_prob"], [1.5], resplits=1, out=tmp_path, seed=3)
+        compare(toy_records(100), other, ["max_prob"], [1.5], resplits=1, out=tmp_path, seed=3)
     fresh = toy_records(50, seed=2)
     with pytest.raises(InvalidInputError, match="of other held_out and fraction;"):
         compare(toy_records(100), COSTS, ["max_prob"], BUDGETS, out=tmp_path, held_out=fresh, fraction=0.5)

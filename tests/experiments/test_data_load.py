@@ -86,7 +86,7 @@ def test_a_download_without_a_network_says_so(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, env=environment, check=True
     )
     assert "cannot download 'fancyzhx/ag_news' into" in run.stdout
-    assert "fetch it on a machine that has a network" in run.stdout
+    assert "download it on a machine that has a network" in run.stdout
 
 
 @pytest.mark.parametrize(

@@ -270,9 +270,9 @@ def _with_costs(row: BenchmarkRow, system: System, exits: Array | None) -> Bench
 
 _USELESS = 0.5  # a larger spread of CPU times leaves nothing to judge by
 _OTHER = 1.5  # how far a measured time may be from the planned one, as a factor
-_ABOVE = 1.1  # a larger share of the first system's time than planned, as a factor, is told
+_ABOVE = 1.1  # a larger share of the first system's time than planned, as a factor, has a note
 _FEW = 10  # calls
-_NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread is told, and a larger relative error of a speed
+_NOISY, _UNCERTAIN = 0.25, 0.1  # a larger spread has a note, and so has a larger relative error of a speed
 
 
 def _disturbed(row: BenchmarkRow) -> float:

@@ -93,19 +93,19 @@ def _judged(
     rival = max(rivals, key=lambda n: rows[n].speed, default=None)
     if best is None:
         return _no_gain(rows, early, others, rival, max_drop, at)
-    told = _said(rows[best], first)
+    gained = _said(rows[best], first)
     if rival is not None and _beats(rows[rival], rows[best]):
         gain = difference(best, rival) or (0.0, 0.0)
         if gain[0] <= 0 or gain[0] <= _ERRORS * gain[1]:
             return (
-                f"Not worth it {at}: {_said(rows[rival], first)}, and has no exits. The best early exit, {told}: "
+                f"Not worth it {at}: {_said(rows[rival], first)}, and has no exits. The best early exit, {gained}: "
                 f"{_points(*gain)} against {rows[rival].title}."
             )
         return (
-            f"It depends {at}: early exit, {told}; without exits, {_said(rows[rival], first)}. Early exit is slower, "
+            f"It depends {at}: early exit, {gained}; without exits, {_said(rows[rival], first)}. Early exit is slower, "
             f"and {_points(*gain)} better than that."
         )
-    text = f"Worth it {at}: {told}."
+    text = f"Worth it {at}: {gained}."
     text += _unless_few(_ERRORS * (rows[best].difference_error or 0.0), samples, max_drop)
     return text + "".join(_alternative(rows, n, early, difference) for n in others if rows[n].speed >= _FASTER)
 
@@ -194,7 +194,7 @@ def _by_agreement(
 
 
 def _unless_few(loss: float, samples: int, max_drop: float) -> str:
-    """What to add where so many samples do not exclude a larger loss; `loss` is what chance may hide."""
+    """What to add where this number of samples does not exclude a larger loss; `loss` is what chance may hide."""
     if max(loss, _RULE_OF_THREE / samples) <= max_drop:
         return ""
     return f" {samples} samples cannot rule out a larger loss than {_amount(max_drop)}: give more to be certain."

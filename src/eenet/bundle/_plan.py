@@ -245,10 +245,10 @@ def plan_here(
             "plain_is": "its stages without exits" if plain is None else "one graph",
         }
 
-    def fitted(data: dict[str, Any], told: Scheduler) -> Scheduler:
+    def fitted(data: dict[str, Any], before: Scheduler) -> Scheduler:
         if progress is not None:
             progress("planning the budget")
-        return planned_again(scheduler, costs_at(data, unit, size), records, budget, told=told, asked=asked)
+        return planned_again(scheduler, costs_at(data, unit, size), records, budget, before=before, asked=asked)
 
     shares = shares_of(scheduler, records)
     data = profile(sizes, shares)
@@ -358,7 +358,7 @@ def planned_again(
     records: ExitRecords | None,
     budget: Budget | None = None,
     *,
-    told: Scheduler | None = None,
+    before: Scheduler | None = None,
     asked: Mapping[str, Any] | None = None,
 ) -> Scheduler:
     """The scheduler for other costs of the same exits.
@@ -367,8 +367,8 @@ def planned_again(
     stay, each with the mean cost that it now has; so does the policy in force, unless there is a budget.
 
     Without a budget it keeps to the share that was `asked` for, by default the one it had: of the plain network, or
-    where that was not known, of the last exit. What fell back already in `told`, by default `scheduler`, is not warned
-    of again.
+    where that was not known, of the last exit. What fell back already in `before`, by default `scheduler`, is not
+    warned of again.
     """
     if records is None or scheduler._refused is not None:
         return _priced_again(scheduler, costs, budget)
@@ -381,10 +381,10 @@ def planned_again(
     promises["fallback"] = not state.as_it_is
     # The cheapest policy that keeps the accuracy, at whatever it costs here, unless there is a budget too.
     amount = None if "max_accuracy_drop" in promises and implied else limit
-    told = scheduler if told is None else told
+    before = scheduler if before is None else before
     try:
         try:
-            return _fitted(fresh, records, costs, amount, promises, told)
+            return _fitted(fresh, records, costs, amount, promises, before)
         except InfeasibleBudgetError as error:
             if not implied or amount is None:
                 raise
@@ -392,7 +392,7 @@ def planned_again(
                 f"{limit:.4g} {costs.unit}, the same share as before, is too little here: planned for the smallest "
                 f"feasible budget, {error.smallest:.4g} {costs.unit}"
             )
-            return _fitted(fresh, records, costs, error.smallest, promises, told)
+            return _fitted(fresh, records, costs, error.smallest, promises, before)
     except InvalidInputError as error:
         if isinstance(error, InfeasibleBudgetError) or records.utility is not None:
             raise
@@ -405,13 +405,13 @@ def _fitted(
     costs: ExitCosts,
     budget: Budget | None,
     promises: dict[str, Any],
-    told: Scheduler,
+    before: Scheduler,
 ) -> Scheduler:
-    """`fresh`, fitted; a fallback that `told` has too was said when that was fitted, and is not said twice."""
+    """`fresh`, fitted; a fallback that `before` has too was said when that was fitted, and is not said twice."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         fresh.fit(records, costs, budget, **promises)
-    known = _what_fell_back(fresh) == _what_fell_back(told)
+    known = _what_fell_back(fresh) == _what_fell_back(before)
     missing = missing_classes(records.labels, records.num_classes)  # said where the records were first given
     for one in said:
         if str(one.message) != missing and not (known and issubclass(one.category, FallbackWarning)):

@@ -165,7 +165,7 @@ def choose(
 ) -> Choice:
     """Quantize the parts that are asked for, or of all parts those that are faster in int8 and cost no accuracy.
 
-    `remaining` says how many samples of a batch reach each stage, (K,): stages are timed on so many.
+    `remaining` says how many samples of a batch reach each stage, (K,): stages are timed on that many.
     """
     samples.note(options.max_exit_drop)
     parts = _Parts(model, graphs, threads)

@@ -96,7 +96,7 @@ def report(
 ) -> None:
     """Write one page that shows what the exits and the schedulers do: no server and no network are needed to open it.
 
-    A slider sets the budget for all figures: accuracy against cost, which classes and samples leave where and why, and
+    A slider sets the budget for all figures: accuracy against cost, which classes and samples exit where and why, and
     what they cost. RESULTS are folders of results, or predictions with --costs, as eenet fit reads them. Of several the
     page compares them. The JSON of eenet benchmark, of eenet compare (comparison.json), of eenet search and of eenet
     profile may stand beside them: they add whole systems, resplits, the best of several networks, and times at several

@@ -102,7 +102,7 @@ def _log_chance_of_order(counts: NDArray[Any]) -> float:
 
 
 def _beyond_chance(missing: int, classes: int, each: float) -> bool:
-    """Whether so many of the classes, each missing with a probability, are missing with less than `_CHANCE`."""
+    """Whether this number of classes, each missing with a probability, are missing with less than `_CHANCE`."""
     from scipy.stats import binom
 
     return bool(binom.sf(missing - 1, classes, each) < _CHANCE)

@@ -1,4 +1,4 @@
-"""Section 2, who leaves where: by class, by difficulty, over time, and scores against thresholds."""
+"""Section 2, which samples exit where: by class, by difficulty, over time, and scores against thresholds."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def make_server(watched: Watched, port: int = 0) -> ThreadingHTTPServer:
 def follow(watched: Watched, server: ThreadingHTTPServer) -> None:
     """Watch and serve until the process is interrupted."""
     ended = threading.Event()
-    watcher = threading.Thread(target=watched.watch, args=(ended, ended.wait), daemon=True, name="eenet-watch")
-    watcher.start()
+    following = threading.Thread(target=watched.watch, args=(ended, ended.wait), daemon=True, name="eenet-watch")
+    following.start()
     try:
         server.serve_forever()
     finally:

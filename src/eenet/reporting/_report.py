@@ -183,7 +183,7 @@ def report(
     >>> scheduler = eenet.MaxProbability().fit(toy_records(), toy_costs())
     >>> page = eenet.report(toy_records(seed=1), costs=toy_costs(), schedulers=[scheduler], budgets=5, draws=0)
     >>> [section["title"] for section in page.data["runs"][0]["sections"]][:2]
-    ['The frontier', 'Who leaves where']
+    ['The frontier', 'Which samples exit where']
     """
     if not results:
         raise InvalidInputError("there is nothing to report; give a folder of eenet reproduce, or records with costs=")

@@ -71,7 +71,7 @@ def who_leaves_where(replays: Replays) -> Section:
         )
     return section(
         "leaving",
-        "Who leaves where",
+        "Which samples exit where",
         "Which samples the chosen scheduler lets leave early at the chosen budget, and which it sends on.",
         [*by_class(replays), by_difficulty(replays), over_time(replays), *distributions(replays, scores)],
         notes,

@@ -149,7 +149,7 @@ def risk_coverage(replays: Replays, known: Confidence) -> Chart:
     return chart(
         "risk-coverage",
         "Errors among the surest samples",
-        "Of the share of the samples that an exit is surest of, so many are wrong. A curve that stays low for long has "
+        "How many are wrong of the share of the samples that an exit is surest of. A curve that stays low for long has "
         "errors only where the exit is unsure. The answers are those of the chosen scheduler, in order of the "
         "confidence of the exit where a sample leaves. AURC is the area below the curve.",
         axis("share of the samples, surest first", percent=True, limits=(0, 1)),

@@ -47,7 +47,7 @@ class BatchRuns:
     size
         The batch size.
     policy
-        What decides, at its own cost: at the exits that it observes as many samples exit as it is told.
+        What decides, at its own cost: at the exits that it observes a given number of samples exits.
     """
 
     def __init__(self, model: MultiExitModel, live: Tensors, size: int, policy: ThresholdPolicy) -> None:

@@ -1,4 +1,4 @@
-"""A policy that lets as many samples exit as it is told, for measurements: it decides at the cost of another one."""
+"""A policy under which a given number of samples exits, for measurements: it decides at the cost of another one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scheduler_of(policy: ThresholdPolicy) -> Scheduler:
 
 
 class _Forced(Score):
-    """Computes a score, and then lets as many of the running samples exit as it was told."""
+    """Computes a score, and then lets a given number of the running samples exit."""
 
     def __init__(self, score: Score, exiting: Sequence[int]) -> None:
         self.score, self.exiting = score, exiting

@@ -55,7 +55,7 @@ def two_fold_frontier(
     Three budgets lie at 25, 50 and 75 % of the way from the first to the last exit's cost; models whose heads cost
     differently are compared at budgets that are given, in the unit of the costs. Samples with equal outputs at all
     exits are in one half. The realized costs can differ from the budgets, since the thresholds were searched on other
-    samples, and are larger where so many outputs are not finite that a budget cannot be met. Raises
+    samples, and are larger where too many outputs are not finite, so that a budget cannot be met. Raises
     `InfeasibleBudgetError` for a budget below the first exit's cost.
 
     Parameters

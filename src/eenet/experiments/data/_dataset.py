@@ -236,9 +236,9 @@ def settle(corrupt: Sequence[CorruptSample], usable: int, on_corrupt: str) -> No
         return
     problems = describe_corrupt(corrupt, usable + len(corrupt))
     if on_corrupt == "refuse":
-        raise FileFormatError(f'{problems}. Repair or fetch them again, or leave them out with on_corrupt="skip"')
+        raise FileFormatError(f'{problems}. Repair or download them again, or leave them out with on_corrupt="skip"')
     if not usable:
-        raise FileFormatError(f"{problems}. Nothing is left when they are skipped; fetch the data again")
+        raise FileFormatError(f"{problems}. Nothing is left when they are skipped; download the data again")
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

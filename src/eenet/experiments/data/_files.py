@@ -91,7 +91,7 @@ def hash_file(path: Path) -> bytes:
     try:
         return blake2b(path.read_bytes(), digest_size=16).digest()
     except OSError as error:
-        raise FileFormatError(f"{str(path)!r} cannot be read ({error.strerror or error}); fetch it again") from error
+        raise FileFormatError(f"{str(path)!r} cannot be read ({error.strerror or error}); download it again") from error
 
 
 def parquet_shards(root: Path, candidates: Sequence[str], split: str) -> list[Path]:
@@ -109,7 +109,7 @@ def parquet_shards(root: Path, candidates: Sequence[str], split: str) -> list[Pa
             raise InvalidInputError(
                 f"{str(folder)!r} holds {len(shards)} of the {total} parquet files of split {split!r}: "
                 f"{names or 'files of another numbering'} {'is' if len(absent) == 1 else 'are'} wrong or missing; "
-                "fetch the split again"
+                "download the split again"
             )
     return shards
 
@@ -153,7 +153,7 @@ def _open_parquet(path: Path) -> Iterator[Any]:
             yield file
     except (arrow_error, OSError) as error:
         raise FileFormatError(
-            f"{str(path)!r} is not a whole parquet file ({str(error).splitlines()[0]}); fetch it again"
+            f"{str(path)!r} is not a whole parquet file ({str(error).splitlines()[0]}); download it again"
         ) from error
 
 

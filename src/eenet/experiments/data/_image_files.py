@@ -294,7 +294,7 @@ def _of_folders(
         if not files:
             raise InvalidInputError(
                 f"{str(folder)!r} has no images: {show(folder)}. Expected files ending in {', '.join(IMAGE_ENDINGS)}; "
-                "fetch the class again, or remove its folder"
+                "download the class again, or remove its folder"
             )
         paths += files
         labels += [index[folder.name]] * len(files)

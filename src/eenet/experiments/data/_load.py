@@ -1,4 +1,4 @@
-"""The data sets by name, which are fetched only when asked to, and the loader that reads a batch at once.
+"""The data sets by name, which are downloaded only when asked to, and the loader that reads a batch at once.
 
 A loader's order and augmentation are functions of the seed and the epoch alone: a run that is resumed at an epoch reads
 what the uninterrupted run would have read, with any number of worker processes.
@@ -217,8 +217,7 @@ def _remedy(name: str) -> str:
     """What to do when the data is missing."""
     if name in _REPOSITORIES:
         return (
-            f"Give the right root, or fetch Hugging Face's {_REPOSITORIES[name]} with download=True where there is a "
-            "network"
+            f"Give the right root, or Hugging Face's {_REPOSITORIES[name]} with download=True where there is a network"
         )
     return f"Give the right root. {_ACCOUNTS[name]}" if name in _ACCOUNTS else "Give the right root"
 
@@ -234,7 +233,7 @@ def _download(name: str, root: Path) -> None:
     except (OSError, hub.errors.HfHubHTTPError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InvalidInputError(
-            f"cannot download {repository!r} into {str(root / name)!r} ({reason}); fetch it on a machine that has a "
+            f"cannot download {repository!r} into {str(root / name)!r} ({reason}); download it on a machine that has a "
             "network, copy the folder here and give it as root"
         ) from error
 

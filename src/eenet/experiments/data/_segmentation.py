@@ -215,7 +215,7 @@ def load_cityscapes(
         lacks = "label map" if unpaired[0] in images else "image"
         raise InvalidInputError(
             f"{str(base)!r} has {len(images)} images and {len(maps)} label maps in split {split!r}; {len(unpaired)} "
-            f"have no partner, such as {unpaired[0]!r}, which has no {lacks}; expected {layout}: fetch the missing ones"
+            f"have no partner, such as {unpaired[0]!r}, which has no {lacks}; expected {layout}: download the rest"
         )
     stems = sorted(images)
     pairs = [(images[stems[n]], maps[stems[n]]) for n in spread(len(stems), limit)]

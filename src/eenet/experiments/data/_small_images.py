@@ -358,7 +358,7 @@ def _read_python(variant: _Cifar, parent: Path, split: str, limit: int | None) -
     except RuntimeError as error:
         raise FileFormatError(
             f"torchvision refuses {str(parent / variant.python)!r} ({error}): a file is missing or is not the "
-            f"published one; fetch it again, or use the parquet or {variant.binary} version"
+            f"published one; download it again, or use the parquet or {variant.binary} version"
         ) from error
     images: NDArray[np.uint8] = np.asarray(data.data)[:limit].transpose(0, 3, 1, 2)
     return np.ascontiguousarray(images), np.asarray(data.targets, np.int64)[:limit], []

@@ -332,10 +332,10 @@ def _records(path: Path, reader: Any, **dialect: Any) -> Iterator[tuple[int, lis
                     yield rows.line_num, cells
     except UnicodeDecodeError as error:
         raise FileFormatError(
-            f"{str(path)!r} is not UTF-8 text ({error.reason}); convert it, or fetch it again"
+            f"{str(path)!r} is not UTF-8 text ({error.reason}); convert it, or download it again"
         ) from error
     except csv.Error as error:
-        raise FileFormatError(f"{str(path)!r} line {rows.line_num}: {error}; fetch the file again") from error
+        raise FileFormatError(f"{str(path)!r} line {rows.line_num}: {error}; download the file again") from error
 
 
 def _label(cell: str, data: _TextData, path: Path, line: int, first: int = 0) -> int:

@@ -86,7 +86,7 @@ class RunOptions:
     smoke
         Run on tiny data that is made up.
     download
-        Fetch missing data and checkpoints.
+        Download missing data and checkpoints.
     on_corrupt
         "refuse" or "skip", for samples that cannot be read.
     threads

@@ -250,7 +250,7 @@
   const tableOf = one => element("details", { class: "table", open: one.open ?? false }, element("summary", {}, one.title),
     element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": one.title }, tableFrom([one.columns, ...one.rows])));
 
-  const watcher = new IntersectionObserver(seen => {
+  const observer = new IntersectionObserver(seen => {
     for (const { target, isIntersecting } of seen) {
       const figure = figures.find(one => one.root === target);
       if (!figure) continue;
@@ -293,7 +293,7 @@
   // Sections
 
   function build() {
-    for (const figure of figures) { watcher.unobserve(figure.root); if (figure.drawn) Plotly.purge(figure.plot); }
+    for (const figure of figures) { observer.unobserve(figure.root); if (figure.drawn) Plotly.purge(figure.plot); }
     figures.length = 0;
     galleries.length = 0;
     const sections = [...(run()?.sections ?? []), ...data.sections];
@@ -306,7 +306,7 @@
       element("div", { class: "charts" }, ...one.charts.map(figureOf)),
       ...(one.tables ?? []).map(tableOf),
       one.gallery ? galleryOf(one.gallery) : null)));
-    for (const figure of figures) watcher.observe(figure.root);
+    for (const figure of figures) observer.observe(figure.root);
   }
 
   // The gallery: cards of samples, and the whole way of one.
