@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from eenet._compat import flop_counter
 from eenet._progress import by_itself
 from eenet._sizes import dynamic_sizes
-from eenet._timing import doubt, in_turns, timed, waiting_for
 from eenet._timing import fingerprint as fingerprint
+from eenet._timing import in_turns, timed, waiting_for
 from eenet._values import array_value
 from eenet._warn import warn
-from eenet.costs import IN_RUNS, ExitCosts, Runs, costs_of_runs
+from eenet.costs import IN_RUNS, ExitCosts, Runs, costs_at, costs_of_runs
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models import MultiExitModel, inferring, require_exits
 from eenet.models._multi_exit import saying_precisions
@@ -78,25 +78,7 @@ class StageProfile:
         _require_unit(unit)
         if batch_size not in self.batch_sizes:
             raise InvalidInputError(f"batch size {batch_size} was not measured; there are {list(self.batch_sizes)}")
-        row = self.batch_sizes.index(batch_size)
-        spread = self.spreads[unit][row]
-        why = doubt(self.tables, self.spreads, self.plain, unit, row, self.device)
-        if why:
-            warn(f"the costs at batch size {batch_size} {why}", ReliabilityWarning)
-        runs = self.runs[unit][row] if unit in self.runs else ()
-        # A scheduler's step is a few dozen operations on the host: it takes time, but has no counted FLOPs.
-        not_in = (("scheduler",) if unit == "flops" else ()) + (IN_RUNS if self.runs and not runs else ())
-        return ExitCosts(
-            self.tables[unit][row],
-            unit,
-            batch_size=batch_size,
-            spread=spread,
-            device=self.device,
-            includes=tuple(part for part in self.includes if part not in not_in),
-            plain=float(self.plain[unit][row]) if unit in self.plain else None,
-            percentiles=dict(zip(_NAMES, self.percentiles[unit][row], strict=True)) if unit in self.percentiles else {},
-            runs=runs,
-        )
+        return costs_at(self.to_dict(), unit, batch_size)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""

@@ -20,10 +20,7 @@ from numpy.typing import NDArray
 
 from eenet._extras import require
 from eenet._sizes import Inputs, dynamic_sizes
-from eenet._timing import Clock, doubt, fingerprint, in_turns, timed
-from eenet._warn import warn
-from eenet.costs import ExitCosts
-from eenet.errors import ReliabilityWarning
+from eenet._timing import Clock, fingerprint, in_turns, timed
 from eenet.runtime import StageBackend, TensorSpec
 from eenet.runtime._backend import Ints, Live
 from eenet.runtime._loop import Arrays, run
@@ -92,25 +89,6 @@ def device_of(
     """What a measurement in a runtime depends on; `threads` None stands for a thread for each core it may use."""
     sizes = dynamic_sizes(specs, [one["shape"] for one in described])
     return fingerprint() | {"runtime": runtime, "threads": threads or _cores()} | ({"sizes": sizes} if sizes else {})
-
-
-def costs_at(data: Mapping[str, Any], unit: str, size: int) -> ExitCosts:
-    """The costs at one of the measured batch sizes; warns where they are not to be trusted."""
-    row = data["batch_sizes"].index(size)
-    spread = data["spreads"][unit][row]
-    why = doubt(data["costs"], data["spreads"], data["plain"], unit, row, data["device"])
-    if why:
-        warn(f"the costs at batch size {size} {why}", ReliabilityWarning)
-    return ExitCosts(
-        data["costs"][unit][row],
-        unit,
-        batch_size=size,
-        spread=spread,
-        device=data["device"],
-        includes=tuple(data["includes"]),
-        plain=data["plain"][unit][row],
-        percentiles={name: values[row] for name, values in data["percentiles"][unit].items()},
-    )
 
 
 def remaining(shares: Sequence[float], size: int) -> list[int]:

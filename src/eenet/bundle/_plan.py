@@ -23,12 +23,11 @@ from eenet.bundle._manifest import MANIFEST, OF_LAST, OF_PLAIN, read_manifest, s
 from eenet.bundle._measure import (
     BATCH_SIZES,
     UNITS,
-    costs_at,
     device_of,
     measured,
     remaining,
 )
-from eenet.costs import Budget, ExitCosts, parse_budget
+from eenet.costs import Budget, ExitCosts, costs_at, parse_budget
 from eenet.errors import FallbackWarning, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.records import ExitRecords, missing_classes, require_same_network, warn_of_missing_classes
 from eenet.runtime import Live

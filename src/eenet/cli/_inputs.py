@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._files import existing_file, read_header, read_json, read_tensors, require_safetensors
-from eenet._timing import doubt
 from eenet._warn import warn
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 
@@ -303,7 +302,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> ExitCosts:
-    from eenet.costs import IN_RUNS, ExitCosts
+    from eenet.costs import ExitCosts, costs_at
 
     data = read_json(source, "write it with eenet profile --json")
     if "values" in data:
@@ -312,37 +311,17 @@ def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> Ex
             raise InvalidInputError(f"the costs in {str(source)!r} are in {costs.unit!r}, not in {unit!r}")
         return costs
     try:
-        tables, sizes, spreads = data["costs"], list(data["batch_sizes"]), data["spreads"]
-        device, includes = data.get("device"), tuple(data.get("includes", ()))
+        tables, sizes = data["costs"], list(data["batch_sizes"])
         unit = unit or "ms"
         if unit not in tables:
             raise InvalidInputError(f"{str(source)!r} has no costs in {unit!r}; there are {sorted(tables)}")
         size = sizes[0] if batch_size is None and len(sizes) == 1 else batch_size
-        if size not in sizes:
+        if size is None or size not in sizes:
             chosen = "no --batch-size" if batch_size is None else f"--batch-size {batch_size}"
             raise InvalidInputError(
                 f"{str(source)!r} has costs at batch sizes {sizes}, {chosen} was given; choose one of them"
             )
-        row = sizes.index(size)
-        why = doubt(tables, spreads, data.get("plain", {}), unit, row, device)
-        if why:
-            warn(f"the costs in {str(source)!r} at batch size {size} {why}", ReliabilityWarning)
-        plain, percentiles = data.get("plain", {}).get(unit), data.get("percentiles", {}).get(unit, {})
-        of_sizes = data.get("runs", {})
-        runs = of_sizes[unit][row] if unit in of_sizes else ()
-        if of_sizes and not runs:
-            includes = tuple(part for part in includes if part not in IN_RUNS)
-        return ExitCosts(
-            tables[unit][row],
-            unit,
-            batch_size=size,
-            spread=spreads[unit][row],
-            device=device,
-            includes=includes,
-            plain=None if plain is None else plain[row],
-            percentiles={name: values[row] for name, values in percentiles.items()},
-            runs=runs,
-        )
+        return costs_at(data, unit, size, named=f"the costs in {str(source)!r}")
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise FileFormatError(
             f"{str(source)!r} is not what eenet profile --json prints ({error!r} is missing or wrong)"

@@ -8,5 +8,6 @@ from eenet.costs._exit_costs import LAST as LAST
 from eenet.costs._exit_costs import ExitCosts
 from eenet.costs._exit_costs import Runs as Runs
 from eenet.costs._exit_costs import costs_of_runs as costs_of_runs
+from eenet.costs._measured import costs_at as costs_at
 
 __all__ = ["Budget", "ExitCosts", "parse_budget"]

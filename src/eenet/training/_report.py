@@ -47,7 +47,6 @@ def two_fold_frontier(
     costs: ExitCosts,
     budgets: int | Sequence[float] = 3,
     *,
-    score: str = "max_prob",
     seed: int = 0,
 ) -> Frontier:
     """The frontier of each half of some records under thresholds searched on the other half, averaged.
@@ -66,8 +65,6 @@ def two_fold_frontier(
         The costs of the exits.
     budgets : int or sequence of float
         How many budgets, evenly between the first and the last exit's cost, or the budgets themselves.
-    score : str
-        The score whose thresholds are searched.
     seed : int
         Of the halves.
 
@@ -95,8 +92,9 @@ def two_fold_frontier(
     if not limits:
         raise InvalidInputError("budgets is empty, expected at least one amount")
     halves = folds_of(records, seed, 2)
-    scheduler = SearchedThresholds(score)
-    points = pooled(halves, out_of_fold(scheduler, records, costs, halves, limits, fallback=False, lift=True))
+    points = pooled(
+        halves, out_of_fold(SearchedThresholds(), records, costs, halves, limits, fallback=False, lift=True)
+    )
     return Frontier(
         tuple(limits),
         tuple(point.accuracy for point in points),

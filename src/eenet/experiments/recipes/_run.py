@@ -21,7 +21,7 @@ from rich.console import Console
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from eenet._files import write_json
-from eenet._progress import Bars, Update
+from eenet._progress import Bars, Update, duration
 from eenet.costs import ExitCosts
 from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.experiments.data import ThreeWaySplit
@@ -208,7 +208,7 @@ class _Run:
             outcome = work[step]()
             seconds = time.perf_counter() - start
             self.markers.write(step, settings, seconds=seconds, result=outcome)
-            self._say(f"{title}: done in {_duration(seconds)}")
+            self._say(f"{title}: done in {duration(seconds)}")
         return outcome
 
     def _settings(self, step: str) -> dict[str, Any]:
@@ -598,7 +598,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

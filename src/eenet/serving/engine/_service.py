@@ -150,7 +150,6 @@ class Workers:
         callback: Callback,
         *,
         count: int = 1,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if count < 1:
             raise InvalidInputError(f"workers is {count}, expected 1 or more")
@@ -158,7 +157,6 @@ class Workers:
         self.turn = threading.Condition()
         self._backend, self._task = backend, task
         self._callback = callback
-        self._clock = clock
         self._stopping = False
         self._delay = BatchingDelay(engine.options.max_delay)
         self._reported: set[tuple[int, type[Exception]]] = set()
@@ -189,7 +187,7 @@ class Workers:
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loop, loop.create_future(), context)
         with self.turn:
-            request = submit(self._clock(), waiting)
+            request = submit(time.monotonic(), waiting)
             self.turn.notify()
         # The workers look at deadlines between stages; where a stage takes longer than that, this does.
         timer = loop.call_later(timeout, self._expire, request.deadline)
@@ -199,7 +197,7 @@ class Workers:
             timer.cancel()
             if request.open:
                 with self.turn:
-                    if self.engine.cancel(request, self._clock()):
+                    if self.engine.cancel(request, time.monotonic()):
                         self._callback.ended([request])
         return request
 
@@ -221,7 +219,7 @@ class Workers:
     def _expire(self, deadline: float | None) -> None:
         with self.turn:
             # The timers of an event loop may be early by their resolution, and there is no second one.
-            self._end(self.engine.expire(max(self._clock(), deadline or 0.0)))
+            self._end(self.engine.expire(max(time.monotonic(), deadline or 0.0)))
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
@@ -232,7 +230,7 @@ class Workers:
                 self._report(work, error)
                 self._callback.failure(work)
                 with self.turn:
-                    self._end(self.engine.fail(work, error, self._clock()))
+                    self._end(self.engine.fail(work, error, time.monotonic()))
                     self.turn.notify()
                 continue
             seconds = time.perf_counter() - began
@@ -240,7 +238,7 @@ class Workers:
             with self.turn:
                 if len(self.engine.stages) > 1:
                     self.engine.max_delay = self._delay.add(work.stage, work.samples, seconds)
-                self._end(self.engine.complete(work, self._clock()))
+                self._end(self.engine.complete(work, time.monotonic()))
                 self.turn.notify()
 
     def _report(self, work: Work, error: Exception) -> None:
@@ -255,7 +253,7 @@ class Workers:
         """Wait for work; None when there will be none."""
         with self.turn:
             while True:
-                now = self._clock()
+                now = time.monotonic()
                 self._end(self.engine.expire(now))
                 work = self.engine.next_work(now)
                 if work is not None:
@@ -299,8 +297,6 @@ class LocalService:
         How batches are formed.
     workers : int
         Threads that run stages at the same time.
-    clock : callable
-        Gives the time in seconds.
 
     Raises
     ------
@@ -328,13 +324,12 @@ class LocalService:
         options: EngineOptions | None = None,
         *,
         workers: int = 1,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend, self._task = model.backend, model.task
         self._controller = controller
         self._engine = Engine(controller.policy, options)
         self._whole = WholeNetwork()
-        self._workers = Workers(self._engine, model.backend, model.task, _Counts(self), count=workers, clock=clock)
+        self._workers = Workers(self._engine, model.backend, model.task, _Counts(self), count=workers)
         self.metrics = Metrics(model.costs, lambda: self._workers.waiting)
 
     def start(self) -> None:
