@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import statistics
@@ -262,8 +261,8 @@ def readme(metrics: Mapping[str, Any]) -> str:
         "",
     ]
     costs = ExitCosts.from_dict(metrics["costs"])
-    of = "of last" if costs.plain is None else "of plain"  # early versions did not measure the plain network
-    head = ["exit", f"cost ({unit})", of, "calibration", "test", *(["test mIoU"] if images else [])]
+    head = ["exit", f"cost ({unit})", f"of {costs.reference_name}", "calibration", "test"]
+    head += ["test mIoU"] if images else []
     rows = []
     for exit_ in metrics["exits"]:
         cells = [exit_["name"], f"{exit_['cost']:.4g}", f"{exit_['cost'] / costs.reference:.0%}"]
@@ -280,8 +279,7 @@ def readme(metrics: Mapping[str, Any]) -> str:
             "those of its own policy."
             if costs.runs
             else ""
-        )
-        + (f" The plain network costs {costs.plain:.4g} {unit}." if costs.plain is not None else ""),
+        ),
         "",
         "## Schedulers fitted on the calibration part, judged once on the test part",
         "",
@@ -301,14 +299,11 @@ def readme(metrics: Mapping[str, Any]) -> str:
         cells += [_percent(row["random_mixture"]), _percent(row["oracle"])]
         rows.append([*cells, " ".join(f"{share:.0%}".removesuffix("%") for share in row["exit_shares"])])
     lines += _table(head, rows)
-    # Early versions mixed exits alone, without the plain network.
-    whole = any("mixture_of" in row for row in metrics["schedulers"]) and costs.plain is not None
-    mixed = "exits and the plain network" if whole else "exits"
     lines += [
         "",
         f"A budget is a share of the cost of {costs.reference_name}, {costs.reference:.4g} {unit}. `random mixture` is "
-        f"the best that {mixed} drawn by lot give at the cost that was really spent, `oracle` what knowing the labels "
-        "would.",
+        "the best that exits and the plain network drawn by lot give at the cost that was really spent, `oracle` "
+        "what knowing the labels would.",
     ]
     if metrics.get("measured") is not None:
         lines += ["", "## Every scheduler run for real on the test part", "", *_measured(metrics["measured"], unit)]
@@ -360,9 +355,8 @@ def _measured(measured: Mapping[str, Any], unit: str) -> list[str]:
     for size in sizes:
         head += [f"ms a sample, batch {size}", "times as fast"]
     rows = []
-    exits = itertools.count()  # in their order; earlier versions counted them from 1
     for row in measured["rows"]:
-        name = f"exit {next(exits)}" if row["method"] == "exit" else NAMES.get(row["method"], "plain network")
+        name = f"exit {row['budget']}" if row["method"] == "exit" else NAMES.get(row["method"], "plain network")
         cells = [row["budget"] if "limit" in row else "", name]
         costs = (row.get(key) for key in ("limit", "planned_cost", "calibration_cost", "test_cost"))
         cells += ["" if cost is None else f"{cost:.4g}" for cost in costs]
@@ -390,11 +384,9 @@ def _resplits(comparison: Mapping[str, Any], published: list[float] | None) -> l
         f"{'**' if published and budget in published else ''}"
         for budget in budgets
     ]
-    # Before schema 2 each resplit had a bootstrap sample of its own.
-    judged = "the test part" if comparison["schema"] >= 2 else "a bootstrap sample of the test part, the same for all"
     lines = [
         f"Each of {resplits} times the schedulers are fitted on a random {comparison['fraction']:.0%} of the "
-        f"calibration part and judged on {judged}. Accuracy in %, the mean of these:",
+        "calibration part and judged on the test part. Accuracy in %, the mean of these:",
         "",
     ]
     rows = []
