@@ -254,7 +254,7 @@ class CascadeNetwork(nn.Module):
                 Member(networks[one["network"]], None if one["inputs"] is None else _input_map(one["inputs"]), None)
                 for one in options["members"]
             ]
-            names = options.get("names")  # older models have none
+            names = options.get("names")  # members in a list have none
             if names is not None and len(names) != len(members):
                 raise InvalidInputError(f"the source of a cascade has {len(names)} names for {len(members)} members")
             return cls(members, [str(name) for name in options["arguments"]], names)
@@ -269,5 +269,5 @@ def _input_map(options: Mapping[str, Any]) -> InputMap:
         size=None if size is None else tuple(size),
         mean=options["mean"],
         std=options["std"],
-        prefix=options.get("prefix"),  # older models have none
+        prefix=options["prefix"],
     )
