@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import socket
@@ -11,10 +10,10 @@ import sys
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
 from bundles import Case, small_convolutions
 from commands import TOKEN, refused, run, served
+from files import npy
 from optional import import_or_skip
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
@@ -27,12 +26,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Case]:
     folder, case = tmp_path_factory.mktemp("serve") / "bundle", small_convolutions()
     case.export(folder, class_names=[f"kind {n}" for n in range(5)])
     return folder, case
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def test_a_bundle_is_served_by_one_command_and_stops_when_told(bundle: tuple[Path, Case]) -> None:

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from typer.testing import CliRunner
 
 import eenet
-from eenet.cli import app
 from eenet.errors import FileFormatError, InvalidInputError
 from eenet.experiments.data import dataset_names, load
 from eenet.experiments.recipes import (
@@ -80,12 +79,6 @@ def refused(values: Any) -> str:
     with pytest.raises(InvalidInputError) as caught:
         Recipe.from_mapping("mine", values)
     return str(caught.value)
-
-
-def run(*words: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
 
 
 def error(*words: object) -> str:

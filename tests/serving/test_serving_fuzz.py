@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from files import npy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -49,12 +50,6 @@ def tried(server: InProcess, content_type: str, body: bytes) -> Any:
 def file_of(image: Image.Image, form: str) -> bytes:
     file = io.BytesIO()
     image.save(file, form)
-    return file.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
     return file.getvalue()
 
 

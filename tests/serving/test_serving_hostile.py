@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import select
 import signal
@@ -16,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 import serving_attacks
+from files import npy
 from serving_attacks import ATTACKS
 from serving_process import sleeping_server
 from serving_toys import PATIENCE, ToyModel, connect, scripted_logits, serving, until
@@ -26,12 +25,6 @@ from serving_toys import PATIENCE, ToyModel, connect, scripted_logits, serving, 
 from eenet.serving.engine import Limits
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from bundles import bundle_up_to_nine, bundle_with_category, up_to_nine, with_category
 from commands import TOKEN
+from files import npy
 from optional import import_or_skip
 from PIL import Image
 from serving_toys import (
@@ -48,12 +49,6 @@ from eenet.testing import toy_logits
 from networks import conv_model
 
 LEAVE_AT = [2, 0, 1, 0, 2]
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def png(level: int, size: tuple[int, int] = (8, 8)) -> bytes:

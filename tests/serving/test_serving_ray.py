@@ -21,6 +21,7 @@ import pytest
 import serving_toys
 from bundles import Case, bundle_up_to_nine, bundle_with_category, small_convolutions
 from commands import refused, run
+from files import npy
 from optional import import_or_skip
 from serving_toys import connect, serving, until
 
@@ -52,12 +53,6 @@ SETTINGS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
 }
 TOKEN = "correct horse battery"
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

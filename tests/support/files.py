@@ -1,7 +1,8 @@
-"""Files as eenet writes them, made and read by safetensors alone: for tests of what a reader refuses."""
+"""Files as eenet writes them, made and read by safetensors or numpy alone: for tests of what a reader refuses."""
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -35,3 +37,10 @@ def full_disk(left: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array as the bytes of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
