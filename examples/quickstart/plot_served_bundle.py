@@ -85,7 +85,7 @@ for path in sorted(folder.rglob("*")):
 # %%
 # Running it without PyTorch
 # --------------------------
-# This is all that another machine needs: ``pip install "eenet[onnx]"`` and the folder.
+# This is all that another machine needs: ``pip install ".[onnx]"`` in a clone of eenet and the folder.
 
 import eenet.bundle.onnx
 

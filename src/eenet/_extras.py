@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def require(module: str, extra: str, purpose: str = "this") -> Any:
     """
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
-        raise MissingExtraError(f"{purpose} needs {package}, which is not installed: pip install 'eenet[{extra}]'")
+        raise MissingExtraError(f"{purpose} needs {package}, which is not installed: {install(extra)}")
     with importing(package, extra, purpose):
         return importlib.import_module(module)
 
@@ -42,8 +43,26 @@ def importing(package: str, extra: str, purpose: str = "this") -> Iterator[None]
             if not isinstance(error, ImportError):
                 raise
             raise MissingExtraError(
-                f"{purpose} needs {package}, which cannot be imported ({error}); pip install 'eenet[{extra}]'"
+                f"{purpose} needs {package}, which cannot be imported ({error}); {install(extra)}"
             ) from error
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, from where eenet itself came: a clone, a file, or a package index."""
+    try:
+        text = metadata.distribution("eenet").read_text("direct_url.json")  # PEP 610: not of packages from an index
+    except metadata.PackageNotFoundError:
+        return f"pip install '.[{extra}]' in a clone of eenet"
+    if text is None:
+        return f"pip install 'eenet[{extra}]'"
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
+    source = json.loads(text)
+    if "dir_info" in source:
+        return f"pip install '{url2pathname(urlsplit(source['url']).path)}[{extra}]'"
+    system = f"{source['vcs_info']['vcs']}+" if "vcs_info" in source else ""
+    return f"pip install 'eenet[{extra}] @ {system}{source['url']}'"
 
 
 def _is_of_torchvision(error: BaseException | None) -> bool:
@@ -78,9 +97,7 @@ def require_extra(extra: str, purpose: str) -> None:
     """
     missing = missing_of(extra)
     if missing:
-        raise MissingExtraError(
-            f"{purpose} needs {', '.join(missing)}, not installed here: pip install 'eenet[{extra}]'"
-        )
+        raise MissingExtraError(f"{purpose} needs {', '.join(missing)}, not installed here: {install(extra)}")
 
 
 def missing_of(extra: str) -> list[str]:

@@ -216,7 +216,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert str(tmp_path / "file" / "demo") in errors[0]
 
 
-@pytest.mark.parametrize(("module", "extra"), [("mlxtend.data", "eenet[demo]"), ("matplotlib.figure", "eenet[report]")])
+@pytest.mark.parametrize(("module", "extra"), [("mlxtend.data", "[demo]'"), ("matplotlib.figure", "[report]'")])
 def test_a_missing_extra_is_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, extra: str
 ) -> None:

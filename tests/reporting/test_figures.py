@@ -143,7 +143,7 @@ def test_dollar_signs_in_names_are_no_formula(charts: dict[str, Chart], tmp_path
 
 def test_missing_matplotlib_names_the_extra(charts: dict[str, Chart], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"eenet\[report\]"):
+    with pytest.raises(MissingExtraError, match=r"\[report\]'"):
         figures.draw(charts["agreement"])
 
 

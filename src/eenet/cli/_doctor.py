@@ -16,7 +16,7 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from eenet._extras import missing_of, require
+from eenet._extras import install, missing_of, require
 from eenet._timing import Timing, in_turns, processor, timed
 from eenet._version import __version__
 from eenet.cli._console import new_table, output, print_json, waiting
@@ -164,7 +164,7 @@ def _extras() -> list[dict[str, Any]]:
     extras = []
     for name in names:
         missing = missing_of(name)
-        line = f"pip install 'eenet[{name}]'" if missing else None
+        line = install(name) if missing else None
         extras.append({"extra": name, "installed": not missing, "missing": missing, "install": line})
     return extras
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from eenet._extras import install
 from eenet._warn import warn
 from eenet.costs import ExitCosts
 from eenet.errors import EENetError, InvalidInputError, MissingExtraError, ReliabilityWarning
@@ -475,6 +476,5 @@ def require_tensorboard() -> None:
     """Raise MissingExtraError where logs cannot be written, before anything is trained or cached."""
     if not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
         raise MissingExtraError(
-            "TensorBoard logs need tensorboard, which is not installed: pip install 'eenet[train]', or set "
-            "tensorboard=False"
+            f"TensorBoard logs need tensorboard, which is not installed: {install('train')}, or set tensorboard=False"
         )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from eenet._compat import BatchNorm, no_precision_hint
+from eenet._extras import install
 from eenet._timing import in_turns, timed
 from eenet._warn import warn
 from eenet.costs import ExitCosts
@@ -378,7 +379,7 @@ def _fabric(config: TrainConfig) -> Any:
         from lightning_fabric import Fabric
     except ImportError as error:
         raise MissingExtraError(
-            "training needs Lightning's Fabric, which is not installed: pip install 'eenet[train]'"
+            f"training needs Lightning's Fabric, which is not installed: {install('train')}"
         ) from error
     try:
         with no_precision_hint():
