@@ -395,6 +395,23 @@ def test_a_killed_training_goes_on_with_resume(tmp_path: Path, heads_first: int)
     assert all(np.array_equal(killed[name], whole[name]) for name in whole)
 
 
+def test_of_several_processes_the_first_alone_goes_on_after_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("cifar10-resnet20-shared", changes=["train.head_epochs=0"], smoke=True)
+    options = RunOptions(out=tmp_path, smoke=True, threads=1, progress=False)
+    reproduce(recipe, options, console=Console(quiet=True), steps=("data",))  # before the processes are started
+    monkeypatch.setattr("eenet.experiments.recipes._run.is_first_process", lambda: False)
+    assert reproduce(recipe, options, console=Console(quiet=True)) == {}
+    assert (tmp_path / "work" / "training" / "best.safetensors").is_file()
+    assert not (tmp_path / "work" / "model").exists()
+    assert not (tmp_path / "work" / "steps" / "train.json").exists()
+    monkeypatch.setattr("eenet.experiments.recipes._run.is_first_process", lambda: True)
+    found = reproduce(recipe, dataclasses.replace(options, resume=True), console=Console(quiet=True), steps=("train",))
+    assert found["best_epoch"] == 1
+    assert (tmp_path / "work" / "steps" / "train.json").is_file()
+
+
 def test_steps_after_a_training_that_was_run_before_are_on_the_device_that_trains(tmp_path: Path) -> None:
     recipe = load_recipe("cifar10-resnet20-shared", smoke=True)
     place = RunOptions(out=tmp_path / "run", smoke=True, threads=1, progress=False)

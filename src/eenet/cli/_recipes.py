@@ -81,6 +81,8 @@ def reproduce(
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
     metrics = run(loaded, place, console=side())
+    if not metrics:  # of a process that only helped to train
+        return
     if json_output:
         print_json(metrics)
     else:
@@ -202,6 +204,8 @@ def train(
         download=download, skip_corrupt=skip_corrupt,
     )  # fmt: skip
     result = run(loaded, place, console=side(), steps=("data", "train"))
+    if not result:  # of a process that only helped to train
+        return
     if json_output:
         print_json(result)
     else:

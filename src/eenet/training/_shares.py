@@ -11,10 +11,17 @@ from collections.abc import Iterator, Sequence, Sized
 from itertools import cycle, islice
 from typing import Any
 
+import torch
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from eenet.errors import InvalidInputError, kind_of
 from eenet.training._seeding import drawn_alike, samplers_of
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes that train together, or the only one."""
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not together or torch.distributed.get_rank() == 0
 
 
 def share_of(loader: Any, rank: int, ranks: int, seed: int) -> Any:

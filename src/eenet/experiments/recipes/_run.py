@@ -51,6 +51,7 @@ from eenet.profiling import fingerprint, measure
 from eenet.records import ExitRecords
 from eenet.scheduler import EENet, Scheduler, Static, load_scheduler
 from eenet.training import reestimate_batch_norm, train, training_device
+from eenet.training._shares import is_first_process
 
 STEPS = ("data", "train", "collect", "profile", "fit", "evaluate")
 WORK = "work"
@@ -136,7 +137,8 @@ def reproduce(recipe: Recipe, options: RunOptions, *, console: Console, steps: S
 
     Returns
     -------
-    The result of the last step: of "evaluate" the metrics.
+    The result of the last step: of "evaluate" the metrics. Where several processes train, all but the first end with
+    the training, and give an empty mapping.
 
     Raises
     ------
@@ -206,6 +208,8 @@ class _Run:
             self._say(title)
             start = time.perf_counter()
             outcome = work[step]()
+            if not is_first_process():
+                break  # that one writes, and measures times with the machine to itself
             seconds = time.perf_counter() - start
             self.markers.write(step, settings, seconds=seconds, result=outcome)
             self._say(f"{title}: done in {duration(seconds)}")
@@ -283,6 +287,8 @@ class _Run:
                 resume=begun,
                 teacher=self._teacher(data),
             )
+        if not is_first_process():
+            return {}
         model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         model.save_pretrained(self.work / _MODEL)
         self._save_inputs(model, data)
