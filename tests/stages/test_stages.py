@@ -612,6 +612,7 @@ def test_a_fixed_batch_size_is_refused() -> None:
         ((torch.randn(2, 4), torch.randn(3, 4)), "batch size 3"),
         ((1, 2), "holds no tensor"),
         (3, "expected a tensor"),
+        (None, "is None, expected a tensor, .*: of an optional mask give ones, or cut the model with an example without it"),
         ({"y": torch.randn(2, 4)}, "does not fit"),
         ((torch.randn(2, 4), torch.randn(2, 4), torch.randn(2, 4)), "does not fit"),
     ],

@@ -122,7 +122,10 @@ class InputForm:
         batch = -1
         for tensor, expected in zip(values, self._expected, strict=True):
             if not isinstance(tensor, Tensor):
-                raise InvalidInputError(f"input {expected.name!r} is {kind_of(tensor)}, expected a tensor")
+                raise InvalidInputError(
+                    f"input {expected.name!r} is {kind_of(tensor)}, expected a tensor, as in the example that the model "
+                    "was cut with: of an optional mask give ones, or cut the model with an example without it"
+                )
             shape = tensor.shape
             if (
                 (tensor.dtype != expected.dtype and not _takes(expected, tensor))
