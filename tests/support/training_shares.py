@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, SubsetRandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SubsetRandomSampler
 
 import eenet
 from eenet.training import TrainConfig, train
@@ -45,6 +46,23 @@ class Noted(Dataset[tuple[Tensor, Tensor]]):
         return self.x[index], self.y[index]
 
 
+class ByEpoch(Sampler[int]):
+    """An order of the epoch, which is the next one unless `set_epoch` says another."""
+
+    def __init__(self, samples: int) -> None:
+        self.samples, self.epoch = samples, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        yield from torch.randperm(self.samples, generator=torch.Generator().manual_seed(epoch)).tolist()
+
+
 def samplers(data: Noted, size: int) -> dict[str, Any]:
     """Loaders by the way in which they choose samples; batches of 8 in one process are those of 4 in two."""
     kept = range(len(data) - HELD_OUT)
@@ -53,6 +71,8 @@ def samplers(data: Noted, size: int) -> dict[str, Any]:
         "shuffled": DataLoader(data, size, shuffle=True),
         "subset": DataLoader(data, size, sampler=SubsetRandomSampler(kept)),
         "batches of a subset": DataLoader(data, batch_sampler=BatchSampler(SubsetRandomSampler(kept), size, False)),
+        "by epoch": DataLoader(data, size, sampler=ByEpoch(len(data))),
+        "by epoch, other process": DataLoader(data, size, sampler=ByEpoch(len(data)), num_workers=1),
         "list": [(data.x[i : i + size], data.y[i : i + size]) for i in range(0, len(data), size)],
     }
 

@@ -81,9 +81,10 @@ class _Share(Sampler[Any]):
         return -(-len(self.whole) // self._ranks)
 
     def __iter__(self) -> Iterator[Any]:
+        # A generator: with worker processes torch makes one iterator more than it uses, and a sampler may count them.
         with drawn_alike(self._seed, self._epoch):
             order = list(islice(self.whole, len(self.whole)))
-        return islice(cycle(order), self._rank, len(self) * self._ranks, self._ranks)
+        yield from islice(cycle(order), self._rank, len(self) * self._ranks, self._ranks)
 
 
 def tell_epoch(loader: Any, epoch: int) -> None:
