@@ -122,6 +122,7 @@ def test_each_policy_is_fitted_in_the_costs_of_runs_in_which_samples_exit_as_it_
     costs = eenet.ExitCosts.from_dict(json_of(folder)["costs"])
     np.testing.assert_allclose(costs.values, found["costs"]["ms"][1])
     np.testing.assert_allclose(costs.values, costs.at_shares([1 / 3] * 3).values)
+    np.testing.assert_allclose([row["cost"] for row in json_of(folder)["exits"]], costs.static)
     for row in rows_of(folder)[4:]:
         file = f"{row['method']}-{row['budget'].removesuffix('%')}.safetensors"
         scheduler = eenet.load_scheduler(folder / "schedulers" / file)

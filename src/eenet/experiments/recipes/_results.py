@@ -196,10 +196,10 @@ def _feasible(budget: str, costs: ExitCosts) -> bool:
 
 def _exits(names: list[str], costs: ExitCosts, calibration: ExitRecords, test: ExitRecords) -> list[dict[str, Any]]:
     rows = []
-    for k, name in enumerate(names):
+    for k, (name, cost) in enumerate(zip(names, costs.static.tolist(), strict=True)):
         row: dict[str, Any] = {
             "name": name,
-            "cost": costs[k],
+            "cost": cost,
             "calibration_accuracy": float(calibration.accuracies[k]),
             "test_accuracy": float(test.accuracies[k]),
         }
@@ -270,16 +270,11 @@ def readme(metrics: Mapping[str, Any]) -> str:
         rows.append(cells + ([_percent(exit_["test_mean_iou"])] if images else []))
     lines += _table(head, rows)
     what = "pixel accuracy" if images else "accuracy"
+    own = " Each scheduler is fitted and judged in the costs that its own policy makes." if costs.runs else ""
     lines += [
         "",
         f"Columns `calibration` and `test` are {what} in %. Costs are per sample at batch size "
-        f"{metrics['costs']['batch_size']}, the whole way to an exit with the heads passed."
-        + (
-            " They are of batches of which as many samples exit at each exit; each scheduler is fitted and judged in "
-            "those of its own policy."
-            if costs.runs
-            else ""
-        ),
+        f"{metrics['costs']['batch_size']}, the whole way to an exit with the heads passed.{own}",
         "",
         "## Schedulers fitted on the calibration part, judged once on the test part",
         "",
