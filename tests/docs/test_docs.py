@@ -37,7 +37,14 @@ def test_bring_your_own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         import_or_skip(library)
     monkeypatch.chdir(tmp_path)
     sections = blocks("howto/networks.md")
-    assert list(sections) == ["torchvision", "timm", "Hugging Face", "Several inputs", "Recurrent networks", "Where tracing fails"]
+    assert list(sections) == [
+        "torchvision",
+        "timm",
+        "Hugging Face",
+        "Several inputs",
+        "Recurrent networks",
+        "Where tracing fails",
+    ]
     # A reader goes through the page from top to bottom, so the sections share their names.
     names: dict[str, Any] = {"__name__": "networks.md"}
     for title, code in sections.items():

@@ -123,8 +123,8 @@ class InputForm:
         for tensor, expected in zip(values, self._expected, strict=True):
             if not isinstance(tensor, Tensor):
                 raise InvalidInputError(
-                    f"input {expected.name!r} is {kind_of(tensor)}, expected a tensor, as in the example that the model "
-                    "was cut with: of an optional mask give ones, or cut the model with an example without it"
+                    f"input {expected.name!r} is {kind_of(tensor)}, expected a tensor, as in the example that the "
+                    "model was cut with: of an optional mask give ones, or cut the model with an example without it"
                 )
             shape = tensor.shape
             if (
