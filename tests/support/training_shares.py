@@ -41,26 +41,27 @@ class Noted(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        self.read.append(index)
+    def __getitem__(self, index: int | list[int]) -> tuple[Tensor, Tensor]:
+        self.read += index if isinstance(index, list) else [index]
         return self.x[index], self.y[index]
 
 
-class ByEpoch(Sampler[int]):
-    """An order of the epoch, which is the next one unless `set_epoch` says another."""
+class ByEpoch(Sampler[list[int]]):
+    """Batches in an order of the epoch, which is the next one unless `set_epoch` says another."""
 
-    def __init__(self, samples: int) -> None:
-        self.samples, self.epoch = samples, 0
+    def __init__(self, samples: int, size: int) -> None:
+        self.samples, self.size, self.epoch = samples, size, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.samples
+        return -(-self.samples // self.size)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[list[int]]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        yield from torch.randperm(self.samples, generator=torch.Generator().manual_seed(epoch)).tolist()
+        order = torch.randperm(self.samples, generator=torch.Generator().manual_seed(epoch)).tolist()
+        yield from (order[i : i + self.size] for i in range(0, self.samples, self.size))
 
 
 def samplers(data: Noted, size: int) -> dict[str, Any]:
@@ -71,8 +72,8 @@ def samplers(data: Noted, size: int) -> dict[str, Any]:
         "shuffled": DataLoader(data, size, shuffle=True),
         "subset": DataLoader(data, size, sampler=SubsetRandomSampler(kept)),
         "batches of a subset": DataLoader(data, batch_sampler=BatchSampler(SubsetRandomSampler(kept), size, False)),
-        "by epoch": DataLoader(data, size, sampler=ByEpoch(len(data))),
-        "by epoch, other process": DataLoader(data, size, sampler=ByEpoch(len(data)), num_workers=1),
+        "by epoch": DataLoader(data, None, sampler=ByEpoch(len(data), size)),
+        "by epoch, other process": DataLoader(data, None, sampler=ByEpoch(len(data), size), num_workers=1),
         "list": [(data.x[i : i + size], data.y[i : i + size]) for i in range(0, len(data), size)],
     }
 
