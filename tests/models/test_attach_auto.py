@@ -88,6 +88,20 @@ def test_places_say_how_much_of_the_inputs_they_have_seen_and_auto_takes_none_th
         assert not any(name.startswith("sensor") for name in names), names
 
 
+@pytest.mark.parametrize("name", ["sensor", "sensor_deep", "stem", "body", "late"])
+def test_a_named_exit_that_has_seen_one_small_input_of_several_is_warned_of(name: str) -> None:
+    x = {"signal": torch.randn(2, 64), "sensor": torch.zeros(2, dtype=torch.int64), "late": torch.randn(2, 2)}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        eenet.attach(OfSensor().eval(), [name], example=x)
+    small = name.startswith("sensor")
+    assert [str(one.message).partition(" that the")[0] for one in said] == (
+        [f"the exit at {name!r} has seen 1% of the values"] if small else []
+    )
+    width = {"stem": 24, "body": 32, "late": 32}.get(name, 8)
+    eenet.attach(OfSensor().eval(), [name], example=x, heads=[nn.Linear(width, 5)])  # made for it: nothing is said
+
+
 def test_of_exits_that_do_not_all_pay_as_many_stay_as_can() -> None:
     def placed(*places: tuple[float, float]) -> list[Placed]:
         return [Placed(f"{share}", share, head) for share, head in places]

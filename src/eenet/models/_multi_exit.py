@@ -20,7 +20,7 @@ from eenet.models._first_exits import Exits, kept
 from eenet.models._folder import WEIGHTS
 from eenet.models._io import NamedForward, check_labels, inferring, joint_loss, logits_in
 from eenet.models._networks import Source, remember
-from eenet.models._placement import Placement, by_time, paying, place_exits
+from eenet.models._placement import Placement, by_time, paying, place_exits, warn_of_unseen
 from eenet.models._saving import read_model, require_same_answers, write_model
 from eenet.models._ties import share_buffers, shared_buffers
 from eenet.networks._weights import load_weights
@@ -390,6 +390,7 @@ def attach(
     if heads is not None and len(heads) != len(features):
         raise InvalidInputError(f"{len(heads)} heads for {len(features)} exits; give one head for each name in exits")
     measured = places is not None and heads is None and by_time(str(exits))
+    named = places is None and heads is None and not isinstance(backbone, StagedModel)
     if heads is None:
         size = (logits.shape[2], logits.shape[3]) if dense else None
         heads = default_heads(staged, features, num_classes, dense=size)
@@ -409,6 +410,8 @@ def attach(
     for name, head, feature in zip(staged.at, heads, features, strict=True):
         require_head(name, head, feature, logits)
     warn_of_padding(staged, heads, features, num_classes)
+    if named:
+        warn_of_unseen(staged)
     if places is not None and measured:
         placement = paying(heads, features, places)
         if placement.dropped:

@@ -15,7 +15,7 @@ from eenet._timing import in_turns, timed, waiting_for
 from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.models._io import inferring
-from eenet.stages import Dynamic, Example, SplitPoint, split_points
+from eenet.stages import Dynamic, Example, SplitPoint, StagedModel, seen_at_exits, split_points
 
 # What a boundary costs against a place that is off by one whole share of a stage: twice the values, one more tensor.
 _DOUBLED, _ANOTHER_TENSOR = 0.15, 0.25
@@ -82,6 +82,20 @@ def place_exits(
     if match[1]:
         return choose(candidates, int(match[1]))
     return choose(candidates, min(_MOST, len({place.share for place in candidates}) + 1))
+
+
+def warn_of_unseen(staged: StagedModel) -> None:
+    """Warn of named exits at places that `place_exits` leaves out, since they have seen too little of the inputs."""
+    args, kwargs = staged.example
+    sizes = [tensor[0].numel() if tensor.ndim else 0 for tensor in staged.flatten_inputs(*args, **kwargs)]
+    for name, sees in zip(staged.at, seen_at_exits(staged.inference_stages, sizes), strict=True):
+        if sees <= _SEES:
+            warn(
+                f"the exit at {name!r} has seen {sees:.0%} of the values that the network takes: it stands before the "
+                f"inputs meet, and cannot say much. Place it where more than {_SEES:.0%} have come in, as exits='auto' "
+                "does, or give the head that reads it in heads=[...]",
+                ReliabilityWarning,
+            )
 
 
 def by_time(asked: str) -> bool:

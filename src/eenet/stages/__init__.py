@@ -7,6 +7,7 @@ from eenet.stages._example import Example as Example
 from eenet.stages._example import arguments_of as arguments_of
 from eenet.stages._network import without_batch as without_batch
 from eenet.stages._split_points import SplitPoint as SplitPoint
+from eenet.stages._split_points import seen_at_exits as seen_at_exits
 from eenet.stages._split_points import split_points as split_points
 from eenet.stages._stage import Dynamic as Dynamic
 from eenet.stages._stage import LiveTensor as LiveTensor

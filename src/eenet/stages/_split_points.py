@@ -22,7 +22,7 @@ from eenet.stages._example import Example, form_of
 from eenet.stages._network import refuse_wrapped, require_runs
 from eenet.stages._plan import SameTensor, Symbols, is_assert, is_size, is_tensor, returned_values, returns_its_input
 from eenet.stages._samples import undisturbed
-from eenet.stages._stage import Dynamic, InputForm
+from eenet.stages._stage import Dynamic, InputForm, Stage
 
 COSTS = ("flops", "ms")
 
@@ -206,6 +206,32 @@ def _reached(nodes: Sequence[fx.Node]) -> dict[fx.Node, frozenset[fx.Node]]:
             used = [found[one] for one in node.all_input_nodes if not is_size(one)]
             found[node] = used[0] if len(used) == 1 else frozenset().union(*used)
     return found
+
+
+def seen_at_exits(stages: Sequence[Stage], sizes: Sequence[int]) -> list[float]:
+    """What `SplitPoint.sees` is of each exit of a cut network; 1 of all where a stage is no graph.
+
+    `sizes` are the numbers of values that a sample has in each input of the network.
+    """
+    known = [frozenset([number]) for number in range(len(sizes))]
+    seen: list[frozenset[int]] = []
+    for stage in stages:
+        if not isinstance(stage.module, fx.GraphModule):
+            return [1.0] * (len(stages) - 1)
+        entering, found = iter(known), dict[fx.Node, frozenset[int]]()
+        for node in stage.module.graph.nodes:
+            if node.op == "placeholder":
+                found[node] = next(entering)
+            elif node.target is torch.ops.aten.sym_size.int:  # a size depends on no value
+                found[node] = frozenset()
+            else:
+                found[node] = frozenset().union(*(found[one] for one in node.all_input_nodes))
+        (returned,) = next(reversed(stage.module.graph.nodes)).args
+        outputs = [found[one] for one in returned]
+        seen.append(frozenset().union(*outputs) if stage.feature_index is None else outputs[stage.feature_index])
+        known = [outputs[position] for position in stage.passed]
+    needed = sum(sizes[number] for number in seen[-1])
+    return [min(sum(sizes[number] for number in of_exit) / needed, 1.0) if needed else 1.0 for of_exit in seen[:-1]]
 
 
 def _costs(
