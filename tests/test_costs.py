@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from eenet import ExitCosts, ExitRecords, MaxProbability
-from eenet.errors import InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
+from eenet import ExitCosts, ExitRecords, MaxProbability, load_costs
+from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, ReliabilityWarning
 from eenet.testing import toy_records
 
 
@@ -320,3 +321,29 @@ def test_a_budget_that_is_not_feasible_in_batches_names_the_smallest_that_is() -
     smallest = caught.value.smallest
     assert smallest == costs[0]
     assert MaxProbability().fit(toy_records(), costs, smallest, fallback=False).planned_cost == pytest.approx(smallest)
+
+
+def test_costs_are_read_from_a_profile_from_one_measurement_and_from_a_recipe(tmp_path: Path) -> None:
+    one = ExitCosts([1.0, 2.0, 3.0], "cpu_ms", plain=2.5, batch_size=8)
+    tables = {"ms": [[1.0, 2.0, 3.0], [0.5, 1.0, 1.5]], "flops": [[10, 20, 30]] * 2}
+    measured = {"batch_sizes": [1, 8], "costs": tables, "spreads": {k: [[0.0] * 3] * 2 for k in tables}}
+    files = {}
+    for name, data in (("one", one.to_dict()), ("metrics", {"costs": one.to_dict(), "exits": []}), ("many", measured)):
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps(data), encoding="utf-8")
+    assert load_costs(files["one"]) == load_costs(files["metrics"], "cpu_ms") == one
+    assert load_costs(files["many"], batch_size=8).values.tolist() == [0.5, 1.0, 1.5]
+    flops = load_costs(files["many"], "flops", 1)
+    assert (flops.values.tolist(), flops.unit, flops.batch_size) == ([10, 20, 30], "flops", 1)
+    refusals: list[tuple[str, dict[str, Any], str]] = [
+        ("one", {"unit": "ms"}, "are in 'cpu_ms', not in 'ms'"),
+        ("many", {}, r"has costs at batch sizes \[1, 8\], no batch size was given; choose one of them"),
+        ("many", {"batch_size": 2}, "batch size 2 was given; choose one of them"),
+        ("many", {"unit": "joules"}, r"has no costs in 'joules'; there are \['flops', 'ms'\]"),
+    ]
+    for path, options, said in refusals:
+        with pytest.raises(InvalidInputError, match=said):
+            load_costs(files[path], **options)
+    files["one"].write_text("{}", encoding="utf-8")
+    with pytest.raises(FileFormatError, match=r"one\.json' is not what eenet profile --json prints"):
+        load_costs(files["one"])

@@ -41,6 +41,7 @@ _HOMES = {
     "describe": "eenet.models",
     "export": "eenet.bundle",
     "from_pretrained": "eenet.models",
+    "load_costs": "eenet.costs",
     "load_scheduler": "eenet.scheduler",
     "profile": "eenet.profiling",
     "report": "eenet.reporting",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from eenet.bundle import export as export
     from eenet.control import BudgetController as BudgetController
     from eenet.costs import ExitCosts as ExitCosts
+    from eenet.costs import load_costs as load_costs
     from eenet.errors import EENetError as EENetError
     from eenet.errors import InfeasibleBudgetError as InfeasibleBudgetError
     from eenet.evaluation import search as search

@@ -253,3 +253,28 @@ def test_a_saved_model_of_the_name_is_meant_without_its_records_too(
 
 if __name__ == "__main__":
     write_page()
+
+
+def test_the_records_and_costs_of_a_trained_model_are_known_by_its_name(tmp_path: Path) -> None:
+    beside = RESULTS / "digits" / "model"
+    saved = tmp_path / "scheduler.safetensors"
+    fitted = json.loads(
+        run("fit", "digits", "--method", "max_prob", "--budget", "40%", "--out", saved, "--json").stdout
+    )
+    costs = eenet.load_costs(beside / "metrics.json")
+    calibration, test = (eenet.ExitRecords.load(beside / f"{part}.safetensors") for part in ("calibration", "test"))
+    expected = eenet.MaxProbability().fit(calibration, costs, "40%")
+    assert fitted["budget"] == pytest.approx(0.4 * costs.reference)
+    assert eenet.load_scheduler(saved).policy == expected.policy
+    judged = json.loads(run("evaluate", "digits", "--scheduler", saved, "--json").stdout)
+    assert judged["held_out_cost"] == pytest.approx(expected.replay(test).mean_cost)
+    words = ("compare", "digits", "--methods", "max_prob,entropy", "--budgets", "30%", "--resplits", 2, "--json")
+    compared = json.loads(run(*words).stdout)
+    assert compared["separate"], "judged on the test records"
+    assert compared["samples"] == len(test)
+    assert compared["costs"]["values"] == pytest.approx(costs.values.tolist())
+    shutil.copytree(beside, tmp_path / "digits-again")
+    again = json.loads(run(words[0], tmp_path / "digits-again", *words[2:]).stdout)
+    assert again["differences"] == compared["differences"], "a folder is read as the name is"
+    other = run("compare", "digits", "--costs", "1,2,3", *words[2:]).stdout
+    assert json.loads(other)["costs"]["values"] == [1, 2, 3], "costs that are given are taken"

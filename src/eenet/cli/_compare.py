@@ -66,7 +66,12 @@ def compare(
     methods or more resplits add to it. OUT then holds table.txt, table.tex (LaTeX), rows.csv,
     differences.csv, comparison.json and comparison.png.
 
+    A trained model, by its name or folder, stands for its calibration records, its test records as HELD_OUT, and the
+    costs of its results.
+
     Examples:
+
+        eenet compare digits --methods max_prob,stopping,eenet --budgets 20%,40%,60%
 
         eenet compare predictions.npz --prefix val_ --unit cpu_ms --methods max_prob,margin,searched --budgets 8
 
@@ -76,8 +81,13 @@ def compare(
         --budgets 40%,60%,80% --jobs 2 --out comparison
     """
     from eenet.cli._inputs import JUDGED_BY_LAST, read_member_costs, read_members
+    from eenet.cli._models import file_beside, records_of
     from eenet.evaluation import compare as run
 
+    if held_out is None and len(predictions) == 1:
+        tested = file_beside(predictions[0], "test.safetensors")
+        held_out = None if tested is None else [tested]
+    predictions, costs = records_of(predictions, costs, "calibration")
     records, in_files, counts = read_members(predictions, prefix, judged_by_last=judged_by_last)
     names = _methods(methods, records)
     against = _known(reference, names, "--reference") if reference else names[0]

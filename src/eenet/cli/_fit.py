@@ -94,11 +94,15 @@ def fit(
     Several files are a cascade: the networks are asked in this order, the cheapest first, until one is sure. A plain
     network's file holds an array (samples, classes). 60% is then of the last network by itself.
 
+    A trained model, by its name or folder, stands for its calibration records and the costs of its results.
+
     One table shows what there is without a scheduler, and what its policy does: the plain network, each exit, the best
     of these and the best mixture of them in the budget, and the oracle, which knows the labels. Without a budget it
     shows what the policies for several budgets do, from the cheapest to the most expensive.
 
     Examples:
+
+        eenet fit digits --budget 40% --method max_prob --out scheduler.safetensors
 
         eenet fit predictions.npz --costs 2.3,4.1,4.9 --plain 4.5 --budget 60% --out scheduler.safetensors
 
@@ -117,9 +121,11 @@ def fit(
         eenet fit demo/calibration.safetensors --costs demo/costs.json --batch-size 32 --budget 40%
     """
     from eenet.cli._inputs import read_member_costs, read_members
+    from eenet.cli._models import records_of
     from eenet.evaluation import evaluate as judge
 
     scheduler = scheduler_of(method, seed)
+    predictions, costs = records_of(predictions, costs, "calibration")
     records, in_files, counts = read_members(predictions, prefix, judged_by_last=judged_by_last)
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     amount = None if budget is None else with_unit(budget, table)
@@ -284,9 +290,11 @@ def evaluate(
     One table: accuracy and cost on data the scheduler has not seen, next to the plain network, each exit, and what the
     budget allows without a scheduler: the best of these, the best mixture of them, and the oracle, which knows the
     labels. PREDICTIONS is as for eenet fit, several files in the same order; without labels only costs and exit shares
-    are shown.
+    are shown. A trained model, by its name or folder, stands for its test records.
 
     Examples:
+
+        eenet evaluate digits --scheduler scheduler.safetensors
 
         eenet evaluate predictions.npz --prefix test_ --scheduler scheduler.safetensors
 
@@ -295,12 +303,14 @@ def evaluate(
         eenet evaluate demo/test.safetensors --scheduler demo/schedulers/eenet-60.safetensors --budget 70% --json
     """
     from eenet.cli._inputs import read_members
+    from eenet.cli._models import records_of
     from eenet.evaluation import evaluate as run
     from eenet.scheduler import load_scheduler
 
     fitted = load_scheduler(scheduler)
     if budget is not None:
         fitted = fitted.at(with_unit(budget, fitted.costs))
+    predictions, _ = records_of(predictions, None, "test")
     records, _, counts = read_members(predictions, prefix, judged_by_last=judged_by_last)
     evaluation = _by_last(run(fitted, records), judged_by_last)
     if json_output:

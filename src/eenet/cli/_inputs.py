@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eenet._files import existing_file, read_header, read_json, read_tensors, require_safetensors
+from eenet._files import existing_file, read_header, read_tensors, require_safetensors
 from eenet._warn import warn
 from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning
 
@@ -247,7 +247,7 @@ def _divided(text: str, counts: Sequence[int]) -> list[list[float]]:
 
 
 def _member_costs(number: int, given: Any, unit: str | None, batch_size: int | None, count: int) -> ExitCosts | float:
-    from eenet.costs import ExitCosts
+    from eenet.costs import ExitCosts, load_costs
 
     if given is None:
         raise InvalidInputError(
@@ -255,7 +255,7 @@ def _member_costs(number: int, given: Any, unit: str | None, batch_size: int | N
             "network costs by itself"
         )
     if isinstance(given, str) and given.endswith(".json"):
-        costs = _costs_of_json(Path(given), unit, batch_size)
+        costs = load_costs(given, unit, batch_size)
         costs.require_exits(count)
         return costs
     values = _numbers(given) if isinstance(given, str) else np.ravel(given).tolist()
@@ -278,7 +278,7 @@ def read_costs(
 
 
 def _read_costs(text: str | None, unit: str | None, batch_size: int | None, in_file: Array | None) -> ExitCosts:
-    from eenet.costs import ExitCosts
+    from eenet.costs import ExitCosts, load_costs
 
     if text is None:
         if in_file is None:
@@ -288,7 +288,7 @@ def _read_costs(text: str | None, unit: str | None, batch_size: int | None, in_f
             )
         return ExitCosts(in_file, unit or "ms")
     if text.endswith(".json"):
-        return _costs_of_json(Path(text), unit, batch_size)
+        return load_costs(text, unit, batch_size)
     return ExitCosts(_numbers(text), unit or "ms", batch_size=batch_size)
 
 
@@ -298,33 +298,6 @@ def _numbers(text: str) -> list[float]:
     except ValueError as error:
         raise InvalidInputError(
             f"--costs {text!r} cannot be read ({error}); give numbers with commas such as 2.3,4.1,4.9, or a .json file"
-        ) from error
-
-
-def _costs_of_json(source: Path, unit: str | None, batch_size: int | None) -> ExitCosts:
-    from eenet.costs import ExitCosts, costs_at
-
-    data = read_json(source, "write it with eenet profile --json")
-    if "values" in data:
-        costs = ExitCosts.from_dict(data)
-        if unit is not None and unit != costs.unit:
-            raise InvalidInputError(f"the costs in {str(source)!r} are in {costs.unit!r}, not in {unit!r}")
-        return costs
-    try:
-        tables, sizes = data["costs"], list(data["batch_sizes"])
-        unit = unit or "ms"
-        if unit not in tables:
-            raise InvalidInputError(f"{str(source)!r} has no costs in {unit!r}; there are {sorted(tables)}")
-        size = sizes[0] if batch_size is None and len(sizes) == 1 else batch_size
-        if size is None or size not in sizes:
-            chosen = "no --batch-size" if batch_size is None else f"--batch-size {batch_size}"
-            raise InvalidInputError(
-                f"{str(source)!r} has costs at batch sizes {sizes}, {chosen} was given; choose one of them"
-            )
-        return costs_at(data, unit, size, named=f"the costs in {str(source)!r}")
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise FileFormatError(
-            f"{str(source)!r} is not what eenet profile --json prints ({error!r} is missing or wrong)"
         ) from error
 
 

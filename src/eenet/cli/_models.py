@@ -89,6 +89,21 @@ def model_files(target: str | Path) -> ModelFiles | None:
     return None if model is None else ModelFiles(model, model, model)
 
 
+def file_beside(target: Path, name: str) -> Path | None:
+    """A file of records or costs beside a trained model, where the target is one, by its name or folder, and has it."""
+    files = None if target.is_file() else model_files(target)
+    path = None if files is None else files.records / name
+    return path if path is not None and path.is_file() else None
+
+
+def records_of(targets: Sequence[Path], costs: Sequence[str] | None, part: str) -> tuple[list[Path], list[str] | None]:
+    """Files of records, with trained models replaced by their records of that part, and what the exits of one cost."""
+    paths = [file_beside(target, f"{part}.safetensors") or target for target in targets]
+    known = file_beside(targets[0], "metrics.json") if len(targets) == 1 and paths[0] != targets[0] else None
+    given = [] if known is None else [str(known)]
+    return paths, list(costs or given) or None
+
+
 def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None = None) -> tuple[MultiExitModel, Any]:
     """A model and an example input; raises `InvalidInputError` for a target that gives none.
 

@@ -9,5 +9,6 @@ from eenet.costs._exit_costs import ExitCosts
 from eenet.costs._exit_costs import Runs as Runs
 from eenet.costs._exit_costs import costs_of_runs as costs_of_runs
 from eenet.costs._measured import costs_at as costs_at
+from eenet.costs._measured import load_costs
 
-__all__ = ["Budget", "ExitCosts", "parse_budget"]
+__all__ = ["Budget", "ExitCosts", "load_costs", "parse_budget"]
