@@ -276,5 +276,5 @@ def test_the_records_and_costs_of_a_trained_model_are_known_by_its_name(tmp_path
     shutil.copytree(beside, tmp_path / "digits-again")
     again = json.loads(run(words[0], tmp_path / "digits-again", *words[2:]).stdout)
     assert again["differences"] == compared["differences"], "a folder is read as the name is"
-    other = run("compare", "digits", "--costs", "1,2,3", *words[2:]).stdout
-    assert json.loads(other)["costs"]["values"] == [1, 2, 3], "costs that are given are taken"
+    other = run("compare", "digits", "--costs", "0.1,2,3", *words[2:]).stdout
+    assert json.loads(other)["costs"]["values"] == [0.1, 2, 3], "costs that are given are taken"

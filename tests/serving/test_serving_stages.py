@@ -186,7 +186,7 @@ def test_metrics_read_the_queues_while_no_worker_can_change_them(monkeypatch: py
     scheduler, _ = fitted(MaxProbability, rng.normal(0, 2, (3, 60, 3)).astype(np.float32), rng.integers(0, 3, 60), 0.5)
     service = LocalService(Table(scheduler, 3, 3), FixedBudget(scheduler))
     other = threading.Thread(target=lambda: asyncio.run(service.drain()))  # takes its turn with the workers
-    waited = []
+    waited: list[object] = []
 
     def waiting(_: Engine) -> list[int]:
         if not waited:
