@@ -262,6 +262,48 @@ def test_a_head_that_reads_padding_is_warned_of(pool: str) -> None:
         eenet.attach(Padded(zeros=True), ["end"], example=example, heads=[TokenHead(8, 2, pool=pool)])
 
 
+class Masked(nn.Module):
+    """A GRU over (N, T, 3) with a mask of what is no padding, with an exit before zeros for padding and one after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.top = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 2)
+        self.zeroed = Zeroed()
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        steps = self.zeroed(self.first(x)[0], mask)
+        logits: Tensor = self.top(steps.sum(1) / mask.sum(1, keepdim=True))
+        return logits
+
+
+class Zeroed(nn.Module):
+    def forward(self, output: Tensor, mask: Tensor) -> Tensor:
+        return output * mask.unsqueeze(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long])
+def test_of_a_recurrent_network_the_way_out_is_zeros_for_padding(dtype: torch.dtype) -> None:
+    """Its first token has seen one step: `pool="first"` would keep padding out, and the sequence with it."""
+    example = {"x": torch.randn(2, 9, 3), "mask": torch.ones(2, 9, dtype=dtype)}
+    with pytest.warns(ReliabilityWarning, match=r"output \* mask.unsqueeze\(-1\)") as warned:
+        eenet.attach(Masked().eval(), ["first"], example=example)
+    assert "such as TokenHead(pool='first')" not in str(warned[0].message)
+    steps = {"x": {1: "time"}, "mask": {1: "time"}}
+    model = eenet.attach(Masked().eval(), ["zeroed"], example=example, dynamic=steps).eval()
+    assert isinstance(model.heads[0], TokenHead)
+    assert model.heads[0].pool == "attention"
+    x, mask = torch.randn(4, 12, 3), torch.ones(4, 12, dtype=dtype)
+    mask[:, 7:] = 0
+    longer, shorter = model(x=x, mask=mask)[0], model(x=x[:, :7], mask=mask[:, :7])[0]
+    assert torch.allclose(longer, shorter, atol=1e-5)
+
+
+def test_of_a_network_whose_first_token_sees_all_it_is_that_token() -> None:
+    example = {"x": torch.randn(2, 9, 3), "mask": torch.ones(2, 9, dtype=torch.long)}
+    with pytest.warns(ReliabilityWarning, match=r"such as TokenHead\(pool='first'\)"):
+        eenet.attach(Padded(zeros=False), ["end"], example=example, heads=[TokenHead(8, 2, pool="mean")])
+
+
 class Averaging(Padded):
     """Does not use its mask."""
 

@@ -155,6 +155,10 @@ class _Observation:
             return "mean"
         return "first" if sight.first else "last"
 
+    def first_sees_all(self, k: int) -> bool:
+        """Whether feature k has tokens (N, T, D) of which the first depends on the whole input."""
+        return len(self.shapes[k]) == 3 and self.channels(k) == 2 and self._sight(k).first
+
     def _zeroes_padding(self, k: int) -> bool:
         """Whether tokens of feature k are zero where a mask among the inputs says that there is padding."""
         if not self._masks or self.features[k].shape[1] != self._inputs[self._masks[0]].shape[1]:
@@ -400,14 +404,24 @@ def _is_channels_last(shape: tuple[int | str, ...], image: Sequence[int] | None)
 
 def warn_of_padding(staged: StagedModel, heads: Sequence[nn.Module], features: Sequence[Tensor], classes: int) -> None:
     """Warn of heads that read tokens which a mask among the inputs says are padding."""
-    for k in _Observation(staged, features).reading_padding(heads, classes):
+    observed = _Observation(staged, features)
+    for k in observed.reading_padding(heads, classes):
         pool = getattr(heads[k], "pool", None)
         kind = kind_of(heads[k]) + ("" if pool is None else f" with pool={pool!r}")
+        if observed.first_sees_all(k):
+            way_out = (
+                "let the network give zeros for padding as eenet.networks.bert(pooling='mean') does, or pass "
+                "heads=[...] that read what padding does not reach, such as TokenHead(pool='first')"
+            )
+        else:
+            way_out = (
+                "or place the exit at a module that gives zeros for padding, `output * mask.unsqueeze(-1)` of tokens "
+                "(N, T, D), so that the default head leaves it out. In a recurrent or causal network the first token "
+                "has seen one step only, so pool='first' is no way out"
+            )
         warn(
             f"the head at {staged.at[k]!r}, {kind}, reads padding: what this exit says of a sample depends on how "
-            "far the batch is padded. Pad all inputs to one length, let the network give zeros for padding as "
-            "eenet.networks.bert(pooling='mean') does, or pass heads=[...] that read what padding does not reach, such "
-            "as TokenHead(pool='first')",
+            f"far the batch is padded. Pad all inputs to one length, {way_out}",
             ReliabilityWarning,
         )
 

@@ -393,7 +393,8 @@ class TokenHead(nn.Module):
 
     A head does not see the attention mask. Where inputs are padded, use `pool="first"`, which padding does not reach,
     or a network that gives zeros for padding, as `eenet.networks.bert` with `pooling="mean"` does: with that,
-    "attention" is better than "mean" by some points.
+    "attention" is better than "mean" by some points. In a recurrent or causal network the first token has seen one step
+    only: there use zeros for padding.
 
     Parameters
     ----------
