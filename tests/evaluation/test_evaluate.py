@@ -66,6 +66,26 @@ def test_a_row_of_one_exit_for_all_costs_what_full_batches_do() -> None:
     assert [one.cost for one in statics[:3]] == pytest.approx([0.75, 1.75, 3.0])
 
 
+def test_the_loss_against_the_last_exit_stands_beside_what_was_promised_of_it() -> None:
+    def said_of(scheduler: eenet.Scheduler) -> str:
+        decisions = scheduler.replay(FRESH)
+        assert decisions.utility is not None
+        pairs = decisions.utility.astype(float) - FRESH.require_utility()[-1]
+        error = pairs.std() / np.sqrt(len(pairs))
+        said = f"same samples: {100 * pairs.mean():+.2f} ± {100 * error:.2f} points"
+        (note,) = [one for one in evaluate(scheduler, FRESH).notes if said in one]
+        return note
+
+    assert said_of(FITTED).endswith("points.")
+    large = toy_records(3000, seed=2)
+    asked = MaxProbability().fit(large, COSTS, max_accuracy_drop=0.05)
+    sure = MaxProbability().fit(large, COSTS, max_accuracy_drop=0.05, guarantee=0.9)
+    mean = MaxProbability().fit(large, COSTS, max_accuracy_drop=0.05, guarantee="mean")
+    assert said_of(asked).endswith("; at most 5.00 points of loss were promised, 0.95 sure.")
+    assert said_of(sure).endswith("; at most 5.00 points of loss were promised, 0.9 sure.")
+    assert said_of(mean).endswith("; at most 5.00 points of loss were promised on average over calibrations.")
+
+
 def test_bounds_are_taken_at_the_budget_and_not_at_the_realized_cost() -> None:
     # Case S2: all samples leave at the first exit, which says nothing, and an oracle at that cost knew nothing either.
     budget = 2.5

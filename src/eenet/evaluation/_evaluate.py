@@ -336,6 +336,8 @@ def evaluate(
         add("policy, held out" if fresh else "policy, fitted on these", "held_out", **_of(decisions))
         what = "Held-out cost" if fresh else "Cost on the samples that it was fitted on"
         notes.insert(0, f"{what}: {_spent(decisions, budget, scheduler.planned_cost, costs.unit)}")
+        if held_out.utility is not None and not decisions.abstained.all():
+            notes.insert(1, _against_last(scheduler, decisions, held_out.utility[-1]))
     back = [(row.kind.replace("_", "-"), row.handed_back) for row in rows if row.handed_back]
     if back and scheduler.policy.abstains_below is not None:
         shown = ", ".join(f"{share:.2%} of the {kind} samples" for kind, share in back)
@@ -382,6 +384,19 @@ def _of(decisions: Decisions) -> dict[str, Any]:
         "exit_shares": tuple(decisions.exit_shares.tolist()),
         "handed_back": decisions.handed_back,
     }
+
+
+def _against_last(scheduler: Scheduler, decisions: Decisions, last: Any) -> str:
+    """What the policy loses against the last exit on the same samples, beside what was promised of that."""
+    assert decisions.utility is not None, "the records have labels"
+    answered = ~decisions.abstained
+    mean, error = _mean(decisions.utility[answered].astype(np.float64) - last[answered])
+    said = f"Accuracy minus the last exit's, on the same samples: {100 * mean:+.2f} ± {100 * error:.2f} points"
+    if scheduler.max_accuracy_drop is None:
+        return f"{said}."
+    level = scheduler.guarantee
+    how = "promised on average over calibrations" if isinstance(level, str) else f"promised, {level:.3g} sure"
+    return f"{said}; at most {100 * scheduler.max_accuracy_drop:.2f} points of loss were {how}."
 
 
 def _spent(decisions: Decisions, budget: float, planned: float, unit: str) -> str:
