@@ -24,7 +24,6 @@ from eenet.errors import FileFormatError, InvalidInputError, OutOfSpaceError
 
 _ASIDE, _EARLIER = ".old", "earlier"
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL = (*_NO_SPACE, errno.EROFS)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how the errors of safetensors end that the system gave it
 _PICKLE = "a pickle or an archive"
 _ZIP = b"PK\x03\x04"
@@ -124,10 +123,16 @@ def atomic_folder(path: str | Path, *, marker: str, what: str) -> Iterator[Path]
         else:
             temporary.rename(target)
     except OSError as error:
-        if within and error.errno not in _FULL and not _is_about(error, (temporary or target, target)):
+        here = isinstance(error, OutOfSpaceError) and str(temporary) in str(error)
+        if here or error.errno in _NO_SPACE:  # named is the folder: the temporary one is gone when this is read
+            raise OutOfSpaceError(
+                f"cannot write {str(path)!r}: {os.strerror(error.errno or errno.ENOSPC)}; free some space, or choose "
+                "another place"
+            ) from error
+        if within and error.errno != errno.EROFS and not _is_about(error, (temporary or target, target)):
             raise  # of what was read meanwhile, such as the images of a data set
         raise InvalidInputError(
-            f"cannot write {str(path)!r}: {error.strerror or error}; choose a folder that is writable and has space"
+            f"cannot write {str(path)!r}: {error.strerror or error}; choose a folder that is writable"
         ) from error
     finally:
         if temporary is not None and temporary.exists():

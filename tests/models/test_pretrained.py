@@ -16,7 +16,7 @@ from torch import nn
 from zoo import images, tokens
 
 import eenet
-from eenet.errors import FileFormatError, InvalidInputError
+from eenet.errors import FileFormatError, InvalidInputError, OutOfSpaceError
 from eenet.models import ConvHead
 from networks import SmallConvNet
 
@@ -114,7 +114,7 @@ def test_a_model_of_hugging_face_says_itself_how_it_is_built(tmp_path: Path) -> 
 
 def test_a_disk_that_is_full_is_an_error_that_names_the_folder(tmp_path: Path) -> None:
     model = small()
-    with full_disk(2000), pytest.raises(InvalidInputError, match=r"cannot write '.*model'.*has space"):
+    with full_disk(2000), pytest.raises(OutOfSpaceError, match=r"cannot write '.*model'.*free some space"):
         model.save_pretrained(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
@@ -242,7 +242,8 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
     second = moved(small())
     with monkeypatch.context() as patched:
         patched.setattr(Path, "write_text", failing)
-        with pytest.raises(InvalidInputError, match="No space left on device; choose a folder"):
+        named = rf"cannot write '{re.escape(str(folder))}': No space left on device; free some space"
+        with pytest.raises(OutOfSpaceError, match=named):
             second.save_pretrained(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert_same(first, eenet.MultiExitModel.from_pretrained(folder, allow=ALLOW), X[:, :, :8, :8])

@@ -13,7 +13,7 @@ from files import npy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serving_toys import Gray, InProcess, Words, scripted_logits
+from serving_toys import Gray, InProcess, Spec, Words, scripted_logits
 
 from eenet.serving.engine import Limits
 
@@ -177,6 +177,24 @@ def test_numbers_that_fit_are_taken_as_they_are(servers: Servers, value: list[li
         assert not np.isfinite(expected).all() or np.asarray(value).dtype == np.object_ or abs(expected).max() > 2**62
     else:
         np.testing.assert_array_equal(arrays["x"], expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [([[1, 0]], [[True, False]]), ([[True, False]], [[True, False]]), ([[1, 2]], None), ([[1.0, 0.0]], None)],
+)
+def test_a_mask_may_be_of_zeros_and_ones(given: list[Any], taken: list[Any] | None) -> None:
+    server = InProcess(None, LIMITS, Spec("mask", "bool", ("batch", 2)))
+    inputs = {"x": scripted_logits([0], 3).tolist(), "mask": given}
+    try:
+        arrays = tried(server, "application/json", json.dumps({"inputs": inputs}).encode())
+    finally:
+        server.close()
+    if taken is None:
+        assert arrays is None
+    else:
+        assert arrays["mask"].dtype == np.bool_
+        assert arrays["mask"].tolist() == taken
 
 
 HEADERS = st.just("; boundary=x") | st.text() | st.text().map("; boundary=x; charset={}".format)

@@ -192,8 +192,9 @@ def serving(
 class InProcess:
     """The application of a server, called in this process and without sockets; `decoded` is what it made of a body."""
 
-    def __init__(self, preprocessing: Any, limits: Limits) -> None:
+    def __init__(self, preprocessing: Any, limits: Limits, *more: Spec) -> None:
         model = ToyModel(preprocessing, _Remembers(3, 2))
+        model.inputs += more
         options = ServerOptions(limits=limits, engine=EngineOptions(max_wait=0.0))
         self._backend = model.backend
         server: Any = make_server(model, options, controller=FixedBudget(model.scheduler))

@@ -395,6 +395,8 @@ def _array(value: Any, spec: InputSpec, words: bool) -> Array:
     if expected.kind != "b" and words and array.dtype.kind in "fiu":  # numpy takes true for 1 among numbers
         flat = np.asarray(value, dtype=np.object_).ravel()
         words = any(isinstance(one, bool) for one in flat)
+    if expected.kind == "b" and array.dtype.kind in "iu" and np.isin(array, (0, 1)).all():
+        array = array.astype(bool)  # a mask as tokenizers write it
     if array.dtype.kind not in {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[expected.kind] or (
         expected.kind != "b" and words and array.dtype.kind in "fiu"
     ):
