@@ -424,7 +424,7 @@ def test_a_batch_norm_without_weights_is_frozen_with_what_is_around_it(learns: b
     batches = [(x, torch.arange(48) % 3)]
     config = TrainConfig(epochs=2, accelerator="cpu", tensorboard=False, progress=False)
     train(model, batches, batches, config=config, out=tmp_path)
-    inner, outer = body[1].running_mean, network[0].running_mean
+    inner, outer = body.get_buffer("1.running_mean"), network.get_buffer("0.running_mean")
     assert torch.equal(inner, torch.zeros(8)), "all that is around it is frozen"
     assert torch.equal(outer, torch.zeros(4)) is not learns
     assert torch.equal(network.eval()(x), before) is not learns
