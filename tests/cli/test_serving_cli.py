@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -44,6 +45,30 @@ def test_a_bundle_is_served_by_one_command_and_stops_when_told(bundle: tuple[Pat
         assert httpx.put(f"{url}/budget", json={"budget": "50%"}).status_code == 403
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+
+
+def test_a_server_says_which_bundle_it_has_and_keeps_it(bundle: tuple[Path, Case], tmp_path: Path) -> None:
+    """Also where the folder is exchanged below it: the next server has the new one."""
+    from eenet.bundle import load
+
+    folder, case = bundle
+    served_here, replaced = tmp_path / "now", tmp_path / "before"
+    shutil.copytree(folder, served_here)
+    digest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["manifest_sha256"]
+    assert load(folder).manifest.digest == digest
+    with served(str(served_here), "--port", "0", "--budget", "50%") as (url, _):
+        served_here.rename(replaced)
+        case.export(served_here, class_names=[f"type {n}" for n in range(5)])
+        info, metrics = httpx.get(f"{url}/info").json(), httpx.get(f"{url}/metrics").text
+        assert (info["name"], info["digest"]) == ("now", digest)
+        assert f'eenet_bundle_info{{digest="{digest}",name="now"}} 1.0' in metrics
+        (images,) = case.arrays.values()
+        response = httpx.post(f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"})
+        assert response.json()["predictions"][0]["name"].startswith("kind ")
+    with served(str(served_here), "--port", "0") as (url, _):
+        info = httpx.get(f"{url}/info").json()
+        assert info["digest"] == load(served_here).manifest.digest != digest
+        assert info["class_names"][0] == "type 0"
 
 
 def test_the_budget_of_a_bundle_changes_while_it_runs(bundle: tuple[Path, Case]) -> None:

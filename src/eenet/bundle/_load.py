@@ -203,6 +203,8 @@ class LoadedBundle:
         data = self.manifest.data
         kept = ("backend", "eenet", "exits", "num_classes", "class_names", "task", "verified", "made_with")
         return {
+            "name": self.manifest.root.resolve().name,
+            "digest": self.manifest.digest,
             **{key: data[key] for key in kept},
             "budgets": [
                 {

@@ -92,6 +92,11 @@ class Manifest:
         return str(self.data["backend"])
 
     @property
+    def digest(self) -> str:
+        """The SHA-256 of the manifest, and so of the bundle: the manifest has the SHA-256 of every other file."""
+        return _checksum({key: value for key, value in self.data.items() if key != _CHECKSUM})
+
+    @property
     def num_exits(self) -> int:
         """K."""
         return len(self.stages)

@@ -25,10 +25,12 @@ _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 class Metrics:
     """Counters of one server, in a registry of their own; `recent` has them over time.
 
-    `waiting` gives the samples before each stage.
+    `waiting` gives the samples before each stage; `about` describes the model, with the name and digest of a bundle.
     """
 
-    def __init__(self, costs: ExitCosts, waiting: Callable[[], Sequence[int]]) -> None:
+    def __init__(
+        self, costs: ExitCosts, waiting: Callable[[], Sequence[int]], about: Mapping[str, Any] | None = None
+    ) -> None:
         client = require("prometheus_client", "serve")
         self._client = client
         self._costs = costs.values
@@ -45,6 +47,9 @@ class Metrics:
         def made(kind: Any, name: str, text: str, labels: Sequence[str] = (), **more: Any) -> Any:
             return kind(f"eenet_{name}", text, list(labels), registry=self._registry, **more)
 
+        if about is not None and "digest" in about:
+            which = made(client.Gauge, "bundle_info", "1, for the bundle that is served.", ["name", "digest"])
+            which.labels(about["name"], about["digest"]).set(1)
         self._requests = made(client.Counter, "requests", "Requests by HTTP status.", ["status"])
         self._seconds = made(
             client.Histogram, "request_seconds", "From the last byte of a request to its answer.", buckets=_SECONDS

@@ -330,7 +330,7 @@ class LocalService:
         self._engine = Engine(controller.policy, options)
         self._whole = WholeNetwork()
         self._workers = Workers(self._engine, model.backend, model.task, _Counts(self), count=workers)
-        self.metrics = Metrics(model.costs, lambda: self._workers.waiting)
+        self.metrics = Metrics(model.costs, lambda: self._workers.waiting, model.info)
 
     def start(self) -> None:
         """Start the workers."""

@@ -111,6 +111,10 @@ class Budgets(_Object):
 class Info(BaseModel):
     """What is served; bundles say more of themselves."""
 
+    name: str = Field(default="", description="Of its folder: of a bundle.")
+    digest: str = Field(
+        default="", description="The SHA-256 of all of it, manifest_sha256 in its manifest: of a bundle."
+    )
     kind: Literal["array", "image", "text"]
     num_exits: int
     num_classes: int

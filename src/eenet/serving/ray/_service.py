@@ -89,7 +89,7 @@ class RemoteService:
         self._inside = 0
         self._numbers = 0
         self._waiting = [0] * len(self._stages)
-        self.metrics = Metrics(model.costs, lambda: self._waiting)
+        self.metrics = Metrics(model.costs, lambda: self._waiting, model.info)
 
     def start(self) -> None:
         """Do nothing: the stages run already."""
