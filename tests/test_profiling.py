@@ -207,7 +207,10 @@ def test_a_spread_too_large_to_trust_warns() -> None:
         dict.fromkeys(("ms", "cpu_ms"), np.array([[0.9, 0.02]])),
         np.zeros((1, 2, 2)),
     )
-    with pytest.warns(ReliabilityWarning, match="vary by 90%.*quieter machine, or take unit cpu_ms"):
+    with pytest.warns(
+        ReliabilityWarning,
+        match="vary by 90%.*or take CPU times: unit='cpu_ms' in Python, --unit cpu_ms of `eenet fit`",
+    ):
         noisy.costs("ms", 1)
     with pytest.warns(ReliabilityWarning, match="quieter machine, or for longer"):
         noisy.costs("cpu_ms", 1)

@@ -82,7 +82,9 @@ def doubt(
     device
         What was measured on; the two clocks of a GPU's work say different things.
     """
-    way_out = "on a quieter machine, or for longer" if unit == "cpu_ms" else "on a quieter machine, or take unit cpu_ms"
+    way_out = "on a quieter machine, or " + (
+        "for longer" if unit == "cpu_ms" else "take CPU times: unit='cpu_ms' in Python, --unit cpu_ms of `eenet fit`"
+    )
     widest = float(max(spreads[unit][row], default=0.0))
     if widest > TRUSTED_SPREAD:
         return f"vary by {widest:.0%} between rounds; measure again {way_out}"

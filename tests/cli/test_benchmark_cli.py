@@ -44,6 +44,18 @@ def benchmark(*words: object, code: int = 0) -> Any:
     return run("benchmark", *words, "--seconds", 0, "--batch-size", 4, code=code)
 
 
+def test_batch_sizes_are_a_list_or_given_one_by_one(work: Path) -> None:
+    words = ("benchmark", f"plain:{work}/model", "--data", work / "data.npz", "--seconds", 0, "--json")
+    for given in (
+        ("--batch-sizes", "2,4"),
+        ("--batch-size", 4, "--batch-size", 2),
+        ("--batch-sizes=4", "--batch-size=2"),
+    ):
+        rows = json.loads(run(*words, "-", *given).stdout)["rows"]
+        assert [row["batch_size"] for row in rows] == [2, 4], given
+    assert "--batch-sizes '0': a batch has at least 1 sample" in refused(*words[:4], "--batch-sizes", 0)
+
+
 def test_a_saved_model_its_plain_network_and_a_function(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

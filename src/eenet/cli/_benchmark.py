@@ -26,6 +26,7 @@ from eenet.cli._data import (
     samples_in,
     table_labels,
 )
+from eenet.cli._inputs import sizes_of
 from eenet.cli._models import ModelFiles, current_folder_importable, function_at, load_saved, model_files
 from eenet.cli._options import Allow, Labels, Seconds, share
 from eenet.cli._trained import fit_beside, records_beside
@@ -56,8 +57,11 @@ def benchmark(
         str | None, typer.Option(help="The column of the inputs in a table.", show_default="a usual name, such as text")
     ] = None,
     labels: Labels = None,
-    batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Samples in a call; may be given again.", show_default="1, 32")
+    batch_sizes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--batch-sizes", "--batch-size", help="Samples in a call: a list; may be given again.", show_default="1,32"
+        ),
     ] = None,
     seconds: Seconds = 10.0,
     threads: Annotated[int, typer.Option(min=0, help="Threads for each system; 0 leaves them the choice.")] = 0,
@@ -110,7 +114,7 @@ def benchmark(
         eenet benchmark plain:model early=model+sched.safetensors@50%,70% small=mypackage:small_network
         --data test.npz --threads 1 --figure worth.png
 
-        eenet benchmark bundle --data photos --batch-size 1 --batch-size 8
+        eenet benchmark bundle --data photos --batch-sizes 1,8
 
         eenet benchmark digits exit0:digits exit1:digits
     """
@@ -135,7 +139,7 @@ def benchmark(
         result = run(
             made,
             samples,
-            batch_sizes=sorted(set(batch_size or (1, 32))),
+            batch_sizes=sizes_of(",".join(batch_sizes or ("1", "32"))),
             seconds=seconds,
             threads=threads or None,
             max_accuracy_drop=max_accuracy_drop,
