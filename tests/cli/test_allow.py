@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from commands import refused, run
 
 import eenet
+from eenet.errors import ReliabilityWarning
 from eenet.testing import toy_costs
 
 NETWORK = """
@@ -110,6 +112,23 @@ def test_export_says_the_option_and_takes_it(saved: Path) -> None:
     found = json.loads(run(*words, "--allow", SOURCE, "--json").stdout)
     assert found["backend"] == "torch"
     assert f"--allow {SOURCE}" in refused("serve", "bundle")
+
+
+def test_a_bundle_without_records_says_what_its_thresholds_cost_beside_its_budget(saved: Path) -> None:
+    words = ["export", "model", "--scheduler", "scheduler.safetensors", "--backend", "torch", "--allow", SOURCE]
+    words += ["--batch-sizes", "1", "--seconds", "0", "--out", "bundle"]
+    measured = ("profile", "bundle", "--batch-sizes", "1", "--seconds", 0, "--allow", SOURCE)
+    stays = "its thresholds are those of the fit, and the budget is what they cost here"
+    within = "its thresholds are those of the fit that cost most within the budget, "
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ReliabilityWarning)  # no budget is that large, and nothing is gained
+        for asked, said in (((), stays), (("--budget", "1000ms"), within)):
+            assert f"It carries no calibration records: {said}" in " ".join(run(*words, *asked).stdout.split())
+            shown = " ".join(run(*measured, *asked).stdout.split())
+            assert f"without calibration records: {said}" in shown
+        assert "its thresholds and its budget are those of the fit;" in " ".join(
+            run(*words, "--no-measure").stdout.split()
+        )
 
 
 def test_samples_of_an_export_are_named_as_those_of_collect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,15 @@ def new_table(title: str | None = None, *, left: Sequence[str], right: Sequence[
     return table
 
 
+def of_the_fit(costs: ExitCosts, budget: float, planned: float) -> str:
+    """What thresholds that were fitted to other costs have to do with a budget in these, without records to fit to."""
+    if planned < budget * (1 - 1e-9):
+        return (
+            f"its thresholds are those of the fit that cost most within the budget, {short(planned)} {costs.unit} here"
+        )
+    return "its thresholds are those of the fit, and the budget is what they cost here"
+
+
 def short(value: float) -> str:
     """A number of four digits."""
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"

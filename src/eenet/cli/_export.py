@@ -10,7 +10,7 @@ import typer
 
 from eenet._extras import require_extra
 from eenet._pretrained import find_model
-from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, short, side, steps
+from eenet.cli._console import if_stopped, new_table, note_no_gain, of_the_fit, output, print_json, short, side, steps
 from eenet.cli._data import call_of, names_in, opened, preprocessing_as, preprocessing_of, read_inputs
 from eenet.cli._inputs import read_predictions, sizes_of
 from eenet.cli._models import OR_FUNCTION, load_target, model_files
@@ -225,10 +225,17 @@ def show_costs(bundle: LoadedBundle) -> None:
         size = bundle.manifest.data["files"][bundle.manifest.data["records"]]["bytes"]
         labels = "" if records.utility is not None else ", no labels"
         console.print(f"It carries {len(records)} calibration records ({size / 1e6:.1f} MB{labels})")
+    elif bundle.manifest.data["profile"] is None:
+        console.print(
+            "It carries no calibration records: its thresholds and its budget are those of the fit; give --records, so "
+            "that it can be planned in other costs",
+            soft_wrap=True,
+        )
     else:
         console.print(
-            "It carries no calibration records: its thresholds are those of the fit, and the budget is what they cost; "
-            "give --records to plan it"
+            "It carries no calibration records: "
+            f"{of_the_fit(costs, scheduler.budget, scheduler.planned_cost)}; give --records to plan it",
+            soft_wrap=True,
         )
 
 

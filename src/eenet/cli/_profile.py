@@ -10,7 +10,17 @@ import typer
 from rich.table import Table
 
 from eenet._extras import require_extra
-from eenet.cli._console import if_stopped, new_table, note_no_gain, output, print_json, progress, short, steps
+from eenet.cli._console import (
+    if_stopped,
+    new_table,
+    note_no_gain,
+    of_the_fit,
+    output,
+    print_json,
+    progress,
+    short,
+    steps,
+)
 from eenet.cli._inputs import read_predictions, sizes_of
 from eenet.cli._models import current_folder_importable, load_target
 from eenet.cli._options import Allow, Backbone
@@ -250,7 +260,9 @@ def _show_bundle(data: dict[str, Any]) -> None:
     columns = {"before": lambda row, k: old[k] if row == at else None}
     console.print(_table(data, "cost per sample of the whole way to each exit, as the policy runs", columns))
     console.print(f"{plan['costs_from']}; the plain network is {data['plain_is']}", soft_wrap=True)
-    how = "planned with its calibration records" if plan["fitted_to_records"] else "what its thresholds cost here"
+    how = "planned with its calibration records"
+    if not plan["fitted_to_records"]:
+        how = f"without calibration records: {of_the_fit(costs, plan['budget'], plan['planned_cost'])}"
     console.print(f"budget {costs.in_words(plan['budget'])}, {how}", soft_wrap=True)
     note_no_gain(costs)
     if plan["written"]:
