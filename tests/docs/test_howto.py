@@ -32,11 +32,18 @@ def test_the_snippets_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": page.name}
     monkeypatch.syspath_prepend(tmp_path)
-    known = mock.patch.dict(sys.modules), mock.patch.dict(SCHEDULERS), mock.patch.dict(SCORES)
-    with torch.random.fork_rng(devices=[]), known[0], known[1], known[2]:  # what a page registers is forgotten
-        for block in code:
-            file = re.match(r"# (\w+\.py)\n", block)
-            if file is not None:
-                Path(file[1]).write_text(block, encoding="utf-8")
-                continue
-            exec(compile(block, str(page), "exec"), names)
+    known = mock.patch.dict(SCHEDULERS), mock.patch.dict(SCORES)
+    written: list[str] = []
+    with torch.random.fork_rng(devices=[]), known[0], known[1]:  # what a page registers is forgotten
+        try:
+            for block in code:
+                file = re.match(r"# (\w+)\.py\n", block)
+                if file is not None:
+                    Path(f"{file[1]}.py").write_text(block, encoding="utf-8")
+                    written.append(file[1])
+                    continue
+                exec(compile(block, str(page), "exec"), names)
+        finally:
+            # Its own modules alone: parts of torch cannot be imported twice.
+            for module in written:
+                sys.modules.pop(module, None)
