@@ -286,7 +286,9 @@ def test_of_a_recurrent_network_the_way_out_is_zeros_for_padding(dtype: torch.dt
     """Its first token has seen one step: `pool="first"` would keep padding out, and the sequence with it."""
     example = {"x": torch.randn(2, 9, 3), "mask": torch.ones(2, 9, dtype=dtype)}
     with pytest.warns(ReliabilityWarning, match=r"output \* mask.unsqueeze\(-1\)") as warned:
-        eenet.attach(Masked().eval(), ["first"], example=example)
+        (head,) = eenet.attach(Masked().eval(), ["first"], example=example).heads
+    assert isinstance(head, TokenHead)
+    assert head.pool == "last", "whole numbers that are a mask make no text of it"
     assert "such as TokenHead(pool='first')" not in str(warned[0].message)
     steps = {"x": {1: "time"}, "mask": {1: "time"}}
     model = eenet.attach(Masked().eval(), ["zeroed"], example=example, dynamic=steps).eval()

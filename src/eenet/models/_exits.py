@@ -110,7 +110,10 @@ class _Observation:
         self._masks = [place for place, t in enumerate(self._inputs) if _is_mask(t)]
         # Padding in the example hides what the network does with tokens.
         self._unpadded = tuple(torch.ones_like(t) if n in self._masks else t for n, t in enumerate(self._inputs))
-        self._text = any(not t.is_floating_point() and t.dtype != torch.bool for t in self._inputs)
+        self._text = any(
+            not t.is_floating_point() and t.dtype != torch.bool and n not in self._masks
+            for n, t in enumerate(self._inputs)
+        )
         self.shapes = [_batch_first(stage.outputs[stage.feature_index or 0]) for stage in self._early]
         self.features = list(features)
 
