@@ -107,11 +107,16 @@ def test_an_unknown_name_is_no_private_api() -> None:
         _ = _compat.nothing
 
 
-def test_the_hint_of_fabric_about_precision(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_hint_of_fabric_about_precision(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = import_or_skip("lightning_fabric.accelerators.cuda")
     todo = "Fabric gives its hint in other words or by another logger: correct `no_precision_hint`, or remove it"
     gpu = {"is_available": True, "get_device_capability": (9, 0), "get_device_name": "a GPU"}
     caplog.set_level(logging.INFO)
+    for name in ("lightning_fabric", "lightning.fabric", "lightning.pytorch", "pytorch_lightning"):
+        for logger in map(logging.getLogger, (name, f"{name}.utilities", f"{name}.utilities.rank_zero")):
+            # Whatever a library did to loggers that were there when it configured its own.
+            for attribute, value in (("disabled", False), ("propagate", True), ("level", logging.NOTSET)):
+                monkeypatch.setattr(logger, attribute, value)
     for within, logged in ((contextlib.nullcontext(), 1), (_compat.no_precision_hint(), 0)):
         caplog.clear()
         cuda._check_cuda_matmul_precision.cache_clear()

@@ -138,7 +138,7 @@ def test_other_columns_and_formats_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"columns \['review', 'label'\], expected 'sentence' for the text"):
         texts("sst2", tmp_path / "a")
     files.write_parquet(tmp_path / "b" / "train.parquet", {"text": [3], "label": [1]})
-    with pytest.raises(InvalidInputError, match="column 'text' holds int in row 0, expected strings"):
+    with pytest.raises(InvalidInputError, match="column 'text' holds an int in row 0, expected strings"):
         texts("ag_news", tmp_path / "b")
     files.write_glue(tmp_path / "c" / "train.tsv", ["text", "score"], [["good", "1"]])
     with pytest.raises(InvalidInputError, match=r"starts with the columns \['text', 'score'\], expected a header with"):
@@ -243,7 +243,7 @@ def test_a_collator_that_cannot_work_is_refused(tokenizer: Any) -> None:
         TextCollator(tokenizer, 2)
     with pytest.raises(InvalidInputError, match="multiple_of is 0"):
         TextCollator(tokenizer, 8, multiple_of=0)
-    with pytest.raises(InvalidInputError, match="text 1 of the batch is int, expected str"):
+    with pytest.raises(InvalidInputError, match="text 1 of the batch is an int, expected a string"):
         TextCollator(tokenizer, 8)([("a", 0), (3, 1)])  # type: ignore[list-item]
 
 

@@ -140,7 +140,7 @@ def test_a_budget_that_cannot_be_met_is_left_out_and_said(made: tuple[Path, str]
 
 def test_notes_say_what_is_unwelcome(made: tuple[Path, str]) -> None:
     printed = " ".join(made[1].split())
-    assert "cost table" in printed
+    assert "which takes longer for each" in printed
     assert "overspent" in printed
     assert "Every sample left at the exit that the replay" in printed
 

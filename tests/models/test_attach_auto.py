@@ -102,6 +102,27 @@ def test_a_named_exit_that_has_seen_one_small_input_of_several_is_warned_of(name
     eenet.attach(OfSensor().eval(), [name], example=x, heads=[nn.Linear(width, 5)])  # made for it: nothing is said
 
 
+class LateMask(nn.Module):
+    """A text whose mask comes in after the first exit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.deep, self.top = nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        steps = self.deep(self.embed(tokens)) * mask.unsqueeze(-1)
+        logits: torch.Tensor = self.top(steps.sum(1))
+        return logits
+
+
+def test_a_mask_is_no_input_that_an_exit_has_to_have_seen() -> None:
+    x = {"tokens": torch.randint(20, (2, 6)), "mask": torch.ones(2, 6, dtype=torch.int64)}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        eenet.attach(LateMask().eval(), ["deep"], example=x)
+    assert not [one for one in said if "has seen" in str(one.message)]
+
+
 def test_of_exits_that_do_not_all_pay_as_many_stay_as_can() -> None:
     def placed(*places: tuple[float, float]) -> list[Placed]:
         return [Placed(f"{share}", share, head) for share, head in places]

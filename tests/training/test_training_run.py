@@ -273,7 +273,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"a CornerNet, expected a MultiExitModel.*eenet\.attach"):
         train(CornerNet(), train_loader, validation, config=QUICK, out=tmp_path)  # type: ignore[arg-type]
     for options, message in (
-        ({"config": {"epochs": 1}}, r"config is {'epochs': 1}, a dict; expected a TrainConfig, such as TrainConfig\("),
+        ({"config": {"epochs": 1}}, r"config is a dict, expected a TrainConfig, such as TrainConfig\("),
         ({"costs": 3}, "costs is an int, expected what eenet.profile gives"),
         ({"out": None}, "out is None, expected the folder that the run is written to"),
     ):

@@ -107,7 +107,7 @@ class _Observation:
         self._inputs = staged.flatten_inputs(*args, **kwargs)
         self._generator = torch.Generator().manual_seed(0)
         self._image = next((t.shape[2:] for t in self._inputs if _is_image(t)), None)
-        self._masks = [place for place, t in enumerate(self._inputs) if _is_mask(t)]
+        self._masks = [place for place, t in enumerate(self._inputs) if is_mask(t)]
         # Padding in the example hides what the network does with tokens.
         self._unpadded = tuple(torch.ones_like(t) if n in self._masks else t for n, t in enumerate(self._inputs))
         self._text = any(
@@ -383,7 +383,7 @@ def _is_image(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_floating_point()
 
 
-def _is_mask(tensor: Tensor) -> bool:
+def is_mask(tensor: Tensor) -> bool:
     """Whether an input may say which steps are padding: (N, T), of zeros and ones with at least one of them."""
     return tensor.ndim == 2 and not tensor.is_floating_point() and tensor.shape[1] > 1 and int(tensor.max()) == 1
 

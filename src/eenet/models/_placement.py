@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from eenet._timing import in_turns, timed, waiting_for
 from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.models._exits import is_mask
 from eenet.models._io import inferring
 from eenet.stages import Dynamic, Example, SplitPoint, StagedModel, seen_at_exits, split_points
 
@@ -85,9 +86,10 @@ def place_exits(
 
 
 def warn_of_unseen(staged: StagedModel) -> None:
-    """Warn of named exits at places that `place_exits` leaves out, since they have seen too little of the inputs."""
+    """Warn of named exits at places that have seen too little of the inputs; a mask, which says no more, is none."""
     args, kwargs = staged.example
-    sizes = [tensor[0].numel() if tensor.ndim else 0 for tensor in staged.flatten_inputs(*args, **kwargs)]
+    inputs = staged.flatten_inputs(*args, **kwargs)
+    sizes = [tensor[0].numel() if tensor.ndim and not is_mask(tensor) else 0 for tensor in inputs]
     for name, sees in zip(staged.at, seen_at_exits(staged.inference_stages, sizes), strict=True):
         if sees <= _SEES:
             warn(
