@@ -115,7 +115,8 @@ def test_the_hint_of_fabric_about_precision(caplog: pytest.LogCaptureFixture, mo
     for name in ("lightning_fabric", "lightning.fabric", "lightning.pytorch", "pytorch_lightning"):
         for logger in map(logging.getLogger, (name, f"{name}.utilities", f"{name}.utilities.rank_zero")):
             # Whatever a library did to loggers that were there when it configured its own.
-            for attribute, value in (("disabled", False), ("propagate", True), ("level", logging.NOTSET)):
+            quiet: tuple[tuple[str, Any], ...] = (("disabled", False), ("propagate", True), ("level", logging.NOTSET))
+            for attribute, value in quiet:
                 monkeypatch.setattr(logger, attribute, value)
     for within, logged in ((contextlib.nullcontext(), 1), (_compat.no_precision_hint(), 0)):
         caplog.clear()
