@@ -383,6 +383,19 @@ def test_an_exit_that_a_scheduler_does_not_look_at_lets_no_sample_leave_in_runs(
         assert [samples[k + 1] < samples[k] or samples[k] == 1 for k in range(2)] == observed
 
 
+def test_where_a_scheduler_looks_at_no_early_exit_the_runs_are_of_all_exits() -> None:
+    """They are what other policies are fitted in: from full batches alone the few that are left would cost as much."""
+    model = conv_model(1)
+    x = torch.randn(64, 3, 8, 8)
+    scheduler = eenet.Static(2).fit(eenet.collect(model, [x]), eenet.ExitCosts([1.0, 2.0, 3.0]))
+    assert not any(scheduler.policy.observes(k) for k in range(2))
+    found = eenet.profile(model, x, unit="cpu_ms", batch_size=8, scheduler=scheduler, seconds=0.05)
+    assert [samples for samples, _ in found.runs] == [
+        samples for samples, _ in eenet.profile(model, x, unit="cpu_ms", batch_size=8, seconds=0.05).runs
+    ]
+    assert min(samples[-1] for samples, _ in found.runs) == 1
+
+
 def test_early_exits_that_cost_more_than_the_plain_network_are_named() -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     large = nn.Sequential(nn.Linear(8, 50), nn.Linear(50, 3))

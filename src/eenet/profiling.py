@@ -35,6 +35,7 @@ from eenet.runtime._adaptive import TENSORS
 from eenet.runtime._batch_runs import BatchRuns
 from eenet.runtime._loop import decide
 from eenet.scheduler import DecisionState, ExitHistory, Scheduler, ThresholdPolicy
+from eenet.scheduler._forced import at_every_exit
 from eenet.scheduler._policy import score_class
 from eenet.stages import Example, arguments_of, walk
 from eenet.tasks import Task
@@ -278,7 +279,9 @@ def measure(
             steps = _steps(model, inputs, size, policy)
             batches = None
             if size > 1 and not full_batches and device.type != "meta":
-                batches = BatchRuns(model, inputs, size, policy)
+                # Of one that looks at no early exit, and so lets no sample exit, the runs would say nothing.
+                looks = any(policy.observes(k) for k in range(model.num_exits - 1))
+                batches = BatchRuns(model, inputs, size, policy if looks else at_every_exit(policy))
             wall, cpu = _time_rounds(steps, batches, _call(network, model, inputs, size), device, seconds)
             for unit, (times, took, alone) in (("ms", wall), ("cpu_ms", cpu)):
                 cumulative = times.sum(axis=2).cumsum(axis=1) / size
@@ -324,7 +327,7 @@ def _max_probability(model: MultiExitModel) -> ThresholdPolicy:
     """The policy whose decisions are measured where no scheduler is given: it looks at every exit."""
     early = model.num_exits - 1
     score = score_class("max_prob")()
-    return ThresholdPolicy(score, np.full(early, np.inf), np.ones(early, dtype=np.bool_), model.num_classes)
+    return at_every_exit(ThresholdPolicy(score, np.zeros(early), np.ones(early, dtype=np.bool_), model.num_classes))
 
 
 def _steps(

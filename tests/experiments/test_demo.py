@@ -119,6 +119,9 @@ def test_each_policy_is_fitted_in_the_costs_of_runs_in_which_samples_exit_as_it_
     folder, _ = made
     found, calibration = json_of(folder, "costs.json"), eenet.ExitRecords.load(folder / "calibration.safetensors")
     assert (found["batch_sizes"], [bool(runs) for runs in found["runs"]["ms"]]) == ([1, 32], [False, True])
+    stages = list(zip(*(samples for samples, _ in found["runs"]["ms"][1]), strict=True))
+    assert set(stages[0]) == {32}
+    assert max(map(min, stages[1:])) <= 4, "the stages after exits run on few samples too"
     costs = eenet.ExitCosts.from_dict(json_of(folder)["costs"])
     np.testing.assert_allclose(costs.values, found["costs"]["ms"][1])
     np.testing.assert_allclose(costs.values, costs.at_shares([1 / 3] * 3).values)

@@ -25,6 +25,12 @@ def forced(policy: ThresholdPolicy, exiting: Sequence[int], observed: Sequence[b
     return ThresholdPolicy(score, np.full(len(on), 0.5), on, policy.num_classes)
 
 
+def at_every_exit(policy: ThresholdPolicy) -> ThresholdPolicy:
+    """A policy with the score of another one that looks at all exits, and at none lets a sample exit."""
+    early = len(policy.enabled)
+    return ThresholdPolicy(policy.score, np.full(early, np.inf), np.ones(early, dtype=np.bool_), policy.num_classes)
+
+
 def scheduler_of(policy: ThresholdPolicy) -> Scheduler:
     """A scheduler that was fitted to nothing and decides by a policy."""
     costs = ExitCosts(np.arange(1, policy.num_exits + 1))

@@ -50,6 +50,7 @@ from eenet.preprocessing import ImagePreprocessing
 from eenet.profiling import fingerprint, measure
 from eenet.records import ExitRecords
 from eenet.scheduler import EENet, Scheduler, Static, load_scheduler
+from eenet.scheduler._forced import at_every_exit, scheduler_of
 from eenet.training import reestimate_batch_norm, train, training_device
 from eenet.training._shares import is_first_process
 
@@ -411,11 +412,12 @@ class _Run:
         data, model, settings = self._read_data(), self._read_model(), self.recipe.profile
         example, scheduler = data.typical(), None
         if settings.scheduler:
-            # There must be a scheduler to time its steps; the budget it was fitted to makes no difference to them.
+            # There must be a scheduler to time its steps, at all exits: all policies are fitted in these costs.
             flops = measure(model, example, batch_sizes=(1,), seconds=0).costs("flops", 1)
             calibration = ExitRecords.load(self.work / CALIBRATION)
-            scheduler = EENet(seed=self.recipe.seed, turns=1, target="right", weight_decay=1e-4)
-            scheduler.fit(calibration, flops, budget=float(flops[-1]))
+            fitted = EENet(seed=self.recipe.seed, turns=1, target="right", weight_decay=1e-4)
+            fitted.fit(calibration, flops, budget=float(flops[-1]), fallback=False)
+            scheduler = scheduler_of(at_every_exit(fitted.policy))
         with self._bars() as bars:
             update = bars.task("  batch sizes", len(settings.batch_sizes))
             done = itertools.count(1)
