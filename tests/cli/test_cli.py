@@ -702,12 +702,3 @@ class TestFrontPage:
 
     def test_unknown_command_is_exit_code_2(self) -> None:
         run("nonsense", code=2)
-
-
-def test_a_command_that_is_stopped_within_code_from_text_has_its_own_exit_code(tmp_path: Path) -> None:
-    """Python ends a module by SIGINT then, whatever exit code it chose."""
-    (tmp_path / "stops.py").write_text("def network():\n    exec('raise KeyboardInterrupt')\n", encoding="utf-8")
-    command = [sys.executable, "-m", "eenet", "profile", "stops:network"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 130, done.stderr
-    assert "error: stopped, nothing was half written" in done.stderr

@@ -20,7 +20,6 @@ from eenet.cli._benchmark import benchmark
 from eenet.cli._collect import collect
 from eenet.cli._compare import compare
 from eenet.cli._console import (
-    ended_by_sigterm,
     output,
     print_json,
     settings,
@@ -39,6 +38,7 @@ from eenet.cli._recipes import demo, reproduce, train
 from eenet.cli._report import report
 from eenet.cli._search import search
 from eenet.cli._serve import serve
+from eenet.cli._signals import stopped_by_signals
 from eenet.cli._ui import ui
 from eenet.errors import EENetError, InvalidInputError, ReliabilityWarning
 
@@ -115,7 +115,7 @@ class _Group(TyperGroup):
             warnings.catch_warnings(),
             settings(quiet=bool(ctx.params.get("quiet"))) as chosen,
             shown_logs(logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING),
-            ended_by_sigterm(chosen),
+            stopped_by_signals(chosen.stop_with),
         ):
             _show_reliability_warnings()
             try:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,14 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from eenet._progress import EVERY, Bars, duration, nothing_by_itself
+from eenet.cli._signals import INTERRUPTED
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from eenet.bundle import LoadedBundle
     from eenet.costs import ExitCosts
-
-INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes of a command that Ctrl-C or SIGTERM stopped."""
 
 _PATIENCE = 2.0  # seconds before a command says what it is waiting for
 
@@ -45,6 +40,10 @@ class Settings:
     quiet: bool = False
     if_stopped: str = "give the same command again"
     stopped_code: int = INTERRUPTED
+
+    def stop_with(self, code: int) -> None:
+        """Take this exit code where the command is stopped."""
+        self.stopped_code = code
 
 
 _settings: ContextVar[Settings] = ContextVar("settings")
@@ -61,33 +60,6 @@ def settings(*, quiet: bool) -> Iterator[Settings]:
             yield chosen
     finally:
         _settings.reset(token)
-
-
-@contextmanager
-def ended_by_sigterm(chosen: Settings) -> Iterator[None]:
-    """Within the block SIGTERM ends the command as Ctrl-C does, so that nothing half written is left; a second at once.
-
-    Commands that serve have handlers of their own. Where SIGTERM is ignored, or the program that runs the command has a
-    handler, it stays so.
-    """
-    main = threading.current_thread() is threading.main_thread()  # which alone may set handlers
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    command = os.getpid()
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        if os.getpid() != command:  # a process that was forked, and has nothing to clean up
-            signal.raise_signal(number)
-        chosen.stopped_code = TERMINATED
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def if_stopped(words: str) -> None:
