@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import eenet
 from eenet.cli import app
+from eenet.errors import MissingExtraError
 from eenet.testing import toy_logits, toy_records
 
 COSTS = "1,2,3"
@@ -702,3 +703,10 @@ class TestFrontPage:
 
     def test_unknown_command_is_exit_code_2(self) -> None:
         run("nonsense", code=2)
+
+
+def test_a_report_without_plotly_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly", None)  # as where it is not installed
+    assert "a report needs plotly, which is not installed" in refused("report", "missing.npz", "--costs", "1,2,3")
+    with pytest.raises(MissingExtraError, match="a report needs plotly"):
+        eenet.report("missing", out="page.html")

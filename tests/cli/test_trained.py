@@ -170,6 +170,8 @@ def test_what_is_left_of_a_run_is_taken_as_a_folder(work: Path) -> None:
         ("export", "digit", "--out", "bundle"),
         ("profile", "digit"),
         ("benchmark", "digit"),
+        ("fit", "digit", "--budget", "60%"),
+        ("compare", "digit"),
         ("collect", "digit", "--data", "photos", "--out", "r.npz"),
     ],
     ids=lambda words: words[0],
@@ -251,10 +253,6 @@ def test_a_saved_model_of_the_name_is_meant_without_its_records_too(
     assert eenet.from_pretrained("digits").exit_names
 
 
-if __name__ == "__main__":
-    write_page()
-
-
 def test_the_records_and_costs_of_a_trained_model_are_known_by_its_name(tmp_path: Path) -> None:
     beside = RESULTS / "digits" / "model"
     saved = tmp_path / "scheduler.safetensors"
@@ -278,3 +276,7 @@ def test_the_records_and_costs_of_a_trained_model_are_known_by_its_name(tmp_path
     assert again["differences"] == compared["differences"], "a folder is read as the name is"
     other = run("compare", "digits", "--costs", "0.1,2,3", *words[2:]).stdout
     assert json.loads(other)["costs"]["values"] == [0.1, 2, 3], "costs that are given are taken"
+
+
+if __name__ == "__main__":
+    write_page()

@@ -98,10 +98,16 @@ def file_beside(target: Path, name: str) -> Path | None:
 
 def records_of(targets: Sequence[Path], costs: Sequence[str] | None, part: str) -> tuple[list[Path], list[str] | None]:
     """Files of records, with trained models replaced by their records of that part, and what the exits of one cost."""
-    paths = [file_beside(target, f"{part}.safetensors") or target for target in targets]
+    paths = [_records_or_file(target, part) for target in targets]
     known = file_beside(targets[0], "metrics.json") if len(targets) == 1 and paths[0] != targets[0] else None
     given = [] if known is None else [str(known)]
     return paths, list(costs or given) or None
+
+
+def _records_or_file(target: Path, part: str) -> Path:
+    if not target.suffix and not target.exists():
+        find_model(target, expected=", and no file of predictions")
+    return file_beside(target, f"{part}.safetensors") or target
 
 
 def load_target(target: str, *, allow: Sequence[str] = (), backbone: str | None = None) -> tuple[MultiExitModel, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from eenet._extras import require
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, steps
 from eenet.cli._options import CostsBatchSize, JudgedByLast, Unit, read_share
@@ -122,6 +123,9 @@ def report(
     """
     from eenet.reporting import report as make
 
+    require("plotly.offline", "report", "a report")  # now, and not when all is computed
+    if figures is not None:
+        require("matplotlib.figure", "report", "a figure")
     results = [_named(path) for path in results]
     given = {
         "scheduler": scheduler, "methods": methods, "calibration": calibration, "costs": costs, "plain": plain,

@@ -20,7 +20,7 @@ def page_of(data: dict[str, Any]) -> str:
 
     The data and Plotly are compressed and in base64, so that nothing in them can end the element that holds them.
     """
-    plotly = require("plotly.offline", "report", "a report").get_plotlyjs()
+    plotly = require_plotly().get_plotlyjs()
     parts = {
         # The name of a folder may have bytes that are no text.
         "TITLE": html.escape(data["title"].encode("utf-8", "replace").decode("utf-8")),
@@ -30,6 +30,11 @@ def page_of(data: dict[str, Any]) -> str:
         "SCRIPT": _text("page.js"),
     }
     return re.sub("@@([A-Z]+)@@", lambda found: parts[found[1]], _text("page.html"))
+
+
+def require_plotly() -> Any:
+    """The module that has plotly's script; raises `MissingExtraError` where it is not installed."""
+    return require("plotly.offline", "report", "a report")
 
 
 def packed(text: str) -> str:

@@ -20,7 +20,7 @@ from eenet.errors import EENetError, FileFormatError, InvalidInputError, kind_of
 from eenet.records import ExitRecords
 from eenet.reporting._frontier import score_label, standing
 from eenet.reporting._leaving import scheduler_styles
-from eenet.reporting._page import page_of
+from eenet.reporting._page import page_of, require_plotly
 from eenet.reporting._replays import GRID, Replays, replay_all
 from eenet.reporting._runs import Run, make_run, read_folder
 from eenet.reporting._samples import samples_of
@@ -192,6 +192,8 @@ def report(
     if draws < 0:
         raise InvalidInputError(f"draws is {draws}, expected 0 or more")
     require_progress(progress)
+    if out is not None:
+        require_plotly()  # now, and not when all is computed
     say: Callable[[str], None] = progress or (lambda _: None)
     runs: list[Run] = []
     measured: dict[str, list[Mapping[str, Any]]] = {kind: [] for kind in _KINDS}
