@@ -40,7 +40,7 @@ def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_command_has_json_and_says_what_else_it_takes(command: str) -> None:
     shown = run(command, "--help").stdout
     assert "--json" in shown
-    assert "Every command takes --quiet, --verbose and --debug" in " ".join(shown.split())
+    assert "Every command takes --quiet, --verbose, --debug and --import" in " ".join(shown.split())
 
 
 def test_quiet_prints_nothing_but_what_was_asked_for(records: str) -> None:

@@ -219,9 +219,24 @@ def test_what_other_processes_cannot_be_given_is_refused_by_name() -> None:
         compare(toy_records(60), COSTS, ["nonsense"], BUDGETS)
 
 
+def test_a_script_that_each_process_runs_again_is_told_so(tmp_path: Path) -> None:
+    """The processes end before they read their arguments, which are more than a pipe holds."""
+    script = """
+        from eenet.evaluation import compare
+        from eenet.testing import toy_costs, toy_records
+        compare(toy_records(20_000), toy_costs(), ["max_prob", "entropy"], [1.5], resplits=2, jobs=2)
+        """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 1
+    assert "outside of `if __name__ == '__main__':`" in done.stderr
+
+
 def test_a_killed_process_is_said_and_finished_work_is_kept(tmp_path: Path) -> None:
     schedulers = {"max": MaxProbability, "patience": Patience, "killed": killed}
-    with pytest.raises(InvalidInputError, match="a process of the comparison was killed"):
+    with pytest.raises(InvalidInputError, match="a process of the comparison ended: perhaps it was killed"):
         compare(toy_records(60), COSTS, schedulers, BUDGETS, resplits=1, jobs=2, out=tmp_path)
     found = compare(
         toy_records(60), COSTS, {"max": MaxProbability, "patience": Patience}, BUDGETS, resplits=1, out=tmp_path

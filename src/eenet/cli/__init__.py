@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,7 @@ from eenet.cli._console import (
 from eenet.cli._doctor import doctor
 from eenet.cli._export import export
 from eenet.cli._fit import evaluate, fit
+from eenet.cli._models import current_folder_importable, module_at
 from eenet.cli._options import Json
 from eenet.cli._plan import plan
 from eenet.cli._predict import predict
@@ -60,13 +62,14 @@ Examples:
     eenet compare predictions.npz --prefix val_ --budgets 8
 
 Every command takes `--json` for machines; and anywhere on the line `--quiet`, for no table, progress and notes,
-`--verbose`, to see what the library chooses, and `--debug`, for that in full and the traceback of an error. Errors are
-one line and exit code 2. A command that is stopped by Ctrl-C says how to go on; its exit code is 130, and
-143 where SIGTERM stopped it.
+`--verbose`, to see what the library chooses, `--debug`, for that in full and the traceback of an error, and
+`--import MODULE`, for scores and schedulers of your own. Errors are one line and exit code 2. A command that is stopped
+by Ctrl-C says how to go on; its exit code is 130, and 143 where SIGTERM stopped it.
 """
 
-_EVERYWHERE = "Every command takes --quiet, --verbose and --debug as well: eenet --help."
+_EVERYWHERE = "Every command takes --quiet, --verbose, --debug and --import as well: eenet --help."
 _ANYWHERE = ("--debug", "--verbose", "--quiet", "-q")
+_IMPORT = "--import"
 _JSON_FILE = ("benchmark", "report")
 _WRITTEN = ("out", "json_file")  # the options that name a file to write
 _LIBRARIES = ("torch", "numpy", "safetensors", "matplotlib", "mlxtend")
@@ -102,11 +105,16 @@ class _Group(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options = args[: args.index("--")] if "--" in args else args
-        moved = [word for word in _ANYWHERE if word in options]
-        rest = [word for word in options if word not in _ANYWHERE] + args[len(options) :]
+        moved, rest, words = list[str](), list[str](), iter(options)
+        for word in words:
+            place = moved if word in _ANYWHERE or word.partition("=")[0] == _IMPORT else rest
+            place += [word, *islice(words, int(word == _IMPORT))]
+        rest += args[len(options) :]
         if not rest:
             return super().parse_args(ctx, args)
         with _one_line_for_wrong_usage(ctx):
+            if moved[-1:] == [_IMPORT]:
+                raise typer.BadParameter(f"{_IMPORT} is the last word; give the name of a module after it")
             return super().parse_args(ctx, [*moved, *_json_without_a_file(rest)])
 
     def invoke(self, ctx: Any) -> Any:
@@ -119,6 +127,10 @@ class _Group(TyperGroup):
         ):
             _show_reliability_warnings()
             try:
+                if modules := ctx.params.get("modules"):
+                    ctx.with_resource(current_folder_importable())  # also of processes that the command starts
+                    for name in modules:
+                        module_at(name, name, "the name of a module")
                 with _one_line_for_wrong_usage(ctx):
                     return super().invoke(ctx)
             except EENetError as error:
@@ -227,6 +239,10 @@ def common(
     debug: Annotated[
         bool, typer.Option("--debug", help="Show the log in full, and the traceback of an error.")
     ] = False,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option(_IMPORT, metavar="MODULE", help="Import a module that defines scores or schedulers of your own."),
+    ] = None,
     show_version: Annotated[
         bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
     ] = False,

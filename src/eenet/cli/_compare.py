@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eenet.cli._console import as_share, if_stopped, output, part_width, print_json, progress, show_warning
-from eenet.cli._options import Costs, CostsBatchSize, Json, JudgedByLast, Plain, Prefix, Unit, share
+from eenet.cli._options import (
+    Costs,
+    CostsBatchSize,
+    Json,
+    JudgedByLast,
+    Plain,
+    Prefix,
+    Unit,
+    known_method,
+    one_of,
+    share,
+)
 from eenet.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -90,7 +100,7 @@ def compare(
     predictions, costs = records_of(predictions, costs, "calibration")
     records, in_files, counts = read_members(predictions, prefix, judged_by_last=judged_by_last)
     names = _methods(methods, records)
-    against = _known(reference, names, "--reference") if reference else names[0]
+    against = one_of(names, reference, "--reference") if reference else names[0]
     table = read_member_costs(costs, unit, batch_size, in_files, counts, plain)
     fresh = read_members(held_out, held_out_prefix, judged_by_last=judged_by_last)[0] if held_out else None
     amounts = _budgets(budgets, table)
@@ -137,18 +147,10 @@ def _methods(text: str, records: ExitRecords) -> list[str]:
                 f"{', '.join(votes)}; give one file of eenet collect, of the cascade or the model with these exits"
             )
         return [name for name in made if name not in (*parts, *votes)]
-    names = [_known(word.strip(), list(SCHEDULERS), "--methods") for word in text.split(",")]
+    names = [known_method(word.strip(), "--methods") for word in text.split(",")]
     if len(set(names)) < len(names):
         raise InvalidInputError(f"--methods {text} names a method twice; give each once")
     return names
-
-
-def _known(name: str, names: list[str], option: str) -> str:
-    if name not in names:
-        near = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InvalidInputError(f"{option} {name!r} is not known; {hint}choose from {', '.join(names)}")
-    return name
 
 
 def _budgets(text: str, costs: ExitCosts) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import suppress
 from dataclasses import replace
 from itertools import accumulate
@@ -21,6 +20,7 @@ from eenet.cli._options import (
     Predictions,
     Prefix,
     Unit,
+    known_method,
     read_share,
     share,
 )
@@ -187,14 +187,7 @@ def scheduler_of(method: str, seed: int) -> Scheduler:
     """The method of this name, not fitted."""
     from eenet.scheduler import SCHEDULERS
 
-    if method not in SCHEDULERS:
-        near = difflib.get_close_matches(method.lower(), SCHEDULERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InvalidInputError(
-            f"--method {method!r} is not known; {hint}choose from {', '.join(SCHEDULERS)}; a "
-            "method of your own is fitted in Python, where its module is imported"
-        )
-    scheduler = SCHEDULERS[method]()
+    scheduler = SCHEDULERS[known_method(method, "--method")]()
     return scheduler.set_params(seed=seed) if "seed" in scheduler.get_params() else scheduler
 
 

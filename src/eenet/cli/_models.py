@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from eenet._files import sha256_of
@@ -149,19 +150,24 @@ def load_saved(folder: Path, allow: Sequence[str], backbone: str | None = None) 
 def function_at(target: str) -> Any:
     """The function that package.module:function names, looked up from the current folder too."""
     module_name, _, name = target.partition(":")
-    try:
-        with current_folder_importable():
-            module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise InvalidInputError(
-            f"{target!r}: there is no module {error.name!r} in the current folder or among the installed packages"
-        ) from error
-    except ValueError as error:
-        raise InvalidInputError(f"{target!r} cannot be read ({error}); give package.module:function") from error
+    with current_folder_importable():
+        module = module_at(module_name, target)
     function = getattr(module, name, None)
     if not callable(function):
         raise InvalidInputError(f"{target!r}: module {module_name!r} has no function {name!r}")
     return function
+
+
+def module_at(name: str, target: str, expected: str = "package.module:function") -> ModuleType:
+    """Import a module by its name; raises `InvalidInputError`, which names `target`, where there is none."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            f"{target!r}: there is no module {error.name!r} in the current folder or among the installed packages"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(f"{target!r} cannot be read ({error}); give {expected}") from error
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +28,23 @@ def share(given: str | float) -> float:
         return read_share(given) if isinstance(given, str) else given
     except InvalidInputError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+def one_of(names: Iterable[str], name: str, option: str, more: str = "") -> str:
+    """The name, which is one of these; raises `InvalidInputError`, which lists them, for any other."""
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise InvalidInputError(f"{option} {name!r} is not known; {hint}choose from {', '.join(names)}{more}")
+    return name
+
+
+def known_method(name: str, option: str) -> str:
+    """The name of a method; raises `InvalidInputError` for one that is not known."""
+    from eenet.scheduler import SCHEDULERS
+
+    return one_of(SCHEDULERS, name, option, "; for one of your own give --import and the module that defines it")
 
 
 Allow = Annotated[

@@ -10,7 +10,7 @@ import typer
 from eenet._extras import require
 from eenet._pretrained import find_model
 from eenet.cli._console import if_stopped, output, print_json, steps
-from eenet.cli._options import CostsBatchSize, JudgedByLast, Unit, read_share
+from eenet.cli._options import CostsBatchSize, JudgedByLast, Unit, known_method, read_share
 from eenet.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -265,11 +265,7 @@ def _methods(text: str) -> tuple[str, ...]:
 
     if text == "all":
         return tuple(SCHEDULERS)
-    names = tuple(word.strip() for word in text.split(",") if word.strip())
-    unknown = [name for name in names if name not in SCHEDULERS]
-    if unknown:
-        raise InvalidInputError(f"--methods {unknown[0]!r} is not known; choose from {', '.join(SCHEDULERS)}, or all")
-    return names
+    return tuple(known_method(word.strip(), "--methods") for word in text.split(",") if word.strip())
 
 
 def _samples(images: Path | None, texts: Path | None, masks: Path | None, column: str | None) -> Any:

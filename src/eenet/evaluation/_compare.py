@@ -285,9 +285,13 @@ def _fill_in_processes(
     _require_sendable(setting)
     context = multiprocessing.get_context("spawn")  # a fork of a process with running threads can hang
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        min(jobs, len(keys)), mp_context=context, initializer=_start_worker, initargs=(setting, folder)
-    )
+    count = min(jobs, len(keys))
+    # By a queue, which a thread fills: a process that ends before it reads its arguments is waited for forever where
+    # these do not fit in a pipe.
+    settings: multiprocessing.Queue[Setting] = context.Queue()
+    for _ in range(count):
+        settings.put(setting)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(settings, folder))
     try:
         for future in as_completed([pool.submit(_fill_in_worker, key) for key in keys]):
             cell = future.result()
@@ -296,18 +300,21 @@ def _fill_in_processes(
         pool.shutdown()
     except BrokenProcessPool as error:
         raise InvalidInputError(
-            "a process of the comparison was killed, perhaps for want of memory; run it again with fewer jobs: what is "
-            "finished is kept where there is a folder for it"
+            "a process of the comparison ended: perhaps it was killed for want of memory (run it again with fewer "
+            "jobs), or the script that compares does so outside of `if __name__ == '__main__':`, and each process "
+            "runs it (put it there, or use jobs=1); what is finished is kept where there is a folder for it"
         ) from error
     finally:
         # After an interruption the unfinished cells are of no use; after the last one no process is left.
+        settings.cancel_join_thread()
+        settings.close()
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
 
 
-def _start_worker(setting: Setting, folder: CellFolder | None) -> None:
-    _worker.append((setting, folder))
+def _start_worker(settings: multiprocessing.Queue[Setting], folder: CellFolder | None) -> None:
+    _worker.append((settings.get(), folder))
 
 
 def _fill_in_worker(key: Key) -> Cell:
