@@ -147,6 +147,8 @@ def test_what_cannot_be_an_array_is_refused() -> None:
     for logits in (fresh, list(fresh), torch.zeros(2, 4, 3, dtype=torch.bfloat16)):
         with pytest.raises(InvalidInputError, match=r"logits are a .*give tensor\.detach\(\)\.cpu\(\)"):
             ExitRecords.from_logits(logits, labels)
+    with pytest.raises(InvalidInputError, match=r"labels: 1 of 2 values are masked, and would be taken"):
+        ExitRecords.from_probabilities(np.full((2, 2, 2), 0.5), np.ma.masked_equal([0, 1], 1))
 
 
 def test_sizes_accuracy_and_description() -> None:

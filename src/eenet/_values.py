@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from eenet.errors import InvalidInputError
+
 _Class = TypeVar("_Class", bound=type)
 
 _HASHED = 64  # elements of an array that its hash reads
@@ -78,6 +80,15 @@ def hash_of(value: Any) -> int:
     if isinstance(value, tuple | list):
         return hash((type(value), *map(hash_of, value)))
     return hash("nan") if isinstance(value, float) and value != value else hash(value)
+
+
+def require_no_mask(value: object, name: str) -> None:
+    """Raise `InvalidInputError` for a masked array with masked values: converted, these are numbers like any other."""
+    if isinstance(value, np.ma.MaskedArray) and np.any(value.mask):
+        raise InvalidInputError(
+            f"{name}: {int(np.sum(value.mask))} of {value.size} values are masked, and would be taken as "
+            "numbers; give them values with .filled(...), or leave out their samples"
+        )
 
 
 def short(value: object) -> str:

@@ -161,6 +161,7 @@ def test_an_empty_batch_gives_empty_answers(exported: Any) -> None:
         (lambda x: x[:, :2], r"input 'x' has shape \(40, 2, 8, 8\), expected \(batch, 3, 8, 8\)"),
         (lambda x: x[0], r"input 'x' has shape \(3, 8, 8\), expected"),
         (lambda x: x.tolist(), "input 'x' is a list, expected a numpy array"),
+        (lambda x: np.ma.masked_less(x, 0), "input 'x': .* of 7680 values are masked, and would be taken"),
         (lambda x: {"y": x}, r"^'y' is no input of the network: .*takes the inputs \['x'\]: 'x' is missing"),
     ],
 )

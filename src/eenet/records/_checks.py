@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from eenet._values import require_no_mask
 from eenet._warn import warn
 from eenet.errors import InvalidInputError, ReliabilityWarning, kind_of
 
@@ -104,6 +105,7 @@ def require_most_probable(probabilities: NDArray[np.float32], predictions: NDArr
 
 
 def _array(values: ArrayLike, name: str) -> NDArray[Any]:
+    require_no_mask(values, name)
     try:
         return np.asarray(values)
     # Rows of different lengths; tensors with gradients, on a GPU, or of a dtype that numpy lacks.

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eenet._sizes import TensorSpec as TensorSpec
+from eenet._values import require_no_mask
 from eenet.errors import InvalidInputError, kind_of
 from eenet.preprocessing._base import how_to_fit, no_inputs
 
@@ -164,6 +165,7 @@ class NoStages(Boundaries):
 def _checked(value: Any, spec: TensorSpec, sizes: dict[str, tuple[int, str]]) -> Array:
     if not isinstance(value, np.ndarray):
         raise InvalidInputError(f"input {spec.name!r} is {kind_of(value)}, expected a numpy array")
+    require_no_mask(value, f"input {spec.name!r}")
     expected = np.dtype(spec.dtype)
     if value.dtype.kind not in _KINDS or _KINDS[value.dtype.kind] != _KINDS[expected.kind]:
         raise InvalidInputError(
