@@ -34,6 +34,8 @@ EXITS = {
 # runs cifar10-resnet56-shared.
 OF_OTHERS = {
     "agnews-25k-bert12",
+    "agnews-minilm",
+    "cifar10-resnet56-gpu",
     "cifar10-resnet56-shared",
     "cifar10-resnet56-taught",
     "sst2-phrases-minilm",
