@@ -16,6 +16,7 @@ from bundles import Case, small_convolutions
 from commands import TOKEN, refused, run, served
 from files import npy
 from optional import import_or_skip
+from waiting import PATIENCE
 
 for _library in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(_library, reason="needs the extra that exports and runs ONNX graphs")
@@ -33,18 +34,20 @@ def test_a_bundle_is_served_by_one_command_and_stops_when_told(bundle: tuple[Pat
     folder, case = bundle
     (images,) = case.arrays.values()
     with served(str(folder), "--port", "0", "--no-hold") as (url, process):
-        response = httpx.post(f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"})
+        response = httpx.post(
+            f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"}, timeout=PATIENCE
+        )
         predictions = response.json()["predictions"]
         expected = case.scheduler.replay(case.records(case.fresh))
         assert [p["exit"] for p in predictions] == expected.exits.tolist()
         assert [p["class"] for p in predictions] == expected.predictions.tolist()
         assert predictions[0]["name"] == f"kind {predictions[0]['class']}"
-        info = httpx.get(f"{url}/info").json()
+        info = httpx.get(f"{url}/info", timeout=PATIENCE).json()
         assert info["backend"] == "onnx"
         assert info["budget"] == case.scheduler.budget
-        assert httpx.put(f"{url}/budget", json={"budget": "50%"}).status_code == 403
+        assert httpx.put(f"{url}/budget", json={"budget": "50%"}, timeout=PATIENCE).status_code == 403
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_a_server_says_which_bundle_it_has_and_keeps_it(bundle: tuple[Path, Case], tmp_path: Path) -> None:
@@ -59,14 +62,19 @@ def test_a_server_says_which_bundle_it_has_and_keeps_it(bundle: tuple[Path, Case
     with served(str(served_here), "--port", "0", "--budget", "50%") as (url, _):
         served_here.rename(replaced)
         case.export(served_here, class_names=[f"type {n}" for n in range(5)])
-        info, metrics = httpx.get(f"{url}/info").json(), httpx.get(f"{url}/metrics").text
+        info, metrics = (
+            httpx.get(f"{url}/info", timeout=PATIENCE).json(),
+            httpx.get(f"{url}/metrics", timeout=PATIENCE).text,
+        )
         assert (info["name"], info["digest"]) == ("now", digest)
         assert f'eenet_bundle_info{{digest="{digest}",name="now"}} 1.0' in metrics
         (images,) = case.arrays.values()
-        response = httpx.post(f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"})
+        response = httpx.post(
+            f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"}, timeout=PATIENCE
+        )
         assert response.json()["predictions"][0]["name"].startswith("kind ")
     with served(str(served_here), "--port", "0") as (url, _):
-        info = httpx.get(f"{url}/info").json()
+        info = httpx.get(f"{url}/info", timeout=PATIENCE).json()
         assert info["digest"] == load(served_here).manifest.digest != digest
         assert info["class_names"][0] == "type 0"
 
@@ -75,12 +83,17 @@ def test_the_budget_of_a_bundle_changes_while_it_runs(bundle: tuple[Path, Case])
     folder, case = bundle
     (images,) = case.arrays.values()
     with served(str(folder), "--port", "0", "--no-hold", "--budget", "80%", EENET_TOKEN=TOKEN) as (url, _):
-        assert httpx.get(f"{url}/info").json()["budget"] == pytest.approx(0.8 * 3)
+        assert httpx.get(f"{url}/info", timeout=PATIENCE).json()["budget"] == pytest.approx(0.8 * 3)
         headers = {"Authorization": f"Bearer {TOKEN}"}
-        assert httpx.put(f"{url}/budget", json={"budget": "50%"}, headers=headers).json()["budget"] == 1.5
-        refused = httpx.put(f"{url}/budget", json={"budget": "10%"}, headers=headers)
+        assert (
+            httpx.put(f"{url}/budget", json={"budget": "50%"}, headers=headers, timeout=PATIENCE).json()["budget"]
+            == 1.5
+        )
+        refused = httpx.put(f"{url}/budget", json={"budget": "10%"}, headers=headers, timeout=PATIENCE)
         assert (refused.status_code, "smallest feasible" in refused.json()["detail"]) == (422, True)
-        response = httpx.post(f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"})
+        response = httpx.post(
+            f"{url}/predict", content=npy(images), headers={"Content-Type": "application/x-npy"}, timeout=PATIENCE
+        )
         from eenet.bundle import load
 
         expected = load(folder).at("50%")(images).exits.tolist()

@@ -17,6 +17,7 @@ import torch
 from commands import refused, run, served
 from optional import import_or_skip, not_installed
 from pages import DOCS
+from waiting import PATIENCE
 
 import eenet
 
@@ -130,11 +131,13 @@ def test_the_page_runs_and_the_server_takes_the_bundle_that_is_there(work: Path)
     source = str(Path(eenet.__file__).parents[1])  # the current folder is another one than that of the tests
     with served("digits", "--port", "0", "--no-hold", "--budget", "80%", PYTHONPATH=source) as (url, process):
         sent = (work / "photos" / "0.png").read_bytes()
-        answer = httpx.post(f"{url}/predict", content=sent, headers={"Content-Type": "image/png"}).json()
+        answer = httpx.post(
+            f"{url}/predict", content=sent, headers={"Content-Type": "image/png"}, timeout=PATIENCE
+        ).json()
         assert answer["predictions"][0]["class"] == rows[0]["prediction"]
-        assert httpx.get(f"{url}/info").json()["backend"] == "onnx"
+        assert httpx.get(f"{url}/info", timeout=PATIENCE).json()["backend"] == "onnx"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def test_without_the_extra_export_a_bundle_is_of_weights(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

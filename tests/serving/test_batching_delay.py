@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_toys import PATIENCE, ToyModel, scripted_logits
+from serving_toys import ToyModel, scripted_logits
+from waiting import PATIENCE
 
 from eenet.capacity import simulate
 from eenet.serving.engine import BatchingDelay, EngineOptions, FixedBudget, LocalService

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import signal
 import socket
@@ -12,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -20,17 +20,36 @@ import serving_attacks
 from files import npy
 from serving_attacks import ATTACKS
 from serving_process import sleeping_server
-from serving_toys import PATIENCE, ToyModel, connect, scripted_logits, serving, until
-
-from eenet.serving.engine import Limits
+from serving_toys import PATIENT, ToyModel, connect, listens, scripted_logits, serving
+from waiting import PATIENCE, until
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-npy\r\n"
 
 
 @pytest.fixture(scope="module")
+def patient() -> Iterator[httpx.Client]:
+    """Of a server that gives up no client, however late it is."""
+    with served() as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
 def impatient() -> Iterator[httpx.Client]:
-    limits = Limits(head_timeout=0.5, body_timeout=0.5, max_body=1_000_000, max_head=4096)
-    with serving(ToyModel(), limits=limits) as url, connect(url) as connected:
+    """Of one that gives up heads, and the rest of bodies that it has refused."""
+    with served(head_timeout=0.5) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def impatient_of_bodies() -> Iterator[httpx.Client]:
+    with served(body_timeout=0.5) as connected:
+        yield connected
+
+
+@contextlib.contextmanager
+def served(**limits: float) -> Iterator[httpx.Client]:
+    small = replace(PATIENT, max_body=1_000_000, max_head=4096, **limits)  # type: ignore[arg-type]
+    with serving(ToyModel(), limits=small) as url, connect(url) as connected:
         yield connected
 
 
@@ -47,6 +66,14 @@ def rest(opened: socket.socket) -> bytes:
         while chunk := opened.recv(65536):
             received += chunk
     return received
+
+
+def first_line(opened: socket.socket) -> bytes:
+    """The first line that comes."""
+    received = b""
+    while b"\r\n" not in received and (chunk := opened.recv(65536)):
+        received += chunk
+    return received.partition(b"\r\n")[0]
 
 
 def still_serves(to: httpx.Client) -> None:
@@ -87,40 +114,40 @@ def test_a_head_that_comes_a_byte_at_a_time_is_given_up(impatient: httpx.Client)
     still_serves(impatient)
 
 
-def test_a_head_that_is_too_large_is_given_up(impatient: httpx.Client) -> None:
-    with connection(impatient) as opened:
+def test_a_head_that_is_too_large_is_given_up(patient: httpx.Client) -> None:
+    with connection(patient) as opened:
         with contextlib.suppress(ConnectionError):
             opened.sendall(b"GET /health HTTP/1.1\r\n")
             for _ in range(10_000):
                 opened.sendall(b"A: " + b"b" * 1000 + b"\r\n")
         assert not rest(opened).startswith(b"HTTP/1.1 200")
-    still_serves(impatient)
+    still_serves(patient)
 
 
-def test_a_body_that_stalls_gets_408(impatient: httpx.Client) -> None:
-    with connection(impatient) as opened:
+def test_a_body_that_stalls_gets_408(impatient_of_bodies: httpx.Client) -> None:
+    with connection(impatient_of_bodies) as opened:
         opened.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + b"a" * 50)
-        assert rest(opened).startswith(b"HTTP/1.1 408 ")
-    still_serves(impatient)
+        assert first_line(opened).startswith(b"HTTP/1.1 408 ")
+    still_serves(impatient_of_bodies)
 
 
-def test_a_client_that_breaks_off_in_its_body_leaves_nothing_behind(impatient: httpx.Client) -> None:
+def test_a_client_that_breaks_off_in_its_body_leaves_nothing_behind(patient: httpx.Client) -> None:
     def gone() -> float:
-        lines = impatient.get("/metrics").text.splitlines()
+        lines = patient.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith('eenet_requests_total{status="499"'))
 
     before = gone()
     for _ in range(5):
-        with connection(impatient) as opened:
+        with connection(patient) as opened:
             opened.sendall(HEAD + b"Content-Length: 100\r\n\r\n" + b"a" * 50)
     until(lambda: gone() == before + 5)
-    still_serves(impatient)
+    still_serves(patient)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_hundred_megabytes_are_refused_at_once(impatient: httpx.Client, chunked: bool) -> None:
+def test_a_hundred_megabytes_are_refused_at_once(patient: httpx.Client, chunked: bool) -> None:
     piece = bytes(1 << 20)
-    with connection(impatient) as opened:
+    with connection(patient) as opened:
         if chunked:
             opened.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
         else:
@@ -139,7 +166,7 @@ def test_a_hundred_megabytes_are_refused_at_once(impatient: httpx.Client, chunke
                 break
         assert received.startswith(b"HTTP/1.1 413 ")
         assert sent < 50 << 20
-    still_serves(impatient)
+    still_serves(patient)
 
 
 def test_a_refused_client_that_goes_on_for_ever_is_cut_off(impatient: httpx.Client) -> None:
@@ -152,25 +179,25 @@ def test_a_refused_client_that_goes_on_for_ever_is_cut_off(impatient: httpx.Clie
 @pytest.mark.parametrize(
     "start", [b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"nonsense\r\n\r\n", b"GET  \r\n\r\n"]
 )
-def test_what_is_not_http_gets_400(impatient: httpx.Client, start: bytes) -> None:
-    with connection(impatient) as opened:
+def test_what_is_not_http_gets_400(patient: httpx.Client, start: bytes) -> None:
+    with connection(patient) as opened:
         opened.sendall(start)
         assert rest(opened)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 505")
-    still_serves(impatient)
+    still_serves(patient)
 
 
-def test_lies_about_the_length_of_a_body(impatient: httpx.Client) -> None:
+def test_lies_about_the_length_of_a_body(patient: httpx.Client) -> None:
     for head in (b"Content-Length: -1\r\n\r\n", b"Content-Length: 1e3\r\n\r\n", b"Content-Length: 5, 6\r\n\r\n"):
-        with connection(impatient) as opened:
+        with connection(patient) as opened:
             opened.sendall(HEAD + head)
             assert rest(opened).startswith(b"HTTP/1.1 400 ")
-    still_serves(impatient)
+    still_serves(patient)
 
 
 @pytest.fixture(scope="module")
 def slow_server() -> Iterator[str]:
     """A network that takes 72 ms for a sample of one stage, in a process of its own."""
-    with sleeping_server(0.072, head_timeout=20.0) as (url, _):
+    with sleeping_server(0.072) as (url, _):
         yield url
 
 
@@ -247,24 +274,25 @@ def test_ten_thousand_connections_do_not_slow_other_clients(slow_server: str) ->
 def test_sigterm_in_the_middle_of_traffic_loses_no_request() -> None:
     requests = 40
 
-    def inside(connected: httpx.Client) -> float:
-        """Samples that wait or have been answered; a batch that runs is not counted."""
-        lines = connected.get("/metrics").text.splitlines()
-        return sum(
-            float(line.split()[-1])
-            for line in lines
-            if line.startswith(("eenet_queue_samples{", "eenet_samples_total{"))
-        )
+    def waiting(connected: httpx.Client) -> int:
+        return sum(connected.get("/info").json()["traffic"]["waiting"])
 
     with (
-        sleeping_server(0.08, max_batch=4) as (url, process),
+        sleeping_server(0.001, max_batch=4, held="yes") as (url, process),
         connect(url) as connected,
         httpx.Client(base_url=url, timeout=PATIENCE, limits=httpx.Limits(max_connections=requests)) as many,
         ThreadPoolExecutor(requests) as pool,
     ):
-        waiting = [pool.submit(many.post, "/predict", **predict(2)) for _ in range(requests)]
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sent = [pool.submit(many.post, "/predict", **predict(2))]
+        assert process.stdout.readline() == "begun\n"
+        sent += [pool.submit(many.post, "/predict", **predict(2)) for _ in range(requests - 1)]
         # A request that has not been read before the signal would rightly be refused.
-        until(lambda: inside(connected) >= requests - 4)
-        assert not all(one.done() for one in waiting), "all were answered before the signal"
-        os.kill(process, signal.SIGTERM)
-        assert [one.result().status_code for one in waiting] == [200] * requests
+        until(lambda: waiting(connected) == requests - 1)
+        process.send_signal(signal.SIGTERM)
+        until(lambda: not listens(url))  # it has heard of the signal
+        assert not any(one.done() for one in sent)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert [one.result().status_code for one in sent] == [200] * requests

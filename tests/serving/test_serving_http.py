@@ -23,7 +23,7 @@ from files import npy
 from optional import import_or_skip
 from PIL import Image
 from serving_toys import (
-    PATIENCE,
+    PATIENT,
     Gray,
     Spec,
     TableBackend,
@@ -32,18 +32,19 @@ from serving_toys import (
     connect,
     fitted,
     flat,
+    listens,
     scripted_logits,
     scripted_policy,
     serving,
-    until,
 )
+from waiting import PATIENCE, until
 
 import eenet
 from eenet.control import BudgetController
 from eenet.errors import CutError, InvalidInputError
 from eenet.runtime import Live
 from eenet.scheduler import ThresholdPolicy
-from eenet.serving.engine import EngineOptions, FixedBudget, Limits, LocalService, ServedModel
+from eenet.serving.engine import EngineOptions, FixedBudget, LocalService, ServedModel
 from eenet.serving.http import ServerOptions
 from eenet.testing import toy_logits
 from networks import conv_model
@@ -65,14 +66,14 @@ def arrays() -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def images() -> Iterator[httpx.Client]:
-    limits = Limits(max_pixels=10_000, max_samples=4, max_body=100_000)
+    limits = replace(PATIENT, max_pixels=10_000, max_samples=4, max_body=100_000)
     with serving(ToyModel(Gray()), limits=limits) as url, connect(url) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def texts() -> Iterator[httpx.Client]:
-    with serving(ToyModel(Words()), limits=Limits(max_text=50)) as url, connect(url) as client:
+    with serving(ToyModel(Words()), limits=replace(PATIENT, max_text=50)) as url, connect(url) as client:
         yield client
 
 
@@ -514,13 +515,9 @@ def test_a_full_server_answers_503_with_a_time_to_come_back() -> None:
         assert exits(post_npy(client, x)) == [0, 0]
 
 
-def go_when_it_listens_no_more(port: int, go: threading.Event) -> None:
-    def refused() -> bool:
-        with socket.socket() as tried:
-            return tried.connect_ex(("127.0.0.1", port)) != 0
-
+def go_when_it_listens_no_more(url: str, go: threading.Event) -> None:
     try:
-        until(refused)
+        until(lambda: not listens(url))
     finally:
         go.set()
 
@@ -530,10 +527,12 @@ def test_stopping_answers_every_accepted_request() -> None:
     with ThreadPoolExecutor(9) as pool:
         with serving(ToyModel(backend=backend), engine=EngineOptions(max_batch=2, max_wait=0.0)) as url:
             client = connect(url)
-            accepted = [pool.submit(post_npy, client, scripted_logits([k % 3], 3)) for k in range(8)]
+            accepted = [pool.submit(post_npy, client, scripted_logits([0], 3))]
+            assert backend.entered.wait(PATIENCE)
+            accepted += [pool.submit(post_npy, client, scripted_logits([k % 3], 3)) for k in range(1, 8)]
             with connect(url) as other:
-                until(lambda: sum(other.get("/info").json()["traffic"]["waiting"]) >= 6)
-            pool.submit(go_when_it_listens_no_more, httpx.URL(url).port or 80, backend.go)
+                until(lambda: sum(other.get("/info").json()["traffic"]["waiting"]) == 7)
+            pool.submit(go_when_it_listens_no_more, url, backend.go)
         assert [exits(one.result()) for one in accepted] == [[k % 3] for k in range(8)]
         client.close()
 

@@ -13,6 +13,7 @@ import pytest
 from commands import TOKEN
 from pages import DOCS
 from serving_toys import Gray, ToyModel, Words, serving
+from waiting import PATIENCE
 
 CONFIG = """
 [checks.not_a_server_error]
@@ -56,7 +57,7 @@ def test_schemathesis_finds_nothing_that_the_document_does_not_tell_of(kind: str
 
 def test_the_document_names_every_path_that_is_served() -> None:
     with serving(ToyModel()) as url:
-        document = httpx.get(f"{url}/openapi.json").json()
+        document = httpx.get(f"{url}/openapi.json", timeout=PATIENCE).json()
         assert sorted(document["paths"]) == PATHS
         assert document["openapi"] == "3.1.0"
 
@@ -67,15 +68,18 @@ def test_the_table_on_the_page_says_which_paths_there_are_and_which_ask_for_the_
     listed = {tuple(path.split()): token for paths, token in rows for path in re.findall(r"`(.*?)`", paths)}
     own = {("GET", "/"), ("GET", "/docs"), ("GET", "/openapi.json")}
     with serving(ToyModel(), token=TOKEN) as url:
-        document = httpx.get(f"{url}/openapi.json").json()
+        document = httpx.get(f"{url}/openapi.json", timeout=PATIENCE).json()
         served = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
         assert set(listed) == served | own
         for (method, path), token in listed.items():
-            bare = httpx.request(method, f"{url}{path}")
+            bare = httpx.request(method, f"{url}{path}", timeout=PATIENCE)
             assert (bare.status_code == 401) == (token == "**yes**"), path
             asks = document["paths"].get(path, {}).get(method.lower(), {}).get("security")
             assert (asks is not None) == (token != "no"), path
             if path == "/traffic":
-                httpx.post(f"{url}/predict", json={"inputs": [[1.0] * 6]}).raise_for_status()
-                with_token = httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {TOKEN}"})
-                assert (len(httpx.get(f"{url}{path}").json()["samples"]), len(with_token.json()["samples"])) == (0, 1)
+                httpx.post(f"{url}/predict", json={"inputs": [[1.0] * 6]}, timeout=PATIENCE).raise_for_status()
+                with_token = httpx.get(f"{url}{path}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=PATIENCE)
+                assert (
+                    len(httpx.get(f"{url}{path}", timeout=PATIENCE).json()["samples"]),
+                    len(with_token.json()["samples"]),
+                ) == (0, 1)

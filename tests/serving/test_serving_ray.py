@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import json
@@ -23,14 +24,15 @@ from bundles import Case, bundle_up_to_nine, bundle_with_category, small_convolu
 from commands import refused, run
 from files import npy
 from optional import import_or_skip
-from serving_toys import connect, serving, until
+from serving_toys import PATIENT, connect, serving
+from waiting import PATIENCE, until
 
 import eenet
 from eenet.bundle import load
 from eenet.errors import InvalidInputError
 from eenet.predict import open_items, predict, predict_on_ray
 from eenet.preprocessing import ImagePreprocessing
-from eenet.serving.engine import EngineOptions, Limits
+from eenet.serving.engine import EngineOptions
 from eenet.serving.ray import RayOptions, StageScaling, app, start, stop
 
 for _library in ("onnx", "onnxscript", "onnxruntime", "fastapi", "prometheus_client"):
@@ -112,15 +114,22 @@ def cluster() -> Iterator[Any]:
             del os.environ[name]
 
 
+def unused_port() -> int:
+    """A port that no other program is given by chance until Ray listens there: those of port 0 are higher."""
+    for port in range(20_000, 32_768):
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is free")
+
+
 @pytest.fixture(scope="module")
 def url(cluster: Any, bundle: tuple[Path, Case]) -> str:
     """The address of the bundle, served with a second replica of stage 1 where two calls wait for the first."""
     folder, _ = bundle
     token = folder.with_name("token")
     token.write_text(TOKEN)
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = unused_port()
     steady = StageScaling(cpus=0.1)
     scaling = StageScaling(1, 2, target=1.0, cpus=0.1, upscale_delay=0.4, downscale_delay=600.0)
     options = RayOptions(
@@ -131,11 +140,15 @@ def url(cluster: Any, bundle: tuple[Path, Case]) -> str:
         inline_bytes=0,  # all remaining samples wait in the object store
         # A call waits for others long enough for a test to find it there.
         engine=EngineOptions(max_batch=64, max_wait=0.2),
-        limits=Limits(timeout=120.0),
+        limits=PATIENT,
     )
     address = start(folder, options, port=port)
     assert address == f"http://127.0.0.1:{port}"
     return address
+
+
+def two_stages() -> RayOptions:
+    return RayOptions(stages=[StageScaling(cpus=0.1)] * 2, ingress_cpus=0.1, adapt=False, limits=PATIENT)
 
 
 def replicas(ray: Any, stage: int) -> list[str]:
@@ -146,7 +159,7 @@ def replicas(ray: Any, stage: int) -> list[str]:
 
 def metric(url: str, name: str) -> float:
     """The sum of a metric over its labels."""
-    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
@@ -219,7 +232,7 @@ def test_the_exits_are_those_of_replay_and_each_stage_is_a_deployment(
     (images,) = case.arrays.values()
     expected = case.scheduler.replay(case.records(case.fresh)).exits.tolist()
     assert len(set(expected)) == 3, "samples leave at each exit"
-    with httpx.Client(timeout=60) as client:
+    with httpx.Client(timeout=PATIENCE) as client:
         assert ask(client, url, images) == expected
         assert [ask(client, url, images[n : n + 1])[0] for n in range(8)] == expected[:8]
     assert [len(replicas(cluster, k)) for k in range(3)] == [1, 1, 1]
@@ -228,7 +241,7 @@ def test_the_exits_are_those_of_replay_and_each_stage_is_a_deployment(
 def test_the_http_interface_is_that_of_the_plain_server(url: str, bundle: tuple[Path, Case]) -> None:
     _, case = bundle
     (images,) = case.arrays.values()
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as client:
         assert client.get("/health").json() == {"status": "alive"}
         assert client.get("/ready").json() == {"status": "ready"}
         info = client.get("/info").json()
@@ -262,7 +275,7 @@ def test_samples_are_handed_back_and_each_exit_is_shown_as_by_the_bundle_itself(
     folder, case = bundle
     (images,) = case.arrays.values()
     alone = load(folder)(images)
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE) as client:
         answer = client.post("/predict", json={"inputs": images.tolist()}).json()["predictions"]
         assert [one["abstained"] for one in answer] == alone.abstained.tolist()
         assert alone.abstained.any()
@@ -289,7 +302,7 @@ def test_replicas_killed_under_load_cost_no_answer_and_a_stage_scales_up(
 
     def client(number: int) -> int:
         rng, asked = np.random.default_rng(number), 0
-        with httpx.Client(timeout=120) as session:
+        with httpx.Client(timeout=PATIENCE) as session:
             while not ended.is_set():
                 rows = rng.choice(len(images), 16)
                 assert ask(session, url, images[rows]) == [expected[row] for row in rows]
@@ -298,16 +311,22 @@ def test_replicas_killed_under_load_cost_no_answer_and_a_stage_scales_up(
         return asked
 
     def kill() -> None:
-        until(lambda: len(replicas(cluster, 1)) == 2, 120)  # also: what was killed before has been replaced
-        (name, _) = replicas(cluster, 1)
-        cluster.kill(cluster.get_actor(name, namespace="serve"), no_restart=True)
+        found: list[str] = []
+
+        def two() -> bool:
+            found[:] = replicas(cluster, 1)
+            return len(found) == 2
+
+        until(two)  # also: what was killed before has been replaced
+        with contextlib.suppress(ValueError):  # where this is the one that was killed before; the caller tries again
+            cluster.kill(cluster.get_actor(found[0], namespace="serve"), no_restart=True)
         gone = len(answered)
-        until(lambda: len(answered) > gone + 16, 120)  # each client has an answer from after it
+        until(lambda: len(answered) > gone + 16)  # each client has an answer from after it
 
     with ThreadPoolExecutor(8) as pool:
         clients = [pool.submit(client, number) for number in range(8)]
         try:
-            until(lambda: len(replicas(cluster, 1)) == 2, 120)  # the queue before stage 1 is longer than its target
+            until(lambda: len(replicas(cluster, 1)) == 2)  # the queue before stage 1 is longer than its target
             assert [len(replicas(cluster, k)) for k in (0, 2)] == [1, 1], "the others have as many as they are allowed"
             kill()
             while metric(url, "eenet_calls_sent_again_total") == 0:  # the one that was killed was idle just then
@@ -384,10 +403,10 @@ def test_a_cascade_has_replicas_for_each_of_its_members(cluster: Any, url: str, 
     expected = bundle(x.numpy()).exits.tolist()
     assert set(expected) == {0, 1}
     stages = [StageScaling(cpus=0.1), StageScaling(2, 2, cpus=0.1)]
-    assert start(tmp_path / "bundle", RayOptions(stages=stages, ingress_cpus=0.1, adapt=False)) is None
+    assert start(tmp_path / "bundle", RayOptions(stages=stages, ingress_cpus=0.1, adapt=False, limits=PATIENT)) is None
     until(lambda: [len(replicas(cluster, k)) for k in (0, 1)] == [1, 2])
     headers = {"Content-Type": "application/x-npy"}
-    answered = httpx.post(f"{url}/predict", content=npy(x.numpy()), headers=headers, timeout=120.0)
+    answered = httpx.post(f"{url}/predict", content=npy(x.numpy()), headers=headers, timeout=PATIENCE)
     assert [one["exit"] for one in answered.json()["predictions"]] == expected
 
 
@@ -396,12 +415,15 @@ def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_long
 ) -> None:
     """After the others, for the same reason."""
     bundle_up_to_nine(tmp_path / "bundle")
-    start(tmp_path / "bundle", RayOptions(stages=[StageScaling(cpus=0.1)] * 2, ingress_cpus=0.1, adapt=False))
+    start(
+        tmp_path / "bundle",
+        RayOptions(stages=[StageScaling(cpus=0.1)] * 2, ingress_cpus=0.1, adapt=False, limits=PATIENT),
+    )
 
     def posted(length: int) -> httpx.Response:
         inputs = npy(np.zeros((2, length, 4), np.float32))
         return httpx.post(
-            f"{url}/predict", content=inputs, headers={"Content-Type": "application/x-npy"}, timeout=120.0
+            f"{url}/predict", content=inputs, headers={"Content-Type": "application/x-npy"}, timeout=PATIENCE
         )
 
     until(lambda: posted(9).status_code == 200)  # as long as the application before it answers, no length fits
@@ -415,7 +437,10 @@ def test_inputs_that_are_longer_than_the_network_takes_are_refused_with_the_long
 def test_what_the_plain_server_refuses_is_refused_in_the_same_words(cluster: Any, url: str, tmp_path: Path) -> None:
     """After the others, for the same reason."""
     bundle, zeros = bundle_with_category(tmp_path / "bundle"), [[0.0] * 4]
-    start(tmp_path / "bundle", RayOptions(stages=[StageScaling(cpus=0.1)] * 2, ingress_cpus=0.1, adapt=False))
+    start(
+        tmp_path / "bundle",
+        RayOptions(stages=[StageScaling(cpus=0.1)] * 2, ingress_cpus=0.1, adapt=False, limits=PATIENT),
+    )
     bodies: list[Any] = [{"inputs": {"x": zeros, "kind": [kind]}} for kind in (5, -1, 6, 2**62, 1.5, None, "a")]
     bodies += [{"inputs": {"x": zeros * 3, "kind": kinds}} for kinds in ([1, 6, 2], [1, 2], [[1], [2], [3]])]
     bodies += [{"inputs": {"x": [[1e300] * 4], "kind": [1]}}, {"inputs": {"x": zeros}}, {"inputs": zeros}, {}, []]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import awkward_logits
-from serving_toys import PATIENCE, TableBackend, ToyModel, fitted, flat, scripted_logits
+from serving_toys import TableBackend, ToyModel, fitted, flat, scripted_logits
+from waiting import PATIENCE
 
 import eenet
 from eenet.errors import DrainingError, InvalidInputError, OverloadedError
@@ -316,7 +318,11 @@ class Stuck(TableBackend):
 
 @pytest.mark.parametrize("ends", [Outcome.LATE, Outcome.CANCELLED, Outcome.FAILED])
 @pytest.mark.parametrize("where", ["here", "elsewhere"])
-def test_what_was_computed_for_samples_without_an_answer_is_spent(ends: Outcome, where: str) -> None:
+def test_what_was_computed_for_samples_without_an_answer_is_spent(
+    ends: Outcome, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, now = [0.0], time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: now() + passed[0])  # also the clock of the event loop
     model = ToyModel(backend=Stuck(fails=ends is Outcome.FAILED))
     controller, options = Spending(model.scheduler), EngineOptions(max_wait=0.0)
 
@@ -331,11 +337,12 @@ def test_what_was_computed_for_samples_without_an_answer_is_spent(ends: Outcome,
             service = RemoteService(model, controller, handles, options)
         service.start()
         await service.answer(scripted_logits([0, 1], 3), timeout=PATIENCE)
-        asking = asyncio.ensure_future(
-            service.answer(scripted_logits([0, 2], 3), timeout=2.0 if ends is Outcome.LATE else PATIENCE)
-        )
-        if ends is Outcome.CANCELLED:
+        asking = asyncio.ensure_future(service.answer(scripted_logits([0, 2], 3), timeout=PATIENCE))
+        if ends is not Outcome.FAILED:
             assert await asyncio.to_thread(model.backend.begun.wait, PATIENCE)
+        if ends is Outcome.LATE:
+            passed[0] = 2 * PATIENCE
+        if ends is Outcome.CANCELLED:
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from typer.testing import CliRunner
+from waiting import PATIENCE
 
 from eenet.cli import app
 
@@ -51,13 +52,14 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[str, subproces
             line = process.stderr.readline()
             assert line, "".join(lines)
             lines.append(line)
+        address = lines[-1].split()[-1]
         reader = threading.Thread(target=lambda: lines.extend(process.stderr or ()))
         reader.start()
-        yield lines[-1].split()[-1], process
+        yield address, process
     finally:
         process.terminate()
-        process.wait(30)
-        reader.join(10)
+        process.wait(PATIENCE)
+        reader.join(PATIENCE)
         process.stderr.close()
 
 

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 
 _HEAD = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n"
@@ -40,7 +41,7 @@ def _too_large(port: int) -> None:
             opened.sendall(bytes(1 << 20))
 
 
-_stalled: list[socket.socket] = []
+_stalled: deque[socket.socket] = deque(maxlen=400)  # far fewer than a process may have open files
 
 
 def _stalls(port: int) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import socket
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from waiting import PATIENCE, until
 
 import eenet
 from eenet.errors import InvalidInputError
@@ -25,8 +26,8 @@ from eenet.tasks import Classification, Task
 
 Array = NDArray[Any]
 
-PATIENCE = 120.0
-"""Seconds that a test waits for what comes at once on an idle machine, before it fails."""
+PATIENT = Limits(timeout=PATIENCE, head_timeout=PATIENCE, body_timeout=PATIENCE)
+"""Limits that no client of a test reaches because its process had to wait."""
 
 
 class TableBackend:
@@ -172,11 +173,17 @@ class ToyModel:
 
 @contextlib.contextmanager
 def serving(
-    model: Any, controller: Any = None, *, engine: EngineOptions | None = None, **options: Any
+    model: Any,
+    controller: Any = None,
+    *,
+    engine: EngineOptions | None = None,
+    limits: Limits = PATIENT,
+    **options: Any,
 ) -> Iterator[str]:
     """A real server on loopback, in a thread; gives its address. It has drained when the block ends."""
-    made = ServerOptions(port=0, engine=engine or EngineOptions(max_wait=0.0), **options)
+    made = ServerOptions(port=0, engine=engine or EngineOptions(max_wait=0.0), limits=limits, **options)
     server = make_server(model, made, controller=controller or FixedBudget(model.scheduler))
+    keep_connections(server)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -187,6 +194,11 @@ def serving(
         server.should_exit = True
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def keep_connections(server: Any) -> None:
+    """Idle connections stay open: closing one just when a client that was late sends its next request fails that."""
+    server.config.timeout_keep_alive = PATIENCE
 
 
 class InProcess:
@@ -258,9 +270,7 @@ def connect(url: str) -> httpx.Client:
     return httpx.Client(base_url=url, timeout=PATIENCE)
 
 
-def until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Wait until a condition holds; fail where it does not."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.005)
+def listens(url: str) -> bool:
+    """Whether a server takes connections at an address."""
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", httpx.URL(url).port or 80)) == 0

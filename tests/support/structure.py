@@ -243,9 +243,9 @@ def ways() -> dict[str, list[str]]:
         thread = threading.Thread(target=server.run)
         thread.start()
         up.wait()
-        httpx.post(f"{address[0]}/predict", json=body).raise_for_status()
+        httpx.post(f"{address[0]}/predict", json=body, timeout=None).raise_for_status()
         seen.clear()
-        httpx.post(f"{address[0]}/predict", json=body).raise_for_status()
+        httpx.post(f"{address[0]}/predict", json=body, timeout=None).raise_for_status()
         found["request"] = sorted(seen)
         server.should_exit = True
         thread.join()
