@@ -11,16 +11,16 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from commands import interruptible
+from commands import stopped
 from matplotlib.figure import Figure
 from typer.testing import CliRunner
+from waiting import PATIENCE
 
 from eenet import ExitCosts, InfeasibleBudgetError, MaxProbability, Patience, Static
 from eenet.cli import app
@@ -228,7 +228,7 @@ def test_a_script_that_each_process_runs_again_is_told_so(tmp_path: Path) -> Non
         """
     (tmp_path / "script.py").write_text(textwrap.dedent(script), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 1
     assert "outside of `if __name__ == '__main__':`" in done.stderr
@@ -359,26 +359,19 @@ def test_what_cannot_be_compared_is_one_line(predictions: Path, words: tuple[str
 
 
 def test_a_comparison_that_is_stopped_leaves_whole_files(predictions: Path, tmp_path: Path) -> None:
-    """Interrupted from outside while two processes work; then the same command again."""
+    """Interrupted while one of two processes writes what it has found; then the same command again."""
     out = tmp_path / "out"
-    words = [
-        sys.executable, "-m", "eenet", "compare", str(predictions), "--prefix", "val_", "--methods", "max_prob,eenet",
-        "--budgets", "3", "--resplits", "2", "--jobs", "2", "--out", str(out), "--json",
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible
-    )
-    while not list(out.glob("cells/*.safetensors")) and process.poll() is None:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.05)  # look again, or go on when it ends
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    if process.returncode != 0:  # it may have been done already
-        assert process.returncode == 130, stderr
-        assert "stopped, nothing was half written" in stderr
-        assert "the same command goes on" in stderr
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    words = (
+        "compare", predictions, "--prefix", "val_", "--methods", "max_prob,eenet", "--budgets", 3, "--resplits", 2,
+        "--jobs", 2, "--out", out, "--json",
+    )  # fmt: skip
+    done = stopped(signal.SIGINT, "makes", ".safetensors", *words)
+    assert list(out.glob("cells/*.safetensors"))
+    assert not list(out.rglob("*.partial"))
+    assert done.returncode == 130, done.stderr
+    assert "stopped, nothing was half written" in done.stderr
+    assert "the same command goes on" in done.stderr
+    done = run(*words[1:])
     assert len(json.loads(done.stdout)["rows"]) == 12
     assert not list(out.rglob("*.partial"))
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import interruptible
+from commands import stopped
 from typer.testing import CliRunner
 
 import eenet
@@ -193,18 +191,10 @@ def test_a_second_run_takes_the_trained_model_and_another_seed_does_not(made: tu
 
 
 def test_an_interruption_leaves_nothing_half_written(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "eenet", "demo", "--threads", "1", "--out", str(tmp_path / "demo")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=interruptible
-    ) as process:
-        assert process.stdout is not None
-        assert any(line.startswith("2/6 train") for line in process.stdout), "the demo ended before its training"
-        process.send_signal(signal.SIGINT)
-        _, message = process.communicate()
-    assert process.returncode == 130
-    assert "nothing was half written" in message
-    assert "Traceback" not in message
+    done = stopped(signal.SIGINT, "says", "epoch 1/", "demo", "--threads", 1, "--out", tmp_path / "demo")
+    assert done.returncode == 130, done.stderr
+    assert "nothing was half written" in done.stderr
+    assert "Traceback" not in done.stderr
     folder = tmp_path / "demo"
     assert [path.name for path in (folder / "work" / "steps").iterdir()] == ["data.json"]
     assert not list(folder.rglob("*.partial"))

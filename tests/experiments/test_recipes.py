@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import run
+from commands import run, stopped
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -378,15 +376,8 @@ def test_a_killed_training_goes_on_with_resume(tmp_path: Path, heads_first: int)
     words = ["digits", "--smoke", "--threads", "1", "--set", "train.batch_size=20"]
     for name, value in (("epochs", 2 if heads_first else 9), ("head_epochs", heads_first)):
         words += ["--set", f"train.{name}={value}"]
-    paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "eenet", "train", *words, "--out", str(tmp_path / "killed")]
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as run_:
-        assert run_.stderr is not None
-        assert any(line.startswith("epoch 2/") for line in run_.stderr), "the run ended before it could be killed"
-        run_.send_signal(signal.SIGKILL)
+    done = stopped(signal.SIGKILL, "says", "epoch 2/", "train", *words, "--out", tmp_path / "killed")
+    assert done.returncode == -signal.SIGKILL, done.stderr
     again = ("train", *words, "--out", tmp_path / "killed")
     assert "--resume goes on with it, --from train starts again" in error(*again)
     run(*again, "--resume")

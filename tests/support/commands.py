@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
@@ -61,6 +62,13 @@ def served(*arguments: str, **environment: str) -> Iterator[tuple[str, subproces
         process.wait(PATIENCE)
         reader.join(PATIENCE)
         process.stderr.close()
+
+
+def stopped(number: signal.Signals, kind: str, what: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """The command in a process that sends itself a signal at this moment; see `stopped_command`."""
+    script = Path(__file__).with_name("stopped_command.py")
+    command = [sys.executable, str(script), number.name, kind, what, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def interruptible() -> None:

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.synchronize import Lock
 from pathlib import Path
 
 import numpy as np
@@ -258,8 +259,10 @@ def _bound_rows(setting: Setting, resplit: int) -> list[BoundRow]:
 Key = tuple[str, int]
 """A cell: the name of its scheduler, the number of its resplit."""
 
-_worker: list[tuple[Setting, CellFolder | None]] = []
+_worker: list[tuple[Setting, CellFolder | None, Lock]] = []
 """In a worker process: what it was started with."""
+
+_SAVED_WITHIN = 30.0  # seconds, for a file of some kB
 
 
 def _fill_here(
@@ -291,7 +294,10 @@ def _fill_in_processes(
     settings: multiprocessing.Queue[Setting] = context.Queue()
     for _ in range(count):
         settings.put(setting)
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=(settings, folder))
+    saving = context.Lock()
+    pool = ProcessPoolExecutor(
+        count, mp_context=context, initializer=_start_worker, initargs=(settings, folder, saving)
+    )
     try:
         for future in as_completed([pool.submit(_fill_in_worker, key) for key in keys]):
             cell = future.result()
@@ -309,17 +315,25 @@ def _fill_in_processes(
         settings.cancel_join_thread()
         settings.close()
         pool.shutdown(wait=False, cancel_futures=True)
+        # A process that is ended while it writes a file would leave half of it; one that was killed may hold the lock.
+        held = saving.acquire(timeout=_SAVED_WITHIN)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
+        if held:
+            saving.release()
 
 
-def _start_worker(settings: multiprocessing.Queue[Setting], folder: CellFolder | None) -> None:
-    _worker.append((settings.get(), folder))
+def _start_worker(settings: multiprocessing.Queue[Setting], folder: CellFolder | None, saving: Lock) -> None:
+    _worker.append((settings.get(), folder, saving))
 
 
 def _fill_in_worker(key: Key) -> Cell:
-    setting, folder = _worker[0]
-    return next(iter(_fill_here(setting, [key], folder, lambda _: None)))
+    setting, folder, saving = _worker[0]
+    cell = next(iter(_fill_here(setting, [key], None, lambda _: None)))
+    if folder is not None:
+        with saving:
+            folder.save(cell)
+    return cell
 
 
 def _require_sendable(setting: Setting) -> None:
