@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from mended_torchvision import sitecustomize
+from waiting import PATIENCE
 
 try:
     import torch
@@ -61,8 +62,9 @@ LONGEST = (
     "docs/test_serving_docs.py",
 )
 
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+# How long examples take says how busy the machine is.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("local"), derandomize=True, database=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 if torch is not None:
@@ -146,6 +148,16 @@ def browser() -> Iterator[Any]:
         pytest.skip(f"needs a browser: none of {', '.join(BROWSERS)} is installed (Debian: chromium-headless-shell)")
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'eenet[dev]'")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        milliseconds = 1000 * PATIENCE
+        arguments = ["--no-sandbox", "--disable-gpu"]
+        opened: Any = driver.chromium.launch(executable_path=path, args=arguments, timeout=milliseconds)
+        new_page = opened.new_page
+
+        def patient_page(**options: Any) -> Any:
+            page = new_page(**options)
+            page.set_default_timeout(milliseconds)
+            return page
+
+        opened.new_page = patient_page
         yield opened
         opened.close()

@@ -84,7 +84,7 @@ def page(opened: tuple[Any, list[str]]) -> Iterator[Any]:
 
 def show(page: Any, file: Path) -> None:
     page.goto(file.as_uri())
-    page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+    page.wait_for_selector("html[data-ready=yes]")
 
 
 def drawn(page: Any) -> dict[str, str]:
@@ -355,7 +355,7 @@ def test_cents_are_cheap_and_not_fast(browser: Any, tmp_path: Path) -> None:
     )
     page = browser.new_page()
     page.goto((tmp_path / "page.html").as_uri())
-    page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+    page.wait_for_selector("html[data-ready=yes]")
     said = page.locator("#sentence").inner_text()
     assert re.search(r"costs [\d.]+ cents on average, [\d.]+ times as cheap as the plain network", said)
     assert "fast" not in said + page.locator("#said").inner_text() + page.locator("#figures").inner_text()

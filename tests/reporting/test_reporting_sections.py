@@ -62,7 +62,7 @@ def page(browser: Any, data: tuple[Path, dict[str, Any]]) -> Iterator[Any]:
     opened.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     opened.on("dialog", lambda dialog: wrong.append(dialog.message))
     opened.goto(data[0].as_uri())
-    opened.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+    opened.wait_for_selector("html[data-ready=yes]")
     yield opened
     opened.close()
     assert wrong == []

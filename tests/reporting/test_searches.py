@@ -92,10 +92,10 @@ def test_the_page_shows_both_figures_and_the_tables(browser: Any, found: Any, tm
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto((tmp_path / "page.html").as_uri())
-    page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
+    page.wait_for_selector("html[data-ready=yes]")
     for figure in page.locator("figure").all():
         figure.scroll_into_view_if_needed()
-        figure.locator(".plot .main-svg").first.wait_for(timeout=60_000)
+        figure.locator(".plot .main-svg").first.wait_for()
     text = page.locator("body").inner_text()
     assert "<b>worse</b>" in text
     assert all(system.name in text for system in found.frontier)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator
@@ -33,6 +34,14 @@ def page(browser: Any) -> Iterator[Any]:
     assert hosts <= {"http 127.0.0.1", "blob "}
 
 
+@contextlib.contextmanager
+def shown(page: Any, *served: Any, **options: Any) -> Iterator[str]:
+    """A server whose page is left before it stops: one that asks a server that is gone says so, which is an error."""
+    with serving(*served, **options) as url:
+        yield url
+        page.goto("about:blank")
+
+
 def png(level: int) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (32, 32), (level, level, level)).save(file, "PNG")
@@ -40,7 +49,7 @@ def png(level: int) -> bytes:
 
 
 def test_a_person_chooses_an_image_and_sees_the_answer_and_where_it_left(page: Any) -> None:
-    with serving(ToyModel(Gray())) as url:
+    with shown(page, ToyModel(Gray())) as url:
         page.goto(url)
         page.wait_for_selector("#image:not([hidden])")
         assert page.locator("#about").inner_text() == "3 exits, 2 classes, running on table"
@@ -67,7 +76,7 @@ def test_the_page_fits_and_the_drop_box_is_around_its_text(page: Any, width: int
     model = ToyModel(Gray())
     model.class_names = ["<img src=x onerror=alert(1)>", "a-name-of-one-very-long-word-" * 4]
     page.set_viewport_size({"width": width, "height": 800})
-    with serving(model, token=TOKEN) as url:
+    with shown(page, model, token=TOKEN) as url:
         page.goto(url)
         page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(100)})
         page.wait_for_selector("#exits:not([hidden])")
@@ -85,7 +94,7 @@ def test_the_page_fits_and_the_drop_box_is_around_its_text(page: Any, width: int
 
 def test_a_person_sees_what_each_exit_says_and_what_a_deeper_one_would_have_said(page: Any) -> None:
     table = TableBackend(3, 2)
-    with serving(ToyModel(backend=table)) as url:
+    with shown(page, ToyModel(backend=table)) as url:
         page.goto(url)
         page.fill("#numbers", "[0, 0, 9, 0, 0, 9]")  # the first is not sure, the second is, the last sees it otherwise
         page.click("#array button")
@@ -99,13 +108,13 @@ def test_a_person_sees_what_each_exit_says_and_what_a_deeper_one_would_have_said
 
 
 def test_a_person_with_the_token_changes_the_budget_and_there_is_one_truth(page: Any) -> None:
-    with serving(ToyModel(), token=TOKEN) as url:
+    with shown(page, ToyModel(), token=TOKEN) as url:
         page.goto(url)
         page.fill("#limit", "5")
         page.fill("#token", "not the token")
         page.click("#budget button")
         page.locator("#changed", has_text="the bearer token is missing or wrong").wait_for()
-        assert "Budget 2.00 ms" in page.locator("#cost").inner_text()
+        page.locator("#cost", has_text="Budget 2.00 ms").wait_for()
         page.fill("#token", TOKEN)
         page.click("#budget button")
         page.locator(
@@ -118,13 +127,60 @@ def test_a_person_with_the_token_changes_the_budget_and_there_is_one_truth(page:
         assert "Budget 3.00 ms" in page.locator("#cost").inner_text()
 
 
+def hold_first(page: Any, what: str, held: list[Any]) -> None:
+    """Keep the first request from the server, until it is continued."""
+
+    def handle(route: Any) -> None:
+        if held:
+            route.continue_()
+        else:
+            held.append(route)
+
+    page.route(what, handle)
+
+
+def test_an_answer_to_what_was_asked_before_does_not_take_the_place_of_a_later_one(page: Any) -> None:
+    """Without the token the answers to others are not shown; it was given while the page waited for such an answer."""
+    page.clock.install()
+    held: list[Any] = []
+    with shown(page, ToyModel(), token=TOKEN) as url, connect(url) as client:
+        client.post("/predict", json={"inputs": scripted_logits([0, 1, 2], 3).tolist()})
+        page.goto(url)
+        page.locator("#locked").wait_for()
+        hold_first(page, "**/traffic", held)
+        with page.expect_request("**/traffic"):
+            page.clock.run_for(2000)
+        page.fill("#token", TOKEN)
+        page.locator("#token").blur()
+        page.locator("#recent tbody tr").nth(2).wait_for()
+        (earlier,) = held
+        with page.expect_response("**/info"):
+            earlier.continue_()
+        page.evaluate("fetch('/info').then(answer => answer.json())")  # so long after it
+        assert page.locator("#recent tbody tr").count() == 3
+        assert not page.locator("#locked").is_visible()
+
+
+def test_an_image_that_is_chosen_before_the_page_knows_the_server_is_answered(page: Any) -> None:
+    held: list[Any] = []
+    with shown(page, ToyModel(Gray())) as url:
+        hold_first(page, "**/traffic", held)
+        page.goto(url)
+        with page.expect_response("**/predict?full=true"):
+            page.set_input_files("#file", {"name": "a.png", "mimeType": "image/png", "buffer": png(250)})
+        page.wait_for_selector("#answer:not([hidden])")
+        assert page.locator("#exit").inner_text() == "exit 0 (first)"
+        (first,) = held
+        first.continue_()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(375, "dark"), (1280, "light")])
 def test_a_person_sees_exits_cost_and_budget_over_time_and_the_last_samples(page: Any, width: int, scheme: str) -> None:
     model = ToyModel()
     model.class_names = ["<img src=x onerror=alert(1)>", "odd"]
     page.set_viewport_size({"width": width, "height": 800})
     page.emulate_media(color_scheme=scheme)
-    with serving(model, token=TOKEN) as url, connect(url) as client:
+    with shown(page, model, token=TOKEN) as url, connect(url) as client:
         page.goto(url)
         page.locator("#quiet", has_text="No traffic").wait_for()
         assert not page.locator("#charts").is_visible()
@@ -160,7 +216,7 @@ def test_a_person_sees_exits_cost_and_budget_over_time_and_the_last_samples(page
 
 def test_drift_is_said_in_words(page: Any) -> None:
     model = ToyModel()
-    with serving(model, BudgetController(model.scheduler)) as url, connect(url) as client:
+    with shown(page, model, BudgetController(model.scheduler)) as url, connect(url) as client:
         client.post("/predict", json={"inputs": scripted_logits([0, 1, 1, 2, 0], 3).tolist()})
         page.goto(url)
         page.locator("#drift", has_text="No drift is seen in 5 samples").wait_for()
@@ -168,7 +224,7 @@ def test_drift_is_said_in_words(page: Any) -> None:
 
 
 def test_an_image_can_be_dropped(page: Any) -> None:
-    with serving(ToyModel(Gray())) as url:
+    with shown(page, ToyModel(Gray())) as url:
         page.goto(url)
         page.wait_for_selector("#image:not([hidden])")
         page.evaluate(
@@ -184,7 +240,7 @@ def test_an_image_can_be_dropped(page: Any) -> None:
 
 
 def test_a_person_types_a_sentence(page: Any) -> None:
-    with serving(ToyModel(Words())) as url:
+    with shown(page, ToyModel(Words())) as url:
         page.goto(url)
         page.wait_for_selector("#text:not([hidden])")
         page.fill("#words", "two words")
@@ -194,7 +250,7 @@ def test_a_person_types_a_sentence(page: Any) -> None:
 
 
 def test_what_is_refused_is_said(page: Any) -> None:
-    with serving(ToyModel()) as url:
+    with shown(page, ToyModel()) as url:
         page.goto(url)
         page.wait_for_selector("#array:not([hidden])")
         page.fill("#numbers", "[1, 2]")
@@ -209,7 +265,7 @@ def test_what_is_refused_is_said(page: Any) -> None:
 
 
 def test_the_interface_page_lists_the_operations(page: Any) -> None:
-    with serving(ToyModel()) as url:
+    with shown(page, ToyModel()) as url:
         page.goto(f"{url}/docs")
         page.wait_for_selector("details")
         listed = page.locator("summary code").all_inner_texts()
