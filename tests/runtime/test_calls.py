@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from waiting import PATIENCE, until
 
 import eenet
 from eenet import CallCascade, ExitCosts, ExitRecords
@@ -160,7 +160,9 @@ class TestAsync:
         async def main() -> Any:
             asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
             cascade = CallCascade([service, *[table(k, "probabilities") for k in (1, 2)]], fitted())
-            return await asyncio.wait_for(asyncio.gather(*[cascade.call_async(np.arange(N)) for _ in range(3)]), 60)
+            return await asyncio.wait_for(
+                asyncio.gather(*[cascade.call_async(np.arange(N)) for _ in range(3)]), PATIENCE
+            )
 
         for out in asyncio.run(main()):
             np.testing.assert_array_equal(out.exits, fitted().replay(records("probabilities")).exits)
@@ -475,7 +477,7 @@ def test_a_member_that_was_asked_and_failed_is_paid_for(awaited: bool) -> None:
 
     async def gone(samples: Any) -> Any:
         asking[0].cancel()
-        await asyncio.sleep(60)
+        await asyncio.sleep(PATIENCE)
 
     asking: list[Any] = []
     first = table(0, "logits")
@@ -491,10 +493,7 @@ def test_a_member_that_was_asked_and_failed_is_paid_for(awaited: bool) -> None:
                 await asking[0]
 
         asyncio.run(ask())
-        end = time.monotonic() + 60
-        while not controller.samples:  # the thread of the call hears of it a moment later
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        until(lambda: controller.samples > 0)  # the thread of the call hears of it a moment later
     else:
         with pytest.raises(MemberError, match="no answer"):
             CallCascade([first, fails], controller, outputs="logits")(np.arange(N))
