@@ -1,4 +1,4 @@
-"""Equality, hashing and short representations for classes that hold arrays.
+"""Equality, hashing and short representations for classes that hold arrays, and which arrays are refused.
 
 The methods that `dataclass` makes compare arrays with `==`, which raises, and print them in full. Write
 
