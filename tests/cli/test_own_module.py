@@ -13,11 +13,11 @@ from commands import refused
 
 from eenet.testing import toy_records
 
-MODULE = """
+SCORE = """
 from dataclasses import dataclass
 
 import numpy as np
-from eenet.scheduler import Scheduler, Score
+from eenet.scheduler import Score
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Squares(Score):
 
     def __call__(self, history):
         return (history.evidence[-1].probabilities.astype(np.float64) ** 2).sum(axis=1)
+"""
+SCHEDULER = """
+from eenet.scheduler import Scheduler
 
 
 class OfSquares(Scheduler, method="squares"):
@@ -46,14 +49,15 @@ def test_a_module_of_the_current_folder_gives_methods_and_what_was_saved_with_th
     records = toy_records(samples=300)
     assert records.labels is not None
     np.savez(tmp_path / "predictions.npz", probs=records.probabilities, labels=records.labels)
-    (tmp_path / "my_policy.py").write_text(MODULE, encoding="utf-8")
-    ours = ("predictions.npz", "--import", "my_policy")
-    made = ("--costs", "1,2,3", "--method", "squares", "--budget", "60%", "--out", "s.safetensors")
+    (tmp_path / "my_score.py").write_text(SCORE, encoding="utf-8")
+    (tmp_path / "my_policy.py").write_text(SCHEDULER, encoding="utf-8")
+    ours = ("predictions.npz", "--import", "my_score", "--import", "my_policy")
+    made = ("--costs", "1,2,3", "--method", "squares", "--budget", "60%", "--no-fallback", "--out", "s.safetensors")
     fitted = eenet_in(tmp_path, "fit", *ours, *made, "--json")
     assert fitted.returncode == 0, fitted.stderr
     assert json.loads(fitted.stdout)["method"] == "squares"
     judged = ("evaluate", "predictions.npz", "--scheduler", "s.safetensors")
-    assert eenet_in(tmp_path, "--import=my_policy", *judged, "--json").returncode == 0
+    assert eenet_in(tmp_path, "--import=my_score", "--import=my_policy", *judged, "--json").returncode == 0
     without = eenet_in(tmp_path, *judged)
     assert without.returncode == 2
     assert "score 'squares' is not known" in without.stderr
@@ -71,6 +75,10 @@ def test_a_module_of_the_current_folder_gives_methods_and_what_was_saved_with_th
             "'no_such_module': there is no module ",
         ),
         (("compare", "a.npz", "--import", "."), "'.' cannot be read"),
+        (
+            ("compare", "a.npz", "--import", "my_policy.py"),
+            "'my_policy.py' is the name of a file; give the name",
+        ),
         (("compare", "a.npz", "--import"), "--import is the last word; give the name of a module after it"),
         (("fit", "digits", "--budget", "60%", "--method", "gini"), "for one of your own give --import and the module"),
     ],

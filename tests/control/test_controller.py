@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 import eenet
 from eenet.control import Alternation, Pacer
 from eenet.costs import ExitCosts
-from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, NotFittedError
+from eenet.errors import FileFormatError, InfeasibleBudgetError, InvalidInputError, NotFittedError, ReliabilityWarning
 from eenet.records import ExitRecords
 from eenet.scheduler import Scheduler, ThresholdPolicy, replay
 from eenet.testing import toy_costs, toy_logits, toy_records
@@ -597,3 +597,13 @@ def test_only_a_scheduler_is_taken() -> None:
     wrong: Any = toy_records()
     with pytest.raises(InvalidInputError, match="scheduler is an ExitRecords, expected a fitted scheduler"):
         eenet.BudgetController(wrong)
+
+
+def test_a_scheduler_with_a_promise_cannot_be_held_and_says_so() -> None:
+    promised = eenet.MaxProbability().fit(
+        toy_records(1500), toy_costs(), max_accuracy_drop=0.02, guarantee=0.9, fallback=False
+    )
+    with pytest.warns(ReliabilityWarning, match=r"has one policy, for which something was promised.*fit again"):
+        eenet.BudgetController(promised)
+    with pytest.raises(InfeasibleBudgetError, match=r"alone; fit again for another"):
+        promised.at(promised.budget * 0.9)

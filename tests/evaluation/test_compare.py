@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from eenet.cli import app
 from eenet.errors import InvalidInputError, ReliabilityWarning
 from eenet.evaluation import Comparison, compare
 from eenet.records import ExitRecords
-from eenet.scheduler import SCHEDULERS, Scheduler, TemperatureScaled
+from eenet.scheduler import SCHEDULERS, SCORES, Scheduler, TemperatureScaled
 from eenet.tasks import Evidence, Segmentation
 from eenet.testing import toy_costs, toy_records
 
@@ -495,3 +496,44 @@ def test_one_method_alone_has_no_table_of_differences(predictions: Path) -> None
     shown = run(predictions, "--prefix", "val_", "--methods", "max_prob", "--budgets", "60%", "--resplits", 1).stdout
     assert "difference to" not in shown
     assert "held-out accuracy in % with its standard error" in shown
+
+
+def test_results_of_a_policy_whose_code_has_changed_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    text = """
+        from eenet.scheduler import Scheduler, Score
+
+        class Sign(Score):
+            name = "sign_of_this_test"
+
+            def __call__(self, history):
+                return {}history.evidence[-1].log_odds
+
+        class Signed(Scheduler, method="signed_of_this_test"):
+            def __init__(self):
+                super().__init__("sign_of_this_test", "geometric")
+        """
+    found: list[float] = []
+    for sign in ("", "-"):
+        (tmp_path / "own_policy_of_this_test.py").write_text(textwrap.dedent(text.format(sign)), encoding="utf-8")
+        sys.modules.pop("own_policy_of_this_test", None)
+        maker = {"signed": __import__("own_policy_of_this_test").Signed}
+        records, out = toy_records(120), tmp_path / "out"
+        changed = pytest.warns(ReliabilityWarning, match="holds results of 'signed' that are not used: it was")
+        with changed if sign else nullcontext():
+            row = compare(records, COSTS, maker, [2.0], resplits=1, out=out).rows[0]
+        assert compare(records, COSTS, maker, [2.0], resplits=1, out=out).rows[0].accuracy == row.accuracy
+        assert row.accuracy is not None
+        found.append(row.accuracy)
+    assert found[1] < found[0], "the surest samples go on"
+    SCHEDULERS.pop("signed_of_this_test")
+    SCORES.pop("sign_of_this_test")
+
+
+def test_what_makes_no_scheduler_is_refused() -> None:
+    made: Any = {"mine": MaxProbability()}
+    with pytest.raises(InvalidInputError, match=r"scheduler 'mine' is .*expected what makes an unfitted one"):
+        compare(toy_records(60), COSTS, made, [2.0])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from eenet.errors import InvalidInputError
 from eenet.evaluation import compare
 from eenet.records import ExitRecords
-from eenet.scheduler import Ensemble, ExitHistory, Scheduler, Score
+from eenet.scheduler import SCHEDULERS, Ensemble, ExitHistory, Scheduler, Score
 from eenet.testing import toy_costs, toy_records
 
 MODULE = """
@@ -229,3 +229,21 @@ def test_a_method_of_ones_own_that_is_not_imported_is_refused_with_the_way() -> 
         compare(toy_records(60), toy_costs(), ["max_prob", "unseen"], [2.0])
     with pytest.raises(InvalidInputError, match=r"'unseen' is not known; .* where it is your own, import the module"):
         Scheduler("unseen")
+
+
+def test_names_of_eenet_are_not_taken_by_classes_of_ones_own() -> None:
+    with pytest.raises(InvalidInputError, match=r"score 'margin' of .*: eenet has one of this name"):
+        type("Mine", (Own,), {"name": "margin"})
+    with pytest.raises(InvalidInputError, match=r"method 'max_prob' of .*: eenet has one of this name"):
+        type("Mine", (Scheduler,), {}, method="max_prob")
+    for _ in range(2):  # a cell of a notebook that is run again
+        type("Again", (Scheduler,), {}, method="defined_again")
+    SCHEDULERS.pop("defined_again")
+
+
+def test_a_score_that_its_name_does_not_find_is_not_saved(tmp_path: Path) -> None:
+    """Loaded, it would be another score, or none."""
+    fitted = Scheduler(Own(top)).fit(toy_records(), toy_costs(), 2.0, fallback=False)
+    with pytest.raises(InvalidInputError, match=r"the score .*Own has the name '', by which a file would find none"):
+        fitted.save(tmp_path / "own.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -79,6 +79,10 @@ def fit(
             help="The highest error, 0.05 or 5%, of those that are answered; the others are handed back.",
         ),
     ] = None,
+    fallback: Annotated[
+        bool,
+        typer.Option("--fallback/--no-fallback", help="Take a simple rule in place of the method where it is better."),
+    ] = True,
     prefix: Prefix = "",
     judged_by_last: JudgedByLast = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the methods that learn or search.")] = 0,
@@ -139,6 +143,7 @@ def fit(
             max_accuracy_drop=max_accuracy_drop,
             abstain=abstain,
             max_error=max_error,
+            fallback=fallback,
         )
     if out is not None:
         scheduler.save(out)

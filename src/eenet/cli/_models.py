@@ -160,6 +160,11 @@ def function_at(target: str) -> Any:
 
 def module_at(name: str, target: str, expected: str = "package.module:function") -> ModuleType:
     """Import a module by its name; raises `InvalidInputError`, which names `target`, where there is none."""
+    if name.endswith(".py"):
+        raise InvalidInputError(
+            f"{target!r} is the name of a file; give {expected}, such as {Path(name).stem!r}, with its folder as the "
+            "current one or in PYTHONPATH"
+        )
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

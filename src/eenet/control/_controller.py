@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eenet._files import read_json, write_json
+from eenet._warn import warn
 from eenet.control._pacing import Alternation, DriftReport, DriftTest, Pacer, Quotas
 from eenet.costs import Budget, ExitCosts, parse_budget
-from eenet.errors import FileFormatError, InvalidInputError, kind_of
+from eenet.errors import FileFormatError, InvalidInputError, ReliabilityWarning, kind_of
 from eenet.scheduler import PolicyTable, Scheduler, ThresholdPolicy
 from eenet.scheduler._policy import Floats, Ints
 
@@ -90,6 +91,13 @@ class BudgetController:
         self._horizon, self._level = float(horizon), float(false_alarms)
         self._quotas = Quotas.parse(floor, ceiling, len(costs), self._horizon)
         self._rows, self._planned = _rising(table, 1e-9 * costs[-1])
+        if len(self._planned) == 1 and not (scheduler.guarantee is None and scheduler.max_accuracy_drop is None):
+            warn(
+                f"the scheduler has one policy, for which something was promised: it spent {self._planned[0]:.6g} "
+                f"{costs.unit} on the samples that it was fitted to. This controller can neither hold that on others "
+                "nor change it, and only tells of drift; for another budget, fit again",
+                ReliabilityWarning,
+            )
         self._budget = self._limit(scheduler.budget if budget is None else budget)
         self._pacer = Pacer(self._worth(self._budget), self._planned[0], self._planned[-1], self._horizon)
         self._alternation = Alternation(self._planned)

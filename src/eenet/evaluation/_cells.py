@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,7 +127,8 @@ class Setting:
         scheduler = self.makers[name]()
         said = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(scheduler))
         arrays = scheduler.score.to_arrays() if isinstance(scheduler.score, Score) else {}
-        return f"{said} {_digest_of(arrays)}" if arrays else said
+        code = _code_of([type(scheduler), scheduler._score_class])
+        return " ".join([said, *([_digest_of(arrays)] if arrays else []), *([f"with code {code}"] if code else [])])
 
     def fill(self, name: str, resplit: int, fitted_one: Callable[[], None] = lambda: None) -> Cell:
         """Fit one scheduler on one resplit and try it on the held-out samples at every budget.
@@ -291,6 +293,15 @@ class CellFolder:
         }
         arrays: dict[str, NDArray[Any]] = {"exits": cell.exits, "utility": cell.utility, "ends": cell.ends}
         write_arrays(self.path(cell.scheduler, cell.resplit), arrays, kind="cell", schema=_SCHEMA, header=header)
+
+
+def _code_of(classes: Sequence[type]) -> str:
+    """A digest of the files of the modules that define the classes, but for those of eenet; "" where there are none."""
+    modules = {base.__module__ for cls in classes for base in cls.__mro__}
+    own = sorted(name for name in modules if name.partition(".")[0] not in {"eenet", *sys.stdlib_module_names})
+    files = [getattr(sys.modules.get(name), "__file__", None) for name in own]
+    texts = [Path(file).read_bytes() for file in files if file is not None and Path(file).is_file()]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:12] if texts else ""
 
 
 def _read_inputs(path: Path) -> Mapping[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import multiprocessing
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.synchronize import Lock
 from pathlib import Path
@@ -22,12 +24,12 @@ from numpy.typing import NDArray
 from eenet._progress import by_itself
 from eenet._warn import warn
 from eenet.costs import Budget, ExitCosts, budget_and_whole
-from eenet.errors import InvalidInputError, ReliabilityWarning
+from eenet.errors import InvalidInputError, ReliabilityWarning, kind_of
 from eenet.evaluation._cells import Cell, CellFolder, Setting
 from eenet.evaluation._comparison import BoundRow, Comparison, StaticRow
 from eenet.evaluation._oracle import oracle, random_mixture, static_bounds
 from eenet.records import ExitRecords, require_same_network
-from eenet.scheduler import SCHEDULERS, Scheduler
+from eenet.scheduler import SCHEDULERS, SCORES, Scheduler
 
 _log = logging.getLogger("eenet.evaluation")
 
@@ -181,6 +183,12 @@ def _makers(
     schedulers: Mapping[str, Callable[[], Scheduler]] | Sequence[str], seed: int
 ) -> Mapping[str, Callable[[], Scheduler]]:
     if isinstance(schedulers, Mapping):
+        for name, given in schedulers.items():
+            if not callable(given):
+                raise InvalidInputError(
+                    f"scheduler {name!r} is {kind_of(given)}, expected what makes an unfitted one: its class, or "
+                    "functools.partial of that"
+                )
         return schedulers
     makers: dict[str, Callable[[], Scheduler]] = {}
     for name in schedulers:
@@ -295,9 +303,8 @@ def _fill_in_processes(
     for _ in range(count):
         settings.put(setting)
     saving = context.Lock()
-    pool = ProcessPoolExecutor(
-        count, mp_context=context, initializer=_start_worker, initargs=(settings, folder, saving)
-    )
+    start = settings, folder, saving, _own_modules()
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker, initargs=start)
     try:
         for future in as_completed([pool.submit(_fill_in_worker, key) for key in keys]):
             cell = future.result()
@@ -323,8 +330,28 @@ def _fill_in_processes(
             saving.release()
 
 
-def _start_worker(settings: multiprocessing.Queue[Setting], folder: CellFolder | None, saving: Lock) -> None:
+def _own_modules() -> list[str]:
+    """The modules beside eenet that define scores and schedulers, which are found by their names."""
+    modules = {made.__module__ for known in (SCORES, SCHEDULERS) for made in known.values()}
+    return sorted(name for name in modules if name.partition(".")[0] not in ("eenet", "__main__"))
+
+
+def _start_worker(
+    settings: multiprocessing.Queue[Setting], folder: CellFolder | None, saving: Lock, modules: Sequence[str]
+) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for name in modules:
+        with suppress(ImportError):  # of a name that no file has, which no other process knows
+            importlib.import_module(name)
     _worker.append((settings.get(), folder, saving))
+
+
+def _end_with_parent() -> None:
+    """Where the process that compares is killed, nothing else ends this one."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _fill_in_worker(key: Key) -> Cell:

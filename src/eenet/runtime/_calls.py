@@ -17,6 +17,7 @@ from eenet._cascades import require_several
 from eenet._warn import warn
 from eenet.control import BudgetController
 from eenet.errors import InvalidInputError, MemberError, ReliabilityWarning, kind_of
+from eenet.records._checks import are_probabilities
 from eenet.runtime._backend import Ints, Live, StageBackend
 from eenet.runtime._loop import NUMPY, AdaptiveOutput, Arrays, require_scheduler, run
 from eenet.scheduler import DecisionState, Scheduler, ThresholdPolicy
@@ -379,6 +380,13 @@ class _Calls:
                 bad = ~((np.abs(sums - 1) <= _SUM_TOLERANCE) & (exact >= 0).all(axis=1))
             else:
                 bad = ~np.isfinite(softmax(shown)).all(axis=1)
+                if are_probabilities(exact):
+                    warn(
+                        f"the answers of member {k} of the cascade, {self._names[k]}, look like probabilities: none is "
+                        "negative, and those of each sample sum to 1. Softmax is applied to logits, so applied twice, "
+                        "and no sample looks sure; leave out outputs='logits'",
+                        ReliabilityWarning,
+                    )
         if bad.any():
             first = int(bad.argmax())
             hint = "" if not np.isfinite(exact).all() or not self._of_probabilities else "; are they logits?"

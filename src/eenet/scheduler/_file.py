@@ -15,7 +15,7 @@ from eenet._values import short
 from eenet.costs import ExitCosts
 from eenet.errors import FileFormatError, InvalidInputError, kind_of
 from eenet.scheduler._fitted import PolicyTable, State, abstains_from
-from eenet.scheduler._policy import Score, ThresholdPolicy, score_from_arrays
+from eenet.scheduler._policy import SCORES, Score, ThresholdPolicy, score_from_arrays
 from eenet.scheduler._reports import dead_exit_from, fallback_from, to_dict
 
 _SCHEMA = 3  # 2 where no policy abstains, which an eenet before it would not know of
@@ -57,6 +57,7 @@ def write_scheduler(
         arrays |= {f"given.{name}": array for name, array in score.to_arrays().items()}
     if state.policy is not None:
         policy = state.policy
+        _require_name(policy.score)
         header["policy_score"] = policy.score.name
         arrays |= {"thresholds": policy.thresholds, "enabled": policy.enabled.astype(np.uint8)}
         arrays |= {f"score.{name}": array for name, array in policy.score.to_arrays().items()}
@@ -64,6 +65,17 @@ def write_scheduler(
             arrays["abstains_below"] = np.array([policy.abstains_below])
     abstains = "abstains_below" in arrays or f"{_TABLE}abstains_below" in arrays
     write_arrays(path, arrays, kind="scheduler", schema=_SCHEMA if abstains else _SCHEMA - 1, header=header)
+
+
+def _require_name(score: Score) -> None:
+    """Raise `InvalidInputError` for a score that its name does not find: loaded, it would be another, or none."""
+    classes = type(score), SCORES.get(score.name)
+    cls, known = (f"{one.__module__}.{one.__qualname__}" if one else "" for one in classes)
+    if cls != known:  # a class that was defined again, as in a notebook, is the same
+        raise InvalidInputError(
+            f"the score {cls} has the name {score.name!r}, by which a file would find {known or 'none'}; give the "
+            "class a name of its own, name = '...'"
+        )
 
 
 def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -281,9 +281,11 @@ class PolicyTable(Fitted):
         row = int(np.searchsorted(self.budgets, within(budget), side="right")) - 1
         if row < 0:
             smallest = float(self.budgets[0])
+            feasible = f"the smallest feasible budget is {smallest:.6g} {self.costs.unit}"
+            if len(self) == 1:  # such as one for which something was promised
+                feasible = f"it is for {smallest:.6g} {self.costs.unit} alone; fit again for another"
             raise InfeasibleBudgetError(
-                f"budget {budget:.6g} {self.costs.unit} is below the smallest of the scheduler's table; the smallest "
-                f"feasible budget is {smallest:.6g} {self.costs.unit}",
+                f"budget {budget:.6g} {self.costs.unit} is below the smallest of the scheduler's table; {feasible}",
                 smallest=smallest,
             )
         return row

@@ -130,6 +130,7 @@ class Score(ABC):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if cls.__dict__.get("name"):
+            require_free_name("score", cls.name, cls, SCORES)
             SCORES[cls.name] = cls
 
     @abstractmethod
@@ -170,6 +171,19 @@ class Ensemble(Score):
         """
 
 
+def require_free_name(kind: str, name: str, cls: type, known: Mapping[str, Any]) -> None:
+    """Raise `InvalidInputError` where a class of one's own would take the place of one of eenet's.
+
+    A class of one's own may be defined again, as in a notebook.
+    """
+    ours = __name__.partition(".")[0]
+    modules = [getattr(one, "__module__", "").partition(".")[0] for one in (known.get(name), cls)]
+    if modules[0] == ours != modules[1]:
+        raise InvalidInputError(
+            f"{kind} {name!r} of {cls.__module__}.{cls.__qualname__}: eenet has one of this name; give yours another"
+        )
+
+
 def score_class(name: str) -> type[Score]:
     """The class of scores with this name; raises `InvalidInputError` where there is none."""
     if name not in SCORES:
@@ -185,7 +199,7 @@ def score_from_arrays(name: str, arrays: Mapping[str, NDArray[Any]]) -> Score:
     if name not in SCORES:
         raise FileFormatError(
             f"score {name!r} is not known to this eenet; upgrade it, or, where the score is your own, import the "
-            "module that defines it before loading, or fit the scheduler again"
+            "module that defines it before loading (on the command line --import MODULE), or fit the scheduler again"
         )
     return SCORES[name].from_arrays(arrays)
 

@@ -22,7 +22,7 @@ from eenet.scheduler._estimator import Estimator
 from eenet.scheduler._fallback import NeverWorse, Rules, dead_exits, simple_rule
 from eenet.scheduler._file import write_scheduler
 from eenet.scheduler._fitted import Fitted, PlannedPolicy, PolicyTable, State, ThresholdFit
-from eenet.scheduler._policy import Bools, Ensemble, Floats, Score, require_whole, score_class
+from eenet.scheduler._policy import Bools, Ensemble, Floats, Score, require_free_name, require_whole, score_class
 from eenet.scheduler._replay import as_answered
 from eenet.scheduler._reports import DeadExit
 from eenet.scheduler._thresholds import ScoreTable
@@ -86,6 +86,7 @@ class Scheduler(Estimator):
     def __init_subclass__(cls, *, method: str | None = None, **options: Any) -> None:
         super().__init_subclass__(**options)
         if method is not None:
+            require_free_name("method", method, cls, SCHEDULERS)
             SCHEDULERS[method] = cls
 
     def _check(self) -> None:
