@@ -332,6 +332,11 @@ class TestFailures:
             CallCascade(members, scheduler, outputs="logits")(np.arange(N))
         assert caught.value.member == 2
 
+    def test_probabilities_that_are_given_as_logits_are_warned_of(self) -> None:
+        members = [table(k, "probabilities") for k in range(3)]
+        with pytest.warns(ReliabilityWarning, match=r"the answers of member \d of .* look like probabilities.*leave out"):
+            CallCascade(members, fitted("logits"), outputs="logits")(np.arange(N))
+
     def test_members_that_are_named_are_called_by_their_names(self) -> None:
         members = dict(zip(("cheap", "better", "best"), (table(k, "probabilities") for k in range(3)), strict=True))
         cascade = CallCascade(members, fitted())
