@@ -334,7 +334,9 @@ class TestFailures:
 
     def test_probabilities_that_are_given_as_logits_are_warned_of(self) -> None:
         members = [table(k, "probabilities") for k in range(3)]
-        with pytest.warns(ReliabilityWarning, match=r"the answers of member \d of .* look like probabilities.*leave out"):
+        with pytest.warns(
+            ReliabilityWarning, match=r"the answers of member \d of .* look like probabilities.*leave out"
+        ):
             CallCascade(members, fitted("logits"), outputs="logits")(np.arange(N))
 
     def test_members_that_are_named_are_called_by_their_names(self) -> None:
