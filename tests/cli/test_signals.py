@@ -8,13 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import interruptible
 
 
 def stopped(folder: Path, text: str, code: int) -> str:
     """The standard error of a command that runs the function `network` of the module with this text."""
     (folder / "stops.py").write_text(f"import signal, time\n{text}", encoding="utf-8")
     command = [sys.executable, "-m", "eenet", "profile", "stops:network"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False,
+        preexec_fn=None if sys.platform == "win32" else interruptible,
+    )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert "error: stopped, nothing was half written" in done.stderr
